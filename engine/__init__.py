@@ -1,0 +1,25 @@
+"""TinyDistill without a screen: ``from engine import RunConfig, distill, plan``.
+
+Importing this is free: what a name needs is imported when the name is first used, and none of it is torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.config import RunConfig
+    from engine.launch import distill, open_run
+    from engine.planner import plan
+
+__all__ = ["RunConfig", "distill", "open_run", "plan"]
+
+_HOMES = {"RunConfig": "config", "distill": "launch", "open_run": "launch", "plan": "planner"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"engine.{_HOMES[name]}"), name)

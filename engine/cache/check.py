@@ -1,0 +1,100 @@
+"""Whether a cache is whole: every byte, every record, and what the folder holds beside what the journal names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.cache.journal import ShardEntry, read_journal
+from engine.cache.record import LARGEST_ENTROPY, Records
+from engine.cache.shard import DamagedShard
+
+if TYPE_CHECKING:
+    from engine.cache.store import CacheStore
+
+_PIECE_TOKENS = 2**15  # some 10 MB of decoded records at a time
+_SUM_ERROR = 1e-5  # of weights in float32
+
+
+def damaged_shards(
+    store: CacheStore, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[ShardEntry, str]]:
+    """Read every shard to its last record.
+
+    Args:
+        store: an open cache; nothing in it is changed.
+        on_progress: told the bytes done and those of all shards.
+
+    Yields:
+        Each shard that is not whole, and what is wrong with it, as half a sentence.
+    """
+    done = 0
+    for entry in store.entries:
+        wrong = _shard_problem(store, entry)
+        if wrong is not None:
+            yield entry, wrong
+        done += entry.bytes
+        if on_progress is not None:
+            on_progress(done, store.num_bytes)
+
+
+def leftovers(store: CacheStore) -> list[Path]:
+    """Files that a kill or damage has left in the folder: what nothing reads any more."""
+    journal = read_journal(store.path)
+    found = [file for file in store.path.glob("*") if file.suffix in (".tmp", ".bad")]
+    if not journal.damaged_lines:  # a damaged line may have named any of them
+        known = {entry.name for entry in journal.entries}
+        found += [file for file in store.path.glob("shard-*.h5") if file.name not in known]
+    return sorted(found)
+
+
+def record_problem(records: Records, vocab_size: int) -> str | None:
+    """What is wrong with decoded records, as half a sentence."""
+    size = records.ids.shape[1]
+    if not len(records):
+        return None
+    if int(records.ids.min()) < 0 or int(records.ids.max()) >= vocab_size:
+        return f"a record names an id that is not below {vocab_size:,}"
+    if (np.diff(np.sort(records.ids, axis=1), axis=1) == 0).any():
+        return "a record names an id twice"
+    if int(records.num_head.max()) > size:
+        return "a record has more heads than ids"
+    if not (abs(records.weights().sum(1) - 1) < _SUM_ERROR).all():
+        return "the weights of a record do not sum to 1"
+    if not ((records.entropy >= 0) & (records.entropy <= LARGEST_ENTROPY)).all():
+        return "an entropy is out of range"
+    if not (records.label_log_prob <= 0).all():
+        return "a label's probability is above 1"
+    if records.top1_id is not None and int(records.top1_id.max()) >= vocab_size:
+        return f"a first choice is not below {vocab_size:,}"
+    return None
+
+
+def _shard_problem(store: CacheStore, entry: ShardEntry) -> str | None:
+    try:
+        shard = store.shard(entry)
+        shard.check(entry.sha256)
+        for first, last in pieces(store, entry, _PIECE_TOKENS):
+            if wrong := record_problem(store.peek(entry, first, last), store.identity.vocab_size):
+                return wrong
+    except DamagedShard as damage:
+        return str(damage)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
+
+
+def pieces(store: CacheStore, entry: ShardEntry, most_tokens: int) -> Iterator[tuple[int, int]]:
+    """A shard's rows in pieces of so many records, or of one row where that has more."""
+    shard = store.shard(entry)
+    first = tokens = 0
+    for row in range(shard.num_rows):
+        tokens += shard.num_records_of(row)
+        if tokens >= most_tokens:
+            yield first, row + 1
+            first, tokens = row + 1, 0
+    if first < shard.num_rows:
+        yield first, shard.num_rows

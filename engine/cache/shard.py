@@ -1,0 +1,255 @@
+"""A shard: the records of some rows in one HDF5 file that is never changed once it has its name.
+
+::
+
+    hashes        [rows, 16]   which rows
+    record_ends   [rows]       where the records of each row end; they begin where those of the row before it end
+    head_ends     [rows]       the same for log-probs of heads, of which a position has none to k
+    ids, tail_mass, ...        the columns of EncodedRecords, row after row
+
+HDF5 makes and describes the file, in memory; the bytes are written and read by plain system calls. So a full disk is an
+error like any other (HDF5 dies of it), the checksum is of what was meant, reading a row costs some microseconds and no
+open file, and a file that shrinks under a reader is an error and not the end of the process, as it would be with a
+mapped one. Data sets are contiguous, and the file holds no times: the same records give the same bytes.
+
+Knows nothing of journals and of which shard a row is in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.cache.record import EncodedRecords
+from engine.fault import commit_point
+from engine.files import fsync_folder
+
+HASH_BYTES = 16
+_PLACES = ("hashes", "record_ends", "head_ends")
+_COLUMNS = tuple(field.name for field in fields(EncodedRecords))
+
+
+class DamagedShard(Exception):
+    """A shard that is not what was written, or not there; the text says what is wrong, as half a sentence."""
+
+
+def shard_image(
+    rows: Sequence[tuple[bytes, int]], encoded: EncodedRecords, num_heads: NDArray[np.int64], *, belongs_to: str
+) -> bytes:
+    """The bytes of a shard.
+
+    Args:
+        rows: each row's hash and number of records, in the order of the records.
+        encoded: the records.
+        num_heads: [N], heads of each record.
+        belongs_to: a short name of the cache.
+    """
+    record_ends = np.cumsum([count for _, count in rows], dtype=np.int64)
+    heads_to = np.concatenate([[0], np.cumsum(num_heads)])
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver="v110") as file:
+        file.attrs["belongs_to"] = np.bytes_(belongs_to)  # of fixed length: the other kind takes a heap of 4 KiB
+        hashes = np.frombuffer(b"".join(row_hash for row_hash, _ in rows), np.uint8)
+        file.create_dataset("hashes", data=hashes.reshape(-1, HASH_BYTES))
+        file.create_dataset("record_ends", data=record_ends.astype("<u4"))
+        file.create_dataset("head_ends", data=heads_to[record_ends].astype("<u4"))
+        for name in _COLUMNS:
+            if (values := getattr(encoded, name)) is not None:
+                file.create_dataset(name, data=values.astype(values.dtype.newbyteorder("<"), copy=False))
+    return image.getvalue()
+
+
+def write_shard(path: Path, image: bytes) -> str:
+    """Write a shard so that it has its name only when it is whole and on the disk; returns its SHA-256 in hex.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(image)
+            file.flush()
+            commit_point("shard-written")
+            os.fsync(file.fileno())
+        commit_point("shard-synced")
+        temporary.replace(path)
+        commit_point("shard-renamed")
+        fsync_folder(path.parent)
+        commit_point("shard-folder-synced")
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise
+    return hashlib.sha256(image).hexdigest()
+
+
+class Shard:
+    """A shard that can be read row by row.
+
+    Attributes:
+        path: the file.
+        belongs_to: what was said of the cache that it was made for.
+        hashes: uint8 [rows, 16]; whoever has taken them may delete them.
+        num_rows: rows.
+        num_records: records.
+
+    Raises:
+        DamagedShard: it cannot be made sense of.
+        OSError: the disk failed, or too many files are open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with _opened(path) as descriptor:
+                self._columns, self.belongs_to = _layout(path)
+                self.hashes: NDArray[np.uint8] = self._columns["hashes"].read(descriptor)
+                self._record_ends: NDArray[np.uint32] = self._columns["record_ends"].read(descriptor)
+                self._head_ends: NDArray[np.uint32] = self._columns["head_ends"].read(descriptor)
+                self.num_rows = len(self.hashes)
+                places_are_right = _lead_to(self._record_ends, self.num_rows, self._columns["ids"]) and _lead_to(
+                    self._head_ends, self.num_rows, self._columns["head_log_probs"]
+                )
+        except KeyError as error:
+            raise DamagedShard(f"it has no {error.args[0]}") from None
+        if not places_are_right:
+            raise DamagedShard("it does not say where its rows are")
+        self.num_records = int(self._record_ends[-1]) if self.num_rows else 0
+
+    def read(self, first: int, last: int) -> EncodedRecords:
+        """The records of the rows from ``first`` up to before ``last``.
+
+        Raises:
+            DamagedShard: bytes are missing.
+            OSError: the disk failed, or too many files are open.
+        """
+        records = _between(self._record_ends, first, last)
+        heads = _between(self._head_ends, first, last)
+        with _opened(self.path) as descriptor:
+            found: dict[str, Any] = {
+                name: self._columns[name].read(descriptor, *(heads if name == "head_log_probs" else records))
+                for name in _COLUMNS
+                if name in self._columns
+            }
+        return EncodedRecords(**found)
+
+    def num_records_of(self, row: int) -> int:
+        """Records of a row."""
+        first, last = _between(self._record_ends, row, row + 1)
+        return last - first
+
+    def check(self, sha256: str) -> None:
+        """Read every byte.
+
+        Raises:
+            DamagedShard: they are not those that were written.
+            OSError: the disk failed, or too many files are open.
+        """
+        try:
+            with self.path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise DamagedShard("it is not there") from None
+        if found != sha256:
+            raise DamagedShard("its checksum is not the one in the journal")
+
+    def column_bytes(self) -> dict[str, int]:
+        """Bytes of each data set."""
+        return {name: column.num_bytes for name, column in self._columns.items()}
+
+
+class _Column(NamedTuple):
+    """A data set's place in its file: values of one size, one behind the other. Some per shard, so they are small."""
+
+    offset: int | None
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, descriptor: int, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        shape = ((self.shape[0] if last is None else last) - first, *self.shape[1:])
+        one = math.prod(shape[1:]) * self.dtype.itemsize
+        wanted = shape[0] * one
+        if not wanted:
+            return np.empty(shape, self.dtype)
+        assert self.offset is not None
+        data = os.pread(descriptor, wanted, self.offset + first * one)
+        if len(data) < wanted:
+            raise DamagedShard("it is shorter than it was")
+        return np.frombuffer(data, self.dtype).reshape(shape)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise DamagedShard("it is not there") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _layout(path: Path) -> tuple[dict[str, _Column], str]:
+    """Where the data sets are, and whom the shard belongs to.
+
+    h5py's lower interface, as the upper one takes three times as long and a large cache has thousands of shards.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_file_locking(False, True)  # what never changes needs no lock, and some network disks have none
+    try:
+        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access)
+        try:
+            root = h5py.h5g.open(file, b"/")
+            names = [name for name in (*_PLACES, *_COLUMNS) if root.links.exists(name.encode())]
+            columns = {name: _column(h5py.h5d.open(file, name.encode())) for name in names}
+            attribute = h5py.h5a.open(file, b"belongs_to")
+            belongs_to = np.empty((), attribute.dtype)
+            attribute.read(belongs_to)
+            return columns, bytes(belongs_to.item()).decode()
+        finally:
+            file.close()
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # says nothing of the file
+        raise DamagedShard("it is no whole HDF5 file") from error
+
+
+def _column(dataset: Any) -> _Column:
+    column = _Column(dataset.get_offset(), _shared(dataset.dtype.str), dataset.shape)
+    if column.offset is None and column.num_bytes:
+        raise ValueError("not contiguous")
+    return column
+
+
+@lru_cache
+def _shared(dtype: str) -> np.dtype[Any]:
+    return np.dtype(dtype)
+
+
+def _lead_to(ends: NDArray[np.uint32], num_rows: int, column: _Column) -> bool:
+    """Whether the ends of rows rise, and the last is that of the column."""
+    last = int(ends[-1]) if len(ends) else 0
+    return len(ends) == num_rows and bool((ends[1:] >= ends[:-1]).all()) and last == column.shape[0]
+
+
+def _between(ends: NDArray[np.uint32], first: int, last: int) -> tuple[int, int]:
+    return (int(ends[first - 1]) if first else 0, int(ends[last - 1]) if last else 0)

@@ -1,0 +1,425 @@
+"""A folder of shards: what it belongs to, which shards are whole, and where each row's records are.
+
+::
+
+    manifest.json     what the records belong to (identity.py)
+    journal.jsonl     the shards that are whole, in the order they were committed (journal.py)
+    shard-00000.h5    records of some rows (shard.py)
+    lock, in-use      who is at work here (locks.py)
+    used-by.jsonl     the runs that opened it, for cleaning up
+    *.bad             shards that turned out to be damaged; their rows are missing again
+
+A shard is made in memory, written under a temporary name, flushed, renamed, the folder flushed, and then entered in the
+journal. Whatever is in the journal is whole; a kill at any moment leaves at most a file that the journal does not know,
+and the next writer removes it. (Such a shard could be adopted, but the moment between its name and its line in the
+journal is some milliseconds long, and what nobody vouched for would have to be vouched for twice.)
+
+One process writes at a time; another one may wait for it, and finds what it scored. Readers need no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.cache.check import damaged_shards
+from engine.cache.counter import row_key
+from engine.cache.identity import MANIFEST, CacheIdentity, check_identity, read_manifest, write_manifest
+from engine.cache.index import RowIndex
+from engine.cache.journal import ShardEntry, append_entry, read_journal, rewrite_journal, shard_name
+from engine.cache.locks import Locks
+from engine.cache.record import EncodedRecords, Places, Records, decode, encode
+from engine.cache.shard import DamagedShard, Shard, shard_image, write_shard
+from engine.errors import CorruptState, DiskFull, FolderError, RecordsMissing, TinyDistillError
+
+__all__ = ["CacheIdentity", "CacheStore", "ShardEntry", "caches_below"]
+
+USED_BY = "used-by.jsonl"
+_WAIT_SECONDS = 0.5
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_GONE = (errno.EIO, errno.ENOENT)  # what a bad disk says of a file; too many open files says nothing of it
+
+
+class CacheStore:
+    """An open cache; a context manager, not for two threads at once.
+
+    Attributes:
+        path: the folder.
+        identity: what it belongs to.
+        problems: what was found damaged, in words; its rows are missing.
+    """
+
+    def __init__(self, path: Path, identity: CacheIdentity, locks: Locks, *, writable: bool) -> None:
+        self.path = path
+        self.identity = identity
+        self.problems: list[str] = []
+        self._digest = identity.digest()
+        self._writable = writable
+        self._only_looks = False
+        self._locks = locks
+        self._entries: dict[int, ShardEntry] = {}
+        self._shards: dict[int, Shard] = {}
+        self._index = RowIndex()
+        self._checked: set[int] = set()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        identity: CacheIdentity,
+        *,
+        writable: bool,
+        used_by: Path | None = None,
+        wait: Callable[[], None] | None = None,
+    ) -> Self:
+        """Open a cache; a writer makes it when it is not there, and mends what a kill left.
+
+        Args:
+            path: the folder.
+            identity: what its records have to belong to.
+            writable: whether shards will be committed.
+            used_by: the run's folder, remembered so that cleaning up can ask whether that run is finished.
+            wait: called twice a second while another process writes; may raise to give up. Without it the cache is
+                refused at once.
+
+        Raises:
+            CacheMismatch: the records there belong to something else; every difference is named.
+            FolderError: another process is writing to it, or it cannot be made or read.
+            CorruptState: nobody can say what the records there belong to.
+            DiskFull: there is no room for a manifest.
+        """
+        locks = _locks_for_writing(path, wait) if writable else Locks(path)
+        store = cls(path, identity, locks, writable=writable)
+        try:
+            if path.is_dir() and not locks.use():
+                raise FolderError(f"The cache {path} is being removed.", "", "Try again in a moment.")
+            store._check_manifest()
+            store._load()
+            if used_by is not None:
+                store._remember_user(used_by)
+        except OSError as error:
+            store.close()
+            raise _unusable(path, error) from error
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def look(cls, path: Path) -> Self:
+        """Open whatever cache is there, to look at it: not even what is damaged is moved.
+
+        Raises:
+            FolderError: there is no cache.
+            CacheMismatch: another version wrote it.
+            CorruptState: nobody can say what the records there belong to.
+        """
+        identity = read_manifest(path)
+        if identity is None:
+            raise FolderError(
+                f"{path} holds no records of a teacher.",
+                "" if path.is_dir() else "There is no such folder.",
+                "Name a run's folder, its cache, or a --cache_dir.",
+            )
+        identity.check_format(path)
+        store = cls(path, identity, Locks(path), writable=False)
+        store._only_looks = True
+        try:
+            store._load()
+        except OSError as error:
+            raise _unusable(path, error) from error
+        return store
+
+    @property
+    def entries(self) -> list[ShardEntry]:
+        """Its shards, in the order they were committed."""
+        return list(self._entries.values())
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that have a record."""
+        return sum(entry.tokens for entry in self.entries)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(entry.bytes for entry in self.entries)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self.entries)
+
+    def missing(self, hashes: Sequence[bytes], *, top1: bool = False) -> list[int]:
+        """Places in ``hashes`` of the rows without records; with ``top1``, without any that have the first choice."""
+        shards, _ = self._index.find(hashes)
+        absent = shards < 0
+        if top1:
+            absent |= ~self._index.has_top1(shards)
+        return np.flatnonzero(absent).tolist()
+
+    def fetch(self, hashes: Sequence[bytes]) -> Records:
+        """The records of some rows, one row behind the other.
+
+        Raises:
+            RecordsMissing: a row has none, or its shard turned out to be damaged; that shard is set aside, and the
+                teacher makes its rows again.
+        """
+        shards, rows = self._index.find(hashes)
+        if (shards < 0).any():
+            raise RecordsMissing(
+                f"{int((shards < 0).sum())} of {len(hashes)} rows have no record in {self.path}.",
+                "The student learns only from what the teacher said of the same tokens.",
+                "Resume the run: they are scored again.",
+            )
+        parts = [self._read(shard, row, row + 1) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
+        # Rows to measure with have other columns than rows to train on; batches of one kind are decoded in one go.
+        runs = groupby(parts, key=lambda part: part.top1_id is not None)
+        decoded = [self._decode(EncodedRecords.concatenate(list(run))) for _, run in runs]
+        return Records.concatenate(decoded) if decoded else Records.none(self.identity.ids_in_record)
+
+    def commit(self, rows: Sequence[tuple[bytes, int]], records: Records) -> ShardEntry:
+        """Add one shard: after this returns, its rows outlast a power cut.
+
+        Args:
+            rows: each row's hash and number of records.
+            records: row after row.
+
+        Raises:
+            DiskFull: no room; the cache is as it was.
+        """
+        assert self._writable, "opened for reading"
+        assert sum(count for _, count in rows) == len(records), "each row brings its records"
+        assert records.ids.shape[1] == self.identity.ids_in_record, "a cache's records are of one size"
+        encoded = encode(records, self.identity.vocab_size, _places(self.identity.seed, rows))
+        image = shard_image(rows, encoded, records.num_head.astype(np.int64), belongs_to=self._digest)
+        number = max(self._entries, default=-1) + 1
+        path = self.path / shard_name(number)
+        try:
+            sha256 = write_shard(path, image)
+            entry = ShardEntry(path.name, len(rows), len(records), len(image), sha256, records.top1_id is not None)
+            try:
+                append_entry(self.path, entry)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self._full(len(image)) from error
+            raise
+        self._add([(entry, Shard(path))])
+        return entry
+
+    def verify(self) -> list[str]:
+        """Read every record; a sentence for each shard that is not whole, and what was found before."""
+        found = [f"The shard {self.path / entry.name} is damaged ({wrong})." for entry, wrong in damaged_shards(self)]
+        return [*self.problems, *found]
+
+    def shard(self, entry: ShardEntry) -> Shard:
+        """The file of an entry."""
+        return self._shards[entry.number]
+
+    def peek(self, entry: ShardEntry, first: int, last: int) -> Records:
+        """Records of some rows of a shard, by their place in it; not checked, for looking at.
+
+        Raises:
+            DamagedShard: they cannot be read.
+        """
+        encoded = self._shards[entry.number].read(first, last)
+        try:
+            return self._decode(encoded)
+        except ValueError as error:
+            raise DamagedShard("a record cannot be decoded") from error
+
+    def close(self) -> None:
+        """Let go of the locks."""
+        self._locks.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_manifest(self) -> None:
+        there = read_manifest(self.path)
+        if there is not None:
+            check_identity(self.path, there, self.identity)
+            return
+        # The manifest is the first thing that a cache gets, so no kill leaves shards without one.
+        if read_journal(self.path).entries:
+            raise CorruptState(
+                f"{self.path / MANIFEST} is missing.",
+                "Nobody can say what the records beside it belong to.",
+                f"Delete {self.path} and resume the run: the rows are scored again.",
+            )
+        if self._writable:
+            write_manifest(self.path, self.identity)
+
+    def _load(self) -> None:
+        journal = read_journal(self.path)
+        if journal.damaged_lines:
+            self.problems.append(f"{journal.damaged_lines} lines of the journal in {self.path} cannot be read.")
+        found = []
+        for entry in journal.entries:
+            try:
+                found.append((entry, self._opened(entry)))
+            except DamagedShard as damage:
+                self._set_aside(entry.name, str(damage))
+        self._add(found)
+        if self._writable:
+            self._mend(journal.is_clean and len(found) == len(journal.entries), sweep=not journal.damaged_lines)
+
+    def _opened(self, entry: ShardEntry) -> Shard:
+        """A shard whose outside is right; its bytes are checked when it is first read."""
+        path = self.path / entry.name
+        with contextlib.suppress(FileNotFoundError):
+            if (size := path.stat().st_size) != entry.bytes:
+                raise DamagedShard(f"it has {size:,} bytes, not {entry.bytes:,}")
+        shard = Shard(path)
+        if (shard.num_rows, shard.num_records) != (entry.rows, entry.tokens):
+            raise DamagedShard("it holds other rows than the journal says")
+        if shard.belongs_to != self._digest:
+            raise DamagedShard("it belongs to another cache")
+        return shard
+
+    def _add(self, found: list[tuple[ShardEntry, Shard]]) -> None:
+        self._entries |= {entry.number: entry for entry, _ in found}
+        self._shards |= {entry.number: shard for entry, shard in found}
+        self._index.add([(entry.number, shard.hashes, entry.has_top1) for entry, shard in found])
+        for _, shard in found:
+            del shard.hashes  # the index has them
+
+    def _mend(self, is_clean: bool, *, sweep: bool) -> None:
+        """Bring the folder in order: the journal says what is there, and what it does not know is gone."""
+        if not is_clean:
+            rewrite_journal(self.path, self.entries)
+        known = {entry.name for entry in self.entries}
+        for file in self.path.glob("*.tmp"):
+            file.unlink(missing_ok=True)
+        for file in self.path.glob("shard-*.h5"):
+            if file.name in known:
+                continue
+            if sweep:
+                file.unlink(missing_ok=True)
+            else:  # a damaged line may have been this one's
+                self._set_aside(file.name, "the journal does not name it")
+
+    def _read(self, number: int, first: int, last: int) -> EncodedRecords:
+        """Some rows of a shard, which is checked at its first reading in this process."""
+        entry = self._entries[number]
+        shard = self._shards[number]
+        try:
+            if number not in self._checked:
+                shard.check(entry.sha256)
+                self._checked.add(number)
+            return shard.read(first, last)
+        except DamagedShard as damage:
+            wrong = str(damage)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            wrong = f"it cannot be read ({error.strerror})"
+        self._drop(entry)
+        raise RecordsMissing(
+            self._set_aside(entry.name, wrong),
+            f"It held the records of {entry.rows:,} rows.",
+            "Resume the run: they are scored again.",
+        )
+
+    def _drop(self, entry: ShardEntry) -> None:
+        del self._entries[entry.number]
+        del self._shards[entry.number]
+        self._index.drop(entry.number)
+
+    def _set_aside(self, name: str, wrong: str) -> str:
+        """Keep a damaged shard out of the way, and say so."""
+        file = self.path / name
+        aside = file.with_name(name + ".bad")
+        if not self._only_looks:
+            with contextlib.suppress(OSError):
+                file.rename(aside)
+        kept = f"; it is kept as {aside.name} and not used" if aside.exists() else ""
+        self.problems.append(f"The shard {file} is damaged ({wrong}){kept}.")
+        return self.problems[-1]
+
+    def _decode(self, encoded: EncodedRecords) -> Records:
+        return decode(encoded, self.identity.ids_in_record, self.identity.vocab_size)
+
+    def _remember_user(self, run: Path) -> None:
+        """Enter the run; a cache that cannot be written cannot be cleaned up either."""
+        path = self.path / USED_BY
+        line = json.dumps({"run": str(run)}) + "\n"
+        with contextlib.suppress(OSError):
+            if not path.exists() or line not in path.read_text(encoding="utf-8"):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(line)
+
+    def _full(self, needed: int) -> DiskFull:
+        free = shutil.disk_usage(self.path).free
+        return DiskFull(
+            f"There was no room for {needed:,} bytes of records in {self.path}; {free:,} are free.",
+            "The disk is full; the records before these are kept.",
+            "Free some space, then resume the run.",
+        )
+
+
+def caches_below(folder: Path) -> Iterator[Path]:
+    """The caches in a folder: itself, or those right below it."""
+    if (folder / MANIFEST).exists():
+        yield folder
+    elif folder.is_dir():
+        yield from sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+
+
+def _locks_for_writing(path: Path, wait: Callable[[], None] | None) -> Locks:
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            locks = Locks(path)
+            if locks.try_writer():
+                return locks
+        except FileNotFoundError:  # it is being removed at this moment
+            continue
+        except OSError as error:
+            raise _unusable(path, error) from error
+        if wait is None:
+            raise FolderError(
+                f"Another run is writing the records in {path}.",
+                "One process at a time writes to a cache.",
+                "Wait until that run has scored its rows, then resume this one: what it scored is not scored again.",
+            )
+        wait()
+        time.sleep(_WAIT_SECONDS)
+
+
+def _unusable(path: Path, error: OSError) -> TinyDistillError:
+    reason = f"{error.filename or path}: {os.strerror(error.errno or 0)}"
+    if error.errno in _FULL:
+        return DiskFull(f"There was no room for {reason}.", "", "Free some space, then resume the run.")
+    return FolderError(
+        f"The cache {path} cannot be used ({reason}).",
+        "The teacher's records are kept there.",
+        "Mend that, or choose another --cache_dir or --output_dir.",
+    )
+
+
+def _places(seed: int, rows: Sequence[tuple[bytes, int]]) -> Places:
+    counts = np.array([count for _, count in rows], np.int64)
+    keys: NDArray[np.uint64] = np.array([row_key(row_hash) for row_hash, _ in rows], np.uint64)
+    positions = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    return Places(seed, np.repeat(keys, counts), positions)

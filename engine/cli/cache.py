@@ -1,0 +1,217 @@
+"""``tiny-distill-cache``: what is in a cache of records, whether it is whole, and what of it can go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.progress import Progress
+
+from engine.cache.check import damaged_shards, leftovers
+from engine.cache.garbage import Garbage, find_garbage, remove
+from engine.cache.store import CacheStore, caches_below
+from engine.cli.cache_view import show_cache
+from engine.cli.distill import guarded
+from engine.errors import FolderError, Problem, RequestError, SettingsError
+from engine.format import format_bytes
+from engine.settings import suggestion
+from engine.version import __version__
+
+PROGRAM = "tiny-distill-cache"
+NOT_WHOLE = 4
+_SECONDS = {"": 86_400, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of ``tiny-distill-cache``."""
+    return guarded(sys.argv[1:] if words is None else words, _main)
+
+
+def _main(words: Sequence[str]) -> int:
+    typed = _parse(words)
+    command: Callable[[argparse.Namespace], int] = {"inspect": _inspect, "verify": _verify, "gc": _gc}[typed.command]
+    return command(typed)
+
+
+def _inspect(typed: argparse.Namespace) -> int:
+    for place, cache in enumerate(_caches(typed.folder)):
+        if place and not typed.json:
+            print()
+        with CacheStore.look(cache) as store:
+            show_cache(store, num_records=typed.records, tokenizer=typed.tokenizer, as_json=typed.json)
+    return 0
+
+
+def _verify(typed: argparse.Namespace) -> int:
+    is_whole = True
+    for cache in _caches(typed.folder):
+        with CacheStore.look(cache) as store:
+            found = _verified(store, quiet=typed.json)
+            extra = leftovers(store)
+        is_whole &= not found
+        if typed.json:
+            _print_json(
+                path=str(cache),
+                whole=not found,
+                shards=store.num_shards,
+                rows=sum(entry.rows for entry in store.entries),
+                tokens=store.num_tokens,
+                bytes=store.num_bytes,
+                problems=found,
+                leftovers=[file.name for file in extra],
+            )
+            continue
+        what = f"{store.num_shards} shards, {store.num_tokens:,} tokens, {format_bytes(store.num_bytes)}"
+        print(f"{cache}: {what}: {'not whole' if found else 'whole'}.")
+        for problem in found:
+            print(f"  {problem}")
+        if extra:
+            print(f"  {len(extra)} files are left over; {PROGRAM} gc {cache} removes them.")
+    if not is_whole and not typed.json:
+        print("Resume the run that uses it: what is damaged is set aside, and its rows are scored again.")
+    return 0 if is_whole else NOT_WHOLE
+
+
+def _gc(typed: argparse.Namespace) -> int:
+    if not typed.folder.is_dir():
+        raise FolderError(
+            f"There is no folder {typed.folder}.", "", "Name a run's folder, its cache, or a --cache_dir."
+        )
+    found, kept = find_garbage(typed.folder, now=time.time(), older_than_seconds=typed.older_than, keep=typed.keep)
+    if not typed.json:
+        for garbage in found:
+            print(f"{format_bytes(garbage.bytes):>10}  {garbage.path}  ({garbage.why})")
+        for sentence in kept:
+            print(sentence)
+    wanted = bool(found) and not typed.dry_run and _agreed(typed, found)
+    freed = {garbage.path: remove(garbage) if wanted else 0 for garbage in found}
+    if typed.json:
+        for garbage in found:
+            _print_json(
+                path=str(garbage.path),
+                kind=garbage.kind,
+                bytes=garbage.bytes,
+                why=garbage.why,
+                removed=wanted and not garbage.path.exists(),
+            )
+        _print_json(freed_bytes=sum(freed.values()), kept=kept)
+    elif not found:
+        print("There is nothing to remove.")
+    elif wanted:
+        print(f"{format_bytes(sum(freed.values()))} freed.")
+    else:
+        print("Nothing was removed.")
+    return 0
+
+
+def _agreed(typed: argparse.Namespace, found: list[Garbage]) -> bool:
+    if typed.yes:
+        return True
+    if typed.json or not sys.stdin.isatty():
+        raise RequestError(
+            f"{len(found)} things in {typed.folder} can go, and nobody can be asked here.",
+            "",
+            "Add --yes to remove them, or --dry_run to see them.",
+        )
+    answer = input(f"Remove these, {format_bytes(sum(garbage.bytes for garbage in found))}? [y/N] ")
+    return answer.strip().lower() in ("y", "yes")
+
+
+def _verified(store: CacheStore, *, quiet: bool) -> list[str]:
+    with _progress(store, quiet=quiet) as on_progress:
+        damaged = [f"{entry.name} is damaged: {wrong}." for entry, wrong in damaged_shards(store, on_progress)]
+    return [*store.problems, *damaged]
+
+
+@contextmanager
+def _progress(store: CacheStore, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    with Progress(disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(f"Reading {store.path.name}", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _caches(folder: Path) -> list[Path]:
+    return list(caches_below(folder)) or [folder]  # what is none is refused when it is opened
+
+
+def _print_json(**fields: Any) -> None:
+    sys.stdout.write(json.dumps(fields, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{self.prog}: {message}.", "", f"{self.prog} --help shows what there is.")
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog=PROGRAM, description="The teacher's records: what is in them, whether they are whole.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|verify|gc", parser_class=_Parser)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.add_argument("folder", metavar="DIR", type=_path, help="A run's folder, its cache, or a --cache_dir")
+        made.add_argument("--json", action="store_true", help="Print one JSON object a line, and nothing else")
+        made.add_argument("--debug", action="store_true", help="Show the traceback of an error")
+        return made
+
+    inspect = command("inspect", "What a cache belongs to, its bytes by part, how sure the teacher was, some records")
+    inspect.add_argument("--records", type=_count, default=3, metavar="N", help="Records to show (default: 3)")
+    inspect.add_argument(
+        "--tokenizer", type=_path, metavar="MODEL", help="A model's folder, to show ids as text; else the run's teacher"
+    )
+    command("verify", "Read everything: checksums, weights, ids, journal; exit code 4 when it is not whole")
+    gc = command("gc", "Remove what kills and damage left, and caches that no run uses")
+    gc.add_argument(
+        "--older_than", type=_age, metavar="AGE", help="Whole caches too that nobody opened for so long: 30d, 12h, 4w"
+    )
+    gc.add_argument("--keep", type=_count, metavar="N", help="Whole caches too, but for the N opened last")
+    gc.add_argument("--yes", action="store_true", help="Do not ask")
+    gc.add_argument("--dry_run", action="store_true", help="Only show what would go")
+    typed, unknown = parser.parse_known_args([_underscored(word) for word in words])
+    if unknown:
+        known = ("json", "debug", "records", "tokenizer", "older_than", "keep", "yes", "dry_run")
+        raise SettingsError(
+            [
+                Problem(word.lstrip("-"), "", f"is no flag of {PROGRAM}{suggestion(word.lstrip('-'), known)}")
+                for word in unknown
+            ],
+            f"{PROGRAM} --help shows what there is.",
+        )
+    return typed
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; 0 or more is accepted")
+    return int(text)
+
+
+def _age(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no age; 30d, 12h or 4w is accepted")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

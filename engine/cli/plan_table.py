@@ -1,0 +1,50 @@
+"""The plan on the terminal: what it will take, every setting, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.config import RunConfig
+from engine.format import format_bytes, format_duration
+from engine.planner import Plan, plan
+from engine.planner.measure import machine_rates
+from engine.run import plan_fields
+
+
+def show_plan(config: RunConfig) -> int:
+    """Print the plan of a request and start nothing; 3 where it does not fit."""
+    planned = plan(config, machine=machine_rates(measure=True), strict=False)
+    if config.json_events:
+        sys.stdout.write(json.dumps({"kind": "plan", **plan_fields(planned)}, ensure_ascii=False) + "\n")
+    else:
+        print_plan(planned)
+    if planned.misfit is not None:
+        raise planned.misfit
+    return 0
+
+
+def print_plan(planned: Plan) -> None:
+    """The plan as tables for a person."""
+    console = Console(highlight=False)
+    budget = planned.settings.memory_budget
+    for phase, figures in planned.predicted.items():
+        fits = "" if budget is None else f" of {format_bytes(budget)}"
+        parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in figures.parts.items() if size)
+        console.print(
+            f"{phase:>8}: peak {format_bytes(figures.peak_bytes)}{fits}, about {format_duration(figures.seconds)} "
+            f"(± {format_duration(figures.seconds_error)}) · {parts}",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print(f"    disk: {format_bytes(planned.disk_bytes)}", markup=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("setting", "value", "by", "why"):
+        table.add_column(column, overflow="fold")
+    for choice in planned.choices:
+        value = format_bytes(choice.value) if choice.field.endswith("_budget") and choice.value else str(choice.value)
+        table.add_row(choice.field, value, choice.by, choice.reason)
+    console.print(table)

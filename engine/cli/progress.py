@@ -1,0 +1,189 @@
+"""A run without a screen: one progress bar, or lines of text, or the events themselves.
+
+It reads the same events as the wizard and holds nothing that matters: when it dies, the run does not notice.
+Lines are used where there is no terminal, for ``TERM=dumb``, for ``ACCESSIBLE=1`` and for ``--plain``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from engine.events import Event, Tail
+from engine.format import format_bytes, format_duration, format_rate
+from engine.run import Run
+
+PHASE_WORDS = {"prepare": "preparing", "teacher": "scoring", "student": "training"}
+_POLL_SECONDS = 0.1
+_LINE_SECONDS = 10.0
+_LINE_SHARE = 0.05
+
+
+class View(Protocol):
+    """What shows a run's events."""
+
+    def show(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> int:
+    """Show a run's events until it is finished.
+
+    Args:
+        run: the run.
+        view: shows the events.
+        alive: whether the supervisor is still there.
+        tail: where in the events to begin.
+
+    Returns:
+        The run's exit code; 4 when the supervisor ended without a word.
+    """
+    try:
+        while True:
+            living = alive()
+            for event in tail.read():
+                view.show(event)
+                if event["kind"] == "run_finished":
+                    return int(event.get("exit_code", 4))
+            if not living:
+                return 4
+            time.sleep(_POLL_SECONDS)
+    finally:
+        view.close()
+
+
+def wants_lines(plain: bool) -> str | None:
+    """Why lines of text are shown instead of a bar; None when a bar is right."""
+    if plain:
+        return "as asked by --plain"
+    if os.environ.get("ACCESSIBLE"):
+        return "since ACCESSIBLE is set"
+    if os.environ.get("TERM") == "dumb":
+        return "since TERM is dumb"
+    if not sys.stdout.isatty():
+        return "since the output is no terminal"
+    return None
+
+
+class JsonView:
+    """Events as they are, one a line, on standard output."""
+
+    def show(self, event: Event) -> None:
+        """Print the event."""
+        sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Nothing to put back."""
+
+
+class LineView:
+    """One line every ten seconds or five per cent; what is worth a line of its own gets one at once."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._last_share = 0.0
+        self._phase = ""
+        self._memory: Event = {}
+
+    def show(self, event: Event) -> None:
+        """Print what is worth a line."""
+        kind = event["kind"]
+        if kind == "memory":
+            self._memory = event
+        elif kind == "phase_started":
+            self._phase, self._last_share, self._last = event["phase"], 0.0, time.monotonic()
+            print(f"{PHASE_WORDS.get(self._phase, self._phase)} …", flush=True)
+        elif kind == "progress" and event.get("total"):
+            share = event["done"] / event["total"]
+            if time.monotonic() - self._last >= _LINE_SECONDS or share - self._last_share >= _LINE_SHARE:
+                self._last, self._last_share = time.monotonic(), share
+                print(_progress_line(self._phase, event, self._memory), flush=True)
+        elif line := sentence(event):
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Nothing to put back."""
+
+
+class BarView:
+    """A rich progress bar for each phase; notes above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description:>10}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>4.0f} %"),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+        )
+        self._progress.start()
+        self._task: Any = None
+        self._memory: Event = {}
+
+    def show(self, event: Event) -> None:
+        """Move the bar, or print a note above it."""
+        kind = event["kind"]
+        if kind == "memory":
+            self._memory = event
+        elif kind == "phase_started":
+            word = PHASE_WORDS.get(event["phase"], str(event["phase"]))
+            self._task = self._progress.add_task(word, total=None, note="")
+        elif kind == "progress" and self._task is not None:
+            self._progress.update(
+                self._task, completed=event["done"], total=event["total"], note=_note(event, self._memory)
+            )
+        elif kind == "phase_finished" and self._task is not None:
+            note = f"{format_duration(event['seconds'])}, peak {format_bytes(event['peak_bytes'])}"
+            self._progress.update(self._task, total=1, completed=1, note=note)
+        elif line := sentence(event):
+            self._progress.console.print(line, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leave the bar where it is and the cursor below it."""
+        self._progress.stop()
+
+
+def sentence(event: Event) -> str | None:
+    """An event as one line of text; None for those that come by the second."""
+    match event["kind"]:
+        case "phase_finished":
+            word = PHASE_WORDS.get(event["phase"], event["phase"])
+            return f"{word} done in {format_duration(event['seconds'])}, peak {format_bytes(event['peak_bytes'])}"
+        case "back_off":
+            return f"backed off: {event['field']} {event['from']} -> {event['to']} ({event['reason']})"
+        case "log" if event.get("level") in ("warning", "error"):
+            return f"{event['level']}: {event['message']}"
+        case "control" if event.get("state"):
+            return f"{event['state']} …"
+        case "evaluation" if event.get("holdout_loss") is not None:
+            return f"{event.get('which', 'evaluation')}: hold-out loss {event['holdout_loss']:.3f}"
+    return None
+
+
+def _progress_line(phase: str, event: Event, memory: Event) -> str:
+    word = PHASE_WORDS.get(phase, phase)
+    return f"{word} {event['done'] / event['total']:.0%} · {_note(event, memory)}"
+
+
+def _note(event: Event, memory: Event) -> str:
+    parts = []
+    if event.get("rate"):
+        parts.append(format_rate(event["rate"], event.get("unit", "")))
+    if event.get("eta_seconds") is not None:
+        parts.append(f"{format_duration(event['eta_seconds'])} left")
+    if memory.get("peak_bytes"):
+        budget = f" of {format_bytes(memory['budget_bytes'])}" if memory.get("budget_bytes") else ""
+        parts.append(f"peak {format_bytes(memory['peak_bytes'])}{budget}")
+    return " · ".join(parts)

@@ -1,0 +1,64 @@
+"""The end of a run on the terminal: did the student get closer, what did it take, where is it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.cli.progress import wants_lines
+from engine.format import format_bytes, format_duration
+from engine.report import MEASURES, headline, one_line
+
+
+def show_result(report: dict[str, Any], path: Path) -> None:
+    """Print the before/after table, the samples, and the commands that go on."""
+    # None lets rich find out; where lines of text are wanted there are no codes, also on a terminal.
+    console = Console(highlight=False, force_terminal=False if wants_lines(plain=False) else None)
+    console.print()
+    console.print(headline(report), style="bold", markup=False)
+    console.print(_table(report))
+    for phase, word in (("teacher", "score"), ("student", "train")):
+        figures = report["phases"][phase]
+        console.print(
+            f"{word}: {format_duration(figures['seconds'])}, peak {format_bytes(figures['peak_bytes'])} "
+            f"(predicted {format_bytes(figures['predicted_peak_bytes'])})",
+            markup=False,
+        )
+    cache = report["cache"]
+    console.print(
+        f"records: {cache['tokens']:,} tokens in {format_bytes(cache['bytes'])}, "
+        f"{cache['bytes_per_token']:.1f} bytes a token",
+        markup=False,
+    )
+    for sample in report["samples"][:1]:
+        console.print()
+        for name in ("prompt", "teacher", "before", "after"):
+            console.print(f"{name:>8}  {one_line(sample[name])}", markup=False, soft_wrap=True)
+    console.print()
+    console.print(f"The student: {path / 'student'}", markup=False, soft_wrap=True)
+    console.print(f"The report:  {path / 'report.md'}", markup=False, soft_wrap=True)
+    config = report["config"]
+    name = "steps" if config.get("steps") else "epochs"
+    console.print(
+        f"Longer:      tiny-distill --resume --output_dir {shlex.quote(str(path))} "
+        f"--{name} {2 * int(config.get(name) or 1)}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table(title="", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("hold-out")
+    for column in ("teacher", "student before", "student after"):
+        table.add_column(column, justify="right")
+    for measure in MEASURES:
+        table.add_row(
+            measure.title,
+            *(measure.shown(report[who].get(measure.key)) for who in ("teacher", "student_before", "student_after")),
+        )
+    return table

@@ -1,0 +1,170 @@
+"""A few steps of one phase in a process of its own, to see what it really takes.
+
+The phase is the real one, started as the supervisor starts it. Only what goes in is made up: rows of random tokens and
+records that nobody scored, for memory and time do not depend on what the words are. This file loads no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.cache.record import Records
+from engine.config import RunConfig
+from engine.data.packing import PackedRow
+from engine.data.tokens import TokenFile, TokenFileWriter
+from engine.events import EventWriter, read_events
+from engine.hardware import PeakMemory
+from engine.models.spec import read_spec
+from engine.models.vocabulary import read_vocabulary
+from engine.phase_control import PhaseControl
+from engine.phases.teacher import open_store
+from engine.planner import Plan, plan
+from engine.planner.measure import MachineRates
+from engine.run import Run
+from engine.supervisor import phase_environment
+
+STEPS = 2
+"""Optimizer steps of the student; the second has the optimizer's states."""
+
+WAVE_TOKENS = 2_048
+"""Tokens of text for the teacher, in two waves where a wave is that short."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a phase took.
+
+    Attributes:
+        peak_bytes: highest anonymous memory of its process.
+        predicted_bytes: what was predicted for just these few steps.
+        seconds: of the whole process, start included.
+        tokens: tokens that went through the model.
+        problem: the last word of a phase that did not end well; empty when it did.
+    """
+
+    peak_bytes: int
+    predicted_bytes: int
+    seconds: float
+    tokens: int
+    problem: str
+
+
+def try_phase(phase: str, planned: Plan, rates: MachineRates, folder: Path | None = None) -> Trial:
+    """Run a few steps of a phase.
+
+    Args:
+        phase: teacher or student.
+        planned: with every setting.
+        rates: of this machine, so that the short run is planned without measuring again.
+        folder: for the temporary run; the system's folder for temporary files when not given.
+    """
+    place = Path(tempfile.mkdtemp(prefix="tinydistill-trial-", dir=folder))
+    try:
+        run, tokens = _make_run(phase, planned, rates, place / "run")
+        return _watch(phase, run, tokens)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _make_run(phase: str, planned: Plan, rates: MachineRates, folder: Path) -> tuple[Run, int]:
+    settings = planned.settings
+    length, batch = settings.sequence_length or 0, settings.student_batch or 1
+    in_a_step = batch * (settings.gradient_accumulation or 1)
+    if phase == "teacher":
+        rows = max(settings.teacher_batch or 1, WAVE_TOKENS // length)
+        train_rows, holdout_rows = 2 * rows, 1
+    else:
+        train_rows, holdout_rows = STEPS * in_a_step, batch
+    config = settings.model_copy(
+        update={"steps": STEPS, "epochs": None, "output_dir": folder, "checkpoint_every": STEPS, "samples": train_rows}
+    )
+    run = Run.create(folder, config, plan(config, machine=rates, strict=False))
+    _write_tokens(run, settings, train_rows, holdout_rows)
+    if phase == "student":
+        _write_records(run, settings)
+    return run, (train_rows + holdout_rows) * length
+
+
+def _write_tokens(run: Run, settings: RunConfig, train_rows: int, holdout_rows: int) -> None:
+    vocabulary = read_vocabulary(read_spec(str(settings.teacher), trust_remote_code=settings.trust_remote_code).path)
+    generator = np.random.default_rng(settings.seed)
+    length = settings.sequence_length or 1
+    scored = np.arange(length) > 0
+    with TokenFileWriter(
+        run.tokens_path,
+        sequence_length=length,
+        vocab_size=vocabulary.size,
+        pad_id=vocabulary.pad_id,
+        eos_id=vocabulary.eos_id,
+        attributes={},
+    ) as writer:
+        for split, rows in (("train", train_rows), ("holdout", holdout_rows)):
+            for _ in range(rows):
+                ids = generator.integers(0, vocabulary.size, length, dtype=np.int32)
+                writer.add(split, PackedRow(ids, scored))  # type: ignore[arg-type]
+        writer.commit()
+
+
+def _write_records(run: Run, settings: RunConfig) -> None:
+    """Records of the usual form for every row: three heads, and the rest drawn."""
+    events, control = EventWriter(run.events_path), PhaseControl.inert()
+    with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events, control) as store:
+        size = min(settings.record_size, tokens.vocab_size)
+        heads = min(3, size)
+        generator = np.random.default_rng(settings.seed)
+        for split in ("train", "holdout"):
+            hashes = tokens.hashes(split)
+            counts = tokens.rows(split, range(len(hashes))).scored.sum(1).tolist()
+            number = sum(counts)
+            # Different ids within a record: steps of a random size around the vocabulary.
+            step = generator.integers(1, max(2, tokens.vocab_size // size), (number, 1))
+            ids = (generator.integers(0, tokens.vocab_size, (number, 1)) + step * np.arange(size)) % tokens.vocab_size
+            log_probs = np.full((number, size), -np.inf, np.float32)
+            log_probs[:, :heads] = math.log(0.5 / heads)
+            records = Records(
+                ids=ids.astype(np.int32),
+                num_head=np.full(number, heads, np.uint8),
+                head_log_probs=log_probs,
+                tail_mass=np.full(number, 0.5, np.float32),
+                label_log_prob=np.full(number, -3, np.float32),
+                entropy=np.full(number, 3, np.float32),
+                top1_id=ids[:, 0].astype(np.int32),
+                top1_log_prob=np.full(number, -1, np.float32),
+            )
+            store.commit(list(zip(hashes, counts, strict=True)), records)
+
+
+def _watch(phase: str, run: Run, tokens: int) -> Trial:
+    began = time.monotonic()
+    with (
+        run.log_path.open("ab") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "engine.phase", phase, str(run.path)],
+            stdout=log,
+            stderr=log,
+            env=phase_environment(run),
+        ) as child,
+        PeakMemory(child.pid, interval_seconds=0.005) as peak,
+    ):
+        try:
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            raise
+    problem = "" if code == 0 else _last_word(run) or f"exit code {code}"
+    predicted = int(run.info["predicted"][phase]["peak_bytes"])
+    return Trial(peak.peak_bytes, predicted, time.monotonic() - began, tokens, problem)
+
+
+def _last_word(run: Run) -> str:
+    said = [event for event in read_events(run.events_path) if event["kind"] in ("error", "log")]
+    return str(said[-1].get("what") or said[-1].get("message") or "") if said else ""

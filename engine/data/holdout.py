@@ -1,0 +1,38 @@
+"""Which documents are held out of training, decided by their text alone.
+
+A document's place in the stream does not matter, nor how many come before it or which process asks: the
+same text is always on the same side. A larger fraction only adds documents, so that a model trained
+without the 10 % hold-out has not seen the 5 % one either.
+"""
+
+from __future__ import annotations
+
+import math
+from hashlib import blake2b
+
+_HASH_VALUES = 2**64
+
+
+def is_holdout(text: str, fraction: float) -> bool:
+    """Whether a document belongs to the hold-out.
+
+    Args:
+        text: the document's text.
+        fraction: share of documents to hold out; 0 holds out none, 1 all of them.
+    """
+    # Integers up to 2**64 are compared with a float exactly in Python, so fraction 1 holds out everything.
+    return _place(text) < fraction * _HASH_VALUES
+
+
+def smallest_fraction(text: str) -> float:
+    """About the smallest fraction that holds this document out: for data so few that a usual one holds out nothing."""
+    fraction = (_place(text) + 1) / _HASH_VALUES
+    while not is_holdout(text, fraction):  # the division may have rounded down
+        fraction = math.nextafter(fraction, 1.0)
+    return fraction
+
+
+def _place(text: str) -> int:
+    # surrogatepass: a lone surrogate from a JSON file is no reason to stop here.
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

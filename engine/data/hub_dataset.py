@@ -1,0 +1,44 @@
+"""Rows of a Hugging Face dataset, streamed. Needs the ``datasets`` library, which is an extra, and the network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from engine.errors import DataError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
+_FILE_SUFFIX = re.compile(r"\.(txt|md|jsonl?|csv|parquet|gz|zip|pdf|html?|tsv)$", re.IGNORECASE)
+
+
+def looks_like_dataset(data: str) -> bool:
+    """Whether ``data`` may be a dataset's id: ``name``, ``owner/name`` or ``owner/name:configuration``."""
+    return bool(_ID.fullmatch(data)) and not _FILE_SUFFIX.search(data)
+
+
+def dataset_rows(data: str, split: str) -> Iterator[dict[str, Any]]:
+    """Stream the rows of a dataset's split.
+
+    Raises:
+        DataError: the library is missing, or the dataset cannot be opened.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"There is no file or folder {data}.",
+            "To read it as a Hugging Face dataset, the datasets library is needed, which is not installed.",
+            "Check the path, or install it: pip install datasets",
+        ) from None
+    name, _, configuration = data.partition(":")
+    try:
+        rows = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
+        yield from (dict(row) for row in rows)
+    except (OSError, ValueError, RuntimeError) as error:  # its own errors derive from these
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"The dataset {data} (split {split}) cannot be read.",
+            reason,
+            "Check the id, --data_split and the network; a configuration is named as in owner/name:configuration.",
+        ) from error

@@ -1,0 +1,130 @@
+"""From tokenised documents to rows of at most ``sequence_length`` tokens. Loses no token and doubles none.
+
+With packing, documents follow each other with an end-of-text token between them, and a row ends where it is full; the
+next begins with the token after. Without, each document has rows of its own. Which token is *scored* (is a label that
+the student learns to predict) is kept beside it: never the first of a row, for nothing in the row comes before it.
+
+Knows nothing of text, of tokenizers and of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TokenisedDocument:
+    """A document as token ids.
+
+    Attributes:
+        ids: without an end-of-text token.
+        trained: for each id whether it may be a label; None when all may. In a conversation only what the assistant
+            says is trained on.
+    """
+
+    ids: list[int]
+    trained: list[bool] | None = None
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row.
+
+    Attributes:
+        tokens: int32 [length], length at most the sequence length.
+        scored: bool [length]; True where the token is a label. The first is always False.
+    """
+
+    tokens: NDArray[np.int32]
+    scored: NDArray[np.bool_]
+
+
+class Packer:
+    """Packs documents as they come.
+
+    Args:
+        sequence_length: most tokens in a row, at least 2.
+        eos_id: put behind each document that does not end with it; None puts nothing.
+        packing: fill rows with several documents; else each document starts a row, which may stay short.
+        bos_id: put before each row that does not begin with it, for models that were trained to see it there; None puts
+            nothing. It is never a label.
+    """
+
+    def __init__(self, sequence_length: int, *, eos_id: int | None, packing: bool, bos_id: int | None = None) -> None:
+        assert sequence_length >= 2, "RunConfig.sequence_length is at least 2"
+        self._length = sequence_length
+        self._eos_id = eos_id
+        self._bos_id = bos_id
+        self._packing = packing
+        self._tokens = np.empty(0, np.int32)
+        self._trained = np.empty(0, np.bool_)
+
+    def add(self, document: TokenisedDocument) -> Iterator[PackedRow]:
+        """Take in a document; yields the rows that are full now."""
+        if not document.ids:
+            return
+        tokens = np.asarray(document.ids, np.int32)
+        if document.trained is None:
+            trained = np.ones(len(tokens), np.bool_)
+        else:
+            trained = np.asarray(document.trained, np.bool_)
+            assert len(trained) == len(tokens), "each id is trained on or not"
+        if self._bos_id is not None and tokens[0] != self._bos_id:
+            tokens = np.concatenate(([np.int32(self._bos_id)], tokens))
+            trained = np.concatenate(([False], trained))
+        if self._eos_id is not None and tokens[-1] != self._eos_id:
+            tokens = np.append(tokens, np.int32(self._eos_id))
+            # Where to stop is learned from texts; a conversation's template says it with tokens of its own.
+            trained = np.append(trained, document.trained is None)
+        self._tokens = np.concatenate((self._tokens, tokens))
+        self._trained = np.concatenate((self._trained, trained))
+        yield from self._full_rows()
+        if not self._packing:
+            yield from self.finish()
+
+    def finish(self) -> Iterator[PackedRow]:
+        """The last row, which may be short."""
+        start = 0
+        while start < len(self._tokens):  # twice where a beginning-of-text token needs a place in the row as well
+            row, start = self._row(start)
+            yield row
+        self._tokens, self._trained = self._tokens[:0], self._trained[:0]
+
+    def _full_rows(self) -> Iterator[PackedRow]:
+        start = 0
+        # One token more than a row: a row that is just full stays for finish(), so that it is not decided twice
+        # whether a beginning-of-text token has to go before it.
+        while len(self._tokens) - start > self._length:
+            row, start = self._row(start)
+            yield row
+        self._tokens, self._trained = self._tokens[start:].copy(), self._trained[start:].copy()
+
+    def _row(self, start: int) -> tuple[PackedRow, int]:
+        """The row that begins at ``start``, and where the next one does."""
+        bos_id = self._bos_id if self._tokens[start] != self._bos_id else None
+        end = min(len(self._tokens), start + self._length - (bos_id is not None))
+        tokens, scored = self._tokens[start:end].copy(), self._trained[start:end].copy()
+        if bos_id is not None:
+            tokens = np.concatenate(([np.int32(bos_id)], tokens))
+            scored = np.concatenate(([False], scored))
+        scored[0] = False
+        return PackedRow(tokens.astype(np.int32), scored), end
+
+
+def pack(
+    documents: Iterable[TokenisedDocument],
+    sequence_length: int,
+    *,
+    eos_id: int | None,
+    packing: bool,
+    bos_id: int | None = None,
+) -> Iterator[PackedRow]:
+    """Pack a stream of documents; the arguments are those of Packer."""
+    packer = Packer(sequence_length, eos_id=eos_id, packing=packing, bos_id=bos_id)
+    for document in documents:
+        yield from packer.add(document)
+    yield from packer.finish()

@@ -1,0 +1,367 @@
+"""Phase 0: from text to tokens.h5. Reads, splits off the hold-out by document, tokenises, packs and writes.
+
+One pass over the data in bounded memory, ended as soon as there are enough rows. Only where so little text is there
+that nothing was held out is it read once more, cut finer. Nothing of the text goes into a log. Knows nothing of scoring
+and training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.data.checks import check_models
+from engine.data.document import Document
+from engine.data.holdout import smallest_fraction
+from engine.data.packing import PackedRow, Packer, TokenisedDocument
+from engine.data.sources import TextSource
+from engine.data.split import FINE, USUAL, Cutting, pieces, stretches
+from engine.data.tally import in_words
+from engine.data.tokens import Split, TokenFile, TokenFileWriter
+from engine.errors import DataError
+from engine.events import EventWriter
+from engine.models.spec import ModelSpec
+from engine.models.vocabulary import Vocabulary
+from engine.phase_control import PhaseControl
+
+if TYPE_CHECKING:
+    from engine.data.tokenise import DocumentTokeniser
+
+MOST_HOLDOUT_ROWS = 512
+"""More would make each evaluation slow and hardly more certain."""
+
+FEWEST_HOLDOUT_ROWS = 16
+"""With --samples, reading goes on until this many rows are held out, or the data end."""
+
+_ROUGH_BELOW_TOKENS = 2_000
+_BATCH_CHARACTERS = 2**19
+_BATCH_TEXTS = 512
+_PROGRESS_SECONDS = 0.5
+
+NOTHING_TO_LEARN = "row without a token to learn"
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What is in the token file.
+
+    Attributes:
+        documents, holdout_documents: stretches of text that were tokenised for each side.
+        skipped: what was left out, reason to count.
+        sequence_length: most tokens in a row.
+        vocab_size: V_eff.
+        tokenizer_sha, chat_template_sha: of the vocabulary; the template's is empty unless the data are conversations.
+        data_hash: of the training rows and their order.
+        holdout_fraction: the share asked for, or the larger one that it took to hold out anything.
+    """
+
+    train_rows: int
+    train_tokens: int
+    train_scored: int
+    holdout_rows: int
+    holdout_tokens: int
+    holdout_scored: int
+    documents: int
+    holdout_documents: int
+    skipped: dict[str, int]
+    sequence_length: int
+    vocab_size: int
+    tokenizer_sha: str
+    chat_template_sha: str
+    data_hash: str
+    holdout_data_hash: str
+    holdout_fraction: float
+    seconds: float
+
+
+def prepare(
+    *,
+    source: TextSource,
+    teacher: ModelSpec,
+    student: ModelSpec | None,
+    sequence_length: int,
+    samples: int | None,
+    holdout: float,
+    packing: bool,
+    out: Path,
+    events: EventWriter,
+    control: PhaseControl,
+    trust_remote_code: bool = False,
+) -> PrepareResult:
+    """Make the token file.
+
+    Args:
+        source: where the text comes from.
+        teacher: whose tokenizer is used.
+        student: that has to have the same one; None when it is cut from the teacher.
+        sequence_length: most tokens in a row.
+        samples: most rows to train on; None for all. The hold-out has the same share of it as it has of the documents,
+            from FEWEST_HOLDOUT_ROWS to MOST_HOLDOUT_ROWS rows.
+        holdout: share of the documents kept out of training.
+        packing: whether a row holds several documents.
+        out: the file; it appears when it is whole.
+        events: told how far it is.
+        control: asked between two batches whether to stop.
+        trust_remote_code: whether a tokenizer may bring code.
+
+    Raises:
+        DataError: there is no usable text, or too little to hold anything out.
+        TokenizerMismatch, ModelError, SettingsError: the models cannot be used like this.
+        DiskFull: no room; nothing is left behind.
+        Stopped: the person stopped it; nothing is left behind.
+    """
+    began = time.monotonic()
+    vocabulary = check_models(teacher, student, sequence_length)
+    # Here, not above: transformers takes seconds to import, and the checks are quick to fail.
+    from engine.data.tokenise import DocumentTokeniser
+    from engine.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(teacher.path, trust_remote_code=trust_remote_code)
+    cutting = None if source.whole_documents else USUAL
+    fraction = holdout
+    while True:
+        work = _Preparation(
+            tokeniser=DocumentTokeniser(tokenizer, str(teacher.path)),
+            vocabulary=vocabulary,
+            sequence_length=sequence_length,
+            packing=packing,
+            samples=samples,
+            wanted_holdout=wanted_holdout_rows(samples, holdout),
+            events=events,
+            control=control,
+        )
+        with TokenFileWriter(
+            out,
+            sequence_length=sequence_length,
+            vocab_size=vocabulary.size,
+            pad_id=vocabulary.pad_id,
+            eos_id=vocabulary.eos_id,
+            attributes={"tokenizer": vocabulary.sha, "holdout": fraction, "packing": int(packing)},
+        ) as writer:
+            work.run(source, fraction, cutting, writer)
+            if work.rows["train"] and work.rows["holdout"]:
+                writer.commit()
+                break
+        if cutting is FINE or cutting is None or work.rows["train"] + work.rows["holdout"] == 0:
+            raise _too_little(source, work)
+        cutting, fraction = FINE, _enough_for_one(source, holdout, work, control)
+    skipped = {**source.skipped, **work.skipped, **work.tokeniser.skipped}
+    with TokenFile(out) as file:
+        result = PrepareResult(
+            train_rows=file.num_rows("train"),
+            train_tokens=file.num_tokens("train"),
+            train_scored=file.num_scored("train"),
+            holdout_rows=file.num_rows("holdout"),
+            holdout_tokens=file.num_tokens("holdout"),
+            holdout_scored=file.num_scored("holdout"),
+            documents=work.documents["train"],
+            holdout_documents=work.documents["holdout"],
+            skipped=skipped,
+            sequence_length=sequence_length,
+            vocab_size=vocabulary.size,
+            tokenizer_sha=vocabulary.sha,
+            chat_template_sha=vocabulary.chat_template_sha if work.has_messages else "",
+            data_hash=file.data_hash("train"),
+            holdout_data_hash=file.data_hash("holdout"),
+            holdout_fraction=fraction,
+            seconds=time.monotonic() - began,
+        )
+    _tell(result, holdout, samples, vocabulary, events)
+    return result
+
+
+def wanted_holdout_rows(samples: int | None, holdout: float) -> int:
+    """Most rows that are held out: the documents' share of the samples, within bounds."""
+    if samples is None:
+        return MOST_HOLDOUT_ROWS
+    share = math.ceil(samples * holdout / (1 - holdout))
+    return min(MOST_HOLDOUT_ROWS, max(FEWEST_HOLDOUT_ROWS, share))
+
+
+class _Preparation:
+    """One pass over the data."""
+
+    def __init__(
+        self,
+        *,
+        tokeniser: DocumentTokeniser,
+        vocabulary: Vocabulary,
+        sequence_length: int,
+        packing: bool,
+        samples: int | None,
+        wanted_holdout: int,
+        events: EventWriter,
+        control: PhaseControl,
+    ) -> None:
+        self.tokeniser = tokeniser
+        self.limits: dict[Split, float] = {"train": samples or math.inf, "holdout": wanted_holdout}
+        self.rows: dict[Split, int] = {"train": 0, "holdout": 0}
+        self.documents: dict[Split, int] = {"train": 0, "holdout": 0}
+        self.skipped: Counter[str] = Counter()
+        self.has_messages = False
+        self._packers: dict[Split, Packer] = {
+            split: Packer(sequence_length, eos_id=vocabulary.eos_id, packing=packing, bos_id=tokeniser.bos_id)
+            for split in self.rows
+        }
+        self._samples = samples
+        self._events = events
+        self._control = control
+        self._told_at = 0.0
+        self._began = time.monotonic()
+
+    def run(self, source: TextSource, fraction: float, cutting: Cutting | None, writer: TokenFileWriter) -> None:
+        """Read until there is enough or no more."""
+        for batch in self._batches(source, fraction, cutting):
+            self._control.safe_point()
+            for split, document in self._tokenised(batch):
+                if document.ids and not self._is_full(split):
+                    self.documents[split] += 1
+                    self._write(split, self._packers[split].add(document), writer)
+            self._progress(source)
+            if self._is_full("train") and self._is_full("holdout"):
+                break
+        for split in self.rows:
+            self._write(split, self._packers[split].finish(), writer)
+        self._progress(source, at_end=True)
+
+    def _batches(
+        self, source: TextSource, fraction: float, cutting: Cutting | None
+    ) -> Iterator[list[tuple[Split, str | Document]]]:
+        """Stretches of text and conversations, as many as are tokenised at a time; none for a side that is full."""
+        batch: list[tuple[Split, str | Document]] = []
+        characters = seen = 0
+        for document in source.documents():
+            for held_out, text in stretches(document, fraction, cutting):
+                split: Split = "holdout" if held_out else "train"
+                seen += len(text)
+                if not self._is_full(split):
+                    batch.append((split, text if document.messages is None else document))
+                    characters += len(text)
+            if characters > _BATCH_CHARACTERS or len(batch) >= _BATCH_TEXTS or seen > 16 * _BATCH_CHARACTERS:
+                yield batch
+                batch, characters, seen = [], 0, 0
+        yield batch
+
+    def _tokenised(self, batch: list[tuple[Split, str | Document]]) -> Iterator[tuple[Split, TokenisedDocument]]:
+        texts = self.tokeniser.texts([item for _, item in batch if isinstance(item, str)])
+        plain = iter(texts)
+        for split, item in batch:
+            if isinstance(item, str):
+                yield split, next(plain)
+            else:
+                self.has_messages = True
+                conversation = self.tokeniser.conversation(item.messages or ())
+                if conversation is not None:
+                    yield split, conversation
+
+    def _write(self, split: Split, rows: Iterator[PackedRow], writer: TokenFileWriter) -> None:
+        for row in rows:
+            if self._is_full(split):
+                continue  # more than was asked for
+            if not row.scored.any():
+                self.skipped[NOTHING_TO_LEARN] += 1
+                continue
+            writer.add(split, row)
+            self.rows[split] += 1
+
+    def _is_full(self, split: Split) -> bool:
+        return self.rows[split] >= self.limits[split]
+
+    def _progress(self, source: TextSource, *, at_end: bool = False) -> None:
+        now = time.monotonic()
+        if not at_end and now - self._told_at < _PROGRESS_SECONDS:
+            return
+        self._told_at = now
+        done = self.rows["train"] + self.rows["holdout"]
+        total = max(done, self._expected(source))
+        rate = done / max(now - self._began, 1e-3)
+        self._events.progress(
+            done,
+            done if at_end else total,
+            "rows",
+            rate=rate,
+            eta_seconds=0 if at_end else (total - done) / max(rate, 1e-3),
+        )
+
+    def _expected(self, source: TextSource) -> int:
+        """Rows in the end, as far as can be told: by what share of the files' bytes is behind us."""
+        share = source.bytes_read / source.total_bytes if source.total_bytes else 0.0
+        done = self.rows["train"] + self.rows["holdout"]
+        by_bytes = done / share if share > 0 else math.inf
+        by_limit = self.limits["train"] + self.limits["holdout"]
+        expected = min(by_bytes, by_limit)
+        return math.ceil(expected) if math.isfinite(expected) else done
+
+
+def _enough_for_one(source: TextSource, holdout: float, work: _Preparation, control: PhaseControl) -> float:
+    """The share of finely cut documents at which at least one is held out, the one whose hash is lowest.
+
+    Raises:
+        DataError: there is only one.
+    """
+    lowest: dict[str, float] = {}
+    for document in source.documents():
+        control.safe_point()
+        for piece in pieces(document, FINE):
+            lowest[piece] = smallest_fraction(piece)
+            if len(lowest) > 2:
+                del lowest[max(lowest, key=lambda text: lowest[text])]
+    if len(lowest) < 2:
+        raise _too_little(source, work)
+    return max(holdout, min(lowest.values()))
+
+
+def _too_little(source: TextSource, work: _Preparation) -> DataError:
+    counts = {**source.skipped, **work.skipped, **work.tokeniser.skipped}
+    if work.has_messages and not sum(work.rows.values()):
+        return DataError(
+            f"No conversation of {source.data} can be trained on.",
+            f"Left out: {in_words(counts)}.",
+            "Use data with answers of the assistant in the form of the model's chat template.",
+        )
+    return DataError(
+        f"There is too little text in {source.data}: nothing of it could be both trained on and held out.",
+        "The student is measured with documents that it has not seen.",
+        "Give more text, or another --holdout.",
+    )
+
+
+def _tell(
+    result: PrepareResult, holdout: float, samples: int | None, vocabulary: Vocabulary, events: EventWriter
+) -> None:
+    events.log(
+        "info",
+        f"{result.train_rows:,} rows to train on ({result.train_tokens:,} tokens of {_texts(result.documents)}), "
+        f"{result.holdout_rows:,} held out ({result.holdout_tokens:,} tokens of {_texts(result.holdout_documents)}).",
+    )
+    if result.skipped:
+        events.log("info", f"Left out: {in_words(result.skipped)}.", "skipped")
+    if samples is not None and result.train_rows < samples:
+        events.log("warning", f"The text gives {result.train_rows:,} rows, not {samples:,}.", "fewer-rows")
+    if vocabulary.eos_id is None:
+        events.log(
+            "warning", "The tokenizer has no token that ends a text: documents follow each other without one.", "no-eos"
+        )
+    if result.holdout_fraction > holdout:
+        events.log(
+            "warning",
+            f"Of so little text a hold-out of {holdout:.3g} is not one document: it was cut into pieces of about "
+            f"{FINE.piece_characters:,} characters, and {result.holdout_documents} of "
+            f"{result.holdout_documents + result.documents} stretches are held out.",
+            "fine-holdout",
+        )
+    if result.holdout_scored < _ROUGH_BELOW_TOKENS:
+        events.log(
+            "warning",
+            f"The hold-out has only {result.holdout_scored:,} tokens: figures measured with it are rough.",
+            "small-holdout",
+        )
+
+
+def _texts(count: int) -> str:
+    return f"{count:,} text" if count == 1 else f"{count:,} texts"

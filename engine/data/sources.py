@@ -1,0 +1,311 @@
+"""Where text comes from: a file, a folder, a Hugging Face dataset or the interpreter's own documentation.
+
+    source = open_source("notes/", text_field=None, split="train")
+    for document in source.documents(): ...
+    source.skipped                      # what was passed over and why
+
+Documents come as a stream in an order that does not change; memory does not grow with the data. Nothing is made up:
+what cannot be read is passed over and counted, and when nothing is left that is an error. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.data.document import Document
+from engine.data.fields import TextField, all_fields, choose_field, messages_of, text_fields, told
+from engine.data.folder import FoundFile, find_files, shown
+from engine.data.hub_dataset import dataset_rows, looks_like_dataset
+from engine.data.pieces import cut_text
+from engine.data.python_docs import python_documents
+from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record
+from engine.data.tally import Tally, in_words
+from engine.errors import DataError
+
+PYTHON_DOCS = "python-docs"
+"""The name of the built-in text."""
+
+ACCEPTED = ", ".join(READERS)
+_SUFFIXES = frozenset(READERS)
+_FIRST_RECORDS = 32
+_FIRST_CHARACTERS = 2**20
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What there is, before it is read.
+
+    Attributes:
+        files: that can be read; 0 where the text is not in files.
+        bytes: of these files.
+        kinds: files by suffix.
+        text_field: the field that is read; None for plain text.
+        has_messages: whether it holds conversations.
+        skipped: what was passed over while looking, by reason.
+    """
+
+    files: int
+    bytes: int
+    kinds: dict[str, int]
+    text_field: str | None
+    has_messages: bool
+    skipped: dict[str, int]
+
+
+class TextSource:
+    """Documents as a stream, as often as they are asked for.
+
+    Attributes:
+        data: as the person wrote it.
+        whole_documents: whether the split into training and hold-out is by whole documents, however long: the demo's
+            teacher was trained on one side of it.
+        field: that is read of objects and rows; None before any were met.
+        fields: of the first object or row that was met.
+    """
+
+    def __init__(self, data: str, text_field: str | None, split: str, files: list[FoundFile], found: Tally) -> None:
+        self.data = data
+        self.files = files
+        self.whole_documents = data == PYTHON_DOCS
+        self._text_field = text_field
+        self._split = split
+        self._found = found
+        self._tally = found
+        self.field: TextField | None = None
+        self.fields: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What was passed over so far, reason to count."""
+        return dict(self._tally.skipped)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files; 0 where the text is not in files."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of files that are behind us."""
+        return self._tally.bytes_read
+
+    def documents(self) -> Iterator[Document]:
+        """Every document, in an order that does not change.
+
+        Raises:
+            DataError: there is no usable text at all, or no field that holds it.
+        """
+        self._tally = tally = Tally()
+        tally.skipped.update(self._found.skipped)
+        if self.data == PYTHON_DOCS:
+            yield from python_documents()
+            return
+        count = 0
+        unclear: list[tuple[str, list[str]]] = []
+        for document in self._all(tally, unclear):
+            count += 1
+            yield document
+        if not count:
+            raise self._nothing(tally, unclear)
+
+    def file_documents(self, file: FoundFile, tally: Tally) -> Iterator[Document]:
+        """The documents of one file; none where the text field cannot be told."""
+        return self._file_documents(file, tally, [])
+
+    def describe(self) -> SourceSummary:
+        """What there is, from the folder's listing and the first documents.
+
+        Raises:
+            DataError: there is no usable text.
+        """
+        documents = self.documents()
+        first = next(documents)
+        documents.close()  # type: ignore[attr-defined]
+        return SourceSummary(
+            files=len(self.files),
+            bytes=self.total_bytes,
+            kinds=dict(Counter(file.suffix for file in self.files)),
+            text_field=self.field.name if self.field else None,
+            has_messages=first.messages is not None,
+            skipped=dict(self._found.skipped),
+        )
+
+    def _all(self, tally: Tally, unclear: list[tuple[str, list[str]]]) -> Iterator[Document]:
+        if not self.files:
+            rows = dataset_rows(self.data, self._split)
+            yield from self._documents_of(self.data, rows, tally, unclear)
+        for file in self.files:
+            try:
+                yield from self._file_documents(file, tally, unclear)
+            except OSError as error:
+                if len(self.files) == 1:
+                    raise DataError(
+                        f"{shown(file.path)} cannot be read ({error.strerror}).", "", "Choose other --data."
+                    ) from error
+                tally.skip("file that cannot be read")
+
+    def _file_documents(
+        self, file: FoundFile, tally: Tally, unclear: list[tuple[str, list[str]]]
+    ) -> Iterator[Document]:
+        yield from self._documents_of(file.name, READERS[file.suffix](file.path, tally), tally, unclear)
+
+    def _documents_of(
+        self, name: str, records: Iterable[Record], tally: Tally, unclear: list[tuple[str, list[str]]]
+    ) -> Iterator[Document]:
+        """The documents of one stream of records, all of them read from the same field."""
+        stream = iter(records)
+        first = list(_first(stream))
+        rows = [record for record in first if isinstance(record, dict)]
+        field = choose_field(rows, self._text_field) if rows else None
+        if rows and field is None:
+            # 'named' tells a wrong --text_field from fields that leave a choice.
+            unclear.append((name, all_fields(rows) if self._text_field else text_fields(rows) or all_fields(rows)))
+            tally.skip(
+                f"file without the field {self._text_field!r}" if self._text_field else "file without clear text field"
+            )
+        self.field = self.field or field
+        self.fields = self.fields or tuple(all_fields(rows))
+        for number, record in enumerate(itertools.chain(first, stream), start=1):
+            if isinstance(record, str):
+                yield from _checked(f"{name} {number}" if number > 1 else name, record, None, tally)
+            elif field is not None:
+                yield from _document(f"{name} {number}", record, field, tally)
+            elif number > len(first):
+                return
+
+    def _nothing(self, tally: Tally, unclear: Sequence[tuple[str, list[str]]]) -> DataError:
+        where = shown(self.data)
+        if unclear:
+            name, fields = unclear[0]
+            named = ", ".join(map(_quoted, fields[:20])) or "none"
+            if self._text_field:
+                return DataError(
+                    f"There is no field {self._text_field!r} in {where}.",
+                    f"The fields of {name} are {named}.",
+                    "Choose one of them with --text_field.",
+                )
+            return DataError(
+                f"It is not clear which field of {where} holds the text.",
+                f"The fields of {name} are {named}.",
+                "Choose one of them with --text_field.",
+            )
+        passed_over = in_words(tally.skipped)
+        return DataError(
+            f"There is no usable text in {where}.",
+            f"Passed over: {passed_over}." if passed_over else "It is empty.",
+            f"Give a file or folder with text in UTF-8 ({ACCEPTED}).",
+        )
+
+
+def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
+    """Find the text that ``--data`` names.
+
+    Args:
+        data: a file, a folder, ``python-docs`` or a Hugging Face dataset id (``name``, ``owner/name`` or
+            ``owner/name:configuration``).
+        text_field: the field that holds the text; found by looking when None.
+        split: of a Hugging Face dataset.
+
+    Raises:
+        DataError: there is no such file, or nothing in it that can be read.
+    """
+    tally = Tally()
+    if data == PYTHON_DOCS:
+        return TextSource(data, text_field, split, [], tally)
+    path = Path(data).expanduser()
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+        exists = os.path.lexists(path)
+    except (OSError, ValueError):  # a name that no file can have
+        is_folder = is_file = exists = False
+    if is_folder:
+        files = find_files(path, _SUFFIXES, tally)
+        if not files:
+            there = in_words(tally.skipped)
+            raise DataError(
+                f"There is no text in {shown(path)}.",
+                f"It holds only {there}." if there else "The folder is empty.",
+                f"Give a file or folder with {ACCEPTED}.",
+            )
+        return TextSource(data, text_field, split, files, tally)
+    if is_file:
+        suffix = path.suffix.lower()
+        if suffix not in _SUFFIXES:
+            raise DataError(
+                f"{shown(path)} is not a kind of file that can be read.",
+                f"Its suffix is {shown(suffix)!r}." if suffix else "It has no suffix.",
+                f"Give {ACCEPTED}; a text under another name can be renamed to .txt.",
+            )
+        file = FoundFile(path, shown(path.name), path.stat().st_size, suffix)
+        return TextSource(data, text_field, split, [file], tally)
+    if exists:
+        raise DataError(f"{shown(path)} is neither a file nor a folder.", "", f"Give {ACCEPTED}.")
+    if looks_like_dataset(data):
+        return TextSource(data, text_field, split, [], tally)
+    raise DataError(
+        f"There is no file or folder {shown(path)}.", "", f"Give a file or folder with {ACCEPTED}, or {PYTHON_DOCS}."
+    )
+
+
+def _first(stream: Iterator[Record]) -> Iterator[Record]:
+    """The records by which the field is chosen: some dozens, fewer where they are long."""
+    characters = 0
+    for record in itertools.islice(stream, _FIRST_RECORDS):
+        yield record
+        characters += len(record) if isinstance(record, str) else sum(map(_length, record.values()))
+        if characters > _FIRST_CHARACTERS:
+            return
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str | list) else 0
+
+
+def _document(name: str, record: dict[str, Any], field: TextField, tally: Tally) -> Iterator[Document]:
+    value = record.get(field.name)
+    if value is None:
+        tally.skip(f"record without {field.name!r}")
+    elif field.is_chat:
+        messages = messages_of(value)
+        if messages is None:
+            tally.skip(f"record whose {field.name!r} holds no plain conversation")
+        else:
+            yield from _checked(name, told(messages), messages, tally)
+    elif not isinstance(value, str):
+        tally.skip(f"record whose {field.name!r} is no text")
+    else:
+        yield from _checked(name, value, None, tally)
+
+
+def _checked(name: str, text: str, messages: tuple[dict[str, str], ...] | None, tally: Tally) -> Iterator[Document]:
+    """The document, cut where it is very long; nothing when the text is none."""
+    if not text or text.isspace():
+        tally.skip("empty document")
+    elif "\0" in text:
+        tally.skip("document with NUL characters")
+    elif not _is_unicode(text):
+        tally.skip("document that is not valid Unicode")
+    elif messages is not None or len(text) <= MAX_DOCUMENT_CHARACTERS:
+        yield Document(name, text, messages)
+    else:
+        for number, piece in enumerate(cut_text(text, MAX_DOCUMENT_CHARACTERS), start=1):
+            yield Document(f"{name} part {number}", piece)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates: bytes that were not UTF-8, or half of an escaped character
+        return False
+    return True
+
+
+def _quoted(name: str) -> str:
+    shortened = name if len(name) <= 60 else name[:57] + "..."
+    return repr(shortened)

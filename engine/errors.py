@@ -1,0 +1,154 @@
+"""One tree of errors. Each has what happened, why, what to do, and an exit code.
+
+::
+
+    TinyDistillError
+    ├── RequestError          2   the request is wrong
+    │   ├── SettingsError         settings that cannot be, all of them at once
+    │   ├── ModelError            a model that is missing, or that cannot be used
+    │   ├── TokenizerMismatch     teacher and student do not share a vocabulary
+    │   ├── DataError             no usable text
+    │   ├── CacheMismatch         records that belong to something else
+    │   └── FolderError           a folder that is not what it has to be
+    ├── DoesNotFit            3   memory or disk, with the nearest setting that fits
+    ├── RunFailed             4   it failed, the state is kept
+    │   ├── DiskFull
+    │   ├── CorruptState          a file of the run is damaged and cannot be made again
+    │   ├── PhaseDied             a phase's process was killed, or ended without a word
+    │   ├── OutOfMemory           memory ran out where nothing smaller is left to try
+    │   ├── RecordsMissing        records that are damaged or not there yet; they are made again
+    │   └── BadNumbers            NaN or infinity that did not go away
+    └── Stopped               130 the person stopped it, the state is kept
+
+An error knows nothing of screens: the front ends print :meth:`TinyDistillError.paragraph`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+EXIT_OUT_OF_MEMORY = 75  # between a phase and its supervisor only: memory ran out, try with less
+EXIT_RECORDS_MISSING = 76  # likewise: records that the journal promised are not whole, score them again
+
+
+class TinyDistillError(Exception):
+    """Base of everything this program raises on purpose.
+
+    Args:
+        what: what happened, one sentence, with the person's own paths and values.
+        why: why that is a problem, one sentence; empty where the first says it all.
+        todo: what the person can do now, one sentence.
+    """
+
+    exit_code: ClassVar[int] = 4
+
+    def __init__(self, what: str, why: str = "", todo: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.todo = todo
+
+    def paragraph(self) -> str:
+        """The message as it is printed: what happened, why, what to do."""
+        return " ".join(part for part in (self.what, self.why, self.todo) if part)
+
+
+class RequestError(TinyDistillError):
+    """The request is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One setting that cannot be.
+
+    Attributes:
+        setting: the setting's name, as in RunConfig.
+        value: the value as given.
+        accepted: what is accepted, as half a sentence.
+    """
+
+    setting: str
+    value: object
+    accepted: str
+
+    def sentence(self) -> str:
+        """One line that names the flag, the value and what is accepted."""
+        return f"--{self.setting} {self.value}: {self.accepted}"
+
+
+class SettingsError(RequestError):
+    """Settings that cannot be: all of them at once, so that the person mends them in one go."""
+
+    def __init__(self, problems: list[Problem], todo: str = "Run with --help to see every setting.") -> None:
+        self.problems = problems
+        lines = [problem.sentence() for problem in problems]
+        if len(lines) == 1:
+            what = f"This setting cannot be used: {lines[0]}."
+        else:
+            what = "These settings cannot be used:\n" + "".join(f"  {line}\n" for line in lines)
+        super().__init__(what, "", todo)
+
+
+class ModelError(RequestError):
+    """A model that is missing, or that cannot be used as it is asked to be."""
+
+
+class TokenizerMismatch(RequestError):
+    """Teacher and student do not share a vocabulary: records name token ids."""
+
+
+class DataError(RequestError):
+    """There is no usable text."""
+
+
+class CacheMismatch(RequestError):
+    """Records that were made by another teacher, tokenizer or setting."""
+
+
+class FolderError(RequestError):
+    """A folder that is missing, not writable, busy, or holds something else."""
+
+
+class DoesNotFit(TinyDistillError):
+    """Memory or disk is too small; ``todo`` names the nearest setting that fits."""
+
+    exit_code = 3
+
+
+class RunFailed(TinyDistillError):
+    """It failed; what was done so far is kept and the run can be resumed."""
+
+    exit_code = 4
+
+
+class DiskFull(RunFailed):
+    """A write did not find room."""
+
+
+class CorruptState(RunFailed):
+    """A file of the run is damaged and cannot be made again from what is there."""
+
+
+class PhaseDied(RunFailed):
+    """A phase's process was killed, or ended without saying why."""
+
+
+class OutOfMemory(RunFailed):
+    """Memory ran out; in a phase the supervisor answers with less, and says so when nothing smaller is left to try."""
+
+
+class RecordsMissing(RunFailed):
+    """Records of the teacher that the student needs are damaged or not there."""
+
+
+class BadNumbers(RunFailed):
+    """NaN or infinity in a loss, a gradient or a teacher's logits that did not go away."""
+
+
+class Stopped(TinyDistillError):
+    """The person stopped the run; the state is kept."""
+
+    exit_code = 130

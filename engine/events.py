@@ -1,0 +1,170 @@
+"""Events: what happens in a run, one JSON object a line, in the order it happened.
+
+The engine writes them; the wizard, the progress bar, ``--json`` and the report read them. Several processes append to
+the same file: each line is one ``write`` on a descriptor opened with O_APPEND, so lines do not mix. A torn last line
+(a kill, a full disk) is left alone by readers and closed with a newline by the next writer.
+
+This file knows nothing of torch, and nothing of what the events mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+# The kinds that a person reading run.log has no use for: they come by the second.
+_TOO_OFTEN_FOR_THE_LOG = frozenset({"memory", "progress"})
+
+
+class EventWriter:
+    """Appends events to ``events.jsonl`` and, in words, to ``run.log``.
+
+    Args:
+        path: the events file; made when it is missing.
+        phase: goes into every event, where given.
+        log_path: the file for a person; none when None.
+    """
+
+    def __init__(self, path: Path, *, phase: str | None = None, log_path: Path | None = None) -> None:
+        self.phase = phase
+        self._descriptor = _open_for_appending(path)
+        self._log_descriptor = _open_for_appending(log_path) if log_path else None
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one event. A full disk loses the event, never the run: the work itself says so where it matters."""
+        event: Event = {"time": round(time.time(), 3), "kind": kind}
+        if self.phase is not None and "phase" not in fields:
+            event["phase"] = self.phase
+        event.update(fields)
+        line = json.dumps(_finite(event), ensure_ascii=False, default=str)
+        _append(self._descriptor, line)
+        if self._log_descriptor is not None and kind not in _TOO_OFTEN_FOR_THE_LOG:
+            _append(self._log_descriptor, _in_words(event))
+
+    def log(self, level: str, message: str, code: str | None = None) -> None:
+        """A sentence for a person; ``level`` is debug, info, warning or error; ``code`` never changes its meaning."""
+        self.write("log", level=level, message=message, **({"code": code} if code else {}))
+
+    def progress(
+        self, done: int, total: int, unit: str, rate: float | None = None, eta_seconds: float | None = None
+    ) -> None:
+        """How far the phase is; ``rate`` in units per second."""
+        self.write("progress", done=done, total=total, unit=unit, rate=rate, eta_seconds=eta_seconds)
+
+    def text(self, text: str) -> None:
+        """Lines for ``run.log`` alone: a traceback, a library's chatter."""
+        if self._log_descriptor is not None:
+            _append(self._log_descriptor, text.rstrip("\n"))
+
+    def close(self) -> None:
+        """Close the files."""
+        os.close(self._descriptor)
+        if self._log_descriptor is not None:
+            os.close(self._log_descriptor)
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """All whole events of a file, oldest first; a missing file has none."""
+    yield from Tail(path).read()
+
+
+class Tail:
+    """Reads what was appended since the last time.
+
+    Attributes:
+        bad_lines: lines that were no JSON object.
+        size, offset: bytes there are and bytes read, for "reading 61 %".
+    """
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self.path = path
+        self.bad_lines = 0
+        self.size = 0
+        self.offset = 0
+        self._inode = 0
+        self._torn = b""
+        if from_end:
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                self._inode, self.offset = status.st_ino, status.st_size
+
+    def read(self, limit_bytes: int = 1 << 62) -> list[Event]:
+        """New whole events, at most about ``limit_bytes`` of them; a file that was replaced or cut is read anew."""
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self.offset:
+                    self._inode, self.offset, self._torn = status.st_ino, 0, b""
+                self.size = status.st_size
+                file.seek(self.offset)
+                chunk = file.read(min(limit_bytes, max(0, self.size - self.offset)))
+        except OSError:
+            return []
+        self.offset += len(chunk)
+        *lines, self._torn = (self._torn + chunk).split(b"\n")
+        return [event for line in lines if (event := self._parse(line)) is not None]
+
+    def _parse(self, line: bytes) -> Event | None:
+        if not line.strip():
+            return None
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+            self.bad_lines += 1
+            return None
+        return event
+
+
+def _open_for_appending(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        os.write(descriptor, b"\n")  # whoever wrote last was killed in mid-line
+    return descriptor
+
+
+def _append(descriptor: int, line: str) -> None:
+    try:
+        os.write(descriptor, line.encode("utf-8", "replace") + b"\n")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity are no JSON: they become None, and the ``log`` beside them says what happened."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def _in_words(event: Event) -> str:
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+    words: dict[str, Callable[[], str]] = {
+        "log": lambda: f"{event['level']:7} {event['message']}",
+        "error": lambda: "error   " + " ".join(str(event[part]) for part in ("what", "why", "todo") if event.get(part)),
+        "metric": lambda: (
+            f"info    step {event['step']} of {event['total_steps']}: loss {event['loss']:.4f}"
+            if event.get("loss") is not None
+            else f"info    step {event['step']}"
+        ),
+    }
+    if event["kind"] in words:
+        return f"{clock} {words[event['kind']]()}"
+    rest = {key: value for key, value in event.items() if key not in ("time", "kind")}
+    return f"{clock} info    {event['kind']} {json.dumps(rest, ensure_ascii=False, default=str)[:500]}"

@@ -1,0 +1,362 @@
+"""What this machine has: GPUs, memory, processor, disk; and how much memory a process holds.
+
+Everything here is read from the driver's management library and from the operating system; torch is never loaded and
+CUDA is never started, so that looking costs milliseconds and no GPU memory. Nothing here raises: what cannot be read
+is left out, and for GPUs ``gpu_note`` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from engine.cgroup import cpu_quota, memory_limits
+
+# Instruction sets that decide how fast matrix products are, as the kernel names them -> as people do.
+_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_bf16": "AMX BF16",
+    "amx_tile": "AMX",
+    "asimd": "NEON",
+    "sve": "SVE",
+    "bf16": "BF16",
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as the driver tells.
+
+    Attributes:
+        index: N of ``cuda:N`` in a process that sees the GPUs in the order of the bus.
+        capability: compute capability, such as "8.6"; empty when the driver does not say.
+    """
+
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+    driver: str
+    capability: str
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """This machine, now.
+
+    Attributes:
+        ram_bytes: main memory, or the container's limit where that is less.
+        available_bytes: what a new program can take now without anything being swapped or killed.
+        cgroup_limit_bytes: the container's or service's limit; None without one.
+        cores: CPU cores that this process may use (affinity and container quota).
+        disk_free_bytes: free space where ``disk_path`` will be.
+        gpu_note: why there is no GPU; empty where there is one.
+    """
+
+    gpus: tuple[Gpu, ...]
+    ram_bytes: int
+    available_bytes: int
+    cgroup_limit_bytes: int | None
+    cores: int
+    cpu_name: str
+    cpu_features: tuple[str, ...]
+    disk_free_bytes: int
+    disk_path: Path = Path()
+    gpu_note: str = ""
+
+
+def detect(path_for_disk: Path = Path()) -> Hardware:
+    """Look at the machine.
+
+    Args:
+        path_for_disk: where files will be written; need not exist yet.
+    """
+    gpus, note = find_gpus()
+    limits = memory_limits()
+    total, available = _system_memory()
+    limit = min((level.limit_bytes for level in limits), default=None)
+    name, features = processor()
+    return Hardware(
+        gpus=gpus,
+        ram_bytes=total if limit is None else min(total, limit),
+        available_bytes=min([available, *(level.free_bytes for level in limits)]),
+        cgroup_limit_bytes=None if limit is None or limit >= total else limit,
+        cores=usable_cores(),
+        cpu_name=name,
+        cpu_features=features,
+        disk_free_bytes=disk_free_bytes(path_for_disk),
+        disk_path=path_for_disk,
+        gpu_note=note,
+    )
+
+
+def available_bytes() -> int:
+    """Main memory that can be taken now: the least of what the system and each container limit leave."""
+    _, available = _system_memory()
+    return min([available, *(level.free_bytes for level in memory_limits())])
+
+
+def disk_free_bytes(path: Path) -> int:
+    """Free space for this user where ``path`` is or will be; 0 where nothing can be found out."""
+    folder = path.expanduser().absolute()
+    for candidate in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(candidate).free
+    return 0
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on at the same time."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on Linux
+        cores = os.cpu_count() or 1
+    quota = cpu_quota()
+    return max(1, cores if quota is None else min(cores, round(quota)))
+
+
+def find_gpus() -> tuple[tuple[Gpu, ...], str]:
+    """GPUs that a CUDA program started from here would see, and why there are none.
+
+    ``CUDA_VISIBLE_DEVICES`` is honoured; with ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` the indices are torch's.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return (), "the package nvidia-ml-py is not installed"
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError, OSError) as error:
+        return (), _nvml_reason(pynvml, error)
+    try:
+        driver = _as_text(pynvml.nvmlSystemGetDriverVersion())
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        visible = _visible(pynvml, handles)
+        gpus = [gpu for i, handle in enumerate(visible) if (gpu := _gpu(pynvml, i, handle, driver)) is not None]
+    except (pynvml.NVMLError, OSError) as error:
+        return (), _nvml_reason(pynvml, error)
+    finally:
+        with contextlib.suppress(pynvml.NVMLError, OSError):
+            pynvml.nvmlShutdown()
+    if gpus:
+        return tuple(gpus), ""
+    return (), "hidden by CUDA_VISIBLE_DEVICES" if handles else "the NVIDIA driver lists no GPU"
+
+
+def _gpu(nvml: Any, index: int, handle: Any, driver: str) -> Gpu | None:
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        name = _as_text(nvml.nvmlDeviceGetName(handle))
+    except nvml.NVMLError:  # a GPU that fell off the bus; the others still count
+        return None
+    try:
+        capability = ".".join(str(part) for part in nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    except nvml.NVMLError:
+        capability = ""
+    return Gpu(index, name, int(memory.total), int(memory.free), driver, capability)
+
+
+def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
+    """The handles that CUDA_VISIBLE_DEVICES leaves, in its order. CUDA stops at the first entry it does not know."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return handles
+    chosen = []
+    for word in (part.strip() for part in wanted.split(",")):
+        if word.isdigit() and int(word) < len(handles):
+            chosen.append(handles[int(word)])
+            continue
+        named = [h for h in handles if word and _as_text(nvml.nvmlDeviceGetUUID(h)).startswith(word)]
+        if len(named) != 1:
+            break
+        chosen += named
+    return chosen
+
+
+def _nvml_reason(nvml: Any, error: Exception) -> str:
+    missing = (getattr(nvml, "NVMLError_LibraryNotFound", ()), getattr(nvml, "NVMLError_DriverNotLoaded", ()))
+    if isinstance(error, missing):
+        return "no NVIDIA driver is loaded"
+    return f"the NVIDIA driver answers: {error}"
+
+
+def _as_text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _system_memory() -> tuple[int, int]:
+    """Total and available main memory, without regard to control groups."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Mem")}
+        return values["MemTotal"], values["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):
+        import psutil  # slower to import, and only needed elsewhere than on Linux
+
+        memory = psutil.virtual_memory()
+        return int(memory.total), int(memory.available)
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
+    """Name and instruction sets of the processor, the same for all cores."""
+    name, flags = "", set[str]()
+    with contextlib.suppress(OSError), cpuinfo.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            key, _, value = (part.strip() for part in line.partition(":"))
+            if key == "model name":
+                name = value
+            elif key in ("flags", "Features"):
+                flags = set(value.split())
+            elif not key and (name or flags):
+                break  # the next core's entry
+    if not name:
+        name = platform.processor() or platform.machine()
+    return " ".join(name.split()), tuple(text for flag, text in _FEATURES.items() if flag in flags)
+
+
+def memory_of_tree(pid: int) -> int:
+    """Anonymous memory of a process and its descendants, in bytes; 0 when it is gone.
+
+    Anonymous memory is what other programs cannot have. File pages (mapped libraries and weights) are left out: the
+    kernel takes them back when memory is short.
+    """
+    if not sys.platform.startswith("linux"):
+        return _memory_of_tree_by_psutil(pid)
+    return sum(_anonymous_bytes(process) for process in _tree(pid))
+
+
+def device_bytes(pid: int) -> int | None:
+    """GPU memory that a process holds on all GPUs together, its CUDA context included; None without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    total = None
+    with contextlib.suppress(pynvml.NVMLError, OSError):
+        pynvml.nvmlInit()
+        try:
+            total = 0
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                    if process.pid == pid:
+                        total += int(process.usedGpuMemory or 0)  # None where the driver may not tell
+        finally:
+            pynvml.nvmlShutdown()
+    return total
+
+
+def boot_id() -> str:
+    """A name for this start of the machine, so that a process id from before it is not believed; empty if unknown."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    try:
+        import psutil
+
+        return str(int(psutil.boot_time()))
+    except (ImportError, OSError):
+        return ""
+
+
+class PeakMemory:
+    """Samples :func:`memory_of_tree` in a thread and keeps the highest value.
+
+    Use as a context manager around the life of the process; ``peak_bytes`` may be read at any time.
+    """
+
+    def __init__(self, pid: int, interval_seconds: float = 0.02) -> None:
+        self.peak_bytes = 0
+        self._pid = pid
+        self._interval_seconds = interval_seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            self.peak_bytes = max(self.peak_bytes, memory_of_tree(self._pid))
+            if self._done.wait(self._interval_seconds):
+                return
+
+
+def _anonymous_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("RssAnon:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):  # gone since it was listed
+        pass
+    return 0
+
+
+def _tree(pid: int) -> list[int]:
+    """The process and its descendants, as far as they can be seen."""
+    found, waiting = [], [pid]
+    parents: dict[int, list[int]] | None = None
+    while waiting:
+        process = waiting.pop()
+        found.append(process)
+        children = _children(process)
+        if children is None:  # a kernel without CONFIG_PROC_CHILDREN
+            if parents is None:
+                parents = _children_of_all()
+            children = parents.get(process, [])
+        waiting += children
+    return found
+
+
+def _children(pid: int) -> list[int] | None:
+    """Children of every thread of a process; None when the kernel does not list them."""
+    children: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                children += [int(word) for word in file.read().split()]
+    except FileNotFoundError:
+        return [] if not os.path.exists(f"/proc/{pid}") else None
+    except (OSError, ValueError):
+        return []
+    return children
+
+
+def _children_of_all() -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+            # "pid (name) state ppid": the name may hold spaces and brackets, so the last bracket counts
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+            children.setdefault(parent, []).append(int(name))
+    return children
+
+
+def _memory_of_tree_by_psutil(pid: int) -> int:
+    import psutil
+
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                info = member.memory_full_info()
+                total += int(getattr(info, "uss", info.rss))
+    return total

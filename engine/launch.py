@@ -1,0 +1,137 @@
+"""From a request to a run that is going: plan it, make its folder, start its supervisor.
+
+Used by the command line, by the wizard and by Python programs. It knows nothing of torch, and draws nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine import profiles, supervisor
+from engine.config import SETTINGS, RunConfig
+from engine.errors import Problem, RunFailed, SettingsError, TinyDistillError
+from engine.events import read_events
+from engine.models.hub import fetch_model
+from engine.planner import plan
+from engine.planner.measure import machine_rates
+from engine.planner.models import FROM_TEACHER
+from engine.run import Run
+
+
+def config_from(values: dict[str, Any]) -> RunConfig:
+    """A RunConfig from what was typed, on top of the profile that it names.
+
+    Raises:
+        SettingsError: everything that is wrong, at once.
+    """
+    named = values.get("profile")
+    return RunConfig.parse({**profiles.load(str(named)), **values} if named else values)
+
+
+def new_run(config: RunConfig) -> Run:
+    """Plan a run and make its folder. Nothing is made when the request is wrong or does not fit.
+
+    Raises:
+        RequestError: the request is wrong.
+        DoesNotFit: no room, with the nearest setting that fits.
+    """
+    _require_models(config)
+    for model in (config.teacher, config.student):
+        if model is not None and model != FROM_TEACHER:
+            fetch_model(model)  # a folder or a model that is in the local cache costs no connection
+    planned = plan(config, machine=machine_rates(measure=True))
+    output = planned.settings.output_dir
+    assert output is not None, "the planner resolves every setting"
+    return Run.create(output, config, planned)
+
+
+def resume_run(config: RunConfig) -> Run:
+    """Open the run of ``output_dir`` and take over the settings that may change.
+
+    Raises:
+        FolderError: there is no run.
+        SettingsError: a setting that was given differs from the run's and may not.
+    """
+    assert config.output_dir is not None, "RunConfig.contradictions asks for it"
+    run = Run.open(config.output_dir)
+    given = {
+        name: value
+        for name, value in config.asked().items()
+        if name != "output_dir" and SETTINGS[name].group != "command"
+    }
+    more_training = any(name in given and given[name] != run.info["settings"].get(name) for name in ("epochs", "steps"))
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if name in given:  # one of the two says when to stop
+            given[other] = None
+    run.change({**given, "until": config.until})
+    if more_training:
+        run.reopen_phase("student")
+    return run
+
+
+def is_finished(run: Run) -> bool:
+    """Whether everything that the run was asked for is done."""
+    last = run.settings.until or "student"
+    return run.result(last) is not None and (last != "student" or run.report_json.exists())
+
+
+def distill(config: RunConfig) -> dict[str, Any]:
+    """Do the whole run, in processes of its own, and return its report.
+
+    Raises:
+        TinyDistillError: as on the command line, with what, why and todo.
+    """
+    run = resume_run(config) if config.resume else new_run(config)
+    if not is_finished(run):
+        process = supervisor.start(run.path, tied=True)
+        code = process.wait()
+        if code != 0:
+            raise failure(run, code)
+    if not run.report_json.exists():
+        return {}
+    report: dict[str, Any] = json.loads(run.report_json.read_text(encoding="utf-8"))
+    return report
+
+
+def failure(run: Run, code: int) -> TinyDistillError:
+    """The error that ended a run, from its last ``error`` event."""
+    last = next((event for event in reversed(list(read_events(run.events_path))) if event["kind"] == "error"), None)
+    if code == 130:
+        error: TinyDistillError = TinyDistillError(
+            "The run was stopped.", "", f"Go on: {supervisor.resume_command(run)}"
+        )
+    elif last:
+        error = RunFailed(last.get("what", ""), last.get("why", ""), last.get("todo", ""))
+    else:
+        error = RunFailed(
+            f"The run in {run.path} ended with exit code {code} and no word.",
+            "Its last lines are in run.log.",
+            f"Go on: {supervisor.resume_command(run)}",
+        )
+    error.exit_code = code  # type: ignore[misc]
+    return error
+
+
+def _require_models(config: RunConfig) -> None:
+    if config.demo or config.use_recommended:
+        return
+    missing = [
+        Problem(name, "", f"is needed: {SETTINGS[name].help[0].lower()}{SETTINGS[name].help[1:]}")
+        for name in ("teacher", "student")
+        if getattr(config, name) is None
+    ]
+    if missing:
+        raise SettingsError(
+            missing, "Or let the planner pick: --use_recommended; or see it work first: --demo. All settings: --help."
+        )
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the folder of a run: its settings, its files, its state.
+
+    Raises:
+        FolderError: there is no run.
+    """
+    return Run.open(Path(path))

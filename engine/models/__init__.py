@@ -1,0 +1,1 @@
+"""Reading, streaming and cutting models."""

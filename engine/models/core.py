@@ -1,0 +1,190 @@
+"""The two halves of any causal language model: the core that makes hidden states, and the head that makes logits.
+
+Full logits are the largest thing a language model makes, and nobody here needs them all at once. So the model's own
+forward is run with its core (the module that holds the decoder layers) patched for one call: either to hand out the
+hidden states and pass one token on to the head, or to hand in a block of hidden states and let the head work on that.
+Whatever a head does (bias, softcap, scale) is done by the model's own code; no architecture is named here.
+
+Both ways are differentiable. This file knows nothing of losses, records or where weights come from.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from engine.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Core:
+    """Where a model keeps its decoder layers.
+
+    Attributes:
+        core: the module whose forward turns ids into last hidden states (final norm included).
+        layers: its decoder layers, in order.
+        layers_prefix: the name of the list, as in ``model.layers``.
+    """
+
+    core: nn.Module
+    layers: nn.ModuleList
+    layers_prefix: str
+
+
+_found: weakref.WeakKeyDictionary[nn.Module, Core] = weakref.WeakKeyDictionary()
+
+
+def find_core(model: PreTrainedModel) -> Core:
+    """The largest list of decoder layers, and the module that holds it.
+
+    Raises:
+        ModelError: there is no such list, or the model has no head above it.
+    """
+    if model not in _found:
+        _found[model] = _search(model)
+    return _found[model]
+
+
+def last_hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Hidden states of the last layer, after the final norm: what the head reads.
+
+    No attention mask is given: right-padded rows come out the same without it, as a token sees only what is before it,
+    and the masks of all micro-batches would be the larger part of the memory.
+
+    Args:
+        model: any causal language model, in training or evaluation mode.
+        ids: int64 [batch, length], right-padded.
+
+    Returns:
+        [batch, length, hidden], in the model's dtype, with gradient where autograd is on.
+    """
+    core = find_core(model).core
+    original = core.forward
+    kept: list[Tensor] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        kept.append(output.last_hidden_state)
+        shortened = copy.copy(output)
+        # One token goes on to the head, so that the model's forward ends as it always does.
+        shortened.last_hidden_state = output.last_hidden_state[:, :1]
+        return shortened
+
+    with _patched(core, forward):
+        model(input_ids=ids, use_cache=False, return_dict=True)
+    return _only(kept, model)
+
+
+def logits_of(model: PreTrainedModel, hidden_states: Tensor) -> Tensor:
+    """What the model's own head says of a block of hidden states.
+
+    Args:
+        model: any causal language model; only its head is used.
+        hidden_states: [tokens, hidden], as made by :func:`last_hidden_states`.
+
+    Returns:
+        [tokens, vocab_rows] logits in the head's dtype, with gradient where autograd is on.
+    """
+    core = find_core(model).core
+    calls: list[Tensor] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(hidden_states)
+        return _GivenOutput(last_hidden_state=hidden_states[None])
+
+    ids = torch.zeros((1, hidden_states.shape[0]), dtype=torch.int64, device=hidden_states.device)
+    with _patched(core, forward):
+        logits: Tensor = model(input_ids=ids, use_cache=False, return_dict=True).logits
+    _only(calls, model)
+    return logits[0]
+
+
+def head_is_linear(model: PreTrainedModel) -> tuple[Tensor, Tensor | None] | None:
+    """Weight [vocab_rows, hidden] and bias [vocab_rows] (or None) when the head is a linear layer and nothing else.
+
+    Checked with numbers, on hidden states from tiny to huge, so that a scale or a softcap shows: None where the head
+    does anything more.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return None
+    weight, bias = head.weight, head.bias
+    if weight.is_meta:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(-2, 3, steps=6)[:, None]
+    probes = (torch.randn((6, weight.shape[1]), generator=generator) * sizes).to(weight.device, weight.dtype)
+    with torch.no_grad():
+        own = logits_of(model, probes).to(weight.dtype)
+        plain = functional.linear(probes, weight, bias)
+    # The same product of the same shape by the same kernel: equal but for a cast, where the head is nothing more.
+    return (weight, bias) if own.shape == plain.shape and torch.allclose(own, plain, rtol=1e-5, atol=0.0) else None
+
+
+class _GivenOutput(BaseModelOutputWithPast):
+    """A core's output with nothing but hidden states; whatever else a head's forward passes on (caches …) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _patched(core: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    before = core.__dict__.get("forward")  # streaming patches the instance as well
+    core.forward = forward  # an instance attribute shadows the method for this call
+    try:
+        yield
+    finally:
+        if before is None:
+            del core.forward
+        else:
+            core.forward = before
+
+
+def _only(calls: list[Tensor], model: PreTrainedModel) -> Tensor:
+    if len(calls) != 1:
+        raise ModelError(
+            f"{type(model).__name__} runs its decoder {len(calls)} times in a forward pass, not once.",
+            "Its hidden states cannot be told apart from its head.",
+            "Choose another model.",
+        )
+    return calls[0]
+
+
+def _search(model: PreTrainedModel) -> Core:
+    names = {str(name) for name in (model._no_split_modules or [])}
+    candidates = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 0
+        and all(isinstance(layer, GradientCheckpointingLayer) or type(layer).__name__ in names for layer in module)
+    ]
+    if not candidates:
+        raise ModelError(
+            f"{type(model).__name__} has no list of decoder layers that could be found.",
+            "",
+            "Choose a causal language model of the transformers library.",
+        )
+    prefix, layers = max(candidates, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))
+    core = model.get_submodule(prefix.rpartition(".")[0])
+    if core is model:
+        raise ModelError(
+            f"{type(model).__name__} has no head above its decoder layers.",
+            "The next token cannot be scored.",
+            "Choose a model whose architecture ends in ForCausalLM or LMHeadModel.",
+        )
+    assert isinstance(layers, nn.ModuleList)
+    return Core(core, layers, prefix)

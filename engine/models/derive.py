@@ -1,0 +1,143 @@
+"""A student cut out of its teacher: some of the layers, with everything around them.
+
+The first and the last layer stay, the others are spread evenly: DistilBERT's start (Sanh et al. 2019,
+https://arxiv.org/abs/1910.01108, section 3). The result is a model folder like any other: the teacher with the other
+layers left out. Weights are copied tensor by tensor as bytes, in pieces of a few
+megabytes; what a layer computes is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from engine.errors import ModelError
+from engine.files import fsync_folder, write_atomic
+from engine.models.headers import DTYPES, TensorInfo
+from engine.models.spec import ModelSpec, read_spec
+
+# What comes along besides weights and config.json: the tokenizer, how to generate, the terms of use.
+_COMPANIONS = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*", "*.py",
+)  # fmt: skip
+_HEADER_WORDS = {ours: theirs for theirs, ours in DTYPES.items()}
+_COPY_BYTES = 8 * 2**20
+
+
+def derive_student(teacher: Path, num_layers: int, out: Path, *, trust_remote_code: bool = False) -> list[int]:
+    """Write a model folder with ``num_layers`` of the teacher's layers.
+
+    Args:
+        teacher: a model folder with safetensors.
+        num_layers: layers of the student, from 1 to the teacher's.
+        out: the folder to write; made where it is missing.
+        trust_remote_code: whether a teacher that brings its own code is accepted.
+
+    Returns:
+        The teacher's layers that were kept, in order.
+
+    Raises:
+        ModelError: the teacher cannot be read, or has fewer layers.
+    """
+    spec = read_spec(teacher, trust_remote_code=trust_remote_code)
+    if not 1 <= num_layers <= spec.num_layers:
+        raise ModelError(
+            f"A student of {num_layers} layers cannot be cut from {spec.name}, which has {spec.num_layers}.",
+            "",
+            f"Choose --student_layers from 1 to {spec.num_layers}.",
+        )
+    kept = layers_to_keep(spec.num_layers, num_layers)
+    config = _student_config(spec, kept, trust_remote_code=trust_remote_code)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_weights(spec, kept, out / "model.safetensors")
+    for file in sorted({file for pattern in _COMPANIONS for file in spec.path.glob(pattern) if file.is_file()}):
+        shutil.copyfile(file, out / file.name)
+    # The configuration comes last: a folder without one is not taken for a model.
+    write_atomic(out / "config.json", json.dumps(config, indent=2) + "\n")
+    return kept
+
+
+def layers_to_keep(teacher_layers: int, num_layers: int) -> list[int]:
+    """``num_layers`` of the indices below ``teacher_layers``: the first, the last, and evenly spread ones between."""
+    if num_layers == 1:
+        return [0]
+    # Rounding half up keeps the distances the same on both sides of the middle as nearly as they can be.
+    return [
+        (2 * place * (teacher_layers - 1) + num_layers - 1) // (2 * (num_layers - 1)) for place in range(num_layers)
+    ]
+
+
+def _student_config(spec: ModelSpec, kept: list[int], *, trust_remote_code: bool) -> dict[str, Any]:
+    """The teacher's configuration with fewer layers; what it says of single layers is cut the same way."""
+    config = dict(spec.config)
+    # Where the file leaves a layer's kind to its number, the number means another kind in the student: spell it out.
+    known = AutoConfig.from_pretrained(spec.path, local_files_only=True, trust_remote_code=trust_remote_code).to_dict()
+    config |= {name: known[name] for name in ("layer_types",) if known.get(name)}
+    for name, value in config.items():
+        if name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+            config[name] = len(kept)
+        elif name == "mlp_only_layers":  # numbers of layers
+            config[name] = [kept.index(index) for index in value or () if index in kept]
+        elif name == "first_k_dense_replace":  # how many at the beginning
+            config[name] = sum(index < (value or 0) for index in kept)
+        elif name == "num_nextn_predict_layers":  # layers past the last, which are not copied
+            config[name] = 0
+        elif isinstance(value, list) and len(value) == spec.num_layers and not name.endswith("token_id"):
+            config[name] = [value[index] for index in kept]
+    return config
+
+
+def _write_weights(spec: ModelSpec, kept: list[int], path: Path) -> None:
+    """One safetensors file with the kept layers under their new numbers; written aside, then renamed."""
+    tensors = dict(_renamed(spec, kept))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": _HEADER_WORDS.get(tensor.dtype, tensor.dtype),
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + tensor.nbytes],
+        }
+        place += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the bytes behind it are read as numbers of up to 8 bytes
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            for piece in _pieces(tensor):
+                stream.write(piece)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+    fsync_folder(path.parent)
+
+
+def _renamed(spec: ModelSpec, kept: list[int]) -> Iterator[tuple[str, TensorInfo]]:
+    """The student's tensors by their new names."""
+    for name, tensor in spec.tensors.items():
+        match = re.match(rf"{re.escape(spec.layers_prefix)}\.(\d+)\.", name)
+        if match is None:
+            yield name, tensor
+        elif int(match[1]) in kept:
+            yield f"{spec.layers_prefix}.{kept.index(int(match[1]))}.{name[match.end() :]}", tensor
+
+
+def _pieces(tensor: TensorInfo) -> Iterator[bytes]:
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.offset)
+        left = tensor.nbytes
+        while left:
+            piece = stream.read(min(left, _COPY_BYTES))
+            if not piece:
+                raise ModelError(f"{tensor.file} ended early.", "It changed while it was read.", "Try again.")
+            left -= len(piece)
+            yield piece

@@ -1,0 +1,185 @@
+"""Decoder layers from disk, one after the other, the next one read by a thread while the caller computes with this one.
+
+Two slots of memory hold the layer in use and the layer that comes next; they are allocated once, so that a model of a
+hundred layers takes no more memory than one of four, and none of it is handed back and forth with the system. Without
+prefetching one slot is enough. On a GPU the one slot is pinned host memory, and the two layers live on the device.
+
+Knows nothing of what a layer computes, nor of hidden states.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from engine.models.checkpoint import Checkpoint
+from engine.models.weight_plan import Recipe, WeightPlan
+
+_ALIGN = 64  # bytes; what torch gives every tensor, and what the widest vector instructions like
+
+Weights = dict[str, Tensor]
+
+
+class Slot:
+    """A piece of memory that tensors are cut from, and that is used again as a whole."""
+
+    def __init__(self, capacity: int, *, pinned: bool = False) -> None:
+        self._capacity = capacity
+        self._pinned = pinned
+        self._bytes: Tensor | None = None
+        self._used = 0
+
+    def clear(self) -> None:
+        """Forget what was cut; it is overwritten from now on."""
+        self._used = 0
+
+    def release(self) -> None:
+        """Give the memory back, until something is cut again."""
+        self._bytes = None
+        self._used = 0
+
+    def cut(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+        """An uninitialised tensor in this slot, or None where it has no room left."""
+        size = padded_bytes(shape, dtype)
+        if self._used + size > self._capacity:
+            return None
+        if self._bytes is None:
+            self._bytes = torch.empty(self._capacity, dtype=torch.uint8, pin_memory=self._pinned)
+        piece = self._bytes[self._used : self._used + math.prod(shape) * dtype.itemsize]
+        self._used += size
+        return piece.view(dtype).view(tuple(shape))
+
+
+def padded_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Bytes that a tensor takes in a slot."""
+    return -(-math.prod(shape) * dtype.itemsize // _ALIGN) * _ALIGN
+
+
+class LayerReader:
+    """Reads the layers of a model in order, as often as asked.
+
+    Args:
+        model: on the meta device; its config is looked at, its weights are not.
+        layers: for each layer the recipes of its weights.
+        device: where the weights shall be; the slots are in main memory.
+        shrink: applied to each layer's weights as they arrive, by the reading thread (quantisation); the result must
+            not share memory with its argument.
+        prefetch: read the next layer while the caller computes with this one.
+
+    Attributes:
+        prefetch: may be changed at any time; a second slot goes back to the system when it is turned off.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        checkpoint: Checkpoint,
+        plan: WeightPlan,
+        layers: Sequence[Sequence[Recipe]],
+        *,
+        device: torch.device,
+        shrink: Callable[[Weights], Weights] | None = None,
+        prefetch: bool = True,
+    ) -> None:
+        self._model = model
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._layers = layers
+        self._device = device
+        self._shrink = shrink
+        self.prefetch = prefetch
+        self.layer_bytes = max((sum(map(self._slot_bytes, recipes)) for recipes in layers), default=0)
+        # A layer that moves on, to the GPU or into fewer bits, leaves its slot before the next one needs it.
+        moves_on = device.type != "cpu" or shrink is not None
+        self._slots = [Slot(self.layer_bytes, pinned=device.type == "cuda") for _ in range(1 if moves_on else 2)]
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def slots(self) -> list[Slot]:
+        """Main memory that layers are read into."""
+        return self._slots if self.prefetch else self._slots[:1]
+
+    def layers(self, count: int | None = None) -> Iterator[tuple[int, Weights]]:
+        """All layers, or the first few, in order: (index, weights), good until the next one is asked for.
+
+        Closing the iterator early waits for the read that is under way.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="layer-reader") as pool:
+            coming: Future[Weights] | None = None
+            slot = coming_slot = self._slots[0]
+            last = len(self._layers) if count is None else count
+            for index in range(last):
+                if coming is not None:
+                    weights, slot = coming.result(), coming_slot
+                    coming = None
+                else:  # nothing is in use just now
+                    slot = self._slots[0]
+                    for unused in self._slots[1:]:
+                        unused.release()
+                    weights = self._load(index, slot)
+                if self.prefetch and index + 1 < last:
+                    # Chosen here, not by the thread: prefetching may have been off or on when this layer was read.
+                    coming_slot = next((other for other in self._slots if other is not slot), slot)
+                    coming = pool.submit(self._load, index + 1, coming_slot)
+                if self._copy_stream is not None:
+                    for tensor in weights.values():
+                        tensor.record_stream(torch.cuda.current_stream(self._device))
+                yield index, weights
+                del weights
+
+    def layer(self, index: int) -> Weights:
+        """One layer in memory of its own."""
+        weights = self.read(self._layers[index])
+        return weights if self._shrink is None else self._shrink(weights)
+
+    def read(self, recipes: Sequence[Recipe]) -> Weights:
+        """Read weights into memory of their own, on the device."""
+        weights: Weights = {}
+        for recipe in recipes:
+            weights.update(self._make(recipe, None))
+        return {name: tensor.to(self._device) for name, tensor in weights.items()}
+
+    def release(self) -> None:
+        """Give the slots' memory back until layers are read again."""
+        for slot in self._slots:
+            slot.release()
+
+    def _load(self, index: int, slot: Slot) -> Weights:
+        slot.clear()
+        weights: Weights = {}
+        for recipe in self._layers[index]:
+            weights.update(self._make(recipe, slot))
+        if self._copy_stream is not None:
+            with torch.cuda.stream(self._copy_stream):
+                weights = {name: tensor.to(self._device, non_blocking=True) for name, tensor in weights.items()}
+                if self._shrink is not None:
+                    weights = self._shrink(weights)
+            self._copy_stream.synchronize()  # in this thread: the slot may be overwritten from here on
+        elif self._shrink is not None:
+            weights = self._shrink(weights)
+        return weights
+
+    def _make(self, recipe: Recipe, slot: Slot | None) -> Weights:
+        dtype = self._plan.dtypes[recipe.targets[0]]
+
+        def read(source: str) -> Tensor:
+            shape = self._checkpoint.tensors[source].shape
+            # What is only material for a conversion gets memory of its own, which goes back when that is done.
+            out = slot.cut(shape, dtype) if slot is not None and recipe.converter is None else None
+            if out is None:
+                out = torch.empty(shape, dtype=dtype)
+            self._checkpoint.read(source, out)
+            return out
+
+        with torch.no_grad():
+            return recipe.convert(self._model, read)
+
+    def _slot_bytes(self, recipe: Recipe) -> int:
+        if recipe.converter is not None:
+            return 0
+        return padded_bytes(self._checkpoint.tensors[recipe.sources[0]].shape, self._plan.dtypes[recipe.targets[0]])

@@ -1,0 +1,174 @@
+"""Loading a whole model, and the teacher that is held in memory as a whole.
+
+The weights come from safetensors only: a pickle can run any code. A model whose files do not fill all of its weights is
+refused, because transformers would make the rest up at random and only log it. Knows nothing of records or training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from engine.errors import ModelError
+from engine.models.core import find_core, last_hidden_states, logits_of
+from engine.models.slices import slice_resident_head
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder; nothing is downloaded.
+
+    Raises:
+        ModelError: there is none that transformers can load.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"The tokenizer in {folder} cannot be loaded.",
+            _first_sentence(error),
+            "Download or save the tokenizer again.",
+        ) from error
+
+
+def load_causal_lm(
+    folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, all weights from the folder's safetensors.
+
+    Args:
+        folder: as written by ``save_pretrained``.
+        dtype: that the weights are converted to, tensor by tensor.
+        device: where they go.
+        trust_remote_code: whether code out of the folder may run.
+
+    Raises:
+        ModelError: transformers does not know the model, or the files do not fill it.
+    """
+    try:
+        with _quiet():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": str(device)} if str(device) != "cpu" else None,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # told below, in one sentence
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"The model in {folder} cannot be loaded.",
+            _first_sentence(error),
+            "Choose a causal language model that this version of transformers knows.",
+        ) from error
+    unfilled = sorted({*loading["missing_keys"], *(name for name, *_shapes in loading["mismatched_keys"])})
+    if unfilled:
+        raise ModelError(
+            f"The files in {folder} do not hold {unfilled[0]} in the shape that config.json asks for"
+            + (f", nor {len(unfilled) - 1} more tensors." if len(unfilled) > 1 else "."),
+            f"{type(model).__name__} would start with random numbers there.",
+            "Download or save the model again.",
+        )
+    return model.eval()
+
+
+class ResidentTeacher:
+    """A teacher whose layers are all in memory.
+
+    Args:
+        folder: the model's folder.
+        dtype: of weights and hidden states.
+        device: where it computes.
+        trust_remote_code: whether code out of the folder may run.
+        quantization: hold the decoder layers' linear weights in fewer bits.
+
+    Attributes:
+        vocab_rows: columns of the logits, padding included.
+        whole_waves: False: a call costs the same however few micro-batches it gets, so it is best given one at a time.
+    """
+
+    whole_waves = False
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+        quantization: Literal["none", "int8", "nf4"] = "none",
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._model: PreTrainedModel | None = load_causal_lm(
+            folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        ).requires_grad_(False)
+        layers = find_core(self._model).layers  # a model without them is refused now, not after the first batch
+        if quantization != "none":
+            from engine.models.quantize import quantize_layers
+
+            quantize_layers(layers, quantization)
+        slice_resident_head(self._model)
+        self.vocab_rows = int(self._model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model itself; gone after :meth:`close`."""
+        assert self._model is not None, "the teacher was closed"
+        return self._model
+
+    @torch.no_grad()
+    def last_hidden_states(
+        self, micro_batches: Sequence[Tensor], *, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Tensor]:
+        """Hidden states of one wave.
+
+        Args:
+            micro_batches: int64 [batch, length] each, right-padded, without attention mask.
+            on_progress: called with micro-batches done and micro-batches in all.
+
+        Returns:
+            [batch, length, hidden] for each micro-batch, on the teacher's device.
+        """
+        states = []
+        for number, ids in enumerate(micro_batches, start=1):
+            states.append(last_hidden_states(self.model, ids.to(self.device)))
+            if on_progress is not None:
+                on_progress(number, len(micro_batches))
+        return states
+
+    @torch.no_grad()
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits of [tokens, hidden] states: float32 [tokens, vocab_rows]."""
+        return logits_of(self.model, hidden_states.to(self.device)).float()
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._model = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading draws a bar and a report on standard error, where a screen may be; what matters of it is raised here."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."

@@ -1,0 +1,117 @@
+"""Embedding and head without their matrices in memory: the rows in use, and slices of the vocabulary.
+
+The two largest matrices of a model are needed a few rows at a time (embedding) or once a wave (head). Both are replaced
+in place on the model's own modules, so that whatever the model does around them (scaling an embedding, a bias, a
+softcap on the logits) stays its own code.
+
+Matrix products of different widths round differently, so slices have fixed bounds that depend on the matrix's shape
+alone, and a resident head is computed in the same slices: then resident and streamed logits are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+# Bytes in float32: enough for full speed of the matrix product, small beside a layer. A GPU wants wider products.
+_SLICE_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
+_ROW_STEP = 256
+
+
+def slice_bounds(rows: int, columns: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Cut a head of [rows, columns] into slices: (first row, end row) of each."""
+    step = max(_ROW_STEP, _SLICE_BYTES.get(device.type, 2**27) // (4 * columns) // _ROW_STEP * _ROW_STEP)
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
+
+
+class RowSource(Protocol):
+    """Where a matrix's rows come from."""
+
+    def rows(self, first: int, end: int) -> Tensor:
+        """Rows first to end of the matrix, [end - first, columns]; valid until the next call."""
+
+
+class ResidentRows:
+    """Rows of a matrix that is in memory."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def rows(self, first: int, end: int) -> Tensor:
+        """A view of the rows."""
+        return self._weight[first:end]
+
+
+def slice_head(head: nn.Linear, source: RowSource, *, device: torch.device) -> None:
+    """Make a head compute its logits slice by slice of the vocabulary; changes ``head.forward``.
+
+    Args:
+        head: its weight's shape counts, not its content; its bias is used as it is.
+        source: gives the weight's rows in the head's dtype and on the device.
+        device: where the head computes.
+    """
+    rows, columns = head.weight.shape
+    bounds = list(slice_bounds(rows, columns, device))
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        logits = hidden_states.new_empty((*hidden_states.shape[:-1], rows))
+        for first, end in bounds:
+            bias = None if head.bias is None else head.bias[first:end]
+            logits[..., first:end] = nn.functional.linear(hidden_states, source.rows(first, end), bias)
+        return logits
+
+    head.forward = forward  # type: ignore[method-assign,assignment]
+
+
+def slice_resident_head(model: PreTrainedModel) -> None:
+    """Let a model in memory compute its logits in the slices in which it would compute them when streamed."""
+    head = model.get_output_embeddings()
+    if can_slice_head(head):
+        slice_head(head, ResidentRows(head.weight), device=head.weight.device)
+
+
+def can_slice_head(head: nn.Module | None) -> bool:
+    """Whether a head is a plain linear layer, which is all that :func:`slice_head` knows how to cut."""
+    return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+
+
+def gather_embedding(embedding: nn.Embedding, read_rows: Callable[[Tensor], Tensor]) -> None:
+    """Make an embedding read only the rows of the ids it is given; changes ``embedding.forward``.
+
+    The class's own forward runs on a small matrix of the rows in use and on ids into it, so that subclasses that scale
+    or normalise keep doing so.
+
+    Args:
+        embedding: its weight stays where it is (on the meta device).
+        read_rows: gives the rows [n, columns] of sorted, distinct ids [n], on the ids' device.
+    """
+    own_forward = type(embedding).forward
+    whole = embedding._parameters["weight"]
+    embedding.padding_idx = None  # only matters to gradients, and would not be a row of the small matrix
+
+    def forward(input_ids: Tensor) -> Tensor:
+        in_use, places = input_ids.unique(return_inverse=True)
+        embedding._parameters["weight"] = nn.Parameter(read_rows(in_use), requires_grad=False)
+        try:
+            embedded: Tensor = own_forward(embedding, places)
+            return embedded
+        finally:
+            embedding._parameters["weight"] = whole  # still on meta: using it elsewhere fails loudly
+
+    embedding.forward = forward  # type: ignore[method-assign,assignment]
+
+
+def runs(ids: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Neighbouring ids of a sorted, distinct sequence: (place of the first, first id, count) of each run."""
+    if ids.numel() == 0:
+        return
+    breaks = torch.nonzero(ids[1:] != ids[:-1] + 1).view(-1) + 1
+    places = [0, *breaks.tolist(), ids.numel()]
+    for place, end in itertools.pairwise(places):
+        yield place, int(ids[place]), end - place

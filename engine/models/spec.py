@@ -1,0 +1,308 @@
+"""What a model's folder tells without loading it: its shape from config.json, its tensors from the safetensors headers.
+
+    spec = read_spec("path/to/model")       # or a Hugging Face id that is in the local cache
+    spec.num_layers, spec.vocab_size, spec.layer_parameters
+
+This takes milliseconds for a model of any size. What config.json says is compared with the tensors: a folder that
+contradicts itself is refused here, before anything is planned. Knows nothing of torch or transformers, and not what a
+layer computes: layers are found by their numbered names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ModelError
+from engine.models.headers import DTYPES, TensorInfo, no_gguf, read_json, read_tensors
+from engine.models.hub import resolve_model
+
+# The same quantity under the names that different families give it in config.json.
+_SYNONYMS = {
+    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
+    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "num_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
+    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "max_positions": ("max_position_embeddings", "n_positions", "max_seq_len"),
+}
+
+# What old checkpoints carry besides parameters: causal masks and rotary tables.
+_BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A causal language model, described. All counts are of parameters as they are in the files.
+
+    Attributes:
+        vocab_size: rows of the embedding; the tokenizer may produce fewer ids.
+        num_parameters: tied embeddings counted once; the sum of the four groups below.
+        layer_parameters: parameters of each decoder layer.
+        head_parameters: 0 where the head is the embedding.
+        other_parameters: final norm, learned positions and the like.
+        max_positions: longest sequence, None where there is no limit.
+        dtype: that of most parameters.
+        layers_prefix: what the names of the decoder layers begin with, as in ``model.layers``.
+    """
+
+    path: Path
+    name: str
+    model_type: str
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    tied_embeddings: bool
+    max_positions: int | None
+    dtype: str
+    num_parameters: int
+    file_bytes: int
+    layer_parameters: list[int]
+    embedding_parameters: int
+    head_parameters: int
+    other_parameters: int
+    layers_prefix: str
+    tensors: dict[str, TensorInfo] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+
+
+def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> ModelSpec:
+    """Describe a model from its config.json and the headers of its safetensors files.
+
+    Args:
+        path_or_id: a folder, or a Hugging Face id whose files are in the local cache.
+        trust_remote_code: whether a model that needs code out of its own folder is accepted.
+
+    Raises:
+        ModelError: there is no such model, it is no causal language model, its weights are in another format, a file is
+            damaged or missing, or config.json and the files contradict each other.
+    """
+    folder = resolve_model(path_or_id)
+    config = _read_config(folder)
+    _check_causal_lm(folder, config, trust_remote_code)
+    tensors = read_tensors(folder)
+    parameters = {name: tensor for name, tensor in tensors.items() if not _is_buffer(name, tensor)}
+
+    num_layers = _number(folder, config, "num_layers")
+    hidden_size = _number(folder, config, "hidden_size")
+    num_heads = _number(folder, config, "num_heads", default=1)
+    vocab_size = config.get("vocab_size")
+    prefix, layers = _layers(folder, parameters, num_layers, config)
+    outside = {name: tensor for name, tensor in parameters.items() if not name.startswith(f"{prefix}.")}
+    embedding, head = _embedding_and_head(folder, outside, vocab_size)
+    tied = _is_tied(folder, config, head)
+    embedding_parameters = outside[embedding].numel
+    head_parameters = outside[head].numel if head and not tied else 0
+    num_parameters = sum(tensor.numel for tensor in parameters.values())
+    if head and tied:
+        num_parameters -= outside[head].numel
+
+    return ModelSpec(
+        path=folder,
+        name=_name(path_or_id, folder),
+        model_type=config["model_type"],
+        architecture=(config.get("architectures") or [""])[0],
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        intermediate_size=_number(folder, config, "intermediate_size", default=4 * hidden_size),
+        num_heads=num_heads,
+        num_kv_heads=_num_kv_heads(folder, config, num_heads),
+        head_dim=config.get("head_dim") or max(1, hidden_size // num_heads),
+        vocab_size=outside[embedding].shape[0],
+        tied_embeddings=tied,
+        max_positions=_number(folder, config, "max_positions", default=0) or None,
+        dtype=_common_dtype(parameters),
+        num_parameters=num_parameters,
+        file_bytes=sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()}),
+        layer_parameters=layers,
+        embedding_parameters=embedding_parameters,
+        head_parameters=head_parameters,
+        other_parameters=num_parameters - sum(layers) - embedding_parameters - head_parameters,
+        layers_prefix=prefix,
+        tensors=tensors,
+        config=config,
+    )
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """What tells this model's weights from any other's, as 32 hexadecimal digits.
+
+    Made from config.json, the name, shape and dtype of each tensor, and three samples of each tensor's bytes: training
+    moves every tensor, so a fine-tuned copy has another fingerprint. The same weights in other files have the same one.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    told = {key: value for key, value in spec.config.items() if key not in ("transformers_version", "_name_or_path")}
+    digest.update(json.dumps(told, sort_keys=True).encode())
+    descriptors: dict[Path, int] = {}
+    try:
+        for name, tensor in sorted(spec.tensors.items()):
+            if tensor.file not in descriptors:
+                descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
+            digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
+            for place in (0, tensor.nbytes // 2, max(0, tensor.nbytes - 256)):
+                length = min(256, tensor.nbytes - place)
+                digest.update(os.pread(descriptors[tensor.file], length, tensor.offset + place))
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+    return digest.hexdigest()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        if any(folder.glob("*.gguf")):
+            raise no_gguf(folder)
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{folder} holds an adapter (LoRA), not a model.",
+                "It is a change to another model's weights.",
+                "Merge it into its base model (peft: merge_and_unload, then save_pretrained) and name that folder.",
+            )
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+        raise ModelError(
+            f"{folder} has no config.json.",
+            f"There is {there}.",
+            "Name a folder as written by save_pretrained(), or a Hugging Face id.",
+        )
+    config = read_json(path)
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError(
+            f"{path} does not say which model_type it is.", "", "Name a folder as written by save_pretrained()."
+        )
+    return config
+
+
+def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
+    architectures = [str(name) for name in config.get("architectures") or []]
+    named = architectures[0] if architectures else config["model_type"]
+    todo = "Choose a model whose architecture ends in ForCausalLM or LMHeadModel."
+    if config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"The model in {folder} ({named}) is an encoder-decoder.", "Only causal language models can be used.", todo
+        )
+    if architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
+        raise ModelError(f"The model in {folder} ({named}) is not a causal language model.", "", todo)
+    if isinstance(config.get("quantization_config"), dict):
+        method = config["quantization_config"].get("quant_method", "an unnamed method")
+        raise ModelError(
+            f"The weights in {folder} are already quantised ({method}).",
+            "Only float weights can be read.",
+            "Use the model they were made from; --quantization int8 or nf4 saves the memory while it runs.",
+        )
+    if "AutoModelForCausalLM" in (config.get("auto_map") or {}) and not trust_remote_code:
+        package = importlib.util.find_spec("transformers")  # finds the folder, imports nothing
+        roots = list(package.submodule_search_locations or []) if package else []
+        if not any((Path(root) / "models" / config["model_type"]).is_dir() for root in roots):
+            raise ModelError(
+                f"The model in {folder} ({config['model_type']}) is not part of transformers: it brings its own code.",
+                "That code would run with your rights.",
+                "Read it, and give --trust_remote_code if you trust it.",
+            )
+
+
+def _number(folder: Path, config: dict[str, Any], quantity: str, default: int | None = None) -> int:
+    for name in _SYNONYMS[quantity]:
+        value = config.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+        if value is not None and quantity in ("num_layers", "hidden_size"):
+            raise ModelError(f"{folder / 'config.json'} says {name} = {value!r}.", "", "It must be a whole number.")
+    if default is None:
+        raise ModelError(
+            f"{folder / 'config.json'} does not say {_SYNONYMS[quantity][0]}.",
+            "",
+            "Name a folder as written by save_pretrained().",
+        )
+    return default
+
+
+def _num_kv_heads(folder: Path, config: dict[str, Any], num_heads: int) -> int:
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1  # Falcon and GPTBigCode
+    return _number(folder, config, "num_kv_heads", default=num_heads)
+
+
+def _is_buffer(name: str, tensor: TensorInfo) -> bool:
+    if tensor.dtype not in DTYPES.values():
+        return True
+    return bool(_BUFFER.search(name)) and (len(tensor.shape) != 1 or "inv_freq" in name)
+
+
+def _layers(
+    folder: Path, parameters: dict[str, TensorInfo], num_layers: int, config: dict[str, Any]
+) -> tuple[str, list[int]]:
+    """The numbered list with most parameters: its prefix, and the parameters of each entry."""
+    lists: dict[str, Counter[int]] = {}
+    for name, tensor in parameters.items():
+        match = re.match(r"(.+?)\.(\d+)\.", name)
+        if match:
+            lists.setdefault(match[1], Counter())[int(match[2])] += tensor.numel
+    if not lists:
+        raise ModelError(f"The files in {folder} hold no decoder layers.", "", "Name a causal language model's folder.")
+    prefix = max(lists, key=lambda name: lists[name].total())
+    found = lists[prefix]
+    # Layers past the last are multi-token-prediction heads (DeepSeek-V3), which transformers leaves out too.
+    extra = max(found) >= num_layers and not config.get("num_nextn_predict_layers")
+    if extra or any(index not in found for index in range(num_layers)):
+        raise ModelError(
+            f"{folder / 'config.json'} says {num_layers} layers, the files hold {len(found)} ({prefix}).",
+            "Layers would be made up or left out.",
+            "Download or save the model again.",
+        )
+    return prefix, [found[index] for index in range(num_layers)]
+
+
+def _embedding_and_head(folder: Path, outside: dict[str, TensorInfo], vocab_size: object) -> tuple[str, str | None]:
+    """Names of the embedding and, where the file has one of its own, of the head's weight."""
+    tables = {name: tensor for name, tensor in outside.items() if len(tensor.shape) == 2}
+    heads = [name for name in tables if re.search(r"(lm_head|embed_out|output|head)\.weight$", name)]
+    positions = [name for name in tables if re.search(r"pos|wpe", name)]
+    of_vocabulary = [
+        name for name, tensor in tables.items() if tensor.shape[0] == vocab_size and name not in (*heads, *positions)
+    ]
+    if of_vocabulary:
+        return of_vocabulary[0], next((name for name in heads if tables[name].shape[0] == vocab_size), None)
+    wordy = [name for name in tables if re.search(r"emb|wte", name) and name not in positions]
+    if wordy:
+        rows = tables[wordy[0]].shape[0]
+        raise ModelError(
+            f"{folder / 'config.json'} says vocab_size = {vocab_size}, but {wordy[0]} has {rows} rows.",
+            "Token ids would mean something else.",
+            "Download or save the model again.",
+        )
+    raise ModelError(f"The files in {folder} hold no token embedding.", "", "Name a causal language model's folder.")
+
+
+def _is_tied(folder: Path, config: dict[str, Any], head: str | None) -> bool:
+    told = config.get("tie_word_embeddings")
+    if told is False and head is None:
+        raise ModelError(
+            f"{folder / 'config.json'} says that the head is not the embedding, but the files hold no head.",
+            "It would be made up at random.",
+            "Save the model with its head (AutoModelForCausalLM, not AutoModel).",
+        )
+    return bool(told) if told is not None else head is None
+
+
+def _common_dtype(parameters: dict[str, TensorInfo]) -> str:
+    bytes_of: Counter[str] = Counter()
+    for tensor in parameters.values():
+        bytes_of[tensor.dtype] += tensor.nbytes
+    return bytes_of.most_common(1)[0][0]
+
+
+def _name(path_or_id: str | Path, folder: Path) -> str:
+    return folder.resolve().name if Path(path_or_id).expanduser().is_dir() else str(path_or_id)

@@ -1,0 +1,141 @@
+"""One wave: every micro-batch goes through a layer before the next layer is needed.
+
+Each micro-batch runs the model's own forward in a greenlet. The forward of every decoder layer is replaced by one that
+first waits, so the frames of all micro-batches stand still in front of layer i until its weights are there. What the
+model does before, between and after its layers (masks, rotary tables, state that layers share, final norms) is its own
+code, and no architecture needs code here. Greenlets rather than threads: torch keeps its gradient mode and its teams of
+workers for each thread, and all greenlets run in one.
+
+Knows nothing of where weights come from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, greenlet
+from torch import Tensor, nn
+
+from engine.errors import ModelError
+from engine.models.hidden_store import HiddenStore
+
+
+class _MicroBatch(greenlet):
+    """A forward pass that can stand in front of a layer.
+
+    Attributes:
+        waits_for: index of the layer it stands in front of; None once it has ended.
+        result: the last hidden states, once it has ended.
+        first: what its first layer was given, while the model's own frames keep it.
+    """
+
+    waits_for: int | None = None
+    result: Tensor | None = None
+    first: Tensor | None = None
+
+    def holds(self, hidden_states: Any) -> list[Tensor]:
+        """Tensors of this size that its frames keep: the layer's input, and often that of the first layer as well."""
+        if not isinstance(hidden_states, Tensor):
+            return []
+        if self.first is None and self.waits_for == 0:
+            self.first = hidden_states
+        if self.first is None or self.first is hidden_states:
+            return [hidden_states]
+        if sys.getrefcount(self.first) <= 2:  # this attribute and the call: nobody else
+            self.first = None
+            return [hidden_states]
+        return [hidden_states, self.first]
+
+
+def run_wave(
+    core: nn.Module,
+    layers: nn.ModuleList,
+    micro_batches: Sequence[Tensor],
+    arrivals: Iterable[int],
+    *,
+    store: HiddenStore,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[Tensor]:
+    """Run all micro-batches through all layers, layer by layer.
+
+    Args:
+        core: the module whose forward calls the layers and returns the last hidden states.
+        layers: its decoder layers.
+        micro_batches: token ids [batch, length] each, padded on the right.
+        arrivals: indices 0, 1, … of the layers; each is yielded when that layer's weights are in place, and asking for
+            the next one allows them to go.
+        store: keeps the hidden states of waiting micro-batches.
+        on_step: called after each micro-batch has gone through a layer; what it raises ends the wave.
+
+    Returns:
+        The last hidden states [batch, length, hidden] of each micro-batch.
+
+    Raises:
+        ModelError: the model does not call each layer once and in order.
+    """
+    main = greenlet.getcurrent()
+    waiting = [_MicroBatch(_forward(core, ids, place), main) for place, ids in enumerate(micro_batches)]
+
+    def wait_for(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        current = greenlet.getcurrent()
+        assert isinstance(current, _MicroBatch), "a layer was called outside of a wave"
+        current.waits_for = index
+        place = waiting.index(current)
+        store.put(place, current.holds(args[0] if args else kwargs.get("hidden_states")))
+        main.switch()
+        store.get(place)
+
+    forwards = [layer.forward for layer in layers]
+    for index, layer in enumerate(layers):
+        layer.forward = _waiting(layer.forward, index, wait_for)
+    try:
+        with torch.no_grad():
+            for micro_batch in waiting:
+                micro_batch.switch()
+            for index in arrivals:
+                for micro_batch in waiting:
+                    if micro_batch.waits_for != index:
+                        raise _out_of_order(core, index, micro_batch.waits_for)
+                    micro_batch.waits_for = None
+                    micro_batch.switch()
+                    on_step()
+    finally:
+        for layer, forward in zip(layers, forwards, strict=True):
+            layer.forward = forward
+        for micro_batch in waiting:
+            if micro_batch:  # still standing somewhere: unwind its frames, which hold tensors
+                micro_batch.throw(GreenletExit)
+    results = [micro_batch.result for micro_batch in waiting]
+    if any(result is None for result in results):
+        raise _out_of_order(core, len(layers), None)
+    return results  # type: ignore[return-value]
+
+
+def _forward(core: nn.Module, input_ids: Tensor, place: int) -> Callable[[], None]:
+    def run() -> None:
+        output = core(input_ids=input_ids, use_cache=False)
+        current = greenlet.getcurrent()
+        assert isinstance(current, _MicroBatch)
+        current.result = output[0]
+
+    return run
+
+
+def _waiting(forward: Callable[..., Any], index: int, wait_for: Callable[..., None]) -> Callable[..., Any]:
+    def waiting_forward(*args: Any, **kwargs: Any) -> Any:
+        wait_for(index, args, kwargs)
+        return forward(*args, **kwargs)
+
+    return waiting_forward
+
+
+def _out_of_order(core: nn.Module, expected: int, found: int | None) -> ModelError:
+    where = "ended" if found is None else f"called layer {found}"
+    return ModelError(
+        f"{type(core).__name__} {where} where layer {expected} was expected.",
+        "Streaming reads the layers once and in order; this model uses them in another way.",
+        "Leave out --layer_by_layer for this teacher.",
+    )

@@ -1,0 +1,115 @@
+"""The child process of one phase: ``python -m engine.phase prepare|teacher|student RUN_DIR``.
+
+It takes the run's settings apart and hands each part the values that it uses. When it ends, its memory goes back to
+the operating system: teacher and student can never be in memory together. What it raises becomes an ``error`` event
+here, and an exit code for the supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.errors import (
+    EXIT_OUT_OF_MEMORY,
+    EXIT_RECORDS_MISSING,
+    DiskFull,
+    OutOfMemory,
+    RecordsMissing,
+    Stopped,
+    TinyDistillError,
+)
+from engine.events import EventWriter
+from engine.phase_control import PhaseControl
+from engine.run import Run
+from engine.supervisor import PHASES, resume_command
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one phase to its end; returns what the supervisor expects."""
+    name, folder = sys.argv[1:] if words is None else words
+    assert name in PHASES
+    run = Run.open(Path(folder))
+    _die_with_parent()
+    events = EventWriter(run.events_path, phase=name, log_path=run.log_path)
+    control = PhaseControl.listening(lambda paused: events.write("control", state="paused" if paused else "running"))
+    try:
+        _body(name)(run, events, control)
+    except Stopped:
+        return Stopped.exit_code
+    except (OutOfMemory, MemoryError) as error:
+        events.log("warning", f"Memory ran out: {error}", "out-of-memory")
+        return EXIT_OUT_OF_MEMORY
+    except RecordsMissing as error:
+        events.log("warning", error.paragraph(), "records-missing")
+        return EXIT_RECORDS_MISSING
+    except TinyDistillError as error:
+        events.text(traceback.format_exc())
+        events.write("error", what=error.what, why=error.why, todo=error.todo or f"Go on: {resume_command(run)}")
+        return error.exit_code
+    except Exception as error:  # the edge of the process: nothing may end without a word
+        events.text(traceback.format_exc())
+        if _is_out_of_memory(error):
+            events.log("warning", f"Memory ran out: {error}", "out-of-memory")
+            return EXIT_OUT_OF_MEMORY
+        said = _in_our_words(error, name, run)
+        events.write("error", what=said.what, why=said.why, todo=said.todo)
+        return said.exit_code
+    return 0
+
+
+def _body(name: str) -> Callable[[Run, EventWriter, PhaseControl], None]:
+    """The phase's own code; imported late, so that a phase loads only what it needs."""
+    if name == "prepare":
+        from engine.phases.prepare import run_prepare
+
+        return run_prepare
+    if name == "teacher":
+        from engine.phases.teacher import run_teacher
+
+        return run_teacher
+    from engine.phases.student import run_student
+
+    return run_student
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator gave up: torch raises RuntimeErrors of its own for the CPU and for CUDA."""
+    kind = type(error).__name__
+    return kind == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError)
+        and ("not enough memory" in str(error) or "Cannot allocate memory" in str(error))
+    )
+
+
+def _in_our_words(error: Exception, name: str, run: Run) -> TinyDistillError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or run.path
+        return DiskFull(
+            f"There was no room to write {where}.", "The disk is full.", f"Free some: {resume_command(run)}"
+        )
+    return TinyDistillError(
+        f"The {name} phase met something unexpected: {type(error).__name__}: {error}.",
+        "The traceback is in run.log.",
+        f"What was done is kept; to try again: {resume_command(run)}",
+    )
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the supervisor dies; elsewhere the phase sees it at its next safe point."""
+    with contextlib.suppress(OSError, AttributeError):
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # no interpreter teardown: everything is on disk, and libraries' threads may hang in theirs

@@ -1,0 +1,1 @@
+"""What each phase does with the settings of a run."""

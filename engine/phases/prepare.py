@@ -1,0 +1,62 @@
+"""Phase 0 of a run: the checks, the tokens, and the student that is cut from its teacher; no model in memory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+
+from engine.config import RunConfig
+from engine.data.prepare import prepare
+from engine.data.sources import open_source
+from engine.events import EventWriter
+from engine.models.spec import ModelSpec, read_spec
+from engine.phase_control import PhaseControl
+from engine.planner.models import FROM_TEACHER
+from engine.run import Run
+
+
+def teacher_spec(settings: RunConfig) -> ModelSpec:
+    """The teacher, described."""
+    return read_spec(str(settings.teacher), trust_remote_code=settings.trust_remote_code)
+
+
+def student_spec(settings: RunConfig) -> ModelSpec | None:
+    """The student, described; None when it is cut from the teacher."""
+    if settings.student == FROM_TEACHER:
+        return None
+    return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code)
+
+
+def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
+    """Make ``tokens.h5`` and, where it is cut from the teacher, the student's first weights."""
+    settings = run.settings
+    assert settings.data is not None
+    assert settings.sequence_length is not None
+    teacher = teacher_spec(settings)
+    result = prepare(
+        source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),
+        teacher=teacher,
+        student=student_spec(settings),
+        sequence_length=settings.sequence_length,
+        samples=settings.samples,
+        holdout=settings.holdout,
+        packing=settings.packing,
+        out=run.tokens_path,
+        events=events,
+        control=control,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    kept: list[int] | None = None
+    if settings.student == FROM_TEACHER:
+        from engine.models.derive import derive_student
+
+        assert settings.student_layers is not None
+        shutil.rmtree(run.initial_student_path, ignore_errors=True)
+        kept = derive_student(
+            teacher.path,
+            settings.student_layers,
+            run.initial_student_path,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        events.log("info", f"The student begins with layers {', '.join(map(str, kept))} of its teacher.", "derived")
+    run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}, "teacher_layers_kept": kept})

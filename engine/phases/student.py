@@ -1,0 +1,178 @@
+"""Phase 2 of a run: the student learns from the records, is measured before and after, and is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from engine.config import RunConfig
+from engine.data.tokens import TokenFile
+from engine.events import EventWriter
+from engine.models.load import load_causal_lm, load_tokenizer
+from engine.models.spec import read_spec
+from engine.phase_control import PhaseControl
+from engine.phases.device import device_peak_bytes, prepare_torch
+from engine.phases.teacher import open_store
+from engine.planner.models import FROM_TEACHER
+from engine.planner.sizes import head_chunk_tokens
+from engine.report import gap_closed
+from engine.run import Run
+from engine.student.batches import Source
+from engine.student.checkpoint import Checkpoints
+from engine.student.export import export_student, model_card
+from engine.student.generate import holdout_prompts
+from engine.student.learn import Learned, learn
+from engine.student.learner import Learner
+from engine.student.loss import Objective
+from engine.student.mapped import map_weights
+from engine.student.optimizer import AdamW
+from engine.student.order import Order
+from engine.student.schedule import Schedule
+from engine.student.step import LossScale
+from engine.student.train import Training
+from engine.version import __version__
+
+_EVALUATION_ROWS = 64  # of the hold-out, at the looks during training; before and after, all of it counts
+
+
+def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
+    """Train, write ``student/`` and enter the phase's result."""
+    import torch
+
+    settings = run.settings
+    device, dtype = prepare_torch(settings)
+    torch.manual_seed(settings.seed)
+    folder = student_folder(run, settings)
+    with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events) as store:
+        model = load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=settings.trust_remote_code)
+        scratch = run.path / "scratch" if settings.cpu_offload and device.type == "cpu" else None
+        if scratch is not None:
+            map_weights(model, scratch)
+        learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
+        training = _training(
+            settings, learner, Source(tokens, store), tokens, scratch=scratch, on_gpu=device.type == "cuda"
+        )
+        prompts = holdout_prompts(tokens)
+        learned = learn(
+            training,
+            Checkpoints(
+                run.checkpoints_path,
+                keep=settings.keep_checkpoints,
+                on_problem=lambda told: events.log("warning", told, "damaged-checkpoint"),
+            ),
+            prompts=prompts,
+            eos_id=tokens.eos_id,
+            seed=settings.seed,
+            loss_scale=LossScale.of(dtype),
+            events=events,
+            control=control,
+        )
+    tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
+    figures = {
+        "teacher": learned.teacher.as_dict(),
+        "student_before": learned.student_before.as_dict(),
+        "student_after": learned.student_after.as_dict(),
+    }
+    source = read_spec(folder)
+    stored = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(source.dtype, torch.float32)
+    card = model_card(
+        name=run.name,
+        teacher=Path(str(settings.teacher)).name,
+        student=_beginning(run, settings),
+        data=str(settings.data),
+        figures={"teacher": figures["teacher"], "before": figures["student_before"], "after": figures["student_after"]},
+        settings=run.info["settings"],
+        version=__version__,
+    )
+    export_student(model, tokenizer, run.student_path, card, dtype=stored)
+    result = {
+        **figures,
+        "samples": _samples(run, tokenizer, prompts, learned),
+        "tokens": learned.tokens,
+        "tokens_per_second": learned.tokens_per_second,
+        "steps": learned.steps,
+        "skipped_steps": learned.skipped,
+        "best_step": learned.best_step,
+        "device_peak_bytes": device_peak_bytes(device),
+    }
+    events.write("evaluation", which="result", gap_closed=gap_closed(result))
+    run.finish_phase("student", result)
+
+
+def student_folder(run: Run, settings: RunConfig) -> Path:
+    """The folder with the weights that training begins with; made again where it is cut from the teacher and gone."""
+    if settings.student != FROM_TEACHER:
+        return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code).path
+    if not (run.initial_student_path / "config.json").exists():
+        from engine.models.derive import derive_student
+        from engine.phases.prepare import teacher_spec
+
+        assert settings.student_layers is not None
+        shutil.rmtree(run.initial_student_path, ignore_errors=True)
+        derive_student(teacher_spec(settings).path, settings.student_layers, run.initial_student_path)
+    return run.initial_student_path
+
+
+def _training(
+    settings: RunConfig, learner: Learner, source: Source, tokens: TokenFile, *, scratch: Path | None, on_gpu: bool
+) -> Training:
+    order = Order.plan(
+        num_rows=tokens.num_rows("train"),
+        micro_batch=settings.student_batch or 1,
+        gradient_accumulation=settings.gradient_accumulation or 1,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        steps=settings.steps,
+    )
+    return Training(
+        learner=learner,
+        optimizer=AdamW(
+            learner.model.named_parameters(),
+            weight_decay=settings.weight_decay,
+            bits=8 if settings.optimizer == "adamw-8bit" else 32,
+            offload=settings.cpu_offload,
+            scratch=scratch,
+        ),
+        source=source,
+        order=order,
+        schedule=Schedule(
+            peak=settings.learning_rate or 1e-4,
+            total_steps=order.total_steps,
+            warmup=settings.warmup,
+            kind=settings.schedule,
+        ),
+        objective=Objective(
+            vocab_size=tokens.vocab_size,
+            target=settings.target,
+            kd_weight=settings.kd_weight,
+            temperature=settings.temperature,
+        ),
+        clip_norm=settings.clip_norm,
+        chunk_tokens=head_chunk_tokens(learner.model.get_input_embeddings().weight.shape[0], on_gpu=on_gpu),
+        checkpoint_every=settings.checkpoint_every or order.total_steps,
+        evaluation_rows=_EVALUATION_ROWS,
+        lean=settings.optimizer == "adamw-8bit",  # whoever saves on the moments saves on the gradients too
+    )
+
+
+def _beginning(run: Run, settings: RunConfig) -> str:
+    if settings.student != FROM_TEACHER:
+        return f"**{Path(str(settings.student)).name}**"
+    kept = (run.result("prepare") or {}).get("teacher_layers_kept") or []
+    return f"layers {', '.join(map(str, kept))} of its teacher, with the teacher's embedding and head"
+
+
+def _samples(run: Run, tokenizer: Any, prompts: list[list[int]], learned: Learned) -> list[dict[str, str | None]]:
+    """Prompts with what each model went on with; the teacher's are there when it was loaded in this run."""
+    path = run.phases_path / "teacher-samples.json"
+    teacher_texts: list[Any] = json.loads(path.read_text()) if path.exists() else [None] * len(prompts)
+    texts = zip(prompts, teacher_texts, learned.before_texts, learned.after_texts, strict=True)
+    return [
+        {
+            name: None if ids is None else tokenizer.decode(ids)
+            for name, ids in zip(("prompt", "teacher", "before", "after"), row, strict=True)
+        }
+        for row in texts
+    ]

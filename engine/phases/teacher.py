@@ -1,0 +1,189 @@
+"""Phase 1 of a run: the teacher scores the rows whose records are not there yet.
+
+The teacher is loaded only when something is missing: a second student from the same teacher and text goes straight on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from engine.cache.store import CacheIdentity, CacheStore
+from engine.config import RunConfig
+from engine.data.tokens import SPLITS, TokenFile
+from engine.events import EventWriter
+from engine.files import write_atomic
+from engine.models.spec import fingerprint
+from engine.models.vocabulary import read_vocabulary
+from engine.phase_control import PhaseControl
+from engine.phases.prepare import teacher_spec
+from engine.planner.sizes import head_chunk_tokens, wave_tokens
+from engine.run import Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.teacher.score import Teacher
+
+
+def cache_identity(settings: RunConfig, vocab_size: int) -> CacheIdentity:
+    """What the records of this run belong to: everything that could change one of them."""
+    spec = teacher_spec(settings)
+    vocabulary = read_vocabulary(spec.path)
+    return CacheIdentity(
+        teacher=fingerprint(spec),
+        tokenizer=vocabulary.sha,
+        chat_template=vocabulary.chat_template_sha,
+        temperature=settings.temperature,
+        record_size=settings.record_size,
+        vocab_size=vocab_size,
+        seed=settings.seed,
+        precision=str(settings.precision),
+        quantization=settings.quantization,
+    )
+
+
+def open_store(
+    run: Run,
+    settings: RunConfig,
+    vocab_size: int,
+    events: EventWriter,
+    control: PhaseControl | None = None,
+) -> CacheStore:
+    """The run's records: in its own folder, or below the shared one under the name of what they belong to.
+
+    Args:
+        run: whose records.
+        settings: the run's.
+        vocab_size: V_eff.
+        events: told what was found damaged.
+        control: of a phase that will write; it waits, and hears a stop, while another run writes. None only reads.
+    """
+    identity = cache_identity(settings, vocab_size)
+    path = run.cache_path / identity.digest() if settings.cache_dir else run.cache_path
+    wait = control.safe_point if control else None
+    store = CacheStore.open(path, identity, writable=control is not None, used_by=run.path, wait=wait)
+    for problem in store.problems:
+        events.log("warning", problem, "damaged-records")
+    return store
+
+
+def run_teacher(run: Run, events: EventWriter, control: PhaseControl) -> None:
+    """Score what is missing and enter the phase's result."""
+    settings = run.settings
+    with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events, control) as store:
+        hashes = {split: tokens.hashes(split) for split in SPLITS}
+        missing = sum(len(store.missing(rows, top1=split == "holdout")) for split, rows in hashes.items())
+        figures: dict[str, Any] = {"tokens": 0, "tokens_per_second": None, "seconds": 0.0}
+        if missing:
+            figures = _score(run, settings, tokens, store, events, control)
+        else:
+            events.log("info", "Every row has its records already; the teacher is not loaded.", "cache-hit")
+        run.finish_phase("teacher", {**figures, "rows_scored": missing, "cache": cache_figures(store)})
+
+
+def cache_figures(store: CacheStore) -> dict[str, Any]:
+    """The cache as the report has it."""
+    return {
+        "tokens": store.num_tokens,
+        "bytes": store.num_bytes,
+        "bytes_per_token": store.num_bytes / max(1, store.num_tokens),
+        "shards": store.num_shards,
+    }
+
+
+def _score(
+    run: Run,
+    settings: RunConfig,
+    tokens: TokenFile,
+    store: CacheStore,
+    events: EventWriter,
+    control: PhaseControl,
+) -> dict[str, Any]:
+    from engine.phases.device import device_peak_bytes, prepare_torch
+    from engine.teacher.score import score
+
+    device, dtype = prepare_torch(settings)
+    spec = teacher_spec(settings)
+    began = time.monotonic()
+    teacher = load_teacher(run, settings, device, dtype)
+    micro_batch = settings.teacher_batch or 1
+    on_gpu = device.type == "cuda"
+    try:
+        _keep_samples(run, teacher, tokens, settings.seed)
+        result = score(
+            teacher=teacher,
+            tokens=tokens,
+            store=store,
+            splits=SPLITS,
+            micro_batch=micro_batch,
+            wave_tokens=wave_tokens(
+                spec.hidden_size,
+                micro_batch * tokens.sequence_length,
+                layer_by_layer=bool(settings.layer_by_layer),
+                on_gpu=on_gpu,
+            ),
+            chunk_tokens=head_chunk_tokens(spec.vocab_size, on_gpu=on_gpu),
+            record_size=settings.record_size,
+            temperature=settings.temperature,
+            seed=settings.seed,
+            events=events,
+            control=control,
+        )
+    finally:
+        teacher.close()
+    return {
+        "tokens": result.tokens,
+        "seconds": time.monotonic() - began - control.paused_seconds,
+        "tokens_per_second": result.tokens / max(result.seconds, 1e-9),
+        "device_peak_bytes": device_peak_bytes(device),
+    }
+
+
+def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """The teacher as the plan wants it: whole, or streamed layer by layer.
+
+    Only a streamed teacher has hidden states that wait: ``cpu_offload`` keeps them off the compute device, on a GPU in
+    main memory and on the CPU in a file of the run's folder.
+    """
+    folder = teacher_spec(settings).path
+    if settings.layer_by_layer:
+        from engine.models.stream import StreamedTeacher
+
+        return StreamedTeacher(
+            folder,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=settings.trust_remote_code,
+            quantization=settings.quantization,
+            hidden_bytes=0 if settings.cpu_offload else None,
+            spill_folder=run.path if device.type == "cpu" else None,
+        )
+    from engine.models.load import ResidentTeacher
+
+    return ResidentTeacher(
+        folder,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=settings.trust_remote_code,
+        quantization=settings.quantization,
+    )
+
+
+def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> None:
+    """Let the teacher go on with a few prompts while it is there; the report shows it beside the student."""
+    from engine.student.generate import continuations, holdout_prompts, lengthened
+
+    path = run.phases_path / "teacher-samples.json"
+    if path.exists():
+        return
+    run.phases_path.mkdir(exist_ok=True)
+    texts = continuations(
+        lambda ids: teacher.logits(teacher.last_hidden_states([lengthened(ids)])[0][:, ids.shape[1] - 1]),
+        holdout_prompts(tokens),
+        vocab_size=tokens.vocab_size,
+        eos_id=tokens.eos_id,
+        seed=seed,
+    )
+    write_atomic(path, json.dumps(texts))

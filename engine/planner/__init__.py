@@ -1,0 +1,6 @@
+"""What a run will take, and the settings that fit."""
+
+from engine.planner.prediction import PARTS, Choice, PhasePrediction, Plan
+from engine.planner.resolve import plan
+
+__all__ = ["PARTS", "Choice", "PhasePrediction", "Plan", "plan"]

@@ -1,0 +1,117 @@
+"""Where a run computes, and how much memory it may take there and in main memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.config import RunConfig
+from engine.errors import Problem, SettingsError
+from engine.format import format_bytes
+from engine.hardware import Hardware
+from engine.planner.footprint import CUDA_CONTEXT, Footprint
+from engine.planner.live_runs import LiveRun
+
+# Share of the free memory that a run takes when nobody said more: the rest is for what other programs open meanwhile.
+FREE_SHARE = 0.85
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a phase may take.
+
+    Attributes:
+        device: cpu or cuda:N.
+        memory_bytes: on the compute device, the CUDA context included.
+        ram_bytes: in main memory.
+        reasons: why, for "device", "memory_budget" and "ram_budget".
+    """
+
+    device: str
+    memory_bytes: int
+    ram_bytes: int
+    reasons: dict[str, str]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the compute device has a memory of its own."""
+        return self.device != "cpu"
+
+    def fits(self, footprint: Footprint) -> bool:
+        """Whether a phase stays inside, on the device and in main memory."""
+        return self.excess(footprint) <= 0
+
+    def excess(self, footprint: Footprint) -> int:
+        """Bytes by which a phase is over, in the memory where it is over most; negative where there is room."""
+        on_device = footprint.peak_bytes + (CUDA_CONTEXT if self.on_gpu else 0) - self.memory_bytes
+        return max(on_device, footprint.needed_bytes - self.ram_bytes)
+
+
+def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun], torch_version: str) -> Budget:
+    """The budget of a run.
+
+    Args:
+        config: device and budgets as far as the person set them.
+        hardware: this machine.
+        others: runs that are going.
+        torch_version: a build for the CPU alone cannot use a GPU.
+
+    Raises:
+        SettingsError: a GPU was asked for that is not there.
+    """
+    device, device_reason = _device(config, hardware, torch_version)
+    reserved = sum(run.reserved_bytes for run in others)
+    free = max(0, hardware.available_bytes - reserved)
+    ram = int(FREE_SHARE * free)
+    where = "the container's limit leaves" if hardware.cgroup_limit_bytes else "the system has"
+    ram_reason = f"{FREE_SHARE:.0%} of the {format_bytes(free)} free memory that {where}"
+    if reserved:
+        ram_reason += f" beside {format_bytes(reserved)} that {_names(others)} will still take"
+    if device == "cpu":
+        # There is one memory: a budget for either name holds for both.
+        given = [value for value in (config.memory_budget, config.ram_budget) if value is not None]
+        memory = min(given, default=ram)
+        same = "on the CPU both budgets are of the same memory"
+        reasons = {"memory_budget": same if given else ram_reason, "ram_budget": same if given else ram_reason}
+        return Budget(device, memory, memory, {"device": device_reason, **reasons})
+    gpu = next(gpu for gpu in hardware.gpus if f"cuda:{gpu.index}" == device)
+    taken = sum(run.device_reserved_bytes for run in others if run.device == device)
+    free_on_gpu = max(0, min(gpu.free_bytes, gpu.total_bytes - taken))
+    reason = f"{FREE_SHARE:.0%} of the {format_bytes(free_on_gpu)} free on the {gpu.name}"
+    return Budget(
+        device,
+        config.memory_budget or int(FREE_SHARE * free_on_gpu),
+        config.ram_budget or ram,
+        {"device": device_reason, "memory_budget": reason, "ram_budget": ram_reason},
+    )
+
+
+def _device(config: RunConfig, hardware: Hardware, torch_version: str) -> tuple[str, str]:
+    if config.device == "cpu":
+        return "cpu", ""
+    if config.device is not None:
+        index = int(config.device.partition(":")[2] or _roomiest(hardware))
+        if all(gpu.index != index for gpu in hardware.gpus):
+            there = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in hardware.gpus)
+            accepted = f"there is {there} and cpu" if there else f"there is no GPU ({hardware.gpu_note}); use cpu"
+            raise SettingsError([Problem("device", config.device, accepted)])
+        return f"cuda:{index}", ""
+    if not hardware.gpus:
+        return "cpu", f"no GPU: {hardware.gpu_note}"
+    if torch_version.endswith("+cpu"):
+        return "cpu", f"the installed torch ({torch_version}) is built for the CPU alone"
+    best = hardware.gpus[_position(hardware, _roomiest(hardware))]
+    return f"cuda:{best.index}", f"{best.name} has most free memory: {format_bytes(best.free_bytes)}"
+
+
+def _roomiest(hardware: Hardware) -> int:
+    return max(hardware.gpus, key=lambda gpu: gpu.free_bytes).index if hardware.gpus else 0
+
+
+def _position(hardware: Hardware, index: int) -> int:
+    return next(place for place, gpu in enumerate(hardware.gpus) if gpu.index == index)
+
+
+def _names(runs: Sequence[LiveRun]) -> str:
+    names = [run.name for run in runs if run.reserved_bytes]
+    return names[0] if len(names) == 1 else f"{len(names)} other runs"

@@ -1,0 +1,67 @@
+"""Bytes that a run leaves on the disk, as formulas."""
+
+from __future__ import annotations
+
+import math
+
+from engine.planner.shape import ModelShape
+
+# Of a record beside its ids: rest mass, label's log-prob and entropy, one byte each.
+_RECORD_FIXED_BYTES = 3
+# Log-probs of heads, one byte each: of 12 ids some 3 are heads on text that a model knows well.
+_HEADS = 3
+_CHECKPOINT_STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256}
+
+
+def record_bytes(record_size: int, vocab_size: int) -> float:
+    """Bytes of one position's record in a shard.
+
+    The ids rise, so that each needs its low bits and a step in its high bits (Elias and Fano); which of them are heads
+    is one bit each. The code with the best split is taken (engine.cache.bitpack does the same).
+    """
+    ids = min(record_size, vocab_size)
+    bits = min(2 * ids + ((vocab_size - 1) >> low) + ids * low for low in range((vocab_size - 1).bit_length() + 1))
+    return math.ceil(bits / 8) + min(ids, _HEADS) + _RECORD_FIXED_BYTES
+
+
+def cache_bytes(tokens: int, record_size: int, vocab_size: int) -> int:
+    """The teacher's records of all tokens, hold-out included."""
+    return int(tokens * record_bytes(record_size, vocab_size))
+
+
+def tokens_bytes(tokens: int, vocab_size: int) -> int:
+    """``tokens.h5``, compressed: the bits of an id that could be any, which is more than text needs, and flags."""
+    return int(tokens * (math.log2(max(2, vocab_size)) / 8 + 0.3))
+
+
+def checkpoint_bytes(student: ModelShape, optimizer: str) -> int:
+    """One checkpoint: float32 weights and the optimizer's states."""
+    return int(student.parameters * (4 + _CHECKPOINT_STATE_BYTES[optimizer]))
+
+
+def run_bytes(
+    *,
+    tokens: int,
+    record_size: int,
+    vocab_size: int,
+    student: ModelShape,
+    optimizer: str,
+    keep_checkpoints: int,
+    from_teacher: bool,
+    in_files: bool = False,
+) -> int:
+    """The most that the run's folder holds at any time."""
+    # The ones to keep, the best, and the one that is being written before an old one goes.
+    checkpoints = (keep_checkpoints + 2) * checkpoint_bytes(student, optimizer)
+    weights = student.parameters * 4
+    initial = student.parameters * student.stored_bytes if from_teacher else 0
+    # Weights and states that lie in files while the student trains.
+    scratch = checkpoint_bytes(student, optimizer) if in_files else 0
+    return (
+        scratch
+        + cache_bytes(tokens, record_size, vocab_size)
+        + tokens_bytes(tokens, vocab_size)
+        + checkpoints
+        + weights
+        + initial
+    )

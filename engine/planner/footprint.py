@@ -1,0 +1,296 @@
+"""Bytes of each phase as formulas of the models' sizes and the settings. Nothing is loaded, nothing is measured here.
+
+The constants were fitted to measured peaks of real phases; ``tests/benchmarks/predicted_memory.py`` repeats that and
+prints how far off the worst prediction is. Peaks are counted as everywhere: on the CPU the anonymous memory of the
+phase's process, on a GPU what the allocator holds, to which the CUDA context comes.
+
+Legend: B rows in a micro-batch, T tokens in a row, H hidden size, I intermediate size, V rows of the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.planner.shape import PRECISION_BYTES, ModelShape
+from engine.planner.sizes import head_chunk_tokens, wave_tokens
+
+MIB = 2**20
+
+# Python with torch, transformers' modelling code, numpy and h5py, before any weight. 80 MiB of it are what
+# transformers.modeling_utils imports (sympy, torch._dynamo, torch.distributed). Each layer's modules take some more.
+_INTERPRETER = 266 * MIB
+_MODULES_OF_LAYER = 1 * MIB
+# bitsandbytes brings networkx and torch._inductor; it is only imported when it is used.
+_BITSANDBYTES = 42 * MIB
+# On a GPU: the CUDA libraries in main memory, and the context on the card.
+_CUDA_RAM = 900 * MIB
+CUDA_CONTEXT = 450 * MIB
+
+# Bytes of a quantised parameter, with the scales.
+_QUANTIZED_BYTES = {"int8": 1.02, "nf4": 0.5625}
+# States of AdamW for each parameter; 8-bit keeps two bytes and two float32 scales for every 256.
+_STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256}
+
+
+@dataclass(frozen=True)
+class TeacherSetting:
+    """The settings that the teacher phase's memory and time depend on.
+
+    Attributes:
+        total_tokens: of the whole text; short text makes short waves. None while it is not known.
+    """
+
+    batch: int
+    sequence_length: int
+    precision: str
+    layer_by_layer: bool
+    quantization: str = "none"
+    cpu_offload: bool = False
+    record_size: int = 12
+    on_gpu: bool = False
+    total_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class StudentSetting:
+    """The settings that the student phase's memory and time depend on."""
+
+    batch: int
+    accumulation: int
+    sequence_length: int
+    precision: str
+    checkpointing: bool
+    optimizer: str
+    cpu_offload: bool = False
+    record_size: int = 12
+    on_gpu: bool = False
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether each gradient is applied as soon as it is there (engine.student.lean_step)."""
+        return self.optimizer == "adamw-8bit" and self.accumulation == 1 and self.precision != "fp16"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Peak memory of a phase.
+
+    Attributes:
+        parts: bytes of each part on the compute device at the moment of the peak.
+        ram_bytes: peak main memory of the process; on the CPU the sum of the parts.
+        mapped_bytes: file pages that every pass reads. They are no anonymous memory, the kernel takes them back when
+            memory is short; but a phase whose pages do not stay would read the disk at every pass.
+    """
+
+    parts: dict[str, int]
+    ram_bytes: int
+    mapped_bytes: int = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak on the compute device."""
+        return sum(self.parts.values())
+
+    @property
+    def needed_bytes(self) -> int:
+        """Main memory that has to be there for the phase to run well."""
+        return self.ram_bytes + self.mapped_bytes
+
+
+def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
+    """What the teacher phase takes: the higher of two moments, in the layers and in the head."""
+    tokens = setting.batch * setting.sequence_length
+    number = PRECISION_BYTES[setting.precision]
+    is_stored_so = shape.stored_bytes == number and setting.quantization == "none"
+    outside = (shape.embedding + shape.head + shape.other) * number
+    layer = max(shape.layer_parameters)
+    mapped = 0
+    if setting.layer_by_layer:
+        # Two slots: the layer at work, and the one that is read meanwhile. The head's rows lie there too when no layer
+        # does, and beyond them in memory of their own; the embedding is read a few rows at a time.
+        slots = 2 * layer * number
+        head = shape.head_matrix * number
+        weights = shape.other * number + slots
+        head_rows = max(0, head - slots) + (2 * _HEAD_SLICE if head > slots else 0)
+    else:
+        linear = _QUANTIZED_BYTES.get(setting.quantization, number)
+        weights = int(sum(shape.layer_parameters) * linear) + outside
+        head_rows = 0
+        if is_stored_so and not setting.on_gpu:
+            # The weights are the file's own pages, mapped: no anonymous memory.
+            mapped, weights = weights, 0
+    if setting.quantization != "none" and setting.layer_by_layer:
+        weights += int(2 * layer * _QUANTIZED_BYTES[setting.quantization])
+    wave = wave_tokens(shape.hidden_size, tokens, layer_by_layer=setting.layer_by_layer, on_gpu=setting.on_gpu)
+    if setting.total_tokens is not None:
+        wave = min(wave, max(tokens, setting.total_tokens))
+    # A streamed wave has a state for each of its tokens; a whole teacher works on one micro-batch at a time, whose
+    # scored positions are gathered beside it.
+    waiting = (wave if setting.layer_by_layer else tokens) * shape.hidden_size * number
+    gathered = 2 * tokens * shape.hidden_size * number
+    in_layers = _forward_bytes(shape, setting.batch, setting.sequence_length, number)
+    chunk = head_chunk_tokens(shape.vocab_size, on_gpu=setting.on_gpu)
+    blocks = chunk * shape.vocab_size * (4 * _TEACHER_BLOCKS + (number if number < 4 else 0))
+    blocks += chunk * min(setting.record_size, shape.vocab_size) * _DRAW_BYTES
+    in_head = int(blocks) + gathered + head_rows
+    offloaded = setting.cpu_offload and setting.layer_by_layer
+    kernels = _KERNELS if number == 2 and not setting.on_gpu else 0
+    interpreter = _interpreter_bytes(shape) + (_BITSANDBYTES if setting.quantization != "none" else 0) + kernels
+    is_head_higher = in_head >= in_layers
+    parts = {
+        "weights": weights + (head_rows if is_head_higher else 0),
+        "gradients": 0,
+        "optimizer": 0,
+        "activations": (0 if offloaded else waiting) + (gathered if is_head_higher else in_layers),
+        "logits": int(blocks) if is_head_higher else 0,
+        "other": 0 if setting.on_gpu else interpreter,
+    }
+    if not setting.on_gpu:
+        return Footprint(parts, sum(parts.values()), mapped)
+    staging = 2 * layer * shape.stored_bytes if setting.layer_by_layer else layer * shape.stored_bytes
+    return Footprint(parts, interpreter + _CUDA_RAM + staging + (waiting if offloaded else 0))
+
+
+def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
+    """What the student phase takes: weights and states all the time, and the highest of three moments of a step."""
+    tokens = setting.batch * setting.sequence_length
+    number = PRECISION_BYTES[setting.precision]
+    parameters = shape.parameters
+    states = int(parameters * _STATE_BYTES[setting.optimizer])
+    chunk = min(tokens, head_chunk_tokens(shape.vocab_size, on_gpu=setting.on_gpu))
+    block = chunk * shape.vocab_size
+    logits = block * 4 + (2 * block * number if number < 4 else 0)
+    # Weights stay in float32, so that small steps are not rounded away; the products work on a copy in half precision,
+    # which is kept for the backward pass.
+    copies = (sum(shape.layer_parameters) + shape.head_matrix) * number if number < 4 else 0
+    head_gradient = 4 * shape.head_matrix
+    gradients = 4 * parameters
+    accumulates = setting.accumulation > 1
+    kept = _kept_bytes(shape, setting, number)
+    ends = tokens * shape.hidden_size * (4 * _ENDS)
+    layer = _layer_bytes(shape, setting, number)
+    # The backward pass of one layer: gradients of what the layer holds, and with checkpointing the layer's own
+    # activations once more.
+    backward = layer // 2 + (layer if setting.checkpointing else 0)
+    # The gradient of the embedding is made whole beside the one that is there already: of earlier micro-batches, or of
+    # the head that it is tied to.
+    second = 4 * shape.embedding if accumulates or not shape.head else 0
+    pieces = 0
+    if setting.optimizer == "adamw-8bit":
+        pieces = min(_UPDATE_PIECES, 20 * max(shape.head_matrix, max(shape.layer_parameters) // 4))
+    if setting.is_lean:
+        # Each gradient is applied as it comes, in the middle of the backward pass.
+        moments = {
+            "lean": {
+                "gradients": 4 * max(shape.layer_parameters) // 3,
+                "activations": kept + ends + backward,
+                "logits": min(_LEAN_LOGITS, 3 * logits),
+                "optimizer": pieces,
+            }
+        }
+        copies = sum(shape.layer_parameters) * number if number < 4 else 0
+    else:
+        all_gradients = gradients if accumulates else head_gradient
+        moments = {
+            "loss": {"gradients": all_gradients, "activations": kept + ends, "logits": logits},
+            # From the last layer back to the first activations go and gradients come: one end is the higher.
+            "last layer": {"gradients": all_gradients, "activations": kept + ends + backward},
+            "first layer": {
+                "gradients": gradients if accumulates else gradients - 4 * shape.embedding,
+                "activations": (0 if setting.checkpointing else layer) + backward,
+            },
+            "embedding": {"gradients": gradients + second, "activations": 2 * tokens * shape.hidden_size * 4},
+            "update": {"gradients": gradients, "optimizer": pieces, "weights": -copies},
+        }
+    highest = max(moments.values(), key=lambda moment: sum(moment.values()))
+    # On a GPU the states go to main memory; on a CPU weights and states go to a mapped file.
+    offloaded = setting.cpu_offload
+    in_files = offloaded and not setting.on_gpu
+    kernels = _KERNELS if number == 2 and not setting.on_gpu else 0
+    parts = {
+        "weights": (0 if in_files else 4 * parameters) + copies + highest.get("weights", 0),
+        "gradients": highest["gradients"],
+        "optimizer": (0 if offloaded else states) + highest.get("optimizer", 0),
+        "activations": highest.get("activations", 0),
+        "logits": highest.get("logits", 0),
+        "other": 0 if setting.on_gpu else _interpreter_bytes(shape) + kernels,
+    }
+    if in_files and shape.stored_bytes != 4 and sum(parts.values()) - parts["other"] < 4 * parameters:
+        # Before they go to the file, converted weights are in memory for a moment.
+        parts = dict.fromkeys(parts, 0) | {"weights": 4 * parameters, "other": parts["other"]}
+    if not setting.on_gpu:
+        return Footprint(parts, sum(parts.values()))
+    return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
+
+
+# [C, V] float32 matrices that exist at a time in the teacher's scoring: logits and their log-softmax, then these and
+# the probabilities, and what the allocator keeps of the one before.
+_TEACHER_BLOCKS = 3.4
+# For each position and id of a record, a block of 128 probabilities is looked through: as float32, as a float64 sum,
+# and as what is found.
+_DRAW_BYTES = 128 * 16
+# Rows of a streamed head are cut into slices of 8 MiB, and a slot holds whole slices only.
+_HEAD_SLICE = 8 * MIB
+# Matrix products in half precision compile a kernel for each shape they meet, and keep it.
+_KERNELS = 5 * MIB
+# Hidden states beside the layers: the last norm's input and output, the scored positions, and their gradient.
+_ENDS = 5
+# A lean step's head works on slices of 4 MiB: logits, their gradient, the slice's own gradient.
+_LEAN_LOGITS = 12 * MIB
+# 8-bit moments are unpacked a million elements at a time.
+_UPDATE_PIECES = 20 * MIB
+
+# Models whose attention has a cap on its scores, or a bias that the fused kernel does not take, build the whole
+# [B, heads, T, T] matrix.
+_FULL_ATTENTION = frozenset({"gemma2", "bloom", "mpt", "falcon", "gpt_oss"})
+# Attention and MLP read the same input, so that one copy of it is kept.
+_PARALLEL = frozenset({"gpt_neox", "gptj", "phi", "cohere", "cohere2"})
+# Activations that are written as several operations keep what each of them read.
+_LONG_ACTIVATION = frozenset({"gpt2", "gpt_neo", "gptj", "gemma", "gemma2", "gemma3", "gemma3_text"})
+
+
+def _interpreter_bytes(shape: ModelShape) -> int:
+    return _INTERPRETER + shape.num_layers * _MODULES_OF_LAYER
+
+
+def _attention_scores(shape: ModelShape, batch: int, length: int, number: int) -> int:
+    return batch * shape.num_heads * length * length * number if shape.model_type in _FULL_ATTENTION else 0
+
+
+def _forward_bytes(shape: ModelShape, batch: int, length: int, number: int) -> int:
+    """One layer's temporaries without gradients: the widest moment is in attention or in the MLP."""
+    tokens = batch * length
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    attention = 2 * hidden + 2 * shape.attention_width
+    mlp = 3 * hidden + (3 if shape.mlp_matrices > 2 else 2) * inner
+    return int(tokens * number * max(attention, mlp)) + 2 * _attention_scores(shape, batch, length, number)
+
+
+def _layer_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
+    """What the backward pass of one decoder layer needs of its forward pass."""
+    tokens = setting.batch * setting.sequence_length
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    heads_width = shape.num_heads * shape.head_dim
+    is_parallel = shape.model_type in _PARALLEL
+    # Norms read the float32 stream; root-mean-square norms keep a scaled copy beside it; their output is what the
+    # products read.
+    norms = (1 if is_parallel else 2) * 4 * hidden + 2 * number * hidden
+    norms += 0 if shape.plain_norms else 2 * 4 * hidden
+    # Query, key and value; where they are views of one matrix, the rotated query and key are further copies.
+    attention = number * shape.attention_width
+    if shape.fused_attention and shape.model_type != "gpt2":
+        attention += number * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+    attention += 2 * number * heads_width  # the output, and the same in the order that the next product reads
+    gated = shape.mlp_matrices > 2
+    inner_copies = 4 if gated else 2
+    if shape.model_type in _LONG_ACTIVATION:
+        inner_copies += 3
+    scores = 3 * _attention_scores(shape, setting.batch, setting.sequence_length, number)
+    return tokens * (norms + attention + number * inner_copies * inner) + scores
+
+
+def _kept_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
+    """What all layers keep from the forward pass to the backward pass."""
+    if setting.checkpointing:
+        return shape.num_layers * setting.batch * setting.sequence_length * shape.hidden_size * 4
+    return shape.num_layers * _layer_bytes(shape, setting, number)

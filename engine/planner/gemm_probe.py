@@ -1,0 +1,115 @@
+"""Measure how fast this machine multiplies matrices, moves memory and reads the disk; print it as one line of JSON.
+
+Run in a process of its own, so that the planner and the screens never load torch:
+
+    python -m engine.planner.gemm_probe --threads 2 --device cpu --folder ~/.cache
+
+Takes about a second beside the import of torch. It knows nothing of models; measure.py makes rates of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+# Rows, inner and outer size of the products: a layer of a small model, and one of a big one.
+_SHAPES = {"small": (512, 256, 1024), "large": (512, 1024, 4096)}
+_SECONDS_EACH = 0.06
+_DISK_BYTES = 96 * 2**20
+
+
+def main() -> None:
+    """Print the measurements."""
+    parser = argparse.ArgumentParser(description="Measure this machine's rates.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    found: dict[str, float] = {}
+    formats = {"fp32": torch.float32, "bf16": torch.bfloat16} | (
+        {"fp16": torch.float16} if device.type == "cuda" else {}
+    )
+    for size, shape in _SHAPES.items():
+        for name, dtype in formats.items():
+            found[f"{name}_{size}"] = _gemm_flops_per_second(shape, dtype, device)
+    found["memory_bytes_per_second"] = _memory_bytes_per_second(device)
+    found["seconds_per_operation"] = _seconds_per_operation(device)
+    found |= _disk(arguments.folder)
+    print(json.dumps(found))  # noqa: T201 - this is the result
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: the best of as many as fit into the time, for anything slower was disturbed."""
+    work()  # warm-up: code paths are chosen and scratch memory is taken once
+    best, end = float("inf"), time.perf_counter() + _SECONDS_EACH
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _gemm_flops_per_second(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
+    rows, inner, outer = shape
+    if device.type == "cuda":
+        rows *= 8  # a GPU is not filled by what fills a CPU core
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    right = torch.randn(outer, inner, device=device).to(dtype)
+    # As a linear layer does it: the weight is [out, in].
+    return 2.0 * rows * inner * outer / _best_seconds(lambda: torch.nn.functional.linear(left, right), device)
+
+
+def _memory_bytes_per_second(device: torch.device) -> float:
+    block = torch.zeros(8 * 2**20, device=device)  # 32 MiB: more than the caches hold
+    target = torch.empty_like(block)
+    return 2.0 * block.numel() * 4 / _best_seconds(lambda: torch.add(block, 1.0, out=target), device)
+
+
+def _seconds_per_operation(device: torch.device) -> float:
+    """What an operation costs that has hardly anything to do."""
+    tiny = torch.zeros(64, device=device)
+
+    def hundred() -> None:
+        for _ in range(100):
+            tiny.add(1.0)
+
+    return _best_seconds(hundred, device) / 100
+
+
+def _disk(folder: Path) -> dict[str, float]:
+    """Rates of writing and of reading again what is no longer in the page cache; nothing where that is not possible."""
+    block = os.urandom(2**20)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            descriptor = file.fileno()
+            start = time.perf_counter()
+            for _ in range(_DISK_BYTES // len(block)):
+                os.write(descriptor, block)
+            os.fsync(descriptor)
+            written = time.perf_counter() - start
+            if not hasattr(os, "posix_fadvise"):
+                return {"disk_write_bytes_per_second": _DISK_BYTES / written}
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            start = time.perf_counter()
+            while os.read(descriptor, 4 * 2**20):
+                pass
+            read = time.perf_counter() - start
+    except OSError:  # a full or read-only disk: the plan then says that the rate is not measured
+        return {}
+    return {"disk_write_bytes_per_second": _DISK_BYTES / written, "disk_read_bytes_per_second": _DISK_BYTES / read}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The ladder: the same two models with less and less memory, one saving after another, each rung a whole plan.
+
+It says what each saving brings and costs, whatever the budget is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config import RunConfig
+from engine.hardware import Hardware
+from engine.planner.measure import MachineRates
+from engine.planner.prediction import PhasePrediction, Plan
+from engine.planner.resolve import plan
+
+# Each rung keeps what the ones before it saved.
+_TEACHER_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("whole teacher, 8 rows", {"layer_by_layer": False, "teacher_batch": 8}),
+    ("1 row at a time", {"teacher_batch": 1}),
+    ("streamed layer by layer, 8 rows", {"layer_by_layer": True, "teacher_batch": 8}),
+    ("streamed, 1 row at a time", {"teacher_batch": 1}),
+)
+_STUDENT_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("plain AdamW, 8 rows", {"student_batch": 8, "gradient_checkpointing": False, "optimizer": "adamw"}),
+    ("2 rows at a time", {"student_batch": 2}),
+    ("8-bit optimizer states", {"optimizer": "adamw-8bit"}),
+    ("activations computed twice", {"gradient_checkpointing": True}),
+    ("1 row at a time", {"student_batch": 1}),
+)
+# Rows of an optimizer step on every rung, so that they are compared at the same work.
+_ROWS_IN_A_STEP = 8
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way of doing one phase.
+
+    Attributes:
+        phase: teacher or student.
+        label: what was saved here.
+        plan: the whole plan with it.
+        fits: whether the phase stays inside the budget.
+    """
+
+    phase: str
+    label: str
+    plan: Plan
+    fits: bool
+
+    @property
+    def predicted(self) -> PhasePrediction:
+        """Of this rung's phase."""
+        return self.plan.predicted[self.phase]
+
+
+def ladder(config: RunConfig, *, hardware: Hardware | None = None, machine: MachineRates | None = None) -> list[Rung]:
+    """Every rung for both phases; what the person set stays, and rungs that would change it are left out.
+
+    Raises:
+        RequestError: as :func:`engine.planner.plan`.
+    """
+    found = []
+    for phase, rungs in (("teacher", _TEACHER_RUNGS), ("student", _STUDENT_RUNGS)):
+        for label, values in _steps(config, rungs):
+            planned = plan(config.model_copy(update=values), hardware=hardware, machine=machine, strict=False)
+            found.append(Rung(phase, label, planned, _fits(planned, phase)))
+    return found
+
+
+def _steps(config: RunConfig, rungs: tuple[tuple[str, dict[str, Any]], ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    values: dict[str, Any] = {}
+    for label, change in rungs:
+        open_changes = {name: value for name, value in change.items() if getattr(config, name) in (None, value)}
+        if values and not open_changes:
+            continue
+        values |= open_changes
+        batch = values.get("student_batch")
+        if batch is not None and config.gradient_accumulation is None:
+            values["gradient_accumulation"] = max(1, _ROWS_IN_A_STEP // batch)
+        yield label, dict(values)
+
+
+def _fits(planned: Plan, phase: str) -> bool:
+    predicted, settings = planned.predicted[phase], planned.settings
+    room = settings.memory_budget or 0
+    return predicted.peak_bytes <= room and predicted.ram_bytes <= (settings.ram_budget or 0)

@@ -1,0 +1,75 @@
+"""Memory that other runs on this machine have planned and not taken yet.
+
+Two runs that are planned one after the other would both count the same free memory. A live run's prediction is in its
+run.json; what it holds already is gone from the system's free memory anyhow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.hardware import memory_of_tree
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """A run that is going.
+
+    Attributes:
+        name: of its folder.
+        device: that it computes on.
+        reserved_bytes: main memory that it will still take.
+        device_reserved_bytes: memory of its GPU that it was planned to take; 0 on the CPU.
+    """
+
+    name: str
+    device: str
+    reserved_bytes: int
+    device_reserved_bytes: int
+
+
+def live_runs(folder: Path) -> list[LiveRun]:
+    """Runs in a folder of runs whose supervisor is alive; folders that cannot be read are passed over."""
+    found = []
+    with contextlib.suppress(OSError):
+        for run in sorted(entry for entry in folder.iterdir() if (entry / "lock").is_file()):
+            pid = _holder(run / "lock")
+            if pid is None:
+                continue
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                found.append(_live_run(run, pid))
+    return found
+
+
+def _live_run(run: Path, pid: int) -> LiveRun:
+    info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    phases = [phase for phase in info["predicted"].values() if isinstance(phase, dict)]
+    device = str(info["settings"].get("device") or "cpu")
+    ram = max(int(phase.get("ram_bytes") or phase["peak_bytes"]) for phase in phases)
+    on_device = 0 if device == "cpu" else max(int(phase["peak_bytes"]) for phase in phases)
+    return LiveRun(run.name, device, max(0, ram - memory_of_tree(pid)), on_device)
+
+
+def _holder(lock: Path) -> int | None:
+    """The process that holds a run's lock; None when nobody does. The lock is tried, because pids are reused."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(OSError, ValueError):
+            return int(os.pread(descriptor, 32, 0))
+        return None
+    except OSError:  # a file system without locks
+        return None
+    else:
+        return None
+    finally:
+        os.close(descriptor)

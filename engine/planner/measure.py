@@ -1,0 +1,149 @@
+"""How fast this machine is: measured once in a process of its own, kept in the user's cache folder.
+
+Kept by processor, threads, torch version and device, for these decide the rates. This process never loads torch. Where
+nothing was measured there are cautious figures, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from engine import hardware
+
+_FORMAT = 1
+_TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class MachineRates:
+    """What the machine does in a second.
+
+    Attributes:
+        gemm_flops: floating-point operations of a matrix product, for each of fp32, bf16, fp16 and each of "small" (a
+            layer of some million parameters) and "large" (a hidden size of 1,024), as in ``fp32_large``.
+        memory_bytes_per_second: read and written by an operation that computes next to nothing.
+        seconds_per_operation: what an operation costs that has nothing to do.
+        disk_read_bytes_per_second: from the disk itself, not from the page cache.
+        measured: whether these are measurements of this machine.
+        device: that the products were made on, cpu or cuda:N.
+    """
+
+    gemm_flops: dict[str, float]
+    memory_bytes_per_second: float
+    seconds_per_operation: float
+    disk_read_bytes_per_second: float
+    disk_write_bytes_per_second: float
+    measured: bool
+    device: str = "cpu"
+
+    def flops_per_second(self, precision: str, size: str = "large") -> float:
+        """The rate of matrix products in a number format; that of fp32 where the format was not measured."""
+        return self.gemm_flops.get(f"{precision}_{size}") or self.gemm_flops[f"fp32_{size}"]
+
+
+def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | None = None) -> MachineRates:
+    """The rates of this machine.
+
+    Args:
+        measure: measure now when nothing is kept (about three seconds, most of it torch starting); otherwise cautious
+            figures stand in.
+        device: cpu or cuda:N.
+        threads: CPU threads; all usable cores when not set.
+    """
+    threads = threads or hardware.usable_cores()
+    path = kept_at(device, threads)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return _from_measurements(json.loads(path.read_text(encoding="utf-8")), device)
+    if measure:
+        found = _measure(device, threads, path.parent)
+        if found is not None:
+            with contextlib.suppress(OSError):  # not kept: measured again next time
+                _keep(path, found)
+            return _from_measurements(found, device)
+    return cautious_rates(device, threads)
+
+
+def kept_at(device: str, threads: int) -> Path:
+    """The file that keeps the rates of this machine with so many threads."""
+    name, features = hardware.processor()
+    parts = [_FORMAT, platform.node(), name, features, threads, device, torch_version()]
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
+    return platformdirs.user_cache_path("tinydistill") / f"machine-{digest}.json"
+
+
+def torch_version() -> str:
+    """The installed torch's version, such as ``2.13.0+cpu``; empty when there is none. Imports nothing."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def cautious_rates(device: str, threads: int) -> MachineRates:
+    """Figures of a slow machine of the kind, for when nothing was measured."""
+    if device.startswith("cuda"):
+        gemm = {f"{kind}_{size}": rate for kind, rate in _SLOW_GPU.items() for size in ("small", "large")}
+        return MachineRates(gemm, 1.5e11, 8e-6, 5e8, 3e8, measured=False, device=device)
+    # 20 GFLOP/s a core is an AVX2 core at 1 GHz; bf16 is left at fp32's rate or below, so that it is never chosen.
+    gemm = {f"fp32_{size}": 2e10 * threads for size in ("small", "large")}
+    return MachineRates(gemm, 8e9, 4e-6, 5e8, 3e8, measured=False)
+
+
+_SLOW_GPU = {"fp32": 3e12, "bf16": 6e12, "fp16": 6e12}
+
+
+def _from_measurements(found: object, device: str) -> MachineRates:
+    if not isinstance(found, dict):
+        raise TypeError("these are no measurements")
+    gemm = {name: float(rate) for name, rate in found.items() if name.endswith(("_small", "_large"))}
+    if not {"fp32_small", "fp32_large"} <= gemm.keys():
+        raise ValueError("these are no measurements")
+    return MachineRates(
+        gemm_flops=gemm,
+        memory_bytes_per_second=float(found["memory_bytes_per_second"]),
+        seconds_per_operation=float(found["seconds_per_operation"]),
+        # Where the page cache cannot be avoided there is no rate: a slow solid-state disk stands in.
+        disk_read_bytes_per_second=float(found.get("disk_read_bytes_per_second", 5e8)),
+        disk_write_bytes_per_second=float(found.get("disk_write_bytes_per_second", 3e8)),
+        measured=True,
+        device=device,
+    )
+
+
+def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None:
+    """Run the probe; None where it does not end well: a plan without measured rates is better than none."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "engine.planner.gemm_probe", "--threads", str(threads), "--device", device]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    try:
+        done = subprocess.run(
+            [*command, "--folder", str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            env=environment,
+            check=True,
+        )
+        found = json.loads(done.stdout)
+        _from_measurements(found, device)
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+        return None
+    return dict(found)
+
+
+def _keep(path: Path, found: dict[str, float]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,88 @@
+"""What to say when a run does not fit: how much is missing, where it goes, and the nearest setting that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.config import RunConfig
+from engine.errors import DoesNotFit
+from engine.format import format_bytes, format_count
+from engine.planner import disk as disk_formulas
+from engine.planner.footprint import CUDA_CONTEXT, Footprint
+from engine.planner.recommend import Answer, Question, nearest_that_fits
+
+_PART_NAMES = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "the optimizer's states",
+    "activations": "activations",
+    "logits": "blocks of logits",
+    "other": "Python, torch and transformers",
+}
+
+
+def memory(question: Question, answer: Answer) -> DoesNotFit:
+    """A phase needs more memory than there is."""
+    budget = question.budget
+    phases = {"teacher": answer.teacher.footprint, "student": answer.student.footprint}
+    phase, footprint = max(phases.items(), key=lambda item: budget.excess(item[1]))
+    needed, room, which, flag = _where(question, footprint)
+    parts = sorted(footprint.parts.items(), key=lambda part: -part[1])[:3]
+    listed = ", ".join(f"{_PART_NAMES[name]} {format_bytes(size)}" for name, size in parts if size)
+    setting = answer.teacher.setting if phase == "teacher" else answer.student.setting
+    what = (
+        f"The {phase} phase needs {format_bytes(needed)} of {which} with rows of {answer.length} tokens, "
+        f"{setting.batch} at a time; the budget is {format_bytes(room)}."
+    )
+    return DoesNotFit(what, f"Most of it: {listed}.", _todo(question, answer, flag))
+
+
+def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Question, answer: Answer) -> DoesNotFit:
+    """The run's folder will not have room."""
+    text = question.text
+    cache = disk_formulas.cache_bytes(text.all_tokens(answer.length), config.record_size, question.teacher.vocab_size)
+    checkpoint = disk_formulas.checkpoint_bytes(answer.shape, answer.student.setting.optimizer)
+    what = f"The run needs {format_bytes(needed)} of disk; {folder} has {format_bytes(free)} free."
+    checkpoints = f"each of {config.keep_checkpoints + 2} checkpoints {format_bytes(checkpoint)}"
+    why = f"Records take {format_bytes(cache)}, {checkpoints}."
+    over = needed - free
+    rows = text.train_rows(answer.length) or 0
+    if cache > over and rows:
+        fewer = int(rows * (1 - over / cache) * 0.9)
+        return DoesNotFit(
+            what,
+            why,
+            f"It fits with --samples {max(1, fewer)} (of {format_count(rows)} rows), or elsewhere: --output_dir.",
+        )
+    return DoesNotFit(what, why, f"Free {format_bytes(over)}, or choose another --output_dir.")
+
+
+def _where(question: Question, footprint: Footprint) -> tuple[int, int, str, str]:
+    budget = question.budget
+    if not budget.on_gpu:
+        return footprint.needed_bytes, budget.memory_bytes, "memory", "memory_budget"
+    on_device = footprint.peak_bytes + CUDA_CONTEXT
+    if on_device - budget.memory_bytes >= footprint.needed_bytes - budget.ram_bytes:
+        return on_device, budget.memory_bytes, f"memory on {budget.device}", "memory_budget"
+    return footprint.needed_bytes, budget.ram_bytes, "main memory", "ram_budget"
+
+
+def _todo(question: Question, answer: Answer, flag: str) -> str:
+    budget = question.budget
+    needs = max(_where(question, part.footprint)[0] for part in (answer.teacher, answer.student))
+    enough = -(-needs // (50 * 10**6)) * 50  # the next 50 MB
+    found = nearest_that_fits(question, answer)
+    as_it_is = f"--{flag} {enough}MB"
+    if found is None:
+        return f"Nothing smaller fits: choose a smaller student, or give it {as_it_is}."
+    changes, smaller = found
+    peak = max(_where(question, part.footprint)[0] for part in (smaller.teacher, smaller.student))
+    flags = " ".join(_flag(name, value) for name, value in changes.items())
+    assert peak <= max(budget.memory_bytes, budget.ram_bytes)
+    return f"It fits with {flags} ({format_bytes(peak)}), or as it is with {as_it_is}."
+
+
+def _flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    return f"--{name} {value}"

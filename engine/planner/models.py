@@ -1,0 +1,122 @@
+"""Which teacher and which student: those that were named, or the ones that the planner picks.
+
+Reads config.json and safetensors headers, keeps what it read, and downloads nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import RunConfig
+from engine.errors import ModelError, Problem, SettingsError
+from engine.format import format_bytes, format_count
+from engine.models.demo import DEMO_TEACHER
+from engine.models.hub import cached_models, resolve_model
+from engine.models.spec import read_spec
+from engine.planner.budget import Budget
+from engine.planner.footprint import StudentSetting, TeacherSetting, student_footprint, teacher_footprint
+from engine.planner.shape import ModelShape, shape_of
+
+FROM_TEACHER = "from-teacher"
+
+
+@dataclass(frozen=True)
+class Models:
+    """Teacher and student.
+
+    Attributes:
+        teacher: as it stands in the settings: a folder or an id.
+        student: the same, or ``from-teacher``.
+        student_shape: of the student; of the teacher when the student is cut from it.
+        reasons: for "teacher" and "student" where the planner picked.
+    """
+
+    teacher: str
+    student: str
+    teacher_shape: ModelShape
+    student_shape: ModelShape
+    reasons: dict[str, str]
+
+    @property
+    def cut(self) -> bool:
+        """Whether the student is cut from the teacher."""
+        return self.student == FROM_TEACHER
+
+
+def models_for(config: RunConfig, budget: Budget) -> Models:
+    """Describe the models of a run; pick those that are not named.
+
+    Raises:
+        SettingsError: the student would have more layers than the teacher, or no model is named and none may be picked.
+        ModelError: a model is not there, or cannot be used.
+    """
+    reasons: dict[str, str] = {}
+    teacher = config.teacher
+    if config.demo and teacher is None:
+        teacher, reasons["teacher"] = str(DEMO_TEACHER), "the small teacher that comes with the program"
+    elif teacher is None and config.use_recommended:
+        teacher, reasons["teacher"] = _pick_teacher(config, budget)
+    student = config.student
+    if student is None and (config.demo or config.use_recommended):
+        student = FROM_TEACHER
+        reasons["student"] = "cut from the teacher's layers: the same vocabulary, and a head start on random weights"
+    missing = [
+        Problem(name, "", "is needed: a folder, or a Hugging Face id")
+        for name, value in (("teacher", teacher), ("student", student))
+        if value is None
+    ]
+    if missing or teacher is None or student is None:
+        raise SettingsError(missing, "Or let the planner pick: --use_recommended; or see it work first: --demo.")
+    teacher_shape = describe(teacher, config.trust_remote_code)
+    student_shape = teacher_shape if student == FROM_TEACHER else describe(student, config.trust_remote_code)
+    if config.student_layers is not None and student == FROM_TEACHER:
+        most = teacher_shape.num_layers
+        if config.student_layers > most:
+            raise SettingsError(
+                [Problem("student_layers", config.student_layers, f"the teacher has {most} layers to take from")]
+            )
+    return Models(teacher, student, teacher_shape, student_shape, reasons)
+
+
+def describe(path_or_id: str, trust_remote_code: bool = False) -> ModelShape:
+    """A model's sizes; read again only when its config.json changed.
+
+    Raises:
+        ModelError: as :func:`engine.models.spec.read_spec`.
+    """
+    folder = resolve_model(path_or_id)
+    config = folder / "config.json"
+    changed = config.stat().st_mtime_ns if config.is_file() else 0
+    return _describe(str(path_or_id), trust_remote_code, folder, changed)
+
+
+@functools.lru_cache(maxsize=32)
+def _describe(path_or_id: str, trust_remote_code: bool, folder: Path, changed: int) -> ModelShape:
+    return shape_of(read_spec(path_or_id, trust_remote_code=trust_remote_code))
+
+
+def _pick_teacher(config: RunConfig, budget: Budget) -> tuple[str, str]:
+    """The largest model of the local cache from which a student can be cut within the budget, else the demo's."""
+    fitting = []
+    for name in cached_models():
+        try:
+            shape = describe(name, config.trust_remote_code)
+        except ModelError:  # an encoder, a quantised model, half a download: none of them can teach
+            continue
+        if _smallest_fits(shape, budget):
+            fitting.append((shape.parameters, name))
+    if fitting:
+        parameters, name = max(fitting)
+        which = "the only model" if len(fitting) == 1 else f"the largest of {len(fitting)} models"
+        room = format_bytes(budget.memory_bytes)
+        return name, f"{which} in the local cache that fits {room}: {format_count(parameters)} parameters"
+    return str(DEMO_TEACHER), "there is no model in the local cache that fits; this one comes with the program"
+
+
+def _smallest_fits(shape: ModelShape, budget: Budget) -> bool:
+    teacher = TeacherSetting(1, 128, "fp32", layer_by_layer=True, on_gpu=budget.on_gpu)
+    student = StudentSetting(1, 1, 128, "fp32", checkpointing=True, optimizer="adamw-8bit", on_gpu=budget.on_gpu)
+    half = shape.with_layers(max(1, shape.num_layers // 2))
+    return budget.fits(teacher_footprint(shape, teacher)) and budget.fits(student_footprint(half, student))

@@ -1,0 +1,73 @@
+"""What a plan says: choices with their reasons, and what each phase will take.
+
+Plain values; how they are found is the business of the other files in this folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.config import RunConfig
+from engine.errors import DoesNotFit
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "other")
+"""What a phase's memory is made of, in the order in which it is shown."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting as it will be used.
+
+    Attributes:
+        field: the setting's name.
+        value: what it is.
+        by: "user" when the person set it, else "planner".
+        reason: why, with a number where there is one.
+    """
+
+    field: str
+    value: Any
+    by: Literal["user", "planner"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class PhasePrediction:
+    """What one phase will take.
+
+    Attributes:
+        peak_bytes: highest memory of the phase's process: anonymous memory on the CPU, the allocator's on CUDA.
+        seconds: how long it takes.
+        seconds_error: half the width of the range that ``seconds`` is good for.
+        parts: bytes of each of PARTS at the moment of the peak; they sum to ``peak_bytes``.
+        ram_bytes: highest main memory of the process; on the CPU the same as ``peak_bytes``.
+    """
+
+    peak_bytes: int
+    seconds: float
+    seconds_error: float
+    parts: Mapping[str, int]
+    ram_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every setting resolved, why, and what it will take.
+
+    Attributes:
+        settings: the configuration with no setting left open that the run needs.
+        choices: one for each setting, in the order of RunConfig.
+        predicted: "teacher" and "student" (without the student when the run ends before it).
+        disk_bytes: the most that the run's folder will hold.
+        total_steps: optimizer steps; None while the amount of text is not known.
+        misfit: why it does not fit and what would, when plan() was asked not to raise.
+    """
+
+    settings: RunConfig
+    choices: tuple[Choice, ...]
+    predicted: Mapping[str, PhasePrediction]
+    disk_bytes: int
+    total_steps: int | None
+    misfit: DoesNotFit | None = None

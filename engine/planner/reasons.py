@@ -1,0 +1,162 @@
+"""The sentences beside the settings: why this value, with a number where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from engine.format import format_bytes, format_count, format_duration
+from engine.planner import disk
+from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
+from engine.planner.recommend import Answer, Question
+from engine.planner.timing import step_seconds
+from engine.planner.workload import Text, default_length, effective_rows
+
+NOT_CHOICES = frozenset({"resume", "use_recommended", "profile", "demo", "dry_run", "json_events", "until"})
+"""Switches of the one command; they decide nothing about the run."""
+
+DEFAULTS: dict[str, str] = {
+    "trust_remote_code": "no code out of a model's folder is run",
+    "text_field": "found by looking at the data",
+    "data_split": "only for a Hugging Face data set",
+    "packing": "no token is spent on padding",
+    "holdout": "enough documents to measure with, few enough to miss",
+    "target": "its mean is the teacher's whole distribution",
+    "kd_weight": "mostly the teacher, and the true next token as a check",
+    "temperature": "the teacher's distribution as it is",
+    "warmup": "the first steps are careful while AdamW's averages settle",
+    "schedule": "ends gently, at a tenth of the peak",
+    "weight_decay": "the usual for fine-tuning",
+    "clip_norm": "one bad batch cannot throw the student off",
+    "seed": "the same seed gives the same student",
+    "cpu_offload": "nothing has to leave the compute device",
+    "quantization": "full weights: streaming saves more memory, at no loss",
+    "cache_dir": "records stay in the run's folder",
+    "keep_checkpoints": "the newest may be half-learnt, the one before it is not",
+}
+"""Why a setting has its default, where nothing about the models or the machine decides it."""
+
+
+def answer_values(question: Question, answer: Answer) -> dict[str, tuple[Any, str]]:
+    """What the search decided, with reasons."""
+    teacher, student = answer.teacher.setting, answer.student.setting
+    return {
+        "student_layers": (answer.layers, _layers(question, answer)),
+        "sequence_length": (answer.length, _length(question, answer)),
+        "record_size": (question.config.record_size, _record(question, answer)),
+        "teacher_batch": (teacher.batch, _teacher_batch(question, answer)),
+        "student_batch": (student.batch, _student_batch(question, answer)),
+        "gradient_accumulation": (student.accumulation, _accumulation(question, answer)),
+        "gradient_checkpointing": (student.checkpointing, _checkpointing(question, answer)),
+        "layer_by_layer": (teacher.layer_by_layer, _streaming(question, answer)),
+        "optimizer": (student.optimizer, _optimizer(question, answer)),
+    }
+
+
+def samples(text: Text, length: int, counted: str) -> str:
+    """How many rows there are."""
+    rows = text.train_rows(length)
+    return counted if rows is None else f"all of them: {counted}, some {rows:,} rows of {length}"
+
+
+def learning_rate(parameters: int) -> str:
+    """The size it belongs to."""
+    return f"usual for {format_count(parameters)} parameters"
+
+
+def checkpoint_every(every: int, seconds: float, total: int | None) -> str:
+    """How much work is lost at most."""
+    if total is not None and every >= total:
+        return f"once at the end: the {total} steps take about {format_duration(total * seconds)}"
+    return f"at most {format_duration(every * seconds)} of work are lost in a crash"
+
+
+def _layers(question: Question, answer: Answer) -> str:
+    if answer.layers is None:
+        return "only for a student that is cut from the teacher"
+    share = f"{answer.layers} of {question.teacher.num_layers} layers"
+    if answer.layers == max(1, question.teacher.num_layers // 2):
+        return f"{share}, {format_count(answer.shape.parameters)} parameters: half a model keeps most of what it knows"
+    return f"{share}: more do not fit {_budget(question)}"
+
+
+def _length(question: Question, answer: Answer) -> str:
+    length, reason = default_length(question.text.tokens, question.length_limit)
+    if answer.length < length and question.config.sequence_length is None:
+        return f"rows of {2 * answer.length} tokens do not fit {_budget(question)}"
+    return reason
+
+
+def _record(question: Question, answer: Answer) -> str:
+    each = disk.record_bytes(question.config.record_size, question.teacher.vocab_size)
+    total = disk.cache_bytes(
+        question.text.all_tokens(answer.length), question.config.record_size, question.teacher.vocab_size
+    )
+    return f"about {each:.0f} bytes a token, {format_bytes(total)} in all"
+
+
+def _teacher_batch(question: Question, answer: Answer) -> str:
+    peak = answer.teacher.footprint.peak_bytes
+    return f"the fastest that fits: {format_bytes(peak)} of {_budget(question)}"
+
+
+def _student_batch(question: Question, answer: Answer) -> str:
+    setting, peak = answer.student.setting, answer.student.footprint.peak_bytes
+    double = student_footprint(answer.shape, replace(setting, batch=2 * setting.batch)).peak_bytes
+    said = f"{format_bytes(peak)} of {_budget(question)}"
+    if double > question.budget.memory_bytes:
+        return f"{said}; {2 * setting.batch} would need {format_bytes(double)}"
+    return f"{said}; more is hardly faster"
+
+
+def _accumulation(question: Question, answer: Answer) -> str:
+    setting = answer.student.setting
+    _, said = effective_rows(question.text, answer.length)
+    rows = setting.batch * setting.accumulation
+    if setting.is_lean and rows < effective_rows(question.text, answer.length)[0]:
+        whole = student_footprint(answer.shape, replace(setting, accumulation=2)).peak_bytes
+        return f"{rows} rows a step, so that no gradient is ever whole; added-up ones need {format_bytes(whole)}"
+    if question.config.student_batch is None and question.config.gradient_accumulation is None:
+        return said
+    return f"{rows} rows, {rows * answer.length:,} tokens a step"
+
+
+def _checkpointing(question: Question, answer: Answer) -> str:
+    setting = answer.student.setting
+    with_it = student_footprint(answer.shape, replace(setting, checkpointing=True)).peak_bytes
+    without = student_footprint(answer.shape, replace(setting, checkpointing=False)).peak_bytes
+    saved = format_bytes(max(0, without - with_it))
+    if setting.checkpointing:
+        return f"saves {saved} of {format_bytes(without)}, costs about a third more time"
+    return f"{format_bytes(without)} fit; it would save {saved} and take a third longer"
+
+
+def _streaming(question: Question, answer: Answer) -> str:
+    setting = answer.teacher.setting
+    whole, streamed = (
+        _needed(question, teacher_footprint(question.teacher, replace(setting, layer_by_layer=on)))
+        for on in (False, True)
+    )
+    if setting.layer_by_layer:
+        return f"streamed: {format_bytes(streamed)}; the whole teacher needs {format_bytes(whole)}"
+    return f"the whole teacher fits: {format_bytes(whole)} of {_budget(question)}"
+
+
+def _optimizer(question: Question, answer: Answer) -> str:
+    setting = answer.student.setting
+    full = student_footprint(answer.shape, replace(setting, optimizer="adamw"))
+    small = student_footprint(answer.shape, replace(setting, optimizer="adamw-8bit"))
+    saved = format_bytes(max(0, full.peak_bytes - small.peak_bytes))
+    if setting.optimizer == "adamw-8bit":
+        step = step_seconds(answer.shape, setting, question.rates)
+        what = "8-bit states, and no gradient that is ever whole," if setting.is_lean else "8-bit states"
+        return f"{what} save {saved}; a step takes about {format_duration(step)}"
+    return f"32-bit states of {format_bytes(full.parts['optimizer'])} fit; 8-bit ones are slower on a CPU"
+
+
+def _needed(question: Question, footprint: Footprint) -> int:
+    return footprint.peak_bytes if question.budget.on_gpu else footprint.needed_bytes
+
+
+def _budget(question: Question) -> str:
+    return format_bytes(question.budget.memory_bytes)

@@ -1,0 +1,310 @@
+"""The search: the fastest settings that fit the budget, and the nearest ones when those that were asked for do not.
+
+What the person set is one value; what is open is a list of values. Each phase is searched by itself, for they never
+share memory; only the length of a row and the number of layers kept concern both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from engine.config import RunConfig
+from engine.planner.budget import Budget
+from engine.planner.footprint import (
+    Footprint,
+    StudentSetting,
+    TeacherSetting,
+    student_footprint,
+    teacher_footprint,
+)
+from engine.planner.measure import MachineRates
+from engine.planner.shape import ModelShape
+from engine.planner.timing import step_seconds, teacher_duration
+from engine.planner.workload import Text, default_length, effective_rows
+
+# Tokens of a micro-batch beyond which nothing gets faster, on a CPU and on a GPU.
+_MOST_TOKENS = {False: 4_096, True: 65_536}
+# A prediction may be off by some percent: what the planner chooses leaves that much of the budget free.
+_SPARE = 0.05
+# Settings whose times differ by less are taken for equally fast, and the smaller one wins.
+_SAME_SPEED = 1.05
+_SHORTEST_ROW = 64
+# A streamed teacher has been measured at nine tenths of the speed and more, but it reads the disk all the time: it is
+# not taken where the whole one fits.
+_STREAMING_COSTS = 1.25
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything that the search looks at.
+
+    Attributes:
+        student: the student, or the teacher when it is cut from it.
+        cut: whether the student is cut from the teacher's layers.
+        precision: number format of the matrix products of both.
+    """
+
+    config: RunConfig
+    teacher: ModelShape
+    student: ModelShape
+    cut: bool
+    text: Text
+    budget: Budget
+    rates: MachineRates
+    precision: str
+
+    @property
+    def length_limit(self) -> int | None:
+        """The longest row that both models take."""
+        limits = [shape.max_positions for shape in (self.teacher, self.student) if shape.max_positions is not None]
+        return min(limits, default=None)
+
+
+SettingT = TypeVar("SettingT", TeacherSetting, StudentSetting)
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[SettingT]):
+    """One way of doing a phase."""
+
+    setting: SettingT
+    footprint: Footprint
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Settings for both phases.
+
+    Attributes:
+        layers: kept of the teacher; None when the student is a model of its own.
+        fits: whether both phases stay inside the budget.
+    """
+
+    length: int
+    layers: int | None
+    shape: ModelShape
+    teacher: Candidate[TeacherSetting]
+    student: Candidate[StudentSetting]
+    fits: bool
+
+
+def recommend(question: Question) -> Answer:
+    """The fastest settings that fit; where none do, the smallest that the person's own allow (``fits`` is False)."""
+    smallest: Answer | None = None
+    for layers, length in itertools.product(_layer_options(question), _length_options(question)):
+        answer = _answer(question, question.config, length, layers)
+        if answer.fits:
+            return answer
+        if smallest is None or _needs(answer) < _needs(smallest):
+            smallest = answer
+    assert smallest is not None, "there is always one length and one number of layers"
+    return smallest
+
+
+def nearest_that_fits(question: Question, asked: Answer) -> tuple[dict[str, object], Answer] | None:
+    """The settings of the person that would have to change, and what comes out; None where nothing fits.
+
+    As few as possible are changed, and of those as little as possible.
+    """
+    config = question.config
+    names = ("student_batch", "teacher_batch", "gradient_checkpointing", "layer_by_layer", "optimizer")
+    fixed = [
+        name for name in names if getattr(config, name) not in (None, False, "adamw-8bit") or _refused(config, name)
+    ]
+    lengths = _shorter(asked.length) if config.sequence_length is not None else list(_length_options(question))
+    layer_options: list[int | None] = list(_layer_options(question))
+    if question.cut and config.student_layers is not None:
+        layer_options = [*_fewer(config.student_layers)]
+    for freed, layers, length in sorted(
+        itertools.product(_subsets(fixed), layer_options, lengths),
+        key=lambda option: (
+            len(option[0]) + (option[1] != asked.layers) + (option[2] != asked.length),
+            -(option[1] or 0),
+            -option[2],
+        ),
+    ):
+        if not freed and layers == asked.layers and length == asked.length:
+            continue
+        loosened = config.model_copy(update=_loosened(config, freed))
+        answer = _answer(question, loosened, length, layers)
+        if answer.fits:
+            return _changes(config, answer, freed), answer
+    return None
+
+
+def student_candidates(
+    question: Question, config: RunConfig, shape: ModelShape, length: int
+) -> Iterator[Candidate[StudentSetting]]:
+    """Every way of training the student that the settings leave open."""
+    rows, _ = effective_rows(question.text, length)
+    most = max(1, _MOST_TOKENS[question.budget.on_gpu] // length)
+    if config.student_batch is not None:
+        batches = [config.student_batch]
+    elif config.gradient_accumulation is not None:
+        batches = _powers(min(most, max(1, rows // config.gradient_accumulation)))
+    else:
+        batches = _powers(min(most, rows))
+    # Without accumulation no gradient is ever whole: steps of fewer rows are what is left where nothing else fits.
+    fewer_rows = config.gradient_accumulation is None and config.student_batch is None
+    for batch, checkpointing, optimizer, in_fewer in itertools.product(
+        batches,
+        [False, True] if config.gradient_checkpointing is None else [config.gradient_checkpointing],
+        ["adamw", "adamw-8bit"] if config.optimizer is None else [config.optimizer],
+        [False, True] if fewer_rows else [False],
+    ):
+        if in_fewer and (batch == rows or optimizer == "adamw"):
+            continue
+        setting = StudentSetting(
+            batch=batch,
+            accumulation=1 if in_fewer else config.gradient_accumulation or max(1, rows // batch),
+            sequence_length=length,
+            precision=question.precision,
+            checkpointing=checkpointing,
+            optimizer=optimizer,
+            cpu_offload=config.cpu_offload,
+            record_size=config.record_size,
+            on_gpu=question.budget.on_gpu,
+        )
+        seconds = step_seconds(shape, setting, question.rates) / (setting.batch * setting.accumulation)
+        if in_fewer:
+            seconds *= 1 + rows / batch  # never for speed: small steps learn worse
+        yield Candidate(setting, student_footprint(shape, setting), seconds)
+
+
+def teacher_candidates(question: Question, config: RunConfig, length: int) -> Iterator[Candidate[TeacherSetting]]:
+    """Every way of scoring that the settings leave open."""
+    tokens = max(question.text.all_tokens(length), 16_384)
+    most = max(1, _MOST_TOKENS[question.budget.on_gpu] // length)
+    batches = _powers(most) if config.teacher_batch is None else [config.teacher_batch]
+    streamed = [False, True] if config.layer_by_layer is None else [config.layer_by_layer]
+    for batch, layer_by_layer in itertools.product(batches, streamed):
+        setting = TeacherSetting(
+            batch=batch,
+            sequence_length=length,
+            precision=question.precision,
+            layer_by_layer=layer_by_layer,
+            quantization=config.quantization,
+            cpu_offload=config.cpu_offload,
+            record_size=config.record_size,
+            on_gpu=question.budget.on_gpu,
+            total_tokens=question.text.all_tokens(length) or None,
+        )
+        seconds = teacher_duration(question.teacher, setting, tokens, question.rates).seconds
+        if layer_by_layer:
+            seconds *= _STREAMING_COSTS
+        yield Candidate(setting, teacher_footprint(question.teacher, setting), seconds)
+
+
+def _answer(question: Question, config: RunConfig, length: int, layers: int | None) -> Answer:
+    shape = question.student if layers is None else question.student.with_layers(layers)
+    budget = question.budget
+    teacher = _choose(list(teacher_candidates(question, config, length)), budget, lambda s: s.layer_by_layer)
+    student = _choose(
+        list(student_candidates(question, config, shape, length)), budget, lambda s: (s.checkpointing, s.optimizer)
+    )
+    fits = budget.fits(teacher.footprint) and budget.fits(student.footprint)
+    return Answer(length, layers, shape, teacher, student, fits)
+
+
+def _choose(
+    candidates: Sequence[Candidate[SettingT]], budget: Budget, mode: Callable[[SettingT], object]
+) -> Candidate[SettingT]:
+    """The fastest that fits with something to spare, else that just fits, else the smallest."""
+    careful = replace(
+        budget,
+        memory_bytes=int(budget.memory_bytes * (1 - _SPARE)),
+        ram_bytes=int(budget.ram_bytes * (1 - _SPARE)),
+    )
+    for limit in (careful, budget):
+        fitting = [candidate for candidate in candidates if limit.fits(candidate.footprint)]
+        if fitting:
+            fastest = min(fitting, key=lambda candidate: candidate.seconds)
+            alike = [
+                candidate
+                for candidate in fitting
+                if mode(candidate.setting) == mode(fastest.setting)
+                and candidate.seconds <= _SAME_SPEED * fastest.seconds
+            ]
+            return min(alike, key=lambda candidate: candidate.footprint.peak_bytes)
+    return min(candidates, key=lambda candidate: budget.excess(candidate.footprint))
+
+
+def _length_options(question: Question) -> Iterator[int]:
+    config, limit = question.config, question.length_limit
+    if config.sequence_length is not None:
+        yield config.sequence_length
+        return
+    length, _ = default_length(question.text.tokens, limit)
+    yield length
+    while length > _SHORTEST_ROW:
+        length = max(_SHORTEST_ROW, length // 2)
+        yield length
+
+
+def _layer_options(question: Question) -> Iterator[int | None]:
+    if not question.cut:
+        yield None
+    elif question.config.student_layers is not None:
+        yield question.config.student_layers
+    else:
+        layers = max(1, question.teacher.num_layers // 2)
+        yield from _fewer(layers)
+
+
+def _fewer(layers: int) -> Iterator[int]:
+    yield layers
+    while layers > 1:
+        layers //= 2
+        yield layers
+
+
+def _shorter(length: int) -> list[int]:
+    lengths = [length]
+    while lengths[-1] > _SHORTEST_ROW:
+        lengths.append(max(_SHORTEST_ROW, lengths[-1] // 2))
+    return lengths
+
+
+def _powers(most: int) -> list[int]:
+    return [2**power for power in range(most.bit_length())]
+
+
+def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
+    for size in range(len(names) + 1):
+        yield from itertools.combinations(names, size)
+
+
+def _refused(config: RunConfig, name: str) -> bool:
+    """Whether the person said no to something that saves memory."""
+    return name in config.model_fields_set and getattr(config, name) is False
+
+
+def _loosened(config: RunConfig, freed: tuple[str, ...]) -> dict[str, object]:
+    values: dict[str, object] = {name: None for name in freed}
+    if "student_batch" in freed and config.student_batch is not None and config.gradient_accumulation is not None:
+        # The same rows in a step as were asked for, in smaller pieces.
+        values |= {"student_batch": 1, "gradient_accumulation": config.student_batch * config.gradient_accumulation}
+    return values
+
+
+def _changes(config: RunConfig, answer: Answer, freed: tuple[str, ...]) -> dict[str, object]:
+    teacher, student = answer.teacher.setting, answer.student.setting
+    found: dict[str, object] = {
+        "student_batch": student.batch,
+        "gradient_accumulation": student.accumulation,
+        "teacher_batch": teacher.batch,
+        "gradient_checkpointing": student.checkpointing,
+        "layer_by_layer": teacher.layer_by_layer,
+        "optimizer": student.optimizer,
+        "sequence_length": answer.length,
+        "student_layers": answer.layers,
+    }
+    return {name: value for name, value in found.items() if getattr(config, name) not in (None, value)}
+
+
+def _needs(answer: Answer) -> int:
+    return max(answer.teacher.footprint.peak_bytes, answer.student.footprint.peak_bytes)

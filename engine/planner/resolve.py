@@ -1,0 +1,217 @@
+"""plan(): from a request to every setting with its reason, and what it will take.
+
+It reads config.json, safetensors headers and the size of the text, and starts nothing. The pieces are elsewhere: the
+models in models.py, amounts in workload.py, bytes in footprint.py, seconds in timing.py, the search in recommend.py,
+the sentences in reasons.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from engine import hardware as machine_hardware
+from engine.config import RunConfig
+from engine.errors import DoesNotFit, Problem, SettingsError
+from engine.format import format_bytes
+from engine.hardware import Hardware
+from engine.planner import disk, misfit, reasons, timing, workload
+from engine.planner.budget import budget_for
+from engine.planner.demo import DEMO_SETTINGS
+from engine.planner.live_runs import live_runs
+from engine.planner.measure import MachineRates, machine_rates, torch_version
+from engine.planner.models import FROM_TEACHER, Models, models_for
+from engine.planner.precision import precision_for, smaller_precision
+from engine.planner.prediction import Choice, PhasePrediction, Plan
+from engine.planner.recommend import Answer, Question, recommend
+from engine.planner.run_folder import folder_for
+from engine.planner.text import count_tokens
+from engine.planner.workload import Text
+from engine.runs import default_runs_path
+
+DEFAULT_DATA = "python-docs"
+
+
+def plan(
+    config: RunConfig,
+    *,
+    hardware: Hardware | None = None,
+    machine: MachineRates | None = None,
+    strict: bool = True,
+) -> Plan:
+    """Resolve every setting of a run and predict what it will take.
+
+    Args:
+        config: what was asked; nothing of it is changed.
+        hardware: this machine, looked at now when not given.
+        machine: its rates; those that are kept, or cautious figures, when not given or given for another device.
+        strict: raise when it does not fit; otherwise the plan comes back with ``misfit`` set.
+
+    Raises:
+        RequestError: a model is missing or cannot be used, or a setting contradicts the models.
+        DoesNotFit: with the nearest setting that fits.
+    """
+    wished = _with_demo(config)
+    folder, folder_reason = folder_for(wished)
+    if hardware is None:
+        hardware = machine_hardware.detect(folder)
+    budget = budget_for(wished, hardware, live_runs(default_runs_path()), torch_version())
+    threads = wished.threads or hardware.cores
+    if machine is None or machine.device != budget.device:
+        machine = machine_rates(device=budget.device, threads=threads)
+    models = models_for(wished, budget)
+    data = wished.data or DEFAULT_DATA
+    tokens, text_reason = count_tokens(data, wished, models.teacher_shape.vocab_size)
+    text = Text(tokens, wished.holdout, wished.samples)
+    precision, precision_reason = precision_for(wished, budget, hardware, machine, models)
+    question = Question(
+        config=wished,
+        teacher=models.teacher_shape,
+        student=models.student_shape,
+        cut=models.cut,
+        text=text,
+        budget=budget,
+        rates=machine,
+        precision=precision,
+    )
+    _check_length(question)
+    answer = recommend(question)
+    smaller = None if answer.fits else smaller_precision(wished, precision, machine)
+    if smaller is not None:
+        in_half = replace(question, precision=smaller)
+        if (other := recommend(in_half)).fits:
+            question, answer = in_half, other
+            room = format_bytes(budget.memory_bytes)
+            precision, precision_reason = smaller, f"fp32 does not fit {room}; half the bytes do"
+    work = _work(wished, question, answer, machine)
+    predicted = _predict(question, answer, work, machine, wished)
+    disk_bytes = _disk_bytes(question, answer, wished, models)
+    problem: DoesNotFit | None = None
+    if not answer.fits:
+        problem = misfit.memory(question, answer)
+    elif disk_bytes > hardware.disk_free_bytes:
+        problem = misfit.disk(disk_bytes, hardware.disk_free_bytes, folder, wished, question, answer)
+    if problem is not None and strict:
+        raise problem
+    values: dict[str, tuple[Any, str]] = {
+        "teacher": (models.teacher, models.reasons.get("teacher", "")),
+        "student": (models.student, models.reasons.get("student", "")),
+        "data": (data, "no --data was given: the documentation that every Python carries"),
+        "precision": (precision, precision_reason),
+        "memory_budget": (wished.memory_budget or budget.memory_bytes, budget.reasons["memory_budget"]),
+        "ram_budget": (wished.ram_budget or budget.ram_bytes, budget.reasons["ram_budget"]),
+        "device": (budget.device, budget.reasons["device"]),
+        "threads": (threads, f"all {hardware.cores} cores that may be used"),
+        "output_dir": (folder, folder_reason),
+        "samples": (wished.samples, reasons.samples(text, answer.length, text_reason)),
+        **reasons.answer_values(question, answer),
+        **work,
+    }
+    choices, resolved = _resolve(config, values)
+    total_steps = work["total_steps"][0]
+    return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem)
+
+
+def _with_demo(config: RunConfig) -> RunConfig:
+    """The request with the demo's own settings where the person has none."""
+    if not config.demo:
+        return config
+    open_settings = {name: value for name, value in DEMO_SETTINGS.items() if getattr(config, name) is None}
+    if config.epochs is not None:
+        open_settings.pop("steps", None)
+    return config.model_copy(update=open_settings)
+
+
+def _check_length(question: Question) -> None:
+    length, limit = question.config.sequence_length, question.length_limit
+    if length is not None and limit is not None and length > limit:
+        shapes = (question.teacher, question.student)
+        which = next(shape.name for shape in shapes if shape.max_positions == limit)
+        raise SettingsError([Problem("sequence_length", length, f"{which} takes no more than {limit} tokens")])
+
+
+def _work(config: RunConfig, question: Question, answer: Answer, rates: MachineRates) -> dict[str, tuple[Any, str]]:
+    """Epochs, steps, the learning rate and when to write a checkpoint."""
+    setting = answer.student.setting
+    rows = question.text.train_rows(answer.length)
+    in_a_step = setting.batch * setting.accumulation
+    per_epoch = None if rows is None else math.ceil(rows / in_a_step)
+    found: dict[str, tuple[Any, str]] = {}
+    if config.steps is not None:
+        found["epochs"] = (None, f"--steps {config.steps} says when to stop")
+        total: int | None = config.steps
+    else:
+        epochs, why = (config.epochs, "") if config.epochs is not None else workload.epochs_for(per_epoch)
+        found["epochs"] = (epochs, why)
+        # The epochs are one sequence of rows, so only the last step of all may be short.
+        total = None if rows is None else math.ceil(epochs * rows / in_a_step)
+    counted = "not known before the text is read" if total is None else f"{total:,} steps of {in_a_step} rows"
+    found["steps"] = (config.steps, counted)
+    found["total_steps"] = (total, "")
+    parameters = answer.shape.parameters
+    rate = config.learning_rate or workload.learning_rate_for(parameters)
+    found["learning_rate"] = (rate, reasons.learning_rate(parameters))
+    seconds = timing.step_seconds(answer.shape, setting, rates)
+    every = config.checkpoint_every or workload.checkpoint_every(
+        seconds, disk.checkpoint_bytes(answer.shape, setting.optimizer), rates.disk_write_bytes_per_second, total
+    )
+    found["checkpoint_every"] = (every, reasons.checkpoint_every(every, seconds, total))
+    return found
+
+
+def _predict(
+    question: Question, answer: Answer, work: dict[str, tuple[Any, str]], rates: MachineRates, config: RunConfig
+) -> dict[str, PhasePrediction]:
+    text, length = question.text, answer.length
+    scoring = timing.teacher_duration(question.teacher, answer.teacher.setting, text.all_tokens(length), rates)
+    training = timing.student_duration(
+        answer.shape, answer.student.setting, work["total_steps"][0] or 0, text.holdout_tokens(length), rates
+    )
+    phases = {"teacher": (answer.teacher.footprint, scoring), "student": (answer.student.footprint, training)}
+    if config.until is not None:
+        phases.pop("student")
+    if config.until == "prepare":
+        phases.clear()
+    return {
+        name: PhasePrediction(
+            peak_bytes=footprint.peak_bytes,
+            seconds=duration.seconds,
+            seconds_error=duration.error,
+            parts=footprint.parts,
+            ram_bytes=footprint.ram_bytes,
+        )
+        for name, (footprint, duration) in phases.items()
+    }
+
+
+def _disk_bytes(question: Question, answer: Answer, config: RunConfig, models: Models) -> int:
+    return disk.run_bytes(
+        tokens=question.text.all_tokens(answer.length),
+        record_size=config.record_size,
+        vocab_size=question.teacher.vocab_size,
+        student=answer.shape,
+        optimizer=answer.student.setting.optimizer,
+        keep_checkpoints=config.keep_checkpoints,
+        from_teacher=models.student == FROM_TEACHER,
+        in_files=config.cpu_offload and not question.budget.on_gpu,
+    )
+
+
+def _resolve(config: RunConfig, values: dict[str, tuple[Any, str]]) -> tuple[tuple[Choice, ...], RunConfig]:
+    """Every setting as a choice, and the configuration with all of them; what the person set stays as it is."""
+    choices, resolved = [], {}
+    for name in RunConfig.model_fields:
+        if name in reasons.NOT_CHOICES:
+            continue
+        given = getattr(config, name)
+        by_user = name in config.model_fields_set and given is not None
+        value, reason = values.get(name, (given, reasons.DEFAULTS.get(name, "")))
+        if by_user:
+            choices.append(Choice(name, given, "user", "you set it"))
+            continue
+        if config.demo and name in DEMO_SETTINGS:
+            reason = "tried out for the demo: it ends within two minutes on two cores"
+        resolved[name] = value
+        choices.append(Choice(name, value, "planner", reason))
+    return tuple(choices), config.model_copy(update=resolved)

@@ -1,0 +1,103 @@
+"""A model as the formulas see it: its sizes, and nothing of where it lies."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from engine.models.spec import ModelSpec
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+# The matrix of query, key and value together, and the bias of a norm, under the names that they have in checkpoints.
+_FUSED = re.compile(r"(query_key_value|qkv_proj|Wqkv|c_attn)\.weight$")
+_NORM_BIAS = re.compile(r"(norm\w*|ln_\d+|ln_f)\.bias$")
+PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a causal language model. Counts are of parameters.
+
+    Attributes:
+        layer_parameters: of each decoder layer.
+        head: 0 where the head is the embedding.
+        stored_bytes: bytes of one parameter in the files.
+        max_positions: longest sequence; None without a limit.
+        fused_attention: whether query, key and value come out of one matrix.
+        plain_norms: whether norms have a bias (LayerNorm), and are not root-mean-square norms.
+    """
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    layer_parameters: tuple[int, ...]
+    embedding: int
+    head: int
+    other: int
+    stored_bytes: int
+    max_positions: int | None
+    model_type: str
+    fused_attention: bool = False
+    plain_norms: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layer_parameters)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(self.layer_parameters) + self.embedding + self.head + self.other
+
+    @property
+    def head_matrix(self) -> int:
+        """Parameters that the last matrix product reads, tied or not."""
+        return self.head or self.embedding
+
+    @property
+    def attention_width(self) -> int:
+        """Columns of the query, key and value together."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of hidden x intermediate in a layer, from what its parameters leave beside attention."""
+        attention = self.hidden_size * (self.attention_width + self.num_heads * self.head_dim)
+        mean = sum(self.layer_parameters) / max(1, self.num_layers)
+        return max(1, round((mean - attention) / (self.hidden_size * self.intermediate_size)))
+
+    @property
+    def matmul_parameters(self) -> int:
+        """Parameters that each token is multiplied with; one reading of the embedding is no product."""
+        return sum(self.layer_parameters) + self.head_matrix
+
+    def with_layers(self, num_layers: int) -> ModelShape:
+        """The same model with fewer layers, as it is cut from a teacher; learnt positions and norms stay."""
+        return replace(self, layer_parameters=self.layer_parameters[:num_layers])
+
+
+def shape_of(spec: ModelSpec) -> ModelShape:
+    """The sizes in a model's description."""
+    return ModelShape(
+        name=spec.name,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        vocab_size=spec.vocab_size,
+        layer_parameters=tuple(spec.layer_parameters),
+        embedding=spec.embedding_parameters,
+        head=spec.head_parameters,
+        other=spec.other_parameters,
+        stored_bytes=DTYPE_BYTES.get(spec.dtype, 4),
+        max_positions=spec.max_positions,
+        model_type=spec.model_type,
+        fused_attention=any(_FUSED.search(name) for name in spec.tensors),
+        plain_norms=any(_NORM_BIAS.search(name) for name in spec.tensors),
+    )

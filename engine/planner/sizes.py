@@ -1,0 +1,34 @@
+"""Sizes that follow from the settings: how much is worked on at a time where no setting says so.
+
+The phases and the planner's formulas both ask here, so that what is predicted is what is done. The sizes depend on
+settings that may not change in a resumed run, never on how much memory is free: an interrupted run leaves the same
+shards.
+"""
+
+from __future__ import annotations
+
+_MIB = 2**20
+
+
+def head_chunk_tokens(vocab_size: int, *, on_gpu: bool = False) -> int:
+    """Positions whose logits exist at a time, in the teacher's scoring and in the student's loss.
+
+    Enough rows for the matrix product to run at full speed (some 50), and a block of logits of 16 MiB where that
+    allows: the vocabulary of 50,304 has 83 rows, one of 152k has 48. A GPU needs more rows to be busy.
+    """
+    block_bytes, fewest = (128 * _MIB, 256) if on_gpu else (16 * _MIB, 48)
+    return min(1024, max(fewest, block_bytes // (4 * vocab_size)))
+
+
+def wave_tokens(hidden_size: int, micro_batch_tokens: int, *, layer_by_layer: bool, on_gpu: bool = False) -> int:
+    """Tokens that the teacher takes to its end before a shard is committed; at least one micro-batch.
+
+    A wave keeps one hidden state per token: 32 MiB of them at 4 bytes, but never fewer than 2,048 tokens when layers
+    are streamed, or reading the layers would take longer than computing them. More than 16,384 tokens gain nothing,
+    and would be lost in a crash. A GPU computes faster than any disk reads, so there a wave is eight times as large.
+    """
+    factor = 8 if on_gpu else 1
+    tokens = min(16_384 * factor, 32 * _MIB * factor // (4 * hidden_size))
+    if layer_by_layer:
+        tokens = max(tokens, 2_048 * factor)
+    return max(1, tokens // micro_batch_tokens) * micro_batch_tokens

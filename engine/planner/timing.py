@@ -1,0 +1,115 @@
+"""Seconds of each phase, from this machine's measured rates and the models' sizes.
+
+A forward pass is two operations for each parameter and token, training three times that, and four times where
+activations are computed again (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1; Chen et al. 2016 for
+recomputation). To that come what moves memory and hardly computes, and what each operation costs by itself: for small
+models these are the larger part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.planner.footprint import StudentSetting, TeacherSetting
+from engine.planner.measure import MachineRates
+from engine.planner.shape import ModelShape
+from engine.planner.sizes import wave_tokens
+
+# Importing torch and transformers and opening the files, before the first token.
+_START_SECONDS = 5.0
+# Share by which a prediction may be off: with measured rates, and with cautious figures.
+_ERROR_MEASURED, _ERROR_GUESSED = 0.4, 0.8
+# Operations that a layer launches in a forward pass, and bytes that its elementwise operations move for each of their
+# numbers (read, written).
+_OPERATIONS_PER_LAYER = 45
+_PASSES_OVER_HIDDEN, _PASSES_OVER_INNER = 24, 8
+# Passes over a block of logits: softmax and the draw of a record; the loss and its gradient.
+_PASSES_OVER_LOGITS = {"teacher": 14, "student": 8}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A time and half the width of the range that it is good for."""
+
+    seconds: float
+    error: float
+
+
+def teacher_duration(shape: ModelShape, setting: TeacherSetting, tokens: int, rates: MachineRates) -> Duration:
+    """How long scoring takes.
+
+    Args:
+        shape: the teacher.
+        setting: how it is run.
+        tokens: tokens of text, those of the hold-out too.
+        rates: of this machine.
+    """
+    compute = tokens * _forward_seconds_per_token(
+        shape, setting.batch * setting.sequence_length, setting.sequence_length, setting.precision, rates, "teacher"
+    )
+    stored = shape.parameters * shape.stored_bytes
+    if setting.layer_by_layer:
+        micro_batch = setting.batch * setting.sequence_length
+        wave = wave_tokens(shape.hidden_size, micro_batch, layer_by_layer=True, on_gpu=setting.on_gpu)
+        reading = math.ceil(tokens / wave) * stored / rates.disk_read_bytes_per_second
+        # The next layer is read while one computes: the slower of the two decides.
+        work = max(compute, reading) + stored / max(1, shape.num_layers) / rates.disk_read_bytes_per_second
+    else:
+        work = compute + stored / rates.disk_read_bytes_per_second
+    return _duration(work, rates)
+
+
+def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates) -> float:
+    """How long one optimizer step of the student takes."""
+    micro_batch = setting.batch * setting.sequence_length
+    forward = micro_batch * _forward_seconds_per_token(
+        shape, micro_batch, setting.sequence_length, setting.precision, rates, "student"
+    )
+    passes = 4 if setting.checkpointing else 3
+    # AdamW reads and writes weight, gradient and two states; with 8-bit states each block is unpacked and packed again,
+    # which on a CPU takes ten times as long (9 ns a parameter against 0.9).
+    update = shape.parameters * 28 / rates.memory_bytes_per_second
+    # Each micro-batch but the first adds its gradient to the sum: two reads and a write.
+    adding = (setting.accumulation - 1) * shape.parameters * 12 / rates.memory_bytes_per_second
+    if setting.optimizer == "adamw-8bit" and not setting.on_gpu:
+        update *= 10
+    return setting.accumulation * passes * forward + adding + update
+
+
+def student_duration(
+    shape: ModelShape, setting: StudentSetting, steps: int, holdout_tokens: int, rates: MachineRates
+) -> Duration:
+    """How long training takes, with an evaluation before and one after."""
+    micro_batch = setting.batch * setting.sequence_length
+    evaluation = holdout_tokens * _forward_seconds_per_token(
+        shape, micro_batch, setting.sequence_length, setting.precision, rates, "student"
+    )
+    return _duration(steps * step_seconds(shape, setting, rates) + 2 * evaluation, rates)
+
+
+def prepare_seconds(tokens: int) -> float:
+    """How long tokenising takes: a tokenizer does some 300,000 tokens a second on one core."""
+    return _START_SECONDS + tokens / 3e5
+
+
+def _forward_seconds_per_token(
+    shape: ModelShape, micro_batch: int, length: int, precision: str, rates: MachineRates, phase: str
+) -> float:
+    # Products of small matrices do not reach the rate of large ones.
+    share = min(1.0, max(0.0, (shape.hidden_size - 256) / (1024 - 256)))
+    small, large = rates.flops_per_second(precision, "small"), rates.flops_per_second(precision, "large")
+    products = 2 * shape.matmul_parameters / (small + share * (large - small))
+    # Scores and their use, half of them masked: T/2 * 2 products of width heads * head_dim.
+    width = shape.num_heads * shape.head_dim
+    attention = shape.num_layers * 2 * length * width / rates.flops_per_second("fp32", "small")
+    moved = shape.num_layers * (_PASSES_OVER_HIDDEN * shape.hidden_size + _PASSES_OVER_INNER * shape.intermediate_size)
+    moved += _PASSES_OVER_LOGITS[phase] * shape.vocab_size
+    elementwise = 4 * moved / rates.memory_bytes_per_second
+    launches = shape.num_layers * _OPERATIONS_PER_LAYER * rates.seconds_per_operation / micro_batch
+    return products + attention + elementwise + launches
+
+
+def _duration(work: float, rates: MachineRates) -> Duration:
+    share = _ERROR_MEASURED if rates.measured else _ERROR_GUESSED
+    return Duration(_START_SECONDS + work, 3.0 + share * work)

@@ -1,0 +1,109 @@
+"""Profiles: settings that a person saved under a name, one TOML file each.
+
+Only what the person set is saved; the planner decides the rest on each machine. A profile's name can never leave the
+profiles' folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from engine.config import RunConfig
+from engine.errors import Problem, RequestError, SettingsError
+from engine.files import write_atomic
+from engine.settings import suggestion
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def folder() -> Path:
+    """Where profiles are kept; it need not exist yet."""
+    return platformdirs.user_config_path("tinydistill") / "profiles"
+
+
+def names() -> list[str]:
+    """The names of all saved profiles, sorted."""
+    return sorted(path.stem for path in folder().glob("*.toml") if _NAME.fullmatch(path.stem))
+
+
+def path_of(name: str) -> Path:
+    """The file of a profile.
+
+    Raises:
+        SettingsError: the name could be no file name, or would leave the folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise SettingsError(
+            [Problem("profile", name, "expected a name of letters, digits, dots, dashes and underscores")]
+        )
+    return folder() / f"{name}.toml"
+
+
+def load(name: str) -> dict[str, Any]:
+    """The settings of a profile, checked.
+
+    Raises:
+        SettingsError: no such profile, or a setting in it that cannot be.
+        RequestError: the file is no TOML.
+    """
+    path = path_of(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = names()
+        there = f"there are: {', '.join(known)}" if known else "none is saved yet"
+        raise SettingsError([Problem("profile", name, f"there is no such profile; {there}")], "") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(
+            f"The profile {path} cannot be read ({error}).",
+            "",
+            "Mend the file, or delete it and save the profile again.",
+        ) from error
+    return RunConfig.parse(values).asked()
+
+
+def save(name: str, values: Mapping[str, Any]) -> Path:
+    """Save settings under a name, replacing what was there.
+
+    Raises:
+        SettingsError: the name or a setting cannot be.
+    """
+    path = path_of(name)
+    asked = RunConfig.parse(values).asked()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(f"{key} = {_toml(value)}\n" for key, value in asked.items()))
+    return path
+
+
+def rename(old: str, new: str) -> None:
+    """Give a profile another name.
+
+    Raises:
+        SettingsError: there is none of the old name, or one of the new.
+    """
+    source, target = path_of(old), path_of(new)
+    if target.exists():
+        raise SettingsError([Problem("profile", new, "there is a profile of this name already")], "")
+    if not source.exists():
+        raise SettingsError([Problem("profile", old, f"there is no such profile{suggestion(old, names())}")], "")
+    source.rename(target)
+
+
+def delete(name: str) -> None:
+    """Delete a profile; nothing happens when it is not there."""
+    path_of(name).unlink(missing_ok=True)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value)  # a JSON string is a TOML basic string
+    return repr(value)

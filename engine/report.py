@@ -1,0 +1,177 @@
+"""The report of a finished run: ``report.json`` for programs, ``report.md`` for people.
+
+It is made from what the phases left behind and from the events; it measures nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from engine.events import Event, read_events
+from engine.files import write_atomic
+from engine.format import format_bytes, format_duration
+from engine.run import Run
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the before/after table."""
+
+    key: str
+    title: str
+    percent: bool = False
+
+    def shown(self, value: float | None) -> str:
+        """The value as a person reads it; a dash where there is none."""
+        if value is None:
+            return "–"
+        return f"{value:.1%}" if self.percent else f"{value:.2f}" if self.key == "perplexity" else f"{value:.3f}"
+
+
+MEASURES = (
+    Measure("holdout_loss", "loss"),
+    Measure("perplexity", "perplexity"),
+    Measure("kl_to_teacher", "KL to the teacher"),
+    Measure("top1_agreement", "top-1 agreement", percent=True),
+    Measure("ece", "calibration error"),
+)
+
+
+def write(run: Run) -> dict[str, Any]:
+    """Build the report from the run's folder and write both files whole."""
+    report = build(run)
+    write_atomic(run.report_json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(run.report_md, in_words(report, run.name))
+    return report
+
+
+def build(run: Run) -> dict[str, Any]:
+    """The report as it stands in ``report.json``; keys as the README lists them."""
+    prepare = run.result("prepare") or {}
+    teacher = run.result("teacher") or {}
+    student = run.result("student") or {}
+    spent = _spent(read_events(run.events_path))
+    predicted = run.info["predicted"]
+    phases = {
+        name: {
+            "seconds": round(spent[name]["seconds"], 3),
+            "tokens": result.get("tokens"),
+            "tokens_per_second": result.get("tokens_per_second"),
+            "predicted_peak_bytes": predicted.get(name, {}).get("peak_bytes"),
+            "peak_bytes": spent[name]["peak_bytes"],
+            "device_peak_bytes": result.get("device_peak_bytes"),
+        }
+        for name, result in (("teacher", teacher), ("student", student))
+    }
+    return {
+        "teacher": student["teacher"],
+        "student_before": student["student_before"],
+        "student_after": student["student_after"],
+        "gap_closed": gap_closed(student),
+        "cache": teacher["cache"],
+        "phases": phases,
+        "samples": student["samples"],
+        "data": prepare.get("data", {}),
+        "quantization_cost": teacher.get("quantization_cost"),
+        "config": run.info["settings"],
+        "choices": run.info["choices"],
+        "versions": run.info["versions"],
+        "hardware": run.info["hardware"],
+    }
+
+
+def gap_closed(result: dict[str, Any]) -> float | None:
+    """Share of the hold-out loss gap between the student before and the teacher that training closed.
+
+    1 is the teacher's own loss, 0 no change, below 0 worse than before. None where there was no gap to close: the
+    student began at the teacher's loss or below it.
+    """
+    before = result["student_before"]["holdout_loss"]
+    after = result["student_after"]["holdout_loss"]
+    gap = before - result["teacher"]["holdout_loss"]
+    return (before - after) / gap if gap > 1e-6 else None
+
+
+def headline(report: dict[str, Any]) -> str:
+    """The result in one sentence, true also where it is not what one hoped for."""
+    share, before, after = (
+        report["gap_closed"],
+        report["student_before"]["holdout_loss"],
+        report["student_after"]["holdout_loss"],
+    )
+    if after > before:
+        return (
+            f"The student got worse: its hold-out loss rose from {before:.3f} to {after:.3f}. "
+            "Most often the learning rate is too high or there is too little text; try a lower --learning_rate."
+        )
+    if share is None:
+        return (
+            f"The student's hold-out loss fell from {before:.3f} to {after:.3f}; "
+            "it was not above its teacher's to begin with."
+        )
+    return f"The student closed {share:.0%} of the gap to its teacher."
+
+
+def one_line(text: str | None) -> str:
+    """A sample's text on one line; a dash where there is none: the teacher was not loaded in this run."""
+    return "–" if text is None else " ".join(text.split())
+
+
+def in_words(report: dict[str, Any], name: str) -> str:
+    """``report.md``: the same as in ``report.json``, for a person."""
+    people = ("teacher", "student_before", "student_after")
+    lines = [
+        f"# {name}",
+        "",
+        headline(report),
+        "",
+        "| hold-out | teacher | student before | student after |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {measure.title} | " + " | ".join(measure.shown(report[who].get(measure.key)) for who in people) + " |"
+            for measure in MEASURES
+        ),
+        "",
+        "| phase | time | tokens a second | peak memory | predicted |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {phase} | {format_duration(figures['seconds'])} | {figures['tokens_per_second'] or 0:,.0f} | "
+            f"{format_bytes(figures['peak_bytes'])} | {format_bytes(figures['predicted_peak_bytes'])} |"
+            for phase, figures in report["phases"].items()
+        ),
+        "",
+        f"Records: {report['cache']['tokens']:,} tokens in {format_bytes(report['cache']['bytes'])}, "
+        f"{report['cache']['bytes_per_token']:.1f} bytes a token, {report['cache']['shards']} shards.",
+        "",
+        "## Samples",
+        "",
+    ]
+    for sample in report["samples"]:
+        lines += [f"- **{key}**: {one_line(sample[key])}" for key in ("prompt", "teacher", "before", "after")] + [""]
+    lines += ["## Settings", "", "| setting | value | by | reason |", "|---|---|---|---|"]
+    lines += [f"| {c['field']} | {c['value']} | {c['by']} | {c['reason']} |" for c in report["choices"]]
+    return "\n".join(lines) + "\n"
+
+
+def _spent(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
+    """Seconds and peak memory of each phase, over all the processes it took."""
+    spent: dict[str, dict[str, Any]] = {
+        phase: {"seconds": 0.0, "peak_bytes": None} for phase in ("prepare", "teacher", "student")
+    }
+    began: float | None = None
+    current, last = "", 0.0
+    for event in events:
+        if event["kind"] in ("phase_started", "phase_finished", "run_finished", "run_resumed") and began is not None:
+            end = event["time"] if event["kind"] in ("phase_finished", "run_finished") else last
+            spent[current]["seconds"] += max(0.0, end - began)
+            began = None
+        if event["kind"] == "phase_started" and event.get("phase") in spent:
+            began, current = event["time"], event["phase"]
+        if event["kind"] == "memory" and event.get("phase") in spent:
+            entry = spent[event["phase"]]
+            entry["peak_bytes"] = max(entry["peak_bytes"] or 0, event.get("peak_bytes") or 0)
+        last = event["time"]
+    return spent

@@ -1,0 +1,165 @@
+"""What a setting is: its type, bounds, group, unit and help, and how a form or a help text shows it.
+
+Made from a pydantic model's fields; it knows no setting by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+
+_BYTE_UNITS = {
+    "": 1, "b": 1,
+    "k": 2**10, "kib": 2**10, "kb": 10**3,
+    "m": 2**20, "mib": 2**20, "mb": 10**6,
+    "g": 2**30, "gib": 2**30, "gb": 10**9,
+    "t": 2**40, "tib": 2**40, "tb": 10**12,
+}  # fmt: skip
+
+
+def parse_bytes(value: object) -> object:
+    """Read a number of bytes as a person writes it: ``2GB`` (10**9), ``2 GiB`` or ``2G`` (2**30), ``1500000``.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:[._]\d+)?)\s*([a-zA-Z]*)\s*", value)
+    if not match or match[2].lower() not in _BYTE_UNITS:
+        raise ValueError("a size such as 2GB, 1.5GiB or 700MB")
+    return int(float(match[1].replace("_", ".")) * _BYTE_UNITS[match[2].lower()])
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    group: str,
+    unit: str = "",
+    may_change: bool = False,
+    **field: Any,
+) -> Any:
+    """A field with its one-line help, its group and its unit.
+
+    Args:
+        default: the value when not set; None leaves it to the planner.
+        text: the help.
+        group: the heading under which it is shown.
+        unit: what it counts; "bytes" is shown in GiB and read as "2GB".
+        may_change: whether a resumed run may have another value.
+        field: bounds (``ge``, ``gt``, ``le``, ``lt``) and ``alias``, as pydantic takes them.
+    """
+    extra: dict[str, Any] = {"group": group, "unit": unit, "may_change": may_change}
+    return Field(default, description=text, json_schema_extra=extra, **field)
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """One setting as a form, a help text or a table shows it.
+
+    Attributes:
+        name: as it is typed, with underscores.
+        kind: "bool", "int", "float", "bytes", "choice", "path" or "text".
+        choices: what is accepted, for kind "choice".
+        default: the value when not set; None leaves it to the planner.
+        minimum, maximum: inclusive unless ``exclusive_minimum``/``exclusive_maximum`` say otherwise.
+        optional: whether None (the planner's choice) is allowed.
+    """
+
+    name: str
+    field: str
+    group: str
+    help: str
+    unit: str
+    kind: str
+    choices: tuple[str, ...]
+    default: Any
+    minimum: float | None
+    maximum: float | None
+    exclusive_minimum: bool
+    exclusive_maximum: bool
+    optional: bool
+    may_change: bool
+
+    def accepted(self) -> str:
+        """What is accepted, in words: the same on the command line and in the wizard."""
+        match self.kind:
+            case "choice":
+                return "one of " + ", ".join(self.choices)
+            case "bool":
+                return "on or off"
+            case "bytes":
+                return "a size such as 2GB, 1.5GiB or 700MB"
+            case "int" | "float":
+                noun = "a whole number" if self.kind == "int" else "a number"
+                if self.minimum is None:
+                    return noun
+                low = f"{noun} above {self.minimum:g}" if self.exclusive_minimum else f"{noun} from {self.minimum:g}"
+                if self.maximum is None or self.maximum > 2**40:
+                    return low if self.exclusive_minimum else f"{low} up"
+                high = f"{self.maximum:,}" if self.kind == "int" else f"{self.maximum:g}"
+                if self.exclusive_maximum:
+                    return f"{low} and below {high}"
+                return f"{low} and at most {high}" if self.exclusive_minimum else f"{low} to {high}"
+            case "path":
+                return "a folder"
+            case _:
+                return "text"
+
+
+def describe(model: type[BaseModel]) -> dict[str, SettingInfo]:
+    """Every setting of a model, by the name that is typed, in the order of definition."""
+    found = (_describe(field, info) for field, info in model.model_fields.items())
+    return {info.name: info for info in found}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``; did you mean …?`` for a name that is near a known one, else nothing."""
+    near = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return f"; did you mean --{near[0]}?" if near else ""
+
+
+def _describe(field: str, info: FieldInfo) -> SettingInfo:
+    extra: dict[str, Any] = info.json_schema_extra  # type: ignore[assignment]
+    annotation: Any = info.annotation
+    optional = False
+    if get_origin(annotation) in (Union, types.UnionType):
+        optional = type(None) in get_args(annotation)
+        annotation = next(a for a in get_args(annotation) if a is not type(None))
+    choices: tuple[str, ...] = ()
+    if get_origin(annotation) is Literal:
+        kind, choices = "choice", tuple(get_args(annotation))
+    elif extra["unit"] == "bytes":
+        kind = "bytes"
+    else:
+        kind = {bool: "bool", int: "int", float: "float", Path: "path", str: "text"}[annotation]
+    bounds: dict[str, float] = {}
+    for constraint in info.metadata:
+        for bound in ("ge", "gt", "le", "lt"):
+            if hasattr(constraint, bound):
+                bounds[bound] = getattr(constraint, bound)
+    return SettingInfo(
+        name=info.alias or field,
+        field=field,
+        group=extra["group"],
+        help=info.description or "",
+        unit=extra["unit"],
+        kind=kind,
+        choices=choices,
+        default=info.default,
+        minimum=bounds.get("ge", bounds.get("gt")),
+        maximum=bounds.get("le", bounds.get("lt")),
+        exclusive_minimum="gt" in bounds,
+        exclusive_maximum="lt" in bounds,
+        optional=optional,
+        may_change=extra["may_change"],
+    )

@@ -1,0 +1,175 @@
+"""Micro-batches as the loss takes them, made in a thread while the model works on the one before.
+
+Rows come from the token file, their records from the store by the row's hash: rows and records cannot be mismatched.
+This file knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from engine.student.loss import RecordTensors
+from engine.student.order import Order
+
+if TYPE_CHECKING:
+    from engine.cache.record import Records
+    from engine.cache.store import CacheStore
+    from engine.data.tokens import Split, TokenFile
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows and what is to be learned at each of their scored positions.
+
+    Attributes:
+        tokens: [rows, length] int64, right-padded.
+        positions: [N] int64, places in the flattened [rows * length] hidden states whose next token is scored.
+        labels: [N] int64, those next tokens.
+        records: the teacher's, at the same N positions.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    labels: Tensor
+    records: RecordTensors
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        if device.type == "cpu":
+            return self
+        records = RecordTensors(*(getattr(self.records, field.name).to(device) for field in fields(self.records)))
+        return MicroBatch(self.tokens.to(device), self.positions.to(device), self.labels.to(device), records)
+
+    def at_positions(self, hidden_states: Tensor) -> Tensor:
+        """The hidden states [rows, length, H] at the scored positions, [N, H]."""
+        return hidden_states.flatten(0, 1).index_select(0, self.positions)
+
+
+class Source:
+    """Rows with their records. One at a time reads: HDF5 files and the store's open shards are not made for two."""
+
+    def __init__(self, tokens: TokenFile, store: CacheStore) -> None:
+        self._tokens = tokens
+        self._store = store
+        self._lock = threading.Lock()
+
+    def num_rows(self, split: Split) -> int:
+        """Rows in a split."""
+        return self._tokens.num_rows(split)
+
+    def num_scored(self, split: Split, indices: Sequence[int]) -> int:
+        """Scored tokens in some rows."""
+        with self._lock:
+            return int(self._tokens.rows(split, indices).scored.sum())
+
+    def micro_batch(self, split: Split, indices: Sequence[int]) -> tuple[MicroBatch, Records]:
+        """Rows as tensors on the CPU, with their records both as tensors and as they are.
+
+        Raises:
+            RecordsMissing: the store has no whole record of a row.
+        """
+        with self._lock:
+            rows = self._tokens.rows(split, indices)
+            records = self._store.fetch(rows.hashes)
+        tokens = torch.from_numpy(rows.tokens)
+        scored = torch.from_numpy(rows.scored)
+        # The record of a scored token sits at the position before it: the hidden state there is what predicts it.
+        labels_at = scored.flatten().nonzero()[:, 0]
+        batch = MicroBatch(tokens, labels_at - 1, tokens.flatten()[labels_at], RecordTensors.from_records(records))
+        assert len(batch.labels) == len(batch.records.num_head), "a row has as many records as scored tokens"
+        return batch, records
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """One micro-batch of a step.
+
+    Attributes:
+        batch: the micro-batch.
+        num_scored: scored tokens of the *whole* step, which the loss is divided by.
+        is_last: whether the step ends with it.
+    """
+
+    batch: MicroBatch
+    num_scored: int
+    is_last: bool
+
+
+class Prefetch:
+    """The micro-batches of a run from a step on, made ahead by a thread; a context manager, which ends the thread.
+
+    Args:
+        source: where rows come from.
+        order: which rows.
+        first_step: counted from 0.
+        ahead: micro-batches that may wait.
+    """
+
+    def __init__(self, source: Source, order: Order, first_step: int, ahead: int = 2) -> None:
+        self._source = source
+        self._order = order
+        self._first_step = first_step
+        self._queue: queue.Queue[StepPart | BaseException | None] = queue.Queue(maxsize=ahead)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    def step(self) -> Iterator[StepPart]:
+        """The micro-batches of the next step.
+
+        Raises:
+            TinyDistillError, OSError: whatever the thread met.
+        """
+        while True:
+            part = self._queue.get()
+            if isinstance(part, BaseException):
+                raise part
+            assert part is not None, "no step is left"
+            yield part
+            if part.is_last:
+                return
+
+    def _work(self) -> None:
+        try:
+            for part in self._parts():
+                if not self._put(part):
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, part: StepPart | BaseException | None) -> bool:
+        while not self._ending.is_set():
+            try:
+                self._queue.put(part, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _parts(self) -> Iterator[StepPart]:
+        for step in range(self._first_step, self._order.total_steps):
+            groups = self._order.micro_batches(step)
+            # Tokens are read twice where there are several micro-batches: the loss of the first one is already
+            # divided by the tokens of all.
+            total = sum(self._source.num_scored("train", rows) for rows in groups) if len(groups) > 1 else None
+            for index, rows in enumerate(groups):
+                batch, _ = self._source.micro_batch("train", rows)
+                yield StepPart(batch, len(batch.labels) if total is None else total, index == len(groups) - 1)

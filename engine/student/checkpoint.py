@@ -1,0 +1,287 @@
+"""Checkpoints: folders that are whole or not there.
+
+::
+
+    checkpoints/step-00000200/
+        weights.safetensors     the student's parameters and buffers
+        optimizer.safetensors   the optimizer's moments
+        rng.safetensors         torch's generators
+        state.json              step, best so far, counters, Python's and numpy's generators
+        checksums.json          bytes and SHA-256 of each of the others
+
+A checkpoint is written under a temporary name, each file flushed to the disk, and then renamed: a kill or a power cut
+at any moment leaves the ones before it as they were. Nothing in it is pickled. When one is read, every byte is checked;
+one that is damaged is put aside, named, and the one before it is used.
+
+This file knows nothing of training: it moves tensors and a dictionary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from engine.errors import CorruptState, DiskFull
+from engine.fault import commit_point
+from engine.files import fsync_folder
+from engine.student.tensor_file import write_tensors
+
+_NAME = re.compile(r"step-(\d{8})")
+_TENSOR_FILES = ("weights", "optimizer", "rng")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is on disk, whole at the time it was looked at.
+
+    Attributes:
+        path: the folder.
+        step: optimizer steps done.
+        state: what was given to :meth:`Checkpoints.save` as ``state``.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    @contextlib.contextmanager
+    def tensors(self, kind: str) -> Any:
+        """The tensors of one file, mapped from the disk and read when they are used."""
+        with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
+            yield _Lazy(file)
+
+    @torch.no_grad()
+    def load_weights(self, model: nn.Module) -> None:
+        """Copy the weights into the model."""
+        with self.tensors("weights") as saved:
+            for name, tensor in _own_tensors(model).items():
+                tensor.copy_(saved[name])
+
+    def restore_generators(self) -> None:
+        """Put every random number generator where it was."""
+        with self.tensors("rng") as saved:
+            torch.set_rng_state(saved["cpu"])
+            for index in range(torch.cuda.device_count()):
+                if f"cuda:{index}" in saved:
+                    torch.cuda.set_rng_state(saved[f"cuda:{index}"], index)
+        version, words, gauss = self.state["generators"]["python"]
+        random.setstate((version, tuple(words), gauss))
+        name, keys, place, has_gauss, cached = self.state["generators"]["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), place, has_gauss, cached))
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: made when it is missing.
+        keep: how many of the newest are kept, beside the best.
+        on_problem: told a sentence about each one that was found damaged.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, on_problem: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._keep = keep
+        self._on_problem = on_problem
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: nn.Module,
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        best_step: int | None = None,
+    ) -> tuple[Path, int]:
+        """Write a checkpoint, then remove those that are no longer kept; returns its folder and bytes.
+
+        Raises:
+            DiskFull: no room; the checkpoints before it are untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.sweep()
+        path = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
+        tensors = {"weights": _own_tensors(model), "optimizer": optimizer, "rng": _generator_tensors()}
+        needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+        try:
+            num_bytes = _write_folder(temporary, tensors, {**state, "step": step, "generators": _generators()})
+            if path.exists():
+                shutil.rmtree(path)  # left from before a step back to an older one; deterministic, so it is the same
+            commit_point("checkpoint-before-rename")
+            temporary.rename(path)
+            commit_point("checkpoint-renamed")
+            fsync_folder(self.folder)
+            commit_point("checkpoint-durable")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
+            free = shutil.disk_usage(self.folder).free
+            raise DiskFull(
+                f"There was no room for a checkpoint in {self.folder}: it takes {needed:,} bytes, {free:,} are free.",
+                "The disk is full; the checkpoint before it is kept.",
+                "Free some space, then resume the run.",
+            ) from error
+        self._prune(best_step)
+        return path, num_bytes
+
+    def latest(self) -> Checkpoint | None:
+        """The newest that is whole; None where there is none at all.
+
+        Raises:
+            CorruptState: there are checkpoints, and none of them is whole.
+        """
+        damaged = 0
+        for step in reversed(self.steps()):
+            if (found := self.read(step)) is not None:
+                return found
+            damaged += 1
+        if damaged:
+            raise CorruptState(
+                f"None of the {damaged} checkpoints in {self.folder} is whole.",
+                "The student's training cannot go on from a damaged state.",
+                f"Remove {self.folder} and resume: the student is trained anew from the teacher's records.",
+            )
+        return None
+
+    def read(self, step: int) -> Checkpoint | None:
+        """The checkpoint of a step, if it is there and whole; a damaged one is put aside and told of."""
+        path = self.folder / f"step-{step:08d}"
+        if not path.is_dir():
+            return None
+        problem = find_damage(path)
+        if problem is None:
+            return Checkpoint(path, step, json.loads((path / "state.json").read_text(encoding="utf-8")))
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        self._on_problem(f"The checkpoint {path} is damaged ({problem}); it is kept as {aside.name} and not used.")
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, whole or not, rising."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match[1]) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
+
+    def sweep(self) -> None:
+        """Remove what a kill has left half-written."""
+        for entry in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def _prune(self, best_step: int | None) -> None:
+        for step in self.steps()[: -self._keep]:
+            if step != best_step:
+                # Out of sight under one rename, so that a kill never leaves half of one under its name.
+                doomed = self.folder / f".step-{step:08d}.{os.getpid()}.tmp"
+                (self.folder / f"step-{step:08d}").rename(doomed)
+                commit_point("checkpoint-pruning")
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in words; None when every byte is as it was written."""
+    try:
+        checksums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in checksums.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"checksums.json cannot be read: {type(error).__name__}"
+    if set(expected) != {"state.json", *(f"{kind}.safetensors" for kind in _TENSOR_FILES)}:
+        return "checksums.json does not name every file"
+    for name, (num_bytes, sha256) in expected.items():
+        try:
+            if (size := (path / name).stat().st_size) != num_bytes:
+                return f"{name} has {size:,} bytes, not {num_bytes:,}"
+            with (path / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    return f"{name} is not what was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+class _Lazy:
+    """Tensors of an open safetensors file, as a mapping."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._names = frozenset(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Any:
+        return iter(self._names)
+
+    def keys(self) -> frozenset[str]:
+        return self._names
+
+
+def _write_folder(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> int:
+    path.mkdir()
+    checksums: dict[str, dict[str, Any]] = {}
+    for kind, group in tensors.items():
+        name = f"{kind}.safetensors"
+        checksums[name] = {"sha256": write_tensors(path / name, group)}
+        commit_point(f"checkpoint-{kind}")
+    text = json.dumps(state).encode()
+    _write_file(path / "state.json", text)
+    checksums["state.json"] = {"sha256": hashlib.sha256(text).hexdigest()}
+    for name, entry in checksums.items():
+        entry["bytes"] = (path / name).stat().st_size
+    commit_point("checkpoint-state")
+    _write_file(path / "checksums.json", json.dumps(checksums, indent=1).encode())
+    commit_point("checkpoint-checksums")
+    fsync_folder(path)
+    return sum(entry.stat().st_size for entry in path.iterdir())
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each memory once: a tied head is the embedding, not a second matrix."""
+    found: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in seen or not tensor.numel():
+            seen.add(key)
+            found[name] = tensor.detach()
+    return found
+
+
+def _generator_tensors() -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        found |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return found
+
+
+def _generators() -> dict[str, Any]:
+    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
+    return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), place, has_gauss, cached]}

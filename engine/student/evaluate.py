@@ -1,0 +1,156 @@
+"""How good a student is, on text that nobody was trained on, beside the teacher whose records lie there.
+
+Everything is summed over chunks of positions; whole logits never exist. The teacher's own figures need no teacher: its
+records hold its log-probability of each label and its first choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.student.batches import MicroBatch, Source
+from engine.student.head import open_head
+from engine.student.learner import Learner
+from engine.student.loss import Objective, logits_to_gradient
+
+if TYPE_CHECKING:
+    from engine.cache.record import Records
+
+NUM_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A model on the hold-out text; the keys are the report's.
+
+    Attributes:
+        holdout_loss: mean cross-entropy to the labels, nats a token.
+        perplexity: its exponential.
+        kl_to_teacher: mean KL(teacher || model) at the run's temperature, nats a token; unbiased, from the records.
+        top1_agreement: share of positions where the model's first choice is the teacher's.
+        ece: expected calibration error of the first choice, in 15 bins.
+        tokens: scored positions.
+    """
+
+    holdout_loss: float
+    perplexity: float
+    kl_to_teacher: float
+    top1_agreement: float
+    ece: float
+    tokens: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures by name."""
+        return asdict(self)
+
+
+class Calibration:
+    """Expected calibration error in equal bins of confidence.
+
+    Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, eq. 3.
+    """
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(3, NUM_BINS, dtype=torch.float64)  # positions, confidence, right ones
+
+    def add(self, confidence: Tensor, is_right: Tensor) -> None:
+        """Count some positions: the probability of the first choice, and whether it was the label."""
+        confidence = confidence.double().cpu()
+        bins = (confidence * NUM_BINS).ceil().long().sub_(1).clamp_(0, NUM_BINS - 1)  # (0, 1/15], (1/15, 2/15] …
+        for row, values in enumerate((torch.ones_like(confidence), confidence, is_right.double().cpu())):
+            self._sums[row].index_add_(0, bins, values)
+
+    @property
+    def error(self) -> float:
+        """Mean distance between confidence and accuracy, weighted by the positions in each bin."""
+        positions, confidence, right = self._sums
+        return float((confidence - right).abs().sum() / positions.sum().clamp(min=1))
+
+
+def evaluate(
+    learner: Learner,
+    source: Source,
+    *,
+    vocab_size: int,
+    temperature: float,
+    micro_batch: int,
+    chunk_tokens: int,
+    limit_rows: int | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Metrics:
+    """Measure the student on the hold-out rows.
+
+    Args:
+        learner: the student.
+        source: rows and records.
+        vocab_size: V_eff.
+        temperature: of the records.
+        micro_batch: rows at a time.
+        chunk_tokens: positions whose logits exist at a time.
+        limit_rows: the first so many rows; all when None.
+        on_batch: called after each micro-batch; may raise to stop.
+    """
+    objective = Objective(vocab_size, "unbiased", 1.0, temperature)
+    sums = torch.zeros(3, dtype=torch.float64)  # cross-entropy, KL, agreements
+    calibration = Calibration()
+    tokens = 0
+    with learner.evaluating():
+        for batch, records in _holdout(source, micro_batch, limit_rows):
+            batch = batch.to(learner.device)
+            assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
+            top1_ids = torch.from_numpy(records.top1_id.astype("int64")).to(learner.device)
+            states = learner.hidden_states(batch)
+            head = open_head(learner.head, states, vocab_size)
+            for start in range(0, len(states), chunk_tokens):
+                chunk = slice(start, start + chunk_tokens)
+                labels = batch.labels[chunk]
+                logits = head.forward(states[chunk], False)
+                best, choice = logits[:, :vocab_size].max(dim=1)
+                label_logits = logits.gather(1, labels[:, None])[:, 0]
+                ce, kl = logits_to_gradient(logits, labels, batch.records.at(chunk), objective, wants_gradient=False)
+                # log p(choice) = choice - logsumexp, and the cross-entropy is logsumexp - label
+                calibration.add((best - label_logits - ce).exp(), choice == labels)
+                sums += torch.stack([ce.double().sum(), kl.double().sum(), (choice == top1_ids[chunk]).sum()]).cpu()
+                del logits, best, choice
+            tokens += len(states)
+            on_batch()
+    return _metrics(sums, calibration, tokens)
+
+
+def evaluate_teacher(source: Source, *, micro_batch: int, limit_rows: int | None = None) -> Metrics:
+    """The teacher's figures on the same rows, from its records."""
+    calibration = Calibration()
+    loss, tokens = 0.0, 0
+    for batch, records in _holdout(source, micro_batch, limit_rows):
+        assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
+        assert records.top1_log_prob is not None
+        loss -= float(records.label_log_prob.astype("float64").sum())
+        is_right = torch.from_numpy(records.top1_id.astype("int64")) == batch.labels
+        calibration.add(torch.from_numpy(records.top1_log_prob).double().exp(), is_right)
+        tokens += len(batch.labels)
+    return _metrics(torch.tensor([loss, 0.0, float(tokens)], dtype=torch.float64), calibration, tokens)
+
+
+def _holdout(source: Source, micro_batch: int, limit_rows: int | None) -> Iterator[tuple[MicroBatch, Records]]:
+    num_rows = source.num_rows("holdout")
+    last = num_rows if limit_rows is None else min(num_rows, limit_rows)
+    for start in range(0, last, micro_batch):
+        yield source.micro_batch("holdout", range(start, min(start + micro_batch, last)))
+
+
+def _metrics(sums: Tensor, calibration: Calibration, tokens: int) -> Metrics:
+    loss, kl, agreements = (float(value) / max(1, tokens) for value in sums)
+    return Metrics(
+        holdout_loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),  # a float ends near exp(709)
+        kl_to_teacher=kl,
+        top1_agreement=agreements,
+        ece=calibration.error,
+        tokens=tokens,
+    )

@@ -1,0 +1,153 @@
+"""The finished student as a Hugging Face folder: weights, config, tokenizer and a model card, whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from engine.errors import BadNumbers, DiskFull
+from engine.files import fsync_folder
+
+_FULL = ("os error 28", "os error 122", "No space left", "Disk quota exceeded")
+
+
+def export_student(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, *, dtype: torch.dtype
+) -> None:
+    """Write ``folder``, which ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; an older one is replaced.
+
+    Args:
+        model: the student; its weights are converted in place.
+        tokenizer: the student's.
+        folder: made, or replaced when it is whole.
+        card: the text of its README.md.
+        dtype: that the weights are stored in.
+
+    Raises:
+        BadNumbers: a weight is not a number; nothing is written.
+        DiskFull: no room; what was there before is untouched.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise BadNumbers(
+                f"The student's weight {name} holds values that are not numbers.",
+                "A student like this is of no use, so it was not written.",
+                "Start a new run with a smaller --learning_rate.",
+            )
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    for left_behind in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    model.config.use_cache = True  # it was off for training
+    with _told(temporary, folder):
+        model.to(dtype).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        for entry in temporary.rglob("*"):
+            if entry.is_file():
+                with entry.open("rb") as file:
+                    os.fsync(file.fileno())
+        fsync_folder(temporary)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old.tmp")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+        fsync_folder(folder.parent)
+
+
+def model_card(
+    *,
+    name: str,
+    teacher: str,
+    student: str,
+    data: str,
+    figures: Mapping[str, Mapping[str, float]],
+    settings: Mapping[str, Any],
+    version: str,
+) -> str:
+    """The README.md of a student.
+
+    Args:
+        name: of the run.
+        teacher: its name.
+        student: what the student was made from.
+        data: what it read, in words.
+        figures: rows of the table of results: the name of a model to its metrics.
+        settings: what it was trained with.
+        version: of this program.
+    """
+    rows = "\n".join(
+        f"| {title} | {row['holdout_loss']:.4f} | {row['perplexity']:.2f} | {row['kl_to_teacher']:.4f} "
+        f"| {row['top1_agreement']:.1%} | {row['ece']:.4f} |"
+        for title, row in figures.items()
+    )
+    lines = "\n".join(f"| `{key}` | {value} |" for key, value in settings.items() if value is not None)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [knowledge-distillation, tinydistill]
+---
+
+# {name}
+
+A small language model, distilled from **{teacher}** with TinyDistill {version}. It began as {student} and learned from
+what the teacher would have said about this text: {data}.
+
+## Results
+
+On documents that were kept out of training:
+
+| model | loss (nats a token) | perplexity | KL to the teacher | top-1 agreement | calibration error |
+|---|---|---|---|---|---|
+{rows}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+It has the biases of its teacher and of its text, and has been measured on nothing but the above. The teacher's licence
+applies to what is learned from it as far as that licence says so.
+
+## Settings
+
+| setting | value |
+|---|---|
+{lines}
+"""
+
+
+@contextlib.contextmanager
+def _told(temporary: Path, folder: Path) -> Iterator[None]:
+    shows_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # it would be drawn over a screen, or into a script's output
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if any(words in str(error) for words in _FULL):
+            free = shutil.disk_usage(folder.parent).free
+            raise DiskFull(
+                f"There was no room to write the student to {folder}; {free:,} bytes are free.",
+                "The disk is full.",
+                "Free some space, then resume the run: the training is done and kept.",
+            ) from error
+        raise
+    finally:
+        if shows_bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,194 @@
+"""An optimizer step in which no gradient is ever whole: each is applied as soon as it is there, and forgotten.
+
+Only without accumulation, for a gradient that is gone cannot be added to. The layers' parameters are updated by hooks
+during the backward pass; of the embedding's gradient only the rows exist that the text names; the head is updated in
+slices of the vocabulary. What is left of a step's memory is the largest layer's gradient.
+
+A tied head is updated once a step, after the backward pass, when both of its gradients are known.
+
+Clipping by the norm of the whole gradient is not possible before the whole is known: see :class:`RunningNorms`. With
+that, and with embedding rows that only move when they are read, the demo's student has a hold-out loss of 3.952 after
+60 steps, against 3.946 the usual way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from engine.student.batches import StepPart
+from engine.student.head import LinearHead
+from engine.student.learner import Learner
+from engine.student.loss import Objective
+from engine.student.optimizer import AdamW
+from engine.student.sliced_loss import sliced_loss
+from engine.student.step import StepResult, blended
+
+_MEMORY = 0.9
+
+
+class RunningNorms:
+    """Clipping without the whole gradient: every tensor may have the share of ``clip_norm`` that is usual for it.
+
+    The norms of the steps before say how large each tensor's gradient is beside the whole. In a steady run this is
+    what clipping by the whole norm does; a sudden large gradient is cut down tensor by tensor. The first step, which
+    has nothing before it, is not clipped: Adam's first update does not depend on the gradient's size.
+
+    Args:
+        clip_norm: largest norm of the whole gradient; 0 never clips.
+        norms: from a checkpoint; goes into the next one.
+    """
+
+    def __init__(self, clip_norm: float, norms: dict[str, float]) -> None:
+        self._clip_norm = clip_norm
+        self._norms = norms
+        self._total = math.sqrt(sum(norm**2 for norm in norms.values()))
+        self._seen: dict[str, float] = {}
+        self.is_finite = True
+
+    def factor(self, name: str, norm: float | None = None) -> float:
+        """What a gradient is multiplied with; where its norm is not known yet, the usual one stands for it."""
+        usual = self._norms.get(name)
+        if not self._clip_norm or usual is None or self._total == 0.0:
+            return 1.0
+        return min(1.0, self._clip_norm * usual / self._total / max(usual if norm is None else norm, 1e-12))
+
+    def saw(self, name: str, norm: float) -> None:
+        """A gradient's norm in this step; slices of one tensor are added up."""
+        self._seen[name] = math.hypot(self._seen.get(name, 0.0), norm)
+        self.is_finite &= math.isfinite(norm)
+
+    def finish(self) -> float:
+        """End the step: remember what was seen, and return the norm of the whole gradient."""
+        for name, norm in self._seen.items():
+            if math.isfinite(norm):
+                before = self._norms.get(name)
+                self._norms[name] = norm if before is None else _MEMORY * before + (1 - _MEMORY) * norm
+        return math.sqrt(sum(norm**2 for norm in self._seen.values()))
+
+
+def can_be_lean(learner: Learner) -> bool:
+    """Whether this student's head is a matrix, which alone can be updated in slices."""
+    return isinstance(learner.head, LinearHead)
+
+
+def lean_step(
+    learner: Learner,
+    parts: Iterable[StepPart],
+    optimizer: AdamW,
+    *,
+    objective: Objective,
+    learning_rate: float,
+    norms: RunningNorms,
+) -> StepResult:
+    """Do one step of one micro-batch; arguments and result as for :func:`engine.student.step.train_step`.
+
+    A loss that is no number changes nothing. A gradient that is no number leaves its own tensor as it is, and the step
+    counts as bad.
+    """
+    (part,) = parts
+    assert isinstance(learner.head, LinearHead), "see can_be_lean"
+    batch = part.batch.to(learner.device)
+    scale = 1.0 / max(1, part.num_scored)
+    with _sparse_embedding(learner):
+        states = learner.hidden_states(batch)
+    loss = sliced_loss(states, batch.labels, batch.records, learner.head, objective=objective)
+    ce, kd = loss.ce_sum.item() * scale, loss.kd_sum.item() * scale
+    value = blended(ce, kd, objective)
+    if not math.isfinite(value) or not part.num_scored:
+        return StepResult(value, ce, kd, 0.0, part.num_scored, False, not math.isfinite(value))
+
+    optimizer.begin_step(learning_rate)
+    update = _Update(learner.head, learner.tied, optimizer, norms)
+    gradient = loss.backward(scale, on_rows=None if learner.tied else update.head_rows)
+    assert gradient is not None
+    with update.in_backward():
+        states.backward(gradient.to(states.dtype))
+    if learner.tied:
+        loss.backward(scale, want_hidden=False, on_rows=update.head_rows)
+    update.head_bias()
+    norm = norms.finish()
+    return StepResult(value, ce, kd, norm, part.num_scored, True, not norms.is_finite)
+
+
+class _Update:
+    """Applies gradients as they come."""
+
+    def __init__(self, head: LinearHead, tied: bool, optimizer: AdamW, norms: RunningNorms) -> None:
+        self._optimizer = optimizer
+        self._norms = norms
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in optimizer.parameters.items()}
+        self._weight, self._bias = head.weight, head.bias
+        self._bias_gradient = None if head.bias is None else torch.zeros_like(head.bias)
+        self._tied = tied
+        self._from_embedding: tuple[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def in_backward(self) -> Iterator[None]:
+        """While this is open, a backward pass updates every parameter that it reaches."""
+        hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in self._names]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def head_rows(self, rows: slice, gradient: Tensor, bias_gradient: Tensor | None) -> None:
+        """Some rows of the head; where it is tied, what the embedding's own rows got is added."""
+        if bias_gradient is not None and self._bias_gradient is not None:
+            self._bias_gradient[rows] = bias_gradient.to(self._bias_gradient.dtype)
+        if self._weight not in self._names:
+            return
+        if self._from_embedding is not None:
+            ids, values = self._from_embedding
+            inside = (ids >= rows.start) & (ids < rows.stop)
+            gradient.index_add_(0, ids[inside] - rows.start, values[inside].to(gradient.dtype))
+        self._apply(self._weight, gradient, rows, self._norms.factor(self._names[self._weight]))
+
+    def head_bias(self) -> None:
+        """The head's bias, when all of its rows are there."""
+        if self._bias is not None and self._bias in self._names and self._bias_gradient is not None:
+            self._apply(self._bias, self._bias_gradient)
+
+    def _take(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        parameter.grad = None
+        rows: Tensor | None = None
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            rows, gradient = gradient.indices()[0], gradient.values()
+        if self._tied and parameter is self._weight:
+            everything = torch.arange(len(gradient), device=gradient.device)
+            self._from_embedding = (everything if rows is None else rows, gradient)
+        else:
+            self._apply(parameter, gradient, rows)
+
+    def _apply(
+        self, parameter: Tensor, gradient: Tensor, rows: slice | Tensor | None = None, factor: float | None = None
+    ) -> None:
+        name = self._names[parameter]
+        norm = float(torch.linalg.vector_norm(gradient))
+        self._norms.saw(name, norm)
+        if not math.isfinite(norm):
+            return
+        factor = self._norms.factor(name, norm) if factor is None else factor
+        self._optimizer.update(name, gradient if factor == 1.0 else gradient.mul_(factor), rows)
+
+
+@contextmanager
+def _sparse_embedding(learner: Learner) -> Iterator[None]:
+    """While this is open, a forward pass leaves an embedding whose gradient has only the rows that were read."""
+    embedding = learner.model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        yield
+        return
+    before, embedding.sparse = embedding.sparse, True
+    try:
+        yield
+    finally:
+        embedding.sparse = before

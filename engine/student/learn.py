@@ -1,0 +1,140 @@
+"""Phase 2 as a whole: measure, train, take the best, measure again, write the student.
+
+What it finds before the training (figures, samples) is kept in the checkpoints, so that a resumed run reports the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.errors import BadNumbers
+from engine.events import EventWriter
+from engine.models.core import last_hidden_states
+from engine.models.memory import return_memory
+from engine.phase_control import PhaseControl
+from engine.student.checkpoint import Checkpoints
+from engine.student.evaluate import Metrics, evaluate_teacher
+from engine.student.generate import continuations, lengthened
+from engine.student.learner import Learner
+from engine.student.step import LossScale
+from engine.student.train import Progress, Training, best_checkpoint, look, resume, train
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What phase 2 found; the model is the best student.
+
+    Attributes:
+        teacher, student_before, student_after: on all hold-out rows.
+        before_texts, after_texts: token ids that the student went on with after each prompt.
+        tokens: scored tokens learned from.
+        seconds: spent in training steps.
+        steps: optimizer steps done.
+        skipped: of those, skipped because of bad numbers.
+        best_step: the step whose student is kept.
+    """
+
+    teacher: Metrics
+    student_before: Metrics
+    student_after: Metrics
+    before_texts: list[list[int]]
+    after_texts: list[list[int]]
+    tokens: int
+    seconds: float
+    steps: int
+    skipped: int
+    best_step: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Scored tokens learned in a second of training."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def learn(
+    training: Training,
+    checkpoints: Checkpoints,
+    *,
+    prompts: list[list[int]],
+    eos_id: int | None,
+    seed: int,
+    loss_scale: LossScale,
+    events: EventWriter,
+    control: PhaseControl,
+) -> Learned:
+    """Do it, or go on with it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
+
+    Raises:
+        Stopped: the person asked to; a checkpoint was written if a step was done.
+        BadNumbers: the student came out with a loss that is not a number.
+    """
+    teacher = evaluate_teacher(training.source, micro_batch=training.order.micro_batch)
+    events.write("evaluation", which="teacher", **teacher.as_dict())
+
+    def texts() -> list[list[int]]:
+        return continuations(
+            next_logits_of(training.learner),
+            prompts,
+            vocab_size=training.objective.vocab_size,
+            eos_id=eos_id,
+            seed=seed,
+        )
+
+    progress = resume(training, checkpoints, events)
+    if progress is None:
+        before = _measured(training, "student_before", events, control)
+        progress = Progress(loss_scale=loss_scale, notes={"before": before.as_dict(), "before_texts": texts()})
+        return_memory()
+    train(training, progress, checkpoints, events, control)
+
+    best = best_checkpoint(progress, checkpoints)
+    if best is not None:
+        best.load_weights(training.learner.model)
+        events.log(
+            "info",
+            f"The student of step {best.step} is kept: its hold-out loss was the lowest, {progress.best_loss:.4f}.",
+            "best-checkpoint",
+        )
+    training.optimizer.release()
+    return_memory()
+    after = _measured(training, "student_after", events, control)
+    if not math.isfinite(after.holdout_loss):
+        raise BadNumbers(
+            "The student's loss on the hold-out text is not a number.",
+            "A student like this is of no use, so it was not written.",
+            "Start a new run with a smaller --learning_rate.",
+        )
+    return Learned(
+        teacher=teacher,
+        student_before=Metrics(**progress.notes["before"]),
+        student_after=after,
+        before_texts=progress.notes["before_texts"],
+        after_texts=texts(),
+        tokens=progress.tokens,
+        seconds=progress.seconds,
+        steps=progress.step,
+        skipped=progress.skipped,
+        best_step=progress.step if best is None else best.step,
+    )
+
+
+def next_logits_of(learner: Learner) -> Callable[[Tensor], Tensor]:
+    """A function from ids [rows, length] to the logits of the token that follows, [rows, V]."""
+
+    def next_logits(ids: Tensor) -> Tensor:
+        with learner.evaluating():
+            hidden_states = last_hidden_states(learner.model, lengthened(ids).to(learner.device))
+            return learner.head(hidden_states[:, ids.shape[1] - 1])
+
+    return next_logits
+
+
+def _measured(training: Training, which: str, events: EventWriter, control: PhaseControl) -> Metrics:
+    # Before the first step nothing is lost by stopping here, and after the last one everything is in a checkpoint.
+    metrics = look(training, on_batch=control.safe_point)
+    events.write("evaluation", which=which, **metrics.as_dict())
+    return metrics

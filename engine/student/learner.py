@@ -1,0 +1,89 @@
+"""A student at work: its model, where and in which number format it computes, and its head as the loss uses it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engine.errors import ModelError
+from engine.models.core import head_is_linear, last_hidden_states, logits_of
+from engine.student.batches import MicroBatch
+from engine.student.head import Head, LinearHead
+
+
+class Learner:
+    """A causal language model, its weights in float32 on the device that computes.
+
+    Args:
+        model: the student.
+        dtype: of the matrix products; anything but float32 is done by autocast, and the weights stay float32.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+
+    Raises:
+        ModelError: the model cannot do gradient checkpointing.
+
+    Attributes:
+        model: the student.
+        device: where it is.
+        dtype: of the matrix products.
+        head: hidden states to logits.
+        tied: whether the head is the embedding.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype, gradient_checkpointing: bool) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.dtype = dtype
+        other_dtype = None if dtype == torch.float32 else dtype
+        model.config.use_cache = False
+        if gradient_checkpointing:
+            _enable_checkpointing(model)
+        self.head: Head = self._logits
+        if (matrix := head_is_linear(model)) is not None:
+            self.head = LinearHead(*matrix, other_dtype)
+        embedding = model.get_input_embeddings()
+        self.tied = matrix is not None and isinstance(embedding, nn.Embedding) and embedding.weight is matrix[0]
+
+    def hidden_states(self, batch: MicroBatch) -> Tensor:
+        """Last hidden states at the scored positions, [N, H]; ``batch`` is on the device."""
+        with self._autocast():
+            return batch.at_positions(last_hidden_states(self.model, batch.tokens))
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without gradients and dropout; afterwards as it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(training)
+
+    def _logits(self, hidden_states: Tensor) -> Tensor:
+        with self._autocast():
+            return logits_of(self.model, hidden_states)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    settings = {"use_reentrant": False}
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(settings)
+        else:  # its name before transformers 5.24
+            model.gradient_checkpointing_enable(settings)
+    except ValueError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot compute its activations again.",
+            "transformers has no gradient checkpointing for it.",
+            "Leave out --gradient_checkpointing.",
+        ) from error

@@ -1,0 +1,74 @@
+"""Tensors that lie in a file, not in memory: the system keeps what is in use and writes the rest out when it must.
+
+A student of 70 million parameters has 400 MiB of weights and moments, and each step needs a layer of them at a time.
+Mapped, they are the system's file cache: there while there is room, and given back to whoever needs it.
+
+The file has no name once it is mapped, so it is gone with the process, however that ends. Its room is taken before it
+is mapped: a full disk is an error message then, and not a fault in mid-step.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import DiskFull
+from engine.models.memory import return_memory
+
+# Smaller tensors stay in memory: a file takes whole pages, and many small ones gain nothing.
+SMALLEST_BYTES = 2**18
+
+
+def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros in a file in ``folder``.
+
+    Raises:
+        DiskFull: no room for it.
+    """
+    shape = tuple(shape)
+    numel = torch.Size(shape).numel()
+    num_bytes = numel * torch.empty((), dtype=dtype).element_size()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix="mapped-", suffix=".tmp", dir=folder)
+    try:
+        if num_bytes:
+            os.posix_fallocate(descriptor, 0, num_bytes)
+        return torch.from_file(name, shared=True, size=numel, dtype=dtype).view(shape)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"There was no room for {num_bytes:,} bytes in {folder}; {shutil.disk_usage(folder).free:,} are free.",
+            "With --cpu_offload the student's weights and moments lie there instead of in memory.",
+            "Free some space, then resume the run, or leave out --cpu_offload.",
+        ) from error
+    finally:
+        os.close(descriptor)
+        os.unlink(name)
+
+
+@torch.no_grad()
+def map_weights(model: nn.Module, folder: Path) -> int:
+    """Move the larger parameters of a model on the CPU into files; returns the bytes that left memory.
+
+    Raises:
+        DiskFull: no room for them.
+    """
+    for left_behind in folder.glob("mapped-*.tmp"):  # a kill between making a file and taking its name away
+        left_behind.unlink(missing_ok=True)
+    moved = 0
+    for parameter in model.parameters():
+        num_bytes = parameter.numel() * parameter.element_size()
+        if num_bytes >= SMALLEST_BYTES:
+            mapped = mapped_zeros(folder, parameter.shape, parameter.dtype)
+            parameter.data = mapped.copy_(parameter)
+            moved += num_bytes
+    return_memory()
+    return moved

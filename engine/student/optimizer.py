@@ -1,0 +1,223 @@
+"""AdamW in pieces: moments in 32 or 8 bits, whole gradients or the rows of one, all at once or as they come.
+
+torch's fused AdamW does the arithmetic. What is added is where the moments are and how much of them is unpacked at a
+time: 8-bit moments are unpacked by pieces that stay in the processor's cache (bitsandbytes' CPU step unpacks a whole
+embedding, which takes five times its size), and a gradient that is never whole can be applied row by row.
+
+Matrices decay, vectors (norms, biases) do not. This file knows nothing of losses or schedules.
+
+Source: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101, algorithm 2; 8-bit blocks: Dettmers et al. 2022,
+https://arxiv.org/abs/2110.02861, section 2. Its 32-bit exception for embeddings is not needed here: a block lies within
+one row, so a rare token never shares its scale with a frequent one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from engine.student import eight_bit
+from engine.student.mapped import SMALLEST_BYTES, mapped_zeros
+
+BETAS = (0.9, 0.95)
+EPSILON = 1e-8
+
+# Elements of 8-bit or offloaded moments that are unpacked at a time: what stays in a core's cache; a GPU wants more.
+PIECE_ELEMENTS = 1 << 16
+_GPU_PIECES = 64
+# Smaller tensors keep 32-bit moments: there is nothing to save.
+_SMALLEST_8BIT = 4096
+
+
+class AdamW:
+    """AdamW over named parameters.
+
+    Args:
+        named_parameters: those that are trained; a tied parameter comes once.
+        weight_decay: of matrices.
+        bits: of the moments: 8 takes 2 bytes a parameter instead of 8.
+        offload: keep the moments in main memory while the parameters are on another device.
+        scratch: a folder; moments on the CPU lie in files there instead of in memory.
+
+    Attributes:
+        updates: steps begun so far; part of the state.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        weight_decay: float,
+        bits: Literal[32, 8] = 32,
+        offload: bool = False,
+        scratch: Path | None = None,
+    ) -> None:
+        self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        self.updates = 0
+        self._weight_decay = weight_decay
+        self._bits = bits
+        self._offload = offload
+        self._scratch = scratch
+        self._moments: dict[str, _Moments] = {}
+        self._learning_rate = 0.0
+
+    def begin_step(self, learning_rate: float) -> None:
+        """A new step: whatever is updated until the next one belongs to it."""
+        self.updates += 1
+        self._learning_rate = learning_rate
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient, and drop the gradients."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                self.update(name, parameter.grad)
+                parameter.grad = None
+
+    @torch.no_grad()
+    def update(self, name: str, gradient: Tensor, rows: slice | Tensor | None = None) -> None:
+        """Update one parameter, or some of its rows.
+
+        Args:
+            name: the parameter's.
+            gradient: of the parameter, or [number of rows, columns] of the rows.
+            rows: which ones; None is all. Each at most once. A tensor of row numbers is *lazy*: rows that are not
+                named keep their moments as they are and do not decay (torch's SparseAdam does the same).
+        """
+        parameter = self.parameters[name]
+        assert parameter.is_contiguous(), f"{name} is a view that cannot be updated in place"
+        weights = _as_matrix(parameter.detach())
+        moments = self._moments.get(name)
+        if moments is None:
+            moments = self._moments[name] = self._new_moments(weights)
+        gradient = _as_matrix(gradient)
+        decay = self._weight_decay if parameter.dim() >= 2 else 0.0
+        for piece, part in moments.pieces(rows, weights.shape[0]):
+            touched = weights[piece]
+            first, second = moments.read(piece, weights.device)
+            adamw(
+                [touched],
+                [gradient[part].contiguous()],
+                [first],
+                [second],
+                [],
+                [torch.tensor(float(self.updates - 1), device=weights.device)],  # counted up inside
+                fused=True,
+                amsgrad=False,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                lr=self._learning_rate,
+                weight_decay=decay,
+                eps=EPSILON,
+                maximize=False,
+            )
+            moments.write(piece, first, second, self.updates)
+            if isinstance(piece, Tensor):
+                weights[piece] = touched
+
+    def release(self) -> None:
+        """Let go of the moments; nothing is trained any more."""
+        self._moments = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Every moment, under ``<parameter>/<part>``; the tensors themselves, not copies."""
+        return {f"{name}/{part}": tensor for name, held in self._moments.items() for part, tensor in held.parts.items()}
+
+    def load_state(self, updates: int, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave; tensors are copied."""
+        self.updates = updates
+        self._moments = {}
+        for name, parameter in self.parameters.items():
+            if not any(key.startswith(f"{name}/") for key in state):
+                continue
+            held = self._new_moments(_as_matrix(parameter.detach()))
+            for part, tensor in held.parts.items():
+                tensor.copy_(state[f"{name}/{part}"])
+            self._moments[name] = held
+
+    def _new_moments(self, weights: Tensor) -> _Moments:
+        return _Moments(weights, self._bits, torch.device("cpu") if self._offload else weights.device, self._scratch)
+
+
+class _Moments:
+    """Adam's two moments of a [rows, columns] matrix.
+
+    Attributes:
+        parts: the tensors that hold them.
+    """
+
+    def __init__(self, weights: Tensor, bits: int, device: torch.device, scratch: Path | None) -> None:
+        self._block = _block_size(weights) if bits == 8 else None
+        self._in_pieces = self._block is not None or device != weights.device
+        self._piece_elements = PIECE_ELEMENTS * (_GPU_PIECES if weights.device.type == "cuda" else 1)
+        rows, columns = weights.shape
+        if self._block is None:
+            self.parts = {name: _zeros(rows, columns, torch.float32, device, scratch) for name in ("first", "second")}
+            return
+        self.parts = {}
+        for name, dtype in (("first", torch.int8), ("second", torch.uint8)):
+            self.parts[name] = _zeros(rows, columns, dtype, device, scratch)
+            self.parts[f"{name}_scale"] = torch.zeros(rows, columns // self._block, device=device)
+
+    def pieces(self, rows: slice | Tensor | None, num_rows: int) -> Iterator[tuple[slice | Tensor, slice]]:
+        """Rows of the matrix that are updated together, each with the rows of the gradient that belong to them."""
+        if isinstance(rows, Tensor):
+            first, last = 0, len(rows)
+        else:
+            first, last, _ = (rows or slice(None)).indices(num_rows)
+        columns = self.parts["first"].shape[1]
+        unpacked = self._in_pieces or isinstance(rows, Tensor)
+        size = max(1, self._piece_elements // columns if unpacked else last - first)
+        for start in range(first, last, size):
+            piece = slice(start, min(start + size, last))
+            part = slice(start - first, piece.stop - first)
+            yield (rows[piece], part) if isinstance(rows, Tensor) else (piece, part)
+
+    def read(self, piece: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both moments of some rows in float32: the stored ones themselves where they are stored so, else a copy."""
+        first, second = self.parts["first"][piece].to(device), self.parts["second"][piece].to(device)
+        if self._block is None:
+            return first, second
+        scales = [self.parts[f"{name}_scale"][piece].to(device).view(-1, 1) for name in ("first", "second")]
+        return (
+            eight_bit.unpack_first(first.view(-1, self._block), scales[0]).view_as(first),
+            eight_bit.unpack_second(second.view(-1, self._block), scales[1]).view_as(second),
+        )
+
+    def write(self, piece: slice | Tensor, first: Tensor, second: Tensor, update: int) -> None:
+        """Put back what :meth:`read` gave, after it was changed in place; ``update`` decides the rounding."""
+        if isinstance(piece, slice) and not self._in_pieces:
+            return  # it was a view
+        if self._block is None:
+            self._put("first", piece, first)
+            self._put("second", piece, second)
+            return
+        noise = eight_bit.dither(update, self._block, first.device)
+        for name, value, pack in (("first", first, eight_bit.pack_first), ("second", second, eight_bit.pack_second)):
+            codes, scale = pack(value.view(-1, self._block), noise)
+            self._put(name, piece, codes.view_as(value))
+            self._put(f"{name}_scale", piece, scale.view(len(value), -1))
+
+    def _put(self, part: str, piece: slice | Tensor, value: Tensor) -> None:
+        self.parts[part][piece] = value.to(self.parts[part].device)
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    return tensor.reshape(tensor.shape[0], -1) if tensor.dim() >= 2 else tensor.reshape(1, -1)
+
+
+def _block_size(weights: Tensor) -> int | None:
+    """Elements that share a scale, all in one row; None where 8 bits are not worth it or rows do not divide."""
+    if weights.numel() < _SMALLEST_8BIT or weights.shape[0] == 1:
+        return None
+    return next((size for size in (256, 128, 64) if weights.shape[1] % size == 0), None)
+
+
+def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device, scratch: Path | None) -> Tensor:
+    if scratch is not None and device.type == "cpu" and rows * columns * dtype.itemsize >= SMALLEST_BYTES:
+        return mapped_zeros(scratch, (rows, columns), dtype)
+    return torch.zeros(rows, columns, dtype=dtype, device=device)

@@ -1,0 +1,146 @@
+"""One optimizer step: micro-batches in, one update out, or none where the numbers are bad.
+
+The loss of a step is the sum over the scored tokens of *all* its micro-batches, divided by their number. So it makes no
+difference how a step is cut into micro-batches, and gradients are added up over them and cleared once a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.student.batches import StepPart
+from engine.student.learner import Learner
+from engine.student.loss import Objective, record_loss
+from engine.student.optimizer import AdamW
+
+# float16 gradients underflow, so the loss is multiplied; the factor falls when a gradient overflows and rises slowly.
+_FIRST_SCALE, _SCALE_GROWTH_STEPS = 2.0**16, 2000
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave, each loss a mean over its scored tokens.
+
+    Attributes:
+        loss: the objective.
+        ce: cross-entropy to the labels.
+        kd: KD, see :func:`engine.student.loss.target_terms`.
+        grad_norm: of the whole gradient, before it was clipped.
+        tokens: scored tokens.
+        applied: whether the weights were changed; False where a loss or a gradient was NaN or infinite.
+        is_bad: whether that was a bad number (and not float16's search for its factor).
+    """
+
+    loss: float
+    ce: float
+    kd: float
+    grad_norm: float
+    tokens: int
+    applied: bool
+    is_bad: bool
+
+
+@dataclass
+class LossScale:
+    """The factor on a float16 loss; 1 for other formats.
+
+    Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2.
+    """
+
+    value: float = 1.0
+    good_steps: int = 0
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> LossScale:
+        """Where a run in this format begins."""
+        return cls(_FIRST_SCALE if dtype == torch.float16 else 1.0)
+
+    def take(self, overflowed: bool) -> bool:
+        """After a step: halve or raise the factor; returns whether an overflow was only its search."""
+        if self.value == 1.0:
+            return False
+        self.good_steps = 0 if overflowed else self.good_steps + 1
+        if overflowed:
+            self.value /= 2
+        elif self.good_steps % _SCALE_GROWTH_STEPS == 0:
+            self.value *= 2
+        return overflowed
+
+
+def train_step(
+    learner: Learner,
+    parts: Iterable[StepPart],
+    optimizer: AdamW,
+    *,
+    objective: Objective,
+    learning_rate: float,
+    clip_norm: float,
+    chunk_tokens: int,
+    loss_scale: LossScale,
+) -> StepResult:
+    """Do one step.
+
+    Args:
+        learner: the student, in training mode.
+        parts: the step's micro-batches, on the CPU.
+        optimizer: of the student's parameters.
+        objective: what is minimised.
+        learning_rate: of this step.
+        clip_norm: largest norm of the gradient; 0 never clips.
+        chunk_tokens: positions whose logits exist at a time.
+        loss_scale: for float16.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=learner.device)
+    tokens = 0
+    for part in parts:
+        batch = part.batch.to(learner.device)
+        states = learner.hidden_states(batch)
+        loss = record_loss(
+            states,
+            batch.labels,
+            batch.records,
+            learner.head,
+            objective=objective,
+            chunk_tokens=chunk_tokens,
+            scale=loss_scale.value / max(1, part.num_scored),
+            accumulate=True,
+        )
+        del states
+        loss.loss.backward()
+        sums += torch.stack([loss.ce_sum, loss.kd_sum])
+        tokens = part.num_scored
+        del loss
+    ce, kd = (value / max(1, tokens) for value in sums.tolist())
+    gradients = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients)) / loss_scale.value
+    loss_value = blended(ce, kd, objective)
+    is_finite = math.isfinite(loss_value) and math.isfinite(norm)
+    searching = loss_scale.take(not is_finite)
+    if is_finite and gradients:
+        _scale(gradients, clip_factor(norm, clip_norm) / loss_scale.value)
+        optimizer.begin_step(learning_rate)
+        optimizer.step()
+    learner.model.zero_grad(set_to_none=True)
+    return StepResult(loss_value, ce, kd, norm, tokens, is_finite and bool(gradients), not is_finite and not searching)
+
+
+def blended(ce: float, kd: float, objective: Objective) -> float:
+    """The objective's value; a part without weight is left out, whatever it is."""
+    weight, factor = objective.kd_weight, objective.temperature**2
+    return (weight * factor * kd if weight else 0.0) + ((1 - weight) * ce if weight < 1 else 0.0)
+
+
+def clip_factor(norm: float, clip_norm: float) -> float:
+    """What a gradient of this norm is multiplied with, so that its norm is at most ``clip_norm`` (0: any)."""
+    return min(1.0, clip_norm / max(norm, 1e-12)) if clip_norm else 1.0
+
+
+def _scale(gradients: list[Tensor], factor: float) -> None:
+    if factor != 1.0:
+        for gradient in gradients:
+            gradient.mul_(factor)

@@ -1,0 +1,281 @@
+"""The student's training: steps, checkpoints, looks at the hold-out text, and how it goes on after a stop.
+
+It reads from top to bottom. What it knows between two steps is in :class:`Progress`, and all of that is in each
+checkpoint: a run that was killed anywhere and resumed ends, on the CPU, with the same student bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from engine.errors import BadNumbers
+from engine.events import EventWriter
+from engine.models.memory import return_memory
+from engine.phase_control import PhaseControl
+from engine.student.batches import Prefetch, Source
+from engine.student.checkpoint import Checkpoint, Checkpoints
+from engine.student.evaluate import Metrics, evaluate
+from engine.student.lean_step import RunningNorms, can_be_lean, lean_step
+from engine.student.learner import Learner
+from engine.student.loss import Objective
+from engine.student.optimizer import AdamW
+from engine.student.order import Order
+from engine.student.schedule import Schedule
+from engine.student.step import LossScale, StepResult, train_step
+
+# A step without a usable gradient changes nothing. One may be an odd text; so many in a row will not go away.
+BAD_STEPS_IN_A_ROW = 5
+
+NUM_EVALUATIONS = 5
+_PROGRESS_SECONDS = 0.5
+
+
+@dataclass
+class Progress:
+    """Where a training stands; all of it goes into each checkpoint.
+
+    Attributes:
+        step: optimizer steps done, skipped ones among them.
+        tokens: scored tokens learned from.
+        seconds: spent in steps.
+        skipped: steps that were skipped because of bad numbers.
+        skipped_in_a_row: those since the last good one.
+        best_step, best_loss: the checkpoint with the lowest hold-out loss so far; None before the first look.
+        loss_scale: float16's factor.
+        norms: usual norm of each parameter's gradient, for :mod:`engine.student.lean_step`.
+        notes: what the caller wants to find again after a restart.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    loss_scale: LossScale = field(default_factory=LossScale)
+    norms: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, state: Mapping[str, Any]) -> Progress:
+        """As it was written into a checkpoint."""
+        values = {name: state[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "loss_scale": LossScale(**values["loss_scale"])})
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on what, and how: the values that stay the same over a training.
+
+    ``lean`` updates in the backward pass and never holds a whole gradient; it needs a head that is a plain matrix, and
+    has no effect where a step has several micro-batches. See :mod:`engine.student.lean_step`.
+    """
+
+    learner: Learner
+    optimizer: AdamW
+    source: Source
+    order: Order
+    schedule: Schedule
+    objective: Objective
+    clip_norm: float
+    chunk_tokens: int
+    checkpoint_every: int
+    evaluation_rows: int
+    lean: bool = False
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether steps are done without whole gradients."""
+        one_format = self.learner.dtype != torch.float16  # its factor is found by looking at whole gradients
+        return self.lean and self.order.gradient_accumulation == 1 and one_format and can_be_lean(self.learner)
+
+
+def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) -> Progress | None:
+    """Put everything where the newest whole checkpoint has it; None where there is none.
+
+    Raises:
+        CorruptState: there are checkpoints, and none is whole.
+    """
+    checkpoints.sweep()
+    latest = checkpoints.latest()
+    if latest is None:
+        return None
+    latest.load_weights(training.learner.model)
+    with latest.tensors("optimizer") as moments:
+        training.optimizer.load_state(latest.state["updates"], moments)
+    latest.restore_generators()
+    events.log("info", f"The student goes on after step {latest.step}, from {latest.path}.", "resumed-checkpoint")
+    return Progress.read(latest.state)
+
+
+def train(
+    training: Training, progress: Progress, checkpoints: Checkpoints, events: EventWriter, control: PhaseControl
+) -> None:
+    """Train to the end; ``progress`` and the model are then those of the last step.
+
+    Raises:
+        Stopped: the person asked to; a checkpoint was written.
+        BadNumbers: too many steps in a row gave no usable gradient.
+        DiskFull: there was no room for a checkpoint.
+        RecordsMissing: a record is damaged or not there.
+    """
+    learner, order = training.learner, training.order
+    looks = evaluation_steps(order.total_steps)
+    pace = _Pace(progress, order.total_steps, events, control)
+    saved_step = progress.step
+    learner.model.train()
+    with Prefetch(training.source, order, progress.step) as ahead:
+        while progress.step < order.total_steps:
+            pace.begin()
+            learning_rate = training.schedule.learning_rate(progress.step)
+            result = _step(training, progress, ahead, learning_rate)
+            progress.step += 1
+            _count(result, progress, events)
+            pace.end(result, learning_rate)
+
+            is_look = progress.step in looks
+            if is_look:
+                metrics = look(training, limit_rows=training.evaluation_rows)
+                events.write("evaluation", which="student_during", step=progress.step, **metrics.as_dict())
+                _keep_best(progress, metrics)
+                return_memory()
+            if is_look or control.stopping or progress.step % training.checkpoint_every == 0:
+                save(training, progress, checkpoints, events)
+                saved_step = progress.step
+            control.safe_point()
+    assert saved_step == progress.step, "the last step is a look, and a look is saved"
+
+
+def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate: float) -> StepResult:
+    if training.is_lean:
+        return lean_step(
+            training.learner,
+            ahead.step(),
+            training.optimizer,
+            objective=training.objective,
+            learning_rate=learning_rate,
+            norms=RunningNorms(training.clip_norm, progress.norms),
+        )
+    return train_step(
+        training.learner,
+        ahead.step(),
+        training.optimizer,
+        objective=training.objective,
+        learning_rate=learning_rate,
+        clip_norm=training.clip_norm,
+        chunk_tokens=training.chunk_tokens,
+        loss_scale=progress.loss_scale,
+    )
+
+
+def look(training: Training, *, limit_rows: int | None = None, on_batch: Callable[[], None] = lambda: None) -> Metrics:
+    """The student on the hold-out text (the first ``limit_rows`` of it); ``on_batch`` may raise to stop."""
+    return evaluate(
+        training.learner,
+        training.source,
+        vocab_size=training.objective.vocab_size,
+        temperature=training.objective.temperature,
+        micro_batch=training.order.micro_batch,
+        chunk_tokens=training.chunk_tokens,
+        limit_rows=limit_rows,
+        on_batch=on_batch,
+    )
+
+
+def save(training: Training, progress: Progress, checkpoints: Checkpoints, events: EventWriter) -> None:
+    """Write a checkpoint and say so."""
+    path, num_bytes = checkpoints.save(
+        progress.step,
+        model=training.learner.model,
+        optimizer=training.optimizer.state(),
+        state={**asdict(progress), "updates": training.optimizer.updates},
+        best_step=progress.best_step,
+    )
+    events.write("checkpoint", path=str(path), step=progress.step, bytes=num_bytes)
+
+
+def best_checkpoint(progress: Progress, checkpoints: Checkpoints) -> Checkpoint | None:
+    """The checkpoint with the lowest hold-out loss where that is not the last step, and where it is still whole."""
+    if progress.best_step is None or progress.best_step == progress.step:
+        return None
+    return checkpoints.read(progress.best_step)
+
+
+def evaluation_steps(total_steps: int) -> frozenset[int]:
+    """Steps after which the hold-out loss is taken: evenly spread, the last one among them."""
+    return frozenset(math.ceil(total_steps * number / NUM_EVALUATIONS) for number in range(1, NUM_EVALUATIONS + 1))
+
+
+def _keep_best(progress: Progress, metrics: Metrics) -> None:
+    loss = metrics.holdout_loss
+    if metrics.tokens and math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
+        progress.best_step, progress.best_loss = progress.step, loss
+
+
+def _count(result: StepResult, progress: Progress, events: EventWriter) -> None:
+    if not result.is_bad:
+        progress.skipped_in_a_row = 0
+        progress.tokens += result.tokens if result.applied else 0
+        return
+    progress.skipped += 1
+    progress.skipped_in_a_row += 1
+    events.log(
+        "warning",
+        f"Step {progress.step} was skipped: its loss is {result.loss:g} and its gradient's norm {result.grad_norm:g}. "
+        f"The student is as it was before; {progress.skipped} skipped so far.",
+        "bad-numbers",
+    )
+    if progress.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
+        raise BadNumbers(
+            f"{BAD_STEPS_IN_A_ROW} steps in a row gave a loss or a gradient that is not a number (up to step "
+            f"{progress.step}).",
+            "The training has come apart; going on would change nothing.",
+            "Start a new run with a smaller --learning_rate, or with --precision fp32; with --cache_dir it takes the "
+            "teacher's records from where they are.",
+        )
+
+
+class _Pace:
+    """Tells how far the training is, and how fast."""
+
+    def __init__(self, progress: Progress, total_steps: int, events: EventWriter, control: PhaseControl) -> None:
+        self._progress = progress
+        self._total_steps = total_steps
+        self._events = events
+        self._control = control
+        self._told = -math.inf
+        self._steps, self._seconds = 0, 0.0
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+        self._paused = self._control.paused_seconds
+
+    def end(self, result: StepResult, learning_rate: float) -> None:
+        progress, now = self._progress, time.monotonic()
+        seconds = now - self._began - (self._control.paused_seconds - self._paused)
+        progress.seconds += seconds
+        self._steps += 1
+        self._seconds += seconds
+        self._events.write(
+            "metric",
+            step=progress.step,
+            total_steps=self._total_steps,
+            loss=result.loss,
+            ce=result.ce,
+            kd=result.kd,
+            learning_rate=learning_rate,
+            grad_norm=result.grad_norm,
+            tokens_per_second=result.tokens / max(seconds, 1e-9),
+        )
+        if now - self._told >= _PROGRESS_SECONDS or progress.step == self._total_steps:
+            self._told = now
+            rate = self._steps / max(self._seconds, 1e-9)
+            left = (self._total_steps - progress.step) / max(rate, 1e-9)
+            self._events.progress(progress.step, self._total_steps, "steps", rate, left)

@@ -1,0 +1,328 @@
+"""The supervisor: one small process that sees a run through.
+
+It starts the phases one after the other, each in a process of its own; samples their memory; obeys ``control``; backs
+off when memory runs out; and writes how it ended. It is detached from whatever started it, so a closed terminal or a
+killed wizard changes nothing. It knows nothing of models or tensors, and never imports torch.
+
+Run as ``python -m engine.supervisor RUN_DIR [--tied]``: tied, it stops in order when the process that started it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from engine import backoff, hardware, report
+from engine.errors import (
+    EXIT_OUT_OF_MEMORY,
+    EXIT_RECORDS_MISSING,
+    OutOfMemory,
+    PhaseDied,
+    Stopped,
+    TinyDistillError,
+)
+from engine.events import EventWriter, Tail
+from engine.run import Run
+from engine.version import __version__
+
+PHASES = ("prepare", "teacher", "student")
+COMMANDS = ("stop", "pause", "resume")
+
+_POLL_SECONDS = 0.1  # how often memory and control are looked at
+_MEMORY_EVENT_SECONDS = 2.0  # the promise is 5: readers tell "slow" from "dead" by it
+
+
+def start(path: Path, *, tied: bool = False, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a supervisor for the run in ``path``, detached from this terminal and session.
+
+    Args:
+        path: the run's folder, with its ``run.json``.
+        tied: stop the run in order when the calling process ends.
+        environment: instead of this process's own.
+    """
+    command = [sys.executable, "-m", "engine.supervisor", str(path), *(["--tied"] if tied else [])]
+    with (path / "run.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            close_fds=True,
+            env=dict(environment) if environment is not None else None,
+        )
+
+
+def request(path: Path, command: str, by: str) -> None:
+    """Ask the supervisor of a run to ``stop``, ``pause`` or ``resume``; it answers with ``control`` events."""
+    line = json.dumps({"kind": "control", "command": command, "by": by, "time": time.time()}) + "\n"
+    descriptor = os.open(path / "control", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class Supervisor:
+    """Sees one run through; :meth:`supervise` returns its exit code."""
+
+    run: Run
+    tied_to: int | None = None
+    _events: EventWriter = field(init=False)
+    _control: Tail = field(init=False)
+    _child: subprocess.Popen[bytes] | None = field(init=False, default=None)
+    _stopping: bool = field(init=False, default=False)
+    _paused: bool = field(init=False, default=False)
+
+    def supervise(self) -> int:
+        """Hold the run's lock until the run is done, has failed or was stopped.
+
+        Raises:
+            FolderError: another supervisor holds the run.
+        """
+        with self.run.lock():
+            resumed = self.run.events_path.exists() and self.run.events_path.stat().st_size > 0
+            self._events = EventWriter(self.run.events_path, log_path=self.run.log_path)
+            self._control = Tail(self.run.control_path, from_end=True)  # what an earlier supervisor was asked is over
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._heard)
+            self._events.write(
+                "run_resumed" if resumed else "run_started",
+                version=__version__,
+                name=self.run.name,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                boot_id=hardware.boot_id(),
+            )
+            self._events.write("plan", choices=self.run.info["choices"], predicted=self.run.info["predicted"])
+            status, code = self._see_through()
+            self._events.write("run_finished", status=status, exit_code=code)
+            return code
+
+    def _see_through(self) -> tuple[str, int]:
+        try:
+            for phase in self._phases_asked():
+                if self.run.result(phase) is None:
+                    self._run_phase(phase)
+            if self.run.result("student") is not None:
+                report.write(self.run)
+        except Stopped:
+            return "stopped", Stopped.exit_code
+        except TinyDistillError as error:
+            if error.what:
+                self._events.write("error", what=error.what, why=error.why, todo=error.todo)
+            return "failed", error.exit_code
+        except Exception as error:  # the edge of the process: nothing may end without a word
+            self._events.text(traceback.format_exc())
+            self._events.write(
+                "error",
+                what=f"The supervisor met something unexpected: {type(error).__name__}: {error}.",
+                why="This is a defect of the program; the traceback is in run.log.",
+                todo=f"What was done is kept: {resume_command(self.run)}",
+            )
+            return "failed", 4
+        return "done", 0
+
+    def _phases_asked(self) -> tuple[str, ...]:
+        until = self.run.settings.until
+        return PHASES[: PHASES.index(until) + 1] if until else PHASES
+
+    def _run_phase(self, phase: str) -> None:
+        """Run one phase to its end, again with less after each time that memory ran out."""
+        records_made_again = False
+        while True:
+            self._raise_if_stopped()
+            code = self._run_process(phase)
+            if code == 0 and self.run.result(phase) is not None:
+                return
+            self._raise_if_stopped()
+            if code == Stopped.exit_code:
+                raise Stopped("The run was stopped.")
+            if code == EXIT_RECORDS_MISSING and not records_made_again:
+                records_made_again = True
+                self._events.log(
+                    "warning",
+                    "Some of the teacher's records are missing or damaged: they are made again.",
+                    "records-again",
+                )
+                self.run.reopen_phase("teacher")
+                self._run_phase("teacher")
+            elif code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
+                self._back_off(phase, killed=code < 0)
+            elif code in (2, 3, 4):
+                raise _AlreadySaid(code)
+            else:
+                raise PhaseDied(
+                    f"The {phase} phase ended without a word ({_ending(code)}).",
+                    "Its last lines are in run.log.",
+                    f"What was done is kept: {resume_command(self.run)}",
+                )
+
+    def _back_off(self, phase: str, *, killed: bool) -> None:
+        step = backoff.next_step(phase, self.run.settings)
+        reason = "the process was killed, most likely for its memory" if killed else "out of memory"
+        if step is None:
+            raise OutOfMemory(
+                f"The {phase} phase ran out of memory with the smallest settings there are.",
+                reason[0].upper() + reason[1:] + ".",
+                "Close other programs, or start a run with a smaller student or a shorter --sequence_length; "
+                f"to try this one again: {resume_command(self.run)}",
+            )
+        for name, old, new in step.changes:
+            self._events.write("back_off", phase=phase, reason=reason, field=name, **{"from": old, "to": new})
+        self.run.info["settings"].update({name: new for name, _, new in step.changes})
+        self.run.info.setdefault("backed_off", []).append({"phase": phase, "reason": reason, "changes": step.changes})
+        self.run.save()
+
+    def _run_process(self, phase: str) -> int:
+        self._events.write("phase_started", phase=phase)
+        began = time.monotonic()
+        with self.run.log_path.open("ab") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "engine.phase", phase, str(self.run.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=phase_environment(self.run),
+            )
+        if self._paused:
+            self._child.send_signal(signal.SIGUSR1)
+        try:
+            peak_bytes = self._watch(phase, self._child)
+        finally:
+            if self._child.poll() is None:
+                self._child.kill()
+            code = self._child.wait()
+            self._child = None
+        if code == 0:
+            self._events.write(
+                "phase_finished", phase=phase, seconds=round(time.monotonic() - began, 3), peak_bytes=peak_bytes
+            )
+        return code
+
+    def _watch(self, phase: str, child: subprocess.Popen[bytes]) -> int:
+        """Sample memory and obey control until the child ends; returns the peak of its anonymous memory."""
+        settings = self.run.settings
+        peak_bytes = 0
+        next_event = 0.0
+        while True:
+            used = hardware.memory_of_tree(child.pid)
+            peak_bytes = max(peak_bytes, used)
+            ended = child.poll() is not None
+            if ended or time.monotonic() >= next_event:
+                next_event = time.monotonic() + _MEMORY_EVENT_SECONDS
+                self._events.write(
+                    "memory",
+                    phase=phase,
+                    bytes=used,
+                    peak_bytes=peak_bytes,
+                    budget_bytes=settings.memory_budget,
+                    device_bytes=hardware.device_bytes(child.pid),
+                    system_available_bytes=hardware.available_bytes(),
+                )
+            if ended:
+                return peak_bytes
+            self._obey()
+            if self.tied_to is not None and os.getppid() != self.tied_to:
+                self.tied_to = None
+                self._take("stop", "the command that started it is gone")
+            time.sleep(_POLL_SECONDS)
+
+    def _obey(self) -> None:
+        for line in self._control.read():
+            self._take(str(line.get("command")), str(line.get("by", "")))
+
+    def _take(self, command: str, by: str) -> None:
+        accepted = command in COMMANDS and not self._stopping
+        self._events.write("control", command=command, by=by, accepted=accepted)
+        if not accepted:
+            return
+        if command == "stop":
+            self._stopping = True
+            self._events.write("control", state="stopping")
+            self._signal_child(signal.SIGTERM)
+        elif command == "pause" and not self._paused:
+            self._paused = True
+            self._events.write("control", state="pausing")
+            self._signal_child(signal.SIGUSR1)
+        elif command == "resume" and self._paused:
+            self._paused = False
+            self._signal_child(signal.SIGUSR2)
+
+    def _signal_child(self, number: int) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+
+    def _heard(self, number: int, _frame: FrameType | None) -> None:
+        if not self._stopping:
+            self._take("stop", signal.Signals(number).name)
+
+    def _raise_if_stopped(self) -> None:
+        if self._stopping:
+            raise Stopped("The run was stopped.")
+
+
+class _AlreadySaid(TinyDistillError):
+    """A phase ended with an error that it wrote into the events itself."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+def resume_command(run: Run) -> str:
+    """The command that goes on with a run."""
+    import shlex
+
+    return f"tiny-distill --resume --output_dir {shlex.quote(str(run.path))}"
+
+
+def phase_environment(run: Run) -> dict[str, str]:
+    """What a phase's process finds in its environment."""
+    threads = str(run.settings.threads or hardware.usable_cores())
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        # Threads that wait spin by default, and take the cores from those that work as soon as another program wants
+        # one: scoring on two busy cores was 4 times as fast with threads that sleep (41 s against 10 s).
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",  # forking after threads deadlocks; we give it one thread
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "PYTHONFAULTHANDLER": "1",
+        # Blocks from 1 MiB are mapped by themselves and go back when they are freed. glibc raises this limit to 32 MiB
+        # by itself: then what is small and stays sits in the holes that blocks of logits leave, and each new block
+        # needs new memory (measured: scoring 4,000 tokens grew to 2.0 GB instead of 0.3, at 5 % less time).
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    }
+
+
+def _ending(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of ``python -m engine.supervisor``."""
+    words = sys.argv[1:] if arguments is None else arguments
+    tied = "--tied" in words
+    try:
+        run = Run.open(Path(next(word for word in words if word != "--tied")))
+        return Supervisor(run, tied_to=os.getppid() if tied else None).supervise()
+    except TinyDistillError as error:
+        sys.stderr.write(error.paragraph() + "\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

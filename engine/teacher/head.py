@@ -1,0 +1,153 @@
+"""From last hidden states to records, a chunk of tokens at a time: full logits never exist.
+
+A chunk's logits are [tokens, vocab] float32, and two such blocks are alive at most (:data:`LIVE_BLOCKS`): the logits
+and their log-softmax, then the log-probabilities and the probabilities that the draw works on. With a head in half
+precision its own output is half a block more for a moment.
+
+Chunks are cut from the stream of all scored positions, whatever micro-batches they came in: a row of a matrix product
+can differ in its last bit with the number of rows, so a chunk must hold the same positions wherever layers came from.
+
+Knows nothing of files, rows or waves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.cache.record import Records
+from engine.teacher.sampling import draw_records
+
+LIVE_BLOCKS = 2
+"""[chunk, vocab] float32 blocks that are alive at a time."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Positions that are to be scored.
+
+    Attributes:
+        hidden_states: [positions, hidden], after the final norm.
+        labels: int64 [positions], the token that follows each.
+        uniforms: float64 [positions] in [0, 1), the random number of each.
+    """
+
+    hidden_states: Tensor
+    labels: Tensor
+    uniforms: Tensor
+
+
+def records_from_hidden(
+    parts: Iterable[Scored],
+    head: Callable[[Tensor], Tensor],
+    *,
+    vocab_size: int,
+    record_size: int,
+    temperature: float,
+    chunk_tokens: int,
+) -> Records:
+    """Records of all positions, in order.
+
+    Args:
+        parts: positions in pieces of any size; a piece is asked for when the one before is used up.
+        head: logits of [positions, hidden] states, float32 [positions, vocab_rows].
+        vocab_size: V_eff; columns past it are padding and take no part.
+        record_size: k.
+        temperature: of the distribution that the ids are drawn from; label and top-1 are told at temperature 1.
+        chunk_tokens: positions in a chunk.
+
+    Raises:
+        BadNumbers: the head gives no distribution for a position.
+    """
+    chunks = [
+        _records_of_chunk(chunk, head, vocab_size=vocab_size, record_size=record_size, temperature=temperature)
+        for chunk in _in_chunks(parts, chunk_tokens)
+    ]
+    if not chunks:
+        return _no_records(min(record_size, vocab_size))
+    return Records(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
+
+
+def _records_of_chunk(
+    chunk: Scored, head: Callable[[Tensor], Tensor], *, vocab_size: int, record_size: int, temperature: float
+) -> dict[str, np.ndarray]:
+    log_probs_CV = _log_softmax(head(chunk.hidden_states), vocab_size)
+    label_log_prob_C = log_probs_CV.gather(1, chunk.labels[:, None])[:, 0]
+    top1_log_prob_C = log_probs_CV.amax(1)
+    if temperature != 1.0:
+        log_probs_CV = _log_softmax(log_probs_CV.div_(temperature), vocab_size)
+    log_probs_CV = log_probs_CV[:, :vocab_size]
+    drawn = draw_records(log_probs_CV, record_size=record_size, uniforms=chunk.uniforms)
+    return {
+        "ids": drawn.ids.int().cpu().numpy(),
+        "num_head": drawn.num_head.to(torch.uint8).cpu().numpy(),
+        "head_log_probs": drawn.head_log_probs.cpu().numpy(),
+        "tail_mass": drawn.tail_mass.cpu().numpy(),
+        "label_log_prob": label_log_prob_C.cpu().numpy(),
+        "entropy": drawn.entropy.cpu().numpy(),
+        "top1_id": drawn.top1_id.int().cpu().numpy(),
+        "top1_log_prob": top1_log_prob_C.cpu().numpy(),
+    }
+
+
+def _log_softmax(logits_CV: Tensor, vocab_size: int) -> Tensor:
+    """Log-softmax over the first ``vocab_size`` columns; -inf in the others."""
+    # Cutting the padding off first would copy the block, as log_softmax wants its rows one behind the other.
+    logits_CV[:, vocab_size:] = -torch.inf
+    return logits_CV.log_softmax(-1)
+
+
+def _in_chunks(parts: Iterable[Scored], chunk_tokens: int) -> Iterator[Scored]:
+    """The same positions in chunks of ``chunk_tokens``, the last one shorter."""
+    waiting: list[Scored] = []
+    count = 0
+    for part in parts:
+        waiting.append(part)
+        count += len(part.labels)
+        if count < chunk_tokens:
+            continue
+        whole = _joined(waiting)
+        last = count - count % chunk_tokens
+        for start in range(0, last, chunk_tokens):
+            yield _cut(whole, start, start + chunk_tokens)
+        # A copy, so that what waits does not keep the whole micro-batch alive.
+        rest = _cut(whole, last, count)
+        waiting = [Scored(rest.hidden_states.clone(), rest.labels, rest.uniforms)]
+        count -= last
+        del whole, rest, part
+    if count:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[Scored]) -> Scored:
+    if len(parts) == 1:
+        return parts[0]
+    return Scored(
+        torch.cat([part.hidden_states for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.uniforms for part in parts]),
+    )
+
+
+def _cut(part: Scored, start: int, end: int) -> Scored:
+    return Scored(part.hidden_states[start:end], part.labels[start:end], part.uniforms[start:end])
+
+
+def _no_records(size: int) -> Records:
+    def nothing(dtype: type) -> np.ndarray:
+        return np.empty(0, dtype)
+
+    return Records(
+        ids=np.empty((0, size), np.int32),
+        num_head=nothing(np.uint8),
+        head_log_probs=np.empty((0, size), np.float32),
+        tail_mass=nothing(np.float32),
+        label_log_prob=nothing(np.float32),
+        entropy=nothing(np.float32),
+        top1_id=nothing(np.int32),
+        top1_log_prob=nothing(np.float32),
+    )

@@ -1,0 +1,215 @@
+"""From a distribution over the vocabulary to k ids: exact heads, and a tail drawn by chance so that nothing is lost.
+
+VarOpt sampling. With probabilities p and record size k, a threshold tau solves ``sum(min(1, p_i / tau)) = k``. Ids with
+``p_i >= tau`` are the head and keep their own probability; ``k - len(head)`` further ids are drawn with inclusion
+probability ``p_i / tau`` and stand for tau each. The weights sum to 1, and the expectation of the record is p itself.
+
+Source: Chao 1982, https://doi.org/10.2307/2336002; Cohen et al. 2009, https://arxiv.org/abs/0803.0473, section 3. The
+tail is drawn systematically (Madow 1949): one uniform number u for each position, and the ids at which the running
+sum of the tail passes (u + j) * tau.
+
+Knows nothing of models, chunks or files. Rows are independent of each other: the same row and uniform give the same
+ids in whatever batch they come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import BadNumbers
+
+# Ids are looked for in two steps, block then place, so that no running sum over the vocabulary is ever written. Blocks
+# this long make both steps short; any length gives the same record up to rounding.
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Records of N positions, as tensors on the device of the distribution.
+
+    Attributes:
+        ids: int64 [N, k], all different within a row: heads by falling probability, then the tail by rising id.
+        num_head: int64 [N], how many of the ids are heads.
+        head_log_probs: float32 [N, k], -inf past the heads.
+        tail_mass: float32 [N], the probability that the tail stands for; each of its ids has an equal share.
+        entropy: float32 [N], of the distribution, in nats.
+        top1_id: int64 [N], the likeliest id.
+        top1_log_prob: float32 [N], its log-probability.
+    """
+
+    ids: Tensor
+    num_head: Tensor
+    head_log_probs: Tensor
+    tail_mass: Tensor
+    entropy: Tensor
+    top1_id: Tensor
+    top1_log_prob: Tensor
+
+
+def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor) -> Drawn:
+    """Draw one record from each row.
+
+    Two [N, V] blocks are alive at a time: the given one, which is not changed, and the probabilities. Some
+    [N, k, BLOCK] come on top, float64 where the tail is drawn.
+
+    Args:
+        log_probs: float32 [N, V], normalised; -inf for ids that cannot occur.
+        record_size: k; all V ids are taken where it is not below V.
+        uniforms: float64 [N] in [0, 1), one for each row.
+
+    Raises:
+        BadNumbers: a row holds NaN, or no distribution.
+    """
+    # N = positions, V = vocabulary, K = record size, G = blocks of the vocabulary, B = ids in a block
+    num_rows, vocab_size = log_probs.shape
+    size = min(record_size, vocab_size)
+    num_blocks = -(-vocab_size // BLOCK)
+    probs_NGB = log_probs.new_zeros((num_rows, num_blocks, BLOCK))
+    probs_NV = probs_NGB.view(num_rows, num_blocks * BLOCK)
+    torch.exp(log_probs, out=probs_NV[:, :vocab_size])
+    entropy_N = _entropy(log_probs, probs_NV)
+
+    probs_NV[:, vocab_size:] = -1.0  # what fills the last block is never among the largest,
+    top_NK, top_ids_NK = _largest(probs_NV, size)
+    probs_NV[:, vocab_size:] = 0.0  # and weighs nothing
+    # Small probabilities are what is left after the large ones are taken out, not 1 minus these: 1e-30 would be lost.
+    probs_NV.scatter_(1, top_ids_NK, 0.0)
+    sums_NG = probs_NGB.sum(-1).double()
+    rest_N = sums_NG.sum(-1)
+    top_NK = top_NK.double()
+    total_N = rest_N + top_NK.sum(-1)
+    _check(total_N)
+
+    num_head_N = _num_heads(top_NK, rest_N)
+    is_head_NK = torch.arange(size, device=log_probs.device) < num_head_N[:, None]
+    left_over_NK = top_NK.masked_fill(is_head_NK, 0.0)
+    probs_NV.scatter_(1, top_ids_NK, left_over_NK.float())
+    sums_NG.scatter_add_(1, top_ids_NK // BLOCK, left_over_NK)
+    tail_N = sums_NG.sum(-1)
+
+    ids_NK = _draw_tail(probs_NGB, sums_NG, num_head_N, top_ids_NK, uniforms)
+    ids_NK = torch.where(is_head_NK, top_ids_NK, ids_NK)
+    top_log_probs_NK = log_probs.gather(1, top_ids_NK)
+    return Drawn(
+        ids=ids_NK,
+        num_head=num_head_N,
+        head_log_probs=top_log_probs_NK.masked_fill(~is_head_NK, -torch.inf),
+        tail_mass=(tail_N / total_N).float(),
+        entropy=entropy_N,
+        top1_id=top_ids_NK[:, 0],
+        top1_log_prob=top_log_probs_NK[:, 0],
+    )
+
+
+def _entropy(log_probs: Tensor, probs_NV: Tensor) -> Tensor:
+    """-sum(p log p) of each row, block by block: no third block of the vocabulary's size."""
+    entropy_N = log_probs.new_zeros(log_probs.shape[0])
+    piece = 32 * BLOCK
+    for start in range(0, log_probs.shape[1], piece):
+        log_probs_NP = log_probs[:, start : start + piece]
+        probs_NP = probs_NV[:, start : start + log_probs_NP.shape[1]]
+        entropy_N -= (probs_NP * log_probs_NP.clamp_min(-1e4)).sum(1)  # 0 * -inf would be NaN
+    return entropy_N
+
+
+def _largest(probs_NV: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The ``size`` largest of each row, falling, and their ids.
+
+    They lie in the ``size`` blocks with the largest maxima, so only these are sorted through.
+    """
+    probs_NGB = probs_NV.unflatten(1, (-1, BLOCK))
+    if probs_NGB.shape[1] <= 2 * size:
+        values_NK, ids_NK = probs_NV.topk(size, dim=1)
+        return values_NK, ids_NK
+    blocks_NK = probs_NGB.amax(-1).topk(size, dim=1).indices
+    candidates_NKB = probs_NGB.gather(1, blocks_NK[:, :, None].expand(-1, -1, BLOCK))
+    values_NK, places_NK = candidates_NKB.flatten(1).topk(size, dim=1)
+    return values_NK, blocks_NK.gather(1, places_NK // BLOCK) * BLOCK + places_NK % BLOCK
+
+
+def _num_heads(top_NK: Tensor, rest_N: Tensor) -> Tensor:
+    """How many ids reach the threshold.
+
+    An id of rank h (from 0) belongs to the tail when ``p < (mass from h on) / (k - h)``, and all after it do too.
+    Taking p from both sides gives ``p * (k - h - 1) < mass after h``: no digits are lost however small that is.
+    """
+    size = top_NK.shape[1]
+    after_NK = rest_N[:, None] + (top_NK.flip(1).cumsum(1).flip(1) - top_NK)
+    shares_K = torch.arange(size - 1, -1, -1, device=top_NK.device, dtype=top_NK.dtype)
+    first_N = (top_NK * shares_K < after_NK).int().argmax(1)  # the last rank is one when there is any rest
+    # Nothing is left past the k largest: what has mass is exact, and nothing is drawn.
+    return torch.where(rest_N > 0.0, first_N, (top_NK > 0.0).sum(1))
+
+
+def _draw_tail(
+    probs_NGB: Tensor, sums_NG: Tensor, num_head_N: Tensor, top_ids_NK: Tensor, uniforms_N: Tensor
+) -> Tensor:
+    """Ids of the tail, in the columns from ``num_head`` on; the other columns hold anything.
+
+    Args:
+        probs_NGB: probabilities, 0 for heads.
+        sums_NG: sum of each block, float64.
+        num_head_N: where each row's tail begins.
+        top_ids_NK: the largest ids; they fill the tail of a row that has no mass left, where they weigh nothing.
+        uniforms_N: one number in [0, 1) for each row.
+    """
+    num_blocks, size = probs_NGB.shape[1], top_ids_NK.shape[1]
+    sums_to_NG = sums_NG.cumsum(1)
+    tail_N = sums_to_NG[:, -1]
+    draws_N = (size - num_head_N).clamp_min(1)
+    place_NK = (torch.arange(size, device=sums_NG.device) - num_head_N[:, None]).clamp_min(0)
+    mark_NK = (uniforms_N.to(sums_NG)[:, None] + place_NK) * (tail_N / draws_N)[:, None]
+    mark_NK = torch.minimum(mark_NK, _just_below(tail_N)[:, None])
+
+    block_NK = torch.searchsorted(sums_to_NG, mark_NK, right=True).clamp_max(num_blocks - 1)
+    into_NK = mark_NK - (sums_to_NG - sums_NG).gather(1, block_NK).clamp_min(0.0)
+    inside_NKB = probs_NGB.gather(1, block_NK[:, :, None].expand(-1, -1, BLOCK)).double().cumsum(-1)
+    whole_NK = inside_NKB[:, :, -1]
+    # The block's sum was rounded another way than this running sum: meet in the same proportion.
+    into_NK = into_NK * whole_NK / sums_NG.gather(1, block_NK)
+    into_NK = torch.minimum(into_NK.nan_to_num(0.0), _just_below(whole_NK)).clamp_min(0.0)
+    ids_NK = block_NK * BLOCK + (inside_NKB <= into_NK[:, :, None]).sum(-1).clamp_max(BLOCK - 1)
+
+    is_empty_N = tail_N <= 0.0
+    ids_NK = torch.where(is_empty_N[:, None], top_ids_NK, ids_NK)
+    return _without_doubles(ids_NK, num_head_N, probs_NGB)
+
+
+def _without_doubles(ids_NK: Tensor, num_head_N: Tensor, probs_NGB: Tensor) -> Tensor:
+    """Replace an id that was drawn twice by the next one in the row that has mass and was not drawn.
+
+    In exact numbers no id is drawn twice, as each has less mass than the distance of two marks; rounding can do it
+    where an id's mass equals that distance to the last digit. The tail's mass is not changed.
+    """
+    places_K = torch.arange(1, ids_NK.shape[1], device=ids_NK.device)
+    doubles_NK = (ids_NK[:, 1:] == ids_NK[:, :-1]) & (places_K > num_head_N[:, None])
+    for row in doubles_NK.any(1).nonzero().flatten().tolist():
+        first = int(num_head_N[row])
+        has_mass_V = probs_NGB[row].flatten() > 0.0
+        has_mass_V[ids_NK[row, first:]] = False
+        free = has_mass_V.nonzero().flatten()
+        for place in (doubles_NK[row].nonzero().flatten() + 1).tolist():
+            later = free[free > ids_NK[row, place]]
+            chosen = later[0] if later.numel() else free[0]
+            ids_NK[row, place] = chosen
+            free = free[free != chosen]
+        ids_NK[row, first:] = ids_NK[row, first:].sort().values
+    return ids_NK
+
+
+def _just_below(values: Tensor) -> Tensor:
+    return torch.nextafter(values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def _check(total_N: Tensor) -> None:
+    bad = (~((total_N > 0.99) & (total_N < 1.01))).nonzero().flatten()
+    if bad.numel():
+        row = int(bad[0])
+        raise BadNumbers(
+            f"The teacher's probabilities sum to {float(total_N[row]):g} in row {row} of {len(total_N)}.",
+            "NaN or infinity came out of the model.",
+            "Try --precision fp32.",
+        )

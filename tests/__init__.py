@@ -1,0 +1,1 @@
+"""Tests of TinyDistill; the tree mirrors the packages."""

@@ -1,0 +1,129 @@
+"""The arrows between the parts, and what may be imported at all: read from every file, seen in a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TRAINING_OF_THE_DEMO = ROOT / "engine/models/demo/train.py"  # a program that made a file, not a part
+HEAVY = ("torch", "transformers", "bitsandbytes", "accelerate")
+LIGHT = [
+    "engine",
+    "engine.backoff",
+    "engine.config",
+    "engine.errors",
+    "engine.events",
+    "engine.files",
+    "engine.format",
+    "engine.hardware",
+    "engine.launch",
+    "engine.models.spec",
+    "engine.models.vocabulary",
+    "engine.planner",
+    "engine.profiles",
+    "engine.report",
+    "engine.run",
+    "engine.runs",
+    "engine.settings",
+    "engine.supervisor",
+    "engine.cli.arguments",
+    "engine.cli.cache",
+    "engine.cli.distill",
+    "engine.cli.profile",
+]
+# What a part of the engine may import of the others; a part that is not named here may import anything but the screens.
+MAY_IMPORT = {
+    "config": {"errors", "settings"},
+    "events": set(),
+    "errors": set(),
+    "settings": set(),
+    "cache": {"errors", "files", "fault", "settings"},
+    "models": {"errors", "files", "fault", "models", "hardware", "settings"},
+    "data": {"errors", "events", "files", "fault", "hdf5_file", "models", "phase_control", "hardware"},
+    "teacher": {"errors", "events", "phase_control", "models", "cache", "data", "fault", "hardware"},
+    "student": {
+        "errors",
+        "events",
+        "phase_control",
+        "models",
+        "cache",
+        "data",
+        "fault",
+        "files",
+        "hardware",
+        "format",
+        "version",
+    },
+    "planner": {
+        "config",
+        "settings",
+        "errors",
+        "files",
+        "format",
+        "hardware",
+        "runs",
+        "run",
+        "models",
+        "data",
+        "planner",
+        "version",
+        "cgroup",
+    },
+}
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_the_engine_never_imports_the_screens():
+    for path in (ROOT / "engine").rglob("*.py"):
+        assert not any(name.startswith("tinydistill_tui") for name in _imports(path)), path
+
+
+@pytest.mark.parametrize("part", sorted(MAY_IMPORT))
+def test_a_part_imports_only_what_lies_below_it(part):
+    folder = ROOT / "engine" / part
+    files = list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    files = [path for path in files if path != TRAINING_OF_THE_DEMO]
+    allowed = MAY_IMPORT[part] | {part, ""}
+    for path in files:
+        for name in _imports(path):
+            if name.startswith("engine."):
+                assert _part(name) in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_screens_import_no_arrays_and_no_tensors():
+    for path in (ROOT / "tinydistill_tui").rglob("*.py"):
+        heavy = {name.split(".")[0] for name in _imports(path)} & {*HEAVY, "h5py", "numpy"}
+        assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_light_module_names_no_heavy_library_not_even_lazily(module):
+    path = ROOT / (module.replace(".", "/") + ".py")
+    if not path.exists():
+        path = ROOT / module.replace(".", "/") / "__init__.py"
+    assert not {name.split(".")[0] for name in _imports(path)} & set(HEAVY)
+
+
+def test_importing_the_light_modules_loads_no_heavy_library():
+    program = f"import sys\nfor name in {LIGHT!r}: __import__(name)\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

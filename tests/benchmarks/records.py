@@ -1,0 +1,135 @@
+"""How many bytes does a record take, what does each step of its encoding buy, and is the encoding ever the bottleneck?
+
+    python -m tests.benchmarks.records [--json]
+
+Records are made by chance with the number of heads that real text has (about 3 of 12); bytes depend on that
+alone, speed on nothing else. Speed is of one core, warm, in batches of 4,096 positions; median of 30.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from engine.cache.bitpack import id_code
+from engine.cache.identity import CacheIdentity
+from engine.cache.record import Places, Records, decode, encode
+from engine.cache.store import CacheStore
+
+VOCABULARIES = (32_000, 50_304, 151_936, 262_144)
+SIZES = (8, 12, 16, 24)
+BATCH = 4_096
+ROW = 512
+HEADS = 3
+REPEATS = 30
+# What others publish, bytes a token: DistillKit 1.0 (50 ids; "budget" mode), RS-KD (12 unique ids, 100k vocabulary).
+PUBLISHED = {"DistillKit": (312, 344), "DistillKit, budget": (114, 127), "RS-KD": (36, 36)}
+
+
+def some_records(num: int, size: int, vocab_size: int) -> Records:
+    """Records with 3 heads each, falling, and a tail spread over the vocabulary."""
+    random = np.random.default_rng(0)
+    step = vocab_size // (4 * size)
+    ids = np.argsort(random.random((num, 4 * size)), axis=1)[:, :size] * step + random.integers(0, step, (num, size))
+    is_head = np.arange(size) < HEADS
+    ids = np.where(is_head, ids, np.sort(np.where(is_head, -1, ids), axis=1))
+    heads = np.sort(random.dirichlet(np.full(size, 0.3), num), axis=1)[:, ::-1] * 0.7
+    log_probs = np.where(is_head, np.log(heads.clip(1e-6)), -np.inf).astype(np.float32)
+    return Records(
+        ids=ids.astype(np.int32),
+        num_head=np.full(num, HEADS, np.uint8),
+        head_log_probs=log_probs,
+        tail_mass=(1 - np.exp(log_probs).sum(1)).astype(np.float32),
+        label_log_prob=-random.exponential(2.5, num).astype(np.float32),
+        entropy=random.uniform(0, 7, num).astype(np.float32),
+    )
+
+
+def steps_of_the_encoding(size: int, vocab_size: int) -> dict[str, float]:
+    """Bytes of a record as one thing after another is packed; figures are tail mass, label and entropy."""
+    plain_id_bits = math.ceil(math.log2(vocab_size))
+    return {
+        "every logit, float16": 2.0 * vocab_size,
+        "k ids (int32), weights (float16), figures (float32)": size * 6 + 12,
+        "weights of heads alone, and how many": size * 4 + 2 * HEADS + 1 + 12,
+        "ids in as many bits as they need": math.ceil(size * plain_id_bits / 8) + 2 * HEADS + 1 + 12,
+        "a byte for a log-prob, two for a figure": math.ceil(size * plain_id_bits / 8) + HEADS + 1 + 6,
+        "ids as a set, heads marked in it": id_code(size, vocab_size).num_bytes + HEADS + 6,
+        "a byte for a figure": id_code(size, vocab_size).num_bytes + HEADS + 3,
+    }
+
+
+def measure(size: int, vocab_size: int) -> dict[str, float]:
+    """Bytes a token on the disk, and speeds."""
+    records = some_records(BATCH, size, vocab_size)
+    places = Places(0, np.full(BATCH, 7, np.uint64), np.arange(BATCH))
+    encoded = encode(records, vocab_size, places)
+    encode_seconds = _median_seconds(lambda: encode(records, vocab_size, places))
+    decode_seconds = _median_seconds(lambda: decode(encoded, size, vocab_size).weights())
+    on_disk, fetch_seconds = _through_the_store(records, size, vocab_size)
+    return {
+        "record_size": size,
+        "vocab_size": vocab_size,
+        "bytes_per_token": on_disk,
+        "encode_tokens_per_second": BATCH / encode_seconds,
+        "decode_tokens_per_second": BATCH / decode_seconds,
+        "fetch_seconds_8x512": fetch_seconds,
+    }
+
+
+def _through_the_store(records: Records, size: int, vocab_size: int) -> tuple[float, float]:
+    identity = CacheIdentity("", "", "", 1.0, size, vocab_size, 0, "fp32", "none")
+    names = [number.to_bytes(16, "little") for number in range(4 * BATCH // ROW)]
+    rows = BATCH // ROW
+    with tempfile.TemporaryDirectory() as folder, CacheStore.open(Path(folder), identity, writable=True) as store:
+        for start in range(0, len(names), rows):
+            store.commit([(name, ROW) for name in names[start : start + rows]], records)
+        seconds = _median_seconds(lambda: store.fetch(names[3::4][:rows]))
+        return store.num_bytes / store.num_tokens, seconds
+
+
+def _median_seconds(action: Callable[[], object]) -> float:
+    action()
+    found = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - began)
+    return median(found)
+
+
+def main() -> None:
+    """Print the tables, or one JSON object."""
+    rows = [measure(size, vocab_size) for vocab_size in VOCABULARIES for size in SIZES]
+    steps = {str(vocab_size): steps_of_the_encoding(12, vocab_size) for vocab_size in VOCABULARIES}
+    if "--json" in sys.argv[1:]:
+        machine = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.processor()}
+        print(json.dumps({"records": rows, "steps_at_12": steps, "published": PUBLISHED, "versions": machine}))
+        return
+    print(f"{'vocabulary':>10} {'k':>3} {'B/token':>8} {'encode M/s':>11} {'decode M/s':>11} {'fetch 8x512 ms':>15}")
+    for row in rows:
+        print(
+            f"{row['vocab_size']:>10,} {row['record_size']:>3} {row['bytes_per_token']:>8.2f} "
+            f"{row['encode_tokens_per_second'] / 1e6:>11.2f} {row['decode_tokens_per_second'] / 1e6:>11.2f} "
+            f"{row['fetch_seconds_8x512'] * 1e3:>15.2f}"
+        )
+    print("\nBytes of a record at k = 12, step by step:")
+    for name in next(iter(steps.values())):
+        print(f"  {name:<55}" + "".join(f"{steps[str(size)][name]:>12,.0f}" for size in VOCABULARIES))
+    print("\nPublished: " + "; ".join(f"{name} {low}-{high}" for name, (low, high) in PUBLISHED.items()))
+
+
+if __name__ == "__main__":
+    main()

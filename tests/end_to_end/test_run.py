@@ -1,0 +1,218 @@
+"""Whole runs from the command line: what is promised to those who script against it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.cli.distill import main
+from tests.end_to_end.program import QUICK, content, events, run, start, write_texts
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The seed command, verbatim but for the folders and what makes it quick."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(
+        *["--teacher", tiny_model("llama"), "--student", tiny_model("llama", num_layers=2, seed=1)],
+        *["--samples", 40, "--sequence_length", 64, "--teacher_batch", 1, "--student_batch", 4],
+        "--gradient_checkpointing",
+        *[
+            "--data",
+            write_texts(folder / "data"),
+            "--output_dir",
+            folder / "run",
+            "--precision",
+            "fp32",
+            "--threads",
+            1,
+        ],
+        XDG_CACHE_HOME=str(folder / "xdg"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hold-out" in done.stdout
+    assert done.stderr == ""
+    return folder / "run"
+
+
+def test_the_report_has_every_promised_key(finished):
+    report = json.loads((finished / "report.json").read_text())
+    measures = {"holdout_loss", "perplexity", "kl_to_teacher", "top1_agreement", "ece"}
+    for who in ("teacher", "student_before", "student_after"):
+        assert measures <= set(report[who])
+    assert {"tokens", "bytes", "bytes_per_token", "shards"} <= set(report["cache"])
+    for phase in ("teacher", "student"):
+        figures = report["phases"][phase]
+        assert {
+            "seconds",
+            "tokens",
+            "tokens_per_second",
+            "predicted_peak_bytes",
+            "peak_bytes",
+            "device_peak_bytes",
+        } <= set(figures)
+        assert figures["peak_bytes"] > 50 * 2**20
+        assert figures["tokens_per_second"] > 0
+    assert report["samples"]
+    assert set(report["samples"][0]) == {"prompt", "teacher", "before", "after"}
+    assert {"config", "choices", "versions", "hardware", "gap_closed"} <= set(report)
+    assert report["student_after"]["holdout_loss"] < report["student_before"]["holdout_loss"]
+    assert report["hardware"]["ram_bytes"] > 0
+
+
+def test_events_have_the_promised_kinds_and_fields(finished):
+    seen = {}
+    for event in events(finished):
+        assert event["time"] > 1e9
+        seen.setdefault(event["kind"], event)
+    for kind, fields in {
+        "run_started": {"version", "name", "pid", "host", "boot_id"},
+        "plan": {"choices", "predicted"},
+        "phase_started": {"phase"},
+        "phase_finished": {"phase", "seconds", "peak_bytes"},
+        "progress": {"done", "total", "unit", "rate", "eta_seconds"},
+        "memory": {"bytes", "peak_bytes", "budget_bytes", "device_bytes", "system_available_bytes"},
+        "metric": {"step", "total_steps", "loss", "ce", "kd", "learning_rate", "grad_norm", "tokens_per_second"},
+        "evaluation": {"which", "holdout_loss"},
+        "shard": {"path", "tokens", "bytes"},
+        "checkpoint": {"path", "step", "bytes"},
+        "run_finished": {"status", "exit_code"},
+    }.items():
+        assert fields <= set(seen[kind]), kind
+    assert set(seen["plan"]["predicted"]["teacher"]["parts"]) == {
+        "weights", "gradients", "optimizer", "activations", "logits", "other"
+    }  # fmt: skip
+    last = events(finished)[-1]
+    assert (last["kind"], last["status"], last["exit_code"]) == ("run_finished", "done", 0)
+
+
+def test_memory_is_told_at_least_every_five_seconds(finished):
+    for phase in ("prepare", "teacher", "student"):
+        times = [event["time"] for event in events(finished) if event["kind"] == "memory" and event["phase"] == phase]
+        assert times
+        assert max((after - before for before, after in itertools.pairwise(times)), default=0) < 5
+
+
+def test_the_student_loads_as_any_other_model(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "student")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "student")
+    assert model.config.num_hidden_layers == 2
+    assert tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=3)[0])
+
+
+def test_a_finished_run_that_is_resumed_says_so(finished, capsys):
+    assert main(["--resume", "--output-dir", str(finished)]) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_resuming_with_other_settings_names_those_that_differ(finished, capsys):
+    assert main(["--resume", "--output_dir", str(finished), "--temperature", "2", "--seed", "7"]) == 2
+    said = capsys.readouterr().err
+    assert "--temperature 2" in said
+    assert "--seed 7" in said
+
+
+def test_a_run_stopped_in_either_phase_and_resumed_ends_with_the_same_student(finished, tmp_path):
+    words = [
+        *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, "--samples", 200],
+        *["--data", write_texts(tmp_path / "data", 300), "--teacher_batch", 2, "--student_batch", 2],
+        *["--gradient_accumulation", 2, "--checkpoint_every", 1000, "--learning_rate", "1e-2", "--epochs", 2, *QUICK],
+    ]
+    whole = run(*words, "--output_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    child = start(*words, "--output_dir", tmp_path / "cut", "--json")
+    assert child.stdout is not None
+    for line in child.stdout:
+        if json.loads(line)["kind"] == "metric":
+            child.send_signal(signal.SIGINT)
+            break
+    rest = [json.loads(line) for line in child.stdout]
+    assert child.wait() == 130
+    assert "tiny-distill --resume --output_dir" in child.communicate()[1]
+    assert any(event["kind"] == "control" and event.get("accepted") for event in rest)
+    assert any(event.get("state") == "stopping" for event in rest)
+    assert (tmp_path / "cut" / "checkpoints").is_dir()
+    assert not (tmp_path / "cut" / "report.json").exists()
+
+    resumed = run("--resume", "--output_dir", tmp_path / "cut", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    kinds = [json.loads(line)["kind"] for line in resumed.stdout.splitlines()]
+    assert kinds[0] == "run_resumed"
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("cut", "whole")]
+    for key in ("teacher", "student_before", "student_after", "gap_closed", "cache", "samples"):
+        assert reports[0][key] == reports[1][key], key
+
+
+def test_scoring_once_and_training_later_from_a_shared_cache_never_loads_the_teacher_again(tmp_path):
+    common = [
+        *["--teacher", tiny_model("qwen2"), "--data", write_texts(tmp_path / "data"), *QUICK],
+        *["--cache_dir", tmp_path / "shared", "--student", "from-teacher"],
+    ]
+    first = run(*common, "--output_dir", tmp_path / "a", "--student_layers", 2, "--until", "teacher")
+    assert first.returncode == 0, first.stderr
+    assert "Done as far as asked" in first.stdout
+    assert not (tmp_path / "a" / "student").exists()
+    second = run(*common, "--output_dir", tmp_path / "b", "--student_layers", 3, "--target", "ghost")
+    assert second.returncode == 0, second.stderr
+    codes = [event.get("code") for event in events(tmp_path / "b")]
+    assert "cache-hit" in codes
+    assert len(list((tmp_path / "shared").iterdir())) == 1
+
+
+def test_a_stopped_headless_program_leaves_no_process_behind(tmp_path):
+    child = start(
+        *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, "--steps", 100_000],
+        *["--data", write_texts(tmp_path / "data"), "--output_dir", tmp_path / "run", *QUICK],
+    )
+    while not (tmp_path / "run" / "lock").exists() and child.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1)
+    child.kill()
+    child.communicate()
+    from engine.run import Run
+
+    deadline = time.monotonic() + 60
+    while Run.open(tmp_path / "run").is_live() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Run.open(tmp_path / "run").is_live()
+    assert events(tmp_path / "run")[-1]["status"] == "stopped"
+
+
+def test_streamed_offloaded_and_accumulated_as_in_the_seed_command(finished, tmp_path):
+    """The seed's second command; and a streamed teacher leaves the same records as a resident one, byte for byte."""
+    words = [
+        *["--teacher", tiny_model("llama"), "--student", tiny_model("llama", num_layers=2, seed=1)],
+        *["--samples", 40, "--sequence_length", 64, "--teacher_batch", 1, "--student_batch", 4],
+        *["--gradient_checkpointing", "--gradient-accumulation", 8, "--cpu_offload", "--layer-by-layer"],
+        *["--data", write_texts(tmp_path / "data"), "--output-dir", tmp_path / "run"],
+        *["--precision", "fp32", "--threads", 1],
+    ]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    streamed, resident = content(tmp_path / "run", ["cache"]), content(finished, ["cache"])
+    shards = [name for name in resident if name.endswith(".h5")]
+    assert shards
+    assert all(streamed[name] == resident[name] for name in shards)
+    assert events(tmp_path / "run")[1]["kind"] == "plan"
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantised_teacher_scores_and_its_records_are_its_own(tmp_path, quantization):
+    done = run(
+        *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, *QUICK],
+        *["--data", write_texts(tmp_path / "data", 30), "--output_dir", tmp_path / "run", "--until", "teacher"],
+        *["--quantization", quantization],
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run" / "cache" / "manifest.json").read_text())
+    assert manifest["identity"]["quantization"] == quantization

@@ -1,0 +1,74 @@
+"""tiny-distill-profile, as it is typed; the machine is measured once for real."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.cli import profile
+from tests.engine.planner.machines import RATES
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(profile, "machine_rates", lambda **_: RATES)
+    text = tmp_path / "notes.txt"
+    text.write_text("A small model learns from what a large model would have said. " * 500)
+    folder = str(tiny_model("llama"))
+    return ["--teacher", folder, "--student", "from-teacher", "--data", str(text), "--sequence-length", "64"]
+
+
+def test_the_table_has_a_rung_for_each_saving(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert profile.main(words) == 0
+    shown = capsys.readouterr().out
+    for label in ("whole teacher", "streamed", "plain AdamW", "8-bit", "twice"):
+        assert label in shown
+    assert "MiB" in shown
+    assert "fits" in shown
+
+
+def test_json_has_one_object_a_line_with_memory_disk_and_time(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert profile.main([*words, "--json"]) == 0
+    rungs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {rung["phase"] for rung in rungs} == {"teacher", "student"}
+    for rung in rungs:
+        assert rung["predicted_peak_bytes"] == sum(rung["parts"].values())
+        assert rung["predicted_seconds"] > 0
+        assert rung["disk_bytes"] > 0
+        assert rung["fits"] is True
+
+
+def test_what_is_set_stays_on_every_rung(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert profile.main([*words, "--json", "--student-batch", "3", "--optimizer", "adamw"]) == 0
+    rungs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    students = [rung["settings"] for rung in rungs if rung["phase"] == "student"]
+    assert {(settings["student_batch"], settings["optimizer"]) for settings in students} == {(3, "adamw")}
+
+
+def test_a_request_that_cannot_be_ends_with_2_and_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert profile.main(["--teacher", "/nowhere", "--student", "from-teacher"]) == 2
+    assert "There is no folder /nowhere" in capsys.readouterr().err
+    assert profile.main(["--measured"]) == 2
+    assert "did you mean --measure" in capsys.readouterr().err
+
+
+def test_help_needs_no_model_and_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        profile.main(["--help"])
+    assert ended.value.code == 0
+    assert "--measure" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_measured_peaks_stand_beside_the_predicted_ones(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    had_torch = "torch" in sys.modules
+    assert profile.main([*words, "--json", "--measure", "--threads", "1"]) == 0
+    rungs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for rung in rungs:
+        assert rung.get("problem") is None
+        assert 0.85 < rung["predicted_over_measured"] < 1.15, rung
+    assert ("torch" in sys.modules) == had_torch

@@ -1,0 +1,279 @@
+"""Phase 0 as a whole, on tiny models and texts written here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.data.document import Document
+from engine.data.holdout import is_holdout
+from engine.data.prepare import (
+    FEWEST_HOLDOUT_ROWS,
+    MOST_HOLDOUT_ROWS,
+    NOTHING_TO_LEARN,
+    PrepareResult,
+    wanted_holdout_rows,
+)
+from engine.data.tokens import TokenFile
+from engine.errors import DataError, SettingsError, Stopped
+from engine.events import read_events
+from engine.models.load import load_tokenizer
+from engine.models.spec import read_spec
+from engine.phase_control import PhaseControl
+from tests.engine.data.small_data import run_prepare, texts_of
+from tests.tiny import MAX_POSITIONS, VOCAB_SIZE, tiny_model, tiny_texts
+
+EOS = 0
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A folder of 60 short texts, each of which says its number."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number, text in enumerate(tiny_texts(60)):
+        (folder / f"{number:02}.txt").write_text(f"[{number}] {text}\n")
+    return folder
+
+
+def run(data: Path | str, tmp_path: Path, **other: Any) -> PrepareResult:
+    return run_prepare(data, tmp_path / "tokens.h5", **other)
+
+
+def logs(tmp_path: Path) -> dict[str, str]:
+    return {
+        event.get("code", ""): event["message"]
+        for event in read_events(tmp_path / "events.jsonl")
+        if event["kind"] == "log"
+    }
+
+
+def test_every_document_is_on_the_side_that_its_text_tells_and_none_is_lost(notes: Path, tmp_path: Path) -> None:
+    result = run(notes, tmp_path)
+    written = [path.read_text() for path in sorted(notes.iterdir())]
+    assert texts_of(tmp_path / "tokens.h5", "train") == [text for text in written if not is_holdout(text, 0.2)]
+    assert texts_of(tmp_path / "tokens.h5", "holdout") == [text for text in written if is_holdout(text, 0.2)]
+    assert result.documents + result.holdout_documents == 60
+    assert result.vocab_size == VOCAB_SIZE
+    assert result.train_scored == result.train_tokens - result.train_rows
+    assert [path.name for path in tmp_path.glob("tokens*")] == ["tokens.h5"]
+
+
+def test_one_text_file_is_enough(tmp_path: Path) -> None:
+    story = "\n\n".join(tiny_texts(60))
+    (tmp_path / "story.txt").write_text(story)
+    for characters in (2_000, 20_000, len(story)):
+        (tmp_path / "story.txt").write_text(story[:characters])
+        result = run(tmp_path / "story.txt", tmp_path, holdout=0.05)
+        assert result.train_rows > result.holdout_rows > 0
+        both = "".join(texts_of(tmp_path / "tokens.h5", "train") + texts_of(tmp_path / "tokens.h5", "holdout"))
+        assert len(both) == characters
+    assert "fine-holdout" in logs(tmp_path)
+
+
+def test_a_single_short_text_cannot_be_split_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("Just this.")
+    with pytest.raises(DataError, match="too little text"):
+        run(tmp_path / "note.txt", tmp_path)
+    assert not list(tmp_path.glob("tokens*"))
+
+
+def test_samples_are_at_most_that_many_rows_and_reading_ends_there(notes: Path, tmp_path: Path) -> None:
+    endless = _Endless()
+    result = run(notes, tmp_path, source=endless, samples=7)
+    assert result.train_rows == 7
+    assert result.holdout_rows == FEWEST_HOLDOUT_ROWS
+    assert endless.count < 10_000
+
+
+def test_holdout_rows_stay_within_bounds() -> None:
+    assert wanted_holdout_rows(None, 0.5) == MOST_HOLDOUT_ROWS
+    assert wanted_holdout_rows(1_000_000, 0.05) == MOST_HOLDOUT_ROWS
+    assert wanted_holdout_rows(500, 0.05) == 27
+    assert wanted_holdout_rows(1, 0.05) == FEWEST_HOLDOUT_ROWS
+
+
+def test_fewer_rows_than_samples_are_told(notes: Path, tmp_path: Path) -> None:
+    result = run(notes, tmp_path, samples=100_000)
+    assert f"The text gives {result.train_rows} rows, not 100,000." in logs(tmp_path)["fewer-rows"]
+
+
+def test_without_packing_each_document_has_its_own_rows(notes: Path, tmp_path: Path) -> None:
+    result = run(notes, tmp_path, packing=False, sequence_length=MAX_POSITIONS)
+    assert result.train_rows >= result.documents
+    with TokenFile(tmp_path / "tokens.h5") as file:
+        rows = file.rows("train", range(file.num_rows("train")))
+    for row, length in zip(rows.tokens, rows.lengths, strict=True):
+        assert EOS not in row[: length - 1]
+
+
+def test_same_settings_leave_the_same_file(notes: Path, tmp_path: Path) -> None:
+    run(notes, tmp_path)
+    first = (tmp_path / "tokens.h5").read_bytes()
+    (tmp_path / "tokens.h5").unlink()
+    run(notes, tmp_path)
+    assert (tmp_path / "tokens.h5").read_bytes() == first
+
+
+def test_stopping_leaves_no_file(notes: Path, tmp_path: Path) -> None:
+    control = PhaseControl.inert()
+    control._stop = True
+    with pytest.raises(Stopped):
+        run(notes, tmp_path, control=control)
+    assert not list(tmp_path.glob("tokens*"))
+
+
+def test_stopping_in_the_middle_leaves_no_file_and_the_old_one_as_it_was(notes: Path, tmp_path: Path) -> None:
+    run(notes, tmp_path)
+    before = (tmp_path / "tokens.h5").read_bytes()
+    control = PhaseControl.inert()
+    endless = _Endless(stop=lambda: setattr(control, "_stop", True), after=2_000)
+    with pytest.raises(Stopped):
+        run(notes, tmp_path, control=control, source=endless)
+    assert 2_000 <= endless.count < 5_000
+    assert (tmp_path / "tokens.h5").read_bytes() == before
+    assert [path.name for path in tmp_path.glob("tokens*")] == ["tokens.h5"]
+
+
+def test_no_word_of_the_text_is_in_the_events(tmp_path: Path) -> None:
+    rows = [{"text": f"xyzzy {number} " * 30} for number in range(50)] + [{"text": "xyzzy\0"}, {"text": ""}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\nxyzzy is no JSON\n")
+    run(tmp_path / "rows.jsonl", tmp_path)
+    told = (tmp_path / "events.jsonl").read_text()
+    assert "xyzzy" not in told
+    assert logs(tmp_path)["skipped"] == (
+        "Left out: 1 × broken JSON, 1 × document with NUL characters, 1 × empty document."
+    )
+
+
+def test_progress_ends_with_all_rows(notes: Path, tmp_path: Path) -> None:
+    result = run(notes, tmp_path)
+    progress = [event for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "progress"]
+    assert progress[-1]["done"] == progress[-1]["total"] == result.train_rows + result.holdout_rows
+
+
+def test_a_row_longer_than_the_models_read_is_refused_before_anything_is_read(notes: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"the student reads at most {MAX_POSITIONS} tokens"):
+        run(notes, tmp_path, sequence_length=MAX_POSITIONS + 1)
+    assert not list(tmp_path.glob("tokens*"))
+
+
+# Conversations
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_model(tmp_path: Path) -> Path:
+    folder = tmp_path / "chat-model"
+    shutil.copytree(tiny_model(), folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def write_chats(path: Path, count: int = 40, answer: str = "answer {}") -> Path:
+    turns = [
+        [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": answer.format(n)}]
+        for n in range(count)
+    ]
+    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in turns))
+    return path
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_of_conversations_only_the_answers_are_labels(tmp_path: Path, chat_model: Path, packing: bool) -> None:
+    path = write_chats(tmp_path / "chat.jsonl")
+    spec = read_spec(chat_model)
+    result = run(path, tmp_path, teacher=spec, student=None, packing=packing, sequence_length=64)
+    with TokenFile(tmp_path / "tokens.h5") as file:
+        rows = file.rows("train", range(file.num_rows("train")))
+    tokenizer = load_tokenizer(chat_model)
+    said = tokenizer.decode(rows.tokens[rows.scored].tolist())
+    assert result.chat_template_sha
+    assert "question" not in said
+    assert "<assistant>" not in said
+    assert "answer 7<|endoftext|>" in said
+    assert result.train_scored == rows.scored.sum() < result.train_tokens / 2
+
+
+def test_conversations_without_any_answer_are_an_error_that_says_why(tmp_path: Path, chat_model: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}))
+    with pytest.raises(DataError, match="No conversation") as caught:
+        run(tmp_path / "chat.jsonl", tmp_path, teacher=read_spec(chat_model), student=None)
+    assert "conversation without an answer" in caught.value.why
+    assert not list(tmp_path.glob("tokens*"))
+
+
+def test_conversations_for_a_model_that_cannot_chat_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no chat template"):
+        run(write_chats(tmp_path / "chat.jsonl"), tmp_path)
+
+
+def test_row_without_a_label_is_left_out_and_counted(tmp_path: Path, chat_model: Path) -> None:
+    path = write_chats(tmp_path / "chat.jsonl")
+    long_question = [{"role": "user", "content": "long " * 300}, {"role": "assistant", "content": "short"}]
+    path.write_text(path.read_text() + "\n" + json.dumps({"messages": long_question}))
+    result = run(path, tmp_path, teacher=read_spec(chat_model), student=None, packing=False, sequence_length=64)
+    assert result.skipped[NOTHING_TO_LEARN] > 3
+    with TokenFile(tmp_path / "tokens.h5") as file:
+        assert file.rows("train", range(file.num_rows("train"))).scored.any(axis=1).all()
+
+
+def test_models_that_expect_a_beginning_find_it_in_each_row(tmp_path: Path, notes: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|pad|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|pad|>": {"id": "<|pad|>", "ids": [1], "tokens": ["<|pad|>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<|pad|>"}))
+    run(notes, tmp_path, teacher=read_spec(folder), student=None)
+    with TokenFile(tmp_path / "tokens.h5") as file:
+        rows = file.rows("train", range(file.num_rows("train")))
+    assert (rows.tokens[:, 0] == 1).all()
+
+
+def test_tokenizer_without_an_end_of_text_is_told(tmp_path: Path, notes: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(), folder)
+    for name in ("tokenizer_config.json", "config.json"):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({key: value for key, value in settings.items() if "eos" not in key}))
+    run(notes, tmp_path, teacher=read_spec(folder), student=None)
+    assert "no-eos" in logs(tmp_path)
+    with TokenFile(tmp_path / "tokens.h5") as file:
+        assert file.eos_id is None
+        assert not (file.rows("train", range(file.num_rows("train"))).tokens == EOS).any()
+
+
+class _Endless:
+    """A source that never ends, for a reader that has to."""
+
+    whole_documents = False
+    total_bytes = bytes_read = 0
+
+    def __init__(self, stop: Callable[[], None] = lambda: None, after: int = 0) -> None:
+        self.skipped: dict[str, int] = {}
+        self.count = 0
+        self._stop = stop
+        self._after = after
+
+    def documents(self) -> Iterator[Document]:
+        while True:
+            self.count += 1
+            if self.count == self._after:
+                self._stop()
+            yield Document(f"{self.count}", f"{self.count} " * 40)

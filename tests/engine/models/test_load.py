@@ -1,0 +1,97 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from engine.errors import ModelError
+from engine.models.load import ResidentTeacher, load_causal_lm, load_tokenizer
+from tests.tiny import ARCHITECTURES, PADDING_ROWS, VOCAB_SIZE, tiny_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(tiny_model("llama"), tmp_path / "model")
+
+
+def without(folder, name):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_resident_teacher_says_what_the_model_says(architecture):
+    teacher = ResidentTeacher(tiny_model(architecture), dtype=torch.float32)
+    model = load_causal_lm(tiny_model(architecture), dtype=torch.float32)
+    batches = [torch.randint(2, VOCAB_SIZE, (2, length)) for length in (5, 30, 1)]
+    seen = []
+    states = teacher.last_hidden_states(batches, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    for ids, hidden_states in zip(batches, states, strict=True):
+        logits = teacher.logits(hidden_states.flatten(0, 1))
+        assert logits.dtype == torch.float32
+        assert not logits.requires_grad
+        with torch.no_grad():
+            torch.testing.assert_close(logits.view(*ids.shape, -1), model(ids).logits, rtol=1e-5, atol=1e-5)
+    assert teacher.vocab_rows == logits.shape[1]
+    teacher.close()
+
+
+def test_padded_rows_are_in_the_logits():
+    assert ResidentTeacher(tiny_model("qwen2"), dtype=torch.float32).vocab_rows == VOCAB_SIZE + PADDING_ROWS
+
+
+def test_the_weights_have_the_dtype_asked_for_and_are_not_trained():
+    teacher = ResidentTeacher(tiny_model("llama"), dtype=torch.bfloat16)
+    assert {value.dtype for value in teacher.model.parameters()} == {torch.bfloat16}
+    assert not any(value.requires_grad for value in teacher.model.parameters())
+    assert not teacher.model.training
+    assert teacher.logits(torch.zeros(2, 32, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_loading_draws_nothing_on_the_screen(capfd):
+    load_causal_lm(tiny_model("llama"), dtype=torch.float32)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("name", ["model.layers.2.mlp.up_proj.weight", "lm_head.weight"])
+def test_weights_that_are_missing_are_not_made_up(folder, name):
+    without(folder, name)
+    with pytest.raises(ModelError) as caught:
+        load_causal_lm(folder, dtype=torch.float32)
+    assert name in caught.value.paragraph()
+
+
+def test_weights_of_another_shape_are_refused(folder, capfd):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.down_proj\.weight in the shape .* nor 11 more"):
+        load_causal_lm(folder, dtype=torch.float32)
+    assert capfd.readouterr().err == ""
+
+
+def test_pickles_are_not_opened(folder):
+    weights = {"x": torch.zeros(1)}
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_causal_lm(folder, dtype=torch.float32)
+
+
+def test_a_model_that_transformers_does_not_know_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_thing"}))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_causal_lm(folder, dtype=torch.float32)
+
+
+def test_the_tokenizer_is_loaded_or_refused(folder, tmp_path):
+    assert len(load_tokenizer(folder)) == VOCAB_SIZE
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_tokenizer(tmp_path / "empty")

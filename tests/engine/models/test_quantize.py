@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from engine.models.load import ResidentTeacher
+from engine.models.quantize import Method, QuantizedLinear, dequantize, quantize
+from engine.models.stream import StreamedTeacher
+from tests.engine.models.architectures import VOCAB_SIZE, tiny_architecture
+from tests.engine.models.equality import assert_same_numbers
+
+METHODS: list[Method] = ["int8", "nf4"]
+ERRORS = {"int8": 0.01, "nf4": 0.11}  # of a random matrix; published: 0.8 % and 9 %
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(64, 128), (507, 123), (1, 64), (4096, 96), (30, 34)])
+def test_unpacked_weights_are_as_near_as_the_format_allows(method: Method, shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    codes, scales = quantize(weight, method)
+    back = dequantize(codes, scales, method, shape, torch.float32)
+    assert back.shape == weight.shape
+    assert (back - weight).norm() / weight.norm() < ERRORS[method]
+    assert codes.numel() == (weight.numel() if method == "int8" else (weight.numel() + 1) // 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_matrix_quantised_in_pieces_is_the_one_quantised_whole(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn((300, 128), generator=torch.Generator().manual_seed(0))
+    whole = quantize(weight, method)
+    monkeypatch.setattr("engine.models.quantize._PIECE_ELEMENTS", 1000)
+    pieces = quantize(weight, method)
+    assert all(torch.equal(one, other) for one, other in zip(whole, pieces, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "mixtral"])
+def test_streamed_and_quantised_equals_resident_and_quantised(name: str, method: Method) -> None:
+    folder = tiny_architecture(name)
+    ids = torch.randint(0, VOCAB_SIZE, (3, 17), generator=torch.Generator().manual_seed(0))
+    cpu = torch.device("cpu")
+    streamed = StreamedTeacher(folder, dtype=torch.float32, device=cpu, quantization=method)
+    resident = ResidentTeacher(folder, dtype=torch.float32, device=cpu, quantization=method)
+    exact = ResidentTeacher(folder, dtype=torch.float32, device=cpu)
+    ours, theirs = streamed.last_hidden_states([ids])[0], resident.last_hidden_states([ids])[0]
+    assert_same_numbers(ours, theirs, what="hidden states")
+    assert_same_numbers(streamed.logits(ours[0]), resident.logits(theirs[0]), what="logits")
+    assert not torch.equal(ours, exact.last_hidden_states([ids])[0]), "nothing was quantised"
+    streamed.close()
+
+
+def test_a_quantised_layer_keeps_no_copy_of_the_weight_it_replaced() -> None:
+    layer = QuantizedLinear(nn.Linear(128, 64), "nf4")
+    held = sum(tensor.numel() * tensor.element_size() for tensor in layer.state_dict().values())
+    assert held == 64 * 4, "only the bias is there before a weight is packed"

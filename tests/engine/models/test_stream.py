@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from engine.models.core import last_hidden_states, logits_of
+from engine.models.slices import ResidentRows, slice_head
+from engine.models.stream import StreamedTeacher
+from tests.engine.models.architectures import ARCHITECTURES, VOCAB_SIZE, tiny_architecture
+from tests.engine.models.equality import assert_same_numbers
+
+CPU = torch.device("cpu")
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """Three micro-batches (ids, real positions) of several lengths, padded on the right; longer than any window."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for lengths in ([20, 13], [9, 17, 3], [21]):
+        ids = torch.randint(3, VOCAB_SIZE, (len(lengths), max(lengths)), generator=generator)
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        made.append((ids.masked_fill(~mask, 1), mask))
+    return made
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_streamed_equals_resident_to_the_last_bit(name: str) -> None:
+    folder = tiny_architecture(name)
+    teacher = StreamedTeacher(folder, dtype=torch.float32, device=CPU)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = teacher.last_hidden_states([ids for ids, _ in batches()])
+    with torch.no_grad():
+        for (ids, mask), hidden_states in zip(batches(), found, strict=True):
+            assert_same_numbers(hidden_states[mask], last_hidden_states(model, ids)[mask], what="hidden states")
+            # The usual forward, with an attention mask, takes other kernels: equal but for rounding.
+            usual = model(input_ids=ids, attention_mask=mask.long()).logits[mask].float()
+            assert_same_numbers(
+                teacher.logits(hidden_states[mask]), usual, tolerance=1e-5 * usual.abs().max().item(), what="logits"
+            )
+        head = model.get_output_embeddings()
+        slice_head(head, ResidentRows(head.weight), device=CPU)
+        hidden_states = found[0][batches()[0][1]]
+        assert_same_numbers(teacher.logits(hidden_states), logits_of(model, hidden_states), what="sliced logits")
+    teacher.close()

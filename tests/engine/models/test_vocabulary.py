@@ -1,0 +1,158 @@
+import json
+import shutil
+
+import pytest
+
+from engine.errors import ModelError, TokenizerMismatch
+from engine.models.load import load_tokenizer
+from engine.models.vocabulary import compare, read_vocabulary
+from tests.tiny import END_OF_TEXT, VOCAB_SIZE, tiny_tokenizer, tiny_tokenizer_folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(tiny_tokenizer_folder(), tmp_path / "tokenizer")
+
+
+def edit(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_the_vocabulary_is_the_tokenizers(folder):
+    vocabulary = read_vocabulary(folder)
+    assert vocabulary.size == VOCAB_SIZE
+    assert {token: number for number, token in vocabulary.tokens.items()} == tiny_tokenizer().get_vocab()
+    assert (vocabulary.eos_id, vocabulary.bos_id, vocabulary.pad_id) == (0, 0, 1)
+    assert vocabulary.chat_template is None
+    assert vocabulary.chat_template_sha == ""
+
+
+def test_a_vocabulary_is_known_by_its_content_not_by_its_name(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "renamed")
+    edit(copy / "tokenizer_config.json", lambda config: config.update(tokenizer_class="Other", name_or_path="x/y"))
+    # Merges are written as pairs or as strings, by different versions of the library.
+    edit(
+        copy / "tokenizer.json",
+        lambda tokenizer: tokenizer["model"].update(merges=[" ".join(pair) for pair in tokenizer["model"]["merges"]]),
+    )
+    compare(read_vocabulary(folder), read_vocabulary(copy))
+
+
+def test_one_other_token_is_found_and_named(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+
+    def swap(tokenizer):
+        vocabulary = tokenizer["model"]["vocab"]
+        by_id = {number: token for token, number in vocabulary.items()}
+        vocabulary[by_id[100]], vocabulary[by_id[101]] = 101, 100
+
+    edit(other / "tokenizer.json", swap)
+    with pytest.raises(TokenizerMismatch) as caught:
+        compare(read_vocabulary(folder), read_vocabulary(other))
+    message = caught.value.paragraph()
+    assert "2 ids differ, the first is 100" in message
+    assert repr(read_vocabulary(folder).tokens[100]) in message
+
+
+def test_other_merges_are_another_tokenizer(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    edit(other / "tokenizer.json", lambda tokenizer: tokenizer["model"]["merges"].reverse())
+    with pytest.raises(TokenizerMismatch, match="different tokenizers") as caught:
+        compare(read_vocabulary(folder), read_vocabulary(other))
+    assert "merges" in caught.value.paragraph()
+
+
+def test_a_larger_vocabulary_says_how_much_larger(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    entry = {"id": VOCAB_SIZE, "content": "<|user|>", "special": True}
+    edit(other / "tokenizer.json", lambda tokenizer: tokenizer["added_tokens"].append(entry))
+    with pytest.raises(TokenizerMismatch) as caught:
+        compare(read_vocabulary(folder), read_vocabulary(other))
+    assert f"the first is {VOCAB_SIZE}: nothing for the teacher, '<|user|>' for the student" in caught.value.paragraph()
+
+
+def test_tokens_that_stand_in_the_settings_alone_count_as_they_do_when_it_is_loaded(folder):
+    edit(folder / "tokenizer_config.json", lambda config: config.update(mask_token="<|mask|>"))
+    vocabulary = read_vocabulary(folder)
+    tokenizer = load_tokenizer(folder)
+    assert vocabulary.size == VOCAB_SIZE + 1 == len(tokenizer)
+    assert vocabulary.tokens[VOCAB_SIZE] == "<|mask|>"
+    assert tokenizer.mask_token_id == VOCAB_SIZE
+
+
+def test_a_gap_in_the_ids_is_counted(folder):
+    def add_far_token(tokenizer):
+        tokenizer["model"]["vocab"]["zzzz"] = 400
+
+    edit(folder / "tokenizer.json", add_far_token)
+    assert read_vocabulary(folder).size == 401
+
+
+def test_vocab_json_and_merges_are_read_where_there_is_no_tokenizer_json(folder):
+    whole = read_vocabulary(folder)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (folder / "tokenizer.json").unlink()
+    apart = read_vocabulary(folder)
+    assert apart.tokens == whole.tokens
+    assert (apart.eos_id, apart.pad_id) == (0, 1)
+
+
+def test_a_sentencepiece_model_alone_is_refused_with_the_way_to_convert_it(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
+    with pytest.raises(ModelError, match=r"only there as tokenizer\.model") as caught:
+        read_vocabulary(tmp_path)
+    assert "save_pretrained" in caught.value.todo
+
+
+def test_no_tokenizer_at_all(tmp_path):
+    with pytest.raises(ModelError, match="There is no tokenizer"):
+        read_vocabulary(tmp_path)
+
+
+def test_special_ids_come_from_config_json_where_the_tokenizer_names_none(folder):
+    def forget(config):
+        for name in ("eos_token", "bos_token", "pad_token"):
+            config.pop(name, None)
+
+    edit(folder / "tokenizer_config.json", forget)
+    assert (read_vocabulary(folder).eos_id, read_vocabulary(folder).pad_id) == (None, 0)
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": [7, 9], "pad_token_id": 10_000}))
+    vocabulary = read_vocabulary(folder)
+    assert vocabulary.eos_id == 7
+    assert vocabulary.pad_id == 7, "an id that cannot occur pads nothing"
+
+
+@pytest.mark.parametrize("how", ["string", "list", "file"])
+def test_the_chat_template_is_found_wherever_it_is_kept(folder, how):
+    template = "{{ messages[0]['content'] }}"
+    if how == "file":
+        (folder / "chat_template.jinja").write_text(template)
+    else:
+        named = [{"name": "tool", "template": "x"}, {"name": "default", "template": template}]
+        value = template if how == "string" else named
+        edit(folder / "tokenizer_config.json", lambda config: config.update(chat_template=value))
+    vocabulary = read_vocabulary(folder)
+    assert vocabulary.chat_template == template
+    assert len(vocabulary.chat_template_sha) == 64
+
+
+def test_special_tokens_may_be_written_as_objects(folder):
+    edit(
+        folder / "tokenizer_config.json",
+        lambda config: config.update(eos_token={"__type": "AddedToken", "content": END_OF_TEXT}),
+    )
+    assert read_vocabulary(folder).eos_id == 0
+
+
+def test_pieces_with_scores_have_their_place_as_id(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "Unigram", "vocab": [["<unk>", 0.0], ["a", -1.5], ["b", -2.0]]}})
+    )
+    vocabulary = read_vocabulary(tmp_path)
+    assert vocabulary.size == 3
+    assert vocabulary.tokens[2] == "b"

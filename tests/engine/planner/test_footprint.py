@@ -1,0 +1,82 @@
+"""The formulas: what must hold whatever their constants are. How true they are is measured in tests/benchmarks."""
+
+from dataclasses import replace
+
+import pytest
+
+from engine.planner.footprint import StudentSetting, TeacherSetting, student_footprint, teacher_footprint
+from engine.planner.prediction import PARTS
+from tests.engine.planner.machines import MIB, PYTHIA_70M, PYTHIA_410M, pythia
+
+TEACHER = TeacherSetting(4, 128, "fp32", layer_by_layer=False)
+STUDENT = StudentSetting(4, 1, 128, "fp32", checkpointing=False, optimizer="adamw")
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_parts_are_those_that_are_shown_and_sum_to_the_peak(on_gpu: bool) -> None:
+    for found in (
+        teacher_footprint(PYTHIA_410M, replace(TEACHER, on_gpu=on_gpu)),
+        student_footprint(PYTHIA_70M, replace(STUDENT, on_gpu=on_gpu)),
+    ):
+        assert tuple(found.parts) == PARTS
+        assert sum(found.parts.values()) == found.peak_bytes
+        assert min(found.parts.values()) >= 0
+        assert (found.ram_bytes == found.peak_bytes) is not on_gpu
+
+
+def test_a_streamed_teacher_does_not_grow_with_its_layers() -> None:
+    streamed = replace(TEACHER, layer_by_layer=True)
+    few, many = (teacher_footprint(pythia(1024, layers, 16), streamed) for layers in (4, 96))
+    assert few.parts["weights"] == many.parts["weights"]
+    # Python's objects for a layer's modules, not its weights of 50 MB.
+    assert many.peak_bytes - few.peak_bytes <= (96 - 4) * 1 * MIB
+
+
+def test_a_streamed_teacher_is_smaller_than_a_whole_one() -> None:
+    streamed = teacher_footprint(PYTHIA_410M, replace(TEACHER, layer_by_layer=True))
+    whole = teacher_footprint(PYTHIA_410M, TEACHER)
+    assert streamed.needed_bytes < whole.needed_bytes
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"batch": 8}, "activations"),
+        ({"sequence_length": 256}, "activations"),
+    ],
+)
+def test_more_tokens_take_more(change: dict, part: str) -> None:
+    for footprint, shape, setting in (
+        (teacher_footprint, PYTHIA_410M, TEACHER),
+        (student_footprint, PYTHIA_70M, STUDENT),
+    ):
+        before, after = footprint(shape, setting), footprint(shape, replace(setting, **change))
+        assert after.parts[part] > before.parts[part]
+        assert after.peak_bytes > before.peak_bytes
+
+
+def test_each_saving_saves() -> None:
+    long = replace(STUDENT, batch=32)
+    plain = student_footprint(PYTHIA_410M, long)
+    checkpointed = student_footprint(PYTHIA_410M, replace(long, checkpointing=True))
+    small_states = student_footprint(PYTHIA_410M, replace(long, optimizer="adamw-8bit"))
+    assert checkpointed.parts["activations"] < plain.parts["activations"] / 4
+    assert small_states.parts["optimizer"] < plain.parts["optimizer"] / 3
+
+
+def test_a_full_attention_matrix_is_counted_where_the_model_builds_one() -> None:
+    long = replace(STUDENT, sequence_length=1024)
+    fused = student_footprint(PYTHIA_70M, long)
+    whole = student_footprint(replace(PYTHIA_70M, model_type="gemma2"), long)
+    heads, layers = PYTHIA_70M.num_heads, PYTHIA_70M.num_layers
+    assert whole.peak_bytes - fused.peak_bytes > layers * 4 * heads * 1024**2 * 4
+
+
+def test_offloading_moves_the_states_from_the_gpu_to_main_memory() -> None:
+    there = replace(STUDENT, on_gpu=True)
+    here = replace(there, cpu_offload=True)
+    states = 8 * PYTHIA_70M.parameters
+    assert student_footprint(PYTHIA_70M, there).parts["optimizer"] == states
+    moved = student_footprint(PYTHIA_70M, here)
+    assert moved.parts["optimizer"] < 100 * MIB
+    assert moved.ram_bytes >= student_footprint(PYTHIA_70M, there).ram_bytes + states

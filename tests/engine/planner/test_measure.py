@@ -1,0 +1,60 @@
+"""The probe runs for real, in a child process; its results are kept."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.planner import measure
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(measure.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    return tmp_path / "tinydistill"
+
+
+def test_rates_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measure.machine_rates(measure=True, threads=1)
+    assert found.measured
+    assert 1e8 < found.flops_per_second("fp32") < 1e16
+    assert 0 < found.seconds_per_operation < 1e-2
+    assert 1e6 < found.disk_read_bytes_per_second < 1e13
+    assert len(list(cache.glob("machine-*.json"))) == 1
+
+    def not_again(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(subprocess, "run", not_again)
+    assert measure.machine_rates(measure=True, threads=1) == found
+    assert measure.machine_rates(measure=False, threads=1) == found
+
+
+def test_nothing_kept_gives_cautious_figures_that_say_so(cache: Path) -> None:
+    found = measure.machine_rates(measure=False, threads=2)
+    assert not found.measured
+    assert found.flops_per_second("bf16") == found.flops_per_second("fp32")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"fp32_small": "x"}', json.dumps({"fp32_small": 1, "fp32_large": 1})]
+)
+def test_a_damaged_file_is_measured_again_or_not_believed(cache: Path, content: str) -> None:
+    path = measure.kept_at("cpu", 3)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert not measure.machine_rates(measure=False, threads=3).measured
+
+
+def test_a_probe_that_fails_leaves_cautious_figures(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert not measure.machine_rates(measure=True, threads=1).measured
+    assert list(cache.glob("*")) == []
+
+
+def test_rates_belong_to_a_device_and_a_number_of_threads(cache: Path) -> None:
+    assert len({measure.kept_at("cpu", 1), measure.kept_at("cpu", 2), measure.kept_at("cuda:0", 1)}) == 3
+    assert measure.machine_rates(device="cuda:0", threads=1).device == "cuda:0"

@@ -1,0 +1,276 @@
+"""plan() as its users see it, on real tiny models."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.cli import arguments
+from engine.config import RunConfig
+from engine.errors import DoesNotFit, SettingsError
+from engine.planner import PARTS, Plan, plan
+from engine.planner import models as planner_models
+from engine.planner.reasons import NOT_CHOICES
+from tests.engine.planner.machines import BIG_GPU, GIB, MIB, RATES, computer
+from tests.tiny import MAX_POSITIONS, tiny_model
+
+MAY_STAY_OPEN = {"text_field", "samples", "steps", "epochs", "student_layers", "cache_dir", "until", "profile"}
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "notes.txt"
+    file.write_text("A small model learns from what a large model would have said. " * 5_000)
+    return file
+
+
+def _plan(text: Path, *, hardware: Any = None, strict: bool = False, **values: Any) -> Plan:
+    asked = {"teacher": str(tiny_model("llama")), "student": "from-teacher", "data": str(text), **values}
+    config = RunConfig.parse({name: value for name, value in asked.items() if value is not None})
+    return plan(config, hardware=hardware or computer(), machine=RATES, strict=strict)
+
+
+def test_every_setting_is_resolved_and_has_a_reason(text: Path) -> None:
+    planned = _plan(text)
+    assert {choice.field for choice in planned.choices} == set(RunConfig.model_fields) - NOT_CHOICES
+    for choice in planned.choices:
+        assert choice.reason, choice.field
+        assert choice.value is not None or choice.field in MAY_STAY_OPEN, choice.field
+        assert getattr(planned.settings, choice.field) == choice.value
+    assert RunConfig.parse(planned.settings.model_dump()) == planned.settings
+
+
+def test_what_the_machine_decides_is_told_with_numbers(text: Path) -> None:
+    reasons = {choice.field: choice.reason for choice in _plan(text).choices}
+    numbered = (
+        "student_layers samples record_size learning_rate teacher_batch student_batch gradient_accumulation "
+        "gradient_checkpointing layer_by_layer optimizer memory_budget ram_budget threads checkpoint_every steps"
+    )
+    for field in numbered.split():
+        assert re.search(r"\d", reasons[field]), (field, reasons[field])
+
+
+def test_what_the_person_set_is_never_changed(text: Path) -> None:
+    values = {
+        "sequence_length": 48,
+        "teacher_batch": 3,
+        "student_batch": 5,
+        "gradient_accumulation": 7,
+        "gradient_checkpointing": True,
+        "layer_by_layer": True,
+        "precision": "bf16",
+        "optimizer": "adamw-8bit",
+        "memory_budget": 1,
+        "ram_budget": 2,
+        "device": "cpu",
+        "threads": 1,
+        "learning_rate": 0.5,
+        "epochs": 3,
+        "checkpoint_every": 11,
+        "output_dir": Path("somewhere"),
+        "student_layers": 3,
+        "samples": 17,
+    }
+    planned = _plan(text, **values)
+    by_user = {choice.field: choice.value for choice in planned.choices if choice.by == "user"}
+    assert by_user.items() >= values.items()
+    assert planned.misfit is not None
+    for name, value in values.items():
+        assert getattr(planned.settings, name) == value
+
+
+def test_predictions_have_parts_that_sum_up(text: Path) -> None:
+    planned = _plan(text)
+    assert list(planned.predicted) == ["teacher", "student"]
+    for phase in planned.predicted.values():
+        assert tuple(phase.parts) == PARTS
+        assert sum(phase.parts.values()) == phase.peak_bytes == phase.ram_bytes
+        assert phase.seconds > 0 < phase.seconds_error
+    assert planned.disk_bytes > 0
+    assert planned.total_steps is not None
+
+
+@pytest.mark.parametrize(("until", "phases"), [("teacher", ["teacher"]), ("prepare", [])])
+def test_a_run_that_ends_early_predicts_only_what_it_does(text: Path, until: str, phases: list[str]) -> None:
+    assert list(_plan(text, until=until).predicted) == phases
+
+
+def test_steps_are_counted_from_rows_and_epochs(text: Path) -> None:
+    planned = _plan(text, sequence_length=64, samples=100, student_batch=4, gradient_accumulation=2, epochs=3)
+    assert planned.total_steps == 38  # 300 rows, 8 at a time
+    counted = _plan(text, sequence_length=64, student_batch=4, steps=9)
+    assert counted.total_steps == 9
+    assert (counted.settings.steps, counted.settings.epochs) == (9, None)
+
+
+def test_half_of_the_layers_make_the_student_unless_told(text: Path) -> None:
+    assert _plan(text).settings.student_layers == 2
+    assert _plan(text, student_layers=1).settings.student_layers == 1
+    assert _plan(text, student=str(tiny_model("llama", num_layers=2, seed=1))).settings.student_layers is None
+
+
+def test_a_request_that_contradicts_the_models_is_refused(text: Path) -> None:
+    with pytest.raises(SettingsError, match="4 layers to take from"):
+        _plan(text, student_layers=9)
+    with pytest.raises(SettingsError, match=f"no more than {MAX_POSITIONS} tokens"):
+        _plan(text, sequence_length=MAX_POSITIONS + 1)
+    with pytest.raises(SettingsError, match="--student"):
+        _plan(text, student=None)
+
+
+def test_rows_are_no_longer_than_the_models_read(text: Path) -> None:
+    assert _plan(text).settings.sequence_length == MAX_POSITIONS
+
+
+def test_too_little_memory_is_refused_with_numbers_and_what_would_fit(text: Path) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        _plan(text, memory_budget=100 * MIB, strict=True)
+    assert caught.value.exit_code == 3
+    assert "the budget is 100 MiB" in caught.value.what
+    enough = re.search(r"--memory_budget (\d+MB)", caught.value.todo)
+    assert enough is not None
+    assert _plan(text, memory_budget=enough[1], strict=True).misfit is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "values"),
+    [
+        (560 * MIB, {"student_batch": 64, "sequence_length": 128}),
+        (420 * MIB, {"student_batch": 64, "gradient_accumulation": 2, "sequence_length": 128}),
+        (400 * MIB, {"student_batch": 32, "sequence_length": 128, "gradient_checkpointing": False}),
+        (400 * MIB, {"teacher_batch": 256, "sequence_length": 128}),
+    ],
+)
+def test_the_nearest_setting_that_is_told_fits(text: Path, budget: int, values: dict[str, Any]) -> None:
+    wide = str(tiny_model("llama", hidden_size=512))
+    planned = _plan(text, teacher=wide, memory_budget=budget, **values)
+    assert planned.misfit is not None
+    told = re.search(r"It fits with (--.+?) \(", planned.misfit.todo)
+    assert told is not None, planned.misfit.todo
+    typed, _ = arguments.parse(told[1].split(), program="test", description="")
+    assert _plan(text, teacher=wide, **{**values, "memory_budget": budget, **typed}, strict=True).misfit is None
+
+
+def test_a_full_disk_is_refused_with_the_samples_that_fit(text: Path) -> None:
+    with pytest.raises(DoesNotFit, match="of disk"):
+        _plan(text, hardware=computer(disk_bytes=2 * MIB), strict=True)
+
+
+def test_less_memory_takes_savings_one_after_another(text: Path) -> None:
+    wide = str(tiny_model("llama", hidden_size=512))
+    seen = []
+    for budget in (16 * GIB, 700 * MIB, 500 * MIB, 420 * MIB):
+        settings = _plan(text, teacher=wide, memory_budget=budget, sequence_length=128).settings
+        seen.append((settings.gradient_checkpointing, settings.optimizer == "adamw-8bit"))
+    assert seen[0] == (False, False)
+    assert sum(seen[-1]) >= sum(seen[1]) >= sum(seen[0])
+
+
+def test_the_demo_needs_nothing_named_and_stays_a_demo() -> None:
+    planned = plan(RunConfig(demo=True), hardware=computer(), machine=RATES)
+    settings = planned.settings
+    assert settings.demo
+    assert settings.data == "python-docs"
+    assert settings.student == "from-teacher"
+    assert (Path(str(settings.teacher)) / "config.json").is_file()
+    assert {choice.by for choice in planned.choices} == {"planner"}
+    own = plan(RunConfig(demo=True, student_batch=2, epochs=1), hardware=computer(), machine=RATES).settings
+    assert (own.student_batch, own.epochs, own.steps) == (2, 1, None)
+
+
+def _cached(cache: Path, name: str, source: Path) -> None:
+    snapshot = cache / f"models--{name.replace('/', '--')}" / "snapshots" / "1"
+    shutil.copytree(source, snapshot)
+
+
+def test_recommended_takes_the_largest_cached_model_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    recommended = RunConfig(use_recommended=True)
+    planned = plan(recommended, hardware=computer(), machine=RATES)
+    assert planned.settings.teacher == str(planner_models.DEMO_TEACHER)
+    assert planned.settings.data == "python-docs"
+
+    _cached(tmp_path, "some/small", tiny_model("llama"))
+    _cached(tmp_path, "some/larger", tiny_model("llama", hidden_size=64))
+    broken = tmp_path / "models--some--broken" / "snapshots" / "1"
+    broken.mkdir(parents=True)
+    (broken / "config.json").write_text("{}")
+    planned = plan(recommended, hardware=computer(), machine=RATES)
+    assert planned.settings.teacher == "some/larger"
+    assert "2 models" in next(choice.reason for choice in planned.choices if choice.field == "teacher")
+
+
+def test_on_a_gpu_memory_and_main_memory_are_told_apart(text: Path) -> None:
+    planned = _plan(text, hardware=computer(gpus=(BIG_GPU,)), device="cuda:1")
+    assert planned.settings.precision == "bf16"
+    for phase in planned.predicted.values():
+        assert phase.parts["other"] == 0
+        assert phase.ram_bytes != phase.peak_bytes
+
+
+def test_precision_follows_what_was_measured(text: Path) -> None:
+    wide = str(tiny_model("llama", hidden_size=512))
+    assert _plan(text, teacher=wide).settings.precision == "fp32"
+    fast = RATES.__class__(**{**RATES.__dict__, "gemm_flops": {**RATES.gemm_flops, "bf16_large": 1e12}})
+    config = RunConfig(teacher=wide, student="from-teacher", data=str(text))
+    chosen = plan(config, hardware=computer(), machine=fast)
+    assert chosen.settings.precision == "bf16"
+    assert "1,000 GFLOP/s" in next(choice.reason for choice in chosen.choices if choice.field == "precision")
+    small = plan(config.model_copy(update={"teacher": str(tiny_model("llama"))}), hardware=computer(), machine=fast)
+    assert small.settings.precision == "fp32"
+
+
+def test_half_precision_is_taken_where_nothing_else_fits_and_it_is_not_too_slow(text: Path) -> None:
+    wide = str(tiny_model("llama", num_layers=2, hidden_size=1024))
+    asked: dict[str, Any] = {
+        "teacher": wide,
+        "student": str(tiny_model("llama")),
+        "sequence_length": 64,
+        "teacher_batch": 1,
+    }
+    asked["layer_by_layer"] = True
+    whole = _plan(text, **asked)
+    need = whole.predicted["teacher"].peak_bytes
+    squeezed = _plan(text, **asked, memory_budget=need - 8 * MIB)
+    assert (whole.settings.precision, squeezed.settings.precision) == ("fp32", "bf16")
+    assert squeezed.misfit is None
+    assert _plan(text, **asked, memory_budget=need - 8 * MIB, precision="fp32").misfit is not None
+
+
+def test_a_teacher_that_fits_is_not_streamed(text: Path) -> None:
+    deep = str(tiny_model("llama", num_layers=16, hidden_size=512))
+    planned = _plan(text, teacher=deep, student=str(tiny_model("llama")))
+    assert planned.settings.layer_by_layer is False
+    # Its weights are file pages: no anonymous memory, but memory that has to be there.
+    whole = planned.predicted["teacher"].peak_bytes
+    squeezed = _plan(text, teacher=deep, student=str(tiny_model("llama")), memory_budget=whole + 60 * MIB)
+    assert squeezed.settings.layer_by_layer is True
+
+
+def test_a_new_run_never_gets_the_folder_of_another(
+    text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TINYDISTILL_RUNS", str(tmp_path))
+    first = _plan(text).settings.output_dir
+    assert first is not None
+    assert first.parent == tmp_path
+    assert first.name.startswith("notes-")
+    first.mkdir()
+    assert _plan(text).settings.output_dir == first.with_name(f"{first.name}-2")
+
+
+def test_planning_loads_neither_torch_nor_transformers(text: Path) -> None:
+    program = (
+        "import sys, json\n"
+        "from engine.config import RunConfig\n"
+        "from engine.planner import plan\n"
+        f"plan(RunConfig(teacher={str(tiny_model('llama'))!r}, student='from-teacher', data={str(text)!r}))\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "numpy", "h5py"} & set(json.loads(done.stdout))

@@ -1,0 +1,44 @@
+from dataclasses import replace
+
+from engine.planner.footprint import StudentSetting, TeacherSetting
+from engine.planner.measure import cautious_rates
+from engine.planner.timing import step_seconds, student_duration, teacher_duration
+from tests.engine.planner.machines import PYTHIA_70M, PYTHIA_410M, RATES
+
+TEACHER = TeacherSetting(4, 128, "fp32", layer_by_layer=False)
+STUDENT = StudentSetting(4, 1, 128, "fp32", checkpointing=False, optimizer="adamw")
+
+
+def test_time_grows_with_tokens_and_with_the_model() -> None:
+    short, long = (teacher_duration(PYTHIA_70M, TEACHER, n, RATES).seconds for n in (10**5, 10**6))
+    assert 5 < long / short < 10
+    assert teacher_duration(PYTHIA_410M, TEACHER, 10**6, RATES).seconds > 3 * long
+
+
+def test_two_operations_for_each_parameter_and_token_are_the_least() -> None:
+    least = 2 * PYTHIA_410M.matmul_parameters * 10**6 / RATES.gemm_flops["fp32_large"]
+    found = teacher_duration(PYTHIA_410M, TEACHER, 10**6, RATES)
+    assert least < found.seconds < 2 * least
+
+
+def test_computing_activations_again_costs_about_a_third() -> None:
+    plain, again = (
+        step_seconds(PYTHIA_410M, replace(STUDENT, batch=16, checkpointing=on), RATES) for on in (False, True)
+    )
+    assert 1.2 < again / plain < 1.4
+
+
+def test_a_slow_disk_slows_a_streamed_teacher_down() -> None:
+    streamed = replace(TEACHER, layer_by_layer=True)
+    slow = replace(RATES, disk_read_bytes_per_second=1e6)
+    assert (
+        teacher_duration(PYTHIA_410M, streamed, 10**5, slow).seconds
+        > 10 * teacher_duration(PYTHIA_410M, streamed, 10**5, RATES).seconds
+    )
+
+
+def test_what_was_not_measured_has_the_larger_error() -> None:
+    guessed = cautious_rates("cpu", 4)
+    measured = student_duration(PYTHIA_70M, STUDENT, 100, 10_000, RATES)
+    rough = student_duration(PYTHIA_70M, STUDENT, 100, 10_000, guessed)
+    assert rough.error / rough.seconds > measured.error / measured.seconds

@@ -1,0 +1,58 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.planner import workload
+from engine.planner.workload import Text
+
+
+@given(
+    tokens=st.integers(1, 10**10), samples=st.none() | st.integers(1, 10**6), length=st.sampled_from([64, 512, 2048])
+)
+def test_amounts_are_positive_and_never_more_than_there_is(tokens: int, samples: int | None, length: int) -> None:
+    text = Text(tokens, 0.05, samples)
+    rows, train = text.train_rows(length), text.train_tokens(length)
+    assert rows is not None
+    assert train is not None
+    assert 1 <= rows <= (samples or rows)
+    assert 1 <= train <= min(tokens, rows * length)
+    assert 0 <= text.holdout_tokens(length) <= workload.MOST_HOLDOUT_ROWS * length
+    assert text.all_tokens(length) <= tokens + length
+
+
+@given(tokens=st.none() | st.integers(1, 10**10), length=st.integers(2, 8192))
+def test_a_step_has_a_power_of_two_of_rows(tokens: int | None, length: int) -> None:
+    rows, reason = workload.effective_rows(Text(tokens, 0.05, None), length)
+    assert rows & (rows - 1) == 0
+    assert workload.FEWEST_ROWS_PER_STEP <= rows <= workload.MOST_ROWS_PER_STEP
+    assert str(rows) in reason
+
+
+def test_much_text_gets_full_steps_and_little_text_gets_many() -> None:
+    much, little = Text(10**8, 0.05, None), Text(10**8, 0.05, 500)
+    assert workload.effective_rows(much, 512)[0] * 512 == 16_384
+    assert workload.effective_rows(little, 64)[0] * 64 == 2_048
+    assert workload.epochs_for(10_000)[0] == 1
+    assert workload.epochs_for(40)[0] == 5
+    assert workload.epochs_for(2)[0] == workload.MOST_EPOCHS
+
+
+def test_rows_are_shorter_for_short_text_and_for_models_with_a_short_memory() -> None:
+    assert workload.default_length(10**7, 2048)[0] == 512
+    assert workload.default_length(None, None)[0] == 512
+    assert workload.default_length(10_000, 2048)[0] == 128
+    assert workload.default_length(10**7, 256)[0] == 256
+    assert workload.default_length(1, 2048)[0] == 64
+
+
+def test_the_learning_rate_falls_with_the_size() -> None:
+    rates = [workload.learning_rate_for(size) for size in (10**5, 3 * 10**6, 7 * 10**7, 5 * 10**8, 2 * 10**9, 10**12)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[:4] == [1e-3, 1e-3, 3e-4, 8e-5]
+
+
+def test_a_checkpoint_comes_about_once_a_minute_but_not_when_writing_would_take_long() -> None:
+    assert workload.checkpoint_every(1.0, 10**6, 1e9, None) == 60
+    assert workload.checkpoint_every(1.0, 10**10, 1e9, None) == 200
+    assert workload.checkpoint_every(1.0, 10**6, 1e9, 25) == 25
+    assert workload.checkpoint_every(1e-9, 10**6, 1e9, None) == 1000
+    assert workload.checkpoint_every(500.0, 10**6, 1e9, None) == 1

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from engine.cli.settings_table import with_table
+from engine.config import SETTINGS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_settings_is_what_the_program_has():
+    assert with_table(README) == README, "run: python -m engine.cli.settings_table README.md"
+
+
+def test_every_flag_that_the_readme_names_exists():
+    own = {
+        "no_tui",
+        "attach",
+        "plain",
+        "debug",
+        "version",
+        "help",
+        "measure",
+        "ascii",
+        "no_mouse",
+        "no_animation",
+        "yes",
+    }
+    for flag in re.findall(r"(?<![\w-])--([a-z][a-z_-]+)", README):
+        flag = flag.replace("-", "_")
+        assert flag in SETTINGS or flag in own, f"--{flag}"
+
+
+def test_every_picture_and_file_that_the_readme_links_is_there():
+    for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_ci_runs_the_readmes_two_commands_as_they_are_written():
+    script = (ROOT / ".ci/run").read_text()
+    for command in ("pip install -e . && tinydistill-tui --no-tui --demo", "pip install -e '.[dev]' && pytest"):
+        assert command in README
+        assert command.replace("pip install", "pip install --quiet") in script

@@ -1,0 +1,60 @@
+"""Looking at a running app: its text, and waiting until something is so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from textual.pilot import Pilot
+
+from tests.tinydistill_tui.fixtures import NOW
+from tinydistill_tui.app import TinyDistillApp
+
+
+def lines_of(app: TinyDistillApp) -> list[str]:
+    """What is on the terminal, line by line."""
+    return [strip.text for strip in app.screen._compositor.render_strips()]
+
+
+def text_of(app: TinyDistillApp) -> str:
+    """What is on the terminal."""
+    return "\n".join(lines_of(app))
+
+
+async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+    """Wait until something is so; fails with the screen's text."""
+    for _ in range(int(seconds / 0.05)):
+        with contextlib.suppress(Exception):  # a widget that is not there yet
+            if condition():
+                await pilot.pause()
+                return
+        await pilot.pause(0.05)
+    raise AssertionError(f"after {seconds} s not so: {what}\n{text_of(pilot.app)}")  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    path: Path | None, size: tuple[int, int] = (80, 24), **options: Any
+) -> AsyncIterator[tuple[TinyDistillApp, Pilot[int]]]:
+    """An app that watches a run and has read all of it; without a path, the list of runs."""
+    app = TinyDistillApp(attach=path, options={"no_animation": True, **options}, clock=lambda: NOW)
+    async with app.run_test(size=size) as pilot:
+        if path is None:
+            await until(pilot, lambda: "reading" not in text_of(app), "started")
+        else:
+            from tinydistill_tui.screens.finish import FinishScreen
+            from tinydistill_tui.screens.run import RunScreen
+
+            def read() -> bool:
+                screen = app.screen
+                return isinstance(screen, FinishScreen) or (
+                    isinstance(screen, RunScreen) and screen.view.events > 0 and screen.read_share >= 1
+                )
+
+            await until(pilot, read, "the run is read")
+            if (app.screen_stack[0].view.finished) in ("done", "failed"):
+                await until(pilot, lambda: isinstance(app.screen, FinishScreen), "the end is shown")
+        await pilot.pause()
+        yield app, pilot

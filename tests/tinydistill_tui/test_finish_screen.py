@@ -1,0 +1,89 @@
+import json
+import shlex
+import subprocess
+
+import pytest
+
+from tests.tinydistill_tui.fixtures import REPORT, make_run
+from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
+from tinydistill_tui import result
+
+
+async def test_result_comes_first_and_every_number_is_the_reports(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    async with watching(path) as (app, _):
+        lines, screen = lines_of(app), text_of(app)
+    assert "done in 3 h 44" in lines[0]
+    assert "✓ The student closed 64% of the gap to its teacher." in lines[2]
+    for words in (
+        "2.104    2.918   2.397         -0.521",
+        "18.50   10.99           -41%",
+        "+13.5 points",
+        "peak 1.1 GiB (predicted 1.1 GiB)",
+        "34.5 bytes a token",
+        "The best time to visit Porto is",
+        "late spring",
+    ):
+        assert words in screen, words
+
+
+async def test_worse_student_is_said_in_the_first_sentence(runs_folder):
+    path = make_run(runs_folder, scene="worse")
+    async with watching(path) as (app, _):
+        assert "! The student got worse: its hold-out loss rose from 2.918 to 3.100." in text_of(app)
+
+
+async def test_samples_are_turned_and_commands_copied(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    async with watching(path) as (app, pilot):
+        await pilot.press("right")
+        await until(
+            pilot, lambda: "Samples ── 2 of 2" in text_of(app) and "took the early train" in text_of(app), "next"
+        )
+        await pilot.press("down", "y")
+        assert app.clipboard == f"tiny-distill --resume --output_dir {path} --epochs 2"
+        await pilot.press("down", "enter")
+        assert app.clipboard == f"tiny-distill-cache inspect {path}/cache"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"teacher": 3}', json.dumps({**REPORT, "samples": 7, "phases": None, "student_after": {}})]
+)
+async def test_odd_report_is_no_reason_to_fail(runs_folder, content):
+    path = make_run(runs_folder, scene="done")
+    (path / "report.json").write_text(content)
+    async with watching(path) as (app, pilot):
+        assert "report.json" in text_of(app)
+        await pilot.press("y", "right", "l")
+
+
+async def test_run_until_the_teacher_is_done_without_a_report(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    (path / "report.json").unlink()
+    info = json.loads((path / "run.json").read_text())
+    info["settings"]["until"] = "teacher"
+    (path / "run.json").write_text(json.dumps(info))
+    async with watching(path) as (app, _):
+        assert "✓ Everything that was asked for is done: the run goes until teacher." in text_of(app)
+
+
+def test_commands_run_in_a_shell_as_they_are(tmp_path):
+    folder = tmp_path / "a folder; rm -rf $HOME 'x'"
+    for command in result.commands(REPORT, folder):
+        words = shlex.split(command.line)
+        assert any(str(folder) in word for word in words), command.line
+        subprocess.run(["sh", "-n", "-c", command.line], check=True)
+    try_it = shlex.split(result.commands(REPORT, folder)[0].line)
+    compile(try_it[2], "command", "exec")
+    assert try_it[3:] == [str(folder / "student"), "The best time to visit Porto is"]
+
+
+def test_change_is_signed_and_worded():
+    changes = {row[0]: row[4] for row in result.table(REPORT)[1:]}
+    assert changes == {
+        "loss": "-0.521",
+        "perplexity": "-41%",
+        "KL to the teacher": "-63%",
+        "top-1 agreement": "+13.5 points",
+        "calibration error": "-0.023",
+    }

@@ -1,0 +1,413 @@
+import asyncio
+import json
+
+import pytest
+
+from tests.tinydistill_tui.fixtures import NOW, append, held, make_run
+from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
+from tinydistill_tui.app import TinyDistillApp
+from tinydistill_tui.screens.confirm import ConfirmScreen
+from tinydistill_tui.screens.finish import FinishScreen
+from tinydistill_tui.screens.run import RunScreen
+from tinydistill_tui.widgets.log_pane import LogPane
+from tinydistill_tui.widgets.log_view import LogView
+
+
+def commands_of(path):
+    control = path / "control"
+    return [json.loads(line)["command"] for line in control.read_text().splitlines()] if control.exists() else []
+
+
+async def test_everything_important_is_in_sight_at_80x24(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, _):
+            lines = lines_of(app)
+    assert "notes-0412  ● training  3 h 11 elapsed · about 33 min left" in lines[0]
+    assert "attached, live" in lines[0]
+    screen = "\n".join(lines)
+    for words in (
+        "prepare     0:42",
+        "309 MiB",
+        "(predicted 1.1)",
+        "214/287 steps",
+        "75 %",
+        "33 min left",
+        "GPU memory, GiB",
+        "now 2.5",
+        "predicted",
+        "Loss",
+        "kd",
+        "237 of 238 lines",
+        "step 214 loss",
+        "3.1 GiB free",
+        "Closing this window is safe",
+    ):
+        assert words in screen, words
+
+
+@pytest.mark.parametrize(
+    ("scene", "word"),
+    [
+        ("starting", "starting"),
+        ("preparing", "preparing"),
+        ("scoring", "scoring"),
+        ("paused", "paused"),
+        ("stopped", "■ stopped"),
+        ("lost", "? lost"),
+    ],
+)
+async def test_state_is_a_word_in_the_first_line(runs_folder, scene, word):
+    path = make_run(runs_folder, scene=scene)
+    if scene in ("stopped", "lost"):
+        async with watching(path) as (app, _):
+            assert word in lines_of(app)[0]
+            assert "R goes on with it" in text_of(app)
+            assert "Resume" in lines_of(app)[-1]
+            assert "Pause" not in lines_of(app)[-1]
+    else:
+        with held(path):
+            async with watching(path) as (app, _):
+                assert word in lines_of(app)[0]
+
+
+async def test_new_events_are_shown_while_one_looks(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            append(path, [{"time": NOW, "kind": "log", "level": "info", "message": "a new line"}])
+            await until(pilot, lambda: "a new line" in text_of(app), "the line is shown")
+
+
+async def test_half_a_line_is_ignored_and_garbage_is_counted(runs_folder):
+    path = make_run(runs_folder)
+    with (path / "events.jsonl").open("a") as file:
+        file.write("garbage\n" + '{"time": 1775998799, "kind": "log", "level": "info", "mess')
+    with held(path):
+        async with watching(path) as (app, pilot):
+            assert "1 unreadable line" in lines_of(app)[0]
+            with (path / "events.jsonl").open("a") as file:
+                file.write('age": "the other half"}\n')
+            await until(pilot, lambda: "the other half" in text_of(app), "the whole line is shown")
+            assert "1 unreadable line" in lines_of(app)[0]
+
+
+async def test_replaced_events_file_is_read_anew(runs_folder):
+    path = make_run(runs_folder)
+    other = make_run(runs_folder, "other", "preparing")
+    with held(path):
+        async with watching(path) as (app, pilot):
+            (other / "events.jsonl").replace(path / "events.jsonl")
+            await until(pilot, lambda: "preparing" in lines_of(app)[0], "the new file's state")
+            assert app.screen.view.phases["teacher"].state == "waiting"
+
+
+async def test_leaving_a_live_run_asks_and_leave_it_running_is_chosen(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("q")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "it asks")
+            assert "notes-0412 is training: 75 %, about 33 min left" in text_of(app)
+            assert app.focused.id == "answer-leave"
+            await pilot.press("escape")
+            await until(pilot, lambda: isinstance(app.screen, RunScreen), "Esc stays")
+            await pilot.press("q")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "it asks again")
+            await pilot.press("enter")
+            await until(pilot, lambda: app._exit, "it leaves")
+    assert commands_of(path) == []
+
+
+async def test_stop_and_leave_asks_the_engine(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("q")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "it asks")
+            await pilot.press("s")
+            await until(pilot, lambda: app._exit, "it leaves")
+    assert commands_of(path) == ["stop"]
+
+
+@pytest.mark.parametrize("scene", ["done", "failed", "stopped", "lost"])
+async def test_leaving_what_is_over_does_not_ask(runs_folder, scene):
+    path = make_run(runs_folder, scene=scene)
+    async with watching(path) as (app, pilot):
+        await pilot.press("q")
+        await until(pilot, lambda: app._exit, "it leaves")
+
+
+async def test_twice_ctrl_c_leaves_at_once(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("ctrl+c")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "once asks like q")
+            await pilot.press("ctrl+c")
+            await until(pilot, lambda: app._exit, "twice leaves")
+    assert commands_of(path) == []
+
+
+async def test_pause_says_pausing_until_the_engine_says_paused(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("space")
+            await until(pilot, lambda: "pausing…" in lines_of(app)[0], "it was asked for")
+            assert commands_of(path) == ["pause"]
+            append(
+                path,
+                [
+                    {"time": NOW, "kind": "control", "state": "pausing"},
+                    {"time": NOW, "kind": "control", "state": "paused"},
+                ],
+            )
+            await until(pilot, lambda: "■ paused" in lines_of(app)[0], "the engine said so")
+            assert "Space goes on" in text_of(app)
+            await pilot.press("space")
+            assert commands_of(path) == ["pause", "resume"]
+            append(path, [{"time": NOW, "kind": "control", "state": "running"}])
+            await until(pilot, lambda: "● training" in lines_of(app)[0], "it goes on")
+
+
+async def test_stop_asks_and_ends_as_stopped(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("S")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "it asks")
+            assert "it resumes at step 214" in text_of(app)
+            assert app.focused.id == "answer-stay"
+            await pilot.press("s")
+            await until(pilot, lambda: "stopping…" in lines_of(app)[0], "it was asked for")
+            append(path, [{"time": NOW, "kind": "run_finished", "status": "stopped", "exit_code": 130}])
+            await until(pilot, lambda: "stopped" in lines_of(app)[0], "the engine said so")
+    assert commands_of(path) == ["stop"]
+
+
+async def test_asking_a_run_that_nobody_holds_is_a_sentence(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            (path / "lock").unlink()
+            app.screen.action_pause()
+            await pilot.pause()
+            assert any("is not going" in note.message for note in app._notifications)
+
+
+async def test_run_that_ends_shows_its_result_by_itself(runs_folder):
+    path = make_run(runs_folder, scene="scoring")
+    with held(path):
+        async with watching(path) as (app, pilot):
+            append(
+                path,
+                [
+                    {
+                        "time": NOW,
+                        "kind": "error",
+                        "what": "The disk said no.",
+                        "why": "It is full.",
+                        "todo": "Free some.",
+                    },
+                    {"time": NOW, "kind": "run_finished", "status": "failed", "exit_code": 4},
+                ],
+            )
+            await until(pilot, lambda: "failed" in lines_of(app)[0], "it failed")
+            assert isinstance(app.screen, RunScreen)
+    async with watching(path) as (app, pilot):
+        assert isinstance(app.screen, FinishScreen)
+        for words in ("✗ The disk said no.", "It is full.", "Free some.", "run.log", "R tries again"):
+            assert words in text_of(app)
+        await pilot.press("l")
+        await until(pilot, lambda: isinstance(app.screen, RunScreen), "back to the log")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "Enter shows it again")
+
+
+async def test_log_filter_counts_marks_and_keeps_the_old_one_when_bad(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("slash", *"warn")
+            await until(pilot, lambda: "1 of 238 lines" in text_of(app), "one line matches")
+            await pilot.press("escape")
+            await until(pilot, lambda: "237 of 238 lines" in text_of(app), "Esc shows all")
+            await pilot.press("w")
+            await until(
+                pilot, lambda: "warning and above" in text_of(app) and "1 of 238" in text_of(app), "only warnings"
+            )
+            await pilot.press("i", "slash", "slash", *"loss 2.2")
+            await until(
+                pilot, lambda: "loss 2.2" in text_of(app) and "237 of" not in text_of(app), "a regular expression"
+            )
+            count = len(app.screen.query_one(LogView).lines)
+            await pilot.press("left_square_bracket")
+            await until(pilot, lambda: "✗ no regular expression" in text_of(app), "the bad one is marked")
+            assert len(app.screen.query_one(LogView).lines) == count
+            await pilot.press("q")  # a letter in a field is a letter
+            assert isinstance(app.screen, RunScreen)
+
+
+async def test_enter_keeps_all_lines_and_n_goes_from_match_to_match(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("slash", *"checkpoint", "enter")
+            window = app.screen.query_one(LogView)
+            await until(pilot, lambda: window.has_focus and len(window.lines) == 237, "all lines are there")
+            newest = window.current
+            assert "checkpoint step-00000200" in window.lines[newest].text
+            await pilot.press("N")
+            assert "checkpoint step-00000150" in window.lines[window.current].text
+            await pilot.press("n")
+            assert window.current == newest
+            assert not window.follow
+
+
+async def test_scrolling_up_pauses_and_says_how_much_is_new(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("up", "up")
+            await until(pilot, lambda: "── paused" in text_of(app), "it follows no more")
+            append(path, [{"time": NOW, "kind": "log", "level": "info", "message": f"late {n}"} for n in range(5)])
+            await until(pilot, lambda: "paused, 5 new" in text_of(app), "it says what is new")
+            await pilot.press("f")
+            await until(pilot, lambda: "late 4" in text_of(app) and "following" in text_of(app), "it follows again")
+
+
+async def test_copy_and_write_take_what_is_shown(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("w", "y")
+            assert app.clipboard == "12:59:57 warning The disk is getting full: 3.1 GiB free.\n"
+            await pilot.press("W")
+            await until(pilot, lambda: (path / "log-filtered.txt").exists(), "the file is there")
+            assert (path / "log-filtered.txt").read_text() == app.clipboard
+            await until(
+                pilot,
+                lambda: any("log-filtered.txt" in note.message for note in app._notifications),
+                "the path is told",
+            )
+
+
+async def test_selected_text_is_what_is_copied(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            window = app.screen.query_one(LogView)
+            row = len(window.lines) - 1 - window.scroll_offset.y
+            await pilot.mouse_down(window, offset=(0, row))
+            await pilot.hover(window, offset=(8, row))
+            await pilot.mouse_up(window, offset=(8, row))
+            await pilot.press("y")
+            assert app.clipboard in ("12:59:57", "12:59:57 ")
+
+
+async def test_warnings_stay_pinned_until_they_are_seen(runs_folder):
+    path = make_run(runs_folder, scene="backed-off")
+    with held(path):
+        async with watching(path) as (app, pilot):
+            assert "! 11:" in text_of(app) or "! 12:" in text_of(app)
+            assert "backed off: student_batch 2 to 1 (out of memory)" in text_of(app)
+            await pilot.press("c")
+            await until(pilot, lambda: not app.screen.query_one("#notice").display, "the line is gone")
+
+
+async def test_plot_keys_change_metric_axis_and_scale(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            for title in (
+                "Teacher loss (kd)",
+                "Label loss (ce)",
+                "Learning rate",
+                "Tokens per second",
+                "Gradient norm",
+                "Loss",
+            ):
+                await pilot.press("v")
+                await until(pilot, lambda title=title: title in text_of(app), title)
+            assert "step 1" in text_of(app)
+            await pilot.press("x")
+            await until(pilot, lambda: "step 1 " not in text_of(app).split("Log")[0], "over time")
+            await pilot.press("g")
+            await until(pilot, lambda: "Loss (log)" in text_of(app), "logarithmic")
+
+
+async def test_zoom_shows_one_pane_and_escape_ends_it(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("z")
+            await until(pilot, lambda: app.screen.maximized is not None, "zoomed")
+            assert isinstance(app.screen.maximized, LogPane)
+            await pilot.press("escape")
+            await until(pilot, lambda: app.screen.maximized is None, "not zoomed")
+            assert isinstance(app.screen, RunScreen)
+
+
+async def test_resizing_keeps_focus_and_filter_and_q_works_everywhere(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path, size=(120, 40)) as (app, pilot):
+            await pilot.press("slash", *"loss", "enter")
+            for size in ((80, 24), (60, 16), (20, 5), (120, 40), (200, 60), (80, 24), (20, 5)):
+                await pilot.resize_terminal(*size)
+                await pilot.pause(0.1)
+                assert app.screen.query_one(LogPane).filter.typed == "loss"
+                if size[1] >= 12:
+                    assert isinstance(app.focused, LogView), size
+            assert "training" in text_of(app)
+            await pilot.press("q")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "q works at 20x5")
+            await pilot.press("enter")
+            await until(pilot, lambda: app._exit, "it leaves")
+
+
+async def test_deleted_folder_is_a_sentence(runs_folder):
+    path = make_run(runs_folder)
+    async with watching(path) as (app, pilot):
+        (path / "run.json").unlink()
+        await until(pilot, lambda: "is gone or cannot be read" in text_of(app), "it says so")
+        await pilot.press("a")
+        await asyncio.sleep(0.1)
+
+
+async def test_help_lists_every_key_with_what_it_does(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path, size=(100, 70)) as (app, pilot):
+            await pilot.press("question_mark")
+            await until(pilot, lambda: "Keep the newest line of the log in sight" in text_of(app), "help")
+            screen = text_of(app)
+            for words in ("Space", "Pause at the next safe point", "closing this window changes nothing", "?", "F12"):
+                assert words in screen, words
+            await pilot.press("escape")
+            await until(pilot, lambda: isinstance(app.screen, RunScreen), "closed")
+
+
+async def test_first_frame_says_that_it_reads_and_never_lost(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        app = TinyDistillApp(attach=path, options={"no_animation": True}, clock=lambda: NOW)
+        seen = set()
+        async with app.run_test(size=(80, 24)) as pilot:
+            for _ in range(30):
+                seen.add(lines_of(app)[0][:24].strip())
+                await pilot.pause(0.01)
+    assert not any("lost" in line for line in seen), seen
+
+
+async def test_run_that_cannot_be_resumed_says_why(runs_folder):
+    path = make_run(runs_folder, scene="stopped")
+    async with watching(path) as (app, pilot):
+        (path / "run.log").unlink()
+        (path / "run.log").mkdir()
+        await pilot.press("R")
+        await until(
+            pilot, lambda: any("could not be started" in note.message for note in app._notifications), "it says why"
+        )
+        assert isinstance(app.screen, RunScreen)

@@ -1,0 +1,127 @@
+import json
+
+import pytest
+
+from engine.errors import CorruptState, FolderError, RunFailed
+from tests.tinydistill_tui.fixtures import NOW, append, held, make_run
+from tinydistill_tui import control, runs
+
+
+def test_all_runs_are_found_also_elsewhere_and_what_is_no_run_is_not(runs_folder, tmp_path):
+    make_run(runs_folder, "a")
+    elsewhere = make_run(tmp_path / "other", "b")
+    (runs_folder / "no run").mkdir()
+    assert {path.name for path in runs.find()} == {"a"}
+    runs.remember(elsewhere)
+    assert {path.name for path in runs.find()} == {"a", "b"}
+    (elsewhere / "run.json").unlink()
+    assert {path.name for path in runs.find()} == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("scene", "live", "word", "where"),
+    [
+        ("training", True, "training", "step 214/287, 33 min left"),
+        ("scoring", True, "scoring", "score 48 %, 48 min left"),
+        ("stopped", False, "stopped", "step 214/287"),
+        ("failed", False, "failed", "There was no room to write /home/ada/runs/notes-0412/checkpoints."),
+        ("done", False, "done", "in 3 h 42"),
+        ("lost", False, "lost", "no word for 24 h 00"),
+    ],
+)
+def test_summary_says_state_and_place(runs_folder, scene, live, word, where):
+    path = make_run(runs_folder, scene=scene)
+    if live:
+        with held(path):
+            summary = runs.summary(path, NOW)
+    else:
+        summary = runs.summary(path, NOW)
+    assert (summary.state.word, summary.where) == (word, where)
+    assert summary.gap_closed == (0.64 if scene == "done" else None)
+
+
+def test_summary_of_a_long_run_reads_only_the_end(runs_folder):
+    path = make_run(runs_folder, scene="scoring")
+    memory = {"time": NOW - 1, "kind": "memory", "phase": "teacher", "bytes": 1, "x": "x" * 500}
+    append(path, [memory] * 2000)
+    append(path, [{"time": NOW - 1, "kind": "progress", "phase": "teacher", "done": 1, "total": 2, "unit": "tokens"}])
+    with held(path):
+        summary = runs.summary(path, NOW)
+    assert summary.recent.events < 1000
+    assert (summary.state.word, summary.where) == ("scoring", "score 50 %")
+
+
+def test_unchanged_runs_are_not_read_again(runs_folder, monkeypatch):
+    path = make_run(runs_folder, scene="stopped")
+    known, read = runs.RunList(), []
+    monkeypatch.setattr(
+        runs, "summary", lambda path, now, original=runs.summary: read.append(path) or original(path, now)
+    )
+    first = known.refresh(NOW)
+    assert [each.name for each in known.refresh(NOW + 2)] == [each.name for each in first]
+    assert len(read) == 1
+    append(path, [{"time": NOW, "kind": "run_resumed", "pid": 1}])
+    known.refresh(NOW + 4)
+    assert len(read) == 2
+
+
+def test_damaged_run_is_in_the_list_all_the_same(runs_folder):
+    path = make_run(runs_folder)
+    (path / "run.json").write_text("{not json")
+    (path / "events.jsonl").write_text("[1]\n\x00\xff\n")
+    (summary,) = runs.RunList().refresh(NOW)
+    assert summary.state.word == "lost"
+    assert summary.where == "never began"
+
+
+def test_deleting_takes_only_runs_that_nobody_works_on(runs_folder, tmp_path):
+    path = make_run(runs_folder)
+    with held(path), pytest.raises(FolderError, match="is going: it is not deleted"):
+        runs.delete(path)
+    assert (path / "events.jsonl").exists()
+    runs.delete(path)
+    assert not path.exists()
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    with pytest.raises(FolderError, match="holds no run"):
+        runs.delete(precious)
+    link = runs_folder / "link"
+    link.symlink_to(make_run(tmp_path, "kept"))
+    with pytest.raises(FolderError):
+        runs.delete(link)
+    assert (tmp_path / "kept" / "run.json").exists()
+
+
+def test_asking_reaches_only_who_is_there(runs_folder):
+    path = make_run(runs_folder)
+    with pytest.raises(FolderError, match="is not going"):
+        control.ask(path, "pause")
+    with held(path):
+        control.ask(path, "pause")
+        with pytest.raises(FolderError, match="is already going"):
+            control.start(path)
+    (line,) = (path / "control").read_text().splitlines()
+    assert json.loads(line)["command"] == "pause"
+    assert json.loads(line)["by"].startswith("tinydistill-tui ")
+
+
+def test_size_counts_what_lies_in_the_folder_and_not_what_it_links_to(runs_folder, tmp_path):
+    path = runs_folder / "x"
+    (path / "deep").mkdir(parents=True)
+    (path / "deep" / "a").write_bytes(b"1" * 1000)
+    (tmp_path / "big").write_bytes(b"1" * 100_000)
+    (path / "link").symlink_to(tmp_path / "big")
+    assert 1000 <= runs.folder_bytes(path) < 2000
+
+
+def test_what_cannot_be_started_is_a_sentence(runs_folder):
+    path = make_run(runs_folder, scene="stopped")
+    (path / "run.log").unlink()
+    (path / "run.log").mkdir()
+    with pytest.raises(RunFailed, match="could not be started"):
+        control.start(path)
+    with pytest.raises(FolderError, match="There is no run in"):
+        control.start(runs_folder / "nothing")
+    (path / "run.json").write_text("{")
+    with pytest.raises(CorruptState, match="cannot be read"):
+        control.start(path)

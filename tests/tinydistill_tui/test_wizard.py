@@ -1,0 +1,527 @@
+"""The wizard's way from the first screen to a run that is going, by keyboard alone."""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from textual.widgets import Footer, Input
+from textual.widgets._footer import FooterKey
+
+from engine import hardware, launch, profiles, supervisor
+from engine.data import survey
+from engine.data.document import Document
+from engine.errors import DoesNotFit
+from engine.models.demo import DEMO_TEACHER
+from engine.planner import PhasePrediction, measure, plan, run_folder
+from engine.run import Run
+from tests.tinydistill_tui.fixtures import GIB, NOW
+from tests.tinydistill_tui.screen import lines_of, text_of, until
+from tests.tinydistill_tui.test_layout import outside
+from tests.tinydistill_tui.wizard import (
+    MACHINE,
+    RATES,
+    choose,
+    until_data,
+    until_models,
+    until_plan,
+    until_welcome,
+    wizard,
+)
+from tinydistill_tui import model_facts
+from tinydistill_tui.app import TinyDistillApp
+from tinydistill_tui.draft import Draft
+from tinydistill_tui.screens import data as data_screen
+from tinydistill_tui.screens import plan as plan_screen
+from tinydistill_tui.screens.profiles import ProfilesScreen
+from tinydistill_tui.screens.run import RunScreen
+
+# Where a text may end in an ellipsis: a reason in the plan's table, which is whole in the box below it; folders.
+MAY_BE_CUT = ("planner  ", "you   ", "All runs", "▼ 📂")
+
+
+@pytest.fixture(autouse=True)
+def _always_the_same_machine(monkeypatch):
+    monkeypatch.setattr(hardware, "detect", lambda path: MACHINE)
+    monkeypatch.setattr(measure, "machine_rates", lambda **_: RATES)
+    monkeypatch.setattr(launch, "machine_rates", lambda **_: RATES)
+    # Python's own documentation takes seconds to read, and here only its beginning is shown.
+    documents = [
+        Document(f"topic {number}", "Function objects are created by function definitions.\n" * 20)
+        for number in range(8)
+    ]
+    monkeypatch.setattr(survey, "python_documents", lambda: iter(documents))
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"note-{number:02d}.md").write_text(
+            f"# Note {number}\n\n" + "We left on Friday with the train. " * 60
+        )
+    (folder / "picture.bin").write_bytes(b"\0\1")
+    return folder
+
+
+async def to_the_plan(app, pilot):
+    await pilot.press("enter")
+    await until_models(app, pilot)
+    await pilot.press("enter")
+    await until_data(app, pilot)
+    await pilot.press("enter")
+    return await until_plan(app, pilot)
+
+
+async def test_demo_by_enter_enter_enter_s_starts_a_real_run(runs_folder):
+    path = None
+    try:
+        async with wizard({"demo": True}) as (app, pilot):
+            await to_the_plan(app, pilot)
+            assert "✓ It fits" in text_of(app)
+            await pilot.press("s")
+            await until(pilot, lambda: isinstance(app.screen, RunScreen), "the run is shown", 30)
+            path = app.run_path
+            await until(pilot, lambda: app.screen.view.events > 0 and app.screen.live, "the supervisor speaks", 30)
+            assert path.parent == runs_folder
+            assert path.name.startswith("demo-")
+            assert Run.open(path).settings.demo
+            app.switch_mode("wizard")
+            welcome = await until_welcome(app, pilot)
+            await until(pilot, lambda: f"Attach to {path.name}" in text_of(app), "the run is in the menu")
+            assert len(app.screen_stack) == 1
+            assert welcome.draft.get("demo") == "on"
+    finally:
+        if path is not None:
+            supervisor.request(path, "stop", by="test")
+            until_when = time.monotonic() + 30
+            while Run.open(path).is_live() and time.monotonic() < until_when:
+                time.sleep(0.05)
+            assert not Run.open(path).is_live()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+@pytest.mark.parametrize(
+    "scene", ["welcome", "models", "data", "plan", "editing", "misfit", "all", "profiles", "picker"]
+)
+async def test_nothing_is_outside_and_nothing_is_cut(scene, size, notes):
+    profiles.save("small", {"student_batch": 8, "demo": True})
+    values = {"data": str(notes), "teacher": str(DEMO_TEACHER), "memory_budget": "3GB"}
+    if scene == "misfit":
+        values["student_batch"] = 3999
+    async with wizard(values, size=size) as (app, pilot):
+        await show(app, pilot, scene)
+        assert outside(app) == []
+        cut = [line for line in lines_of(app) if "…" in line and not any(words in line for words in MAY_BE_CUT)]
+        assert cut == []
+        assert not any(line.rstrip().endswith(("does", "does not")) for line in lines_of(app))
+        for footer in app.screen.query(Footer):
+            keys = list(footer.query(FooterKey))
+            assert footer.max_scroll_x == 0
+            assert all(key.region.right <= size[0] for key in keys)
+            assert len(keys) <= 8
+
+
+@pytest.mark.parametrize("size", [(60, 16), (40, 10), (20, 5), (200, 60)])
+async def test_any_window_shows_something_and_takes_the_keys(size, notes):
+    async with wizard({"demo": True}, size=size) as (app, pilot):
+        for scene in ("models", "data", "plan"):
+            await show(app, pilot, scene)
+            assert text_of(app).strip()
+            while len(app.screen_stack) > 1:
+                await pilot.press("escape")
+                await pilot.pause(0.05)
+
+
+@pytest.mark.parametrize("scene", ["welcome", "models", "data", "misfit", "profiles"])
+async def test_ascii_leaves_nothing_else_on_the_screen(scene, notes):
+    profiles.save("small", {"student_batch": 8, "demo": True})
+    values = {"data": str(notes), "teacher": str(DEMO_TEACHER), "memory_budget": "3GB", "student_batch": 3999}
+    async with wizard(values, ascii=True) as (app, pilot):
+        await show(app, pilot, scene)
+        assert text_of(app).isascii(), [line for line in text_of(app).splitlines() if not line.isascii()]
+
+
+async def show(app, pilot, scene):
+    """Go to a scene from the first screen."""
+    if scene == "profiles":
+        app.push_screen(ProfilesScreen(app.screen.draft))
+        await until(pilot, lambda: "small sets" in text_of(app), "the profile is shown")
+    if scene in ("welcome", "profiles"):
+        return
+    await pilot.press("enter")
+    await until_models(app, pilot)
+    if scene == "models":
+        return
+    await pilot.press("enter")
+    await until_data(app, pilot)
+    await pilot.pause(0.5)
+    if scene == "picker":
+        await pilot.press("f2")
+        await until(pilot, lambda: "note-00.md" in text_of(app), "the folder is shown")
+    if scene in ("data", "picker"):
+        return
+    await pilot.press("enter")
+    await until_plan(app, pilot)
+    if scene == "editing":
+        await choose(app, pilot, "student_batch")
+        await pilot.press("enter")
+    elif scene == "all":
+        await pilot.press("f6")
+    await pilot.pause(0.1)
+
+
+async def test_screens_load_no_torch_and_no_numpy(run_in_a_fresh_interpreter):
+    found = run_in_a_fresh_interpreter(
+        "import sys, tinydistill_tui.screens.plan, tinydistill_tui.screens.profiles, tinydistill_tui.screens.data\n"
+        "from engine.data.survey import survey\n"
+        "from engine.planner import plan\n"
+        "from engine.config import RunConfig\n"
+        "plan(RunConfig(demo=True), strict=False); survey('python-docs', previews=1)\n"
+        "print([name for name in ('torch', 'transformers', 'h5py', 'numpy') if name in sys.modules])"
+    )
+    assert found == "[]"
+
+
+@pytest.fixture
+def run_in_a_fresh_interpreter():
+    import subprocess
+
+    def run(code):
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+    return run
+
+
+async def test_bad_field_stays_and_says_what_is_accepted(notes):
+    async with wizard({"demo": True}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        screen = await until_data(app, pilot)
+        screen.query_one("#field-samples").focus()
+        await pilot.press(*"many")
+        screen.query_one("#field-data").focus()
+        await pilot.press("enter")
+        await until(pilot, lambda: app.focused.id == "field-samples", "the cursor is in the bad field")
+        assert app.screen is screen
+        assert "✗ samples many: expected a whole number from 1 up" in text_of(app)
+        assert screen.draft.get("samples") == "many"
+
+
+async def test_escape_goes_back_at_once_and_keeps_what_is_there():
+    async with wizard({"demo": True}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        screen = await until_data(app, pilot)
+        screen.query_one("#field-samples").focus()
+        await pilot.press(*"many", "escape")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        await until_data(app, pilot)
+        assert app.screen.query_one("#field-samples", Input).value == "many"
+        assert app.screen.query_one("#field-samples").has_class("-bad")
+
+
+async def test_too_large_a_batch_does_not_fit_and_is_not_started():
+    async with wizard({"demo": True}) as (app, pilot):
+        await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        await pilot.press("enter", *"3999")
+        await until(pilot, lambda: "does not fit" in text_of(app), "it is said")
+        assert "✗ does not fit" in text_of(app)
+        words = " ".join(line.strip() for line in lines_of(app))
+        assert "It does not fit. The student phase needs" in words
+        assert "It fits with --student_batch" in words
+        await pilot.press("enter", "s")
+        await until(pilot, lambda: "Not started: it does not fit" in text_of(app), "the start is refused")
+        assert app.screen.draft.get("student_batch") == "3999"
+        assert "✎ student_batch" in text_of(app)
+
+
+async def test_delete_gives_back_to_the_planner_and_u_takes_that_back():
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        before = screen.chosen
+        await pilot.press("enter", *"8", "enter")
+        await until(pilot, lambda: screen.up_to_date and screen.chosen.value == "8", "8 is planned")
+        assert screen.chosen.by == "you"
+        await pilot.press("delete")
+        await until(pilot, lambda: screen.up_to_date and screen.chosen == before, "the planner's is back")
+        assert "student_batch" not in screen.draft.answers
+        await pilot.press("u")
+        await until(pilot, lambda: screen.up_to_date and screen.chosen.value == "8", "8 is back")
+        await pilot.press("u")
+        await until(pilot, lambda: screen.up_to_date and screen.chosen == before, "the planner's again")
+
+
+async def test_escape_in_the_box_takes_the_edit_back():
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        await pilot.press("enter", *"999", "escape")
+        assert app.screen is screen
+        assert app.focused.id == "settings"
+        await until(pilot, lambda: screen.up_to_date and screen.chosen.value == "16", "it is as before")
+        assert "student_batch" not in screen.draft.answers
+
+
+async def test_a_switch_is_changed_with_space():
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "gradient_checkpointing")
+        await pilot.press("enter", "space", "enter")
+        await until(pilot, lambda: screen.up_to_date and screen.chosen.value == "on", "it is on")
+        assert screen.chosen.by == "you"
+
+
+async def test_what_cannot_be_stays_in_the_box_and_is_not_started():
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        await pilot.press("enter", *"0", "enter")
+        assert screen.editing
+        assert "✗ student_batch 0: expected a whole number from 1 to 4,096" in text_of(app)
+        await until(pilot, lambda: "This cannot be" in text_of(app), "the plan says so too")
+
+
+async def test_all_settings_are_behind_f6_and_a_contradiction_is_said():
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        few = len(screen._rows)
+        await pilot.press("f6")
+        assert len(screen._rows) > few
+        for setting, value in (("steps", "10"), ("epochs", "2")):
+            screen._table.move_cursor(row=[row.field for row in screen._rows].index(setting))
+            await pilot.press("enter", *value, "enter")
+        await until(pilot, lambda: "give either --steps or --epochs" in text_of(app), "the contradiction is said")
+        await pilot.press("s")
+        assert "Not started: a setting cannot be" in text_of(app)
+
+
+async def test_copied_command_asks_for_the_same_run(monkeypatch):
+    from engine.cli import arguments
+
+    async with wizard() as (app, pilot):
+        copied = []
+        monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        await pilot.press("enter", *"3", "enter")
+        await until(pilot, lambda: screen.up_to_date and screen.chosen.value == "3", "3 is planned")
+        await pilot.press("y")
+    typed, _ = arguments.parse(copied[0].split()[1:], program="tiny-distill", description="")
+    config = launch.config_from(typed)
+    again = plan(config, hardware=MACHINE, machine=RATES)
+    assert again.predicted == screen.draft.plan.predicted
+    assert again.settings.student_batch == 3
+    assert again.settings.teacher == str(DEMO_TEACHER)
+
+
+async def test_draft_survives_the_program(notes):
+    async with wizard() as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        await until_data(app, pilot)
+        await pilot.press(*str(notes))
+        await until(pilot, lambda: app.screen.found is not None and app.screen.found.files == 40, "the notes are found")
+        assert "40 files" in text_of(app)
+        app.screen.query_one("#preview").focus()
+        await pilot.press("q")
+    async with wizard() as (app, pilot):
+        assert app.screen.draft.get("data") == str(notes)
+        assert "Go on" in text_of(app)
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        await until_data(app, pilot)
+        assert app.screen.query_one("#field-data", Input).value == str(notes)
+
+
+async def test_damaged_draft_is_put_aside_with_a_note():
+    from tinydistill_tui.draft import draft_path
+
+    draft_path().parent.mkdir(parents=True)
+    draft_path().write_text('teacher = "never closed')
+    async with wizard() as (app, _):
+        assert app.screen.draft.answers == {}
+        assert "they are in last.bad now" in text_of(app)
+
+
+async def test_text_that_is_not_there_is_said_and_next_stays(tmp_path):
+    async with wizard() as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        screen = await until_data(app, pilot)
+        await pilot.press(*str(tmp_path / "nowhere.txt"), "enter")
+        await until(pilot, lambda: "✗ There is no file" in text_of(app), "it is said")
+        assert app.screen is screen
+        assert app.focused.id == "field-data"
+
+
+async def test_other_tokenizer_is_said_under_the_student(tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(DEMO_TEACHER, other, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    async with wizard({"teacher": str(DEMO_TEACHER), "student": str(other)}) as (app, pilot):
+        await pilot.press("enter")
+        screen = await until_models(app, pilot)
+        assert screen.facts.bad == "student"
+        assert "token" in screen.facts.sentence
+        await pilot.press("enter")
+        await until(pilot, lambda: app.focused.id == "field-student", "the cursor is on the student")
+        assert app.screen is screen
+
+
+async def test_kind_of_the_student_is_changed_with_space_and_then_it_needs_a_name():
+    async with wizard() as (app, pilot):
+        await pilot.press("enter")
+        screen = await until_models(app, pilot)
+        await pilot.press("tab", "space")
+        assert screen.query_one("#row-student").display
+        assert not screen.query_one("#row-layers").display
+        await pilot.press("enter")
+        await until(pilot, lambda: app.focused.id == "field-student", "the cursor is on the student")
+        assert "Which model is the student?" in text_of(app)
+        await pilot.press("shift+tab", "space")
+        assert screen.query_one("#row-layers").display
+        assert screen.draft.get("student") == "from-teacher"
+
+
+async def test_teacher_that_is_typed_ends_the_demo(tmp_path):
+    async with wizard({"demo": True}) as (app, pilot):
+        await pilot.press("enter")
+        screen = await until_models(app, pilot)
+        await pilot.press(*str(DEMO_TEACHER))
+        assert screen.draft.get("demo") == ""
+        assert screen.draft.good_config().contradictions() == []
+
+
+async def test_budget_is_typed_in_gib_or_as_a_share():
+    async with wizard() as (app, pilot):
+        await pilot.press("tab", *"2")
+        assert app.screen.draft.get("ram_budget") == "2GiB"
+        await pilot.press("backspace", *"50 %")
+        assert app.screen.draft.get("ram_budget") == "4096MiB"
+        await pilot.press("enter")
+        assert app.focused.id == "menu"
+
+
+async def test_profile_is_saved_and_used():
+    async with wizard({"demo": True, "student_batch": 8}) as (app, pilot):
+        await to_the_plan(app, pilot)
+        await pilot.press("p")
+        await until(pilot, lambda: "Save as a profile" in text_of(app), "it asks for a name")
+        await pilot.press(*"../x", "enter")
+        await until(pilot, lambda: "expected a name of letters" in text_of(app), "a bad name is said")
+        await pilot.press(*["backspace"] * 4, *"small", "enter")
+        await until_plan(app, pilot)
+    assert profiles.load("small") == {"demo": True, "student_batch": 8}
+    async with wizard() as (app, pilot):
+        await pilot.press(*["down"] * [line for line in lines_of(app)[12:]].index(
+            next(line for line in lines_of(app)[12:] if line.startswith(" Profiles"))), "enter")  # fmt: skip
+        await until(pilot, lambda: "small sets" in text_of(app), "the profile is shown")
+        await pilot.press("enter")
+        screen = await until_models(app, pilot)
+        assert screen.draft.get("student_batch") == "8"
+
+
+async def test_profiles_are_renamed_copied_and_deleted():
+    profiles.save("small", {"student_batch": 8})
+    async with wizard() as (app, pilot):
+        app.push_screen(ProfilesScreen(app.screen.draft))
+        await until(pilot, lambda: "small sets" in text_of(app), "the profile is shown")
+        await pilot.press("c", "enter")
+        await until(pilot, lambda: profiles.names() == ["small", "small-copy"], "there are two")
+        await until(pilot, lambda: isinstance(app.screen, ProfilesScreen), "back")
+        await pilot.press("n", "end", *"2", "enter")
+        await until(pilot, lambda: profiles.names() == ["small-copy", "small2"], "it has another name")
+        await until(pilot, lambda: isinstance(app.screen, ProfilesScreen), "back")
+        await pilot.press("D", "d")
+        await until(pilot, lambda: profiles.names() == ["small2"], "one is gone")
+
+
+async def test_picker_takes_a_folder_with_the_keyboard(notes):
+    async with wizard({"data": str(notes)}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        screen = await until_data(app, pilot)
+        await pilot.press("f2")
+        await until(pilot, lambda: "note-00.md" in text_of(app), "the folder is shown")
+        assert "picture.bin" not in text_of(app)
+        await pilot.press("down", "c")
+        await until(pilot, lambda: app.screen is screen, "back")
+        assert screen.draft.get("data").endswith("note-00.md")
+
+
+async def test_error_of_the_start_is_a_paragraph_and_the_answers_stay(monkeypatch, runs_folder):
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        monkeypatch.setenv("TINYDISTILL_RUNS", str(runs_folder / "file" / "x"))
+        (runs_folder / "file").write_text("in the way")
+        await pilot.press("s")
+        await until(pilot, lambda: "your answers are kept" in text_of(app), "it is said")
+        assert app.screen is screen
+        assert Draft.load().answers == {"demo": "on"}
+
+
+async def test_model_that_is_not_here_can_be_downloaded_and_the_refusal_is_said(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    async with wizard({"teacher": "nobody/nothing-7b"}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        assert "F3 downloads nobody/nothing-7b" in text_of(app)
+        await pilot.press("f3")
+        assert "Downloading nobody/nothing-7b" in text_of(app)
+        await until(pilot, lambda: "could not be downloaded" in text_of(app), "the refusal is said", 60)
+        assert "cannot be downloaded" in text_of(app)
+
+
+SCENES = ["welcome", "models", "data", "plan", "editing", "misfit", "profiles"]
+
+
+def plan_of_fixed_figures(*arguments, **options):
+    """The planner's plan, with figures that do not move when its formulas do."""
+    planned = plan(*arguments, **options)
+    parts = {"weights": 100 * 2**20, "activations": 300 * 2**20}
+    predicted = {
+        "teacher": PhasePrediction(400 * 2**20, 60, 20, parts, 400 * 2**20),
+        "student": PhasePrediction((9 if planned.misfit else 1) * GIB, 120, 40, parts, GIB),
+    }
+    reasons = {"record_size": "about 29 bytes a token", "samples": "all", "student_layers": "half of 8 layers"}
+    choices = tuple(replace(each, reason=reasons.get(each.field, each.reason)) for each in planned.choices)
+    misfit = planned.misfit and DoesNotFit("The student phase needs 9.0 GiB.", "", "It fits with --student_batch 8.")
+    return replace(planned, predicted=predicted, disk_bytes=GIB, choices=choices, misfit=misfit)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+@pytest.mark.parametrize("scene", SCENES)
+def test_screen_looks_as_it_did(scene, size, snap_compare, monkeypatch):
+    monkeypatch.setenv("TINYDISTILL_RUNS", "/home/ada/runs")
+    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "0412")
+    monkeypatch.setattr(profiles, "names", lambda: ["small"])
+    monkeypatch.setattr(profiles, "load", lambda name: {"demo": True, "student_batch": 8})
+    monkeypatch.setattr(profiles, "folder", lambda: Path("/home/ada/.config/tinydistill/profiles"))
+    for module in (plan_screen, data_screen, model_facts):
+        monkeypatch.setattr(module, "plan", plan_of_fixed_figures)
+    values = {"demo": True, **({"student_batch": 3999} if scene == "misfit" else {})}
+    app = TinyDistillApp(values, options={"no_animation": True}, clock=lambda: NOW)
+
+    async def go(pilot):
+        await until(pilot, lambda: app.screen.machine is not None, "the machine is measured")
+        await show(app, pilot, scene)
+
+    assert snap_compare(app, run_before=go, terminal_size=size)

@@ -1,0 +1,1 @@
+"""The wizard: a reader of events and a writer of settings."""

@@ -1,0 +1,259 @@
+"""TinyDistillApp: three modes (the wizard, one run, all runs), and what is the same in each of them.
+
+It holds where to look and how to draw; a run's state is in its folder. Entry point: :func:`run_app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import platformdirs
+from rich.console import Console
+from textual.app import App, SuspendNotSupported, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.constants import DEFAULT_THEME
+from textual.filter import LineFilter
+from textual.screen import Screen
+
+from engine.errors import TinyDistillError
+from tinydistill_tui import appearance, runs
+from tinydistill_tui.palette import RunCommands
+from tinydistill_tui.screens.help import HelpScreen
+
+_TWICE_SECONDS = 1.0
+
+
+class TinyDistillApp(App[int]):
+    """The program on the screen.
+
+    Args:
+        config_values: settings that were given on the command line; the wizard begins with them.
+        attach: the run to watch; the wizard when None.
+        profile: name of the profile that ``config_values`` came from.
+        options: ``ascii``, ``no_mouse``, ``no_animation``.
+        clock: Unix seconds; tests bring their own.
+
+    Attributes:
+        run_path: the run that the run mode shows.
+    """
+
+    TITLE = "TinyDistill"
+    CSS_PATH: ClassVar[Any] = ["tinydistill.tcss", "wizard.tcss"]
+    COMMANDS: ClassVar[Any] = {*App.COMMANDS, RunCommands}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "ctrl+c", "interrupt", "Leave", show=False, priority=True, id="interrupt", tooltip="Leave; twice at once"
+        ),
+        Binding("colon", "command_palette", "Commands", show=False, id="palette", tooltip="Find anything by its name"),
+        Binding("f12", "take_screenshot", "Screenshot", show=False, id="screenshot", tooltip="Save the screen as SVG"),
+    ]
+
+    def __init__(
+        self,
+        config_values: Mapping[str, Any] | None = None,
+        *,
+        attach: Path | None = None,
+        profile: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__()
+        self.config_values = dict(config_values or {})
+        self.profile_name = profile
+        self.options = dict(options or {})
+        self.clock = clock
+        self.run_path = attach
+        self._interrupted = -_TWICE_SECONDS
+        self.register_theme(appearance.DARK)
+        self.register_theme(appearance.LIGHT)
+        if "TEXTUAL_THEME" not in os.environ or DEFAULT_THEME not in self.available_themes:
+            self.theme = appearance.DARK.name
+        if self.options.get("no_animation") or _slow_terminal():
+            self.animation_level = "none"
+        self._own_filters: list[LineFilter] = [appearance.ContrastFilter()]
+        if self.options.get("ascii"):
+            self._own_filters.append(appearance.AsciiFilter())
+        self.add_mode("wizard", _wizard)
+        self.add_mode("run", self._run_screen)
+        self.add_mode("runs", _runs)
+
+    def on_mount(self) -> None:
+        """Take the mode that was asked for, and end in order when asked to by the system."""
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread, no signals
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit, 0)
+        if self.run_path is not None:
+            runs.remember(self.run_path)
+        self.switch_mode("wizard" if self.run_path is None else "run")
+
+    def get_line_filters(self) -> list[LineFilter]:
+        """Textual's own filters, and ours behind them."""
+        return [*super().get_line_filters(), *self._own_filters]
+
+    def watch_theme(self, theme: str) -> None:
+        """Without colours, an ansi theme would be black on black (Textual 8.2.8): take a readable one."""
+        if self.no_color and self.current_theme.name.startswith("ansi"):
+            self.theme = appearance.FALLBACK_THEME
+
+    async def open_run(self, path: Path) -> None:
+        """Show a run, whatever is shown now."""
+        from tinydistill_tui.screens.run import RunScreen
+
+        runs.remember(path)
+        another = self.run_path != path
+        self.run_path = path
+        await self.switch_mode("run")
+        while len(self.screen_stack) > 1:
+            await self.pop_screen()
+        screen = self.screen
+        assert isinstance(screen, RunScreen)
+        if another or screen.path != path:
+            screen.attach(path)
+
+    async def start_run(self, path: Path) -> None:
+        """Start a supervisor for a run that was made or is there already, and show it.
+
+        Raises:
+            TinyDistillError: it cannot be started; what is shown stays.
+        """
+        from tinydistill_tui import control
+        from tinydistill_tui.screens.run import RunScreen
+
+        control.start(path)
+        await self.open_run(path)
+        if isinstance(self.screen, RunScreen):
+            self.screen.sent_off()
+
+    def show_help(self) -> None:
+        """Help for what has the focus, on the screen that is shown."""
+        about = []
+        for node in (self.focused, self.screen):
+            sentence = getattr(node, "HELP", None) or getattr(node, "hint", "")
+            if sentence and sentence not in about:
+                about.append(str(sentence))
+        self.push_screen(HelpScreen(about, self.screen.active_bindings))
+
+    def tell(self, error: TinyDistillError) -> None:
+        """Say what went wrong, in a corner; for what has no place of its own on the screen."""
+        self.notify(error.paragraph(), severity="error", timeout=12, markup=False)
+
+    def show_in_pager(self, path: Path) -> None:
+        """Let the person read a file in ``$PAGER``; the screen comes back afterwards."""
+        import subprocess
+
+        pager = shlex.split(os.environ.get("PAGER", "")) or ["less"]
+        try:
+            with self.suspend():
+                subprocess.run([*pager, str(path)], check=False)
+        except (OSError, SuspendNotSupported):
+            self.notify(f"It could not be opened here; read it elsewhere: {path}", severity="warning", markup=False)
+
+    async def action_interrupt(self) -> None:
+        """Ctrl+C is ``q``; twice within a second leaves at once, and a run goes on."""
+        now = time.monotonic()
+        twice, self._interrupted = now - self._interrupted < _TWICE_SECONDS, now
+        if twice:
+            self.exit(0)
+        elif hasattr(self.screen, "action_leave"):
+            self.screen.call_later(self.screen.action_leave)
+
+    def action_take_screenshot(self) -> None:
+        """Save what is seen as SVG, beside the run that is shown."""
+        folder = (self.run_path or platformdirs.user_state_path("tinydistill")) / "screenshots"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            name = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.clock())) + ".svg"
+            self.notify(f"Saved {self.save_screenshot(name, str(folder))}", markup=False)
+        except OSError as error:
+            self.notify(f"The screenshot could not be saved: {error}.", severity="error", markup=False)
+
+    def action_show_mode(self, mode: str) -> None:
+        """Go to the wizard or to the list of runs."""
+        self.switch_mode(mode)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The few commands that are there on every screen."""
+        yield SystemCommand("New run", "The wizard: models, data, plan", lambda: self.action_show_mode("wizard"))
+        yield SystemCommand(
+            "All runs", "Every run that is found, with its state", lambda: self.action_show_mode("runs")
+        )
+        yield SystemCommand("Theme", "Other colours", self.action_change_theme)
+        yield SystemCommand("Keys and help", "What this is, and every key", self.show_help)
+        yield SystemCommand("Screenshot", "Save what is seen as SVG", self.action_take_screenshot)
+        if hasattr(screen, "action_leave"):
+            yield SystemCommand("Quit", "Leave; a run goes on without this window", screen.action_leave)
+
+    def _run_screen(self) -> Screen[Any]:
+        from tinydistill_tui.screens.run import RunScreen
+
+        assert self.run_path is not None, "the run mode is entered through open_run"
+        return RunScreen(self.run_path)
+
+
+def run_app(
+    config_values: Mapping[str, Any],
+    *,
+    attach: Path | None = None,
+    profile: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> int:
+    """Show the program until the person leaves it; returns the exit code.
+
+    A defect of the screens never shows a traceback: it is written to ``ui-crash.log``, and the run goes on.
+    """
+    options = options or {}
+    app = TinyDistillApp(
+        config_values, attach=attach.expanduser().absolute() if attach else None, profile=profile, options=options
+    )
+    traceback = io.StringIO()
+    app.error_console = Console(file=traceback, width=120, no_color=True)
+    result = app.run(mouse=not options.get("no_mouse"))
+    if app.return_code:
+        return _crashed(app.run_path, traceback.getvalue(), bool(options.get("debug")))
+    return result or 0
+
+
+def _crashed(run_path: Path | None, traceback: str, debug: bool) -> int:
+    folder = run_path or platformdirs.user_state_path("tinydistill")
+    log = folder / "ui-crash.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback, encoding="utf-8")
+        where = f"The traceback is in {log}."
+    except OSError as error:
+        where = f"The traceback could not be written ({error})."
+    if debug:
+        sys.stderr.write(traceback + "\n")
+    goes_on = "A run is not touched by that and goes on" if run_path else "Runs are not touched by that and go on"
+    again = f"tinydistill-tui --attach {shlex.quote(str(run_path))}" if run_path else "tinydistill-tui"
+    sys.stderr.write(f"The screen met a defect and closed. {where} {goes_on}; open it again: {again}\n")
+    return 4
+
+
+def _slow_terminal() -> bool:
+    """Whether what moves would come late: over SSH, or through a terminal multiplexer."""
+    terminal = os.environ.get("TERM", "")
+    return bool(os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY")) or terminal.startswith(
+        ("screen", "tmux")
+    )
+
+
+def _wizard() -> Screen[Any]:
+    from tinydistill_tui.screens.welcome import WelcomeScreen
+
+    return WelcomeScreen()
+
+
+def _runs() -> Screen[Any]:
+    from tinydistill_tui.screens.runs import RunsScreen
+
+    return RunsScreen()

@@ -1,0 +1,76 @@
+"""``tinydistill-tui``: the wizard, or with ``--no-tui`` the same run without a screen.
+
+Textual is imported only when there is a screen to draw on. Where standard output is no terminal the run goes on
+without one, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine import launch
+from engine.cli import arguments
+from engine.cli.distill import guarded, run_headless
+from engine.config import RunConfig
+from engine.run import Run
+
+DESCRIPTION = "The wizard: what this machine can do, which models, which text, the plan, the run."
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of ``tinydistill-tui``."""
+    return guarded(sys.argv[1:] if words is None else words, _main)
+
+
+def _main(words: Sequence[str]) -> int:
+    typed, front_end = arguments.parse(
+        words, program="tinydistill-tui", description=DESCRIPTION, extend=_screen_switches
+    )
+    switches = front_end.switches
+    reason = _no_screen(switches)
+    config = launch.config_from(typed) if reason is not None or typed else RunConfig()
+    if reason is not None:
+        if reason:
+            sys.stderr.write(f"No screen, {reason}: this is the same run with lines of text.\n")
+        if "attach" in switches:
+            from engine.cli.distill import attach
+
+            return attach(Run.open(Path(switches["attach"])), config, front_end)
+        return run_headless(config, front_end)
+    from tinydistill_tui.app import run_app
+
+    attached = Path(switches.pop("attach")) if "attach" in switches else None
+    if attached is not None:
+        Run.open(attached)  # a folder that holds no run is said before the screen is taken
+    return run_app(config.asked(), attach=attached, profile=typed.get("profile"), options=switches)
+
+
+def _no_screen(switches: dict[str, Any]) -> str | None:
+    """Why there is no screen: empty when it was asked for, None when there is one."""
+    if switches.pop("no_tui", False):
+        return ""
+    if not (sys.stdout.isatty() and sys.stdin.isatty()):
+        return "since the output is no terminal"
+    if os.environ.get("TERM") == "dumb":
+        return "since TERM is dumb"
+    if os.environ.get("ACCESSIBLE"):
+        return "since ACCESSIBLE is set"
+    return None
+
+
+def _screen_switches(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("screen")
+    group.add_argument("--no_tui", action="store_true", help="The same run without a screen")
+    group.add_argument("--attach", metavar="DIR", help="Watch the run in this folder")
+    group.add_argument("--ascii", action="store_true", help="Draw with plain ASCII characters")
+    group.add_argument("--no_mouse", action="store_true", help="Leave the mouse to the terminal")
+    group.add_argument("--no_animation", action="store_true", help="Nothing moves by itself")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

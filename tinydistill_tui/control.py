@@ -1,0 +1,58 @@
+"""What the screens ask of the engine: start, stop, pause, go on. No torch, no Textual.
+
+A request is a line in the run's ``control`` file; the answer comes as events. Nothing is waited for here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from engine import supervisor
+from engine.errors import FolderError, RunFailed
+from engine.run import Run
+
+# Kept, so that a supervisor that ends while we are here is no zombie; it does not end with us.
+_started: list[subprocess.Popen[bytes]] = []
+
+
+def start(path: Path) -> None:
+    """Start a supervisor for the run, detached: it outlives this program, its terminal and its session.
+
+    Raises:
+        FolderError: the run is going already, or its folder is gone or cannot be written.
+        RunFailed: no process could be started.
+    """
+    run = Run.open(path)
+    if run.is_live():
+        raise FolderError(f"{run.name} is already going.", "", "Watch it instead.")
+    _started[:] = [process for process in _started if process.poll() is None]
+    try:
+        _started.append(supervisor.start(run.path))
+    except PermissionError as error:
+        raise FolderError(
+            f"{path} cannot be written ({error.strerror}).", "", "Copy the run somewhere else."
+        ) from error
+    except OSError as error:
+        raise RunFailed(
+            f"The run could not be started ({error.strerror or error}).",
+            "",
+            "Free some memory or disk, then try again.",
+        ) from error
+
+
+def ask(path: Path, command: str) -> None:
+    """Ask the run to ``stop``, ``pause`` or ``resume``.
+
+    Raises:
+        FolderError: nobody is there to hear it, or the folder cannot be written.
+    """
+    if not Run(path, {}).is_live():
+        raise FolderError(f"{path.name} is not going.", "There is nothing to " + command + ".", "R goes on with it.")
+    try:
+        supervisor.request(path, command, by=f"tinydistill-tui {os.getpid()}")
+    except OSError as error:
+        raise FolderError(
+            f"{path / 'control'} cannot be written ({error.strerror or error}).", "", "Ask as the user who started it."
+        ) from error

@@ -1,0 +1,101 @@
+"""What is known of the two models before anything is loaded, in words for the screen. Pure, no Textual.
+
+Reads config.json, safetensors headers and tokenizer files, through the engine; takes milliseconds to a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config import RunConfig
+from engine.data.checks import check_models
+from engine.errors import SettingsError, TinyDistillError, TokenizerMismatch
+from engine.format import format_bytes, format_count
+from engine.models.demo import DEMO_TEACHER
+from engine.models.spec import ModelSpec, read_spec
+from engine.planner import Plan, plan
+
+FROM_TEACHER = "from-teacher"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What was found.
+
+    Attributes:
+        teacher, student: lines below the two fields.
+        checks: mark and sentence of each check.
+        bad: the setting that is wrong; empty when none is.
+        sentence: what is wrong with it, a whole paragraph.
+    """
+
+    teacher: tuple[str, ...] = ()
+    student: tuple[str, ...] = ()
+    checks: tuple[tuple[str, str], ...] = ()
+    bad: str = ""
+    sentence: str = ""
+
+
+def look(config: RunConfig) -> ModelFacts:
+    """Look at the models of a request; what is wrong is in the answer, nothing is raised."""
+    where = "teacher"
+    lines: dict[str, tuple[str, ...]] = {}
+    try:
+        if config.teacher is not None:
+            read_spec(config.teacher, trust_remote_code=config.trust_remote_code)
+        where = "student"
+        if config.student not in (None, FROM_TEACHER):
+            read_spec(str(config.student), trust_remote_code=config.trust_remote_code)
+        where = "teacher"
+        planned = plan(config, strict=False)
+        settings = planned.settings
+        teacher = read_spec(str(settings.teacher), trust_remote_code=config.trust_remote_code)
+        reasons = {choice.field: choice.reason for choice in planned.choices}
+        lines["teacher"] = (*_described(teacher), _teacher_need(planned))
+        if config.teacher is None:
+            lines["teacher"] = (f"{_named(teacher)}: {reasons['teacher']}", *lines["teacher"])
+        where = "student"
+        student = None if settings.student == FROM_TEACHER else read_spec(str(settings.student))
+        lines["student"] = (*(_described(student) if student else (reasons["student_layers"],)), _student_need(planned))
+        vocabulary = check_models(teacher, student, settings.sequence_length or 2)
+    except TokenizerMismatch as error:
+        return ModelFacts(lines.get("teacher", ()), (), (), "student", error.paragraph())
+    except SettingsError as error:
+        problem = error.problems[0]
+        return ModelFacts(lines.get("teacher", ()), (), (), problem.setting, f"{problem.value}: {problem.accepted}.")
+    except TinyDistillError as error:
+        return ModelFacts(lines.get("teacher", ()), (), (), where, error.paragraph())
+    same = (
+        "The tokenizer is the teacher's own"
+        if student is None
+        else "Same tokenizer: ids, merges and added tokens agree"
+    )
+    checks = [("good", f"{same} ({vocabulary.size:,} ids)")]
+    checks.append(("good", f"Long enough for rows of {settings.sequence_length:,} tokens"))
+    if planned.misfit is not None:
+        checks.append(("look", "It does not fit as it is; the plan says what would."))
+    else:
+        checks.append(("good", f"Fits the budget of {format_bytes(settings.memory_budget)}"))
+    return ModelFacts(lines["teacher"], lines["student"], tuple(checks))
+
+
+def _named(spec: ModelSpec) -> str:
+    return "The demo's teacher" if spec.path == DEMO_TEACHER else spec.name
+
+
+def _described(spec: ModelSpec) -> tuple[str, ...]:
+    limit = f"context {spec.max_positions:,}" if spec.max_positions else "any length"
+    return (
+        f"{format_count(spec.num_parameters)} parameters · {spec.num_layers} layers of {spec.hidden_size:,} · "
+        f"{spec.dtype} · {format_bytes(spec.file_bytes)}",
+        f"{spec.architecture} · vocabulary {spec.vocab_size:,} · {limit}",
+    )
+
+
+def _teacher_need(planned: Plan) -> str:
+    how = "streamed layer by layer" if planned.settings.layer_by_layer else "whole in memory"
+    return f"scores {how}, peak {format_bytes(planned.predicted['teacher'].peak_bytes)}"
+
+
+def _student_need(planned: Plan) -> str:
+    return f"trains in {format_bytes(planned.predicted['student'].peak_bytes)}"

@@ -1,0 +1,208 @@
+"""A plan in words: rows of settings, what each phase takes, and whether it fits. Pure, no Textual.
+
+The figures are the planner's; here they only get their units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config import SETTINGS
+from engine.format import UNKNOWN, format_bytes, format_duration
+from engine.hardware import Hardware
+from engine.models.demo import DEMO_TEACHER
+from engine.planner import Plan
+from engine.planner.footprint import CUDA_CONTEXT
+
+# What decides over the peak comes first; the rest is behind F6, in the order of RunConfig.
+FIRST_SETTINGS = (
+    "teacher",
+    "student",
+    "data",
+    "student_batch",
+    "gradient_accumulation",
+    "gradient_checkpointing",
+    "optimizer",
+    "teacher_batch",
+    "layer_by_layer",
+    "sequence_length",
+    "student_layers",
+    "memory_budget",
+    "precision",
+    "record_size",
+    "learning_rate",
+    "epochs",
+    "steps",
+    "samples",
+    "output_dir",
+)
+PHASE_NOUNS = {"teacher": "score", "student": "train"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting as the table shows it.
+
+    Attributes:
+        by: "you" or "planner".
+        why: the planner's reason, whole.
+    """
+
+    field: str
+    value: str
+    by: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a phase takes of one memory.
+
+    Attributes:
+        noun: score or train.
+        memory: name of the memory: "GPU" or "RAM".
+        total_bytes: what the device has; the bar's whole length.
+        beside_bytes: what the budget has to hold beside it: the CUDA context.
+    """
+
+    noun: str
+    memory: str
+    needed_bytes: int
+    budget_bytes: int
+    total_bytes: int
+    beside_bytes: int = 0
+
+    @property
+    def spare_bytes(self) -> int:
+        """What the budget leaves; negative where it is too small."""
+        return self.budget_bytes - self.needed_bytes - self.beside_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether it stays inside."""
+        return self.spare_bytes >= 0
+
+
+def rows(planned: Plan, *, everything: bool) -> list[Row]:
+    """The settings that matter most and those that the person set; or every one."""
+    by_name = {SETTINGS_OF[choice.field]: choice for choice in planned.choices if choice.field in SETTINGS_OF}
+    if everything:
+        names = list(by_name)
+    else:
+        set_by_person = [name for name, choice in by_name.items() if choice.by == "user"]
+        names = [name for name in FIRST_SETTINGS if name in by_name]
+        names += [name for name in set_by_person if name not in names]
+        names = [name for name in names if by_name[name].value is not None or name in set_by_person]
+    return [
+        Row(name, shown(name, by_name[name].value), "you" if by_name[name].by == "user" else "planner",
+            by_name[name].reason)
+        for name in names
+    ]  # fmt: skip
+
+
+SETTINGS_OF = {info.field: name for name, info in SETTINGS.items()}
+
+
+def shown(name: str, value: Any) -> str:
+    """A value as the table shows it."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if name == "teacher" and value == str(DEMO_TEACHER):
+        return "the demo's"
+    if SETTINGS[name].kind == "bytes":
+        return format_bytes(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int):
+        return f"{value:,}" if name != "seed" else str(value)
+    return home_as_tilde(str(value)) if isinstance(value, Path) or str(value).startswith("/") else str(value)
+
+
+def typed(name: str, value: Any) -> str:
+    """A value as a person would type it, to begin an edit with."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if SETTINGS[name].kind == "bytes":
+        return f"{value / 2**30:.1f}GiB" if value >= 2**30 else f"{value // 2**20}MiB"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def needs(planned: Plan, machine: Hardware) -> list[Need]:
+    """What each phase takes, of the compute device and, beside a GPU, of main memory."""
+    settings, found = planned.settings, []
+    device = settings.device or "cpu"
+    gpu = next((gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device), None)
+    budget, ram_budget = settings.memory_budget or 0, settings.ram_budget or 0
+    for phase, figures in planned.predicted.items():
+        noun = PHASE_NOUNS.get(phase, phase)
+        if gpu is None:
+            found.append(Need(noun, "RAM", figures.peak_bytes, min(budget, ram_budget), machine.ram_bytes))
+        else:
+            found.append(Need(noun, "GPU", figures.peak_bytes, budget, gpu.total_bytes, CUDA_CONTEXT))
+    if gpu is not None and planned.predicted:
+        phase, figures = max(planned.predicted.items(), key=lambda each: each[1].ram_bytes)
+        noun = PHASE_NOUNS.get(phase, phase)
+        found.append(Need(noun, "RAM", figures.ram_bytes, ram_budget, machine.ram_bytes))
+    return found
+
+
+def cost(planned: Plan, machine: Hardware) -> str:
+    """Disk and time in a line."""
+    parts = [f"Disk {format_bytes(planned.disk_bytes)} of {format_bytes(machine.disk_free_bytes)}"]
+    spans = [
+        f"{PHASE_NOUNS.get(phase, phase)} {format_duration(figures.seconds)}"
+        for phase, figures in planned.predicted.items()
+    ]
+    total = sum(figures.seconds for figures in planned.predicted.values())
+    error = sum(figures.seconds_error for figures in planned.predicted.values())
+    if planned.total_steps is None:
+        parts.append("Time is known when the text is read")
+    elif spans:
+        parts.append(f"Time {' + '.join(spans)} = {format_duration(total)} (± {format_duration(error)})")
+    return " · ".join(parts)
+
+
+def parts(planned: Plan) -> str:
+    """What each phase's peak is made of, a line for each."""
+    lines = []
+    for phase, figures in planned.predicted.items():
+        largest = sorted(figures.parts.items(), key=lambda part: -part[1])
+        listed = " · ".join(f"{name} {format_bytes(size)}" for name, size in largest if size)
+        lines.append(f"{PHASE_NOUNS.get(phase, phase)}: {listed}")
+    return "\n".join(lines)
+
+
+def verdict(planned: Plan, machine: Hardware) -> tuple[str, str]:
+    """A mark and the sentences: that it fits with so much to spare, or what is missing and what would fit."""
+    if planned.misfit is not None:
+        return "wrong", f"It does not fit. {planned.misfit.what} {planned.misfit.todo}"
+    spare = min((need.spare_bytes for need in needs(planned, machine)), default=0)
+    return "good", f"It fits, with {format_bytes(spare)} to spare."
+
+
+def home_as_tilde(path: str) -> str:
+    """A path as a person writes it."""
+    home = str(Path.home())
+    return "~" + path[len(home) :] if path == home or path.startswith(home + "/") else path
+
+
+def cut_value(text: str, width: int) -> str:
+    """A value in a narrow place: of a path its end, of anything else its beginning."""
+    if len(text) <= width or "/" not in text:
+        return cut_words(text, width)
+    name = text.rstrip("/").rsplit("/", 1)[1]
+    return f"…/{name}" if len(name) + 2 <= width else cut_words(name, width)
+
+
+def cut_words(text: str, width: int) -> str:
+    """The beginning of a sentence, cut between two words."""
+    if len(text) <= width:
+        return text
+    head = text[: max(0, width - 2)]
+    return (head.rsplit(" ", 1)[0] if " " in head else head).rstrip(" ,:;") + " …"

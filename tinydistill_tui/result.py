@@ -1,0 +1,124 @@
+"""The end of a run, for a screen: the first sentence, the table, the samples, the commands that go on. Pure.
+
+Numbers and sentences are the report's own (``engine.report``); here they are only laid out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.format import format_bytes, format_count, format_duration
+from engine.report import MEASURES, Measure, headline, one_line
+from tinydistill_tui.words import number
+
+PEOPLE = ("teacher", "student_before", "student_after")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Something that goes on from here.
+
+    Attributes:
+        title: what it does.
+        line: the command, as it runs in a shell.
+    """
+
+    title: str
+    line: str
+
+
+def first_sentence(report: dict[str, Any]) -> str | None:
+    """The result in one sentence; None when the report has none."""
+    try:
+        return headline(report)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def got_worse(report: dict[str, Any]) -> bool:
+    """Whether the student is worse than before."""
+    before, after = (number(_part(report, who).get("holdout_loss")) for who in PEOPLE[1:])
+    return before is not None and after is not None and after > before
+
+
+def table(report: dict[str, Any]) -> list[list[str]]:
+    """Rows of: measure, teacher, student before, student after, change."""
+    rows = [["Hold-out", "teacher", "before", "after", "change"]]
+    for measure in MEASURES:
+        values = [number(_part(report, who).get(measure.key)) for who in PEOPLE]
+        rows.append([measure.title, *(measure.shown(value) for value in values), _change(measure, *values[1:])])
+    return rows
+
+
+def costs(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What it took: time and memory of the phases, size of the cache."""
+    lines = []
+    phases = _part(report, "phases")
+    for name, word in (("teacher", "score"), ("student", "train")):
+        phase = _part(phases, name)
+        if phase:
+            peak, predicted = (format_bytes(number(phase.get(key))) for key in ("peak_bytes", "predicted_peak_bytes"))
+            lines.append(
+                (word, f"{format_duration(number(phase.get('seconds')))}, peak {peak} (predicted {predicted})")
+            )
+    cache = _part(report, "cache")
+    if cache:
+        each = number(cache.get("bytes_per_token")) or 0.0
+        tokens, size = format_count(number(cache.get("tokens"))), format_bytes(number(cache.get("bytes")))
+        lines.append(("cache", f"{tokens} tokens, {size}, {each:.1f} bytes a token; kept for the next student"))
+    return lines
+
+
+def samples(report: dict[str, Any]) -> list[dict[str, str]]:
+    """The text samples, each on one line: prompt, before, after, teacher."""
+    found = report.get("samples")
+    return [
+        {key: one_line(sample.get(key)) for key in ("prompt", "before", "after", "teacher")}
+        for sample in (found if isinstance(found, list) else [])
+        if isinstance(sample, dict)
+    ]
+
+
+def commands(report: dict[str, Any], path: Path) -> list[Command]:
+    """What can be done next with a finished run; each line runs as it is."""
+    config = _part(report, "config")
+    folder = shlex.quote(str(path))
+    go_on = f"tiny-distill --resume --output_dir {folder}"
+    steps, epochs = number(config.get("steps")), number(config.get("epochs")) or 1
+    longer = ("steps", int(2 * steps)) if steps else ("epochs", int(2 * epochs))
+    student = shlex.quote(str(path / "student"))
+    prompt = shlex.quote(samples(report)[0]["prompt"] if samples(report) else "Once upon a time")
+    code = (
+        "import sys; from transformers import pipeline; "
+        "print(pipeline('text-generation', sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]['generated_text'])"
+    )
+    return [
+        Command("Try the student", f'python -c "{code}" {student} {prompt}'),
+        Command(f"Train longer, to {longer[1]} {longer[0]}", f"{go_on} --{longer[0]} {longer[1]}"),
+        Command("See what the cache holds", f"tiny-distill-cache inspect {shlex.quote(str(_cache(config, path)))}"),
+        Command("Open the folder", f"cd {folder}"),
+    ]
+
+
+def _cache(config: dict[str, Any], path: Path) -> Path:
+    shared = config.get("cache_dir")
+    return Path(shared) if isinstance(shared, str) and shared else path / "cache"
+
+
+def _change(measure: Measure, before: float | None, after: float | None) -> str:
+    """Signed, and relative where the size says little: a loss by its difference, a perplexity by its share."""
+    if before is None or after is None:
+        return "–"
+    if measure.percent:
+        return f"{(after - before) * 100:+.1f} points"
+    if measure.key in ("perplexity", "kl_to_teacher") and before:
+        return f"{(after - before) / before:+.0%}"
+    return f"{after - before:+.3f}"
+
+
+def _part(report: dict[str, Any], name: str) -> dict[str, Any]:
+    part = report.get(name)
+    return part if isinstance(part, dict) else {}

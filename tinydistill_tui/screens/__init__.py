@@ -1,0 +1,1 @@
+"""Screens: each shows what is there and asks for what is needed."""

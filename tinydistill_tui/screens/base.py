@@ -1,0 +1,104 @@
+"""The frame that every full screen has: title row, rule, content, one line to read, and the keys.
+
+The line above the keys has a fixed place, so that the eye learns it: it says what the focused field is for, or what is
+wrong with it. What a screen shows and does is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.content import Content
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Footer, Static
+
+from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.widgets.title_row import Rule, TitleRow
+
+if TYPE_CHECKING:
+    from tinydistill_tui.app import TinyDistillApp
+
+WIDTHS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
+HEIGHTS = [(0, "-tiny"), (12, "-short"), (24, "-tall"), (36, "-roomy")]
+
+
+class FrameScreen(Screen[None]):
+    """A full screen inside the frame.
+
+    Subclasses yield their widgets from :meth:`compose_content`. A widget may have a ``hint`` attribute: the sentence
+    that stands above the keys while it has the focus. ``hint`` of the screen is the one for all others.
+    """
+
+    HORIZONTAL_BREAKPOINTS = WIDTHS
+    VERTICAL_BREAKPOINTS = HEIGHTS
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "leave", "Quit", id="leave", tooltip="Leave; a run goes on without this window"),
+        Binding("escape", "back", "Back", show=False, id="back", tooltip="Back to where you came from"),
+        Binding("question_mark,f1", "help", "Help", key_display="?", id="help", tooltip="What this is, and every key"),
+    ]
+
+    hint: str = ""
+    _said: tuple[str, str] | None = None
+
+    @property
+    def tiny(self) -> TinyDistillApp:
+        """The app, by its own type."""
+        return cast("TinyDistillApp", self.app)
+
+    def compose(self) -> ComposeResult:
+        """The frame."""
+        yield TitleRow(id="title")
+        yield Rule(id="rule")
+        with Container(id="content"):
+            yield from self.compose_content()
+        yield Static(id="verdict", markup=False)
+        yield Footer(compact=True, show_command_palette=False)
+
+    def compose_content(self) -> Iterable[Widget]:
+        """The widgets between the rule and the line above the keys."""
+        return ()
+
+    def on_mount(self) -> None:
+        """Begin with the screen's own hint."""
+        self.say(self.hint)
+
+    def set_title(self, left: Content | str, right: str = "") -> None:
+        """What stands in the first row."""
+        title = self.query_one(TitleRow)
+        title.left = left if isinstance(left, Content) else Content(left)
+        title.right = right
+
+    def say(self, sentence: str, mark: str = "") -> None:
+        """Put a sentence above the keys, with a mark (a name of ``MARKS``) in front of it."""
+        if self._said != (sentence, mark):  # it is said again with each event
+            self._said = (sentence, mark)
+            words = marked(mark, sentence) if mark else Content(sentence)
+            self.query_one("#verdict", Static).update(words, layout=False)
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """Say what the focused widget is for."""
+        self.say(getattr(event.widget, "hint", "") or self.hint)
+
+    async def action_leave(self) -> None:
+        """Leave the program."""
+        self.app.exit()
+
+    async def action_back(self) -> None:
+        """Go back to the screen below, if there is one."""
+        if len(self.app.screen_stack) > 1:
+            self.app.pop_screen()
+
+    def action_help(self) -> None:
+        """Show what this is and every key."""
+        self.tiny.show_help()
+
+
+def marked(mark: str, words: str) -> Content:
+    """Words with their mark in front, in the mark's colour."""
+    return Content.styled(f"{MARKS[mark]} {words}", MARK_STYLES[mark])

@@ -1,0 +1,285 @@
+"""Step 3: the text, with a quick look at how much there is and how it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on, work
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.message import Message
+from textual.screen import Screen
+from textual.timer import Timer
+from textual.widget import Widget
+from textual.widgets import Static
+from textual.worker import get_current_worker
+
+from engine.data.sources import PYTHON_DOCS
+from engine.data.survey import Survey, survey
+from engine.errors import DataError, TinyDistillError
+from engine.planner import plan
+from tinydistill_tui import data_facts
+from tinydistill_tui.draft import Draft
+from tinydistill_tui.screens.base import marked
+from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.widgets.field import ChoiceLine, TextField
+
+_LOOK_AFTER_SECONDS = 0.3
+_ON_OFF = [("on", "on"), ("off", "off")]
+_DECIDES_THE_TEXT = ("data", "text_field")
+
+
+@dataclass
+class Surveyed(Message):
+    """What a look has shown, so far or at its end.
+
+    Attributes:
+        asked: the data and the field that were looked at.
+        found: None while there are only words.
+        words: how far it is, or what is wrong.
+        wrong: whether the words say what is wrong.
+    """
+
+    asked: tuple[str, str]
+    found: Survey | None = None
+    words: str = ""
+    wrong: bool = False
+
+
+@dataclass
+class Counted(Message):
+    """What the planner makes of the amount of text."""
+
+    lines: list[str]
+
+
+class Preview(VerticalScroll, can_focus=True):
+    """The beginning of one document; the arrows left and right take another one."""
+
+    hint = "Left and right: another document; up and down: scroll."
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "turn(-1)", "Document", key_display="←→", id="preview-before", tooltip="The document before"),
+        Binding("right", "turn(1)", "Next document", show=False, id="preview-next", tooltip="The next document"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__(id="preview", classes="pane")
+        self._found: Survey | None = None
+        self._number = 0
+
+    def compose(self) -> Iterable[Widget]:
+        """The text."""
+        yield Static(id="preview-text", markup=False)
+
+    def show(self, found: Survey | None) -> None:
+        """Take the documents of a look."""
+        self._found, self._number = found, 0
+        self._draw()
+
+    def action_turn(self, step: int) -> None:
+        """Another document."""
+        if self._found is not None and self._found.preview:
+            self._number = (self._number + step) % len(self._found.preview)
+            self._draw()
+
+    def _draw(self) -> None:
+        documents = self._found.preview if self._found is not None else ()
+        if not documents:
+            self.border_title = "Preview"
+            self.query_one("#preview-text", Static).update("")
+            return
+        document = documents[self._number]
+        room = max(10, self.size.width - 24)
+        name = document.name if len(document.name) <= room else document.name[-room:]
+        self.border_title = f"Preview {self._number + 1}/{len(documents)}  {name}".replace("[", "\\[")
+        self.query_one("#preview-text", Static).update(data_facts.preview_text(document))
+        self.scroll_home(animate=False)
+
+
+class DataScreen(StepScreen):
+    """The text."""
+
+    NUMBER = 3
+    AUTO_FOCUS = "#field-data"
+    HELP = (
+        "What both models read. A .txt, .md, .jsonl, .json, .csv or .parquet file, a folder of them, or the id of a "
+        "Hugging Face data set. Some documents are held out: they are never trained on, and measure the student."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f2", "browse", "Browse", key_display="F2", id="data-browse", tooltip="Look for a file or a folder"),
+        Binding("f5", "look_again", "Look again", key_display="F5", id="data-again", tooltip="Read the files again"),
+    ]
+
+    def __init__(self, draft: Draft) -> None:
+        super().__init__(draft)
+        self.found: Survey | None = None
+        self._wrong = ""
+        self._asked: tuple[str, str] | None = None
+        self._timer: Timer | None = None
+
+    def compose_content(self) -> Iterable[Widget]:
+        """The fields, what was found, and a preview."""
+        draft = self.draft
+        with Horizontal(classes="row"):
+            yield Static("Text", classes="label")
+            yield TextField(
+                "data",
+                draft.get("data"),
+                placeholder="empty: the documentation every Python carries",
+                hint="A .txt, .md, .jsonl, .json, .csv or .parquet file, or a folder of them.",
+            )
+        yield Static("looking…", id="data-facts", classes="facts", markup=False)
+        with Horizontal(classes="row"):
+            yield Static("Field", classes="label")
+            yield TextField(
+                "text_field", draft.get("text_field"), placeholder="found by looking; only for .jsonl, .csv, .parquet"
+            )
+        with Horizontal(classes="row"):
+            yield Static("Length", classes="label")
+            yield TextField(
+                "sequence_length", draft.get("sequence_length"), placeholder="tokens in a row", classes="half"
+            )
+            yield Static("Samples", classes="label")
+            yield TextField("samples", draft.get("samples"), placeholder="all rows there are", classes="half")
+        with Horizontal(classes="row"):
+            yield Static("Hold-out", classes="label")
+            yield TextField("holdout", draft.get("holdout"), placeholder="0.05", classes="half")
+            yield Static("Packing", classes="label")
+            yield ChoiceLine("packing", _ON_OFF, draft.get("packing") or "on", classes="half")
+        yield Static(id="amounts", classes="facts", markup=False)
+        yield Preview()
+
+    def on_mount(self) -> None:
+        """Look at what is there already."""
+        self._look_soon()
+
+    def on_screen_resume(self) -> None:
+        """Coming back: what was brought meanwhile was for nobody."""
+        self._look_soon()
+
+    def changed(self, setting: str) -> None:
+        """Look again when it is another text; count again in any case."""
+        if setting in _DECIDES_THE_TEXT:
+            self._wrong = ""
+            self._asked = None
+        self._look_soon()
+
+    def _look_soon(self, seconds: float = _LOOK_AFTER_SECONDS) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(seconds, self._begin)
+
+    def _begin(self) -> None:
+        if self._asked != self._asking():
+            self._survey(self._asking())
+        self._count()
+
+    def _asking(self) -> tuple[str, str]:
+        return self.draft.get("data") or PYTHON_DOCS, self.draft.get("text_field")
+
+    @work(thread=True, exclusive=True, group="survey", exit_on_error=False)
+    def _survey(self, asked: tuple[str, str]) -> None:
+        worker = get_current_worker()
+
+        def tell(message: Surveyed) -> None:
+            if not worker.is_cancelled:
+                self.post_message(message)
+
+        data, field = asked
+        try:
+            if data == PYTHON_DOCS:  # what is known of it at once, the preview in seconds
+                tell(Surveyed(asked, survey(data, previews=0)))
+            found = survey(
+                data,
+                text_field=field or None,
+                cancelled=lambda: worker.is_cancelled,
+                on_progress=lambda done, files: tell(Surveyed(asked, words=f"looking… {done:,} of {files:,} files")),
+            )
+        except DataError as error:
+            tell(Surveyed(asked, words=error.paragraph(), wrong=True))
+        else:
+            tell(Surveyed(asked, found))
+
+    @on(Surveyed)
+    def _surveyed(self, message: Surveyed) -> None:
+        if not self.is_there or message.asked != self._asking():
+            return
+        facts = self.query_one("#data-facts", Static)
+        if message.found is None and not message.wrong:
+            facts.update(message.words)
+            return
+        self._asked, self.found = message.asked, message.found
+        self._wrong = message.words if message.wrong else ""
+        if message.found is None:
+            facts.update(marked("wrong", message.words))
+        else:
+            lines = [data_facts.what_there_is(message.found), data_facts.what_is_special(message.found)]
+            facts.update("\n".join(line for line in lines if line))
+        self.query_one(Preview).show(message.found)
+        name = self._bad_setting()
+        for field in self.query(TextField):
+            if field.setting in _DECIDES_THE_TEXT:
+                self.set_problem(field, "What is wrong is said below." if self._wrong and field.setting == name else "")
+
+    def _bad_setting(self) -> str:
+        return "text_field" if self.draft.get("text_field") and "field" in self._wrong else "data"
+
+    @work(thread=True, exclusive=True, group="count", exit_on_error=False)
+    def _count(self) -> None:
+        worker = get_current_worker()
+        try:
+            planned = plan(self.draft.good_config(), strict=False)
+        except TinyDistillError as error:
+            lines = [error.what if not isinstance(error, DataError) else ""]
+        else:
+            reasons = {choice.field: choice.reason for choice in planned.choices}
+            lines = [f"Rows of {planned.settings.sequence_length:,} tokens: {reasons['sequence_length']}"]
+            if planned.settings.samples is None:
+                lines.append(f"Samples: {reasons['samples']}")
+            lines.append(f"Records on disk: {reasons['record_size']}")
+        if not worker.is_cancelled:
+            self.post_message(Counted(lines))
+
+    @on(Counted)
+    def _counted(self, message: Counted) -> None:
+        if self.is_there:
+            self.query_one("#amounts", Static).update("\n".join(message.lines))
+
+    async def wrong_field(self) -> tuple[str, str] | None:
+        """There must be text that can be read."""
+        if self._wrong and self._asked == self._asking():
+            return self._bad_setting(), "What is wrong is said below."
+        if self._asked != self._asking():
+            import asyncio
+
+            data, field = self._asking()
+            try:
+                await asyncio.to_thread(survey, data, text_field=field or None, previews=0)
+            except DataError as error:
+                self.post_message(Surveyed((data, field), words=error.paragraph(), wrong=True))
+                return "data", "What is wrong is said below."
+        return None
+
+    def following(self) -> Screen[None]:
+        """The plan."""
+        from tinydistill_tui.screens.plan import PlanScreen
+
+        return PlanScreen(self.draft)
+
+    def action_look_again(self) -> None:
+        """Read the files again."""
+        self._asked = None
+        self._look_soon(0.01)
+
+    @work
+    async def action_browse(self) -> None:
+        """Look for a file or a folder."""
+        from tinydistill_tui.screens.picker import PickerScreen
+
+        field = self.query_one("#field-data", TextField)
+        found = await self.app.push_screen_wait(PickerScreen("The text", field.value, wanted="data"))
+        if found is not None:
+            field.value = found
+        field.focus()

@@ -1,0 +1,187 @@
+"""How a run ended: the result in a sentence, the numbers, samples, and what to do next; or why it failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from rich.cells import set_cell_size
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from engine.errors import TinyDistillError
+from engine.format import format_duration
+from tinydistill_tui import result, runs
+from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.screens.base import FrameScreen, marked
+from tinydistill_tui.watch import RunView
+from tinydistill_tui.widgets.sample_box import SampleBox
+
+
+class FinishScreen(FrameScreen):
+    """The end of a run.
+
+    Args:
+        path: the run's folder.
+        view: what its events say.
+    """
+
+    AUTO_FOCUS = "#next, #finish"
+    HELP = "How the run ended. The same is in report.md and report.json in its folder."
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("R", "resume_run", "Resume", id="finish-resume", tooltip="Go on with the failed run"),
+        Binding("left,h", "sample(-1)", "Sample", key_display="←→", id="sample-before", tooltip="The sample before"),
+        Binding("right", "sample(1)", "Next sample", show=False, id="sample-next", tooltip="The next sample"),
+        Binding("y", "copy", "Copy", id="finish-copy", tooltip="Copy the chosen command"),
+        Binding("o", "report", "Report", id="report", tooltip="Read report.md (or run.log) in the pager"),
+        Binding("l", "log", "Log", id="finish-log", tooltip="Plots and log of the run"),
+        Binding("a", "all_runs", "All runs", id="finish-all-runs", tooltip="Every run that is found"),
+        Binding("N", "new_run", "New run", id="finish-new", tooltip="Begin another run"),
+    ]
+
+    def __init__(self, path: Path, view: RunView) -> None:
+        super().__init__()
+        self.path, self.view = path, view
+        self.failed = view.finished == "failed"
+        self.report = {} if self.failed else runs.read_json(path / "report.json")
+        self.commands = result.commands(self.report, path) if self.report else []
+
+    def compose_content(self) -> Iterable[Widget]:
+        """One sentence, then the numbers, then what to do."""
+        yield Static(self._first_sentence(), id="headline", markup=False)
+        with VerticalScroll(id="finish", can_focus=not self.report):
+            if self.report:
+                yield Static(self._numbers(), id="numbers")
+                yield SampleBox(result.samples(self.report), id="samples", classes="pane")
+                yield OptionList(*self._options(), id="next", compact=True, markup=False)
+            else:
+                yield Static(self._why(), id="why", markup=False)
+
+    def on_mount(self) -> None:
+        """The title says how it ended and how long it took."""
+        super().on_mount()
+        mark = "wrong" if self.failed else "good"
+        took = format_duration(self.view.elapsed_seconds(self.view.last_time or 0.0))
+        word = f"failed after {took}" if self.failed else f"done in {took}"
+        title = Content.assemble(
+            (f"{self.path.name}  ", "bold"), (f"{MARKS[mark]} {word}", f"bold {MARK_STYLES[mark]}")
+        )
+        self.set_title(title, "report.md  report.json" if self.report else "")
+        self._say_command()
+
+    def _first_sentence(self) -> Content:
+        if self.failed:
+            what = self.view.failure.what if self.view.failure else "The run failed, and nobody wrote why."
+            return marked("wrong", what)
+        sentence = result.first_sentence(self.report)
+        if sentence is None and not self.report:
+            asked = (runs.read_info(self.path).get("settings") or {}).get("until")
+            if asked:
+                return marked("good", f"Everything that was asked for is done: the run goes until {asked}.")
+            return marked("look", "The run is done, but its report.json is missing or cannot be read.")
+        if sentence is None:
+            return marked("look", "The run is done, but its report.json is not of a kind that this version reads.")
+        return marked("look" if result.got_worse(self.report) else "good", sentence)
+
+    def _why(self) -> Content:
+        if not self.failed:
+            return Content(f"The run: {self.path}\nEsc or l: plots and log.")
+        failure = self.view.failure
+        lines = [failure.why, failure.todo] if failure else []
+        lines += [
+            "What was done so far is kept: R tries again from there.",
+            f"Everything that happened: {self.path / 'run.log'}",
+        ]
+        return Content("\n\n".join(line for line in lines if line))
+
+    def _numbers(self) -> Content:
+        rows = result.table(self.report)
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = []
+        for number, row in enumerate(rows):
+            cells = [row[0].ljust(widths[0] + 2)] + [
+                cell.rjust(width + 3) for cell, width in zip(row[1:], widths[1:], strict=True)
+            ]
+            style = "$text-muted" if number == 0 else ""
+            after = "bold" if number else style
+            lines.append(Content.assemble(("".join(cells[:3]), style), (cells[3], after), (cells[4], style)))
+        lines += [
+            Content.assemble((set_cell_size(name, 7), "$text-muted"), words)
+            for name, words in result.costs(self.report)
+        ]
+        return Content("\n").join(lines)
+
+    def _options(self) -> list[Option]:
+        options = [Option(command.title, id=f"command-{number}") for number, command in enumerate(self.commands)]
+        return options
+
+    @on(OptionList.OptionHighlighted)
+    def _say_command(self) -> None:
+        chosen = self._chosen()
+        again = "R tries again from where it was; l shows the log, at the error."
+        self.hint = f"y copies: {chosen.line}" if chosen else again if self.failed else ""
+        self.say(self.hint)
+
+    @on(OptionList.OptionSelected)
+    def _do(self) -> None:
+        self.action_copy()
+
+    def _chosen(self) -> result.Command | None:
+        options = self.query(OptionList)
+        number = options.first().highlighted if options else None
+        return self.commands[number] if number is not None and number < len(self.commands) else None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what makes sense for this end."""
+        if action == "resume_run":
+            return self.failed
+        if action in ("sample", "copy"):
+            return bool(self.report)
+        return True
+
+    def action_copy(self) -> None:
+        """Copy the chosen command."""
+        chosen = self._chosen()
+        if chosen is not None:
+            self.app.copy_to_clipboard(chosen.line)
+            self.notify(f"Copied: {chosen.line}", markup=False)
+
+    def action_sample(self, step: int) -> None:
+        """Another sample."""
+        for box in self.query(SampleBox):
+            box.turn(step)
+
+    def action_report(self) -> None:
+        """Read the report, or the log, in the person's pager."""
+        name = "report.md" if self.report else "run.log"
+        self.tiny.show_in_pager(self.path / name)
+
+    async def action_resume_run(self) -> None:
+        """Try again."""
+        try:
+            await self.tiny.start_run(self.path)
+        except TinyDistillError as error:
+            self.tiny.tell(error)
+
+    def action_log(self) -> None:
+        """Back to plots and log, at the error if there was one."""
+        from tinydistill_tui.screens.run import RunScreen
+        from tinydistill_tui.widgets.log_pane import LogPane
+
+        self.app.pop_screen()
+        if self.failed and isinstance(self.app.screen, RunScreen):
+            self.app.screen.query_one(LogPane).go_to_last_error()
+
+    def action_all_runs(self) -> None:
+        """The list of runs."""
+        self.app.switch_mode("runs")
+
+    def action_new_run(self) -> None:
+        """The wizard."""
+        self.app.switch_mode("wizard")

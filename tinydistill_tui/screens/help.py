@@ -1,0 +1,75 @@
+"""What the focused thing is, and every key that works here; made from the bindings themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import ActiveBinding, Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen, Screen
+from textual.widgets import Static
+
+_NAMES = {
+    "question_mark": "?", "slash": "/", "colon": ":", "space": "Space", "escape": "Esc", "enter": "Enter",
+    "left": "←", "right": "→", "up": "↑", "down": "↓", "tab": "Tab", "shift+tab": "Shift+Tab", "delete": "Del",
+    "upper_n": "N", "upper_s": "S", "upper_d": "D", "upper_r": "R", "upper_w": "W",
+}  # fmt: skip
+
+
+class HelpScreen(ModalScreen[None]):
+    """Help for what had the focus.
+
+    Args:
+        about: sentences on the focused thing and the screen; empty ones are left out.
+        bindings: the active bindings of the screen below.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,question_mark,f1,enter", "close", "Close", key_display="Esc", id="close-help"),
+    ]
+
+    def __init__(self, about: list[str], bindings: Mapping[str, ActiveBinding]) -> None:
+        super().__init__()
+        self._sentences = [sentence for sentence in about if sentence]
+        self._keys = bindings
+
+    def compose(self) -> ComposeResult:
+        """The box."""
+        with VerticalScroll(id="help", classes="dialog") as box:
+            box.border_title = "Help"
+            box.border_subtitle = "Esc closes"
+            for sentence in self._sentences:
+                yield Static(sentence, markup=False, classes="help-about")
+            yield Static(key_table(self._keys))
+
+    def on_mount(self) -> None:
+        """The arrows scroll."""
+        self.query_one("#help").focus()
+
+    def action_close(self) -> None:
+        """Back to the screen."""
+        self.dismiss(None)
+
+
+def key_table(bindings: Mapping[str, ActiveBinding]) -> Content:
+    """One line for each thing that can be done: its keys and what it does; the screen's own first."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for active in sorted(bindings.values(), key=lambda each: not isinstance(each.node, Screen)):
+        binding = active.binding
+        if binding.description and active.enabled and not binding.system:
+            rows.setdefault((binding.action, binding.tooltip or binding.description), []).append(_key_name(binding.key))
+    if not rows:
+        return Content("")
+    wide = max(len(" ".join(keys)) for keys in rows.values())
+    return Content("\n").join(
+        Content.assemble((" ".join(keys).ljust(wide), "bold $text-accent"), "  ", words)
+        for (_, words), keys in rows.items()
+    )
+
+
+def _key_name(key: str) -> str:
+    is_function_key = key[:1] == "f" and key[1:].isdigit()
+    return _NAMES.get(key, key.upper() if is_function_key else key)

@@ -1,0 +1,244 @@
+"""Step 2: which model teaches and which one learns, with what is known of them before anything is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on, work
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.screen import Screen
+from textual.suggester import SuggestFromList
+from textual.widget import Widget
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+from textual.worker import get_current_worker
+
+from engine.models.demo import DEMO_TEACHER
+from engine.models.hub import cached_models, is_hub_id
+from tinydistill_tui.download import download
+from tinydistill_tui.draft import Draft
+from tinydistill_tui.model_facts import FROM_TEACHER, ModelFacts, look
+from tinydistill_tui.screens.base import marked
+from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.widgets.field import ChoiceLine, TextField
+
+_LOOK_AFTER_SECONDS = 0.3
+_SEE_BELOW = "What is wrong is said below."
+_STUDENTS = [(FROM_TEACHER, "Cut from the teacher's layers"), ("own", "A model of its own")]
+
+
+class ModelsScreen(StepScreen):
+    """Teacher and student."""
+
+    NUMBER = 2
+    AUTO_FOCUS = "#field-teacher"
+    HELP = (
+        "The teacher scores the text once; its answers are kept on disk. The student then learns from them. A "
+        "student that is cut from the teacher keeps some of its layers, and always has the same tokenizer. A model of "
+        "its own must have the teacher's tokenizer, for the records name token ids."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "f3", "download", "Download", key_display="F3", id="models-download", tooltip="Download what is missing"
+        ),
+        Binding("f2", "browse", "Browse", key_display="F2", id="models-browse", tooltip="Look for a model's folder"),
+        Binding(
+            "f5",
+            "look_again",
+            "Check again",
+            key_display="F5",
+            id="models-again",
+            tooltip="Read the models' files again",
+        ),
+    ]
+
+    def __init__(self, draft: Draft) -> None:
+        super().__init__(draft)
+        self.facts: ModelFacts | None = None
+        self._own = draft.get("student") not in ("", FROM_TEACHER)
+        self._own_text = draft.get("student") if self._own else ""
+
+    def compose_content(self) -> Iterable[Widget]:
+        """Two models and what is known of them."""
+        known = cached_models()
+        suggester = SuggestFromList(known, case_sensitive=False)
+        with Horizontal(classes="row"):
+            yield Static("Teacher", classes="label")
+            yield TextField(
+                "teacher",
+                self.draft.get("teacher"),
+                placeholder="empty: the planner picks one that is here and fits",
+                hint="Teacher: a folder with config.json and .safetensors, or a Hugging Face id.",
+                suggester=suggester,
+            )
+        yield Static("reading…", id="teacher-facts", classes="facts", markup=False)
+        with Horizontal(classes="row"):
+            yield Static("Student", classes="label")
+            yield ChoiceLine("student", _STUDENTS, "own" if self._own else FROM_TEACHER, hint="Space changes it.")
+        with Horizontal(classes="row", id="row-layers"):
+            yield Static("Layers", classes="label")
+            yield TextField(
+                "student_layers",
+                self.draft.get("student_layers"),
+                placeholder="half of the teacher's",
+                hint="How many of the teacher's layers the student keeps; empty: the planner's choice.",
+            )
+        with Horizontal(classes="row", id="row-student"):
+            yield Static("Model", classes="label")
+            yield TextField(
+                "student",
+                self._own_text,
+                placeholder="a folder, or a Hugging Face id",
+                hint="Student: a smaller model with the teacher's tokenizer.",
+                suggester=suggester,
+            )
+        yield Static(id="student-facts", classes="facts", markup=False)
+        yield Static(id="checks", markup=False)
+        yield Static("Teachers that are here", id="suggestions-title", classes="heading")
+        options = [Option(name, id=f"model-{number}") for number, name in enumerate(known)]
+        self._teachers = [*known, str(DEMO_TEACHER)]
+        options.append(Option("The small teacher that comes with the program", id=f"model-{len(known)}"))
+        suggestions = OptionList(*options, id="suggestions", compact=True, markup=False)
+        suggestions.hint = "Enter takes the model as the teacher."  # type: ignore[attr-defined]
+        yield suggestions
+
+    def on_mount(self) -> None:
+        """Look at what is there already."""
+        self._show_student()
+        self._look()
+
+    def on_screen_resume(self) -> None:
+        """Coming back: the draft may be another one."""
+        self._look()
+
+    def changed(self, setting: str) -> None:
+        """The student's kind decides which field is below it."""
+        self._look()
+
+    @on(ChoiceLine.Changed)
+    def _kind(self, event: ChoiceLine.Changed) -> None:
+        event.stop()
+        event.prevent_default()  # the step's own handler would write "own" into the draft
+        self._own = event.value == "own"
+        self.draft.set("student", self.query_one("#field-student", TextField).value if self._own else FROM_TEACHER)
+        if not self._own:
+            self.draft.set("student_layers", self.query_one("#field-student_layers", TextField).value)
+        self._show_student()
+        self._look()
+
+    def _show_student(self) -> None:
+        self.query_one("#row-student").display = self._own
+        self.query_one("#row-layers").display = not self._own
+
+    def meant(self, field: TextField) -> str:
+        """A field that is not shown says nothing."""
+        if field.setting == "student" and not self._own:
+            return self.draft.get("student")
+        return field.value
+
+    @work(exclusive=True, group="look")
+    async def _look(self) -> None:
+        await asyncio.sleep(_LOOK_AFTER_SECONDS)
+        self._show(await self._look_now())
+
+    async def _look_now(self) -> ModelFacts:
+        if self._own and not self.draft.get("student"):
+            return ModelFacts(bad="student", sentence="Which model is the student? A folder, or a Hugging Face id.")
+        config = self.draft.good_config()
+        return await asyncio.to_thread(look, config)
+
+    def _show(self, facts: ModelFacts) -> None:
+        if not self.is_there:
+            return
+        self.facts = facts
+        unread = "" if facts.bad != "teacher" else "No model can be read."
+        self.query_one("#teacher-facts", Static).update("\n".join(facts.teacher) or unread)
+        self.query_one("#student-facts", Static).update("\n".join(facts.student))
+        if facts.bad:
+            lines = [marked("wrong", facts.sentence)]
+            if self.missing_model:
+                lines.append(Content(f"F3 downloads {self.missing_model} from Hugging Face."))
+        else:
+            lines = [marked(mark, words) for mark, words in facts.checks]
+        self.query_one("#checks", Static).update(Content("\n").join(lines))
+        self.refresh_bindings()
+        for field in self.query(TextField):
+            bad = facts.bad == field.setting and (field.value or field.setting == "student")
+            self.set_problem(field, _SEE_BELOW if bad else self._problem_of(field))
+
+    async def wrong_field(self) -> tuple[str, str] | None:
+        """The models themselves must be there and go together."""
+        self.say("reading the models…")
+        facts = await self._look_now()
+        self._show(facts)
+        if not facts.bad:
+            self.say_of(self.focused)
+            return None
+        return facts.bad, _SEE_BELOW
+
+    def following(self) -> Screen[None]:
+        """The text."""
+        from tinydistill_tui.screens.data import DataScreen
+
+        return DataScreen(self.draft)
+
+    @on(OptionList.OptionSelected, "#suggestions")
+    def _take(self, event: OptionList.OptionSelected) -> None:
+        field = self.query_one("#field-teacher", TextField)
+        field.value = self._teachers[event.option_index]
+        field.focus()
+
+    def action_look_again(self) -> None:
+        """Read the files again."""
+        self._look()
+
+    @property
+    def missing_model(self) -> str:
+        """The id of a model that is not on this machine and may be on the hub; empty when there is none."""
+        if self.facts is None or self.facts.bad not in ("teacher", "student"):
+            return ""
+        name = self.draft.get(self.facts.bad)
+        return name if is_hub_id(name) and name not in cached_models() and not Path(name).exists() else ""
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what is missing can be downloaded."""
+        return bool(self.missing_model) if action == "download" else True
+
+    def action_download(self) -> None:
+        """Download the model that is missing."""
+        self.say(f"Downloading {self.missing_model}… Esc ends it.", "live")
+        self._download(self.missing_model)
+
+    @work(thread=True, exclusive=True, group="download")
+    def _download(self, name: str) -> None:
+        worker = get_current_worker()
+        problem = download(name, lambda: worker.is_cancelled)
+        if not worker.is_cancelled:
+            self.app.call_from_thread(self._downloaded, name, problem)
+
+    def _downloaded(self, name: str, problem: str) -> None:
+        if not self.is_there:
+            return
+        if problem:
+            self.query_one("#checks", Static).update(marked("wrong", problem))
+            self.say(f"{name} could not be downloaded.", "wrong")
+        else:
+            self.say(f"{name} is here.", "good")
+            self._look()
+
+    @work
+    async def action_browse(self) -> None:
+        """Look for a folder; it goes into the field that has the focus."""
+        from tinydistill_tui.screens.picker import PickerScreen
+
+        name = "student" if self._own and self.focused is self.query_one("#field-student") else "teacher"
+        field = self.query_one(f"#field-{name}", TextField)
+        found = await self.app.push_screen_wait(PickerScreen(f"The {name}'s folder", field.value, wanted="model"))
+        if found is not None:
+            field.value = found
+        field.focus()

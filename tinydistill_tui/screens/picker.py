@@ -1,0 +1,109 @@
+"""Looks for a file or a folder: a tree, and the path above it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import DirectoryTree, Input, Static
+
+from engine.data.sources import ACCEPTED
+
+
+class _Tree(DirectoryTree):
+    """Folders, and for data the files that can be read."""
+
+    def __init__(self, path: Path, suffixes: tuple[str, ...]) -> None:
+        super().__init__(path, id="picker-tree")
+        self._suffixes = suffixes
+
+    def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
+        """Nothing hidden, and no file that cannot be meant."""
+        return [path for path in paths if not path.name.startswith(".") and self._wanted(path)]
+
+    def _wanted(self, path: Path) -> bool:
+        try:
+            return path.is_dir() or path.name.lower().endswith(self._suffixes)
+        except OSError:
+            return False
+
+
+class PickerScreen(ModalScreen[str | None]):
+    """Gives the chosen path, or None.
+
+    Args:
+        title: what is looked for.
+        begin: where to begin; the home folder when it is no path.
+        wanted: "model" (a folder with config.json) or "data" (a file or a folder).
+    """
+
+    AUTO_FOCUS = "#picker-tree"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", "Close", id="picker-close"),
+        Binding("c", "choose", "Choose", id="picker-choose"),
+        Binding("backspace", "up", "Folder above", id="picker-up"),
+    ]
+
+    def __init__(self, title: str, begin: str, *, wanted: str) -> None:
+        super().__init__()
+        self._title = title
+        self._model = wanted == "model"
+        path = Path(begin).expanduser()
+        places = (path, path.parent) if begin and path.is_absolute() else ()
+        self._begin = next((place for place in places if place.is_dir()), Path.home())
+
+    def compose(self) -> ComposeResult:
+        """Path, tree, and what the keys do."""
+        suffixes = ("config.json", ".safetensors") if self._model else tuple(ACCEPTED.split(", "))
+        with Vertical(id="picker", classes="dialog") as box:
+            box.border_title = self._title
+            yield Input(str(self._begin), id="picker-path", compact=True)
+            yield _Tree(self._begin, suffixes)
+            what = "a model's folder" if self._model else "a file or a folder"
+            yield Static(f"↵ opens · c chooses {what} · Backspace goes up · Tab path · Esc", markup=False)
+
+    @on(Input.Submitted)
+    def _go(self, event: Input.Submitted) -> None:
+        path = Path(event.value).expanduser()
+        if path.is_file():
+            self._take(path)
+        elif path.is_dir():
+            tree = self.query_one(_Tree)
+            tree.path = path
+            tree.focus()
+        else:
+            self.notify(f"There is no {path}.", severity="warning", markup=False)
+
+    @on(DirectoryTree.FileSelected)
+    def _file(self, event: DirectoryTree.FileSelected) -> None:
+        self._take(event.path)
+
+    def action_choose(self) -> None:
+        """Take what the cursor is on."""
+        node = self.query_one(_Tree).cursor_node
+        if node is not None and node.data is not None:
+            self._take(node.data.path)
+
+    def _take(self, path: Path) -> None:
+        if self._model and path.is_file():
+            path = path.parent
+        if self._model and not (path / "config.json").is_file():
+            self.notify(f"{path} is no model's folder: it has no config.json.", severity="warning", markup=False)
+            return
+        self.dismiss(str(path))
+
+    def action_up(self) -> None:
+        """Show the folder above."""
+        tree = self.query_one(_Tree)
+        tree.path = Path(tree.path).absolute().parent
+        self.query_one("#picker-path", Input).value = str(tree.path)
+
+    def action_close(self) -> None:
+        """Nothing was chosen."""
+        self.dismiss(None)

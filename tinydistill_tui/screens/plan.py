@@ -1,0 +1,449 @@
+"""Step 4: every setting with its value, who chose it and why; what it takes; and the start.
+
+The planner is asked again after each key, in a thread; what is shown is always its answer. What the person set is never
+changed: Del gives it back to the planner, u takes the last change back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.timer import Timer
+from textual.widget import Widget
+from textual.widgets import DataTable, Input, Static
+from textual.worker import get_current_worker
+
+from engine import hardware, launch, profiles
+from engine.cli.arguments import command_line
+from engine.config import SETTINGS
+from engine.errors import Problem, SettingsError, TinyDistillError
+from engine.hardware import Hardware
+from engine.planner import Plan, measure, plan
+from engine.runs import default_runs_path
+from tinydistill_tui import plan_facts
+from tinydistill_tui.draft import Draft
+from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.plan_facts import Row
+from tinydistill_tui.screens.base import marked
+from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.widgets.field import ChoiceLine, TextField
+from tinydistill_tui.widgets.memory_bars import MemoryBars
+
+PLAN_AFTER_SECONDS = 0.15
+_WIDTHS = {"mark": 2, "field": 23, "value": 15, "by": 9}
+
+
+@dataclass
+class PlanChanged(Message):
+    """The planner has answered.
+
+    Attributes:
+        answers: what it was asked, so that an old answer is known as one.
+        planned: the plan, also when it does not fit; None when the request is wrong.
+        error: what is wrong with the request.
+    """
+
+    answers: dict[str, str]
+    planned: Plan | None
+    error: TinyDistillError | None = None
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest counts."""
+        return isinstance(message, PlanChanged)
+
+
+class SettingsTable(DataTable[Content]):
+    """The table; Enter on a row changes it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "select_cursor", "Edit", key_display="↵", id="plan-edit", tooltip="Change the setting"),
+    ]
+
+
+class SettingEditor(Vertical):
+    """The box below the table: one setting to change, and its reason as a whole."""
+
+    def compose(self) -> ComposeResult:
+        """A line of text, or a line of choices; and words."""
+        yield TextField("", id="edit-text")
+        yield ChoiceLine("", [], "", id="edit-choice")
+        yield Static(id="edit-words", markup=False)
+
+    def show(self, row: Row, text: str, *, editing: bool) -> None:
+        """Show a setting.
+
+        Args:
+            row: as it stands in the table.
+            text: what the field begins with.
+            editing: whether the person is at it, so that what is typed stays.
+        """
+        info = SETTINGS[row.field]
+        self.border_title = Content(f"{row.field} · {info.accepted()}")
+        self.border_subtitle = Content("↵ keeps it · Esc takes it back" if editing else "")
+        chosen = choices_of(row.field)
+        field, line = self.query_one("#edit-text", TextField), self.query_one("#edit-choice", ChoiceLine)
+        field.display, line.display = editing and not chosen, editing and bool(chosen)
+        if not editing:
+            field.setting = row.field
+            with field.prevent(Input.Changed):
+                field.value = text
+            line.offer(row.field, chosen, text)
+        self.query_one("#edit-words", Static).update(f"{info.help}.\n{_sentence(row)}" if not editing else row.why)
+
+    @property
+    def control_shown(self) -> TextField | ChoiceLine:
+        """The widget that takes the keys."""
+        field = self.query_one("#edit-text", TextField)
+        return field if field.display else self.query_one("#edit-choice", ChoiceLine)
+
+
+class PlanScreen(StepScreen):
+    """The plan."""
+
+    NUMBER = 4
+    AUTO_FOCUS = "#settings"
+    hint = "Predictions come from the models' headers; nothing is loaded before the start."
+    HELP = (
+        "What the run will take, and why each setting is as it is. Change one with Enter; the planner answers at once. "
+        "What you set is marked and never changed; Del gives it back to the planner."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("s", "start", "Start", id="plan-start", tooltip="Start the run; refused while it does not fit"),
+        Binding("enter", "next", "Keep", show=False, id="step-next", tooltip="Keep what stands in the box"),
+        Binding("delete,backspace", "give_back", "Planner's", key_display="Del", id="plan-give-back",
+                tooltip="Let the planner choose the setting again"),
+        Binding("u", "undo", "Undo", id="plan-undo", tooltip="Take the last change back"),
+        Binding("f6", "all", "All", key_display="F6", id="plan-all", tooltip="Every setting, or the first ones"),
+        Binding("p", "profile", "Profile", id="plan-profile", tooltip="Save what you set as a profile"),
+        Binding("y", "copy", "Copy", show=False, id="plan-copy", tooltip="Copy the same run as a command line"),
+        Binding("f5", "again", "Again", show=False, id="plan-again", tooltip="Look at the machine and plan again"),
+    ]  # fmt: skip
+
+    def __init__(self, draft: Draft) -> None:
+        super().__init__(draft)
+        self.everything = False
+        self.editing = False
+        self.error: TinyDistillError | None = None
+        self._rows: list[Row] = []
+        self._machine: Hardware | None = None
+        self._timer: Timer | None = None
+        self._planned_for: dict[str, str] | None = None
+        self._starting = False
+
+    def compose_content(self) -> Iterable[Widget]:
+        """What it takes, the settings, and the one that is chosen."""
+        yield MemoryBars(id="memory-bars")
+        yield Static(id="cost", markup=False)
+        yield Static(id="parts", markup=False)
+        yield Static(id="fits", markup=False)
+        yield SettingsTable(id="settings", cursor_type="row", zebra_stripes=True, cell_padding=0, show_header=True)
+        yield SettingEditor(id="editor", classes="pane")
+
+    def on_mount(self) -> None:
+        """Ask the planner, and measure the machine where nobody did."""
+        table = self._table
+        for key, label in (("mark", ""), ("field", "Setting"), ("value", "Value"), ("by", "By")):
+            table.add_column(label, key=key, width=_WIDTHS[key])
+        table.add_column("Why", key="why", width=self._why_width)
+        table.hint = self.hint  # type: ignore[attr-defined]
+        if self.draft.plan is not None and self._machine is not None:
+            self._draw()
+        self._plan_soon(0.01)
+        self._measure()
+
+    @property
+    def _table(self) -> DataTable[Content]:
+        return self.query_one("#settings", DataTable)
+
+    @property
+    def _why_width(self) -> int:
+        return max(10, self.app.size.width - 4 - sum(_WIDTHS.values()))
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The reasons take what is left."""
+        column = next((each for each in self._table.ordered_columns if each.key.value == "why"), None)
+        if column is not None:
+            column.width = self._why_width
+            self._draw()
+
+    @property
+    def chosen(self) -> Row | None:
+        """The setting under the cursor."""
+        row = self._table.cursor_row
+        return self._rows[row] if 0 <= row < len(self._rows) else None
+
+    # asking the planner
+
+    def _plan_soon(self, seconds: float = PLAN_AFTER_SECONDS) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(seconds, self._plan)
+
+    @work(thread=True, exclusive=True, group="plan")
+    def _plan(self) -> None:
+        worker, answers = get_current_worker(), dict(self.draft.answers)
+        if self._machine is None:
+            self._machine = hardware.detect(default_runs_path())
+        try:
+            problems = self.draft.problems()
+            if problems:
+                raise SettingsError(problems, "")
+            found = PlanChanged(answers, plan(self.draft.good_config(), hardware=self._machine, strict=False))
+        except TinyDistillError as error:
+            found = PlanChanged(answers, None, error)
+        if not worker.is_cancelled:
+            self.post_message(found)
+
+    @work(thread=True, exclusive=True, group="measure")
+    def _measure(self) -> None:
+        """Times are cautious figures until the machine was measured; that is done once, and kept."""
+        measure.machine_rates(measure=True)
+        if not get_current_worker().is_cancelled:
+            self.app.call_from_thread(self._plan_soon, 0.01)
+
+    @on(PlanChanged)
+    def _planned(self, message: PlanChanged) -> None:
+        if not self.is_there or message.answers != self.draft.answers:
+            return
+        self._planned_for, self.error = message.answers, message.error
+        if message.planned is not None:
+            self.draft.plan = message.planned
+        self._draw()
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether what is shown belongs to what was typed."""
+        return self._planned_for == self.draft.answers
+
+    # drawing
+
+    def _draw(self) -> None:
+        planned, machine = self.draft.plan, self._machine
+        if planned is not None and machine is not None:
+            self.query_one(MemoryBars).needs = tuple(plan_facts.needs(planned, machine))
+            self.query_one("#cost", Static).update(plan_facts.cost(planned, machine))
+            self.query_one("#parts", Static).update(plan_facts.parts(planned))
+            self._draw_table(plan_facts.rows(planned, everything=self.everything))
+        if self.error is not None:
+            self._say_fit("wrong", _error_words(self.error))
+        elif planned is not None and machine is not None:
+            mark, words = plan_facts.verdict(planned, machine)
+            self._say_fit(mark, f"{words} y copies the command." if mark == "good" else words)
+        self._draw_editor()
+
+    def _say_fit(self, mark: str, words: str) -> None:
+        self.query_one("#fits", Static).update(marked(mark, words))
+
+    def _draw_table(self, rows: list[Row]) -> None:
+        table, width = self._table, self._why_width
+        cells = [_cells(row, width) for row in rows]
+        if [row.field for row in rows] == [row.field for row in self._rows]:
+            for row, row_cells in zip(rows, cells, strict=True):
+                for column, cell in zip((*_WIDTHS, "why"), row_cells, strict=True):
+                    table.update_cell(row.field, column, cell)
+            self._rows = rows
+            return
+        chosen = self.chosen
+        table.clear()
+        self._rows = rows
+        for row, row_cells in zip(rows, cells, strict=True):
+            table.add_row(*row_cells, key=row.field)
+        names = [row.field for row in rows]
+        if chosen is not None and chosen.field in names:
+            table.move_cursor(row=names.index(chosen.field))
+
+    @on(DataTable.RowHighlighted)
+    def _draw_editor(self) -> None:
+        row = self.chosen
+        if row is not None and self.is_mounted:
+            self.query_one(SettingEditor).show(row, self._text_of(row), editing=self.editing)
+
+    def _text_of(self, row: Row) -> str:
+        planned = self.draft.plan
+        if row.field in self.draft.answers or planned is None:
+            return self.draft.get(row.field)
+        return plan_facts.typed(row.field, getattr(planned.settings, SETTINGS[row.field].field))
+
+    # editing
+
+    @on(DataTable.RowSelected)
+    def _row_selected(self) -> None:
+        self.action_edit()
+
+    def action_edit(self) -> None:
+        """Change the setting under the cursor."""
+        if self.chosen is None or self.editing:
+            return
+        self.draft.remember()
+        self._draw_editor()  # its fields begin with what is there
+        self.editing = True
+        self._draw_editor()
+        control = self.query_one(SettingEditor).control_shown
+        control.focus()
+        if isinstance(control, TextField):
+            control.select_all()
+
+    def action_next(self) -> None:  # type: ignore[override]
+        """Enter within the box keeps what is there, if it is good."""
+        row = self.chosen
+        if row is None or not self.editing:
+            return
+        sentence = self.draft.problem(row.field)
+        if sentence is not None:
+            self.land_on(row.field, f"{row.field} {self.draft.get(row.field)[:24]}: {sentence}")
+            return
+        self._leave_editor()
+
+    def _leave_editor(self) -> None:
+        self.editing = False
+        self._draw_editor()
+        self._table.focus()
+        self.draft.save()
+
+    def changed(self, setting: str) -> None:
+        """Ask the planner."""
+        self._plan_soon()
+
+    @on(ChoiceLine.Changed)
+    def _choice(self, event: ChoiceLine.Changed) -> None:
+        event.stop()
+
+    async def action_back(self) -> None:
+        """Out of the box with what was there before, or back to the data."""
+        if self.editing:
+            self.draft.undo()
+            self._leave_editor()
+            self._plan_soon(0.01)
+        else:
+            await super().action_back()
+
+    def action_give_back(self) -> None:
+        """Let the planner choose again."""
+        row = self.chosen
+        if row is None or self.editing or row.field not in self.draft.answers:
+            return
+        self.draft.remember()
+        self.draft.set(row.field, "")
+        self.draft.save()
+        self.say(f"{row.field} is the planner's again; u takes that back.", "good")
+        self._plan_soon(0.01)
+
+    def action_undo(self) -> None:
+        """Take the last change back."""
+        if self.editing:
+            return
+        self.say("The last change is taken back." if self.draft.undo() else "There is nothing to take back.")
+        self.draft.save()
+        self._plan_soon(0.01)
+
+    def action_all(self) -> None:
+        """Every setting, or those that matter most."""
+        self.everything = not self.everything
+        self._draw()
+        self.say(f"{len(self._rows)} settings; F6 shows {'fewer' if self.everything else 'all'}.")
+
+    def action_again(self) -> None:
+        """Look at the machine again."""
+        self._machine = None
+        self._plan_soon(0.01)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """While a setting is changed, the letters belong to it."""
+        if action in ("start", "give_back", "undo", "all", "profile", "copy"):
+            return not self.editing
+        return True
+
+    # leaving with something
+
+    def action_copy(self) -> None:
+        """Copy the same run as a command line."""
+        words = command_line(self.draft.asked_config())
+        self.app.copy_to_clipboard(words)
+        self.notify(f"Copied: {words}", markup=False)
+
+    @work
+    async def action_profile(self) -> None:
+        """Save what was set as a profile."""
+        from tinydistill_tui.screens.name import NameScreen
+
+        name = await self.app.push_screen_wait(
+            NameScreen("Save as a profile", "", lambda name: profiles.save(name, self.draft.good_config().asked()))
+        )
+        if name is not None:
+            self.notify(f"Saved. Use it: tinydistill-tui --profile {name}", markup=False)
+
+    @work(exclusive=True, group="start")
+    async def action_start(self) -> None:
+        """Make the run and start it, unless it does not fit."""
+        if self._starting:
+            return
+        if not self.up_to_date:
+            self.say("One moment, the planner is thinking…", "look")
+            return
+        planned = self.draft.plan
+        if self.error is not None or planned is None or planned.misfit is not None:
+            reason = "it does not fit" if self.error is None else "a setting cannot be"
+            self.say(f"Not started: {reason}. What would do is said above.", "wrong")
+            return
+        self._starting = True
+        self.draft.save()
+        self.say("Making the run…", "live")
+        try:
+            run = await asyncio.to_thread(launch.new_run, self.draft.good_config())
+            self.draft.started = True
+            await self.tiny.start_run(run.path)
+        except TinyDistillError as error:
+            self.draft.started = False
+            self._say_fit("wrong", error.paragraph())
+            self.say("Not started; your answers are kept.", "wrong")
+        except OSError as error:
+            self.draft.started = False
+            self._say_fit("wrong", f"The run could not be made: {error}.")
+            self.say("Not started; your answers are kept.", "wrong")
+        finally:
+            self._starting = False
+
+
+def choices_of(name: str) -> list[tuple[str, str]]:
+    """What a setting can be chosen from; nothing when it is typed."""
+    info = SETTINGS[name]
+    if info.kind == "bool":
+        return [("on", "on"), ("off", "off")]
+    return [(choice, choice) for choice in info.choices]
+
+
+def _cells(row: Row, width: int) -> list[Content]:
+    yours = row.by == "you"
+    style = MARK_STYLES["yours"] if yours else ""
+    return [
+        Content.styled(MARKS["yours"] if yours else " ", style),
+        Content(row.field),
+        Content.styled(plan_facts.cut_value(row.value, _WIDTHS["value"] - 1), f"bold {style}".strip()),
+        Content.styled(row.by, style),
+        Content.styled(plan_facts.cut_words(row.why, width), "$text-muted"),
+    ]
+
+
+def _sentence(row: Row) -> str:
+    who = "You set it to" if row.by == "you" else "The planner takes"
+    why = "" if row.by == "you" or not row.why else f": {row.why}"
+    return f"{who} {row.value}{why}." if row.value != "–" else f"Not set: {row.why or 'it is not needed'}."
+
+
+def _error_words(error: TinyDistillError) -> str:
+    if isinstance(error, SettingsError):
+        return "This cannot be: " + "; ".join(_problem_words(problem) for problem in error.problems) + "."
+    return error.paragraph()
+
+
+def _problem_words(problem: Problem) -> str:
+    return f"{problem.setting} {problem.value}: {problem.accepted}"

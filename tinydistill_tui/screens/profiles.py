@@ -1,0 +1,181 @@
+"""Saved answers: use one, name it anew, copy it, delete it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from textual import on, work
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import DataTable, Static
+
+from engine import profiles
+from engine.errors import TinyDistillError
+from tinydistill_tui.draft import Draft
+from tinydistill_tui.plan_facts import cut_words, home_as_tilde, shown
+from tinydistill_tui.screens.base import FrameScreen
+from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
+from tinydistill_tui.screens.name import NameScreen
+
+
+class ProfilesScreen(FrameScreen):
+    """All profiles, and what the chosen one sets.
+
+    Args:
+        draft: takes the answers of the profile that is used.
+    """
+
+    AUTO_FOCUS = "#profiles"
+    hint = "Only what you set is saved; the planner decides the rest on each machine."
+    HELP = "A profile is a file with the settings that somebody set. Wizard and --profile begin with them."
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "Back", key_display="Esc", id="profiles-back", tooltip="Back to the start"),
+        Binding("enter", "use", "Use", key_display="↵", id="profiles-use", tooltip="Begin with these settings"),
+        Binding("n", "rename", "Rename", id="profiles-rename", tooltip="Give it another name"),
+        Binding("c", "duplicate", "Duplicate", id="profiles-duplicate", tooltip="The same under another name"),
+        Binding("D", "delete", "Delete", id="profiles-delete", tooltip="Delete the profile; asks"),
+    ]
+
+    def __init__(self, draft: Draft) -> None:
+        super().__init__()
+        self.draft = draft
+        self._values: dict[str, dict[str, Any] | TinyDistillError] = {}
+
+    def compose_content(self) -> Iterable[Widget]:
+        """The table, and what the chosen one sets."""
+        yield DataTable(id="profiles", cursor_type="row", zebra_stripes=True, cell_padding=0)
+        yield Static(id="profile-words", classes="pane", markup=False)
+
+    def on_mount(self) -> None:
+        """Read them."""
+        table = self._table
+        for key, label, width in (("name", " Name", 20), ("for", "For", 50), ("sets", "Sets", 5)):
+            table.add_column(label, key=key, width=width)
+        title = f"Profiles in {home_as_tilde(str(profiles.folder()))}"
+        self.set_title(title if len(title) + 2 <= self.app.size.width else "Profiles")
+        self.read()
+
+    @property
+    def _table(self) -> DataTable[Content]:
+        return self.query_one("#profiles", DataTable)
+
+    @property
+    def chosen(self) -> str | None:
+        """Name of the profile under the cursor."""
+        names = list(self._values)
+        row = self._table.cursor_row
+        return names[row] if 0 <= row < len(names) else None
+
+    def read(self) -> None:
+        """Read every profile again."""
+        self._values.clear()
+        for name in profiles.names():
+            try:
+                self._values[name] = profiles.load(name)
+            except TinyDistillError as error:
+                self._values[name] = error
+        table = self._table
+        row = table.cursor_row
+        table.clear()
+        for name, values in self._values.items():
+            about, count = ("cannot be read", "")
+            if not isinstance(values, TinyDistillError):
+                about, count = _about(values), str(len(values)).rjust(4)
+            table.add_row(Content(" " + cut_words(name, 18)), Content(cut_words(about, 48)), Content(count), key=name)
+        table.move_cursor(row=min(row, max(0, len(self._values) - 1)))
+        self._draw()
+
+    @on(DataTable.RowHighlighted)
+    def _draw(self) -> None:
+        words = self.query_one("#profile-words", Static)
+        if self.chosen is None:
+            words.border_title = "No profile"
+            words.update("None is saved yet: p on the plan saves what you set there.")
+            return
+        values = self._values[self.chosen]
+        words.border_title = Content(f"{self.chosen} sets")
+        if isinstance(values, TinyDistillError):
+            words.update(values.paragraph())
+            return
+        lines = [f"{name.ljust(22)} {cut_words(shown(name, value), 50)}" for name, value in values.items()]
+        words.update("\n".join(lines))
+
+    @on(DataTable.RowSelected)
+    def _selected(self) -> None:
+        self.action_use()
+
+    def action_use(self) -> None:
+        """Begin a run with these settings."""
+        from tinydistill_tui.screens.models import ModelsScreen
+
+        values = self._values[self.chosen] if self.chosen is not None else None
+        if values is None:
+            return
+        if isinstance(values, TinyDistillError):
+            self.say("This one cannot be used; what is wrong is said above.", "wrong")
+            return
+        self.draft.replace(Draft.of(values))
+        self.app.switch_screen(ModelsScreen(self.draft))
+
+    @work
+    async def action_rename(self) -> None:
+        """Another name."""
+        name = self.chosen
+        if name is None:
+            return
+
+        def act(new: str) -> None:
+            if new != name:
+                profiles.rename(name, new)
+
+        if await self.app.push_screen_wait(NameScreen(f"Another name for {name}", name, act)):
+            self.read()
+
+    @work
+    async def action_duplicate(self) -> None:
+        """The same under another name."""
+        name = self.chosen
+        values = self._values[name] if name is not None else None
+        if name is None or values is None or isinstance(values, TinyDistillError):
+            return
+        if await self.app.push_screen_wait(
+            NameScreen(f"A copy of {name}", f"{name}-copy", lambda new: _save_new(new, values))
+        ):
+            self.read()
+
+    @work
+    async def action_delete(self) -> None:
+        """Delete it; asks."""
+        name = self.chosen
+        if name is None:
+            return
+        answer = await self.app.push_screen_wait(
+            ConfirmScreen(
+                f"Delete {name}?",
+                "Only the saved settings are gone; no run and no model is touched.",
+                [Answer("keep", "Keep", "k"), Answer("delete", "Delete", "d", costs=True)],
+            )
+        )
+        if answer == "delete":
+            try:
+                profiles.delete(name)
+            except OSError as error:
+                self.say(f"{name} could not be deleted: {error.strerror or error}.", "wrong")
+            self.read()
+
+
+def _save_new(name: str, values: dict[str, Any]) -> None:
+    from engine.errors import Problem, SettingsError
+
+    if name in profiles.names():
+        raise SettingsError([Problem("profile", name, "there is a profile of this name already")], "")
+    profiles.save(name, values)
+
+
+def _about(values: dict[str, Any]) -> str:
+    if values.get("demo"):
+        return "the demo"
+    models = [home_as_tilde(str(values.get(name) or "planner's pick")) for name in ("teacher", "student")]
+    return f"{models[0]} → {models[1]}, {home_as_tilde(str(values.get('data') or 'python-docs'))}"

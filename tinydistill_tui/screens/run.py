@@ -1,0 +1,454 @@
+"""One run: phases, memory, loss and log, drawn from its events; and the few things that can be asked of it.
+
+Nothing is kept here that is not in the run's folder: leaving loses nothing, coming back reads the events again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events, on, work
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Static
+from textual.worker import get_current_worker
+
+from engine.errors import TinyDistillError
+from engine.format import format_bytes, format_count, format_duration, format_percent
+from tinydistill_tui import control, runs, watcher
+from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.messages import RunGone, RunUpdated
+from tinydistill_tui.screens.base import FrameScreen, marked
+from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
+from tinydistill_tui.state import RunState, run_state
+from tinydistill_tui.watch import RunView
+from tinydistill_tui.widgets.log_pane import FilterField, LogPane
+from tinydistill_tui.widgets.phase_list import PhaseList
+from tinydistill_tui.widgets.plot import Plot
+from tinydistill_tui.widgets.run_drawings import METRICS, memory_drawing, metric_drawing
+
+_ASKED_SECONDS = 20.0  # how long "pausing…" stands before the engine has said so
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked of the run and not answered yet."""
+
+    word: str
+    at: float
+
+
+class RunScreen(FrameScreen):
+    """Watches the run in a folder.
+
+    Args:
+        path: the run's folder.
+    """
+
+    AUTO_FOCUS = "#log-lines"
+    HELP = (
+        "A run: its phases, its memory against the budget and the plan's prediction, its loss, its log. "
+        "The run is a process of its own: closing this window changes nothing about it."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "pause", "Pause", id="pause", tooltip="Pause at the next safe point, or go on"),
+        Binding("S", "stop", "Stop", id="stop", tooltip="Stop after a checkpoint; it can be resumed"),
+        Binding(
+            "R", "resume_run", "Resume", id="resume-run", tooltip="Go on with a run that was stopped, failed or lost"
+        ),
+        Binding("enter", "result", "Result", id="result", show=False, tooltip="The result, or why it failed"),
+        Binding("slash", "filter", "Filter", key_display="/", id="filter", tooltip="Look for words in the log"),
+        Binding("f", "follow", "Follow", id="follow", tooltip="Keep the newest line of the log in sight, or not"),
+        Binding("z", "zoom", "Zoom", id="zoom", tooltip="The focused pane alone, on the whole screen; Esc ends it"),
+        Binding("y", "copy", "Copy", show=False, id="copy", tooltip="Copy the selected text, or the shown log"),
+        Binding(
+            "W", "write_log", "Write", show=False, id="write-log", tooltip="Write the shown log into the run's folder"
+        ),
+        Binding("i", "level('info')", "Info", show=False, id="level-info", tooltip="Log: everything but details"),
+        Binding(
+            "w", "level('warning')", "Warnings", show=False, id="level-warning", tooltip="Log: warnings and errors"
+        ),
+        Binding("e", "level('error')", "Errors", show=False, id="level-error", tooltip="Log: errors"),
+        Binding("n", "match(1)", "Next match", show=False, id="match-next", tooltip="Log: next match"),
+        Binding("N", "match(-1)", "Match before", show=False, id="match-before", tooltip="Log: the match before"),
+        Binding(
+            "c", "clear_notice", "Seen", show=False, id="clear-notice", tooltip="Warnings are seen: take the line away"
+        ),
+        Binding(
+            "v", "next_metric", "Metric", show=False, id="metric", tooltip="Plot: loss, distance, learning rate, speed"
+        ),
+        Binding("x", "x_axis", "Axis", show=False, id="x-axis", tooltip="Plot: over steps or over time"),
+        Binding("g", "log_scale", "Log scale", show=False, id="log-scale", tooltip="Plot: logarithmic or not"),
+        Binding("a", "all_runs", "All runs", show=False, id="all-runs", tooltip="Every run that is found"),
+    ]
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.view = RunView(name=path.name)
+        self.live = False
+        self.read_share = 0.0
+        self.created: float | None = None
+        self._on_gpu = False
+        self._asked: _Asked | None = None
+        self._last_focus: Widget | None = None
+        self._offered: tuple[bool, bool] | None = None
+        self._seen_notices = 0
+        self._metric = 0
+        self._by_step = True
+        self._log_scale = False
+        self._result_shown_for: float | None = None
+
+    def compose_content(self) -> Iterable[Widget]:
+        """Phases, plots, the newest notice, log."""
+        yield PhaseList(id="phases")
+        with Horizontal(id="plots"):
+            yield Plot(id="memory", classes="pane")
+            yield Plot(id="metric", classes="pane")
+            yield Plot(id="speed", classes="pane")
+        yield Static(id="notice", markup=False)
+        yield LogPane(id="log")
+
+    def on_mount(self) -> None:
+        """Begin to watch."""
+        super().on_mount()
+        memory, metric, speed = (self.query_one(f"#{name}", Plot) for name in ("memory", "metric", "speed"))
+        memory.hint = "Memory over the whole run; dotted: the budget, dashed: the plan's prediction."
+        metric.hint = "v another metric, x steps or time, g logarithmic; o: the hold-out rows."
+        speed.hint = "Tokens a second that the student reads."
+        self.attach(self.path)
+
+    def attach(self, path: Path) -> None:
+        """Watch the run in this folder from now on, from its first event."""
+        info = runs.read_info(path)
+        self.path = path
+        self.view, self.live, self.read_share = RunView(name=path.name), False, 0.0
+        created = info.get("created")
+        self.created = float(created) if isinstance(created, (int, float)) else None
+        settings = info.get("settings")
+        self._on_gpu = isinstance(settings, dict) and str(settings.get("device") or "").startswith("cuda")
+        self._asked, self._seen_notices, self._result_shown_for = None, 0, None
+        self._draw()
+        self._read_events(path)
+
+    def sent_off(self) -> None:
+        """A supervisor was just started for the run: it says nothing yet, and is not lost."""
+        self.created = self.tiny.clock()
+        self._draw()
+
+    @work(thread=True, exclusive=True, group="tail")
+    def _read_events(self, path: Path) -> None:
+        worker = get_current_worker()
+        watcher.watch(path, self.post_message, lambda: worker.is_cancelled or not self.is_running)
+
+    @property
+    def state(self) -> RunState:
+        """How the run stands, in a word; what was asked and not answered yet comes first."""
+        if self.read_share < 1.0:  # what is read so far is the past
+            return RunState(f"reading {format_percent(self.read_share)}", "waiting", live=self.live)
+        now = self.tiny.clock()
+        state = run_state(self.view, live=self.live, now=now, created=self.created)
+        if self._asked is not None and state.live:
+            return RunState(self._asked.word, "look", live=True)
+        return state
+
+    @on(RunUpdated)
+    def _updated(self, message: RunUpdated) -> None:
+        nothing_new = message.view is self.view and message.live == self.live
+        self.view, self.live, self.read_share = message.view, message.live, message.read_share
+        if self._asked is not None:
+            answered = self.view.control is not None or self.view.finished is not None or not self.live
+            if answered or self.tiny.clock() - self._asked.at > _ASKED_SECONDS:
+                self._asked = None
+        if nothing_new:
+            self._draw_state()
+        else:
+            self._draw()
+        self._show_result_once()
+
+    @on(RunGone)
+    def _gone(self, message: RunGone) -> None:
+        self.live = False
+        self.say(f"{message.sentence} a shows all runs.", "wrong")
+
+    # what is drawn
+
+    def _draw(self) -> None:
+        """Everything anew."""
+        if not self.is_mounted:
+            return
+        state, now = self._draw_state()
+        view = self.view
+        self.query_one(PhaseList).show(view, state)
+        self.query_one("#memory", Plot).show(memory_drawing(view, now, on_gpu=self._on_gpu))
+        metric = METRICS[self._metric]
+        self.query_one("#metric", Plot).show(metric_drawing(view, metric, by_step=self._by_step, log=self._log_scale))
+        speed = next(each for each in METRICS if each.name == "tokens_per_second")
+        self.query_one("#speed", Plot).show(metric_drawing(view, speed, by_step=self._by_step, log=False))
+        self._draw_notice()
+        self.query_one(LogPane).show(view)
+
+    def _draw_state(self) -> tuple[RunState, float]:
+        """What time alone changes: the first line and the one above the keys."""
+        view, state = self.view, self.state
+        now = self.tiny.clock() if state.live else view.last_time or self.tiny.clock()  # what is over grows no longer
+        self._draw_title(state, now)
+        if not isinstance(self.focused, FilterField):
+            self.say(*self._verdict(state))
+        if (state.live, state.resumable) != self._offered:  # the keys below are laid out anew: not at each event
+            self._offered = (state.live, state.resumable)
+            self.refresh_bindings()
+        return state, now
+
+    def _draw_title(self, state: RunState, now: float) -> None:
+        view = self.view
+        name, word = (self.path.name, "bold"), (f"{MARKS[state.mark]} {state.word}", f"bold {MARK_STYLES[state.mark]}")
+        roomy = len(name[0]) + len(word[0]) + 4 <= self.size.width
+        parts: list[tuple[str, str]] = [name, ("  ", ""), word] if roomy else [word, ("  ", ""), name]
+        if view.session_started is not None and self.read_share >= 1.0:
+            parts.append((f"  {format_duration(view.elapsed_seconds(now))} elapsed", ""))
+        phase = view.current
+        if state.live and phase is not None and phase.eta_seconds is not None and self.read_share >= 1.0:
+            parts.append((f" · about {format_duration(phase.eta_seconds)} left", ""))
+        right = "attached, live" if self.live and self.read_share >= 1.0 else ""
+        if view.bad_lines:
+            right = f"{format_count(view.bad_lines)} unreadable line{'s' if view.bad_lines > 1 else ''}"
+        self.set_title(Content.assemble(*parts), right)
+
+    def _draw_notice(self) -> None:
+        notices = self.view.notices[self._seen_notices :]
+        notice = self.query_one("#notice", Static)
+        notice.set_class(bool(notices), "-some")
+        if notices:
+            newest = notices[-1]
+            more = f"  (+{len(notices) - 1} more in the log)" if len(notices) > 1 else ""
+            room = max(10, self.size.width - 32)
+            words = newest.text if len(newest.text) <= room else newest.text[: room - 1] + "…"
+            mark = "wrong" if newest.level == "error" else "look"
+            notice.update(
+                Content.assemble(
+                    marked(mark, f"{_hour_and_minute(newest.time)} {words}"),
+                    (more, "$text-muted"),
+                    (" c", "bold"),
+                    " seen",
+                )
+            )
+
+    def _verdict(self, state: RunState) -> tuple[str, str]:
+        """The sentence above the keys."""
+        match state.word:
+            case "lost":
+                return (
+                    "Nobody works on it: killed, or the machine went off. R goes on with it.",
+                    "lost",
+                )
+            case "stopped":
+                return "Stopped; everything is kept. R goes on with it.", "stopped"
+            case "failed":
+                return "It failed; what was done is kept. Enter says why, R tries again.", "wrong"
+            case "done":
+                return "Done. Enter shows the result.", "good"
+            case "paused":
+                return "Paused; it keeps its memory. Space goes on.", "stopped"
+            case word if word.startswith("quiet"):
+                return "No word for a while, but its process is there: a long step, not a dead run.", "look"
+        hint = getattr(self.focused, "hint", "")
+        return hint or "Closing this window is safe: the run goes on. Come back: tinydistill-tui", ""
+
+    # the result
+
+    def _show_result_once(self) -> None:
+        """The result comes by itself when the run ends, once for each end."""
+        ended = self.view.finished in ("done", "failed") and not self.live and self.read_share >= 1.0
+        if ended and self._result_shown_for != self.view.last_time and self.app.screen is self:
+            self._result_shown_for = self.view.last_time
+            self.action_result()
+
+    def action_result(self) -> None:
+        """Show the result, or why it failed."""
+        from tinydistill_tui.screens.finish import FinishScreen
+
+        if self.view.finished in ("done", "failed"):
+            self.app.push_screen(FinishScreen(self.path, self.view))
+
+    # what can be asked of the run
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what can be done now is shown below."""
+        if not self.is_mounted:
+            return True
+        if action in ("pause", "stop"):
+            return self.state.live
+        if action == "resume_run":
+            return self.state.resumable
+        return True
+
+    async def action_leave(self) -> None:
+        """Leave; ask first when the run is going."""
+        if not self.state.live:
+            self.app.exit()
+        else:
+            self._ask_to_leave()
+
+    @work
+    async def _ask_to_leave(self) -> None:
+        phase = self.view.current
+        share = f": {format_percent(phase.share)}" if phase is not None and phase.share is not None else ""
+        left = f", about {format_duration(phase.eta_seconds)} left" if phase is not None and phase.eta_seconds else ""
+        answer = await self.app.push_screen_wait(
+            ConfirmScreen(
+                "The run is still going",
+                f"{self.path.name} is {self.state.word}{share}{left}.\nClosing this window changes nothing about it.",
+                [
+                    Answer("leave", "Leave it running", "d"),
+                    Answer("stop", "Stop, keep state", "s", costs=True),
+                    Answer("stay", "Stay", "q"),
+                ],
+            )
+        )
+        if answer == "stop":
+            self._ask_engine("stop", "stopping…")
+        if answer in ("leave", "stop"):
+            self.app.exit()
+
+    @work
+    async def action_stop(self) -> None:
+        """Stop the run after a checkpoint, when the person means it."""
+        step = f" at step {format_count(self.view.step)}" if self.view.step else " where it is"
+        size = f" ({format_bytes(self.view.checkpoint_bytes)})" if self.view.checkpoint_bytes else ""
+        answer = await self.app.push_screen_wait(
+            ConfirmScreen(
+                f"Stop {self.path.name}?",
+                f"It stops after the current step and a checkpoint{size}.\nNothing is lost: it resumes{step}.",
+                [Answer("stay", "Keep running", "k"), Answer("stop", "Stop it", "s", costs=True)],
+            )
+        )
+        if answer == "stop":
+            self._ask_engine("stop", "stopping…")
+
+    def action_pause(self) -> None:
+        """Pause, or go on when paused."""
+        paused = self.view.control in ("pausing", "paused")
+        self._ask_engine("resume" if paused else "pause", "going on…" if paused else "pausing…")
+
+    def _ask_engine(self, command: str, word: str) -> None:
+        try:
+            control.ask(self.path, command)
+        except TinyDistillError as error:
+            self.tiny.tell(error)
+            return
+        if command != "resume":
+            self._asked = _Asked(word, self.tiny.clock())
+        self._draw()
+
+    async def action_resume_run(self) -> None:
+        """Start a supervisor again for a run that nobody works on."""
+        try:
+            await self.tiny.start_run(self.path)
+        except TinyDistillError as error:
+            self.tiny.tell(error)
+
+    # the log and the plots
+
+    def action_filter(self) -> None:
+        """Look for words in the log."""
+        self.query_one(LogPane).open_field()
+
+    def action_follow(self) -> None:
+        """Follow the end of the log, or not."""
+        window = self.query_one(LogPane).window
+        window.follow = not window.follow
+
+    def action_level(self, level: str) -> None:
+        """Show the log from this level on."""
+        self.query_one(LogPane).set_level(level)
+
+    def action_match(self, step: int) -> None:
+        """Go to another match in the log."""
+        if not self.query_one(LogPane).go_to_match(step):
+            self.say("Nothing to go to: / looks for words in the log.", "look")
+
+    def action_copy(self) -> None:
+        """Copy the selected text, or else the shown log."""
+        selected = self.get_selected_text()
+        copied = selected or self.query_one(LogPane).text()
+        self.app.copy_to_clipboard(copied)
+        what = "the selected text" if selected else "the shown log"
+        self.notify(
+            f"Copied {what}: {format_bytes(len(copied.encode()))}. The whole log: {self.path / 'run.log'}", markup=False
+        )
+
+    def action_write_log(self) -> None:
+        """Write the shown log into the run's folder."""
+        try:
+            path = self.query_one(LogPane).write(self.path)
+        except OSError as error:
+            self.notify(f"It could not be written: {error.strerror or error}.", severity="error", markup=False)
+        else:
+            self.notify(f"Written: {path}", markup=False)
+
+    def action_zoom(self) -> None:
+        """Maximise the focused pane, or end that."""
+        if self.maximized is not None:
+            self.minimize()
+            return
+        pane: Widget | None = self.focused
+        while pane is not None and not pane.has_class("pane"):
+            pane = pane.parent if isinstance(pane.parent, Widget) else None
+        if pane is not None:
+            self.maximize(pane, container=False)
+
+    def action_clear_notice(self) -> None:
+        """The notices are seen."""
+        self._seen_notices = len(self.view.notices)
+        self._draw_notice()
+
+    def action_next_metric(self) -> None:
+        """Another metric in the plot."""
+        self._metric = (self._metric + 1) % len(METRICS)
+        self._draw()
+
+    def action_x_axis(self) -> None:
+        """Steps or time."""
+        self._by_step = not self._by_step
+        self._draw()
+
+    def action_log_scale(self) -> None:
+        """A logarithmic scale, or not."""
+        self._log_scale = not self._log_scale
+        self._draw()
+
+    def action_all_runs(self) -> None:
+        """The list of runs."""
+        self.app.switch_mode("runs")
+
+    async def action_back(self) -> None:
+        """Leave the zoom, then the filter, then this screen."""
+        if self.maximized is not None:
+            self.minimize()
+        elif not self.query_one(LogPane).close_field():
+            await self.action_leave()
+
+    def on_resize(self) -> None:
+        """Lines that are cut to the width are cut anew; the focus comes back with the pane that had it."""
+        self._draw()
+        self.call_after_refresh(self._restore_focus)
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """Remember it: a pane that a small window hides loses the focus."""
+        super().on_descendant_focus(event)
+        self._last_focus = event.widget
+
+    def _restore_focus(self) -> None:
+        if self.focused is None and self._last_focus is not None:
+            self._last_focus.focus()
+
+
+def _hour_and_minute(moment: float) -> str:
+    return time.strftime("%H:%M", time.localtime(moment))

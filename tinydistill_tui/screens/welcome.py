@@ -1,0 +1,255 @@
+"""Step 1: this machine, what a run may take of it, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on, work
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.message import Message
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+from textual.worker import get_current_worker
+
+from engine import hardware, profiles
+from engine.errors import TinyDistillError
+from engine.format import format_bytes
+from engine.hardware import Hardware
+from engine.planner.budget import FREE_SHARE
+from engine.runs import default_runs_path
+from tinydistill_tui import runs
+from tinydistill_tui.draft import Draft, budget_text
+from tinydistill_tui.plan_facts import cut_words, home_as_tilde
+from tinydistill_tui.runs import RunSummary
+from tinydistill_tui.screens.models import ModelsScreen
+from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.widgets.field import TextField
+
+_MOST_RUNS = 2
+
+
+@dataclass
+class Measured(Message):
+    """What the machine has, and the runs that can be gone on with."""
+
+    machine: Hardware
+    going: list[RunSummary]
+
+
+class WelcomeScreen(StepScreen):
+    """The start."""
+
+    NUMBER = 1
+    AUTO_FOCUS = "#menu"
+    hint = "Everything has a default: Enter, Enter, Enter, then s starts."
+    HELP = (
+        "TinyDistill teaches a small language model with a big one, on this machine. The teacher reads the text once "
+        "and its answers are kept on disk; then it is gone from memory, and the student learns from what was kept."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "leave", "Quit", id="leave", tooltip="Leave; the answers are kept for next time"),
+        Binding("escape", "back", "Menu", show=False, id="welcome-back", tooltip="Back to the menu"),
+        Binding("r,f5", "measure", "Measure again", key_display="r", id="welcome-measure", tooltip="Look at it again"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__(Draft())
+        self.machine: Hardware | None = None
+        self._going: list[RunSummary] = []
+
+    def compose_content(self) -> Iterable[Widget]:
+        """The machine, the budget, the menu."""
+        draft = Draft.of(self.tiny.config_values) if self.tiny.config_values else Draft.load()
+        self.draft.replace(draft)
+        yield Static("This machine", classes="heading")
+        yield Static("measuring…", id="machine", markup=False)
+        yield Static("Budget: the most that a run may take", classes="heading")
+        for setting, label in (("memory_budget", "GPU"), ("ram_budget", "RAM")):
+            with Horizontal(classes="row", id=f"row-{setting}"):
+                yield Static(label, classes="label", id=f"label-{setting}")
+                yield TextField(
+                    setting,
+                    self.draft.get(setting),
+                    classes="half",
+                    hint="A size such as 3 (GiB), 700MB or 80 % of what is free; empty: the planner's choice.",
+                )
+                yield Static(id=f"share-{setting}", classes="note", markup=False)
+        yield Static("What would you like to do?", classes="heading")
+        yield OptionList(id="menu", compact=True, markup=False)
+
+    def on_mount(self) -> None:
+        """Look at the machine while the menu is there already."""
+        self.query_one("#row-memory_budget").display = False
+        self._draw_menu()
+        self.action_measure()
+        self.hint = self.draft.note or self.hint  # it stays above the keys, as long as nothing else is said there
+        self.draft.note = ""
+
+    def on_screen_resume(self) -> None:
+        """Back from a run or from the steps: the menu may be another one."""
+        self.draft.started = False
+        if self.machine is not None:
+            for field in self.query(TextField):
+                with field.prevent(Input.Changed):
+                    field.value = self.draft.get(field.setting)
+            self._draw_menu()
+            self.action_measure()
+
+    @work(thread=True, exclusive=True, group="hardware")
+    def action_measure(self) -> None:
+        """Look at the machine and at the runs again."""
+        worker = get_current_worker()
+        machine = hardware.detect(default_runs_path())
+        now = self.tiny.clock()
+        found = [runs.summary(path, now) for path in runs.find()[:20]]
+        going = [each for each in found if each.state.live] + [each for each in found if each.state.resumable]
+        if not worker.is_cancelled:
+            self.post_message(Measured(machine, going[:_MOST_RUNS]))
+
+    @on(Measured)
+    def _measured(self, message: Measured) -> None:
+        if not self.is_there:
+            return
+        self.machine = message.machine
+        self.query_one("#machine", Static).update("\n".join(machine_lines(message.machine, self.size.width - 2)))
+        has_gpu = bool(message.machine.gpus)
+        self.query_one("#row-memory_budget").display = has_gpu
+        for field in self.query(TextField):
+            field.placeholder = f"{format_bytes(FREE_SHARE * self._free(field.setting))}, the planner's choice"
+        self._draw_shares()
+        if [(each.path, each.state.word) for each in message.going] != [
+            (each.path, each.state.word) for each in self._going
+        ]:
+            self._going = message.going
+            self._draw_menu()
+
+    def _free(self, setting: str) -> int:
+        assert self.machine is not None
+        if setting == "memory_budget" and self.machine.gpus:
+            return max(gpu.free_bytes for gpu in self.machine.gpus)
+        return self.machine.available_bytes
+
+    def meant(self, field: TextField) -> str:
+        """Sizes as RunConfig reads them."""
+        return budget_text(field.value, self._free(field.setting)) if self.machine is not None else field.value
+
+    def changed(self, setting: str) -> None:
+        """Show what a budget comes to."""
+        self._draw_shares()
+
+    def _draw_shares(self) -> None:
+        if self.machine is None:
+            return
+        for setting in ("memory_budget", "ram_budget"):
+            asked = self.draft.get(setting)
+            of = f"of {format_bytes(self._free(setting))} free"
+            words = f"{asked} {of}" if asked and self.draft.problem(setting) is None else of
+            self.query_one(f"#share-{setting}", Static).update(words)
+
+    def _draw_menu(self) -> None:
+        menu, begun = self.query_one("#menu", OptionList), bool(self.draft.answers)
+        chosen = menu.highlighted
+        items: list[tuple[str, str, str]] = []
+        if begun:
+            where = "from the command line" if self.tiny.config_values else "as you left it"
+            items.append(("go-on", "Go on", f"{where}: {_answers(self.draft)}"))
+        items.append(("new", "New run", "four short steps, everything has a default"))
+        items.append(("demo", "Try it (--demo)", "some minutes, no download, no GPU needed"))
+        for number, each in enumerate(self._going):
+            verb = "Attach to" if each.state.live else "Resume"
+            items.append((f"run-{number}", f"{verb} {cut_words(each.name, 18)}", f"{each.state.word}, {each.where}"))
+        saved = profiles.names()
+        items.append(("profiles", "Profiles", ", ".join(saved) if saved else "none is saved yet"))
+        items.append(("runs", "All runs", home_as_tilde(str(default_runs_path()))))
+        menu.clear_options()
+        room = max(20, self.size.width - 34)
+        for key, name, words in items:
+            line = Content.assemble(name.ljust(30), (cut_words(words, room), "$text-muted"))
+            menu.add_option(Option(line, id=f"menu-{key}"))
+        menu.highlighted = min(chosen or 0, len(items) - 1)
+
+    @on(OptionList.OptionSelected, "#menu")
+    async def _chosen_from_menu(self, event: OptionList.OptionSelected) -> None:
+        for field in self.query(TextField):
+            sentence = self.draft.problem(field.setting)
+            if sentence is not None:
+                self.land_on(field.setting, f"{field.setting} {field.value[:24]}: {sentence}")
+                return
+        match str(event.option.id).removeprefix("menu-"):
+            case "go-on":
+                self.app.push_screen(ModelsScreen(self.draft))
+            case "new":
+                self._begin(Draft())
+            case "demo":
+                self._begin(Draft.of({"demo": True}))
+            case "profiles":
+                from tinydistill_tui.screens.profiles import ProfilesScreen
+
+                self.app.push_screen(ProfilesScreen(self.draft))
+            case "runs":
+                self.app.switch_mode("runs")
+            case key:
+                await self._open(self._going[int(key.removeprefix("run-"))])
+
+    def _begin(self, fresh: Draft) -> None:
+        """A new draft, with the budgets that stand here."""
+        for setting in ("memory_budget", "ram_budget"):
+            fresh.set(setting, self.draft.get(setting))
+        self.draft.replace(fresh)
+        self.app.push_screen(ModelsScreen(self.draft))
+
+    async def _open(self, each: RunSummary) -> None:
+        try:
+            if each.state.live:
+                await self.tiny.open_run(each.path)
+            else:
+                await self.tiny.start_run(each.path)
+        except TinyDistillError as error:
+            self.tiny.tell(error)
+
+    def following(self) -> Screen[None]:
+        """The models; Enter in a budget field goes to the menu first."""
+        return ModelsScreen(self.draft)
+
+    def action_next(self) -> None:  # type: ignore[override]
+        """From a budget to the menu."""
+        focused = self.focused
+        if isinstance(focused, TextField) and focused.problem:
+            self.say_of(focused)
+            return
+        self.query_one("#menu", OptionList).focus()
+
+    async def action_back(self) -> None:
+        """There is no step before: to the menu."""
+        self.query_one("#menu", OptionList).focus()
+
+
+def machine_lines(machine: Hardware, width: int) -> list[str]:
+    """The machine, a line for each thing it has."""
+    lines = [
+        f"GPU   {gpu.name}   {format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free   driver {gpu.driver}"
+        for gpu in machine.gpus
+    ]
+    if not lines:
+        lines.append(f"GPU   none: {machine.gpu_note}. The same run works here, slower.")
+    of_container = machine.cgroup_limit_bytes
+    limit = f"   (limit of the container {format_bytes(of_container)})" if of_container else ""
+    lines.append(f"RAM   {format_bytes(machine.ram_bytes)}, {format_bytes(machine.available_bytes)} free{limit}")
+    cores = f"{machine.cores} core{'s' if machine.cores != 1 else ''}"
+    lines.append(f"CPU   {', '.join([cores, *machine.cpu_features[-2:]])}   {machine.cpu_name}")
+    lines.append(f"Disk  {format_bytes(machine.disk_free_bytes)} free   {home_as_tilde(str(machine.disk_path))}")
+    return [cut_words(line, width) for line in lines]
+
+
+def _answers(draft: Draft) -> str:
+    if draft.get("demo"):
+        return "the demo"
+    words = [Path(draft.get(name)).name for name in ("teacher", "student", "data") if draft.get(name)]
+    return " → ".join(words) if words else ", ".join(draft.answers)

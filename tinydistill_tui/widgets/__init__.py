@@ -1,0 +1,1 @@
+"""Widgets: one idea, one file each."""

@@ -1,0 +1,141 @@
+"""An event as one line of the log, in words. Pure: no screens, and it takes any event, also of a newer version."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from engine.events import Event
+from engine.format import format_bytes, format_count, format_duration, format_number, format_percent
+
+LEVELS = ("debug", "info", "warning", "error")
+
+# A phase's name in the events, and what a person calls it: as a noun and as what is going on.
+PHASE_WORDS = {"prepare": ("prepare", "preparing"), "teacher": ("score", "scoring"), "student": ("train", "training")}
+
+# They come by the second and have a place of their own on the screen.
+_SILENT = frozenset({"memory", "progress"})
+
+
+class LogLine(NamedTuple):
+    """One line of the log: when (Unix seconds), how bad, and what."""
+
+    time: float
+    level: str
+    text: str
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return None
+
+
+def text(value: Any, limit: int = 2000) -> str:
+    """A value on one line, without control characters."""
+    words = "" if value is None else str(value)
+    return "".join(c if c.isprintable() else " " for c in words[:limit])
+
+
+def phase_noun(phase: str) -> str:
+    """What the phase is called in a list: prepare, score, train."""
+    return PHASE_WORDS.get(phase, (phase, phase))[0]
+
+
+def phase_verb(phase: str) -> str:
+    """What is going on in the phase: preparing, scoring, training."""
+    return PHASE_WORDS.get(phase, (phase, phase))[1]
+
+
+def log_line(event: Event) -> LogLine | None:
+    """The event in words; None for those that come by the second."""
+    kind = event["kind"]
+    if kind in _SILENT:
+        return None
+    time = number(event.get("time")) or 0.0
+    if kind == "log":
+        level = event.get("level")
+        return LogLine(time, level if level in LEVELS else "info", text(event.get("message")))
+    describe = _WORDS.get(kind)
+    level = "error" if kind == "error" else "warning" if kind == "back_off" else "info"
+    return LogLine(time, level, describe(event) if describe else text(_rest(event)))
+
+
+def back_off_words(event: Event) -> str:
+    """What was made smaller, and why."""
+    field, old, new = (text(event.get(name)) for name in ("field", "from", "to"))
+    return f"backed off: {field} {old} to {new} ({text(event.get('reason')) or 'no reason given'})"
+
+
+def _rest(event: Event) -> str:
+    pairs = " ".join(f"{key}={value}" for key, value in event.items() if key not in ("time", "kind"))
+    return f"{event['kind']} {pairs}"
+
+
+def _metric(event: Event) -> str:
+    parts = [f"step {format_count(number(event.get('step')))}"]
+    for name, short in (("loss", "loss"), ("learning_rate", "lr"), ("grad_norm", "grad")):
+        if (value := number(event.get(name))) is not None:
+            parts.append(f"{short} {format_number(value)}")
+    return " ".join(parts)
+
+
+def _shard(event: Event) -> str:
+    name = PurePath(text(event.get("path"))).name
+    tokens, size = format_count(number(event.get("tokens"))), format_bytes(number(event.get("bytes")))
+    return f"shard {name}: {tokens} tokens, {size}"
+
+
+def _checkpoint(event: Event) -> str:
+    return f"checkpoint {PurePath(text(event.get('path'))).name}, {format_bytes(number(event.get('bytes')))}"
+
+
+def _evaluation(event: Event) -> str:
+    if (share := number(event.get("gap_closed"))) is not None:
+        return f"gap to the teacher closed: {format_percent(share)}"
+    which, loss = text(event.get("which")).replace("_", " "), format_number(number(event.get("holdout_loss")))
+    parts = [f"hold-out, {which}: loss {loss}"]
+    if (perplexity := number(event.get("perplexity"))) is not None:
+        parts.append(f"perplexity {format_number(perplexity, 2)}")
+    return ", ".join(parts)
+
+
+def _control(event: Event) -> str:
+    if event.get("state"):
+        return text(event["state"])
+    answer = "" if event.get("accepted", True) else " (refused)"
+    return f"{text(event.get('command'))} asked for by {text(event.get('by')) or 'somebody'}{answer}"
+
+
+def _phase_finished(event: Event) -> str:
+    seconds, peak = format_duration(number(event.get("seconds"))), format_bytes(number(event.get("peak_bytes")))
+    return f"{phase_noun(text(event.get('phase')))} finished in {seconds}, peak {peak}"
+
+
+def _plan(event: Event) -> str:
+    choices = event.get("choices")
+    return f"the plan: {len(choices) if isinstance(choices, list) else 0} settings"
+
+
+def _error(event: Event) -> str:
+    return " ".join(text(event.get(part)) for part in ("what", "why", "todo") if event.get(part))
+
+
+_WORDS: dict[str, Callable[[Event], str]] = {
+    "run_started": lambda event: f"run started, version {text(event.get('version'))}, pid {text(event.get('pid'))}",
+    "run_resumed": lambda event: f"run resumed, version {text(event.get('version'))}, pid {text(event.get('pid'))}",
+    "run_finished": lambda event: f"run finished: {text(event.get('status'))}",
+    "plan": _plan,
+    "phase_started": lambda event: f"{phase_noun(text(event.get('phase')))} started",
+    "phase_finished": _phase_finished,
+    "metric": _metric,
+    "shard": _shard,
+    "checkpoint": _checkpoint,
+    "evaluation": _evaluation,
+    "control": _control,
+    "back_off": back_off_words,
+    "error": _error,
+}
