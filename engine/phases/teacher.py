@@ -63,7 +63,9 @@ def open_store(
     identity = cache_identity(settings, vocab_size)
     path = run.cache_path / identity.digest() if settings.cache_dir else run.cache_path
     wait = control.safe_point if control else None
-    store = CacheStore.open(path, identity, writable=control is not None, used_by=run.path, wait=wait)
+    # A cache in the run's own folder is known to be the run's; a path in it would be wrong once the folder is moved.
+    used_by = run.path if settings.cache_dir else None
+    store = CacheStore.open(path, identity, writable=control is not None, used_by=used_by, wait=wait)
     for problem in store.problems:
         events.log("warning", problem, "damaged-records")
     return store
