@@ -88,9 +88,10 @@ class RunConfig(BaseModel):
     )
 
     # distillation
-    target: Literal["unbiased", "topk", "ghost"] = setting(
+    target: Literal["unbiased", "topk", "ghost", "blend"] = setting(
         "unbiased",
-        "What is read from a record: the sampled distribution, its head alone, or its head and one rest",
+        "What is read from a record: unbiased, all of it, as full logits on average; topk, its exact ids alone; ghost, "
+        "these and one class for the rest; blend, these and the rest on the label. The last three are for comparisons",
         group="distillation",
     )
     record_size: int = setting(

@@ -26,7 +26,7 @@ from engine.student.head import Head, HeadPass, open_head
 if TYPE_CHECKING:
     from engine.cache.record import Records
 
-Target = Literal["unbiased", "topk", "ghost"]
+Target = Literal["unbiased", "topk", "ghost", "blend"]
 
 # Columns that are powered at a time when T is not 1, so that no second [C, V] matrix is made.
 _BLOCK_COLUMNS = 4096
@@ -68,6 +68,32 @@ class RecordTensors:
     def at(self, positions: slice) -> RecordTensors:
         """The same for some of the positions; views, no copies."""
         return RecordTensors(*(getattr(self, field.name)[positions] for field in fields(self)))
+
+    def rest_to_label(self, labels: Tensor) -> RecordTensors:
+        """The head as it is, and all the mass outside it on the label: what ``blend`` learns from.
+
+        Args:
+            labels: [N], the tokens that follow.
+
+        Returns:
+            Records of K + 1 ids: the last is the label, which may be in the head too. The drawn ids weigh nothing. The
+            entropy is that of the new distribution, so that cross-entropy minus entropy is a KL.
+
+        Source: "rest-to-label", Anshumann et al. 2025, https://arxiv.org/abs/2503.16870, section 3.
+        """
+        is_head = torch.arange(self.ids.shape[1], device=self.ids.device) < self.num_head[:, None]
+        head = torch.where(is_head, self.weights, 0)
+        rest = (1 - head.sum(dim=1, keepdim=True)).clamp(min=0)
+        on_label = rest + torch.where(self.ids == labels[:, None], head, 0).sum(dim=1, keepdim=True)
+        others = torch.where(self.ids == labels[:, None], 0, head)
+        entropy = torch.special.entr(others).sum(dim=1) + torch.special.entr(on_label)[:, 0]
+        return RecordTensors(
+            ids=torch.cat([self.ids, labels[:, None]], dim=1),
+            weights=torch.cat([head, rest], dim=1),
+            num_head=self.num_head,
+            tail_mass=self.tail_mass,
+            entropy=entropy,
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +243,7 @@ def logits_to_gradient(
         Cross-entropy to the label and KD, each [C].
     """
     temperature = objective.temperature
+    records = read_for(objective.target, records, labels)
     matrix = logits_CV[:, : objective.vocab_size]  # a view: padding takes no part in any sum
     largest = matrix.amax(dim=1, keepdim=True)
     label_logits = (matrix.gather(1, labels[:, None]) - largest)[:, 0]
@@ -258,6 +285,11 @@ def logits_to_gradient(
     return ce, kd
 
 
+def read_for(target: Target, records: RecordTensors, labels: Tensor) -> RecordTensors:
+    """Records as :func:`target_terms` wants them for a target: only ``blend`` looks at the label."""
+    return records.rest_to_label(labels) if target == "blend" else records
+
+
 def target_terms(log_q: Tensor, records: RecordTensors, target: Target) -> tuple[Tensor, Tensor, Tensor]:
     """KD of C positions, and its gradient as ``dense * q - sparse`` (with regard to logits / T).
 
@@ -266,17 +298,18 @@ def target_terms(log_q: Tensor, records: RecordTensors, target: Target) -> tuple
     - ``topk``: KL of the head, renormalised to 1, to the student's whole distribution. Where the teacher was so flat
       that the record has no head, the sampled ids stand in for it, with equal weights.
     - ``ghost``: KL over the head's ids and one class for all the rest. Without a head it is 0 and teaches nothing.
+    - ``blend``: KL of the head with the rest of the mass on the label. Without a head it is the label's cross-entropy.
 
     Args:
         log_q: the student's log-probabilities of the record's ids at T, [C, K].
-        records: of the C positions.
-        target: which of the three.
+        records: of the C positions, from :func:`read_for`.
+        target: which of the four.
 
     Returns:
         KD [C], dense [C], sparse [C, K].
     """
     weights = records.weights.to(log_q.dtype)
-    if target == "unbiased":
+    if target in ("unbiased", "blend"):
         return _cross_entropy(weights, log_q) - records.entropy, torch.ones_like(log_q[:, 0]), weights
 
     is_head = torch.arange(log_q.shape[1], device=log_q.device) < records.num_head[:, None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.student.head import LinearHead
-from engine.student.loss import Objective, RecordTensors, target_terms
+from engine.student.loss import Objective, RecordTensors, read_for, target_terms
 
 # Large enough for matrix products at full speed, small beside everything else.
 _LOGITS_BYTES = 4 * 2**20
@@ -72,7 +72,8 @@ class SlicedLoss:
             if gradient is not None:
                 gradient.addmm_(matrix, weight)
             if on_rows is not None:
-                bias = None if self._head.bias is None else matrix.sum(dim=0, dtype=torch.float32)
+                precise = torch.promote_types(matrix.dtype, torch.float32)
+                bias = None if self._head.bias is None else matrix.sum(dim=0, dtype=precise)
                 on_rows(rows, (matrix.T @ hidden).to(self._head.weight.dtype), bias)
         return gradient
 
@@ -92,6 +93,7 @@ def sliced_loss(
     """The loss of N positions; arguments as for :func:`engine.student.loss.record_loss`."""
     hidden = hidden_states.detach().to(head.dtype or head.weight.dtype)
     temperature = objective.temperature
+    records = read_for(objective.target, records, labels)
     label_sum, kd_sum = _LogSumExp(hidden), _LogSumExp(hidden)
     label_logits = label_sum.zeros(1)
     id_logits = label_sum.zeros(records.ids.shape[1])

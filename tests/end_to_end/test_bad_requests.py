@@ -69,7 +69,7 @@ def test_a_model_that_is_no_causal_language_model(capsys, tmp_path):
         (["--epochs", "2", "--steps", "5"], "not both"),
         (["--frobnicate", "1"], "--frobnicate"),
         (["--sampels", "1"], "did you mean --samples?"),
-        (["--target", "best"], "one of unbiased, topk, ghost"),
+        (["--target", "best"], "one of unbiased, topk, ghost, blend"),
         (["--student_layers", "3"], "from-teacher"),
         (["--device", "tpu"], "cuda:N"),
         (["--memory_budget", "lots"], "a size such as"),

@@ -109,7 +109,7 @@ def make_run(
     num_rows: int = 12,
     num_holdout: int = 6,
     record_size: int = 8,
-    target: Literal["unbiased", "topk", "ghost"] = "unbiased",
+    target: Literal["unbiased", "topk", "ghost", "blend"] = "unbiased",
     kd_weight: float = 0.8,
     temperature: float = 1.0,
     short: bool = False,

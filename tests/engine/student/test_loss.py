@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from engine.student.head import LinearHead
 from engine.student.loss import LossSums, Objective, RecordTensors, record_loss
 
-TARGETS = ("unbiased", "topk", "ghost")
+TARGETS = ("unbiased", "topk", "ghost", "blend")
 
 
 def make_records(
@@ -58,6 +59,12 @@ def reference(
             kept_ids, kept = (head, weights[:count]) if count else (records.ids[n], weights)
             kept = kept / kept.sum()
             kd = sum(p * (p / student[i]).log() for p, i in zip(kept, kept_ids, strict=True) if p > 0)
+        elif objective.target == "blend":
+            whole = torch.zeros_like(student)
+            whole[head] = weights[:count]
+            whole[labels[n]] += 1 - weights[:count].sum()
+            at = whole.nonzero()[:, 0]
+            kd = (whole[at] * (whole[at] / student[at]).log()).sum()
         else:
             rest = records.tail_mass[n]
             others = torch.ones(size, dtype=torch.bool)
@@ -256,6 +263,31 @@ def test_student_equal_to_its_teacher_has_no_kd_and_no_gradient() -> None:
         (gradient,) = torch.autograd.grad(sums.loss, states)
         assert abs(sums.kd_sum.item()) < 1e-12
         assert gradient.abs().max() < 1e-12
+
+
+def test_the_blend_of_a_record_without_a_head_is_the_labels_cross_entropy(generator: torch.Generator) -> None:
+    records = make_records(generator, 6, 19, 5)
+    records = dataclasses.replace(records, num_head=torch.zeros_like(records.num_head))
+    labels = torch.randint(0, 19, (6,), generator=generator)
+    states = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    head = LinearHead(torch.randn(19, 4, generator=generator, dtype=torch.float64))
+    sums = record_loss(states, labels, records, head, objective=Objective(19, "blend"), chunk_tokens=6)
+    torch.testing.assert_close(sums.kd_sum, sums.ce_sum)
+
+
+def test_the_blend_has_the_head_and_all_the_rest_on_the_label_which_may_be_a_head(generator: torch.Generator) -> None:
+    records = make_records(generator, 40, 19, 5)
+    for labels in (records.ids[:, 0], records.ids[:, -1], torch.randint(0, 19, (40,), generator=generator)):
+        read = records.rest_to_label(labels)
+        whole = torch.zeros(40, 19, dtype=torch.float64).scatter_add_(1, read.ids, read.weights)
+        expected = torch.zeros(40, 19, dtype=torch.float64)
+        for n in range(40):
+            count = int(records.num_head[n])
+            expected[n, records.ids[n, :count]] = records.weights[n, :count]
+            expected[n, labels[n]] += 1 - records.weights[n, :count].sum()
+        torch.testing.assert_close(whole, expected)
+        torch.testing.assert_close(whole.sum(1), torch.ones(40, dtype=torch.float64))
+        torch.testing.assert_close(read.entropy, torch.special.entr(expected).sum(1))
 
 
 @pytest.mark.parametrize("kind", ["linear", "function"])
