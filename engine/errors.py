@@ -14,6 +14,7 @@
     ├── RunFailed             4   it failed, the state is kept
     │   ├── DiskFull
     │   ├── CorruptState          a file of the run is damaged and cannot be made again
+    │   │   └── TokensDamaged         tokens.h5; it is made again from the text
     │   ├── PhaseDied             a phase's process was killed, or ended without a word
     │   ├── OutOfMemory           memory ran out where nothing smaller is left to try
     │   ├── RecordsMissing        records that are damaged or not there yet; they are made again
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 EXIT_OUT_OF_MEMORY = 75  # between a phase and its supervisor only: memory ran out, try with less
+EXIT_TOKENS_DAMAGED = 77  # likewise: tokens.h5 is not what was written, make it again
 EXIT_RECORDS_MISSING = 76  # likewise: records that the journal promised are not whole, score them again
 
 
@@ -130,6 +132,10 @@ class DiskFull(RunFailed):
 
 class CorruptState(RunFailed):
     """A file of the run is damaged and cannot be made again from what is there."""
+
+
+class TokensDamaged(CorruptState):
+    """``tokens.h5`` is missing or not what was written."""
 
 
 class PhaseDied(RunFailed):

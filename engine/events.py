@@ -36,8 +36,8 @@ class EventWriter:
 
     def __init__(self, path: Path, *, phase: str | None = None, log_path: Path | None = None) -> None:
         self.phase = phase
-        self._descriptor = _open_for_appending(path)
-        self._log_descriptor = _open_for_appending(log_path) if log_path else None
+        self._file = _Appended(path)
+        self._log = _Appended(log_path) if log_path else None
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event. A full disk loses the event, never the run: the work itself says so where it matters."""
@@ -45,10 +45,9 @@ class EventWriter:
         if self.phase is not None and "phase" not in fields:
             event["phase"] = self.phase
         event.update(fields)
-        line = json.dumps(_finite(event), ensure_ascii=False, default=str)
-        _append(self._descriptor, line)
-        if self._log_descriptor is not None and kind not in _TOO_OFTEN_FOR_THE_LOG:
-            _append(self._log_descriptor, _in_words(event))
+        self._file.append(json.dumps(_finite(event), ensure_ascii=False, default=str))
+        if self._log is not None and kind not in _TOO_OFTEN_FOR_THE_LOG:
+            self._log.append(_in_words(event))
 
     def log(self, level: str, message: str, code: str | None = None) -> None:
         """A sentence for a person; ``level`` is debug, info, warning or error; ``code`` never changes its meaning."""
@@ -62,14 +61,14 @@ class EventWriter:
 
     def text(self, text: str) -> None:
         """Lines for ``run.log`` alone: a traceback, a library's chatter."""
-        if self._log_descriptor is not None:
-            _append(self._log_descriptor, text.rstrip("\n"))
+        if self._log is not None:
+            self._log.append(text.rstrip("\n"))
 
     def close(self) -> None:
         """Close the files."""
-        os.close(self._descriptor)
-        if self._log_descriptor is not None:
-            os.close(self._log_descriptor)
+        self._file.close()
+        if self._log is not None:
+            self._log.close()
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -126,20 +125,27 @@ class Tail:
         return event
 
 
-def _open_for_appending(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        os.write(descriptor, b"\n")  # whoever wrote last was killed in mid-line
-    return descriptor
+class _Appended:
+    """A file that whole lines are appended to; what a full disk does not take is lost."""
 
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        size = os.fstat(self._descriptor).st_size
+        # Whoever wrote last was killed in mid-line, or the disk was full.
+        self._is_torn = bool(size) and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
-def _append(descriptor: int, line: str) -> None:
-    try:
-        os.write(descriptor, line.encode("utf-8", "replace") + b"\n")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
+    def append(self, line: str) -> None:
+        data = (b"\n" if self._is_torn else b"") + line.encode("utf-8", "replace") + b"\n"
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            return
+        self._is_torn = written < len(data)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def _finite(value: Any) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 
 from engine.errors import DiskFull
+from engine.fault import commit_point
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -22,19 +24,46 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
+            commit_point(f"{path.name}-written")
             os.fsync(file.fileno())
+        commit_point(f"{path.name}-synced")
         temporary.replace(path)
+        commit_point(f"{path.name}-renamed")
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
-                f"There was no room to write {path} ({len(data):,} bytes).",
+                f"There was no room to write {path}: it takes {len(data):,} bytes.",
                 "The disk is full.",
                 "Free some space, then resume the run.",
             ) from error
         raise
     fsync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, so that its name outlasts a power cut; nothing happens when it is there.
+
+    A folder whose name was never flushed takes with it whatever was flushed inside.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        fsync_folder(folder.parent)
+
+
+def fsync_file(path: Path) -> None:
+    """Bring a file to the disk that something else has written."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left under temporary names, right in this folder."""
+    for left_behind in folder.glob("*.*.tmp"):
+        if left_behind.is_file() and re.search(r"\.\d+\.tmp$", left_behind.name):
+            left_behind.unlink(missing_ok=True)
 
 
 def fsync_folder(path: Path) -> None:

@@ -235,6 +235,18 @@ def memory_of_tree(pid: int) -> int:
     return sum(_anonymous_bytes(process) for process in _tree(pid))
 
 
+def killed_for_memory(vmstat: Path = Path("/proc/vmstat")) -> int | None:
+    """Processes that the kernel has killed for their memory since it started; None where it does not tell.
+
+    Those that a container's limit ended are among them. Two figures that differ: somebody was killed in between.
+    """
+    try:
+        lines = vmstat.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
 def device_bytes(pid: int) -> int | None:
     """GPU memory that a process holds on all GPUs together, its CUDA context included; None without a driver."""
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -57,8 +58,10 @@ class WrittenFile:
         if self.error is None:
             return
         if self.error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(self._path.parent).free
             raise DiskFull(
-                f"There was no room to write {self._final_path}.",
+                f"There was no room to write {self._final_path}: it has {self._size:,} bytes so far and grows, "
+                f"{free:,} are free.",
                 "The disk is full.",
                 "Free some space, then resume the run.",
             ) from self.error

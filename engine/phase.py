@@ -1,4 +1,4 @@
-"""The child process of one phase: ``python -m engine.phase prepare|teacher|student RUN_DIR``.
+"""The child process of one phase: ``python -m engine.phase prepare|teacher|student RUN_DIR [SUPERVISOR_PID]``.
 
 It takes the run's settings apart and hands each part the values that it uses. When it ends, its memory goes back to
 the operating system: teacher and student can never be in memory together. What it raises becomes an ``error`` event
@@ -11,8 +11,11 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,26 +23,34 @@ from pathlib import Path
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_RECORDS_MISSING,
+    EXIT_TOKENS_DAMAGED,
     DiskFull,
     OutOfMemory,
     RecordsMissing,
     Stopped,
     TinyDistillError,
+    TokensDamaged,
 )
 from engine.events import EventWriter
 from engine.phase_control import PhaseControl
 from engine.run import Run
 from engine.supervisor import PHASES, resume_command
 
+_WATCH_SECONDS = 0.5
+_ORPHAN_SECONDS = 5.0  # for a step, and the checkpoint after it
+
 
 def main(words: list[str] | None = None) -> int:
     """Run one phase to its end; returns what the supervisor expects."""
-    name, folder = sys.argv[1:] if words is None else words
+    name, folder, *supervisor = sys.argv[1:] if words is None else words
     assert name in PHASES
+    parent = int(supervisor[0]) if supervisor else os.getppid()
+    _die_with_parent(parent)
     run = Run.open(Path(folder))
-    _die_with_parent()
     events = EventWriter(run.events_path, phase=name, log_path=run.log_path)
-    control = PhaseControl.listening(lambda paused: events.write("control", state="paused" if paused else "running"))
+    control = PhaseControl.listening(
+        parent, lambda paused: events.write("control", state="paused" if paused else "running")
+    )
     try:
         _body(name)(run, events, control)
     except Stopped:
@@ -47,6 +58,9 @@ def main(words: list[str] | None = None) -> int:
     except (OutOfMemory, MemoryError) as error:
         events.log("warning", f"Memory ran out: {error}", "out-of-memory")
         return EXIT_OUT_OF_MEMORY
+    except TokensDamaged as error:
+        events.log("warning", error.paragraph(), "tokens-damaged")
+        return EXIT_TOKENS_DAMAGED
     except RecordsMissing as error:
         events.log("warning", error.paragraph(), "records-missing")
         return EXIT_RECORDS_MISSING
@@ -92,8 +106,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _in_our_words(error: Exception, name: str, run: Run) -> TinyDistillError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = error.filename or run.path
+        needed, free = run.info["predicted"].get("disk_bytes", 0), shutil.disk_usage(run.path).free
         return DiskFull(
-            f"There was no room to write {where}.", "The disk is full.", f"Free some: {resume_command(run)}"
+            f"There was no room to write {where}; {free:,} bytes are free, and the whole run takes some {needed:,}.",
+            "The disk is full; what was done is kept.",
+            f"Free some, then go on: {resume_command(run)}",
         )
     return TinyDistillError(
         f"The {name} phase met something unexpected: {type(error).__name__}: {error}.",
@@ -102,11 +119,24 @@ def _in_our_words(error: Exception, name: str, run: Run) -> TinyDistillError:
     )
 
 
-def _die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the supervisor dies; elsewhere the phase sees it at its next safe point."""
+def _die_with_parent(parent: int) -> None:
+    """End when the supervisor is gone: in order if the next safe point comes soon, at once if it does not.
+
+    Linux sends a SIGTERM when the parent dies, and the phase stops at its next safe point. Where that takes long (a
+    model is loading, a large layer is read) a thread ends the process: everything that counts is on the disk, and a
+    phase without a supervisor must not hold memory and the run's folder.
+    """
     with contextlib.suppress(OSError, AttributeError):
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
+    threading.Thread(target=_watch_parent, args=(parent,), name="watch-parent", daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    time.sleep(_ORPHAN_SECONDS)
+    os._exit(Stopped.exit_code)
 
 
 if __name__ == "__main__":

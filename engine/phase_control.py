@@ -36,9 +36,9 @@ class PhaseControl:
         return cls()
 
     @classmethod
-    def listening(cls, on_pause: Callable[[bool], None]) -> PhaseControl:
+    def listening(cls, parent: int, on_pause: Callable[[bool], None]) -> PhaseControl:
         """One that hears the supervisor's signals; for the main thread of a phase's process."""
-        control = cls(os.getppid(), on_pause)
+        control = cls(parent, on_pause)
         signal.signal(signal.SIGTERM, control._heard)
         signal.signal(signal.SIGUSR1, control._heard)
         signal.signal(signal.SIGUSR2, control._heard)

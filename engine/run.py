@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +23,13 @@ from typing import Any
 from engine import hardware
 from engine.config import SETTINGS, RunConfig
 from engine.errors import CorruptState, FolderError, Problem, SettingsError
-from engine.files import write_atomic
+from engine.files import make_folder, remove_leftovers, write_atomic
 from engine.planner import Plan
 from engine.version import __version__
 
 FORMAT = 1
+_SEAL = "checksum"
+_ORPHAN_SECONDS = 30.0  # a phase whose supervisor was killed ends within 10
 _LIBRARIES = ("torch", "transformers", "h5py", "safetensors", "tokenizers", "bitsandbytes", "numpy", "pydantic")
 
 
@@ -90,7 +93,7 @@ class Run:
         }
         run = cls(path, info)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             run.save()
         except PermissionError as error:
             raise FolderError(
@@ -127,6 +130,13 @@ class Run:
                 "It says what the run is.",
                 "Put back a copy of it, or start a new run; the teacher's records can be shared through --cache_dir.",
             ) from error
+        if isinstance(info, dict) and _unsealed(info) is None:
+            raise CorruptState(
+                f"{path / 'run.json'} is not what was written: its checksum does not match.",
+                "It says what the run is.",
+                "Put back a copy of it, or start a new run; if you changed it yourself, take out its last entry, "
+                "the checksum.",
+            )
         if not isinstance(info, dict) or info.get("format") != FORMAT or not isinstance(info.get("settings"), dict):
             raise CorruptState(
                 f"{path / 'run.json'} is not of a kind that this version ({__version__}) reads.",
@@ -155,14 +165,19 @@ class Run:
         """What a finished phase left behind; None while it is not done. This file is what makes a phase done."""
         try:
             found = json.loads((self.phases_path / f"{phase}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        return found if isinstance(found, dict) else None
+        return _unsealed(found)
+
+    def damaged_results(self, phases: Sequence[str]) -> list[Path]:
+        """Results that are there and cannot be believed; their phases are done again."""
+        files = [self.phases_path / f"{phase}.json" for phase in phases if self.result(phase) is None]
+        return [file for file in files if file.exists()]
 
     def finish_phase(self, phase: str, result: dict[str, Any]) -> None:
         """Enter a phase's result, as the last thing the phase does."""
-        self.phases_path.mkdir(exist_ok=True)
-        write_atomic(self.phases_path / f"{phase}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        make_folder(self.phases_path)
+        write_atomic(self.phases_path / f"{phase}.json", _sealed(result))
 
     def reopen_phase(self, phase: str) -> None:
         """Take a phase's result back: something of what it left turned out to be damaged or too little."""
@@ -170,7 +185,12 @@ class Run:
 
     def save(self) -> None:
         """Write ``run.json`` whole."""
-        write_atomic(self.run_json, json.dumps(self.info, indent=1, ensure_ascii=False, default=str) + "\n")
+        write_atomic(self.run_json, _sealed(self.info))
+
+    def sweep(self) -> None:
+        """Remove what killed writers have left half-written; the lock has to be held."""
+        for folder in (self.path, self.phases_path):
+            remove_leftovers(folder)
 
     def change(self, values: dict[str, Any]) -> None:
         """Take new values for settings that may change in a run that exists.
@@ -194,25 +214,33 @@ class Run:
             self.save()
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> Iterator[int]:
         """Hold the run: one supervisor at a time. The lock goes with the process, however it ends.
+
+        A phase inherits it, so that nobody else begins while one is left whose supervisor was killed; it ends by
+        itself, and is waited for.
+
+        Yields:
+            The descriptor that holds the lock, for the phases.
 
         Raises:
             FolderError: another supervisor holds it.
         """
         descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FolderError(
-                    f"The run in {self.path} is already going.",
-                    "One process at a time works on a run.",
-                    f"Watch it: tinydistill-tui --attach {self.path}",
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
-            yield
+            deadline = time.monotonic() + _ORPHAN_SECONDS
+            while not _try_lock(descriptor):
+                if _holder_lives(descriptor) or time.monotonic() > deadline:
+                    raise FolderError(
+                        f"The run in {self.path} is already going.",
+                        "One process at a time works on a run.",
+                        f"Watch it: tinydistill-tui --attach {self.path}",
+                    )
+                time.sleep(0.05)
+            with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -232,6 +260,30 @@ class Run:
             return False
         finally:
             os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder_lives(descriptor: int) -> bool:
+    """Whether the supervisor that took the lock is there; if not, a phase that it has left behind holds it."""
+    try:
+        pid = int(os.pread(descriptor, 32, 0))
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # killed, and nobody has taken note of it yet
 
 
 def plan_fields(plan: Plan) -> dict[str, Any]:
@@ -261,6 +313,25 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[library] = metadata.version(library)
     return found
+
+
+def _sealed(values: dict[str, Any]) -> str:
+    """The text of a JSON file with a checksum of the rest as its last entry."""
+    plain = json.loads(json.dumps({**values, _SEAL: None}, default=str))
+    del plain[_SEAL]
+    return json.dumps({**plain, _SEAL: _checksum(plain)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _unsealed(found: object) -> dict[str, Any] | None:
+    """What was sealed; None where the checksum is another. A file without one was written by hand: it is believed."""
+    if not isinstance(found, dict):
+        return None
+    seal = found.pop(_SEAL, None)
+    return found if seal in (None, _checksum(found)) else None
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from engine import backoff, hardware, report
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_RECORDS_MISSING,
+    EXIT_TOKENS_DAMAGED,
+    CorruptState,
     OutOfMemory,
     PhaseDied,
     Stopped,
@@ -38,6 +40,8 @@ from engine.version import __version__
 PHASES = ("prepare", "teacher", "student")
 COMMANDS = ("stop", "pause", "resume")
 
+# Times that a phase is killed by somebody else than the kernel before memory is suspected after all.
+_MOST_KILLS = 3
 _POLL_SECONDS = 0.1  # how often memory and control are looked at
 _MEMORY_EVENT_SECONDS = 2.0  # the promise is 5: readers tell "slow" from "dead" by it
 
@@ -81,6 +85,7 @@ class Supervisor:
     tied_to: int | None = None
     _events: EventWriter = field(init=False)
     _control: Tail = field(init=False)
+    _lock: int = field(init=False, default=-1)
     _child: subprocess.Popen[bytes] | None = field(init=False, default=None)
     _stopping: bool = field(init=False, default=False)
     _paused: bool = field(init=False, default=False)
@@ -91,7 +96,8 @@ class Supervisor:
         Raises:
             FolderError: another supervisor holds the run.
         """
-        with self.run.lock():
+        with self.run.lock() as self._lock:
+            self.run.sweep()
             resumed = self.run.events_path.exists() and self.run.events_path.stat().st_size > 0
             self._events = EventWriter(self.run.events_path, log_path=self.run.log_path)
             self._control = Tail(self.run.control_path, from_end=True)  # what an earlier supervisor was asked is over
@@ -111,6 +117,8 @@ class Supervisor:
             return code
 
     def _see_through(self) -> tuple[str, int]:
+        for file in self.run.damaged_results(PHASES):
+            self._events.log("warning", f"{file} is damaged: what it stands for is done again.", "damaged-result")
         try:
             for phase in self._phases_asked():
                 if self.run.result(phase) is None:
@@ -140,9 +148,11 @@ class Supervisor:
 
     def _run_phase(self, phase: str) -> None:
         """Run one phase to its end, again with less after each time that memory ran out."""
-        records_made_again = False
+        records_made_again = tokens_made_again = False
+        killed = 0
         while True:
             self._raise_if_stopped()
+            killed_for_memory = hardware.killed_for_memory()
             code = self._run_process(phase)
             if code == 0 and self.run.result(phase) is not None:
                 return
@@ -158,6 +168,14 @@ class Supervisor:
                 )
                 self.run.reopen_phase("teacher")
                 self._run_phase("teacher")
+            elif code == EXIT_TOKENS_DAMAGED and not tokens_made_again:
+                tokens_made_again = True
+                self._make_tokens_again()
+            elif code == -signal.SIGKILL and killed < _MOST_KILLS and _not_for_memory(killed_for_memory):
+                killed += 1
+                self._events.log(
+                    "warning", f"The {phase} phase was killed, not for its memory; it goes on as it was.", "killed"
+                )
             elif code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
                 self._back_off(phase, killed=code < 0)
             elif code in (2, 3, 4):
@@ -168,6 +186,21 @@ class Supervisor:
                     "Its last lines are in run.log.",
                     f"What was done is kept: {resume_command(self.run)}",
                 )
+
+    def _make_tokens_again(self) -> None:
+        """Read the text once more; the rows have to be the same, or what was learned from them is of other text."""
+        before = (self.run.result("prepare") or {}).get("data", {})
+        self._events.log("warning", f"{self.run.tokens_path} is damaged: it is made again.", "tokens-again")
+        self.run.reopen_phase("prepare")
+        self._run_phase("prepare")
+        after = (self.run.result("prepare") or {}).get("data", {})
+        if any(before.get(key) != after.get(key) for key in ("data_hash", "holdout_data_hash")):
+            raise CorruptState(
+                f"{self.run.tokens_path} was damaged, and the text that it was made from is another one now.",
+                "The student would go on with text that it did not begin with.",
+                "Put the text back as it was and resume, or start a new run; with --cache_dir it takes the records of "
+                "the rows that are the same.",
+            )
 
     def _back_off(self, phase: str, *, killed: bool) -> None:
         step = backoff.next_step(phase, self.run.settings)
@@ -190,7 +223,8 @@ class Supervisor:
         began = time.monotonic()
         with self.run.log_path.open("ab") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "engine.phase", phase, str(self.run.path)],
+                [sys.executable, "-m", "engine.phase", phase, str(self.run.path), str(os.getpid())],
+                pass_fds=(self._lock,),  # a phase that outlives its supervisor keeps the run until it ends
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -306,6 +340,11 @@ def phase_environment(run: Run) -> dict[str, str]:
         # needs new memory (measured: scoring 4,000 tokens grew to 2.0 GB instead of 0.3, at 5 % less time).
         "MALLOC_MMAP_THRESHOLD_": str(2**20),
     }
+
+
+def _not_for_memory(killed_before: int | None) -> bool:
+    """Whether whoever killed the phase was not the kernel: then less would only make another student."""
+    return killed_before is not None and hardware.killed_for_memory() == killed_before
 
 
 def _ending(code: int) -> str:

@@ -43,6 +43,7 @@ from engine.cache.locks import Locks
 from engine.cache.record import EncodedRecords, Places, Records, decode, encode
 from engine.cache.shard import DamagedShard, Shard, shard_image, write_shard
 from engine.errors import CorruptState, DiskFull, FolderError, RecordsMissing, TinyDistillError
+from engine.files import make_folder
 
 __all__ = ["CacheIdentity", "CacheStore", "ShardEntry", "caches_below"]
 
@@ -389,7 +390,7 @@ def caches_below(folder: Path) -> Iterator[Path]:
 def _locks_for_writing(path: Path, wait: Callable[[], None] | None) -> Locks:
     while True:
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             locks = Locks(path)
             if locks.try_writer():
                 return locks

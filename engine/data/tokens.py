@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.packing import PackedRow
-from engine.errors import CorruptState
+from engine.errors import TokensDamaged
 from engine.fault import commit_point
 from engine.files import fsync_folder
 from engine.hdf5_file import WrittenFile
@@ -209,7 +209,7 @@ class TokenFile:
         attributes: what was kept with it.
 
     Raises:
-        CorruptState: the file is missing or damaged, here and in ``rows``.
+        TokensDamaged: the file is missing or damaged, here and in ``rows``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -234,7 +234,7 @@ class TokenFile:
         except (OSError, KeyError, RuntimeError) as error:
             self._file.close()
             raise self._damaged("a part of it cannot be read") from error
-        except CorruptState:
+        except TokensDamaged:
             self._file.close()
             raise
 
@@ -263,7 +263,7 @@ class TokenFile:
         """Some rows, in the order asked for.
 
         Raises:
-            CorruptState: what is there does not give the row's hash.
+            TokensDamaged: what is there does not give the row's hash.
         """
         found = [self._row(split, int(index)) for index in indices]
         lengths = np.array([len(row.tokens) for row in found], np.int64)
@@ -307,8 +307,8 @@ class TokenFile:
             if digest != self.data_hash(split) or len(self._hashes[split]) != HASH_BYTES * self.num_rows(split):
                 raise self._damaged(f"its {split} rows are not those that were written")
 
-    def _damaged(self, how: str) -> CorruptState:
-        return CorruptState(
+    def _damaged(self, how: str) -> TokensDamaged:
+        return TokensDamaged(
             f"{self.path} is damaged: {how}.",
             "It holds the tokens that teacher and student read.",
             "Delete it and resume the run: it is made again from the data.",

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from engine.errors import ModelError
-from engine.files import fsync_folder, write_atomic
+from engine.files import fsync_file, fsync_folder, make_folder, write_atomic
 from engine.models.headers import DTYPES, TensorInfo
 from engine.models.spec import ModelSpec, read_spec
 
@@ -56,10 +56,12 @@ def derive_student(teacher: Path, num_layers: int, out: Path, *, trust_remote_co
         )
     kept = layers_to_keep(spec.num_layers, num_layers)
     config = _student_config(spec, kept, trust_remote_code=trust_remote_code)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     _write_weights(spec, kept, out / "model.safetensors")
     for file in sorted({file for pattern in _COMPANIONS for file in spec.path.glob(pattern) if file.is_file()}):
         shutil.copyfile(file, out / file.name)
+        fsync_file(out / file.name)
+    fsync_folder(out)
     # The configuration comes last: a folder without one is not taken for a model.
     write_atomic(out / "config.json", json.dumps(config, indent=2) + "\n")
     return kept

@@ -13,7 +13,7 @@ from engine.cache.store import CacheIdentity, CacheStore
 from engine.config import RunConfig
 from engine.data.tokens import SPLITS, TokenFile
 from engine.events import EventWriter
-from engine.files import write_atomic
+from engine.files import make_folder, write_atomic
 from engine.models.spec import fingerprint
 from engine.models.vocabulary import read_vocabulary
 from engine.phase_control import PhaseControl
@@ -180,7 +180,7 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     path = run.phases_path / "teacher-samples.json"
     if path.exists():
         return
-    run.phases_path.mkdir(exist_ok=True)
+    make_folder(run.phases_path)
     texts = continuations(
         lambda ids: teacher.logits(teacher.last_hidden_states([lengthened(ids)])[0][:, ids.shape[1] - 1]),
         holdout_prompts(tokens),

@@ -36,9 +36,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from engine.errors import CorruptState, DiskFull
+from engine.errors import DiskFull
 from engine.fault import commit_point
-from engine.files import fsync_folder
+from engine.files import fsync_folder, make_folder
 from engine.student.tensor_file import write_tensors
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -113,7 +113,7 @@ class Checkpoints:
         Raises:
             DiskFull: no room; the checkpoints before it are untouched.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self.sweep()
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
@@ -142,21 +142,16 @@ class Checkpoints:
         return path, num_bytes
 
     def latest(self) -> Checkpoint | None:
-        """The newest that is whole; None where there is none at all.
-
-        Raises:
-            CorruptState: there are checkpoints, and none of them is whole.
-        """
+        """The newest that is whole; None where there is none. Those that are damaged are put aside and told of."""
         damaged = 0
         for step in reversed(self.steps()):
             if (found := self.read(step)) is not None:
                 return found
             damaged += 1
         if damaged:
-            raise CorruptState(
-                f"None of the {damaged} checkpoints in {self.folder} is whole.",
-                "The student's training cannot go on from a damaged state.",
-                f"Remove {self.folder} and resume: the student is trained anew from the teacher's records.",
+            self._on_problem(
+                f"No checkpoint in {self.folder} is whole: the student learns from its beginning, from the same "
+                "records."
             )
         return None
 

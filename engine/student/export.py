@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import BadNumbers, DiskFull
-from engine.files import fsync_folder
+from engine.fault import commit_point
+from engine.files import fsync_file, fsync_folder
 
 _FULL = ("os error 28", "os error 122", "No space left", "Disk quota exceeded")
 
@@ -47,23 +48,29 @@ def export_student(
     for left_behind in folder.parent.glob(f".{folder.name}.*.tmp"):
         shutil.rmtree(left_behind, ignore_errors=True)
     model.config.use_cache = True  # it was off for training
-    with _told(temporary, folder):
+    with _told(temporary, folder, needed_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize):
         model.to(dtype).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        commit_point("student-written")
         for entry in temporary.rglob("*"):
             if entry.is_file():
-                with entry.open("rb") as file:
-                    os.fsync(file.fileno())
+                fsync_file(entry)
         fsync_folder(temporary)
+        commit_point("student-synced")
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old.tmp")
             folder.rename(old)
+            commit_point("student-old-aside")
             temporary.rename(folder)
+            commit_point("student-renamed")
+            fsync_folder(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(folder)
-        fsync_folder(folder.parent)
+            commit_point("student-renamed")
+            fsync_folder(folder.parent)
+    commit_point("student-durable")
 
 
 def model_card(
@@ -133,7 +140,7 @@ applies to what is learned from it as far as that licence says so.
 
 
 @contextlib.contextmanager
-def _told(temporary: Path, folder: Path) -> Iterator[None]:
+def _told(temporary: Path, folder: Path, *, needed_bytes: int) -> Iterator[None]:
     shows_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # it would be drawn over a screen, or into a script's output
     try:
@@ -143,7 +150,8 @@ def _told(temporary: Path, folder: Path) -> Iterator[None]:
         if any(words in str(error) for words in _FULL):
             free = shutil.disk_usage(folder.parent).free
             raise DiskFull(
-                f"There was no room to write the student to {folder}; {free:,} bytes are free.",
+                f"There was no room to write the student to {folder}: it takes some {needed_bytes:,} bytes, "
+                f"{free:,} are free.",
                 "The disk is full.",
                 "Free some space, then resume the run: the training is done and kept.",
             ) from error

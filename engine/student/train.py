@@ -98,11 +98,7 @@ class Training:
 
 
 def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) -> Progress | None:
-    """Put everything where the newest whole checkpoint has it; None where there is none.
-
-    Raises:
-        CorruptState: there are checkpoints, and none is whole.
-    """
+    """Put everything where the newest whole checkpoint has it; None where there is none."""
     checkpoints.sweep()
     latest = checkpoints.latest()
     if latest is None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from engine.errors import CorruptState, DiskFull
+from engine.errors import DiskFull
 from engine.student.checkpoint import Checkpoint, Checkpoints, find_damage
 
 
@@ -126,12 +126,14 @@ def test_checksums_that_say_nothing_are_damage(checkpoints: Checkpoints, content
     assert find_damage(path) is not None
 
 
-def test_no_whole_checkpoint_at_all_is_an_error_with_a_way_out(checkpoints: Checkpoints) -> None:
+def test_no_whole_checkpoint_at_all_is_told_and_the_student_learns_from_its_beginning(
+    checkpoints: Checkpoints, told: list[str]
+) -> None:
     path = save(checkpoints, 10)
     (path / "state.json").unlink()
-    with pytest.raises(CorruptState) as caught:
-        checkpoints.latest()
-    assert "resume" in caught.value.todo
+    assert checkpoints.latest() is None
+    assert "state.json" in told[0]
+    assert "from its beginning" in told[1]
 
 
 def test_half_written_folder_is_never_taken_for_a_checkpoint(checkpoints: Checkpoints) -> None:
@@ -199,6 +201,7 @@ def test_order_of_the_steps_is_write_flush_rename_flush(
     files = ["weights.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "checksums.json"]
     pid = os.getpid()
     assert happened == [
+        f"fsync {checkpoints.folder.parent.name}",  # the name of the folder of checkpoints
         *(f"fsync {name}" for name in files),
         f"fsync .step-00000007.{pid}",
         "rename step-00000007",
