@@ -1,13 +1,15 @@
 """How many bytes does a record take, what does each step of its encoding buy, and is the encoding ever the bottleneck?
 
-    python -m tests.benchmarks.records [--json]
+    python -m tests.benchmarks.records [--out tests/benchmarks/results/records.json]
 
 Records are made by chance with the number of heads that real text has (about 3 of 12); bytes depend on that
-alone, speed on nothing else. Speed is of one core, warm, in batches of 4,096 positions; median of 30.
+alone, speed on nothing else. Speed is of one core, warm, in batches of 4,096 positions; median of 30. Bytes are those of
+training rows of 512 tokens, eight to a shard; a hold-out record has 8 more.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -15,9 +17,11 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -29,12 +33,22 @@ from engine.cache.record import Places, Records, decode, encode
 from engine.cache.store import CacheStore
 
 VOCABULARIES = (32_000, 50_304, 151_936, 262_144)
-SIZES = (8, 12, 16, 24)
+SIZES = (6, 8, 12, 16, 24)
 BATCH = 4_096
 ROW = 512
 HEADS = 3
 REPEATS = 30
 # What others publish, bytes a token: DistillKit 1.0 (50 ids; "budget" mode), RS-KD (12 unique ids, 100k vocabulary).
+_PARTS = {
+    "ids": "ids, heads marked",
+    "head_log_probs": "log-probs of heads",
+    "tail_mass": "tail, label, entropy",
+    "label_log_prob": "tail, label, entropy",
+    "entropy": "tail, label, entropy",
+    "hashes": "rows and headers",
+    "record_ends": "rows and headers",
+    "head_ends": "rows and headers",
+}
 PUBLISHED = {"DistillKit": (312, 344), "DistillKit, budget": (114, 127), "RS-KD": (36, 36)}
 
 
@@ -71,25 +85,26 @@ def steps_of_the_encoding(size: int, vocab_size: int) -> dict[str, float]:
     }
 
 
-def measure(size: int, vocab_size: int) -> dict[str, float]:
+def measure(size: int, vocab_size: int) -> dict[str, Any]:
     """Bytes a token on the disk, and speeds."""
     records = some_records(BATCH, size, vocab_size)
     places = Places(0, np.full(BATCH, 7, np.uint64), np.arange(BATCH))
     encoded = encode(records, vocab_size, places)
     encode_seconds = _median_seconds(lambda: encode(records, vocab_size, places))
     decode_seconds = _median_seconds(lambda: decode(encoded, size, vocab_size).weights())
-    on_disk, fetch_seconds = _through_the_store(records, size, vocab_size)
+    parts, fetch_seconds = _through_the_store(records, size, vocab_size)
     return {
         "record_size": size,
         "vocab_size": vocab_size,
-        "bytes_per_token": on_disk,
+        "bytes_per_token": sum(parts.values()),
+        "parts": parts,
         "encode_tokens_per_second": BATCH / encode_seconds,
         "decode_tokens_per_second": BATCH / decode_seconds,
         "fetch_seconds_8x512": fetch_seconds,
     }
 
 
-def _through_the_store(records: Records, size: int, vocab_size: int) -> tuple[float, float]:
+def _through_the_store(records: Records, size: int, vocab_size: int) -> tuple[dict[str, float], float]:
     identity = CacheIdentity("", "", "", 1.0, size, vocab_size, 0, "fp32", "none")
     names = [number.to_bytes(16, "little") for number in range(4 * BATCH // ROW)]
     rows = BATCH // ROW
@@ -97,7 +112,13 @@ def _through_the_store(records: Records, size: int, vocab_size: int) -> tuple[fl
         for start in range(0, len(names), rows):
             store.commit([(name, ROW) for name in names[start : start + rows]], records)
         seconds = _median_seconds(lambda: store.fetch(names[3::4][:rows]))
-        return store.num_bytes / store.num_tokens, seconds
+        found: Counter[str] = Counter()
+        for entry in store.entries:
+            sizes = store.shard(entry).column_bytes()
+            for name, num_bytes in sizes.items():
+                found[_PARTS[name]] += num_bytes
+            found["rows and headers"] += entry.bytes - sum(sizes.values())
+        return {name: num_bytes / store.num_tokens for name, num_bytes in found.items()}, seconds
 
 
 def _median_seconds(action: Callable[[], object]) -> float:
@@ -111,13 +132,23 @@ def _median_seconds(action: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print the tables, or one JSON object."""
+    """Print the tables; with ``--out`` write them as JSON too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    out = parser.parse_args().out
     rows = [measure(size, vocab_size) for vocab_size in VOCABULARIES for size in SIZES]
     steps = {str(vocab_size): steps_of_the_encoding(12, vocab_size) for vocab_size in VOCABULARIES}
-    if "--json" in sys.argv[1:]:
-        machine = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.processor()}
-        print(json.dumps({"records": rows, "steps_at_12": steps, "published": PUBLISHED, "versions": machine}))
-        return
+    if out is not None:
+        result = {
+            "question": (__doc__ or "").splitlines()[0],
+            "records": rows,
+            "steps_at_12": steps,
+            "published": PUBLISHED,
+            "versions": {"python": platform.python_version(), "numpy": np.__version__},
+            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'vocabulary':>10} {'k':>3} {'B/token':>8} {'encode M/s':>11} {'decode M/s':>11} {'fetch 8x512 ms':>15}")
     for row in rows:
         print(
@@ -125,6 +156,10 @@ def main() -> None:
             f"{row['encode_tokens_per_second'] / 1e6:>11.2f} {row['decode_tokens_per_second'] / 1e6:>11.2f} "
             f"{row['fetch_seconds_8x512'] * 1e3:>15.2f}"
         )
+    print("\nBytes a token by part at k = 12:")
+    for name in dict.fromkeys(_PARTS.values()):
+        found = [row["parts"][name] for row in rows if row["record_size"] == 12]
+        print(f"  {name:<55}" + "".join(f"{value:>12,.2f}" for value in found))
     print("\nBytes of a record at k = 12, step by step:")
     for name in next(iter(steps.values())):
         print(f"  {name:<55}" + "".join(f"{steps[str(size)][name]:>12,.0f}" for size in VOCABULARIES))

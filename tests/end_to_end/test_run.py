@@ -158,14 +158,20 @@ def test_scoring_once_and_training_later_from_a_shared_cache_never_loads_the_tea
         *["--teacher", tiny_model("qwen2"), "--data", write_texts(tmp_path / "data"), *QUICK],
         *["--cache_dir", tmp_path / "shared", "--student", "from-teacher"],
     ]
-    first = run(*common, "--output_dir", tmp_path / "a", "--student_layers", 2, "--until", "teacher")
+    few, more = ["--samples", 20], ["--samples", 30]
+    first = run(*common, *few, "--output_dir", tmp_path / "a", "--student_layers", 2, "--until", "teacher")
     assert first.returncode == 0, first.stderr
     assert "Done as far as asked" in first.stdout
     assert not (tmp_path / "a" / "student").exists()
-    second = run(*common, "--output_dir", tmp_path / "b", "--student_layers", 3, "--target", "ghost")
+    second = run(*common, *few, "--output_dir", tmp_path / "b", "--student_layers", 3, "--target", "ghost")
     assert second.returncode == 0, second.stderr
     codes = [event.get("code") for event in events(tmp_path / "b")]
     assert "cache-hit" in codes
+    third = run(*common, *more, "--output_dir", tmp_path / "c", "--student_layers", 2, "--until", "teacher")
+    assert third.returncode == 0, third.stderr
+    scored = [json.loads((tmp_path / name / "phases/teacher.json").read_text())["rows_scored"] for name in "abc"]
+    assert scored[1] == 0
+    assert scored[2] == 10, "only the rows that more samples added"
     assert len(list((tmp_path / "shared").iterdir())) == 1
 
 

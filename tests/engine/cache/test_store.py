@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from engine.cache import journal
 from engine.cache.identity import CacheIdentity
 from engine.cache.store import CacheStore, caches_below
 from engine.errors import CacheMismatch, CorruptState, DiskFull, FolderError, RecordsMissing
-from tests.engine.cache.some_records import row, wave
+from tests.engine.cache.some_records import random_records, row, wave
 
 IDENTITY = CacheIdentity(
     teacher="t" * 32,
@@ -459,3 +460,27 @@ def test_caches_are_found_in_a_folder_and_right_below_it(tmp_path):
     assert list(caches_below(tmp_path)) == [tmp_path / "one", tmp_path / "two"]
     assert list(caches_below(tmp_path / "one")) == [tmp_path / "one"]
     assert list(caches_below(tmp_path / "none")) == []
+
+
+def test_reading_in_any_order_takes_no_more_memory_from_a_cache_of_many_shards(tmp_path):
+    records = random_records(4000, 6, 300)
+
+    def peak_of_reading(name: str, shards: int) -> int:
+        names = [row(number) for number in range(40 * shards)]
+        with CacheStore.open(tmp_path / name, IDENTITY, writable=True) as store:
+            for first in range(0, len(names), 40):
+                store.commit([(name, 100) for name in names[first : first + 40]], records)
+            size = store.num_bytes
+        order = np.random.default_rng(0).permutation(len(names))[:160].tolist()
+        with reading(tmp_path / name) as store:
+            tracemalloc.start()
+            for first in range(0, len(order), 8):
+                store.fetch([names[place] for place in order[first : first + 8]])
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert shards < 10 or size > 3 * peak, "the cache is too small for this to show anything"
+        return peak
+
+    peak_of_reading("warm-up", 1)
+    few, many = peak_of_reading("few", 4), peak_of_reading("many", 30)
+    assert many < few + 2**15, f"{few:,} bytes with 4 shards, {many:,} with 30"
