@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.record_cost [--out tests/benchmarks/results/record_cost.json]
 
-The demo's teacher and a student of four of its layers: with 5 million parameters and 4,096 ids both are far smaller than
-any that are worth distilling, so every share here is the largest that will be met. Writing is encoding, making the shard
-and putting it on the disk; it happens between two waves. Reading is tokens, records, checking and decoding; it happens in
-a thread while the model works, so what matters is that it ends before the step does. One thread of torch, processor time
-(fsync is told apart, in wall time).
+The demo's teacher and a student of four of its layers: with 5 million parameters and 4,096 ids both are far smaller
+than any that are worth distilling, so every share here is the largest that will be met. Writing is encoding, making the
+shard and putting it on the disk; it happens between two waves. Reading is tokens, records, checking and decoding; it
+happens in a thread while the model works, so what matters is that it ends before the step does. One thread of torch,
+processor time (fsync is told apart, in wall time).
 """
 
 from __future__ import annotations

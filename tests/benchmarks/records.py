@@ -3,8 +3,8 @@
     python -m tests.benchmarks.records [--out tests/benchmarks/results/records.json]
 
 Records are made by chance with the number of heads that real text has (about 3 of 12); bytes depend on that
-alone, speed on nothing else. Speed is of one core, warm, in batches of 4,096 positions; median of 30. Bytes are those of
-training rows of 512 tokens, eight to a shard; a hold-out record has 8 more.
+alone, speed on nothing else. Speed is of one core, warm, in batches of 4,096 positions; median of 30. Bytes are those
+of training rows of 512 tokens, eight to a shard; a hold-out record has 8 more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import math
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections import Counter
