@@ -27,6 +27,7 @@ def test_every_flag_that_the_readme_names_exists():
         "no_mouse",
         "no_animation",
         "yes",
+        "rescore",
     }
     for flag in re.findall(r"(?<![\w-])--([a-z][a-z_-]+)", README):
         flag = flag.replace("-", "_")

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.progress import Progress
 
@@ -23,6 +24,9 @@ from engine.errors import FolderError, Problem, RequestError, SettingsError
 from engine.format import format_bytes
 from engine.settings import suggestion
 from engine.version import __version__
+
+if TYPE_CHECKING:
+    from engine.phases.rescore import Rescored
 
 PROGRAM = "tiny-distill-cache"
 NOT_WHOLE = 4
@@ -55,6 +59,7 @@ def _verify(typed: argparse.Namespace) -> int:
         with CacheStore.look(cache) as store:
             found = _verified(store, quiet=typed.json)
             extra = leftovers(store)
+            again = _rescored(store, typed, found)
         is_whole &= not found
         if typed.json:
             _print_json(
@@ -66,15 +71,21 @@ def _verify(typed: argparse.Namespace) -> int:
                 bytes=store.num_bytes,
                 problems=found,
                 leftovers=[file.name for file in extra],
+                **({} if again is None else {"rescored": asdict(again)}),
             )
             continue
         what = f"{store.num_shards} shards, {store.num_tokens:,} tokens, {format_bytes(store.num_bytes)}"
         print(f"{cache}: {what}: {'not whole' if found else 'whole'}.")
         for problem in found:
             print(f"  {problem}")
+        if again is not None:
+            print(
+                f"  {again.rows} rows ({again.tokens:,} tokens) were scored again: {again.same:.1%} of the records "
+                f"have the same ids, and {again.overlap:.2%} of the probability lies on the same ids."
+            )
         if extra:
             print(f"  {len(extra)} files are left over; {PROGRAM} gc {cache} removes them.")
-    if not is_whole and not typed.json:
+    if not is_whole and not typed.json and not typed.rescore:
         print("Resume the run that uses it: what is damaged is set aside, and its rows are scored again.")
     return 0 if is_whole else NOT_WHOLE
 
@@ -130,6 +141,21 @@ def _verified(store: CacheStore, *, quiet: bool) -> list[str]:
     return [*store.problems, *damaged]
 
 
+def _rescored(store: CacheStore, typed: argparse.Namespace, found: list[str]) -> Rescored | None:
+    """Ask the teacher again where that was wanted and there is something whole to ask about; adds to what was found."""
+    if not typed.rescore or found or not store.num_tokens:
+        return None
+    from engine.phases.rescore import AGREEING, rescore
+
+    again = rescore(store, typed.rescore, typed.teacher)
+    if not again.agrees:
+        found.append(
+            f"The teacher says something else now: only {again.overlap:.0%} of the probability lies on the same ids "
+            f"({AGREEING:.0%} is the least where only rounding differs)."
+        )
+    return again
+
+
 @contextmanager
 def _progress(store: CacheStore, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     with Progress(disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
@@ -168,7 +194,15 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     inspect.add_argument(
         "--tokenizer", type=_path, metavar="MODEL", help="A model's folder, to show ids as text; else the run's teacher"
     )
-    command("verify", "Read everything: checksums, weights, ids, journal; exit code 4 when it is not whole")
+    verify = command("verify", "Read everything: checksums, weights, ids, journal; exit code 4 when it is not whole")
+    verify.add_argument(
+        "--rescore",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="Let the teacher score N rows by chance again, and compare",
+    )
+    verify.add_argument("--teacher", metavar="MODEL", help="Where the teacher is now; else where the run had it")
     gc = command("gc", "Remove what kills and damage left, and caches that no run uses")
     gc.add_argument(
         "--older_than", type=_age, metavar="AGE", help="Whole caches too that nobody opened for so long: 30d, 12h, 4w"
@@ -178,7 +212,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     gc.add_argument("--dry_run", action="store_true", help="Only show what would go")
     typed, unknown = parser.parse_known_args([_underscored(word) for word in words])
     if unknown:
-        known = ("json", "debug", "records", "tokenizer", "older_than", "keep", "yes", "dry_run")
+        known = ("json", "debug", "records", "tokenizer", "rescore", "teacher", "older_than", "keep", "yes", "dry_run")
         raise SettingsError(
             [
                 Problem(word.lstrip("-"), "", f"is no flag of {PROGRAM}{suggestion(word.lstrip('-'), known)}")

@@ -1,0 +1,181 @@
+"""Asking a teacher again: some rows of a cache are scored once more, and the new records are laid beside the old.
+
+The same teacher gives the same records, but for a last bit here and there: another micro-batch, another number of
+threads or another machine rounds a matrix product differently, and a draw that stood on the edge falls to the next id.
+So records are compared by how much of their mass lies on the same ids, not bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.cache.garbage import users
+from engine.cache.record import Records
+from engine.cache.store import CacheStore
+from engine.data.packing import PackedRow
+from engine.data.tokens import SPLITS, Split, TokenFile, TokenFileWriter
+from engine.errors import CacheMismatch, FolderError, TinyDistillError
+from engine.events import EventWriter
+from engine.models.spec import fingerprint, read_spec
+from engine.phase_control import PhaseControl
+
+AGREEING = 0.9
+"""Least mean overlap of records from the same teacher. On one machine it is above 0.99; two models share far less."""
+
+_MICRO_BATCH = 4
+_WAVE_TOKENS = 4_096
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What came of asking again.
+
+    Attributes:
+        rows, tokens: that were scored again.
+        same: share of the records whose ids are all the same.
+        overlap: mean over records of the probability mass that lies on the same ids, 1 where nothing differs.
+        label_difference: mean difference of the label's log-prob, in nats.
+    """
+
+    rows: int
+    tokens: int
+    same: float
+    overlap: float
+    label_difference: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether these are records of this teacher."""
+        return not self.tokens or self.overlap >= AGREEING
+
+
+def rescore(store: CacheStore, num_rows: int, teacher: str | None, *, seed: int = 0) -> Rescored:
+    """Score rows of a cache again and compare.
+
+    The rows' tokens come from a run that used the cache; what the teacher computes in comes from the manifest.
+
+    Args:
+        store: an open cache.
+        num_rows: rows, by chance from all that the cache and the run have in common.
+        teacher: a model's folder or id; that of the run when None.
+        seed: of the choice of rows.
+
+    Raises:
+        FolderError: no run that used the cache is there, so nobody knows the words.
+        CacheMismatch: the teacher that was named has other weights than the manifest says.
+        DamagedShard, RecordsMissing: a record cannot be read.
+    """
+    run = _run_with_tokens(store)
+    spec = read_spec(teacher or str(json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]["teacher"]))
+    if (found := fingerprint(spec)) != store.identity.teacher:
+        raise CacheMismatch(
+            f"{spec.path} is not the teacher of {store.path}: its weights' fingerprint is {found[:12]}…, the records "
+            f"belong to {store.identity.teacher[:12]}….",
+            "Another teacher says something else of the same text.",
+            "Name the folder of the teacher that made them with --teacher.",
+        )
+    with tempfile.TemporaryDirectory(prefix="tinydistill-rescore-") as name, TokenFile(run / "tokens.h5") as tokens:
+        folder = Path(name)
+        chosen = _chosen(store, tokens, num_rows, seed)
+        _write_rows(folder / "tokens.h5", tokens, chosen)
+        with TokenFile(folder / "tokens.h5") as few:
+            again = _score(folder, few, store, spec.path)
+            return _compared(few, store, again)
+
+
+def _run_with_tokens(store: CacheStore) -> Path:
+    for run in users(store.path):
+        try:
+            with TokenFile(run / "tokens.h5") as tokens:
+                if any(len(store.missing(tokens.hashes(split))) < tokens.num_rows(split) for split in SPLITS):
+                    return run
+        except TinyDistillError:
+            continue
+    raise FolderError(
+        f"No run is left that used {store.path}.",
+        "A cache has no text, only hashes of it; the words to score again are in a run's tokens.h5.",
+        "Verify it without --rescore.",
+    )
+
+
+def _chosen(store: CacheStore, tokens: TokenFile, num_rows: int, seed: int) -> list[tuple[Split, int]]:
+    there: list[tuple[Split, int]] = []
+    for split in SPLITS:
+        hashes = tokens.hashes(split)
+        absent = {*store.missing(hashes, top1=split == "holdout")}
+        there += [(split, index) for index in range(len(hashes)) if index not in absent]
+    return sorted(random.Random(seed).sample(there, min(num_rows, len(there))))
+
+
+def _write_rows(path: Path, tokens: TokenFile, chosen: list[tuple[Split, int]]) -> None:
+    with TokenFileWriter(
+        path,
+        sequence_length=tokens.sequence_length,
+        vocab_size=tokens.vocab_size,
+        pad_id=tokens.pad_id,
+        eos_id=tokens.eos_id,
+        attributes={},
+    ) as writer:
+        for split, index in chosen:
+            rows = tokens.rows(split, [index])
+            length = int(rows.lengths[0])
+            writer.add(split, PackedRow(rows.tokens[0, :length].astype(np.int32), rows.scored[0, :length]))
+        writer.commit()
+
+
+def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path) -> CacheStore:
+    import torch
+
+    from engine.models.load import ResidentTeacher
+    from engine.planner.sizes import head_chunk_tokens
+    from engine.teacher.score import score
+
+    identity = store.identity
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(identity.precision, torch.float32)
+    again = CacheStore.open(folder / "cache", identity, writable=True)
+    model = ResidentTeacher(teacher, dtype=dtype, quantization=identity.quantization)  # type: ignore[arg-type]
+    score(
+        teacher=model,
+        tokens=tokens,
+        store=again,
+        splits=SPLITS,
+        micro_batch=_MICRO_BATCH,
+        wave_tokens=_WAVE_TOKENS,
+        chunk_tokens=head_chunk_tokens(model.vocab_rows),
+        record_size=identity.record_size,
+        temperature=identity.temperature,
+        seed=identity.seed,
+        events=EventWriter(folder / "events.jsonl"),
+        control=PhaseControl.inert(),
+    )
+    model.close()
+    return again
+
+
+def _compared(tokens: TokenFile, store: CacheStore, again: CacheStore) -> Rescored:
+    rows = count = 0
+    same = overlap = difference = 0.0
+    with again:
+        for split in SPLITS:
+            for row_hash in tokens.hashes(split):
+                before, now = store.fetch([row_hash]), again.fetch([row_hash])
+                shared = _shared_mass(before, now)
+                same += float((np.sort(before.ids) == np.sort(now.ids)).all(1).sum())
+                overlap += float(shared.sum())
+                difference += float(abs(before.label_log_prob - now.label_log_prob).sum())
+                rows, count = rows + 1, count + len(before)
+    total = max(1, count)
+    return Rescored(rows, count, same / total, overlap / total, difference / total)
+
+
+def _shared_mass(one: Records, other: Records) -> np.ndarray:
+    """The mass that two records of each position have on the same ids: sum of the smaller weight, [N]."""
+    is_same = one.ids[:, :, None] == other.ids[:, None, :]
+    smaller = np.minimum(one.weights()[:, :, None], other.weights()[:, None, :])
+    return (is_same * smaller).sum((1, 2))
