@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -74,6 +75,8 @@ class Run:
                     "Nothing of it is overwritten.",
                     f"Go on with it: tiny-distill --resume --output_dir {path}, or choose another --output_dir.",
                 )
+            if all(re.fullmatch(r"run\.json\.\d+\.tmp", entry.name) for entry in path.iterdir()):
+                remove_leftovers(path)  # of a run that was killed while its folder was made
             if any(path.iterdir()):
                 raise FolderError(
                     f"{path} is not empty and holds no run.",

@@ -97,7 +97,6 @@ class Supervisor:
             FolderError: another supervisor holds the run.
         """
         with self.run.lock() as self._lock:
-            self.run.sweep()
             resumed = self.run.events_path.exists() and self.run.events_path.stat().st_size > 0
             self._events = EventWriter(self.run.events_path, log_path=self.run.log_path)
             self._control = Tail(self.run.control_path, from_end=True)  # what an earlier supervisor was asked is over
@@ -123,6 +122,7 @@ class Supervisor:
             for phase in self._phases_asked():
                 if self.run.result(phase) is None:
                     self._run_phase(phase)
+            self.run.sweep()
             if self.run.result("student") is not None:
                 report.write(self.run)
         except Stopped:
@@ -219,6 +219,7 @@ class Supervisor:
         self.run.save()
 
     def _run_process(self, phase: str) -> int:
+        self.run.sweep()  # no phase is there, and what a killed one left half-written is nobody's
         self._events.write("phase_started", phase=phase)
         began = time.monotonic()
         with self.run.log_path.open("ab") as log:

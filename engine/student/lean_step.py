@@ -84,6 +84,7 @@ def lean_step(
     objective: Objective,
     learning_rate: float,
     norms: RunningNorms,
+    exploded_above: float = math.inf,
 ) -> StepResult:
     """Do one step of one micro-batch; arguments and result as for :func:`engine.student.step.train_step`.
 
@@ -99,8 +100,9 @@ def lean_step(
     loss = sliced_loss(states, batch.labels, batch.records, learner.head, objective=objective)
     ce, kd = loss.ce_sum.item() * scale, loss.kd_sum.item() * scale
     value = blended(ce, kd, objective)
-    if not math.isfinite(value) or not part.num_scored:
-        return StepResult(value, ce, kd, 0.0, part.num_scored, False, not math.isfinite(value))
+    is_usable = math.isfinite(value) and value <= exploded_above
+    if not is_usable or not part.num_scored:
+        return StepResult(value, ce, kd, 0.0, part.num_scored, False, not is_usable)
 
     optimizer.begin_step(learning_rate)
     update = _Update(learner.head, learner.tied, optimizer, norms)

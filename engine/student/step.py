@@ -33,7 +33,7 @@ class StepResult:
         grad_norm: of the whole gradient, before it was clipped.
         tokens: scored tokens.
         applied: whether the weights were changed; False where a loss or a gradient was NaN or infinite.
-        is_bad: whether that was a bad number (and not float16's search for its factor).
+        is_bad: whether that was a bad number (and not float16's search for its factor), or a loss that has exploded.
     """
 
     loss: float
@@ -82,6 +82,7 @@ def train_step(
     clip_norm: float,
     chunk_tokens: int,
     loss_scale: LossScale,
+    exploded_above: float = math.inf,
 ) -> StepResult:
     """Do one step.
 
@@ -94,6 +95,7 @@ def train_step(
         clip_norm: largest norm of the gradient; 0 never clips.
         chunk_tokens: positions whose logits exist at a time.
         loss_scale: for float16.
+        exploded_above: a step with a larger loss changes nothing.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=learner.device)
     tokens = 0
@@ -121,12 +123,13 @@ def train_step(
     loss_value = blended(ce, kd, objective)
     is_finite = math.isfinite(loss_value) and math.isfinite(norm)
     searching = loss_scale.take(not is_finite)
-    if is_finite and gradients:
+    is_usable = is_finite and loss_value <= exploded_above
+    if is_usable and gradients:
         _scale(gradients, clip_factor(norm, clip_norm) / loss_scale.value)
         optimizer.begin_step(learning_rate)
         optimizer.step()
     learner.model.zero_grad(set_to_none=True)
-    return StepResult(loss_value, ce, kd, norm, tokens, is_finite and bool(gradients), not is_finite and not searching)
+    return StepResult(loss_value, ce, kd, norm, tokens, is_usable and bool(gradients), not is_usable and not searching)
 
 
 def blended(ce: float, kd: float, objective: Objective) -> float:

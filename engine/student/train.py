@@ -32,6 +32,11 @@ from engine.student.step import LossScale, StepResult, train_step
 # A step without a usable gradient changes nothing. One may be an odd text; so many in a row will not go away.
 BAD_STEPS_IN_A_ROW = 5
 
+# A loss of more than 3 times the usual one and 3 nats is a training that comes apart: a step's loss is a mean over
+# hundreds of tokens and more, and the worst text that a model can read costs it some ln(vocabulary), 7 to 12 nats.
+_EXPLODED_FACTOR, _EXPLODED_MARGIN = 3.0, 3.0
+_USUAL_MEMORY, _STEPS_BEFORE_USUAL = 0.95, 20
+
 NUM_EVALUATIONS = 5
 _PROGRESS_SECONDS = 0.5
 
@@ -46,6 +51,7 @@ class Progress:
         seconds: spent in steps.
         skipped: steps that were skipped because of bad numbers.
         skipped_in_a_row: those since the last good one.
+        good_steps, usual_loss: steps that were applied, and their mean loss, the last ones weighing most.
         best_step, best_loss: the checkpoint with the lowest hold-out loss so far; None before the first look.
         loss_scale: float16's factor.
         norms: usual norm of each parameter's gradient, for :mod:`engine.student.lean_step`.
@@ -57,6 +63,8 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    good_steps: int = 0
+    usual_loss: float = 0.0
     best_step: int | None = None
     best_loss: float | None = None
     loss_scale: LossScale = field(default_factory=LossScale)
@@ -66,8 +74,21 @@ class Progress:
     @classmethod
     def read(cls, state: Mapping[str, Any]) -> Progress:
         """As it was written into a checkpoint."""
-        values = {name: state[name] for name in cls.__dataclass_fields__}
+        values = {name: state[name] for name in cls.__dataclass_fields__ if name in state}
         return cls(**{**values, "loss_scale": LossScale(**values["loss_scale"])})
+
+    @property
+    def exploded_above(self) -> float:
+        """A step whose loss is above this is not applied."""
+        if self.good_steps < _STEPS_BEFORE_USUAL:
+            return math.inf
+        return _EXPLODED_FACTOR * max(0.0, self.usual_loss) + _EXPLODED_MARGIN
+
+    def took(self, loss: float) -> None:
+        """A step with this loss was applied."""
+        memory = _USUAL_MEMORY if self.good_steps else 0.0
+        self.usual_loss = memory * self.usual_loss + (1 - memory) * loss
+        self.good_steps += 1
 
 
 @dataclass(frozen=True)
@@ -158,6 +179,7 @@ def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate
             objective=training.objective,
             learning_rate=learning_rate,
             norms=RunningNorms(training.clip_norm, progress.norms),
+            exploded_above=progress.exploded_above,
         )
     return train_step(
         training.learner,
@@ -168,6 +190,7 @@ def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate
         clip_norm=training.clip_norm,
         chunk_tokens=training.chunk_tokens,
         loss_scale=progress.loss_scale,
+        exploded_above=progress.exploded_above,
     )
 
 
@@ -218,19 +241,28 @@ def _keep_best(progress: Progress, metrics: Metrics) -> None:
 def _count(result: StepResult, progress: Progress, events: EventWriter) -> None:
     if not result.is_bad:
         progress.skipped_in_a_row = 0
-        progress.tokens += result.tokens if result.applied else 0
+        if result.applied:
+            progress.tokens += result.tokens
+            progress.took(result.loss)
         return
     progress.skipped += 1
     progress.skipped_in_a_row += 1
+    has_exploded = math.isfinite(result.loss) and result.loss > progress.exploded_above
+    found = f"its loss is {result.loss:g} and its gradient's norm {result.grad_norm:g}"
+    if has_exploded:
+        found = f"its loss is {result.loss:g}, where {progress.usual_loss:.3g} is usual"
     events.log(
         "warning",
-        f"Step {progress.step} was skipped: its loss is {result.loss:g} and its gradient's norm {result.grad_norm:g}. "
-        f"The student is as it was before; {progress.skipped} skipped so far.",
-        "bad-numbers",
+        f"Step {progress.step} was skipped: {found}. The student is as it was before; {progress.skipped} skipped so "
+        "far.",
+        "diverged" if has_exploded else "bad-numbers",
     )
     if progress.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
         raise BadNumbers(
-            f"{BAD_STEPS_IN_A_ROW} steps in a row gave a loss or a gradient that is not a number (up to step "
+            f"{BAD_STEPS_IN_A_ROW} steps in a row gave a loss that is far above the usual "
+            f"{progress.usual_loss:.3g} ({result.loss:.3g} in step {progress.step})."
+            if has_exploded
+            else f"{BAD_STEPS_IN_A_ROW} steps in a row gave a loss or a gradient that is not a number (up to step "
             f"{progress.step}).",
             "The training has come apart; going on would change nothing.",
             "Start a new run with a smaller --learning_rate, or with --precision fp32; with --cache_dir it takes the "

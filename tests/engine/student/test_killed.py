@@ -5,6 +5,7 @@ Children are forked: a new interpreter would import torch for seconds before eac
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -55,6 +56,7 @@ def in_child(work: Callable[[], None], environment: dict[str, str], kill_after: 
     pid = os.fork()
     if pid == 0:
         try:
+            gc.freeze()  # returning memory would look through all that was imported, and copy it
             os.environ.update(environment)
             work()
             os._exit(0)

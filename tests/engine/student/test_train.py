@@ -4,6 +4,7 @@ import itertools
 import math
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +143,37 @@ def test_bad_numbers_that_stay_end_the_run_and_leave_the_last_good_checkpoint(ru
     fresh = run.training()
     latest.load_weights(fresh.learner.model)
     assert all(value.isfinite().all() for value in weights(fresh).values())
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_loss_that_explodes_once_is_skipped_and_told(run: SmallRun, lean: bool) -> None:
+    training = run.training(steps=30, checkpoint_every=100, micro_batch=4, gradient_accumulation=1, lean=lean)
+    explode(training, at_steps={25})
+    progress = go(run, training)
+    assert (progress.skipped, progress.good_steps) == (1, 29)
+    [told] = [event["message"] for event in run.read_events("log") if event.get("code") == "diverged"]
+    assert "Step 25 was skipped" in told
+    assert "is usual" in told
+
+
+def test_a_training_that_stays_apart_ends_with_an_explanation_and_is_not_a_student(run: SmallRun) -> None:
+    training = run.training(steps=40, checkpoint_every=1, micro_batch=4, gradient_accumulation=1)
+    explode(training, at_steps=set(range(25, 41)))
+    with pytest.raises(BadNumbers, match=r"5 steps in a row gave a loss that is far above the usual"):
+        go(run, training)
+    assert max(run.checkpoints(run.events()).steps()) == 28
+
+
+def explode(training: Training, at_steps: set[int]) -> None:
+    """Let the hidden states be far too large in some steps."""
+    steps = itertools.count(1)
+    hidden_states = training.learner.hidden_states
+
+    def larger(batch: Any) -> torch.Tensor:
+        is_step = torch.is_grad_enabled()
+        return hidden_states(batch) * (100.0 if is_step and next(steps) in at_steps else 1.0)
+
+    training.learner.hidden_states = larger  # type: ignore[method-assign]
 
 
 def spoil(training: Training, at_steps: set[int]) -> None:
