@@ -13,10 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from engine.errors import Problem, SettingsError
-from engine.settings import SettingInfo, describe, parse_bytes, setting, suggestion
+from engine.settings import MOST, SettingInfo, describe, parse_bytes, plain_path, plain_text, setting, suggestion
 
 GROUPS: dict[str, str] = {
     "models": "Which model learns from which",
@@ -29,16 +36,21 @@ GROUPS: dict[str, str] = {
 }
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Text = Annotated[str, BeforeValidator(plain_text)]
+Source = Annotated[str, BeforeValidator(plain_path)]
+Folder = Annotated[Path, BeforeValidator(plain_path)]
 
 
 class RunConfig(BaseModel):
     """Everything that can be set about a run. ``None`` leaves the choice to the planner."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     # models
-    teacher: str | None = setting(None, "The model that knows: a folder, or a Hugging Face id", group="models")
-    student: str | None = setting(
+    teacher: Source | None = setting(None, "The model that knows: a folder, or a Hugging Face id", group="models")
+    student: Source | None = setting(
         None,
         "The model that learns: a folder, a Hugging Face id, or from-teacher to cut it from the teacher's layers",
         group="models",
@@ -56,17 +68,17 @@ class RunConfig(BaseModel):
     )
 
     # data
-    data: str | None = setting(
+    data: Source | None = setting(
         None,
         "Text to read: a .txt, .md, .jsonl, .json, .csv or .parquet file, a folder of them, or a data set id",
         group="data",
     )
-    text_field: str | None = setting(
+    text_field: Text | None = setting(
         None, "The field or column that holds the text; found by looking when not set", group="data"
     )
-    data_split: str = setting("train", "The split of a Hugging Face dataset", group="data")
+    data_split: Text = setting("train", "The split of a Hugging Face dataset", group="data")
     samples: int | None = setting(
-        None, "Rows of text to train on, at most; all of them when not set", group="data", unit="rows", ge=1
+        None, "Rows of text to train on, at most; all of them when not set", group="data", unit="rows", ge=1, le=MOST
     )
     sequence_length: int | None = setting(
         None,
@@ -113,7 +125,7 @@ class RunConfig(BaseModel):
         1.0,
         "Softens both distributions: 1 leaves them as they are, 2 and more show what is unlikely",
         group="distillation",
-        gt=0,
+        ge=0.01,
         le=20,
     )
 
@@ -122,7 +134,7 @@ class RunConfig(BaseModel):
         None, "Times the student reads the data", group="training", may_change=True, ge=1, le=10_000
     )
     steps: int | None = setting(
-        None, "Optimizer steps, instead of epochs", group="training", unit="steps", may_change=True, ge=1
+        None, "Optimizer steps, instead of epochs", group="training", unit="steps", may_change=True, ge=1, le=MOST
     )
     learning_rate: float | None = setting(None, "Peak learning rate", group="training", gt=0, le=1)
     warmup: float = setting(
@@ -174,24 +186,25 @@ class RunConfig(BaseModel):
         unit="bytes",
         may_change=True,
         ge=1,
+        le=MOST,
     )
     ram_budget: Bytes | None = setting(
-        None, "Most main memory that a phase may take", group="memory", unit="bytes", may_change=True, ge=1
+        None, "Most main memory that a phase may take", group="memory", unit="bytes", may_change=True, ge=1, le=MOST
     )
-    device: str | None = setting(
+    device: Text | None = setting(
         None, "cpu, cuda or cuda:N; the GPU with most free memory when not set", group="memory"
     )
     threads: int | None = setting(None, "CPU threads", group="memory", unit="threads", may_change=True, ge=1, le=1024)
 
     # run
-    output_dir: Path | None = setting(None, "The run's folder", group="run")
-    cache_dir: Path | None = setting(
+    output_dir: Folder | None = setting(None, "The run's folder", group="run")
+    cache_dir: Folder | None = setting(
         None,
         "Keep the teacher's records here, to share them between runs; else they are in the run's folder",
         group="run",
     )
     checkpoint_every: int | None = setting(
-        None, "Optimizer steps between checkpoints", group="run", unit="steps", may_change=True, ge=1
+        None, "Optimizer steps between checkpoints", group="run", unit="steps", may_change=True, ge=1, le=MOST
     )
     keep_checkpoints: int = setting(
         2, "Checkpoints kept beside the best one", group="run", may_change=True, ge=1, le=1000
@@ -208,7 +221,7 @@ class RunConfig(BaseModel):
         group="command",
         may_change=True,
     )
-    profile: str | None = setting(None, "Start from a saved profile", group="command", may_change=True)
+    profile: Text | None = setting(None, "Start from a saved profile", group="command", may_change=True)
     demo: bool = setting(
         False, "A run in two minutes with the small teacher and the text that are already here", group="command"
     )
@@ -223,6 +236,15 @@ class RunConfig(BaseModel):
         alias="json",  # a field of this name would hide a method of pydantic's
     )
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_our_words(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Whoever makes a RunConfig with a value that cannot be gets the same error as on the command line."""
+        try:
+            return validate(values)
+        except ValidationError as error:
+            raise SettingsError([_problem(entry) for entry in error.errors()]) from None
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """Make a RunConfig, or say everything that is wrong with it at once.
@@ -233,12 +255,12 @@ class RunConfig(BaseModel):
         problems: list[Problem] = []
         try:
             config = cls.model_validate(dict(values))
-        except ValidationError as error:
-            problems += [_problem(entry) for entry in error.errors()]
-            bad = {str(entry["loc"][0]) for entry in error.errors() if entry["loc"]}
+        except SettingsError as error:
+            problems += error.problems
+            bad = {problem.setting for problem in problems}
             try:  # contradictions between the values that are good are said in the same breath
                 config = cls.model_validate({name: value for name, value in values.items() if name not in bad})
-            except ValidationError:
+            except SettingsError:
                 raise SettingsError(problems) from None
         problems += config.contradictions()
         if problems:
@@ -258,15 +280,19 @@ class RunConfig(BaseModel):
             )
         if self.resume and self.output_dir is None:
             problems.append(Problem("resume", "", "needs --output_dir, the folder of the run to go on with"))
+        if self.resume and self.dry_run:
+            problems.append(Problem("dry_run", "", "plans a new run; the plan of a run that exists is in its run.json"))
+        if self.teacher == "from-teacher":
+            problems.append(Problem("teacher", self.teacher, "is for --student; name the model that knows"))
         if self.demo:
-            for name in ("teacher", "data"):
+            for name in ("teacher", "data", "text_field"):
                 if getattr(self, name) is not None:
                     problems.append(
                         Problem(name, getattr(self, name), "the demo brings its own; leave out one of the two")
                     )
         if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             problems.append(Problem("device", self.device, "cpu, cuda or cuda:N"))
-        if self.precision == "fp16" and (self.device or "cpu") == "cpu":
+        if self.precision == "fp16" and self.device == "cpu":
             problems.append(Problem("precision", "fp16", "is for GPUs; on the CPU use fp32 or bf16"))
         return problems
 
@@ -287,8 +313,8 @@ def check_value(name: str, value: object) -> str | None:
     """
     try:
         RunConfig.model_validate({name: value})
-    except ValidationError as error:
-        return _problem(error.errors()[0]).accepted
+    except SettingsError as error:
+        return error.problems[0].accepted
     return None
 
 
@@ -297,7 +323,13 @@ def _problem(entry: Any) -> Problem:
     if entry["type"] == "extra_forbidden":
         return Problem(name, entry["input"], f"there is no such setting{suggestion(name, SETTINGS)}")
     info = SETTINGS.get(name)
-    return Problem(name, entry["input"], f"expected {info.accepted()}" if info else str(entry["msg"]))
+    if info is None:
+        return Problem(name, entry["input"], str(entry["msg"]))
+    if info.kind in ("text", "path") and entry["type"] == "value_error":
+        return Problem(name, entry["input"], f"expected {entry['ctx']['error']}")
+    if entry["type"] == "less_than_equal" and entry["ctx"]["le"] >= MOST:
+        return Problem(name, entry["input"], f"expected at most {MOST:,}")
+    return Problem(name, entry["input"], f"expected {info.accepted()}")
 
 
 SETTINGS: dict[str, SettingInfo] = describe(RunConfig)

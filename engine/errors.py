@@ -33,6 +33,8 @@ EXIT_OUT_OF_MEMORY = 75  # between a phase and its supervisor only: memory ran o
 EXIT_TOKENS_DAMAGED = 77  # likewise: tokens.h5 is not what was written, make it again
 EXIT_RECORDS_MISSING = 76  # likewise: records that the journal promised are not whole, score them again
 
+_LONGEST_SHOWN = 200  # characters of a value in a message
+
 
 class TinyDistillError(Exception):
     """Base of everything this program raises on purpose.
@@ -53,7 +55,10 @@ class TinyDistillError(Exception):
 
     def paragraph(self) -> str:
         """The message as it is printed: what happened, why, what to do."""
-        return " ".join(part for part in (self.what, self.why, self.todo) if part)
+        paragraph = ""
+        for part in (self.what, self.why, self.todo):
+            paragraph += f" {part}" if part and paragraph and not paragraph.endswith("\n") else part
+        return paragraph
 
 
 class RequestError(TinyDistillError):
@@ -67,8 +72,8 @@ class Problem:
     """One setting that cannot be.
 
     Attributes:
-        setting: the setting's name, as in RunConfig.
-        value: the value as given.
+        setting: the setting's name, as in RunConfig; a word that is no flag as it was typed.
+        value: the value as given; empty where there is none.
         accepted: what is accepted, as half a sentence.
     """
 
@@ -78,7 +83,16 @@ class Problem:
 
     def sentence(self) -> str:
         """One line that names the flag, the value and what is accepted."""
-        return f"--{self.setting} {self.value}: {self.accepted}"
+        flag = f"--{self.setting}" if self.setting.isidentifier() else self.setting
+        return f"{flag} {shown_value(self.value)}".rstrip() + f": {self.accepted}"
+
+
+def shown_value(value: object) -> str:
+    """A value on one line of a message: quoted where it holds what cannot be printed, cut where it is very long."""
+    text = str(value)
+    if not text.isprintable():
+        text = ascii(text)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 20]} … ({len(text):,} characters)"
 
 
 class SettingsError(RequestError):

@@ -11,12 +11,13 @@ from typing import Any
 
 from engine import profiles, supervisor
 from engine.config import SETTINGS, RunConfig
-from engine.errors import Problem, RunFailed, SettingsError, TinyDistillError
+from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyDistillError
 from engine.events import read_events
 from engine.models.hub import fetch_model
 from engine.planner import plan
 from engine.planner.measure import machine_rates
 from engine.planner.models import FROM_TEACHER
+from engine.request import check_request, with_absolute_paths
 from engine.run import Run
 
 
@@ -38,10 +39,12 @@ def new_run(config: RunConfig) -> Run:
         DoesNotFit: no room, with the nearest setting that fits.
     """
     _require_models(config)
+    config = with_absolute_paths(config)
     for model in (config.teacher, config.student):
         if model is not None and model != FROM_TEACHER:
             fetch_model(model)  # a folder or a model that is in the local cache costs no connection
     planned = plan(config, machine=machine_rates(measure=True))
+    check_request(planned.settings)
     output = planned.settings.output_dir
     assert output is not None, "the planner resolves every setting"
     return Run.create(output, config, planned)
@@ -56,6 +59,7 @@ def resume_run(config: RunConfig) -> Run:
     """
     assert config.output_dir is not None, "RunConfig.contradictions asks for it"
     run = Run.open(config.output_dir)
+    config = with_absolute_paths(config)
     given = {
         name: value
         for name, value in config.asked().items()
@@ -88,11 +92,19 @@ def distill(config: RunConfig) -> dict[str, Any]:
         process = supervisor.start(run.path, tied=True)
         code = process.wait()
         if code != 0:
-            raise failure(run, code)
+            raise ended(run, code)
     if not run.report_json.exists():
         return {}
     report: dict[str, Any] = json.loads(run.report_json.read_text(encoding="utf-8"))
     return report
+
+
+def ended(run: Run, code: int) -> TinyDistillError:
+    """The error that ended a run; a run whose request was wrong, and in which nothing was done, is removed."""
+    error = failure(run, code)
+    if code == RequestError.exit_code and run.result("prepare") is None:
+        run.discard()
+    return error
 
 
 def failure(run: Run, code: int) -> TinyDistillError:

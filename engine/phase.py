@@ -27,6 +27,7 @@ from engine.errors import (
     DiskFull,
     OutOfMemory,
     RecordsMissing,
+    RequestError,
     Stopped,
     TinyDistillError,
     TokensDamaged,
@@ -66,7 +67,7 @@ def main(words: list[str] | None = None) -> int:
         return EXIT_RECORDS_MISSING
     except TinyDistillError as error:
         events.text(traceback.format_exc())
-        events.write("error", what=error.what, why=error.why, todo=error.todo or f"Go on: {resume_command(run)}")
+        events.write("error", what=error.what, why=error.why, todo=error.todo or _default_todo(error, run))
         return error.exit_code
     except Exception as error:  # the edge of the process: nothing may end without a word
         events.text(traceback.format_exc())
@@ -92,6 +93,11 @@ def _body(name: str) -> Callable[[Run, EventWriter, PhaseControl], None]:
     from engine.phases.student import run_student
 
     return run_student
+
+
+def _default_todo(error: TinyDistillError, run: Run) -> str:
+    """A wrong request stays wrong when it is resumed."""
+    return "" if isinstance(error, RequestError) else f"Go on: {resume_command(run)}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -92,7 +92,9 @@ def rename(old: str, new: str) -> None:
     if target.exists():
         raise SettingsError([Problem("profile", new, "there is a profile of this name already")], "")
     if not source.exists():
-        raise SettingsError([Problem("profile", old, f"there is no such profile{suggestion(old, names())}")], "")
+        raise SettingsError(
+            [Problem("profile", old, f"there is no such profile{suggestion(old, names(), prefix='')}")], ""
+        )
     source.rename(target)
 
 

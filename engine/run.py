@@ -14,6 +14,8 @@ import json
 import os
 import platform
 import re
+import shlex
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,7 +25,7 @@ from typing import Any
 
 from engine import hardware
 from engine.config import SETTINGS, RunConfig
-from engine.errors import CorruptState, FolderError, Problem, SettingsError
+from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError, shown_value
 from engine.files import make_folder, remove_leftovers, write_atomic
 from engine.planner import Plan
 from engine.version import __version__
@@ -34,12 +36,17 @@ _ORPHAN_SECONDS = 30.0  # a phase whose supervisor was killed ends within 10
 _LIBRARIES = ("torch", "transformers", "h5py", "safetensors", "tokenizers", "bitsandbytes", "numpy", "pydantic")
 
 
+# Of a run that was killed while its folder was made.
+_KILLED_EARLY = re.compile(r"run\.json\.\d+\.tmp")
+
+
 class Run:
     """One run's folder.
 
     Attributes:
         path: the folder, absolute.
         info: the content of ``run.json``.
+        made_folder: whether this process made the folder, which was not there before.
     """
 
     def __init__(self, path: Path, info: dict[str, Any]) -> None:
@@ -57,6 +64,7 @@ class Run:
         self.student_path = path / "student"
         self.report_json = path / "report.json"
         self.report_md = path / "report.md"
+        self.made_folder = False
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, plan: Plan) -> Run:
@@ -66,23 +74,7 @@ class Run:
             FolderError: the folder holds something else, or another run, or cannot be written.
         """
         path = path.expanduser().absolute()
-        if path.exists():
-            if not path.is_dir():
-                raise FolderError(f"{path} is a file.", "A run is a folder.", "Choose another --output_dir.")
-            if (path / "run.json").exists():
-                raise FolderError(
-                    f"{path} already holds a run.",
-                    "Nothing of it is overwritten.",
-                    f"Go on with it: tiny-distill --resume --output_dir {path}, or choose another --output_dir.",
-                )
-            if all(re.fullmatch(r"run\.json\.\d+\.tmp", entry.name) for entry in path.iterdir()):
-                remove_leftovers(path)  # of a run that was killed while its folder was made
-            if any(path.iterdir()):
-                raise FolderError(
-                    f"{path} is not empty and holds no run.",
-                    "A run writes only into a folder of its own.",
-                    "Choose an --output_dir that is empty or does not exist yet.",
-                )
+        check_new_folder(path)
         info = {
             "format": FORMAT,
             "name": path.name,
@@ -95,19 +87,16 @@ class Run:
             "hardware": asdict(hardware.detect(path)),
         }
         run = cls(path, info)
+        run.made_folder = not path.exists()
         try:
             make_folder(path)
+            remove_leftovers(path)
             run.save()
-        except PermissionError as error:
-            raise FolderError(
-                f"{path} cannot be written ({error.strerror}).", "", "Choose another --output_dir."
-            ) from error
         except OSError as error:
-            if error.errno == errno.EROFS:
-                raise FolderError(
-                    f"{path} is on a read-only file system.", "", "Choose another --output_dir."
-                ) from error
-            raise
+            run.discard()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(f"There was no room to write {path}.", "The disk is full.", "Free some.") from error
+            raise _no_folder(path, error) from error
         return run
 
     @classmethod
@@ -185,6 +174,18 @@ class Run:
     def reopen_phase(self, phase: str) -> None:
         """Take a phase's result back: something of what it left turned out to be damaged or too little."""
         (self.phases_path / f"{phase}.json").unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove a run in which nothing was done, so that the same request can be made again when it is mended."""
+        for folder in (self.phases_path, self.initial_student_path):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = (self.run_json, self.events_path, self.log_path, self.control_path, self.lock_path, self.tokens_path)
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.unlink()
+        if self.made_folder:
+            with contextlib.suppress(OSError):  # something else is in it now
+                self.path.rmdir()
 
     def save(self) -> None:
         """Write ``run.json`` whole."""
@@ -287,6 +288,46 @@ def _holder_lives(descriptor: int) -> bool:
     except OSError:
         return True
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # killed, and nobody has taken note of it yet
+
+
+def check_new_folder(path: Path) -> None:
+    """Make sure that a folder can become that of a new run; nothing is made.
+
+    Raises:
+        FolderError: it holds something else, or another run, or could not be written.
+    """
+    path = path.expanduser().absolute()
+    try:
+        if path.is_dir():
+            if (path / "run.json").exists():
+                raise FolderError(
+                    f"{path} already holds a run.",
+                    "Nothing of it is overwritten.",
+                    f"Go on with it: tiny-distill --resume --output_dir {shlex.quote(str(path))}, or choose another "
+                    "--output_dir.",
+                )
+            if not all(_KILLED_EARLY.fullmatch(entry.name) for entry in path.iterdir()):
+                raise FolderError(
+                    f"{path} is not empty and holds no run.",
+                    "A run writes only into a folder of its own.",
+                    "Choose an --output_dir that is empty or does not exist yet.",
+                )
+        there = path
+        while not os.path.lexists(there) and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            what = f"{there} is a file." if there.is_file() else f"{there} is neither a file nor a folder."
+            raise FolderError(f"There can be no run in {path}.", what, "Choose another --output_dir.")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise FolderError(f"{there} cannot be written.", "", "Choose another --output_dir.")
+    except (OSError, ValueError) as error:
+        raise _no_folder(path, error) from error
+
+
+def _no_folder(path: Path, error: Exception) -> FolderError:
+    """Why a run cannot be in a folder, in the words of the system."""
+    reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return FolderError(f"{shown_value(path)} cannot be written ({reason}).", "", "Choose another --output_dir.")
 
 
 def plan_fields(plan: Plan) -> dict[str, Any]:

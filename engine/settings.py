@@ -6,12 +6,13 @@ Made from a pydantic model's fields; it knows no setting by name.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
@@ -25,6 +26,10 @@ _BYTE_UNITS = {
 }  # fmt: skip
 
 
+MOST = 2**53
+"""Whole numbers that somebody might want end far below this; up to here every reader of JSON is exact."""
+
+
 def parse_bytes(value: object) -> object:
     """Read a number of bytes as a person writes it: ``2GB`` (10**9), ``2 GiB`` or ``2G`` (2**30), ``1500000``.
 
@@ -33,10 +38,50 @@ def parse_bytes(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:[._]\d+)?)\s*([a-zA-Z]*)\s*", value)
-    if not match or match[2].lower() not in _BYTE_UNITS:
+    match = re.fullmatch(r"\s*([0-9_]{1,20}(?:\.[0-9]{1,20})?)\s*([a-zA-Z]*)\s*", value)
+    if not match or match[2].lower() not in _BYTE_UNITS or not match[1].strip("_"):
         raise ValueError("a size such as 2GB, 1.5GiB or 700MB")
-    return int(float(match[1].replace("_", ".")) * _BYTE_UNITS[match[2].lower()])
+    return int(float(match[1].replace("_", "")) * _BYTE_UNITS[match[2].lower()])
+
+
+def plain_text(value: object) -> object:
+    """A text that can be written into a file and onto a screen; other values are left to the field's own check.
+
+    Raises:
+        ValueError: nothing but blanks, NUL characters, or bytes that are no text.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        raise ValueError("a text that is not empty")
+    if "\0" in value:
+        raise ValueError("a text without NUL characters")
+    if not value.isascii() and not _is_unicode(value):
+        raise ValueError("a name in UTF-8; rename the file or folder")
+    return value
+
+
+def plain_path(value: object) -> object:
+    """A path, or a name that may be one: a text as in :func:`plain_text`, whose ``~name`` is somebody.
+
+    Raises:
+        ValueError: as above, or there is nobody of that name.
+    """
+    value = plain_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if isinstance(value, str) and value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"the home folder of a user; there is no user {value.split('/')[0]}") from None
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates stand for bytes that were not UTF-8
+        return False
+    return True
 
 
 def setting(
@@ -104,7 +149,7 @@ class SettingInfo:
                 if self.minimum is None:
                     return noun
                 low = f"{noun} above {self.minimum:g}" if self.exclusive_minimum else f"{noun} from {self.minimum:g}"
-                if self.maximum is None or self.maximum > 2**40:
+                if self.maximum is None or self.maximum >= MOST:
                     return low if self.exclusive_minimum else f"{low} up"
                 high = f"{self.maximum:,}" if self.kind == "int" else f"{self.maximum:g}"
                 if self.exclusive_maximum:
@@ -122,10 +167,43 @@ def describe(model: type[BaseModel]) -> dict[str, SettingInfo]:
     return {info.name: info for info in found}
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """``; did you mean …?`` for a name that is near a known one, else nothing."""
-    near = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
-    return f"; did you mean --{near[0]}?" if near else ""
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "batch_size": "student_batch",
+    "micro_batch": "student_batch",
+    "per_device_train_batch_size": "student_batch",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "grad_accum": "gradient_accumulation",
+    "max_length": "sequence_length",
+    "max_seq_length": "sequence_length",
+    "context_length": "sequence_length",
+    "dataset": "data",
+    "train_file": "data",
+    "split": "data_split",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "output": "output_dir",
+    "out": "output_dir",
+    "alpha": "kd_weight",
+    "top_k": "record_size",
+    "dtype": "precision",
+    "load_in_8bit": "quantization",
+    "load_in_4bit": "quantization",
+    "quantize": "quantization",
+    "save_steps": "checkpoint_every",
+    "num_layers": "student_layers",
+    "model": "teacher",
+}
+"""What other programs call our settings."""
+
+
+def suggestion(name: str, known: Collection[str], *, prefix: str = "--") -> str:
+    """``; did you mean …?`` for a name that is near a known one or what other programs call it, else nothing."""
+    name = name.replace("-", "_")
+    if ELSEWHERE.get(name) in known:
+        return f"; did you mean {prefix}{ELSEWHERE[name]}?"
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _describe(field: str, info: FieldInfo) -> SettingInfo:
@@ -135,6 +213,8 @@ def _describe(field: str, info: FieldInfo) -> SettingInfo:
     if get_origin(annotation) in (Union, types.UnionType):
         optional = type(None) in get_args(annotation)
         annotation = next(a for a in get_args(annotation) if a is not type(None))
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     choices: tuple[str, ...] = ()
     if get_origin(annotation) is Literal:
         kind, choices = "choice", tuple(get_args(annotation))

@@ -7,7 +7,6 @@ as in the wizard, and ``--help`` needs neither torch nor half a second. Flags ma
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -73,11 +72,14 @@ def parse(
     groups = {name: parser.add_argument_group(name, title) for name, title in GROUPS.items()}
     for info in _settings():
         _add(groups[info.group], info)
+    if "--" in words:  # where others begin to take names of files
+        raise SettingsError([Problem("--", "", "is not needed here: every value belongs behind a flag")])
     found, unknown = parser.parse_known_args([_underscored(word) for word in words])
     typed = vars(found)
     if unknown:
         known = [*SETTINGS, *own]
-        raise SettingsError([_unknown(word, known) for word in unknown if word.startswith("-")] or [_stray(unknown[0])])
+        problems = [_unknown(word, known) for word in unknown if word.startswith("--")] or [_stray(unknown[0])]
+        raise SettingsError(problems + _bad_values({name: typed[name] for name in typed if name not in own}))
     switches = {name: typed.pop(name) for name in list(typed) if name in own}
     return typed, FrontEnd(debug=switches.pop("debug", False), plain=switches.pop("plain", False), switches=switches)
 
@@ -105,19 +107,33 @@ class _Parser(argparse.ArgumentParser):
 def _from_argparse(message: str) -> Problem:
     """``argument --samples: expected one argument`` in our words."""
     name, _, rest = message.removeprefix("argument ").partition(": ")
-    name = name.split("/")[0].lstrip("-")
+    if not rest:
+        return Problem("the command line", "", message)
+    name = name.split("/")[-1].lstrip("-")  # the long one of -h/--help
     if name in SETTINGS and rest.startswith("expected"):
         return Problem(name, "", f"needs a value: {SETTINGS[name].accepted()}")
-    return Problem(name if name in SETTINGS else "command line", "", rest or message)
+    if rest.startswith("ignored explicit argument"):
+        return Problem(name, "", "takes no value")
+    return Problem(name, "", rest)
 
 
 def _unknown(word: str, known: Sequence[str]) -> Problem:
-    name = word.lstrip("-").partition("=")[0]
-    return Problem(name, "", f"there is no such flag{suggestion(name.removeprefix('no_'), known)}")
+    flag = word.partition("=")[0]
+    name = flag.lstrip("-")
+    return Problem(flag, "", f"there is no such flag{suggestion(name.removeprefix('no_'), known)}")
 
 
 def _stray(word: str) -> Problem:
-    return Problem("command line", word, "every value belongs behind a flag")
+    return Problem("the word", word, "every value belongs behind a flag, and every flag begins with --")
+
+
+def _bad_values(typed: dict[str, Any]) -> list[Problem]:
+    """What else is wrong beside a flag that does not exist."""
+    try:
+        RunConfig.parse(typed)
+    except SettingsError as error:
+        return error.problems
+    return []
 
 
 def _settings() -> list[SettingInfo]:
@@ -154,4 +170,4 @@ def _wide(prog: str) -> argparse.HelpFormatter:
 def _width() -> int:
     import shutil
 
-    return min(120, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
+    return max(60, min(120, shutil.get_terminal_size().columns))

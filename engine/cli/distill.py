@@ -89,7 +89,7 @@ def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int
     if code == Stopped.exit_code:
         sys.stderr.write(f"Stopped; everything so far is kept. Go on: {supervisor.resume_command(run)}\n")
         return code
-    raise launch.failure(run, code)
+    raise launch.ended(run, code)
 
 
 def attach(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int:

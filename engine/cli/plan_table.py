@@ -12,12 +12,19 @@ from engine.config import RunConfig
 from engine.format import format_bytes, format_duration
 from engine.planner import Plan, plan
 from engine.planner.measure import machine_rates
+from engine.request import check_request
 from engine.run import plan_fields
 
 
 def show_plan(config: RunConfig) -> int:
-    """Print the plan of a request and start nothing; 3 where it does not fit."""
+    """Print the plan of a request and start nothing.
+
+    Raises:
+        RequestError: the run could not be started, and would say the same.
+        DoesNotFit: after the plan was printed.
+    """
     planned = plan(config, machine=machine_rates(measure=True), strict=False)
+    check_request(planned.settings)
     if config.json_events:
         sys.stdout.write(json.dumps({"kind": "plan", **plan_fields(planned)}, ensure_ascii=False) + "\n")
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from engine.errors import DataError
+from engine.errors import DataError, shown_value
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 _FILE_SUFFIX = re.compile(r"\.(txt|md|jsonl?|csv|parquet|gz|zip|pdf|html?|tsv)$", re.IGNORECASE)
@@ -17,20 +19,37 @@ def looks_like_dataset(data: str) -> bool:
     return bool(_ID.fullmatch(data)) and not _FILE_SUFFIX.search(data)
 
 
+def require_datasets(data: str) -> None:
+    """Make sure that the library is there, without importing it.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    if not is_installed("datasets"):
+        raise DataError(
+            f"There is no file or folder {shown_value(data)}.",
+            "To read it as a Hugging Face dataset, the datasets library is needed, which is not installed.",
+            "Check the path, or install it: pip install datasets",
+        )
+
+
+def is_installed(library: str) -> bool:
+    """Whether a library could be imported."""
+    try:
+        return importlib.util.find_spec(library) is not None
+    except (ImportError, ValueError):  # stands as None in sys.modules, or has no spec
+        return library in sys.modules and sys.modules[library] is not None
+
+
 def dataset_rows(data: str, split: str) -> Iterator[dict[str, Any]]:
     """Stream the rows of a dataset's split.
 
     Raises:
         DataError: the library is missing, or the dataset cannot be opened.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f"There is no file or folder {data}.",
-            "To read it as a Hugging Face dataset, the datasets library is needed, which is not installed.",
-            "Check the path, or install it: pip install datasets",
-        ) from None
+    require_datasets(data)
+    import datasets
+
     name, _, configuration = data.partition(":")
     try:
         rows = datasets.load_dataset(name, configuration or None, split=split, streaming=True)

@@ -121,8 +121,6 @@ def _only_list(record: Record) -> list[Record] | None:
 
 def _no_text(head: bytes) -> str | None:
     """Why a file is no text that can be read, judged by its beginning."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "file in UTF-16 (save it as UTF-8)"
     if b"\0" in head:
         return "binary file"
     lines = re.split(rb"[\r\n]+", head)  # the last one may end within a character: see _is_utf8

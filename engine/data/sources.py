@@ -21,12 +21,13 @@ from typing import Any
 from engine.data.document import Document
 from engine.data.fields import TextField, all_fields, choose_field, messages_of, text_fields, told
 from engine.data.folder import FoundFile, find_files, shown
-from engine.data.hub_dataset import dataset_rows, looks_like_dataset
+from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
 from engine.data.pieces import cut_text
 from engine.data.python_docs import python_documents
 from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record
+from engine.data.signatures import PACKED, what_it_is_instead
 from engine.data.tally import Tally, in_words
-from engine.errors import DataError
+from engine.errors import DataError, shown_value
 
 PYTHON_DOCS = "python-docs"
 """The name of the built-in text."""
@@ -79,6 +80,7 @@ class TextSource:
         self._tally = found
         self.field: TextField | None = None
         self.fields: tuple[str, ...] = ()
+        self._holds_text = False
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -153,6 +155,11 @@ class TextSource:
     def _file_documents(
         self, file: FoundFile, tally: Tally, unclear: list[tuple[str, list[str]]]
     ) -> Iterator[Document]:
+        other = what_it_is_instead(file.path) if file.suffix != ".parquet" else None
+        if other:
+            tally.skip(other)
+            tally.bytes_read += file.size_bytes
+            return
         yield from self._documents_of(file.name, READERS[file.suffix](file.path, tally), tally, unclear)
 
     def _documents_of(
@@ -164,7 +171,7 @@ class TextSource:
         rows = [record for record in first if isinstance(record, dict)]
         field = choose_field(rows, self._text_field) if rows else None
         if rows and field is None:
-            # 'named' tells a wrong --text_field from fields that leave a choice.
+            self._holds_text |= bool(text_fields(rows))
             unclear.append((name, all_fields(rows) if self._text_field else text_fields(rows) or all_fields(rows)))
             tally.skip(
                 f"file without the field {self._text_field!r}" if self._text_field else "file without clear text field"
@@ -189,6 +196,12 @@ class TextSource:
                     f"There is no field {self._text_field!r} in {where}.",
                     f"The fields of {name} are {named}.",
                     "Choose one of them with --text_field.",
+                )
+            if not self._holds_text:
+                return DataError(
+                    f"No field of {where} holds text.",
+                    f"The fields of {name} are {named}.",
+                    "Give data in which one field of each record is a text.",
                 )
             return DataError(
                 f"It is not clear which field of {where} holds the text.",
@@ -218,11 +231,11 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
     tally = Tally()
     if data == PYTHON_DOCS:
         return TextSource(data, text_field, split, [], tally)
-    path = Path(data).expanduser()
     try:
+        path = Path(data).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
         exists = os.path.lexists(path)
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or nobody's home
         is_folder = is_file = exists = False
     if is_folder:
         files = find_files(path, _SUFFIXES, tally)
@@ -240,16 +253,21 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
             raise DataError(
                 f"{shown(path)} is not a kind of file that can be read.",
                 f"Its suffix is {shown(suffix)!r}." if suffix else "It has no suffix.",
-                f"Give {ACCEPTED}; a text under another name can be renamed to .txt.",
+                f"Unpack it, and give the {ACCEPTED} in it."
+                if suffix in PACKED
+                else f"Give {ACCEPTED}; a text under another name can be renamed to .txt.",
             )
         file = FoundFile(path, shown(path.name), path.stat().st_size, suffix)
         return TextSource(data, text_field, split, [file], tally)
     if exists:
         raise DataError(f"{shown(path)} is neither a file nor a folder.", "", f"Give {ACCEPTED}.")
     if looks_like_dataset(data):
+        require_datasets(data)
         return TextSource(data, text_field, split, [], tally)
     raise DataError(
-        f"There is no file or folder {shown(path)}.", "", f"Give a file or folder with {ACCEPTED}, or {PYTHON_DOCS}."
+        f"There is no file or folder {shown_value(shown(data))}.",
+        "",
+        f"Give a file or folder with {ACCEPTED}, or {PYTHON_DOCS}.",
     )
 
 

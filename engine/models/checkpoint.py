@@ -48,8 +48,8 @@ class Checkpoint:
             if info.dtype not in _DTYPES:
                 raise ModelError(
                     f"Tensor {name} in {info.file} is stored as {info.dtype}.",
-                    "That is a quantised format, whose meaning lies in code that streaming does not run.",
-                    "Leave out --layer_by_layer, or use the model's unquantised weights.",
+                    "That is a quantised format, whose meaning lies in code that is not run here.",
+                    "Use the model's unquantised weights.",
                 )
 
     def dtype(self, name: str) -> torch.dtype:

@@ -19,6 +19,8 @@ from engine.errors import ModelError
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Float dtypes: the header's word, and the usual one."""
 
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -56,7 +58,11 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         weight_map = read_json(index_path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"{index_path} has no weight_map.", "", "Download or save the model again.")
-        files = sorted({folder / str(file) for file in weight_map.values()})
+        if not all(isinstance(file, str) and file == Path(file).name for file in weight_map.values()):
+            raise ModelError(
+                f"{index_path} names files that are not in the model's folder.", "", "Download or save the model again."
+            )
+        files = sorted({folder / file for file in weight_map.values()})
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ModelError(
@@ -87,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read.", f"{error}.", "Download or save the model again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object.", "", "Download or save the model again.")
@@ -105,23 +111,13 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
                     f"{file} is a Git LFS pointer, not the weights.", "", "Run git lfs pull in the model's folder."
                 )
             header = json.loads(stream.read(length)) if 2 <= length <= min(size - 8, 100_000_000) else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read.", f"{error}.", "Download the model again.") from error
     if not isinstance(header, dict):
         raise ModelError(f"{file} is not a safetensors file, or is cut short.", "", "Download the model again.")
     try:
-        tensors = {
-            name: TensorInfo(
-                shape=tuple(entry["shape"]),
-                dtype=DTYPES.get(entry["dtype"], entry["dtype"]),
-                nbytes=entry["data_offsets"][1] - entry["data_offsets"][0],
-                file=file,
-                offset=8 + length + entry["data_offsets"][0],
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (KeyError, TypeError, IndexError) as error:
+        tensors = {name: _tensor(file, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"}
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{file} has a damaged header.", "", "Download the model again.") from error
     end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=8 + length)
     if end != size:
@@ -131,6 +127,21 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             "Download the model again.",
         )
     return tensors
+
+
+def _tensor(file: Path, start: int, entry: dict[str, Any]) -> TensorInfo:
+    """One entry of a header.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not what the format says.
+    """
+    shape, word, (first, last) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, first, last)) or not isinstance(word, str):
+        raise ValueError("sizes are whole numbers")
+    tensor = TensorInfo(shape, DTYPES.get(word, word), last - first, file, start + first)
+    if word in _BYTES and tensor.nbytes != tensor.numel * _BYTES[word]:
+        raise ValueError("the bytes are not those of the shape")
+    return tensor
 
 
 def _no_safetensors(folder: Path) -> ModelError:

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from engine.errors import ModelError
+from engine.errors import ModelError, shown_value
 
 # The files that a run reads; a repository may hold the same weights in three formats more.
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.py")
@@ -28,10 +28,17 @@ def resolve_model(path_or_id: str | Path) -> Path:
         ModelError: there is no such folder, and no such model in the local cache.
     """
     text = str(path_or_id)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(text).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # longer than a name can be, a NUL, nobody's home
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise ModelError(
+            f"There is no folder {shown_value(text)}.", f"{reason}.", "Name a model's folder, or a Hugging Face id."
+        ) from None
+    if is_folder:
         return path
-    if path.is_file():
+    if is_file:
         if path.suffix == ".gguf":
             raise ModelError(
                 f"{text} is a GGUF file.",
@@ -41,7 +48,7 @@ def resolve_model(path_or_id: str | Path) -> Path:
         raise ModelError(f"{text} is a file, not a model's folder.", "", f"Try {path.parent}.")
     if not is_hub_id(text):
         raise ModelError(
-            f"There is no folder {text}.",
+            f"There is no folder {shown_value(text)}.",
             "" if path.parent.is_dir() else f"{path.parent} is not there either.",
             "Name a model's folder, or a Hugging Face id such as EleutherAI/pythia-70m.",
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -19,6 +20,19 @@ from transformers.utils import logging as transformers_logging
 from engine.errors import ModelError
 from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.slices import slice_resident_head
+
+UNUSABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    StrictDataclassError,
+)
+"""What transformers raises for a folder that is no model, or whose config.json says what cannot be."""
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -29,10 +43,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     """
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises no narrower one for a file that it cannot read
         raise ModelError(
             f"The tokenizer in {folder} cannot be loaded.",
-            _first_sentence(error),
+            first_sentence(error),
             "Download or save the tokenizer again.",
         ) from error
 
@@ -52,7 +66,7 @@ def load_causal_lm(
         ModelError: transformers does not know the model, or the files do not fill it.
     """
     try:
-        with _quiet():
+        with quiet():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -63,10 +77,10 @@ def load_causal_lm(
                 ignore_mismatched_sizes=True,  # told below, in one sentence
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UNUSABLE as error:
         raise ModelError(
             f"The model in {folder} cannot be loaded.",
-            _first_sentence(error),
+            first_sentence(error),
             "Choose a causal language model that this version of transformers knows.",
         ) from error
     unfilled = sorted({*loading["missing_keys"], *(name for name, *_shapes in loading["mismatched_keys"])})
@@ -156,7 +170,7 @@ class ResidentTeacher:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading draws a bar and a report on standard error, where a screen may be; what matters of it is raised here."""
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -169,6 +183,8 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
+    """The first line of what a library said (with the second, where that is announced), as a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
+    said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
+    return said.rstrip(".") + "."

@@ -11,7 +11,6 @@ layer computes: layers are found by their numbered names.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -20,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ModelError
+from engine.errors import ModelError, shown_value
 from engine.models.headers import DTYPES, TensorInfo, no_gguf, read_json, read_tensors
 from engine.models.hub import resolve_model
+from engine.models.known import causal_lm_types, masked_lm_types
 
 # The same quantity under the names that different families give it in config.json.
 _SYNONYMS = {
@@ -31,8 +31,12 @@ _SYNONYMS = {
     "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     "num_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
     "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "head_dim": ("head_dim",),
     "max_positions": ("max_position_embeddings", "n_positions", "max_seq_len"),
 }
+
+# Larger than any size in a model; some files say 1e30 for "no limit" of a tokenizer, never for these.
+_MOST = 2**40
 
 # What old checkpoints carry besides parameters: causal masks and rotary tables.
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
@@ -98,10 +102,12 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
     num_layers = _number(folder, config, "num_layers")
     hidden_size = _number(folder, config, "hidden_size")
     num_heads = _number(folder, config, "num_heads", default=1)
+    head_dim = _number(folder, config, "head_dim", default=max(1, hidden_size // num_heads))
     vocab_size = config.get("vocab_size")
     prefix, layers = _layers(folder, parameters, num_layers, config)
     outside = {name: tensor for name, tensor in parameters.items() if not name.startswith(f"{prefix}.")}
     embedding, head = _embedding_and_head(folder, outside, vocab_size)
+    _check_width(folder, config, hidden_size, embedding, outside[embedding])
     tied = _is_tied(folder, config, head)
     embedding_parameters = outside[embedding].numel
     head_parameters = outside[head].numel if head and not tied else 0
@@ -119,7 +125,7 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
         intermediate_size=_number(folder, config, "intermediate_size", default=4 * hidden_size),
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(folder, config, num_heads),
-        head_dim=config.get("head_dim") or max(1, hidden_size // num_heads),
+        head_dim=head_dim,
         vocab_size=outside[embedding].shape[0],
         tied_embeddings=tied,
         max_positions=_number(folder, config, "max_positions", default=0) or None,
@@ -178,10 +184,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "Name a folder as written by save_pretrained(), or a Hugging Face id.",
         )
     config = read_json(path)
-    if not isinstance(config.get("model_type"), str):
+    if not isinstance(config.get("model_type"), str) or not config["model_type"]:
         raise ModelError(
             f"{path} does not say which model_type it is.", "", "Name a folder as written by save_pretrained()."
         )
+    for name, kind, told in (
+        ("architectures", list, "a list of names"),
+        ("auto_map", dict, "an object"),
+        ("quantization_config", dict, "an object"),
+        ("tie_word_embeddings", bool, "true or false"),
+    ):
+        value = config.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ModelError(
+                f"{path} says {name} = {shown_value(value)}.",
+                f"It must be {told}.",
+                "Download or save the model again.",
+            )
     return config
 
 
@@ -202,24 +221,44 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
             "Only float weights can be read.",
             "Use the model they were made from; --quantization int8 or nf4 saves the memory while it runs.",
         )
-    if "AutoModelForCausalLM" in (config.get("auto_map") or {}) and not trust_remote_code:
-        package = importlib.util.find_spec("transformers")  # finds the folder, imports nothing
-        roots = list(package.submodule_search_locations or []) if package else []
-        if not any((Path(root) / "models" / config["model_type"]).is_dir() for root in roots):
+    known = causal_lm_types()
+    if known is not None and config["model_type"] not in known:
+        brings_code = "AutoModelForCausalLM" in (config.get("auto_map") or {})
+        if brings_code and not trust_remote_code:
             raise ModelError(
                 f"The model in {folder} ({config['model_type']}) is not part of transformers: it brings its own code.",
                 "That code would run with your rights.",
                 "Read it, and give --trust_remote_code if you trust it.",
             )
+        if not brings_code:
+            raise ModelError(
+                f"The model in {folder} ({shown_value(config['model_type'])}) is no causal language model that "
+                "transformers has.",
+                "",
+                "Choose another model, or install a newer transformers if the model is newer.",
+            )
+    if config["model_type"] in (masked_lm_types() or ()) and config.get("is_decoder") is not True:
+        raise ModelError(
+            f"The model in {folder} ({named}) fills in blanks: it sees the words on both sides.",
+            "A record speaks of the next token, which only a causal language model predicts.",
+            todo,
+        )
 
 
 def _number(folder: Path, config: dict[str, Any], quantity: str, default: int | None = None) -> int:
     for name in _SYNONYMS[quantity]:
         value = config.get(name)
-        if isinstance(value, int) and value > 0:
-            return value
-        if value is not None and quantity in ("num_layers", "hidden_size"):
-            raise ModelError(f"{folder / 'config.json'} says {name} = {value!r}.", "", "It must be a whole number.")
+        if isinstance(value, list) and value and quantity in ("num_heads", "num_kv_heads", "intermediate_size"):
+            value = max(value) if all(type(entry) is int for entry in value) else value  # one for each layer
+        if value is None:
+            continue
+        if type(value) is not int or not 0 < value < _MOST:
+            raise ModelError(
+                f"{folder / 'config.json'} says {name} = {shown_value(value)}.",
+                "It must be a whole number above 0.",
+                "Download or save the model again.",
+            )
+        return value
     if default is None:
         raise ModelError(
             f"{folder / 'config.json'} does not say {_SYNONYMS[quantity][0]}.",
@@ -284,6 +323,17 @@ def _embedding_and_head(folder: Path, outside: dict[str, TensorInfo], vocab_size
             "Download or save the model again.",
         )
     raise ModelError(f"The files in {folder} hold no token embedding.", "", "Name a causal language model's folder.")
+
+
+def _check_width(folder: Path, config: dict[str, Any], hidden_size: int, name: str, embedding: TensorInfo) -> None:
+    """The embedding is as wide as the model, or as one of the other widths that config.json names (OPT, factorised)."""
+    width = embedding.shape[1]
+    if width != hidden_size and width not in config.values():
+        raise ModelError(
+            f"{folder / 'config.json'} says hidden_size = {hidden_size}, but {name} is {width} wide.",
+            "The weights belong to another model.",
+            "Download or save the model again.",
+        )
 
 
 def _is_tied(folder: Path, config: dict[str, Any], head: str | None) -> bool:

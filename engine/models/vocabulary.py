@@ -49,8 +49,19 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     """Read the tokenizer in a model's folder.
 
     Raises:
-        ModelError: there is none, or none that can be read without running code.
+        ModelError: there is none, none that can be read without running code, or a damaged one.
     """
+    try:
+        return _read(folder)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"The tokenizer in {folder} is damaged ({type(error).__name__}).",
+            "Its files do not have the form that a tokenizer's have.",
+            "Download or save the tokenizer again.",
+        ) from error
+
+
+def _read(folder: Path) -> Vocabulary:
     settings = _optional_json(folder / "tokenizer_config.json")
     ids, merges, added = _tables(folder)
     # Added tokens may stand in the settings alone; a special token that is nowhere else gets the next free id. This is
@@ -64,6 +75,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             ids[token] = added[token] = max(ids.values(), default=-1) + 1
     if not ids:
         raise ModelError(f"The tokenizer in {folder} has no tokens.", "", "Download or save the tokenizer again.")
+    if not all(type(number) is int and number >= 0 for number in ids.values()):
+        raise ValueError("an id is a whole number from 0 up")
 
     config = _optional_json(folder / "config.json")
     eos_id = _special_id(ids, settings, config, "eos")

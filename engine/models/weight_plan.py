@@ -115,7 +115,7 @@ def plan_weights(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dt
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ModelError(
             f"The weights in {checkpoint.folder} do not fit the model: {'; '.join(problems[:_SHOWN])}{more}.",
-            "A teacher with made-up weights would teach noise.",
+            "What is missing would be made up at random.",
             "Check that config.json and the weights belong together, or fetch the model again.",
         )
     return WeightPlan(recipes, tied, dtypes, tuple(ignored))

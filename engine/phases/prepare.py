@@ -27,16 +27,28 @@ def student_spec(settings: RunConfig) -> ModelSpec | None:
     return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code)
 
 
+def _check_fit(model: ModelSpec, settings: RunConfig) -> None:
+    """Refuse files that cannot become a model now, not when hours of scoring are behind us."""
+    if settings.trust_remote_code and model.config.get("auto_map"):
+        return  # only the model's own code can tell
+    from engine.models.fit import check_fit  # transformers takes seconds to import, and what comes before is quick
+
+    check_fit(model.path)
+
+
 def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
     """Make ``tokens.h5`` and, where it is cut from the teacher, the student's first weights."""
     settings = run.settings
     assert settings.data is not None
     assert settings.sequence_length is not None
-    teacher = teacher_spec(settings)
+    teacher, student = teacher_spec(settings), student_spec(settings)
+    for model in (teacher, student):
+        if model is not None:
+            _check_fit(model, settings)
     result = prepare(
         source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),
         teacher=teacher,
-        student=student_spec(settings),
+        student=student,
         sequence_length=settings.sequence_length,
         samples=settings.samples,
         holdout=settings.holdout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.config import RunConfig
+from engine.errors import Problem, SettingsError
 from engine.hardware import Hardware
 from engine.planner.budget import Budget
 from engine.planner.measure import MachineRates
@@ -26,7 +27,13 @@ def smaller_precision(config: RunConfig, precision: str, rates: MachineRates) ->
 def precision_for(
     config: RunConfig, budget: Budget, hardware: Hardware, rates: MachineRates, models: Models
 ) -> tuple[str, str]:
-    """fp32 or bf16, and why with the rates."""
+    """fp32 or bf16, and why with the rates.
+
+    Raises:
+        SettingsError: fp16 was asked for where there is no GPU.
+    """
+    if config.precision == "fp16" and not budget.on_gpu:
+        raise SettingsError([Problem("precision", "fp16", "is for GPUs; on the CPU use fp32 or bf16")])
     if config.precision is not None:
         return config.precision, ""
     if budget.on_gpu:

@@ -60,7 +60,9 @@ def test_values_survive_a_round_trip_through_plain_data():
         ({"demo": True, "teacher": "x"}, "demo"),
         ({"student": "x", "student_layers": 2}, "from-teacher"),
         ({"device": "tpu"}, "cuda:N"),
-        ({"precision": "fp16"}, "GPU"),
+        ({"precision": "fp16", "device": "cpu"}, "GPU"),
+        ({"teacher": "from-teacher"}, "--student"),
+        ({"resume": True, "output_dir": "r", "dry_run": True}, "run.json"),
     ],
 )
 def test_contradictions_are_said(values, word):
