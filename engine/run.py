@@ -7,7 +7,6 @@ to write them whole; it knows nothing of what the phases put there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -92,10 +91,11 @@ class Run:
             make_folder(path)
             remove_leftovers(path)
             run.save()
+        except DiskFull:
+            run.discard()
+            raise
         except OSError as error:
             run.discard()
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull(f"There was no room to write {path}.", "The disk is full.", "Free some.") from error
             raise _no_folder(path, error) from error
         return run
 
