@@ -60,6 +60,8 @@ def slice_head(head: nn.Linear, source: RowSource, *, device: torch.device) -> N
     bounds = list(slice_bounds(rows, columns, device))
 
     def forward(hidden_states: Tensor) -> Tensor:
+        if len(bounds) == 1:
+            return nn.functional.linear(hidden_states, source.rows(0, rows), head.bias)
         logits = hidden_states.new_empty((*hidden_states.shape[:-1], rows))
         for first, end in bounds:
             bias = None if head.bias is None else head.bias[first:end]

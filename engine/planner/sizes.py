@@ -14,10 +14,11 @@ def head_chunk_tokens(vocab_size: int, *, on_gpu: bool = False) -> int:
     """Positions whose logits exist at a time, in the teacher's scoring and in the student's loss.
 
     Enough rows for the matrix product to run at full speed (some 50), and a block of logits of 16 MiB where that
-    allows: the vocabulary of 50,304 has 83 rows, one of 152k has 48. A GPU needs more rows to be busy.
+    allows: the vocabulary of 50,304 has 83 rows, one of 152k has 48. More than 256 gain nothing, and temporary matrices
+    outgrow the caches. A GPU needs more rows to be busy.
     """
-    block_bytes, fewest = (128 * _MIB, 256) if on_gpu else (16 * _MIB, 48)
-    return min(1024, max(fewest, block_bytes // (4 * vocab_size)))
+    block_bytes, fewest, most = (128 * _MIB, 256, 1024) if on_gpu else (16 * _MIB, 48, 256)
+    return min(most, max(fewest, block_bytes // (4 * vocab_size)))
 
 
 def wave_tokens(hidden_size: int, micro_batch_tokens: int, *, layer_by_layer: bool, on_gpu: bool = False) -> int:

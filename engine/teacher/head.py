@@ -1,8 +1,9 @@
 """From last hidden states to records, a chunk of tokens at a time: full logits never exist.
 
-A chunk's logits are [tokens, vocab] float32, and two such blocks are alive at most (:data:`LIVE_BLOCKS`): the logits
-and their log-softmax, then the log-probabilities and the probabilities that the draw works on. With a head in half
-precision its own output is half a block more for a moment.
+A chunk's logits are [tokens, vocab] float32, and two such blocks are alive at most (:data:`LIVE_BLOCKS`): the logits,
+which become log-probabilities where they stand, and the probabilities that the draw works on, in memory that all chunks
+share. New memory for each chunk would have to be filled with zeros by the system first, which took a third of the
+scoring's time. With a head in half precision its own output is half a block more for a moment.
 
 Chunks are cut from the stream of all scored positions, whatever micro-batches they came in: a row of a matrix product
 can differ in its last bit with the number of rows, so a chunk must hold the same positions wherever layers came from.
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.record import Records
-from engine.teacher.sampling import draw_records
+from engine.teacher.sampling import draw_records, scratch_for
 
 LIVE_BLOCKS = 2
 """[chunk, vocab] float32 blocks that are alive at a time."""
@@ -63,25 +64,30 @@ def records_from_hidden(
     Raises:
         BadNumbers: the head gives no distribution for a position.
     """
-    chunks = [
-        _records_of_chunk(chunk, head, vocab_size=vocab_size, record_size=record_size, temperature=temperature)
-        for chunk in _in_chunks(parts, chunk_tokens)
-    ]
+    chunks: list[dict[str, np.ndarray]] = []
+    scratch: Tensor | None = None
+    for chunk in _in_chunks(parts, chunk_tokens):
+        logits_CV = head(chunk.hidden_states)
+        if scratch is None:
+            scratch = scratch_for(chunk_tokens, vocab_size, like=logits_CV)
+        chunks.append(_records_of_chunk(chunk, logits_CV, vocab_size, record_size, temperature, scratch))
+        del logits_CV
     if not chunks:
         return _no_records(min(record_size, vocab_size))
     return Records(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
 def _records_of_chunk(
-    chunk: Scored, head: Callable[[Tensor], Tensor], *, vocab_size: int, record_size: int, temperature: float
+    chunk: Scored, logits_CV: Tensor, vocab_size: int, record_size: int, temperature: float, scratch: Tensor
 ) -> dict[str, np.ndarray]:
-    log_probs_CV = _log_softmax(head(chunk.hidden_states), vocab_size)
+    """The records of one chunk; its logits are overwritten."""
+    log_probs_CV = _log_softmax_(logits_CV, vocab_size)
     label_log_prob_C = log_probs_CV.gather(1, chunk.labels[:, None])[:, 0]
     top1_log_prob_C = log_probs_CV.amax(1)
     if temperature != 1.0:
-        log_probs_CV = _log_softmax(log_probs_CV.div_(temperature), vocab_size)
+        log_probs_CV = _log_softmax_(log_probs_CV.div_(temperature), vocab_size)
     log_probs_CV = log_probs_CV[:, :vocab_size]
-    drawn = draw_records(log_probs_CV, record_size=record_size, uniforms=chunk.uniforms)
+    drawn = draw_records(log_probs_CV, record_size=record_size, uniforms=chunk.uniforms, scratch=scratch)
     return {
         "ids": drawn.ids.int().cpu().numpy(),
         "num_head": drawn.num_head.to(torch.uint8).cpu().numpy(),
@@ -94,11 +100,12 @@ def _records_of_chunk(
     }
 
 
-def _log_softmax(logits_CV: Tensor, vocab_size: int) -> Tensor:
-    """Log-softmax over the first ``vocab_size`` columns; -inf in the others."""
+def _log_softmax_(logits_CV: Tensor, vocab_size: int) -> Tensor:
+    """Log-softmax over the first ``vocab_size`` columns, in place; -inf in the others."""
     # Cutting the padding off first would copy the block, as log_softmax wants its rows one behind the other.
     logits_CV[:, vocab_size:] = -torch.inf
-    return logits_CV.log_softmax(-1)
+    # Its kernels read a row for the last time when they write it, so that a row may be its own result; a test looks.
+    return torch.log_softmax(logits_CV, -1, out=logits_CV)
 
 
 def _in_chunks(parts: Iterable[Scored], chunk_tokens: int) -> Iterator[Scored]:

@@ -25,6 +25,9 @@ from engine.errors import BadNumbers
 # this long make both steps short; any length gives the same record up to rounding.
 BLOCK = 128
 
+# Elements of a temporary matrix that is made again and again: half a MiB, below what the C library asks the system for.
+_PIECE = 2**17
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -49,7 +52,12 @@ class Drawn:
     top1_log_prob: Tensor
 
 
-def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor) -> Drawn:
+def scratch_for(num_rows: int, vocab_size: int, *, like: Tensor) -> Tensor:
+    """Memory that :func:`draw_records` can work in again and again, float32 [num_rows, vocab in whole blocks]."""
+    return like.new_empty((num_rows, -(-vocab_size // BLOCK) * BLOCK), dtype=torch.float32)
+
+
+def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor, scratch: Tensor | None = None) -> Drawn:
     """Draw one record from each row.
 
     Two [N, V] blocks are alive at a time: the given one, which is not changed, and the probabilities. Some
@@ -59,6 +67,7 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor) -> Dr
         log_probs: float32 [N, V], normalised; -inf for ids that cannot occur.
         record_size: k; all V ids are taken where it is not below V.
         uniforms: float64 [N] in [0, 1), one for each row.
+        scratch: of :func:`scratch_for`, for at least N rows; what is in it does not matter. New memory when not given.
 
     Raises:
         BadNumbers: a row holds NaN, or no distribution.
@@ -66,9 +75,10 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor) -> Dr
     # N = positions, V = vocabulary, K = record size, G = blocks of the vocabulary, B = ids in a block
     num_rows, vocab_size = log_probs.shape
     size = min(record_size, vocab_size)
-    num_blocks = -(-vocab_size // BLOCK)
-    probs_NGB = log_probs.new_zeros((num_rows, num_blocks, BLOCK))
-    probs_NV = probs_NGB.view(num_rows, num_blocks * BLOCK)
+    if scratch is None:
+        scratch = scratch_for(num_rows, vocab_size, like=log_probs)
+    probs_NV = scratch[:num_rows]
+    probs_NGB = probs_NV.unflatten(1, (-1, BLOCK))
     torch.exp(log_probs, out=probs_NV[:, :vocab_size])
     entropy_N = _entropy(log_probs, probs_NV)
 
@@ -107,7 +117,8 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor) -> Dr
 def _entropy(log_probs: Tensor, probs_NV: Tensor) -> Tensor:
     """-sum(p log p) of each row, block by block: no third block of the vocabulary's size."""
     entropy_N = log_probs.new_zeros(log_probs.shape[0])
-    piece = 32 * BLOCK
+    # Small enough to come from memory that is there already, however many rows there are.
+    piece = max(1, _PIECE // max(1, log_probs.shape[0]) // BLOCK) * BLOCK
     for start in range(0, log_probs.shape[1], piece):
         log_probs_NP = log_probs[:, start : start + piece]
         probs_NP = probs_NV[:, start : start + log_probs_NP.shape[1]]

@@ -128,3 +128,16 @@ def test_two_blocks_of_logits_are_alive_at_most(temperature):
             alive += event.nbytes()
             peak = max(peak, alive)
     assert peak < 2.5 * block, f"{peak / block:.2f} blocks"
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (5, 320), (48, 1031), (3, 50_304)])
+def test_log_softmax_in_place_is_that_of_torch_to_the_last_bit(shape: tuple[int, int]) -> None:
+    from engine.teacher.head import _log_softmax_
+
+    logits = torch.randn(shape) * 10
+    expected = logits[:, : shape[1] - 1].log_softmax(-1)
+    found = _log_softmax_(logits.clone(), shape[1] - 1)
+    torch.testing.assert_close(found[:, :-1], expected, rtol=1e-6, atol=1e-6)
+    padded = logits.clone()
+    padded[:, -1] = -torch.inf
+    assert torch.equal(found, padded.log_softmax(-1))
