@@ -102,7 +102,7 @@ class SettingsError(RequestError):
         self.problems = problems
         lines = [problem.sentence() for problem in problems]
         if len(lines) == 1:
-            what = f"This setting cannot be used: {lines[0]}."
+            what = f"This setting cannot be used: {lines[0]}" + ("" if lines[0].endswith("?") else ".")
         else:
             what = "These settings cannot be used:\n" + "".join(f"  {line}\n" for line in lines)
         super().__init__(what, "", todo)

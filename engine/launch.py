@@ -14,7 +14,7 @@ from engine.config import SETTINGS, RunConfig
 from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyDistillError
 from engine.events import read_events
 from engine.models.hub import fetch_model
-from engine.planner import plan
+from engine.planner import Plan, plan
 from engine.planner.measure import machine_rates
 from engine.planner.models import FROM_TEACHER
 from engine.request import check_request, with_absolute_paths
@@ -43,11 +43,21 @@ def new_run(config: RunConfig) -> Run:
     for model in (config.teacher, config.student):
         if model is not None and model != FROM_TEACHER:
             fetch_model(model)  # a folder or a model that is in the local cache costs no connection
-    planned = plan(config, machine=machine_rates(measure=True))
-    check_request(planned.settings)
+    planned = checked_plan(config)
     output = planned.settings.output_dir
     assert output is not None, "the planner resolves every setting"
     return Run.create(output, config, planned)
+
+
+def checked_plan(config: RunConfig, *, strict: bool = True) -> Plan:
+    """The plan of a request that can be met; what is wrong is said before the machine is measured (seconds).
+
+    Raises:
+        RequestError: the request is wrong.
+        DoesNotFit: no room; with ``strict`` off it is in the plan instead.
+    """
+    check_request(plan(config, strict=False).settings)
+    return plan(config, machine=machine_rates(measure=True), strict=strict)
 
 
 def resume_run(config: RunConfig) -> Run:

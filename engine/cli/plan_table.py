@@ -8,11 +8,10 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from engine import launch
 from engine.config import RunConfig
 from engine.format import format_bytes, format_duration
-from engine.planner import Plan, plan
-from engine.planner.measure import machine_rates
-from engine.request import check_request
+from engine.planner import Plan
 from engine.run import plan_fields
 
 
@@ -23,8 +22,7 @@ def show_plan(config: RunConfig) -> int:
         RequestError: the run could not be started, and would say the same.
         DoesNotFit: after the plan was printed.
     """
-    planned = plan(config, machine=machine_rates(measure=True), strict=False)
-    check_request(planned.settings)
+    planned = launch.checked_plan(config, strict=False)
     if config.json_events:
         sys.stdout.write(json.dumps({"kind": "plan", **plan_fields(planned)}, ensure_ascii=False) + "\n")
     else:

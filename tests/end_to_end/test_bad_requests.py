@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engine import launch
 from engine.cli.distill import main
+from engine.config import RunConfig
+from engine.errors import FolderError
+from engine.planner import plan
+from engine.planner.measure import cautious_rates
+from engine.run import Run
 from tests.end_to_end.program import QUICK, run, write_texts
 from tests.tiny import tiny_model
+
+TEXTS = Path(__file__).with_name("error_texts.md")
+"""What is said in each case, word for word. After a change: ``WRITE_ERROR_TEXTS=1 pytest`` this file, read the diff."""
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -18,6 +31,13 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     captured = capsys.readouterr()
     assert captured.out == ""
     return code, captured.err
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _made_once() -> None:
+    """The models, before anything that is printed counts."""
+    tiny_model("llama")
+    tiny_model("llama", num_layers=2)
 
 
 @pytest.fixture
@@ -32,79 +52,169 @@ def models(tmp_path: Path) -> list[object]:
     ]
 
 
-def test_a_missing_model_folder(capsys, tmp_path):
-    code, told = said(
-        capsys, "--teacher", tmp_path / "nowhere", "--student", "from-teacher", "--output_dir", tmp_path / "r"
-    )
-    assert code == 2
-    assert str(tmp_path / "nowhere") in told
-    assert not (tmp_path / "r").exists()
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans with cautious figures: measuring takes seconds, in which nothing is asked here."""
+    monkeypatch.setattr(launch, "machine_rates", lambda **_: cautious_rates("cpu", 1))
 
 
-def test_nothing_asked_names_what_is_needed(capsys):
-    code, told = said(capsys)
-    assert code == 2
-    assert "--teacher" in told
-    assert "--student" in told
-    assert "--demo" in told
-
-
-def test_a_model_that_is_no_causal_language_model(capsys, tmp_path):
-    folder = tmp_path / "t5"
+def changed_model(folder: Path, **changes: Any) -> Path:
+    """A copy of the small model whose config.json says something else."""
     shutil.copytree(tiny_model("llama"), folder)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    code, told = said(capsys, "--teacher", folder, "--student", "from-teacher", "--output_dir", tmp_path / "r")
-    assert code == 2
-    assert str(folder) in told
-    assert not (tmp_path / "r").exists()
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--samples", "0"], "--samples 0: expected a whole number from 1 up"),
-        (["--sequence_length", "4096"], "sequence_length"),
-        (["--epochs", "2", "--steps", "5"], "not both"),
-        (["--frobnicate", "1"], "--frobnicate"),
-        (["--sampels", "1"], "did you mean --samples?"),
-        (["--target", "best"], "one of unbiased, topk, ghost, blend"),
-        (["--student_layers", "3"], "from-teacher"),
-        (["--device", "tpu"], "cuda:N"),
-        (["--memory_budget", "lots"], "a size such as"),
-        (["--profile", "nobody"], "no such profile"),
+def other_tokenizer(folder: Path) -> Path:
+    shutil.copytree(tiny_model("llama", num_layers=2), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[40:42]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def without(folder: Path, pattern: str) -> Path:
+    for path in folder.glob(pattern):
+        path.unlink()
+    return folder
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def pickled(folder: Path) -> Path:
+    without(changed_model(folder), "*.safetensors")
+    written(folder / "pytorch_model.bin", b"\x80\x04")
+    return folder
+
+
+def cut_short(folder: Path) -> Path:
+    weights = changed_model(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50_000])
+    return folder
+
+
+def t5(folder: Path) -> Path:
+    return changed_model(folder, model_type="t5", architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True)
+
+
+BERT = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+DECODING_BERT = {"model_type": "bert", "architectures": ["BertLMHeadModel"]}
+OWN_CODE = {"model_type": "frobnicate", "auto_map": {"AutoModelForCausalLM": "frobnicate.Model"}}
+CASES: dict[str, Callable[[Path], list[object]]] = {
+    "nothing is asked": lambda folder: [],
+    "a missing teacher": lambda folder: ["--teacher", folder / "nowhere"],
+    "a missing student": lambda folder: ["--student", folder / "nowhere"],
+    "an id that is not in the cache": lambda folder: ["--teacher", "EleutherAI/pythia-70m"],
+    "a file for a model": lambda folder: ["--teacher", written(folder / "weights.gguf", b"GGUF")],
+    "an encoder": lambda folder: ["--teacher", changed_model(folder / "bert", **BERT)],
+    "an encoder with a head for words": lambda folder: ["--teacher", changed_model(folder / "bert", **DECODING_BERT)],
+    "an encoder and a decoder": lambda folder: ["--teacher", t5(folder / "t5")],
+    "a model that nobody knows": lambda folder: ["--teacher", changed_model(folder / "m", model_type="frobnicate")],
+    "a model with code of its own": lambda folder: ["--teacher", changed_model(folder / "m", **OWN_CODE)],
+    "pickled weights": lambda folder: ["--teacher", pickled(folder / "m")],
+    "weights that are cut short": lambda folder: ["--teacher", cut_short(folder / "m")],
+    "a width that is not the weights'": lambda folder: ["--teacher", changed_model(folder / "m", hidden_size=48)],
+    "more layers than there are": lambda folder: ["--teacher", changed_model(folder / "m", num_hidden_layers=9)],
+    "heads that are no number": lambda folder: ["--teacher", changed_model(folder / "m", num_attention_heads="two")],
+    "no tokenizer": lambda folder: ["--teacher", without(changed_model(folder / "m"), "tokenizer*")],
+    "another tokenizer": lambda folder: ["--student", other_tokenizer(folder / "m")],
+    "from-teacher as the teacher": lambda folder: ["--teacher", "from-teacher"],
+    "layers of a student that has its own": lambda folder: ["--student_layers", 2],
+    "more layers than the teacher has": lambda folder: ["--student", "from-teacher", "--student_layers", 9],
+    "data that are not there": lambda folder: ["--data", folder / "nowhere"],
+    "an empty folder": lambda folder: ["--data", (folder / "empty").mkdir() or folder / "empty"],
+    "an empty file": lambda folder: ["--data", written(folder / "a.txt", "")],
+    "no usable text": lambda folder: ["--data", written(folder / "a.jsonl", '{"text": "broken\n5\n')],
+    "pictures": lambda folder: ["--data", written(folder / "photos" / "a.png", b"\x89PNG").parent],
+    "a packed file": lambda folder: ["--data", written(folder / "a.txt.gz", b"\x1f\x8b")],
+    "a packed file under another name": lambda folder: ["--data", written(folder / "a.txt", b"\x1f\x8b\x08\0\0")],
+    "a PDF under another name": lambda folder: ["--data", written(folder / "a.md", b"%PDF-1.7\n1 0 obj")],
+    "a file in UTF-16": lambda folder: ["--data", written(folder / "a.csv", "text\nwords".encode("utf-16"))],
+    "a wrong text field": lambda folder: ["--data", write_texts(folder / "data"), "--text_field", "body"],
+    "an unclear text field": lambda folder: ["--data", written(folder / "a.csv", "title,words\nOn tea,Tea is hot\n")],
+    "fields without text": lambda folder: ["--data", written(folder / "a.jsonl", '{"n": 1}\n')],
+    "a row that is too long": lambda folder: ["--sequence_length", 4096],
+    "no samples": lambda folder: ["--samples", 0],
+    "a value that is none": lambda folder: ["--samples"],
+    "several wrong values": lambda folder: ["--samples", "many", "--holdout", 0.9, "--target", "best"],
+    "a number without end": lambda folder: ["--clip_norm", "inf"],
+    "a size that is none": lambda folder: ["--memory_budget", "lots"],
+    "a name that is empty": lambda folder: ["--output_dir", ""],
+    "epochs and steps": lambda folder: ["--epochs", 2, "--steps", 5],
+    "the demo with a teacher": lambda folder: ["--demo"],
+    "a format for GPUs": lambda folder: ["--precision", "fp16"],
+    "a device that is none": lambda folder: ["--device", "tpu"],
+    "a profile that is not there": lambda folder: ["--profile", "nobody"],
+    "flags that are not there": lambda folder: ["--sampels", 1, "--lr", "1e-3", "--frobnicate", "--samples", 0],
+    "a value without a flag": lambda folder: ["more"],
+    "a folder that holds something else": lambda folder: [
+        "--output_dir",
+        written(folder / "thesis" / "thesis.tex", "mine").parent,
     ],
-)
-def test_a_setting_that_cannot_be(capsys, models, tmp_path, words, expected):
-    code, told = said(capsys, *models, *words)
-    assert code == 2
-    assert expected in told
-    assert not (tmp_path / "run").exists()
+    "a folder below a file": lambda folder: ["--output_dir", written(folder / "a.txt", "mine") / "run"],
+    "a cache in a file": lambda folder: ["--cache_dir", written(folder / "a.txt", "mine")],
+    "resuming where there is no run": lambda folder: ["--resume"],
+}
 
 
-def test_a_budget_that_is_too_small_is_refused_with_what_would_fit(capsys, models, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_said_when_it_cannot_be_done(capsys, tmp_path, monkeypatch, case):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "files").mkdir()
+    words = [str(word) for word in CASES[case](tmp_path / "files")]
+    for flag, value in (
+        ("--teacher", tiny_model("llama")),
+        ("--student", tiny_model("llama", num_layers=2)),
+        ("--output_dir", tmp_path / "run"),
+    ):
+        if flag not in words and words:
+            words += [flag, str(value)]
+    before = sorted(tmp_path.rglob("*"))
+    code, told = said(capsys, *words)
+    assert code == 2, told
+    assert sorted(tmp_path.rglob("*")) == before, "something half-made is left behind"
+    for path, name in (
+        (tmp_path / "files", "FILES"),
+        (tmp_path, "HERE"),
+        (tiny_model("llama"), "TEACHER"),
+        (tiny_model("llama", num_layers=2), "STUDENT"),
+    ):
+        told = told.replace(str(path), name)
+    told = re.sub(r"llama-4x32\S*", "TEACHER", told)
+    texts = _texts()
+    if os.environ.get("WRITE_ERROR_TEXTS"):
+        texts[case] = told
+        TEXTS.write_text(_HEAD + "".join(f"\n## {name}\n\n{texts[name]}" for name in CASES if name in texts), "utf-8")
+    assert told == texts.get(case), f"not as it stands under {case!r} in {TEXTS.name}"
+
+
+_HEAD = "# What is said when it cannot be done\n"
+
+
+def _texts() -> dict[str, str]:
+    if not TEXTS.exists():
+        return {}
+    entries = TEXTS.read_text("utf-8").removeprefix(_HEAD).split("\n## ")[1:]
+    return {name: text for name, _, text in (entry.partition("\n\n") for entry in entries)}
+
+
+def test_every_text_that_is_kept_belongs_to_a_case():
+    assert set(_texts()) == set(CASES)
+
+
+def test_a_budget_that_is_too_small_is_refused_with_what_would_fit(capsys, models, tmp_path, unmeasured):
     code, told = said(capsys, *models, "--memory_budget", "50MB")
     assert code == 3
     assert "MiB" in told
     assert "--memory_budget" in told
     assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_that_holds_something_else(capsys, models, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("mine")
-    code, told = said(capsys, *models)
-    assert code == 2
-    assert "not empty" in told
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
-
-
-def test_resuming_where_there_is_no_run(capsys, tmp_path):
-    code, told = said(capsys, "--resume", "--output_dir", tmp_path)
-    assert code == 2
-    assert "There is no run" in told
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_shows_the_plan_and_makes_nothing(capsys, models, tmp_path):
@@ -116,40 +226,50 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(capsys, models, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (lambda folder: None, "data"),
-        (lambda folder: (folder / "empty.txt").write_text(""), "data"),
-        (lambda folder: (folder / "photo.png").write_bytes(b"\x89PNG"), "data"),
-    ],
-    ids=["an empty folder", "an empty file", "no text"],
-)
-def test_data_without_text(models, tmp_path, make, expected):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    make(folder)
-    done = run(*models, "--data", folder, *QUICK)
+def test_a_dry_run_says_what_the_run_would_say(capsys, models, tmp_path):
+    written(tmp_path / "run" / "thesis.tex", "mine")
+    code, told = said(capsys, *models, "--dry_run")
+    assert code == 2
+    assert "not empty" in told
+
+
+def test_a_folder_that_cannot_be_written_is_refused(capsys, models, tmp_path, monkeypatch):
+    """Permissions do not hold back the tests' user everywhere, so the system's answer is given here."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    code, told = said(capsys, *models)
+    assert code == 2
+    assert f"{tmp_path} cannot be written. Choose another --output_dir." in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no folder")
+def test_a_file_system_that_takes_no_folder_is_told(tmp_path):
+    config = RunConfig(teacher=str(tiny_model("llama")), student="from-teacher", output_dir=tmp_path / "run")
+    with pytest.raises(FolderError, match="cannot be written"):
+        Run.create(Path("/proc/tinydistill/run"), config, plan(config))
+
+
+def test_a_run_whose_request_was_wrong_goes_with_all_that_is_in_it_and_one_that_did_something_stays(tmp_path):
+    config = RunConfig(teacher=str(tiny_model("llama")), student="from-teacher", output_dir=tmp_path / "run")
+    for code, done, stays in ((4, False, True), (2, True, True), (2, False, False)):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        made = Run.create(tmp_path / "run", config, plan(config))
+        made.events_path.write_text("")
+        made.log_path.write_text("")
+        made.lock_path.write_text("")
+        if done:
+            made.finish_phase("prepare", {})
+        launch.ended(made, code)
+        assert (tmp_path / "run").exists() == stays
+
+
+@pytest.mark.slow
+def test_what_only_the_first_phase_finds_leaves_nothing_either(models, tmp_path):
+    """Weights that do not fill the model: found before the text is read, and the run's folder goes again."""
+    folder = changed_model(tmp_path / "m", num_key_value_heads=2)
+    (tmp_path / "run").mkdir()
+    done = run(*models, "--teacher", folder, "--data", write_texts(tmp_path / "data"), *QUICK)
     assert done.returncode == 2, done.stderr
-    assert expected in done.stderr
+    assert "k_proj.weight is (16, 32) in the files and (32, 32) in the model" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_wrong_text_field_names_those_that_exist(models, tmp_path):
-    done = run(*models, "--data", write_texts(tmp_path / "data"), "--text_field", "body", *QUICK)
-    assert done.returncode == 2
-    assert "text" in done.stderr
-    assert "body" in done.stderr
-
-
-def test_another_tokenizer_is_refused(tmp_path):
-    student = tmp_path / "student"
-    shutil.copytree(tiny_model("llama", num_layers=2), student)
-    tokenizer = json.loads((student / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second = list(vocabulary)[40:42]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    (student / "tokenizer.json").write_text(json.dumps(tokenizer))
-    done = run("--teacher", tiny_model("llama"), "--student", student, "--output_dir", tmp_path / "run", *QUICK)
-    assert done.returncode == 2
-    assert "tokenizer" in done.stderr.lower()
+    assert list((tmp_path / "run").iterdir()) == [], "the folder was there before and is left, empty as it was"
