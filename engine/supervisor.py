@@ -28,6 +28,7 @@ from engine.errors import (
     EXIT_RECORDS_MISSING,
     EXIT_TOKENS_DAMAGED,
     CorruptState,
+    FolderError,
     OutOfMemory,
     PhaseDied,
     Stopped,
@@ -53,9 +54,16 @@ def start(path: Path, *, tied: bool = False, environment: Mapping[str, str] | No
         path: the run's folder, with its ``run.json``.
         tied: stop the run in order when the calling process ends.
         environment: instead of this process's own.
+
+    Raises:
+        FolderError: the folder cannot be written.
     """
     command = [sys.executable, "-m", "engine.supervisor", str(path), *(["--tied"] if tied else [])]
-    with (path / "run.log").open("ab") as log:
+    try:
+        opened = (path / "run.log").open("ab")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with opened as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -343,6 +351,14 @@ def phase_environment(run: Run) -> dict[str, str]:
     }
 
 
+def _unwritable(path: Path, error: OSError) -> FolderError:
+    return FolderError(
+        f"The run in {path} cannot go on: {error.filename or path}: {error.strerror}.",
+        "What happens in a run is written into its folder.",
+        "Make the folder writable, then resume the run.",
+    )
+
+
 def _not_for_memory(killed_before: int | None) -> bool:
     """Whether whoever killed the phase was not the kernel: then less would only make another student."""
     return killed_before is not None and hardware.killed_for_memory() == killed_before
@@ -362,6 +378,10 @@ def main(arguments: list[str] | None = None) -> int:
     except TinyDistillError as error:
         sys.stderr.write(error.paragraph() + "\n")
         return error.exit_code
+    except OSError as error:  # the lock or the events cannot be opened; nothing was begun
+        said = _unwritable(run.path, error)
+        sys.stderr.write(said.paragraph() + "\n")
+        return said.exit_code
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 from engine.config import RunConfig
 from engine.data.prepare import prepare
@@ -34,6 +36,16 @@ def _check_fit(model: ModelSpec, settings: RunConfig) -> None:
     from engine.models.fit import check_fit  # transformers takes seconds to import, and what comes before is quick
 
     check_fit(model.path)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in a folder, in hex; none where there is no folder."""
+    files = sorted(entry for entry in folder.glob("*") if entry.is_file())
+    found = {}
+    for entry in files:
+        with entry.open("rb") as file:
+            found[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
@@ -71,4 +83,11 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
             trust_remote_code=settings.trust_remote_code,
         )
         events.log("info", f"The student begins with layers {', '.join(map(str, kept))} of its teacher.", "derived")
-    run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}, "teacher_layers_kept": kept})
+    run.finish_phase(
+        "prepare",
+        {
+            "data": {"source": settings.data, **asdict(result)},
+            "teacher_layers_kept": kept,
+            "initial_student": checksums(run.initial_student_path) if kept else {},
+        },
+    )

@@ -44,7 +44,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     settings = run.settings
     device, dtype = prepare_torch(settings)
     torch.manual_seed(settings.seed)
-    folder = student_folder(run, settings)
+    folder = student_folder(run, settings, events)
     with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events) as store:
         model = load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=settings.trust_remote_code)
         scratch = run.path / "scratch" if settings.cpu_offload and device.type == "cpu" else None
@@ -101,14 +101,18 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     run.finish_phase("student", result)
 
 
-def student_folder(run: Run, settings: RunConfig) -> Path:
-    """The folder with the weights that training begins with; made again where it is cut from the teacher and gone."""
+def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
+    """The folder with the weights that training begins with; cut from the teacher again where it is damaged."""
     if settings.student != FROM_TEACHER:
         return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code).path
-    if not (run.initial_student_path / "config.json").exists():
-        from engine.models.derive import derive_student
-        from engine.phases.prepare import teacher_spec
+    from engine.phases.prepare import checksums, teacher_spec
 
+    written = (run.result("prepare") or {}).get("initial_student")
+    found = checksums(run.initial_student_path)
+    if "config.json" not in found or (written and written != found):
+        from engine.models.derive import derive_student
+
+        events.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
         assert settings.student_layers is not None
         shutil.rmtree(run.initial_student_path, ignore_errors=True)
         derive_student(teacher_spec(settings).path, settings.student_layers, run.initial_student_path)

@@ -37,16 +37,17 @@ from typing import Any, Literal
 
 import psutil
 
-from engine import fault, launch, phase, supervisor
+from engine import fault, phase, supervisor
 from engine.config import RunConfig
 from engine.events import read_events
+from engine.planner import plan
 from engine.run import Run
 from tests.crash.disk import MODES, Disk
 from tests.end_to_end import program
 from tests.end_to_end.program import write_texts
 from tests.tiny import tiny_model
 
-Target = Literal["phase", "supervisor", "both", "power"]
+Target = Literal["phase", "supervisor", "both", "power", "disk"]
 ROLES = ("supervisor", *supervisor.PHASES)
 FIGURES = ("teacher", "student_before", "student_after", "gap_closed", "cache", "samples")
 _WAVE_TOKENS = 320
@@ -58,7 +59,7 @@ class Kill:
     """Where a run is killed.
 
     Attributes:
-        target: whom it hits.
+        target: whom it hits; ``disk`` kills nobody, but the disk is full once at the commit point.
         role: the process that passes the commit point; any at a random moment.
         point: commit point and how often it was passed, ``shard-renamed:2``; None at a random moment.
         moment: share of a run's time, where there is no point.
@@ -141,6 +142,20 @@ class Harness:
         if not said:
             shutil.rmtree(folder.parent)
         return said
+
+    def half_done(self) -> Path:
+        """A run that was killed in its training: rows, records, a checkpoint or two are there."""
+        kept = self.scratch / "half" / "run"
+        if not kept.exists():
+            folder = self.new_run()
+            code = Life(folder, kill=Kill("both", "student", "checkpoint-renamed:3", 0.0, 0)).wait()
+            assert code == -signal.SIGKILL
+            _wait_for_orphans(folder)
+            folder.parent.rename(kept.parent)
+        self._number += 1
+        folder = self.scratch / f"{self._number:04d}" / "run"
+        shutil.copytree(kept, folder)
+        return folder
 
     def at_points(self, chance: random.Random) -> Iterator[Kill]:
         """A kill at each commit point, the phase or the supervisor and now and then the power with it."""
@@ -239,7 +254,7 @@ class ForkedPhase:
 
     def __init__(self, command: list[str], *, kill: Kill | None, count_to: Path | None, **how: Any) -> None:
         role, folder, parent = command[3:]
-        self._with_supervisor = kill is not None and kill.target == "power"
+        self._with_supervisor = kill is not None and kill.target in ("both", "power")
         self._mark = Path(folder).parent / "killed"
         self.returncode: int | None = None
         self.pid = os.fork()
@@ -300,7 +315,9 @@ def make_template(scratch: Path) -> Path:
             "output_dir": str(scratch / "template" / "run"),
         }
     )
-    return launch.new_run(config).path
+    planned = plan(config)  # without measuring the machine: nothing that is compared depends on it
+    assert config.output_dir is not None
+    return Run.create(config.output_dir, config, planned).path
 
 
 def outcome(folder: Path) -> dict[str, str]:
@@ -374,8 +391,11 @@ def _arm(role: str, kill: Kill | None, count_to: Path | None, mark: Path) -> Non
     """Let this process be killed at its commit point, and leave a mark; or only count what it passes."""
     fault._passed.clear()
     os.environ.pop("TINYDISTILL_CRASH_AT", None)
+    os.environ.pop("TINYDISTILL_ENOSPC_AT", None)
     if count_to is not None:
         os.environ["TINYDISTILL_CRASH_AT"] = "nowhere:1"
+    elif kill is not None and kill.point is not None and kill.role == role and kill.target == "disk":
+        os.environ["TINYDISTILL_ENOSPC_AT"] = kill.point
     elif kill is not None and kill.point is not None and kill.role == role:
         os.environ["TINYDISTILL_CRASH_AT"] = kill.point
         real = os.kill

@@ -13,11 +13,6 @@ from engine import supervisor
 from tests.crash.harness import Harness, Kill
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
-    return Harness(tmp_path_factory.mktemp("harness"))
-
-
 def test_every_protocol_has_commit_points_that_a_run_passes(harness: Harness) -> None:
     passed = {point.partition(":")[0].rpartition("-")[0] for _, point in harness.points}
     assert {

@@ -1,0 +1,220 @@
+"""Bad disks and damaged files under a real run: noticed, named, made again or fallen back from, never used."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import launch, supervisor
+from engine.config import RunConfig
+from engine.errors import CorruptState, FolderError
+from engine.events import read_events
+from engine.run import Run
+from tests.crash.harness import Harness, Kill, Life, differing, leftovers, outcome
+
+
+def said_in(folder: Path) -> str:
+    """Everything that the run has told a person."""
+    events = read_events(folder / "events.jsonl")
+    return "\n".join(
+        " ".join(str(event.get(key) or "") for key in ("message", "what", "why", "todo"))
+        for event in events
+        if event["kind"] in ("log", "error")
+    )
+
+
+def flip(path: Path) -> None:
+    """Turn one bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def vanish(path: Path) -> None:
+    path.unlink()
+
+
+def flip_digit(path: Path) -> None:
+    """Damage that is still JSON."""
+    text = path.read_text()
+    place = max(place for place, letter in enumerate(text[: text.rindex("checksum")]) if letter in "12345678")
+    path.write_text(text[:place] + str(int(text[place]) + 1) + text[place + 1 :])
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(b"\x00\xff{]" + path.read_bytes()[4:])
+
+
+def tear(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b'{"kind": "half a l')
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("step-*"))
+
+
+# what is damaged, how, and what of it is said; nothing where nothing is lost
+DAMAGES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], None], str]] = {
+    "a shard with a flipped bit": (lambda run: run / "cache" / "shard-00000.h5", flip, "shard-00000.h5 is damaged"),
+    "a shard cut short": (lambda run: run / "cache" / "shard-00001.h5", cut, "shard-00001.h5 is damaged"),
+    "a shard that vanished": (lambda run: run / "cache" / "shard-00001.h5", vanish, "shard-00001.h5 is damaged"),
+    "a journal that vanished": (lambda run: run / "cache" / "journal.jsonl", vanish, "rows have no record"),
+    "a journal with a bad line": (lambda run: run / "cache" / "journal.jsonl", garble, "of the journal"),
+    "a journal with a torn last line": (lambda run: run / "cache" / "journal.jsonl", tear, ""),
+    "weights with a flipped bit": (lambda run: newest(run) / "weights.safetensors", flip, "weights.safetensors is not"),
+    "moments cut short": (lambda run: newest(run) / "optimizer.safetensors", cut, "optimizer.safetensors has"),
+    "a checkpoint's state that vanished": (lambda run: newest(run) / "state.json", vanish, "state.json cannot be read"),
+    "tokens with a flipped bit": (lambda run: run / "tokens.h5", flip, "tokens.h5 is damaged"),
+    "tokens cut short": (lambda run: run / "tokens.h5", cut, "tokens.h5 is damaged"),
+    "tokens that vanished": (lambda run: run / "tokens.h5", vanish, "tokens.h5 is damaged"),
+    "a result with another digit": (lambda run: run / "phases" / "teacher.json", flip_digit, "teacher.json is damaged"),
+    "a result cut short": (lambda run: run / "phases" / "teacher.json", cut, "teacher.json is damaged"),
+    "first weights with a flipped bit": (
+        lambda run: run / "initial-student" / "model.safetensors",
+        flip,
+        "initial-student is damaged",
+    ),
+    "events with a torn last line": (lambda run: run / "events.jsonl", tear, ""),
+    "events that vanished": (lambda run: run / "events.jsonl", vanish, ""),
+}
+QUICK = ("a shard with a flipped bit", "weights with a flipped bit", "tokens with a flipped bit")
+
+
+@pytest.mark.parametrize(
+    "damage", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGES]
+)
+def test_damage_is_named_and_the_student_is_the_same(harness: Harness, damage: str) -> None:
+    which, how, said = DAMAGES[damage]
+    folder = harness.half_done()
+    how(which(folder))
+    assert Life(folder).wait() == 0, said_in(folder)
+    assert said in said_in(folder)
+    different = differing(outcome(folder), harness.expected)
+    assert [name for name in different if not name.startswith("cache/")] == []
+
+
+def test_run_json_with_another_digit_is_refused_by_name(harness: Harness) -> None:
+    folder = harness.half_done()
+    flip_digit(folder / "run.json")
+    with pytest.raises(CorruptState, match=r"run\.json is not what was written"):
+        Run.open(folder)
+
+
+def test_tokens_of_another_text_are_not_learned_from(harness: Harness) -> None:
+    folder = harness.half_done()
+    info = json.loads((folder / "phases" / "prepare.json").read_text())
+    del info["checksum"]
+    info["data"]["data_hash"] = "another"
+    (folder / "phases" / "prepare.json").write_text(json.dumps(info))
+    vanish(folder / "tokens.h5")
+    assert Life(folder).wait() == 4
+    assert "the text that it was made from is another one now" in said_in(folder)
+    assert not (folder / "student").exists()
+
+
+FULL = {
+    "shard-written:2": "teacher",
+    "journal-written:1": "teacher",
+    "checkpoint-weights:2": "student",
+    "tokens-written:1": "prepare",
+    "report.json-written:1": "supervisor",
+}
+
+
+@pytest.mark.parametrize("point", ["shard-written:2", pytest.param("checkpoint-weights:2"), "report.json-written:1"])
+def test_a_full_disk_ends_the_run_with_what_is_needed_and_resuming_goes_on(harness: Harness, point: str) -> None:
+    assert full_disk(harness, FULL[point], point) == []
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_every_write_site(harness: Harness) -> None:
+    points = [(role, point) for role, point in harness.points if point.endswith(":1")]
+    wrong = {f"{role} {point}": said for role, point in points if (said := full_disk(harness, role, point))}
+    assert len(points) > 40
+    assert wrong == {}
+
+
+def full_disk(harness: Harness, role: str, point: str) -> list[str]:
+    """What goes wrong when the disk is full at a commit point, and has room again afterwards."""
+    folder = harness.new_run()
+    code = Life(folder, kill=Kill("disk", role, point, 0.0, 0)).wait()
+    wrong = []
+    if code != 0:
+        if code != 4:
+            wrong.append(f"exit code {code}")
+        error = next(event for event in read_events(folder / "events.jsonl") if event["kind"] == "error")
+        if "bytes" not in error["what"] or "resume" not in error["todo"] or "full" not in error["why"]:
+            wrong.append(f"says: {error['what']} {error['why']} {error['todo']}")
+        code = Life(folder).wait()
+    if code != 0:
+        wrong.append(f"resumed, it ends with {code}: {said_in(folder)[-500:]}")
+    return wrong + differing(outcome(folder), harness.expected) + leftovers(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 200 KiB; for root on Linux."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_is_really_full_ends_the_run_and_a_larger_one_goes_on(harness: Harness, small_disk: Path) -> None:
+    folder = small_disk / "run"
+    folder.mkdir()
+    (folder / "run.json").write_bytes((harness.template / "run.json").read_bytes())
+    assert Life(folder).wait() == 4
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    assert Life(folder).wait() == 0, said_in(folder)
+    assert differing(outcome(folder), harness.expected) == []
+
+
+def test_a_read_only_disk_is_said_and_nothing_is_begun(harness: Harness, small_disk: Path) -> None:
+    folder = small_disk / "run"
+    folder.mkdir()
+    (folder / "run.json").write_bytes((harness.template / "run.json").read_bytes())
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(FolderError, match="Read-only file system"):
+        supervisor.start(folder)
+    assert [entry.name for entry in folder.iterdir()] == ["run.json"]
+
+
+def test_two_supervisors_on_one_folder_are_impossible(harness: Harness) -> None:
+    folder = harness.new_run()
+    first = Life(folder)
+    while not Run.open(folder).is_live():
+        os.sched_yield()
+    assert supervisor.main([str(folder)]) == 2
+    assert first.wait() == 0
+    assert differing(outcome(folder), harness.expected) == []
+
+
+def test_a_run_that_was_killed_while_its_folder_was_made_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    from tests.engine.test_run import make_run
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json.123.tmp").write_text("{")
+    make_run(folder)
+    assert [entry.name for entry in folder.iterdir()] == ["run.json"]
+
+
+def test_settings_that_may_not_change_stay_after_any_kill(harness: Harness) -> None:
+    folder = harness.half_done()
+    with pytest.raises(Exception, match="--seed"):
+        launch.resume_run(RunConfig.parse({"resume": True, "output_dir": str(folder), "seed": random.randrange(9) + 7}))

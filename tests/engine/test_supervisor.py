@@ -1,0 +1,149 @@
+"""What the supervisor does when a phase ends, without phases: kills, lack of memory, a phase that is left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import hardware, supervisor
+from engine.errors import EXIT_OUT_OF_MEMORY, OutOfMemory
+from engine.events import EventWriter, read_events
+from engine.run import Run
+from engine.supervisor import Supervisor
+from tests.engine.test_run import make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "run", student_batch=4, gradient_accumulation=2)
+
+
+def phase_that_ends_with(run: Run, monkeypatch: pytest.MonkeyPatch, codes: list[int], kills: list[int | None]) -> Any:
+    """A supervisor whose phases end with these codes; and what the kernel says it has killed, each time it is asked."""
+    seen = Supervisor(run)
+    seen._events = EventWriter(run.events_path)
+    ends, counts = iter(codes), iter(kills)
+
+    def ends_with(self: Supervisor, phase: str) -> int:
+        code = next(ends)
+        if code == 0:
+            self.run.finish_phase(phase, {})
+        return code
+
+    monkeypatch.setattr(Supervisor, "_run_process", ends_with)
+    monkeypatch.setattr(hardware, "killed_for_memory", lambda: next(counts))
+    return seen
+
+
+def told(run: Run, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_events(run.events_path) if event["kind"] == kind]
+
+
+def test_a_phase_that_somebody_killed_goes_on_with_the_same_settings(run, monkeypatch):
+    seen = phase_that_ends_with(run, monkeypatch, [-9, -9, 0], [3, 3, 3, 3, 3])
+    seen._run_phase("student")
+    assert Run.open(run.path).settings.student_batch == 4
+    assert [event["code"] for event in told(run, "log")] == ["killed", "killed"]
+    assert told(run, "back_off") == []
+
+
+@pytest.mark.parametrize("kills", [[3, 4, 4], [None, 4, 4]])
+def test_a_phase_that_the_kernel_killed_for_its_memory_gets_smaller_settings(run, monkeypatch, kills):
+    # Where the kernel does not tell, lack of memory is the likelier reason.
+    seen = phase_that_ends_with(run, monkeypatch, [-9, 0], kills)
+    seen._run_phase("student")
+    settings = Run.open(run.path).settings
+    assert (settings.student_batch, settings.gradient_accumulation) == (2, 4)
+    assert len(told(run, "back_off")) == 2
+
+
+def test_kills_without_end_are_taken_for_lack_of_memory(run, monkeypatch):
+    seen = phase_that_ends_with(run, monkeypatch, [-9, -9, -9, -9, 0], [3] * 20)
+    seen._run_phase("student")
+    assert Run.open(run.path).settings.student_batch == 2
+
+
+def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypatch):
+    seen = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 9, [3] * 20)
+    with pytest.raises(OutOfMemory, match="smallest settings"):
+        seen._run_phase("student")
+
+
+def test_control_lines_of_any_kind_are_answered_and_do_no_harm(run):
+    seen = Supervisor(run)
+    seen._events = EventWriter(run.events_path)
+    seen._control = supervisor.Tail(run.control_path)
+    run.control_path.write_bytes(
+        b'{"kind": "control", "command": "explode"}\n[]\nnonsense\n\xff\xfe\n{"kind": "control"}\n'
+        b'{"kind": "control", "command": ["stop"]}\n{"kind": "control", "command": null, "by": {"a": 1}}\n'
+        b'{"kind": "control", "command": "sto'
+    )
+    seen._obey()
+    answers = told(run, "control")
+    assert [answer["accepted"] for answer in answers] == [False] * 4
+    assert not seen._stopping
+
+
+BUSY = """
+import sys, time
+from engine import phase
+phase._ORPHAN_SECONDS = 0.5
+phase._body = lambda name: lambda run, events, control: time.sleep(600)
+phase.main(["prepare", sys.argv[1], sys.argv[2]])
+"""
+SUPERVISOR = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1], str(os.getpid())])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_a_phase_whose_supervisor_is_killed_is_gone_within_seconds_however_busy_it_is(run):
+    command = [sys.executable, "-c", SUPERVISOR, str(run.path), BUSY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        phase = int(parent.stdout.readline())
+        deadline = time.monotonic() + 60
+        while not run.events_path.exists() and time.monotonic() < deadline:  # it is at work
+            time.sleep(0.02)
+        parent.kill()
+    while lives(phase) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not lives(phase)
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_a_phase_that_was_left_behind_keeps_the_run_and_the_next_supervisor_waits_for_it(run):
+    # The supervisor takes the lock, starts a phase that inherits it, and is killed; the phase takes half a second more.
+    holder = (
+        "import os, subprocess, sys\nfrom pathlib import Path\nfrom engine.run import Run\n"
+        "with Run.open(Path(sys.argv[1])).lock() as lock:\n"
+        "    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(0.7)'], pass_fds=(lock,))\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", holder, str(run.path)])
+    assert done.returncode == -signal.SIGKILL
+    assert run.is_live()
+    with run.lock():
+        assert run.lock_path.read_text() == f"{os.getpid()}\n"
+
+
+def test_the_kernels_count_of_kills_for_memory(tmp_path):
+    (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 7\n")
+    assert hardware.killed_for_memory(tmp_path / "vmstat") == 7
+    assert hardware.killed_for_memory(tmp_path / "nothing") is None
