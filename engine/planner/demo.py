@@ -10,7 +10,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "student_batch": 16,
     "gradient_accumulation": 1,
     "steps": 150,
-    "samples": 2_000,
+    "samples": 1_200,
     "learning_rate": 1e-3,
     "gradient_checkpointing": False,
     "layer_by_layer": False,
