@@ -87,9 +87,9 @@ class CacheIdentity:
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def differences(self, there: CacheIdentity) -> list[str]:
-        """What differs from ``there``, in words: ``the temperature is 2.0 there, 1.0 here``."""
+        """What differs from ``there``, in words: ``the temperature (2.0 there, 1.0 here)``."""
         return [
-            f"{_WORDS[name]} is {_short(theirs)} there, {_short(ours)} here"
+            f"{_WORDS[name]} ({_short(theirs)} there, {_short(ours)} here)"
             for name, ours in asdict(self).items()
             if (theirs := getattr(there, name)) != ours
         ]
