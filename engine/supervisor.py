@@ -36,6 +36,7 @@ from engine.errors import (
 )
 from engine.events import EventWriter, Tail
 from engine.run import Run
+from engine.runs import announced
 from engine.version import __version__
 
 PHASES = ("prepare", "teacher", "student")
@@ -104,7 +105,7 @@ class Supervisor:
         Raises:
             FolderError: another supervisor holds the run.
         """
-        with self.run.lock() as self._lock:
+        with self.run.lock() as self._lock, announced(self.run.path):
             resumed = self.run.events_path.exists() and self.run.events_path.stat().st_size > 0
             self._events = EventWriter(self.run.events_path, log_path=self.run.log_path)
             self._control = Tail(self.run.control_path, from_end=True)  # what an earlier supervisor was asked is over

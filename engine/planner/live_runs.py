@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +34,21 @@ class LiveRun:
     device_reserved_bytes: int
 
 
-def live_runs(folder: Path) -> list[LiveRun]:
-    """Runs in a folder of runs whose supervisor is alive; folders that cannot be read are passed over."""
-    found = []
+def live_runs(folder: Path, elsewhere: Sequence[Path] = ()) -> list[LiveRun]:
+    """Runs whose supervisor is alive; folders that cannot be read are passed over.
+
+    Args:
+        folder: of runs.
+        elsewhere: folders of single runs; some may be in the other folder, or gone.
+    """
+    runs = {run.absolute() for run in elsewhere}
     with contextlib.suppress(OSError):
-        for run in sorted(entry for entry in folder.iterdir() if (entry / "lock").is_file()):
-            pid = _holder(run / "lock")
-            if pid is None:
-                continue
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        runs |= {entry.absolute() for entry in folder.iterdir()}
+    found = []
+    for run in sorted(runs):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            pid = _holder(run / "lock") if (run / "lock").is_file() else None
+            if pid is not None:
                 found.append(_live_run(run, pid))
     return found
 

@@ -28,7 +28,7 @@ from engine.planner.recommend import Answer, Question, recommend
 from engine.planner.run_folder import folder_for
 from engine.planner.text import count_tokens
 from engine.planner.workload import Text
-from engine.runs import default_runs_path
+from engine.runs import announced_runs, default_runs_path
 
 DEFAULT_DATA = "python-docs"
 
@@ -56,7 +56,7 @@ def plan(
     folder, folder_reason = folder_for(wished)
     if hardware is None:
         hardware = machine_hardware.detect(folder)
-    budget = budget_for(wished, hardware, live_runs(default_runs_path()), torch_version())
+    budget = budget_for(wished, hardware, live_runs(default_runs_path(), announced_runs()), torch_version())
     threads = wished.threads or hardware.cores
     if machine is None or machine.device != budget.device:
         machine = machine_rates(device=budget.device, threads=threads)

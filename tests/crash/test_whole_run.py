@@ -5,12 +5,23 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import os
 import random
+import threading
+from pathlib import Path
 
 import pytest
 
-from engine import supervisor
-from tests.crash.harness import Harness, Kill
+from engine import phase, supervisor
+from engine.events import EventWriter
+from engine.phase_control import PhaseControl
+from engine.planner.live_runs import live_runs
+from engine.run import Run
+from engine.runs import announced_runs
+from engine.supervisor import PHASES
+from tests.crash.harness import Harness, Kill, Life, _as_process
 
 
 def test_every_protocol_has_commit_points_that_a_run_passes(harness: Harness) -> None:
@@ -64,3 +75,46 @@ def test_killed_at_forty_places(harness: Harness) -> None:
     kills += [next(at_random) for _ in range(15)]
     wrong = {str(kill): said for kill in kills if (said := harness.differences(kill))}
     assert wrong == {}
+
+
+def test_a_second_run_is_planned_with_what_the_first_has_not_taken_yet(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = harness.new_run()
+    info = json.loads((folder / "run.json").read_text())
+    del info["checksum"]
+    info["predicted"]["student"]["ram_bytes"] = 2**33
+    (folder / "run.json").write_text(json.dumps(info))
+    first = Life(folder)
+    while not Run.open(folder).is_live():
+        os.sched_yield()
+    found = [run for run in live_runs(folder / "nowhere", announced_runs()) if run.reserved_bytes > 2**32]
+    assert first.wait() == 0
+    assert len(found) == 1
+    assert announced_runs() == []
+
+
+def test_descriptors_and_threads_are_as_before_when_a_phase_has_ended(harness: Harness, tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    child = os.fork()
+    if child == 0:
+        _as_process(tmp_path / "log", lambda: count_over_runs(harness, told))
+    assert os.waitpid(child, 0)[1] == 0, (tmp_path / "log").read_text()[-2000:]
+    first, *rest = json.loads(told.read_text())
+    assert rest == [first] * 2
+
+
+def count_over_runs(harness: Harness, told: Path) -> int:
+    """Three runs one after the other, all their phases in one process; threads and descriptors after each."""
+    counts = []
+    for _ in range(3):
+        run = Run.open(harness.new_run())
+        for name in PHASES:
+            events = EventWriter(run.events_path, phase=name)
+            phase._body(name)(run, events, PhaseControl.inert())
+            events.close()
+        gc.collect()
+        shared = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in line]
+        counts.append((len(os.listdir("/proc/self/fd")), threading.active_count(), len(shared)))
+    told.write_text(json.dumps(counts))
+    return 0

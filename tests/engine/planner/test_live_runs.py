@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from engine.planner.live_runs import live_runs
+from engine.runs import announced, announced_runs
 
 GIB = 2**30
 
@@ -39,3 +40,14 @@ def test_runs_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert live_runs(tmp_path) == []
     assert live_runs(tmp_path / "nowhere") == []
+
+
+def test_a_run_in_any_folder_is_found_while_it_is_going(tmp_path: Path) -> None:
+    elsewhere = _run(tmp_path / "elsewhere", "other", INFO)
+    assert announced_runs() == []
+    with (elsewhere / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with announced(elsewhere):
+            assert [run.name for run in live_runs(tmp_path / "runs", announced_runs())] == ["other"]
+    assert announced_runs() == []
+    assert live_runs(tmp_path / "runs", [elsewhere, tmp_path / "gone"]) == []
