@@ -20,3 +20,9 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setenv(variable, str(home / variable.lower()))
     for variable in ("TINYDISTILL_RUNS", "NO_COLOR", "ACCESSIBLE", "SSH_CONNECTION", "SSH_TTY"):
         monkeypatch.delenv(variable, raising=False)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three processes for all the quick tests, which wait for screens and children half of their time; else none."""
+    is_everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 3 if is_everything and config.option.markexpr == "not slow" else 0
