@@ -26,6 +26,7 @@ An error knows nothing of screens: the front ends print :meth:`TinyDistillError.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -129,9 +130,20 @@ class FolderError(RequestError):
 
 
 class DoesNotFit(TinyDistillError):
-    """Memory or disk is too small; ``todo`` names the nearest setting that fits."""
+    """Memory or disk is too small; ``todo`` names the nearest setting that fits.
+
+    Args:
+        what: as everywhere in the tree.
+        why: likewise.
+        todo: likewise.
+        remedies: what ``todo`` proposes, as values to set; each of them alone makes it fit.
+    """
 
     exit_code = 3
+
+    def __init__(self, what: str, why: str = "", todo: str = "", remedies: Sequence[Mapping[str, object]] = ()) -> None:
+        super().__init__(what, why, todo)
+        self.remedies = tuple(remedies)
 
 
 class RunFailed(TinyDistillError):

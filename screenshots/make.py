@@ -77,6 +77,9 @@ async def wizard(out: Path) -> None:
     async with app.run_test(size=(100, 32)) as pilot:
         for name in ("welcome", "models", "data", "plan"):
             await settled(pilot)
+            if name == "plan":  # a setting that memory depends on, so that the box says what other values would take
+                await pilot.press("down", "down", "down")
+                await settled(pilot)
             save(app, out, name)
             await pilot.press("enter")
         app.exit()

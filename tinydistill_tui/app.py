@@ -27,10 +27,11 @@ from textual.screen import Screen
 
 from engine.errors import TinyDistillError
 from tinydistill_tui import appearance, runs
-from tinydistill_tui.palette import RunCommands
+from tinydistill_tui.palette import RunCommands, SettingCommands
 from tinydistill_tui.screens.help import HelpScreen
 
 _TWICE_SECONDS = 1.0
+_OF_ONE_RUN = frozenset({"output_dir", "resume", "profile"})  # what another run like this one does not take over
 
 
 class TinyDistillApp(App[int]):
@@ -49,7 +50,7 @@ class TinyDistillApp(App[int]):
 
     TITLE = "TinyDistill"
     CSS_PATH: ClassVar[Any] = ["tinydistill.tcss", "wizard.tcss"]
-    COMMANDS: ClassVar[Any] = {*App.COMMANDS, RunCommands}
+    COMMANDS: ClassVar[Any] = {*App.COMMANDS, RunCommands, SettingCommands}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "ctrl+c", "interrupt", "Leave", show=False, priority=True, id="interrupt", tooltip="Leave; twice at once"
@@ -132,6 +133,17 @@ class TinyDistillApp(App[int]):
         await self.open_run(path)
         if isinstance(self.screen, RunScreen):
             self.screen.sent_off()
+
+    async def ask_for(self, values: Mapping[str, Any]) -> None:
+        """The wizard, with these answers in place of the draft; a folder of its own for the run that comes of it."""
+        from tinydistill_tui.draft import Draft
+        from tinydistill_tui.screens.welcome import WelcomeScreen
+
+        await self.switch_mode("wizard")
+        while len(self.screen_stack) > 1:
+            await self.pop_screen()
+        if isinstance(self.screen, WelcomeScreen):
+            self.screen.begin(Draft.of({name: value for name, value in values.items() if name not in _OF_ONE_RUN}))
 
     def show_help(self) -> None:
         """Help for what has the focus, on the screen that is shown."""

@@ -16,8 +16,9 @@ from typing import Any
 from engine import launch
 from engine.cli import arguments
 from engine.cli.distill import guarded, run_headless
-from engine.config import RunConfig
+from engine.config import SETTINGS, RunConfig
 from engine.run import Run
+from tinydistill_tui.ask import ask
 
 DESCRIPTION = "The wizard: what this machine can do, which models, which text, the plan, the run."
 
@@ -33,7 +34,12 @@ def _main(words: Sequence[str]) -> int:
     )
     switches = front_end.switches
     reason = _no_screen(switches)
+    asks = switches.pop("ask", False)
     config = launch.config_from(typed) if reason is not None or typed else RunConfig()
+    if asks and not config.resume:
+        reason = reason or ""
+        of_command = {name: value for name, value in typed.items() if SETTINGS[name].group == "command"}
+        config = ask({**config.asked(), **of_command})
     if reason is not None:
         if reason:
             sys.stderr.write(f"No screen, {reason}: this is the same run with lines of text.\n")
@@ -66,6 +72,7 @@ def _no_screen(switches: dict[str, Any]) -> str | None:
 def _screen_switches(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("screen")
     group.add_argument("--no_tui", action="store_true", help="The same run without a screen")
+    group.add_argument("--ask", action="store_true", help="Ask line by line for what is missing; no screen")
     group.add_argument("--attach", metavar="DIR", help="Watch the run in this folder")
     group.add_argument("--ascii", action="store_true", help="Draw with plain ASCII characters")
     group.add_argument("--no_mouse", action="store_true", help="Leave the mouse to the terminal")

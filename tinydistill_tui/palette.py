@@ -1,4 +1,4 @@
-"""The command palette's runs: "attach notes-0412"."""
+"""The command palette's runs and settings: "attach notes-0412", "set student_batch"."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
+from engine.config import SETTINGS
 from tinydistill_tui import runs
 
 if TYPE_CHECKING:
@@ -37,3 +38,33 @@ class RunCommands(Provider):
 
     async def _open(self, path: Path) -> None:
         await cast("TinyDistillApp", self.app).open_run(path)
+
+
+class SettingCommands(Provider):
+    """Change any setting of the run that is being asked for; only within the wizard."""
+
+    async def search(self, query: str) -> Hits:
+        """Settings whose name or help matches."""
+        from tinydistill_tui.screens.step import StepScreen
+
+        if not isinstance(self.screen, StepScreen):
+            return
+        matcher = self.matcher(query)
+        for name, info in SETTINGS.items():
+            command = f"set {name}"
+            score = max(matcher.match(command), 0.5 * matcher.match(info.help))
+            if score > 0 and info.group != "command":
+                yield Hit(score, matcher.highlight(command), partial(self._edit, name), help=info.help)
+
+    async def _edit(self, name: str) -> None:
+        from tinydistill_tui.screens.plan import PlanScreen
+        from tinydistill_tui.screens.step import StepScreen
+
+        screen = self.screen
+        if isinstance(screen, PlanScreen):
+            screen.edit(name)
+        elif isinstance(screen, StepScreen):
+            screen.draft.save()
+            plan = PlanScreen(screen.draft)
+            await self.app.push_screen(plan)
+            plan.edit(name)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config import SETTINGS
+from engine.config import SETTINGS, RunConfig
+from engine.errors import SettingsError, TinyDistillError
 from engine.format import UNKNOWN, format_bytes, format_duration
 from engine.hardware import Hardware
 from engine.models.demo import DEMO_TEACHER
@@ -48,12 +49,14 @@ class Row:
     Attributes:
         by: "you" or "planner".
         why: the planner's reason, whole.
+        was: what the planner took before the last change; empty when it is the same.
     """
 
     field: str
     value: str
     by: str
     why: str
+    was: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,21 @@ class Need:
         return self.spare_bytes >= 0
 
 
-def rows(planned: Plan, *, everything: bool) -> list[Row]:
-    """The settings that matter most and those that the person set; or every one."""
+def rows(planned: Plan, *, everything: bool, before: Plan | None = None) -> list[Row]:
+    """The settings that matter most and those that the person set; or every one.
+
+    Args:
+        planned: what is shown.
+        everything: also settings that hardly anybody changes.
+        before: the plan before the last change, to say what the planner now takes otherwise.
+    """
+    earlier = {choice.field: choice for choice in before.choices} if before is not None else {}
+
+    def was(name: str) -> str:
+        choice, old = by_name[name], earlier.get(SETTINGS[name].field)
+        changed = old is not None and choice.by == old.by == "planner" and choice.value != old.value
+        return shown(name, old.value) if changed and old is not None else ""
+
     by_name = {SETTINGS_OF[choice.field]: choice for choice in planned.choices if choice.field in SETTINGS_OF}
     if everything:
         names = list(by_name)
@@ -97,7 +113,7 @@ def rows(planned: Plan, *, everything: bool) -> list[Row]:
         names = [name for name in names if by_name[name].value is not None or name in set_by_person]
     return [
         Row(name, shown(name, by_name[name].value), "you" if by_name[name].by == "user" else "planner",
-            by_name[name].reason)
+            by_name[name].reason, was(name))
         for name in names
     ]  # fmt: skip
 
@@ -152,8 +168,8 @@ def needs(planned: Plan, machine: Hardware) -> list[Need]:
     return found
 
 
-def cost(planned: Plan, machine: Hardware) -> str:
-    """Disk and time in a line."""
+def cost(planned: Plan, machine: Hardware, width: int) -> str:
+    """Disk and time in a line; the phases' own times where there is room for them."""
     parts = [f"Disk {format_bytes(planned.disk_bytes)} of {format_bytes(machine.disk_free_bytes)}"]
     spans = [
         f"{PHASE_NOUNS.get(phase, phase)} {format_duration(figures.seconds)}"
@@ -164,7 +180,9 @@ def cost(planned: Plan, machine: Hardware) -> str:
     if planned.total_steps is None:
         parts.append("Time is known when the text is read")
     elif spans:
-        parts.append(f"Time {' + '.join(spans)} = {format_duration(total)} (± {format_duration(error)})")
+        whole = f"Time {format_duration(total)} ± {format_duration(error)}"
+        each = f"{whole} ({', '.join(spans)})"
+        parts.append(each if len(parts[0]) + 3 + len(each) <= width else whole)
     return " · ".join(parts)
 
 
@@ -180,10 +198,47 @@ def parts(planned: Plan) -> str:
 
 def verdict(planned: Plan, machine: Hardware) -> tuple[str, str]:
     """A mark and the sentences: that it fits with so much to spare, or what is missing and what would fit."""
-    if planned.misfit is not None:
-        return "wrong", f"It does not fit. {planned.misfit.what} {planned.misfit.todo}"
+    misfit = planned.misfit
+    if misfit is not None:
+        listed = " · ".join(f"{key}: {words}" for key, words in zip("ab", remedy_words(planned, machine), strict=False))
+        return "wrong", f"It does not fit. {misfit.what} " + (f"These do, by key: {listed}" if listed else misfit.todo)
     spare = min((need.spare_bytes for need in needs(planned, machine)), default=0)
     return "good", f"It fits, with {format_bytes(spare)} to spare."
+
+
+def remedies(planned: Plan, machine: Hardware) -> list[dict[str, str]]:
+    """What would make it fit, as answers to set; no budget that the machine does not have."""
+    found = []
+    for remedy in planned.misfit.remedies if planned.misfit is not None else ():
+        answers = {name: value if isinstance(value, str) else typed(name, value) for name, value in remedy.items()}
+        budget = RunConfig.model_validate({k: v for k, v in answers.items() if k in ("memory_budget", "ram_budget")})
+        has = max((need.total_bytes for need in needs(planned, machine)), default=0)
+        if max(budget.memory_budget or 0, budget.ram_budget or 0) <= has:
+            found.append(answers)
+    return found
+
+
+def remedy_words(planned: Plan, machine: Hardware) -> list[str]:
+    """The remedies in words."""
+    return [", ".join(f"{name} {text}" for name, text in each.items()) for each in remedies(planned, machine)]
+
+
+def row_sentence(row: Row) -> str:
+    """Who chose the value, and why, in a sentence."""
+    if row.value == UNKNOWN:
+        return f"Not set: {row.why or 'it is not needed'}."
+    was = f" (was {row.was})" if row.was else ""
+    if row.by == "you":
+        return f"You set it to {row.value}."
+    return f"The planner takes {row.value}{was}{': ' + row.why if row.why else ''}."
+
+
+def error_words(error: TinyDistillError) -> str:
+    """What is wrong with a request; of settings each with what is accepted."""
+    if isinstance(error, SettingsError):
+        listed = (f"{problem.setting} {problem.value}: {problem.accepted}" for problem in error.problems)
+        return f"This cannot be: {'; '.join(listed)}."
+    return error.paragraph()
 
 
 def home_as_tilde(path: str) -> str:

@@ -21,12 +21,14 @@ from engine.events import Event
 from engine.files import write_atomic
 from engine.format import format_count, format_duration, format_percent
 from engine.runs import default_runs_path
+from tinydistill_tui.run_view import RunView
 from tinydistill_tui.state import RunState, run_state
-from tinydistill_tui.watch import RunView, fold
+from tinydistill_tui.watch import fold
 from tinydistill_tui.words import number, phase_noun
 
 _RECENT_BYTES = 256 * 2**10
 _MOST_REMEMBERED = 200
+_RUNS_FOR_MODELS, _MOST_MODELS = 10, 4
 _SIZE_SECONDS = 30.0  # a folder's size is counted again after so long
 
 
@@ -74,6 +76,18 @@ def remember(path: Path) -> None:
     with contextlib.suppress(OSError):
         _list_path().parent.mkdir(parents=True, exist_ok=True)
         write_atomic(_list_path(), "".join(f"{folder}\n" for folder in known))
+
+
+def recent_models() -> list[str]:
+    """Models that the newest runs were asked for and that are still there, the newest first."""
+    names: list[str] = []
+    for path in find()[:_RUNS_FOR_MODELS]:
+        asked = read_info(path).get("asked")
+        for role in ("teacher", "student"):
+            name = asked.get(role) if isinstance(asked, dict) else None
+            if isinstance(name, str) and name not in names and (Path(name) / "config.json").is_file():
+                names.append(name)
+    return names[:_MOST_MODELS]
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -207,12 +221,14 @@ def _where(view: RunView, state: RunState, report: dict[str, Any], now: float) -
     phase = view.current
     if phase is None:
         return ""
+    place = ""
     if phase.name == "student" and view.step is not None:
-        place = f"step {format_count(view.step)}" + (f"/{format_count(view.total_steps)}" if view.total_steps else "")
-    else:
-        place = f"{phase_noun(phase.name)} {format_percent(phase.share)}" if phase.share is not None else ""
-    left = f", {format_duration(phase.eta_seconds)} left" if state.live and phase.eta_seconds is not None else ""
-    return place + left
+        place = format_count(view.step) + (f"/{format_count(view.total_steps)}" if view.total_steps else "")
+    elif phase.share is not None:
+        place = format_percent(phase.share)
+    if not state.live:
+        return f"{'step' if phase.name == 'student' else phase_noun(phase.name)} {place}" if place else ""
+    return place + (f", {format_duration(phase.eta_seconds)} left" if phase.eta_seconds is not None else "")
 
 
 def _recent_events(path: Path) -> list[Event]:

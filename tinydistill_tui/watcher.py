@@ -13,7 +13,8 @@ from textual.message import Message
 from engine.events import Tail
 from tinydistill_tui import runs
 from tinydistill_tui.messages import RunGone, RunUpdated
-from tinydistill_tui.watch import RunView, fold
+from tinydistill_tui.run_view import RunView
+from tinydistill_tui.watch import fold
 
 POLL_SECONDS = 0.25
 _PIECE_BYTES = 256 * 2**10  # a piece is folded in some ten milliseconds, so the screen answers meanwhile

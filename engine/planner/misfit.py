@@ -34,7 +34,8 @@ def memory(question: Question, answer: Answer) -> DoesNotFit:
         f"The {phase} phase needs {format_bytes(needed)} of {which} with rows of {answer.length} tokens, "
         f"{setting.batch} at a time; the budget is {format_bytes(room)}."
     )
-    return DoesNotFit(what, f"Most of it: {listed}.", _todo(question, answer, flag))
+    todo, remedies = _todo(question, answer, flag)
+    return DoesNotFit(what, f"Most of it: {listed}.", todo, remedies)
 
 
 def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Question, answer: Answer) -> DoesNotFit:
@@ -53,6 +54,7 @@ def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Ques
             what,
             why,
             f"It fits with --samples {max(1, fewer)} (of {format_count(rows)} rows), or elsewhere: --output_dir.",
+            [{"samples": max(1, fewer)}],
         )
     return DoesNotFit(what, why, f"Free {format_bytes(over)}, or choose another --output_dir.")
 
@@ -67,19 +69,21 @@ def _where(question: Question, footprint: Footprint) -> tuple[int, int, str, str
     return footprint.needed_bytes, budget.ram_bytes, "main memory", "ram_budget"
 
 
-def _todo(question: Question, answer: Answer, flag: str) -> str:
+def _todo(question: Question, answer: Answer, flag: str) -> tuple[str, list[dict[str, object]]]:
+    """What would fit, in a sentence and as values to set."""
     budget = question.budget
     needs = max(_where(question, part.footprint)[0] for part in (answer.teacher, answer.student))
     enough = -(-needs // (50 * 10**6)) * 50  # the next 50 MB
     found = nearest_that_fits(question, answer)
     as_it_is = f"--{flag} {enough}MB"
+    more: dict[str, object] = {flag: f"{enough}MB"}
     if found is None:
-        return f"Nothing smaller fits: choose a smaller student, or give it {as_it_is}."
+        return f"Nothing smaller fits: choose a smaller student, or give it {as_it_is}.", [more]
     changes, smaller = found
     peak = max(_where(question, part.footprint)[0] for part in (smaller.teacher, smaller.student))
     flags = " ".join(_flag(name, value) for name, value in changes.items())
     assert peak <= max(budget.memory_bytes, budget.ram_bytes)
-    return f"It fits with {flags} ({format_bytes(peak)}), or as it is with {as_it_is}."
+    return f"It fits with {flags} ({format_bytes(peak)}), or as it is with {as_it_is}.", [changes, more]
 
 
 def _flag(name: str, value: object) -> str:

@@ -7,8 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import textual._wait
 
+from engine import hardware, launch
+from engine.data import survey
+from engine.data.document import Document
+from engine.planner import measure
+from tests.tinydistill_tui.wizard import MACHINE, RATES
 from tinydistill_tui import watcher
+from tinydistill_tui.screens import data, models, plan
+from tinydistill_tui.widgets import setting_editor
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +27,41 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("TINYDISTILL_RUNS", str(folder))
     monkeypatch.delenv("TEXTUAL_THEME", raising=False)
     monkeypatch.setattr(watcher, "POLL_SECONDS", 0.02)
+    # What waits for the person to stop typing need not wait for a test, nor Textual's pilot for a process at rest:
+    # it has waited for every message of the screen by then, and each pause would cost 40 ms and more.
+    monkeypatch.setattr(textual._wait, "SLEEP_GRANULARITY", 0.004)
+    monkeypatch.setattr(textual._wait, "SLEEP_IDLE", 0.002)
+    monkeypatch.setattr(setting_editor, "TRY_AFTER_SECONDS", 0.01)
+    for module, name in ((models, "LOOK_AFTER_SECONDS"), (data, "LOOK_AFTER_SECONDS"), (plan, "PLAN_AFTER_SECONDS")):
+        monkeypatch.setattr(module, name, 0.01)
     time.tzset()
     yield folder
     monkeypatch.undo()
     time.tzset()
+
+
+@pytest.fixture
+def same_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wizard finds the same machine everywhere, and text that costs no time to read."""
+    monkeypatch.setattr(hardware, "detect", lambda path: MACHINE)
+    monkeypatch.setattr(measure, "machine_rates", lambda **_: RATES)
+    monkeypatch.setattr(launch, "machine_rates", lambda **_: RATES)
+    # Python's own documentation takes seconds to read, and here only its beginning is shown.
+    documents = [
+        Document(f"topic {number}", "Function objects are created by function definitions.\n" * 20)
+        for number in range(8)
+    ]
+    monkeypatch.setattr(survey, "python_documents", lambda: iter(documents))
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A folder with text, and a file that is none."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"note-{number:02d}.md").write_text(
+            f"# Note {number}\n\n" + "We left on Friday with the train. " * 60
+        )
+    (folder / "picture.bin").write_bytes(b"\0\1")
+    return folder

@@ -34,6 +34,23 @@ async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, sec
     raise AssertionError(f"after {seconds} s not so: {what}\n{text_of(pilot.app)}")  # type: ignore[arg-type]
 
 
+async def look_at(app: TinyDistillApp, pilot: Pilot[Any], path: Path) -> None:
+    """Open another run in an app that is there, and wait until it is read and, if it has ended, its end is shown."""
+    from tinydistill_tui.screens.finish import FinishScreen
+    from tinydistill_tui.screens.run import RunScreen
+
+    await app.open_run(path)
+
+    def read() -> bool:
+        screen = app.screen_stack[0]
+        assert isinstance(screen, RunScreen)
+        ended = screen.view.finished in ("done", "failed")
+        is_read = screen.path == path and screen.view.events > 0 and screen.read_share >= 1
+        return is_read and (not ended or isinstance(app.screen, FinishScreen))
+
+    await until(pilot, read, f"{path.name} is read")
+
+
 @contextlib.asynccontextmanager
 async def watching(
     path: Path | None, size: tuple[int, int] = (80, 24), **options: Any

@@ -4,9 +4,11 @@ import subprocess
 
 import pytest
 
+from engine import profiles
 from tests.tinydistill_tui.fixtures import REPORT, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui import result
+from tinydistill_tui.screens.models import ModelsScreen
 
 
 async def test_result_comes_first_and_every_number_is_the_reports(runs_folder):
@@ -87,3 +89,16 @@ def test_change_is_signed_and_worded():
         "top-1 agreement": "+13.5 points",
         "calibration error": "-0.023",
     }
+
+
+async def test_what_was_asked_becomes_a_profile_or_another_run(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    async with watching(path) as (app, pilot):
+        await pilot.press("p")
+        await until(pilot, lambda: "Save as a profile" in text_of(app), "it asks for a name")
+        await pilot.press(*"mine", "enter")
+        await until(pilot, lambda: profiles.names() == ["mine"], "it is saved")
+        assert profiles.load("mine")["student_batch"] == 2
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen), "the wizard begins with it")
+        assert app.screen.draft.get("data") == "/home/ada/notes"

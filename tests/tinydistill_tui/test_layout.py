@@ -2,29 +2,23 @@
 
 import contextlib
 
-import pytest
 from textual.widgets import Footer
 from textual.widgets._footer import FooterKey
 
 from tests.tinydistill_tui.fixtures import held, make_run
-from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
+from tests.tinydistill_tui.screen import lines_of, look_at, text_of, until, watching
 from tinydistill_tui.screens.runs import RunsScreen
 
 # Where a text may end in an ellipsis at 80x24: what is cut there stands whole on another screen, or can be copied.
-MAY_BE_CUT = ("y copies:", "│before", "│after", "│teacher", "step 214/287, 33 min…", "There was no room")
-
-
-async def show(app, pilot, scene):
-    if scene == "runs":
-        app.switch_mode("runs")
-        await until(pilot, lambda: isinstance(app.screen, RunsScreen) and app.screen.summaries, "the runs are read")
-    elif scene == "help":
-        await pilot.press("question_mark")
-    elif scene == "leave":
-        await pilot.press("q")
-    elif scene == "stop":
-        await pilot.press("S")
-    await pilot.pause(0.1)
+MAY_BE_CUT = (
+    "y copies:",
+    "│before",
+    "│after",
+    "│teacher",
+    "step 214/287, 33 min…",
+    "There was no room",
+    "…                ",
+)
 
 
 def outside(app):
@@ -40,56 +34,68 @@ def outside(app):
     return found
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
-@pytest.mark.parametrize(
-    "scene",
-    [
-        "starting",
-        "scoring",
-        "training",
-        "paused",
-        "stopped",
-        "failed",
-        "done",
-        "worse",
-        "runs",
-        "help",
-        "leave",
-        "stop",
-    ],
-)
-async def test_nothing_is_outside_and_nothing_is_cut(runs_folder, scene, size):
-    inner = "training" if scene in ("runs", "help", "leave", "stop") else scene
-    path = make_run(runs_folder, scene=inner)
-    if scene == "runs":
-        for other in ("stopped", "failed", "done", "lost"):
-            make_run(runs_folder, f"{other}-run", other)
-    live = inner not in ("stopped", "failed", "done", "worse")
-    with held(path) if live else contextlib.nullcontext():
-        async with watching(path, size=size) as (app, pilot):
-            await show(app, pilot, scene)
-            assert outside(app) == []
-            cut = [
-                line
-                for line in lines_of(app)
-                if "…" in line.replace("stopping…", "") and not any(words in line for words in MAY_BE_CUT)
-            ]
-            assert cut == []
-            for footer in app.screen.query(Footer):
-                keys = list(footer.query(FooterKey))
-                assert keys
-                assert footer.max_scroll_x == 0
-                assert all(key.region.right <= size[0] for key in keys)
-                assert len(keys) <= 8
-            assert len(lines_of(app)) == size[1]
+def wrong_footers(app):
+    """Keys below that are cut, too many, or not there."""
+    wrong = []
+    for footer in app.screen.query(Footer):
+        keys = list(footer.query(FooterKey))
+        if not keys or len(keys) > 8 or footer.max_scroll_x or any(key.region.right > app.size.width for key in keys):
+            wrong.append([(key.description, key.region) for key in keys])
+    return wrong
 
 
-@pytest.mark.parametrize("size", [(60, 16), (40, 10), (20, 5), (10, 3), (200, 60)])
-@pytest.mark.parametrize("scene", ["training", "failed", "done", "runs"])
-async def test_smaller_and_larger_windows_show_something_and_never_fail(runs_folder, scene, size):
-    path = make_run(runs_folder, scene="training" if scene == "runs" else scene)
-    with held(path) if scene in ("training", "runs") else contextlib.nullcontext():
-        async with watching(path, size=size) as (app, pilot):
-            await show(app, pilot, scene)
-            assert text_of(app).strip()
-            await pilot.press("question_mark", "escape")
+SCENES = ("starting", "scoring", "training", "paused", "stopped", "failed", "done", "worse")
+BOXES = {"help": "question_mark", "leave": "q", "stop": "S", "palette": "colon"}
+
+
+async def test_nothing_is_outside_and_nothing_is_cut(runs_folder):
+    paths = {scene: make_run(runs_folder, f"{scene}-0412", scene) for scene in SCENES}
+    live = [path for scene, path in paths.items() if scene not in ("stopped", "failed", "done", "worse")]
+    with contextlib.ExitStack() as locks:
+        for path in live:
+            locks.enter_context(held(path))
+        for size in ((80, 24), (120, 40)):
+            async with watching(paths["starting"], size=size) as (app, pilot):
+                for scene, path in paths.items():
+                    await look_at(app, pilot, path)
+                    check(app, scene)
+                    if scene == "training":
+                        for box, key in BOXES.items():
+                            await pilot.press(key)
+                            await until(pilot, lambda: len(app.screen_stack) > 1, "the box is open")
+                            if box != "palette":  # Textual's own
+                                check(app, box)
+                            await pilot.press("escape")
+                            await until(pilot, lambda: len(app.screen_stack) == 1, "the box is closed")
+                app.switch_mode("runs")
+                await until(pilot, lambda: isinstance(app.screen, RunsScreen) and app.screen.summaries, "read")
+                check(app, "runs")
+
+
+def check(app, scene):
+    assert outside(app) == [], scene
+    cut = [
+        line
+        for line in lines_of(app)
+        if "…" in line.replace("stopping…", "") and not any(words in line for words in MAY_BE_CUT)
+    ]
+    assert cut == [], scene
+    assert wrong_footers(app) == [], scene
+    assert len(lines_of(app)) == app.size.height, scene
+
+
+async def test_smaller_and_larger_windows_show_something_and_never_fail(runs_folder):
+    paths = {scene: make_run(runs_folder, f"{scene}-0412", scene) for scene in ("training", "failed", "done")}
+    with held(paths["training"]):
+        async with watching(paths["training"]) as (app, pilot):
+            for path in (*paths.values(), None):
+                if path is not None:
+                    await look_at(app, pilot, path)
+                else:
+                    app.switch_mode("runs")
+                    await until(pilot, lambda: isinstance(app.screen, RunsScreen) and app.screen.summaries, "read")
+                for size in [(60, 16), (40, 10), (20, 5), (10, 3), (200, 60)]:
+                    await pilot.resize_terminal(*size)
+                    assert text_of(app).strip(), (path, size)
+                    await pilot.press("question_mark", "escape")
+                await pilot.resize_terminal(80, 24)

@@ -21,8 +21,8 @@ def test_all_runs_are_found_also_elsewhere_and_what_is_no_run_is_not(runs_folder
 @pytest.mark.parametrize(
     ("scene", "live", "word", "where"),
     [
-        ("training", True, "training", "step 214/287, 33 min left"),
-        ("scoring", True, "scoring", "score 48 %, 48 min left"),
+        ("training", True, "training", "214/287, 33 min left"),
+        ("scoring", True, "scoring", "48 %, 48 min left"),
         ("stopped", False, "stopped", "step 214/287"),
         ("failed", False, "failed", "There was no room to write /home/ada/runs/notes-0412/checkpoints."),
         ("done", False, "done", "in 3 h 42"),
@@ -48,7 +48,7 @@ def test_summary_of_a_long_run_reads_only_the_end(runs_folder):
     with held(path):
         summary = runs.summary(path, NOW)
     assert summary.recent.events < 1000
-    assert (summary.state.word, summary.where) == ("scoring", "score 50 %")
+    assert (summary.state.word, summary.where) == ("scoring", "50 %")
 
 
 def test_unchanged_runs_are_not_read_again(runs_folder, monkeypatch):

@@ -1,6 +1,7 @@
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui.screens.confirm import ConfirmScreen
+from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.screens.runs import RunsScreen
 
@@ -104,3 +105,15 @@ async def test_no_runs_is_a_sentence(runs_folder):
         (path / "run.json").unlink()
         await pilot.press("f5")
         await until(pilot, lambda: "There are no runs yet" in text_of(app), "it says so")
+
+
+async def test_another_run_like_this_one_begins_with_what_it_asked(runs_folder):
+    make_run(runs_folder, "notes-0412", "done")
+    async with watching(None) as (app, pilot):
+        app.switch_mode("runs")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen) and app.screen.summaries, "the runs are read")
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen), "the models are asked for")
+        assert app.screen.draft.get("student_batch") == "2"
+        assert app.screen.draft.get("teacher") == "Qwen/Qwen2.5-1.5B-Instruct"
+        assert app.screen.draft.get("output_dir") == ""

@@ -4,77 +4,33 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from textual.widgets import Footer, Input
-from textual.widgets._footer import FooterKey
+from textual.widgets import Input
 
-from engine import hardware, launch, profiles, supervisor
-from engine.data import survey
-from engine.data.document import Document
-from engine.errors import DoesNotFit
+from engine import launch, profiles, supervisor
+from engine.config import SETTINGS
 from engine.models.demo import DEMO_TEACHER
-from engine.planner import PhasePrediction, measure, plan, run_folder
+from engine.planner import plan
 from engine.run import Run
-from tests.tinydistill_tui.fixtures import GIB, NOW
 from tests.tinydistill_tui.screen import lines_of, text_of, until
-from tests.tinydistill_tui.test_layout import outside
 from tests.tinydistill_tui.wizard import (
     MACHINE,
     RATES,
     choose,
+    to_the_plan,
     until_data,
     until_models,
     until_plan,
     until_welcome,
     wizard,
 )
-from tinydistill_tui import model_facts
-from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.draft import Draft
-from tinydistill_tui.screens import data as data_screen
-from tinydistill_tui.screens import plan as plan_screen
+from tinydistill_tui.screens.plan import PlanScreen
 from tinydistill_tui.screens.profiles import ProfilesScreen
 from tinydistill_tui.screens.run import RunScreen
 
-# Where a text may end in an ellipsis: a reason in the plan's table, which is whole in the box below it; folders.
-MAY_BE_CUT = ("planner  ", "you   ", "All runs", "▼ 📂")
-
-
-@pytest.fixture(autouse=True)
-def _always_the_same_machine(monkeypatch):
-    monkeypatch.setattr(hardware, "detect", lambda path: MACHINE)
-    monkeypatch.setattr(measure, "machine_rates", lambda **_: RATES)
-    monkeypatch.setattr(launch, "machine_rates", lambda **_: RATES)
-    # Python's own documentation takes seconds to read, and here only its beginning is shown.
-    documents = [
-        Document(f"topic {number}", "Function objects are created by function definitions.\n" * 20)
-        for number in range(8)
-    ]
-    monkeypatch.setattr(survey, "python_documents", lambda: iter(documents))
-
-
-@pytest.fixture
-def notes(tmp_path):
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    for number in range(40):
-        (folder / f"note-{number:02d}.md").write_text(
-            f"# Note {number}\n\n" + "We left on Friday with the train. " * 60
-        )
-    (folder / "picture.bin").write_bytes(b"\0\1")
-    return folder
-
-
-async def to_the_plan(app, pilot):
-    await pilot.press("enter")
-    await until_models(app, pilot)
-    await pilot.press("enter")
-    await until_data(app, pilot)
-    await pilot.press("enter")
-    return await until_plan(app, pilot)
+pytestmark = pytest.mark.usefixtures("same_machine")
 
 
 async def test_demo_by_enter_enter_enter_s_starts_a_real_run(runs_folder):
@@ -102,77 +58,6 @@ async def test_demo_by_enter_enter_enter_s_starts_a_real_run(runs_folder):
             while Run.open(path).is_live() and time.monotonic() < until_when:
                 time.sleep(0.05)
             assert not Run.open(path).is_live()
-
-
-@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
-@pytest.mark.parametrize(
-    "scene", ["welcome", "models", "data", "plan", "editing", "misfit", "all", "profiles", "picker"]
-)
-async def test_nothing_is_outside_and_nothing_is_cut(scene, size, notes):
-    profiles.save("small", {"student_batch": 8, "demo": True})
-    values = {"data": str(notes), "teacher": str(DEMO_TEACHER), "memory_budget": "3GB"}
-    if scene == "misfit":
-        values["student_batch"] = 3999
-    async with wizard(values, size=size) as (app, pilot):
-        await show(app, pilot, scene)
-        assert outside(app) == []
-        cut = [line for line in lines_of(app) if "…" in line and not any(words in line for words in MAY_BE_CUT)]
-        assert cut == []
-        assert not any(line.rstrip().endswith(("does", "does not")) for line in lines_of(app))
-        for footer in app.screen.query(Footer):
-            keys = list(footer.query(FooterKey))
-            assert footer.max_scroll_x == 0
-            assert all(key.region.right <= size[0] for key in keys)
-            assert len(keys) <= 8
-
-
-@pytest.mark.parametrize("size", [(60, 16), (40, 10), (20, 5), (200, 60)])
-async def test_any_window_shows_something_and_takes_the_keys(size, notes):
-    async with wizard({"demo": True}, size=size) as (app, pilot):
-        for scene in ("models", "data", "plan"):
-            await show(app, pilot, scene)
-            assert text_of(app).strip()
-            while len(app.screen_stack) > 1:
-                await pilot.press("escape")
-                await pilot.pause(0.05)
-
-
-@pytest.mark.parametrize("scene", ["welcome", "models", "data", "misfit", "profiles"])
-async def test_ascii_leaves_nothing_else_on_the_screen(scene, notes):
-    profiles.save("small", {"student_batch": 8, "demo": True})
-    values = {"data": str(notes), "teacher": str(DEMO_TEACHER), "memory_budget": "3GB", "student_batch": 3999}
-    async with wizard(values, ascii=True) as (app, pilot):
-        await show(app, pilot, scene)
-        assert text_of(app).isascii(), [line for line in text_of(app).splitlines() if not line.isascii()]
-
-
-async def show(app, pilot, scene):
-    """Go to a scene from the first screen."""
-    if scene == "profiles":
-        app.push_screen(ProfilesScreen(app.screen.draft))
-        await until(pilot, lambda: "small sets" in text_of(app), "the profile is shown")
-    if scene in ("welcome", "profiles"):
-        return
-    await pilot.press("enter")
-    await until_models(app, pilot)
-    if scene == "models":
-        return
-    await pilot.press("enter")
-    await until_data(app, pilot)
-    await pilot.pause(0.5)
-    if scene == "picker":
-        await pilot.press("f2")
-        await until(pilot, lambda: "note-00.md" in text_of(app), "the folder is shown")
-    if scene in ("data", "picker"):
-        return
-    await pilot.press("enter")
-    await until_plan(app, pilot)
-    if scene == "editing":
-        await choose(app, pilot, "student_batch")
-        await pilot.press("enter")
-    elif scene == "all":
-        await pilot.press("f6")
-    await pilot.pause(0.1)
 
 
 async def test_screens_load_no_torch_and_no_numpy(run_in_a_fresh_interpreter):
@@ -237,11 +122,20 @@ async def test_too_large_a_batch_does_not_fit_and_is_not_started():
         assert "✗ does not fit" in text_of(app)
         words = " ".join(line.strip() for line in lines_of(app))
         assert "It does not fit. The student phase needs" in words
-        assert "It fits with --student_batch" in words
+        assert "a: student_batch 1, gradient_accumulation 3999 · b: memory_budget" in words
         await pilot.press("enter", "s")
         await until(pilot, lambda: "Not started: it does not fit" in text_of(app), "the start is refused")
         assert app.screen.draft.get("student_batch") == "3999"
         assert "✎ student_batch" in text_of(app)
+        await pilot.press("a")
+        await until(pilot, lambda: "✓ It fits" in text_of(app), "the first remedy is taken")
+        assert app.screen.draft.get("student_batch") == "1"
+        await pilot.press("u")
+        await until(pilot, lambda: "It does not fit" in text_of(app), "and taken back")
+        await pilot.press("b")
+        await until(pilot, lambda: "✓ It fits" in text_of(app), "the second remedy is taken")
+        assert app.screen.draft.get("student_batch") == "3999"
+        assert app.screen.draft.get("memory_budget").endswith("MB")
 
 
 async def test_delete_gives_back_to_the_planner_and_u_takes_that_back():
@@ -270,6 +164,61 @@ async def test_escape_in_the_box_takes_the_edit_back():
         assert app.focused.id == "settings"
         await until(pilot, lambda: screen.up_to_date and screen.chosen.value == "16", "it is as before")
         assert "student_batch" not in screen.draft.answers
+
+
+async def test_arrows_take_half_or_twice_and_say_what_each_would_take():
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        await until(pilot, lambda: "←→ train with 4: " in text_of(app) and "· 32: " in text_of(app), "they are tried")
+        before = screen.draft.plan.predicted["student"].peak_bytes
+        await pilot.press("l")
+        await until(pilot, lambda: screen.up_to_date and "✎ student_batch          32" in text_of(app), "twice")
+        assert screen.draft.plan.predicted["student"].peak_bytes > before
+        await pilot.press("h", "h")
+        await until(pilot, lambda: screen.draft.get("student_batch") in ("16", "8"), "half")
+        await pilot.press("k", "right")
+        await until(pilot, lambda: "takes text; Enter lets you type" in text_of(app), "a path has no next value")
+
+
+async def test_what_the_planner_now_takes_otherwise_is_said_with_what_it_was(notes):
+    async with wizard({"data": str(notes), "teacher": str(DEMO_TEACHER)}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        now = screen.draft.plan.settings.gradient_accumulation
+        await pilot.press("right")
+        await until(pilot, lambda: f"was {now};" in text_of(app), "the accumulation has become another")
+        assert screen.draft.plan.settings.gradient_accumulation != now
+
+
+async def test_settings_are_found_by_words_and_through_the_palette():
+    async with wizard({"demo": True}) as (app, pilot):
+        await pilot.press("colon")
+        await pilot.press(*"set warm")
+        await until(pilot, lambda: "set warmup" in text_of(app), "it is found")
+        while not isinstance(app.screen, PlanScreen):
+            await pilot.press("enter")
+        screen = await until_plan(app, pilot)
+        await until(pilot, lambda: screen.editing and screen.chosen.field == "warmup", "its box is open")
+        await pilot.press("escape", "slash", *"checkpoint", "enter")
+        await until(pilot, lambda: {row.field for row in screen._rows} >= {"keep_checkpoints"}, "only these")
+        assert all("checkpoint" in row.field or "checkpoint" in SETTINGS[row.field].help for row in screen._rows)
+        await pilot.press("escape")
+        await until(pilot, lambda: len(screen._rows) > 20, "all again")
+
+
+async def test_full_disk_at_the_start_is_a_sentence_and_the_answers_stay(monkeypatch):
+    def full(config):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(launch, "new_run", full)
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await pilot.press("s")
+        await until(pilot, lambda: "No space left on device. Free some" in text_of(app), "it is said")
+        assert app.screen is screen
+        assert "your answers are kept" in text_of(app)
+        assert Draft.load().answers == {"demo": "on"}
 
 
 async def test_a_switch_is_changed_with_space():
@@ -438,7 +387,7 @@ async def test_profile_is_saved_and_used():
         assert screen.draft.get("student_batch") == "8"
 
 
-async def test_profiles_are_renamed_copied_and_deleted():
+async def test_profiles_are_renamed_copied_deleted_and_given_away(tmp_path):
     profiles.save("small", {"student_batch": 8})
     async with wizard() as (app, pilot):
         app.push_screen(ProfilesScreen(app.screen.draft))
@@ -451,6 +400,14 @@ async def test_profiles_are_renamed_copied_and_deleted():
         await until(pilot, lambda: isinstance(app.screen, ProfilesScreen), "back")
         await pilot.press("D", "d")
         await until(pilot, lambda: profiles.names() == ["small2"], "one is gone")
+        await until(pilot, lambda: isinstance(app.screen, ProfilesScreen), "back")
+        target = tmp_path / "given.toml"
+        await pilot.press("e")
+        await until(pilot, lambda: "Write small2 to" in text_of(app), "it asks where")
+        app.screen.query_one(Input).value = str(target)
+        await pilot.press("enter")
+        await until(pilot, target.exists, "it is written")
+        assert target.read_text() == profiles.path_of("small2").read_text()
 
 
 async def test_picker_takes_a_folder_with_the_keyboard(notes):
@@ -488,40 +445,3 @@ async def test_model_that_is_not_here_can_be_downloaded_and_the_refusal_is_said(
         assert "Downloading nobody/nothing-7b" in text_of(app)
         await until(pilot, lambda: "could not be downloaded" in text_of(app), "the refusal is said", 60)
         assert "cannot be downloaded" in text_of(app)
-
-
-SCENES = ["welcome", "models", "data", "plan", "editing", "misfit", "profiles"]
-
-
-def plan_of_fixed_figures(*arguments, **options):
-    """The planner's plan, with figures that do not move when its formulas do."""
-    planned = plan(*arguments, **options)
-    parts = {"weights": 100 * 2**20, "activations": 300 * 2**20}
-    predicted = {
-        "teacher": PhasePrediction(400 * 2**20, 60, 20, parts, 400 * 2**20),
-        "student": PhasePrediction((9 if planned.misfit else 1) * GIB, 120, 40, parts, GIB),
-    }
-    reasons = {"record_size": "about 29 bytes a token", "samples": "all", "student_layers": "half of 8 layers"}
-    choices = tuple(replace(each, reason=reasons.get(each.field, each.reason)) for each in planned.choices)
-    misfit = planned.misfit and DoesNotFit("The student phase needs 9.0 GiB.", "", "It fits with --student_batch 8.")
-    return replace(planned, predicted=predicted, disk_bytes=GIB, choices=choices, misfit=misfit)
-
-
-@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
-@pytest.mark.parametrize("scene", SCENES)
-def test_screen_looks_as_it_did(scene, size, snap_compare, monkeypatch):
-    monkeypatch.setenv("TINYDISTILL_RUNS", "/home/ada/runs")
-    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "0412")
-    monkeypatch.setattr(profiles, "names", lambda: ["small"])
-    monkeypatch.setattr(profiles, "load", lambda name: {"demo": True, "student_batch": 8})
-    monkeypatch.setattr(profiles, "folder", lambda: Path("/home/ada/.config/tinydistill/profiles"))
-    for module in (plan_screen, data_screen, model_facts):
-        monkeypatch.setattr(module, "plan", plan_of_fixed_figures)
-    values = {"demo": True, **({"student_batch": 3999} if scene == "misfit" else {})}
-    app = TinyDistillApp(values, options={"no_animation": True}, clock=lambda: NOW)
-
-    async def go(pilot):
-        await until(pilot, lambda: app.screen.machine is not None, "the machine is measured")
-        await show(app, pilot, scene)
-
-    assert snap_compare(app, run_before=go, terminal_size=size)

@@ -83,3 +83,13 @@ async def choose(app: TinyDistillApp, pilot: Pilot[int], setting: str) -> None:
             return
         await pilot.press("down")
     raise AssertionError(f"there is no row {setting}")
+
+
+async def to_the_plan(app: TinyDistillApp, pilot: Pilot[int]) -> PlanScreen:
+    """Enter, Enter, Enter."""
+    await pilot.press("enter")
+    await until_models(app, pilot)
+    await pilot.press("enter")
+    await until_data(app, pilot)
+    await pilot.press("enter")
+    return await until_plan(app, pilot)

@@ -41,7 +41,15 @@ class FrameScreen(Screen[None]):
         Binding("q", "leave", "Quit", id="leave", tooltip="Leave; a run goes on without this window"),
         Binding("escape", "back", "Back", show=False, id="back", tooltip="Back to where you came from"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="help", tooltip="What this is, and every key"),
-    ]
+        # Before what has the focus hears of it: keys that come in one piece, over a slow line, go where they are meant.
+        Binding("tab", "app.focus_next", "Next field", show=False, priority=True, tooltip="The next field or pane"),
+        Binding("shift+tab", "app.focus_previous", "Field before", show=False, priority=True,
+                tooltip="The field or pane before"),
+        Binding("j", "app.simulate_key('down')", show=False),
+        Binding("k", "app.simulate_key('up')", show=False),
+        Binding("h", "app.simulate_key('left')", show=False),
+        Binding("l", "app.simulate_key('right')", show=False),
+    ]  # fmt: skip
 
     hint: str = ""
     _said: tuple[str, str] | None = None

@@ -16,17 +16,19 @@ from textual.widget import Widget
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
+from engine.config import RunConfig
 from engine.data.sources import PYTHON_DOCS
 from engine.data.survey import Survey, survey
 from engine.errors import DataError, TinyDistillError
 from engine.planner import plan
+from engine.planner.workload import Text
 from tinydistill_tui import data_facts
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
-_LOOK_AFTER_SECONDS = 0.3
+LOOK_AFTER_SECONDS = 0.3
 _ON_OFF = [("on", "on"), ("off", "off")]
 _DECIDES_THE_TEXT = ("data", "text_field")
 
@@ -166,10 +168,10 @@ class DataScreen(StepScreen):
             self._asked = None
         self._look_soon()
 
-    def _look_soon(self, seconds: float = _LOOK_AFTER_SECONDS) -> None:
+    def _look_soon(self, seconds: float | None = None) -> None:
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(seconds, self._begin)
+        self._timer = self.set_timer(LOOK_AFTER_SECONDS if seconds is None else seconds, self._begin)
 
     def _begin(self) -> None:
         if self._asked != self._asking():
@@ -218,6 +220,7 @@ class DataScreen(StepScreen):
             lines = [data_facts.what_there_is(message.found), data_facts.what_is_special(message.found)]
             facts.update("\n".join(line for line in lines if line))
         self.query_one(Preview).show(message.found)
+        self._count()
         name = self._bad_setting()
         for field in self.query(TextField):
             if field.setting in _DECIDES_THE_TEXT:
@@ -235,12 +238,23 @@ class DataScreen(StepScreen):
             lines = [error.what if not isinstance(error, DataError) else ""]
         else:
             reasons = {choice.field: choice.reason for choice in planned.choices}
+            settings = planned.settings
             lines = [f"Rows of {planned.settings.sequence_length:,} tokens: {reasons['sequence_length']}"]
-            if planned.settings.samples is None:
+            if settings.samples is None:
                 lines.append(f"Samples: {reasons['samples']}")
+            elif beyond := self._beyond(settings):
+                lines.append(beyond)
             lines.append(f"Records on disk: {reasons['record_size']}")
         if not worker.is_cancelled:
             self.post_message(Counted(lines))
+
+    def _beyond(self, settings: RunConfig) -> str:
+        """That more rows are asked for than there are; empty when there are enough, or nobody knows."""
+        tokens = self.found.estimated_tokens if self.found is not None else None
+        there_are = Text(tokens, settings.holdout, None).train_rows(settings.sequence_length or 1)
+        if there_are is None or settings.samples is None or settings.samples <= there_are:
+            return ""
+        return f"! Samples {settings.samples:,} is more than the about {there_are:,} rows there are: all are taken."
 
     @on(Counted)
     def _counted(self, message: Counted) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from rich.cells import set_cell_size
-from textual import on
+from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
@@ -15,12 +15,13 @@ from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from engine import profiles
 from engine.errors import TinyDistillError
 from engine.format import format_duration
 from tinydistill_tui import result, runs
 from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.run_view import RunView
 from tinydistill_tui.screens.base import FrameScreen, marked
-from tinydistill_tui.watch import RunView
 from tinydistill_tui.widgets.sample_box import SampleBox
 
 
@@ -42,7 +43,9 @@ class FinishScreen(FrameScreen):
         Binding("o", "report", "Report", id="report", tooltip="Read report.md (or run.log) in the pager"),
         Binding("l", "log", "Log", id="finish-log", tooltip="Plots and log of the run"),
         Binding("a", "all_runs", "All runs", id="finish-all-runs", tooltip="Every run that is found"),
-        Binding("N", "new_run", "New run", id="finish-new", tooltip="Begin another run"),
+        Binding("n", "new_like_this", "New like this", id="finish-like", tooltip="The wizard, with what it asked for"),
+        Binding("N", "new_run", "New run", show=False, id="finish-new", tooltip="Begin another run"),
+        Binding("p", "profile", "Profile", show=False, id="finish-profile", tooltip="Save what was asked as a profile"),
     ]
 
     def __init__(self, path: Path, view: RunView) -> None:
@@ -177,6 +180,27 @@ class FinishScreen(FrameScreen):
         self.app.pop_screen()
         if self.failed and isinstance(self.app.screen, RunScreen):
             self.app.screen.query_one(LogPane).go_to_last_error()
+
+    @property
+    def _asked(self) -> dict[str, object]:
+        asked = runs.read_info(self.path).get("asked")
+        return asked if isinstance(asked, dict) else {}
+
+    async def action_new_like_this(self) -> None:
+        """The wizard, beginning with what was asked of this run."""
+        await self.tiny.ask_for(self._asked)
+
+    @work
+    async def action_profile(self) -> None:
+        """Save what was asked as a profile."""
+        from tinydistill_tui.screens.name import NameScreen
+
+        asked = {name: value for name, value in self._asked.items() if name != "output_dir"}
+        name = await self.app.push_screen_wait(
+            NameScreen("Save as a profile", "", lambda name: profiles.save(name, asked))
+        )
+        if name is not None:
+            self.notify(f"Saved. Use it: tinydistill-tui --profile {name}", markup=False)
 
     def action_all_runs(self) -> None:
         """The list of runs."""

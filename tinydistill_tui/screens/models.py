@@ -20,14 +20,16 @@ from textual.worker import get_current_worker
 
 from engine.models.demo import DEMO_TEACHER
 from engine.models.hub import cached_models, is_hub_id
+from tinydistill_tui import runs
 from tinydistill_tui.download import download
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.model_facts import FROM_TEACHER, ModelFacts, look
+from tinydistill_tui.plan_facts import home_as_tilde
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
-_LOOK_AFTER_SECONDS = 0.3
+LOOK_AFTER_SECONDS = 0.3
 _SEE_BELOW = "What is wrong is said below."
 _STUDENTS = [(FROM_TEACHER, "Cut from the teacher's layers"), ("own", "A model of its own")]
 
@@ -65,7 +67,9 @@ class ModelsScreen(StepScreen):
 
     def compose_content(self) -> Iterable[Widget]:
         """Two models and what is known of them."""
-        known = cached_models()
+        cached = cached_models()
+        recent = runs.recent_models()
+        known = [*recent, *(name for name in cached if name not in recent)]
         suggester = SuggestFromList(known, case_sensitive=False)
         with Horizontal(classes="row"):
             yield Static("Teacher", classes="label")
@@ -100,7 +104,10 @@ class ModelsScreen(StepScreen):
         yield Static(id="student-facts", classes="facts", markup=False)
         yield Static(id="checks", markup=False)
         yield Static("Teachers that are here", id="suggestions-title", classes="heading")
-        options = [Option(name, id=f"model-{number}") for number, name in enumerate(known)]
+        options = [
+            Option(f"{home_as_tilde(name)}{'   used lately' if name in recent else ''}", id=f"model-{number}")
+            for number, name in enumerate(known)
+        ]
         self._teachers = [*known, str(DEMO_TEACHER)]
         options.append(Option("The small teacher that comes with the program", id=f"model-{len(known)}"))
         suggestions = OptionList(*options, id="suggestions", compact=True, markup=False)
@@ -143,7 +150,7 @@ class ModelsScreen(StepScreen):
 
     @work(exclusive=True, group="look")
     async def _look(self) -> None:
-        await asyncio.sleep(_LOOK_AFTER_SECONDS)
+        await asyncio.sleep(LOOK_AFTER_SECONDS)
         self._show(await self._look_now())
 
     async def _look_now(self) -> ModelFacts:

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events, on, work
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
-from textual.content import Content
 from textual.message import Message
 from textual.timer import Timer
 from textual.widget import Widget
@@ -25,21 +22,21 @@ from textual.worker import get_current_worker
 from engine import hardware, launch, profiles
 from engine.cli.arguments import command_line
 from engine.config import SETTINGS
-from engine.errors import Problem, SettingsError, TinyDistillError
+from engine.errors import SettingsError, TinyDistillError
 from engine.hardware import Hardware
 from engine.planner import Plan, measure, plan
 from engine.runs import default_runs_path
 from tinydistill_tui import plan_facts
 from tinydistill_tui.draft import Draft
-from tinydistill_tui.marks import MARK_STYLES, MARKS
 from tinydistill_tui.plan_facts import Row
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.tries import stepped
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.memory_bars import MemoryBars
+from tinydistill_tui.widgets.setting_editor import SettingEditor, SettingsTable
 
 PLAN_AFTER_SECONDS = 0.15
-_WIDTHS = {"mark": 2, "field": 23, "value": 15, "by": 9}
 
 
 @dataclass
@@ -61,60 +58,16 @@ class PlanChanged(Message):
         return isinstance(message, PlanChanged)
 
 
-class SettingsTable(DataTable[Content]):
-    """The table; Enter on a row changes it."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "select_cursor", "Edit", key_display="↵", id="plan-edit", tooltip="Change the setting"),
-    ]
-
-
-class SettingEditor(Vertical):
-    """The box below the table: one setting to change, and its reason as a whole."""
-
-    def compose(self) -> ComposeResult:
-        """A line of text, or a line of choices; and words."""
-        yield TextField("", id="edit-text")
-        yield ChoiceLine("", [], "", id="edit-choice")
-        yield Static(id="edit-words", markup=False)
-
-    def show(self, row: Row, text: str, *, editing: bool) -> None:
-        """Show a setting.
-
-        Args:
-            row: as it stands in the table.
-            text: what the field begins with.
-            editing: whether the person is at it, so that what is typed stays.
-        """
-        info = SETTINGS[row.field]
-        self.border_title = Content(f"{row.field} · {info.accepted()}")
-        self.border_subtitle = Content("↵ keeps it · Esc takes it back" if editing else "")
-        chosen = choices_of(row.field)
-        field, line = self.query_one("#edit-text", TextField), self.query_one("#edit-choice", ChoiceLine)
-        field.display, line.display = editing and not chosen, editing and bool(chosen)
-        if not editing:
-            field.setting = row.field
-            with field.prevent(Input.Changed):
-                field.value = text
-            line.offer(row.field, chosen, text)
-        self.query_one("#edit-words", Static).update(f"{info.help}.\n{_sentence(row)}" if not editing else row.why)
-
-    @property
-    def control_shown(self) -> TextField | ChoiceLine:
-        """The widget that takes the keys."""
-        field = self.query_one("#edit-text", TextField)
-        return field if field.display else self.query_one("#edit-choice", ChoiceLine)
-
-
 class PlanScreen(StepScreen):
     """The plan."""
 
     NUMBER = 4
     AUTO_FOCUS = "#settings"
-    hint = "Predictions come from the models' headers; nothing is loaded before the start."
+    hint = SettingsTable.hint
     HELP = (
-        "What the run will take, and why each setting is as it is. Change one with Enter; the planner answers at once. "
-        "What you set is marked and never changed; Del gives it back to the planner."
+        "What the run will take, and why each setting is as it is. Left and right take half or twice as much, Enter "
+        "lets you type; the planner answers at once, and says what it takes otherwise because of it. What you set is "
+        "marked and never changed; Del gives it back to the planner."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "start", "Start", id="plan-start", tooltip="Start the run; refused while it does not fit"),
@@ -125,6 +78,11 @@ class PlanScreen(StepScreen):
         Binding("f6", "all", "All", key_display="F6", id="plan-all", tooltip="Every setting, or the first ones"),
         Binding("p", "profile", "Profile", id="plan-profile", tooltip="Save what you set as a profile"),
         Binding("y", "copy", "Copy", show=False, id="plan-copy", tooltip="Copy the same run as a command line"),
+        Binding("slash", "filter", "Filter", show=False, id="plan-filter", tooltip="Only settings with these words"),
+        Binding("a", "remedy(0)", "First remedy", show=False, id="plan-remedy-a",
+                tooltip="Where it does not fit: take what is said first"),
+        Binding("b", "remedy(1)", "Second remedy", show=False, id="plan-remedy-b",
+                tooltip="Where it does not fit: take what is said second"),
         Binding("f5", "again", "Again", show=False, id="plan-again", tooltip="Look at the machine and plan again"),
     ]  # fmt: skip
 
@@ -134,6 +92,9 @@ class PlanScreen(StepScreen):
         self.editing = False
         self.error: TinyDistillError | None = None
         self._rows: list[Row] = []
+        self._before: Plan | None = None
+        self._words = ""
+        self._to_edit = ""
         self._machine: Hardware | None = None
         self._timer: Timer | None = None
         self._planned_for: dict[str, str] | None = None
@@ -146,34 +107,32 @@ class PlanScreen(StepScreen):
         yield Static(id="parts", markup=False)
         yield Static(id="fits", markup=False)
         yield SettingsTable(id="settings", cursor_type="row", zebra_stripes=True, cell_padding=0, show_header=True)
+        filter_field = Input(placeholder="words in a setting's name or help", compact=True, id="settings-filter")
+        filter_field.display = False
+        yield filter_field
         yield SettingEditor(id="editor", classes="pane")
 
     def on_mount(self) -> None:
         """Ask the planner, and measure the machine where nobody did."""
-        table = self._table
-        for key, label in (("mark", ""), ("field", "Setting"), ("value", "Value"), ("by", "By")):
-            table.add_column(label, key=key, width=_WIDTHS[key])
-        table.add_column("Why", key="why", width=self._why_width)
-        table.hint = self.hint  # type: ignore[attr-defined]
         if self.draft.plan is not None and self._machine is not None:
             self._draw()
         self._plan_soon(0.01)
         self._measure()
 
     @property
-    def _table(self) -> DataTable[Content]:
-        return self.query_one("#settings", DataTable)
-
-    @property
-    def _why_width(self) -> int:
-        return max(10, self.app.size.width - 4 - sum(_WIDTHS.values()))
+    def _table(self) -> SettingsTable:
+        return self.query_one(SettingsTable)
 
     def on_resize(self, event: events.Resize) -> None:
-        """The reasons take what is left."""
-        column = next((each for each in self._table.ordered_columns if each.key.value == "why"), None)
-        if column is not None:
-            column.width = self._why_width
-            self._draw()
+        """The reasons take what is left; a box that was hidden for a moment has the cursor again."""
+        self._table.fit_width()
+        self._draw()
+        self.call_after_refresh(self._back_to_the_box)
+
+    def _back_to_the_box(self) -> None:
+        control = self.query_one(SettingEditor).control_shown
+        if self.editing and self.focused is not control:
+            control.focus()
 
     @property
     def chosen(self) -> Row | None:
@@ -183,10 +142,10 @@ class PlanScreen(StepScreen):
 
     # asking the planner
 
-    def _plan_soon(self, seconds: float = PLAN_AFTER_SECONDS) -> None:
+    def _plan_soon(self, seconds: float | None = None) -> None:
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(seconds, self._plan)
+        self._timer = self.set_timer(PLAN_AFTER_SECONDS if seconds is None else seconds, self._plan)
 
     @work(thread=True, exclusive=True, group="plan")
     def _plan(self) -> None:
@@ -216,8 +175,11 @@ class PlanScreen(StepScreen):
             return
         self._planned_for, self.error = message.answers, message.error
         if message.planned is not None:
+            if self.draft.plan is not None and message.planned.settings != self.draft.plan.settings:
+                self._before = self.draft.plan
             self.draft.plan = message.planned
         self._draw()
+        self._try_others()
 
     @property
     def up_to_date(self) -> bool:
@@ -230,42 +192,46 @@ class PlanScreen(StepScreen):
         planned, machine = self.draft.plan, self._machine
         if planned is not None and machine is not None:
             self.query_one(MemoryBars).needs = tuple(plan_facts.needs(planned, machine))
-            self.query_one("#cost", Static).update(plan_facts.cost(planned, machine))
+            self.query_one("#cost", Static).update(plan_facts.cost(planned, machine, self.size.width - 2))
             self.query_one("#parts", Static).update(plan_facts.parts(planned))
-            self._draw_table(plan_facts.rows(planned, everything=self.everything))
+            self._draw_table(planned)
         if self.error is not None:
-            self._say_fit("wrong", _error_words(self.error))
+            self._say_fit("wrong", plan_facts.error_words(self.error))
         elif planned is not None and machine is not None:
             mark, words = plan_facts.verdict(planned, machine)
-            self._say_fit(mark, f"{words} y copies the command." if mark == "good" else words)
+            self._say_fit(mark, f"{words} s starts it, y copies it as a command." if mark == "good" else words)
         self._draw_editor()
 
     def _say_fit(self, mark: str, words: str) -> None:
         self.query_one("#fits", Static).update(marked(mark, words))
 
-    def _draw_table(self, rows: list[Row]) -> None:
-        table, width = self._table, self._why_width
-        cells = [_cells(row, width) for row in rows]
-        if [row.field for row in rows] == [row.field for row in self._rows]:
-            for row, row_cells in zip(rows, cells, strict=True):
-                for column, cell in zip((*_WIDTHS, "why"), row_cells, strict=True):
-                    table.update_cell(row.field, column, cell)
-            self._rows = rows
-            return
-        chosen = self.chosen
-        table.clear()
-        self._rows = rows
-        for row, row_cells in zip(rows, cells, strict=True):
-            table.add_row(*row_cells, key=row.field)
-        names = [row.field for row in rows]
-        if chosen is not None and chosen.field in names:
-            table.move_cursor(row=names.index(chosen.field))
+    def _draw_table(self, planned: Plan) -> None:
+        everything = self.everything or bool(self._words)
+        rows = plan_facts.rows(planned, everything=everything, before=self._before)
+        rows = [row for row in rows if self._words in f"{row.field} {SETTINGS[row.field].help}".lower()]
+        before, self._rows = self._rows, rows
+        self._table.show(rows, before)
+        if self._to_edit and not self.editing:
+            self.call_after_refresh(self.edit, self._to_edit)
 
     @on(DataTable.RowHighlighted)
+    def _highlighted(self) -> None:
+        self._draw_editor()
+        self._try_others()
+
     def _draw_editor(self) -> None:
         row = self.chosen
-        if row is not None and self.is_mounted:
-            self.query_one(SettingEditor).show(row, self._text_of(row), editing=self.editing)
+        if row is None or not self.is_mounted:
+            return
+        self.query_one(SettingEditor).show(row, self._text_of(row), editing=self.editing)
+
+    def _try_others(self) -> None:
+        """Find out what other values of the chosen setting would take, once the person rests on it."""
+        row, planned = self.chosen, self.draft.plan
+        if row is None or planned is None or self.error is not None or not self.up_to_date:
+            return
+        value = getattr(planned.settings, SETTINGS[row.field].field)
+        self.query_one(SettingEditor).try_others(row.field, value, self.draft.good_config(), self._machine)
 
     def _text_of(self, row: Row) -> str:
         planned = self.draft.plan
@@ -274,6 +240,52 @@ class PlanScreen(StepScreen):
         return plan_facts.typed(row.field, getattr(planned.settings, SETTINGS[row.field].field))
 
     # editing
+
+    def edit(self, setting: str) -> None:
+        """Put the cursor on a setting, wherever it is, and begin to change it."""
+        if self.draft.plan is None or self.editing:
+            self._to_edit = setting
+            return
+        self._to_edit = ""
+        self._words = ""
+        names = [row.field for row in self._rows]
+        if setting not in names:
+            self.everything = True
+            self._draw()
+            names = [row.field for row in self._rows]
+        if setting in names:
+            self._table.move_cursor(row=names.index(setting))
+            self.action_edit()
+
+    def action_step(self, step: int) -> None:
+        """Half or twice as much, or the next choice; the bars move at once."""
+        row, planned = self.chosen, self.draft.plan
+        if row is None or planned is None or self.editing:
+            return
+        text = stepped(row.field, getattr(planned.settings, SETTINGS[row.field].field), step)
+        if text is None:
+            self.say(f"{row.field} takes {SETTINGS[row.field].accepted()}; Enter lets you type.", "look")
+        elif self.up_to_date:  # else a held key would run ahead of the planner
+            self.draft.remember()
+            self._set({row.field: text})
+
+    def action_remedy(self, number: int) -> None:
+        """Take what would make it fit."""
+        planned, machine = self.draft.plan, self._machine
+        if planned is None or machine is None or self.error is not None or not self.up_to_date:
+            return
+        found = plan_facts.remedies(planned, machine)
+        if number < len(found):
+            self.draft.remember()
+            self._set(found[number])
+            listed = ", ".join(f"{name} {text}" for name, text in found[number].items())
+            self.say(f"Set: {listed}; u takes that back.", "good")
+
+    def _set(self, answers: dict[str, str]) -> None:
+        for name, text in answers.items():
+            self.draft.set(name, text)
+        self.draft.save()
+        self._plan_soon(0.01)
 
     @on(DataTable.RowSelected)
     def _row_selected(self) -> None:
@@ -318,13 +330,35 @@ class PlanScreen(StepScreen):
         event.stop()
 
     async def action_back(self) -> None:
-        """Out of the box with what was there before, or back to the data."""
+        """Out of the box with what was there before, out of the filter, or back to the data."""
+        field = self.query_one("#settings-filter", Input)
         if self.editing:
             self.draft.undo()
             self._leave_editor()
             self._plan_soon(0.01)
+        elif field.display:
+            field.value = ""
+            field.display = False
+            self._table.focus()
         else:
             await super().action_back()
+
+    def action_filter(self) -> None:
+        """Only settings with these words."""
+        field = self.query_one("#settings-filter", Input)
+        field.display = True
+        field.focus()
+
+    @on(Input.Changed, "#settings-filter")
+    def _filtered(self, event: Input.Changed) -> None:
+        event.stop()
+        self._words = event.value.strip().lower()
+        self._draw()
+
+    @on(Input.Submitted, "#settings-filter")
+    def _filter_done(self, event: Input.Submitted) -> None:
+        event.stop()
+        self._table.focus()
 
     def action_give_back(self) -> None:
         """Let the planner choose again."""
@@ -358,7 +392,7 @@ class PlanScreen(StepScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """While a setting is changed, the letters belong to it."""
-        if action in ("start", "give_back", "undo", "all", "profile", "copy"):
+        if action in ("start", "give_back", "undo", "all", "profile", "copy", "filter", "remedy"):
             return not self.editing
         return True
 
@@ -407,43 +441,8 @@ class PlanScreen(StepScreen):
             self.say("Not started; your answers are kept.", "wrong")
         except OSError as error:
             self.draft.started = False
-            self._say_fit("wrong", f"The run could not be made: {error}.")
+            reason = error.strerror or str(error)
+            self._say_fit("wrong", f"The run could not be made: {reason}. Free some room, or set another output_dir.")
             self.say("Not started; your answers are kept.", "wrong")
         finally:
             self._starting = False
-
-
-def choices_of(name: str) -> list[tuple[str, str]]:
-    """What a setting can be chosen from; nothing when it is typed."""
-    info = SETTINGS[name]
-    if info.kind == "bool":
-        return [("on", "on"), ("off", "off")]
-    return [(choice, choice) for choice in info.choices]
-
-
-def _cells(row: Row, width: int) -> list[Content]:
-    yours = row.by == "you"
-    style = MARK_STYLES["yours"] if yours else ""
-    return [
-        Content.styled(MARKS["yours"] if yours else " ", style),
-        Content(row.field),
-        Content.styled(plan_facts.cut_value(row.value, _WIDTHS["value"] - 1), f"bold {style}".strip()),
-        Content.styled(row.by, style),
-        Content.styled(plan_facts.cut_words(row.why, width), "$text-muted"),
-    ]
-
-
-def _sentence(row: Row) -> str:
-    who = "You set it to" if row.by == "you" else "The planner takes"
-    why = "" if row.by == "you" or not row.why else f": {row.why}"
-    return f"{who} {row.value}{why}." if row.value != "–" else f"Not set: {row.why or 'it is not needed'}."
-
-
-def _error_words(error: TinyDistillError) -> str:
-    if isinstance(error, SettingsError):
-        return "This cannot be: " + "; ".join(_problem_words(problem) for problem in error.problems) + "."
-    return error.paragraph()
-
-
-def _problem_words(problem: Problem) -> str:
-    return f"{problem.setting} {problem.value}: {problem.accepted}"

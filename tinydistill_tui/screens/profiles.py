@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import on, work
@@ -10,12 +11,16 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import DataTable, Static
+from textual.worker import get_current_worker
 
-from engine import profiles
-from engine.errors import TinyDistillError
+from engine import hardware, profiles
+from engine.errors import Problem, SettingsError, TinyDistillError
+from engine.hardware import Hardware
+from engine.runs import default_runs_path
 from tinydistill_tui.draft import Draft
-from tinydistill_tui.plan_facts import cut_words, home_as_tilde, shown
-from tinydistill_tui.screens.base import FrameScreen
+from tinydistill_tui.plan_facts import cut_value, cut_words, home_as_tilde, shown
+from tinydistill_tui.profile_facts import fit_of
+from tinydistill_tui.screens.base import FrameScreen, marked
 from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
 from tinydistill_tui.screens.name import NameScreen
 
@@ -35,6 +40,7 @@ class ProfilesScreen(FrameScreen):
         Binding("enter", "use", "Use", key_display="↵", id="profiles-use", tooltip="Begin with these settings"),
         Binding("n", "rename", "Rename", id="profiles-rename", tooltip="Give it another name"),
         Binding("c", "duplicate", "Duplicate", id="profiles-duplicate", tooltip="The same under another name"),
+        Binding("e", "export", "Export", id="profiles-export", tooltip="Write its file somewhere else"),
         Binding("D", "delete", "Delete", id="profiles-delete", tooltip="Delete the profile; asks"),
     ]
 
@@ -42,6 +48,7 @@ class ProfilesScreen(FrameScreen):
         super().__init__()
         self.draft = draft
         self._values: dict[str, dict[str, Any] | TinyDistillError] = {}
+        self._machine: Hardware | None = None
 
     def compose_content(self) -> Iterable[Widget]:
         """The table, and what the chosen one sets."""
@@ -56,6 +63,7 @@ class ProfilesScreen(FrameScreen):
         title = f"Profiles in {home_as_tilde(str(profiles.folder()))}"
         self.set_title(title if len(title) + 2 <= self.app.size.width else "Profiles")
         self.read()
+        self._measure()
 
     @property
     def _table(self) -> DataTable[Content]:
@@ -99,8 +107,12 @@ class ProfilesScreen(FrameScreen):
         if isinstance(values, TinyDistillError):
             words.update(values.paragraph())
             return
-        lines = [f"{name.ljust(22)} {cut_words(shown(name, value), 50)}" for name, value in values.items()]
-        words.update("\n".join(lines))
+        lines = []
+        for name, value in values.items():
+            fit = fit_of(name, value, self._machine) if self._machine is not None else None
+            note = marked(*fit) if fit is not None else Content("")
+            lines.append(Content.assemble(name.ljust(22), " ", cut_value(shown(name, value), 27).ljust(28), note))
+        words.update(Content("\n").join(lines))
 
     @on(DataTable.RowSelected)
     def _selected(self) -> None:
@@ -118,6 +130,29 @@ class ProfilesScreen(FrameScreen):
             return
         self.draft.replace(Draft.of(values))
         self.app.switch_screen(ModelsScreen(self.draft))
+
+    @work(thread=True, exclusive=True, group="measure")
+    def _measure(self) -> None:
+        machine = hardware.detect(default_runs_path())
+        if not get_current_worker().is_cancelled:
+            self.app.call_from_thread(self._measured, machine)
+
+    def _measured(self, machine: Hardware) -> None:
+        if self.is_attached:
+            self._machine = machine
+            self._draw()
+
+    @work
+    async def action_export(self) -> None:
+        """Write the profile's file somewhere else, to give it away."""
+        name = self.chosen
+        if name is None:
+            return
+        path = await self.app.push_screen_wait(
+            NameScreen(f"Write {name} to", f"{name}.toml", lambda path: _export(name, path))
+        )
+        if path is not None:
+            self.notify(f"Written: {Path(path).expanduser().absolute()}", markup=False)
 
     @work
     async def action_rename(self) -> None:
@@ -166,9 +201,14 @@ class ProfilesScreen(FrameScreen):
             self.read()
 
 
-def _save_new(name: str, values: dict[str, Any]) -> None:
-    from engine.errors import Problem, SettingsError
+def _export(name: str, path: str) -> None:
+    target = Path(path).expanduser()
+    if target.exists():
+        raise SettingsError([Problem("file", path, "there is a file of this name already")], "")
+    target.write_bytes(profiles.path_of(name).read_bytes())
 
+
+def _save_new(name: str, values: dict[str, Any]) -> None:
     if name in profiles.names():
         raise SettingsError([Problem("profile", name, "there is a profile of this name already")], "")
     profiles.save(name, values)

@@ -5,7 +5,6 @@ Nothing is kept here that is not in the run's folder: leaving loses nothing, com
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +12,22 @@ from typing import ClassVar
 
 from textual import events, on, work
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
-from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration, format_percent
-from tinydistill_tui import control, runs, watcher
-from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui import control, run_words, runs, watcher
 from tinydistill_tui.messages import RunGone, RunUpdated
-from tinydistill_tui.screens.base import FrameScreen, marked
+from tinydistill_tui.run_view import RunView
+from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
 from tinydistill_tui.state import RunState, run_state
-from tinydistill_tui.watch import RunView
 from tinydistill_tui.widgets.log_pane import FilterField, LogPane
+from tinydistill_tui.widgets.log_view import LogView
 from tinydistill_tui.widgets.phase_list import PhaseList
-from tinydistill_tui.widgets.plot import Plot
-from tinydistill_tui.widgets.run_drawings import METRICS, memory_drawing, metric_drawing
+from tinydistill_tui.widgets.run_plots import RunPlots
 
 _ASKED_SECONDS = 20.0  # how long "pausing…" stands before the engine has said so
 
@@ -100,28 +96,18 @@ class RunScreen(FrameScreen):
         self._last_focus: Widget | None = None
         self._offered: tuple[bool, bool] | None = None
         self._seen_notices = 0
-        self._metric = 0
-        self._by_step = True
-        self._log_scale = False
         self._result_shown_for: float | None = None
 
     def compose_content(self) -> Iterable[Widget]:
         """Phases, plots, the newest notice, log."""
         yield PhaseList(id="phases")
-        with Horizontal(id="plots"):
-            yield Plot(id="memory", classes="pane")
-            yield Plot(id="metric", classes="pane")
-            yield Plot(id="speed", classes="pane")
+        yield RunPlots(id="plots")
         yield Static(id="notice", markup=False)
         yield LogPane(id="log")
 
     def on_mount(self) -> None:
         """Begin to watch."""
         super().on_mount()
-        memory, metric, speed = (self.query_one(f"#{name}", Plot) for name in ("memory", "metric", "speed"))
-        memory.hint = "Memory over the whole run; dotted: the budget, dashed: the plan's prediction."
-        metric.hint = "v another metric, x steps or time, g logarithmic; o: the hold-out rows."
-        speed.hint = "Tokens a second that the student reads."
         self.attach(self.path)
 
     def attach(self, path: Path) -> None:
@@ -186,11 +172,7 @@ class RunScreen(FrameScreen):
         state, now = self._draw_state()
         view = self.view
         self.query_one(PhaseList).show(view, state)
-        self.query_one("#memory", Plot).show(memory_drawing(view, now, on_gpu=self._on_gpu))
-        metric = METRICS[self._metric]
-        self.query_one("#metric", Plot).show(metric_drawing(view, metric, by_step=self._by_step, log=self._log_scale))
-        speed = next(each for each in METRICS if each.name == "tokens_per_second")
-        self.query_one("#speed", Plot).show(metric_drawing(view, speed, by_step=self._by_step, log=False))
+        self.query_one(RunPlots).show(view, now, on_gpu=self._on_gpu)
         self._draw_notice()
         self.query_one(LogPane).show(view)
 
@@ -207,59 +189,23 @@ class RunScreen(FrameScreen):
         return state, now
 
     def _draw_title(self, state: RunState, now: float) -> None:
-        view = self.view
-        name, word = (self.path.name, "bold"), (f"{MARKS[state.mark]} {state.word}", f"bold {MARK_STYLES[state.mark]}")
-        roomy = len(name[0]) + len(word[0]) + 4 <= self.size.width
-        parts: list[tuple[str, str]] = [name, ("  ", ""), word] if roomy else [word, ("  ", ""), name]
-        if view.session_started is not None and self.read_share >= 1.0:
-            parts.append((f"  {format_duration(view.elapsed_seconds(now))} elapsed", ""))
-        phase = view.current
-        if state.live and phase is not None and phase.eta_seconds is not None and self.read_share >= 1.0:
-            parts.append((f" · about {format_duration(phase.eta_seconds)} left", ""))
-        right = "attached, live" if self.live and self.read_share >= 1.0 else ""
-        if view.bad_lines:
-            right = f"{format_count(view.bad_lines)} unreadable line{'s' if view.bad_lines > 1 else ''}"
-        self.set_title(Content.assemble(*parts), right)
+        whole = self.read_share >= 1.0
+        self.set_title(
+            run_words.title(self.path.name, self.view, state, now, width=self.size.width, whole=whole),
+            run_words.right_end(self.view, live=self.live and whole),
+        )
 
     def _draw_notice(self) -> None:
-        notices = self.view.notices[self._seen_notices :]
+        words = run_words.notice(self.view.notices[self._seen_notices :], self.size.width)
         notice = self.query_one("#notice", Static)
-        notice.set_class(bool(notices), "-some")
-        if notices:
-            newest = notices[-1]
-            more = f"  (+{len(notices) - 1} more in the log)" if len(notices) > 1 else ""
-            room = max(10, self.size.width - 32)
-            words = newest.text if len(newest.text) <= room else newest.text[: room - 1] + "…"
-            mark = "wrong" if newest.level == "error" else "look"
-            notice.update(
-                Content.assemble(
-                    marked(mark, f"{_hour_and_minute(newest.time)} {words}"),
-                    (more, "$text-muted"),
-                    (" c", "bold"),
-                    " seen",
-                )
-            )
+        notice.set_class(words is not None, "-some")
+        if words is not None:
+            notice.update(words)
 
     def _verdict(self, state: RunState) -> tuple[str, str]:
         """The sentence above the keys."""
-        match state.word:
-            case "lost":
-                return (
-                    "Nobody works on it: killed, or the machine went off. R goes on with it.",
-                    "lost",
-                )
-            case "stopped":
-                return "Stopped; everything is kept. R goes on with it.", "stopped"
-            case "failed":
-                return "It failed; what was done is kept. Enter says why, R tries again.", "wrong"
-            case "done":
-                return "Done. Enter shows the result.", "good"
-            case "paused":
-                return "Paused; it keeps its memory. Space goes on.", "stopped"
-            case word if word.startswith("quiet"):
-                return "No word for a while, but its process is there: a long step, not a dead run.", "look"
-        hint = getattr(self.focused, "hint", "")
-        return hint or "Closing this window is safe: the run goes on. Come back: tinydistill-tui", ""
+        hint = getattr(self.focused, "hint", "") or LogView.hint
+        return run_words.verdict(state) or (hint, "")
 
     # the result
 
@@ -411,18 +357,15 @@ class RunScreen(FrameScreen):
 
     def action_next_metric(self) -> None:
         """Another metric in the plot."""
-        self._metric = (self._metric + 1) % len(METRICS)
-        self._draw()
+        self.query_one(RunPlots).next_metric()
 
     def action_x_axis(self) -> None:
         """Steps or time."""
-        self._by_step = not self._by_step
-        self._draw()
+        self.query_one(RunPlots).other_axis()
 
     def action_log_scale(self) -> None:
         """A logarithmic scale, or not."""
-        self._log_scale = not self._log_scale
-        self._draw()
+        self.query_one(RunPlots).other_scale()
 
     def action_all_runs(self) -> None:
         """The list of runs."""
@@ -448,7 +391,3 @@ class RunScreen(FrameScreen):
     def _restore_focus(self) -> None:
         if self.focused is None and self._last_focus is not None:
             self._last_focus.focus()
-
-
-def _hour_and_minute(moment: float) -> str:
-    return time.strftime("%H:%M", time.localtime(moment))

@@ -52,8 +52,9 @@ class RunsScreen(FrameScreen):
         Binding(
             "R", "resume_run", "Resume", id="runs-resume", tooltip="Go on with a run that was stopped, failed or lost"
         ),
-        Binding("N", "new_run", "New run", id="runs-new", tooltip="The wizard"),
-        Binding("space", "select", "Select", id="runs-select", tooltip="Select several, to delete them"),
+        Binding("N", "new_run", "New run", show=False, id="runs-new", tooltip="The wizard"),
+        Binding("n", "new_like_this", "New like this", id="runs-like", tooltip="The wizard, with what this run asked"),
+        Binding("space,x", "select", "Select", key_display="x", id="runs-select", tooltip="Select several, to delete"),
         Binding("slash", "filter", "Filter", key_display="/", id="runs-filter", tooltip="Only runs with these words"),
         Binding("D", "delete", "Delete", id="runs-delete", tooltip="Delete the run and everything in its folder; asks"),
         Binding("y", "copy", "Copy path", show=False, id="runs-copy", tooltip="Copy the path of the run's folder"),
@@ -222,6 +223,12 @@ class RunsScreen(FrameScreen):
     def action_new_run(self) -> None:
         """The wizard."""
         self.app.switch_mode("wizard")
+
+    async def action_new_like_this(self) -> None:
+        """The wizard, beginning with what was asked of the chosen run."""
+        asked = self.chosen.info.get("asked") if self.chosen is not None else None
+        if isinstance(asked, dict):
+            await self.tiny.ask_for(asked)
 
     def action_select(self) -> None:
         """Select the run under the cursor, or not."""

@@ -26,21 +26,24 @@ from engine.planner.budget import FREE_SHARE
 from engine.runs import default_runs_path
 from tinydistill_tui import runs
 from tinydistill_tui.draft import Draft, budget_text
+from tinydistill_tui.marks import MARKS, bar
 from tinydistill_tui.plan_facts import cut_words, home_as_tilde
 from tinydistill_tui.runs import RunSummary
 from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.screens.step import StepScreen
-from tinydistill_tui.widgets.field import TextField
+from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
 _MOST_RUNS = 2
+_BAR = 12
 
 
 @dataclass
 class Measured(Message):
-    """What the machine has, and the runs that can be gone on with."""
+    """What the machine has, the runs that can be gone on with, and whether there are any runs at all."""
 
     machine: Hardware
     going: list[RunSummary]
+    has_runs: bool
 
 
 class WelcomeScreen(StepScreen):
@@ -57,12 +60,14 @@ class WelcomeScreen(StepScreen):
         Binding("q", "leave", "Quit", id="leave", tooltip="Leave; the answers are kept for next time"),
         Binding("escape", "back", "Menu", show=False, id="welcome-back", tooltip="Back to the menu"),
         Binding("r,f5", "measure", "Measure again", key_display="r", id="welcome-measure", tooltip="Look at it again"),
+        Binding("d", "details", "Details", id="welcome-details", tooltip="Machine, versions and folders, to be copied"),
     ]
 
     def __init__(self) -> None:
         super().__init__(Draft())
         self.machine: Hardware | None = None
         self._going: list[RunSummary] = []
+        self._first_look = True
 
     def compose_content(self) -> Iterable[Widget]:
         """The machine, the budget, the menu."""
@@ -70,6 +75,9 @@ class WelcomeScreen(StepScreen):
         self.draft.replace(draft)
         yield Static("This machine", classes="heading")
         yield Static("measuring…", id="machine", markup=False)
+        with Horizontal(classes="row", id="row-device"):
+            yield Static("Run on", classes="label")
+            yield ChoiceLine("device", [("", "the planner's choice")], self.draft.get("device"))
         yield Static("Budget: the most that a run may take", classes="heading")
         for setting, label in (("memory_budget", "GPU"), ("ram_budget", "RAM")):
             with Horizontal(classes="row", id=f"row-{setting}"):
@@ -87,6 +95,7 @@ class WelcomeScreen(StepScreen):
     def on_mount(self) -> None:
         """Look at the machine while the menu is there already."""
         self.query_one("#row-memory_budget").display = False
+        self.query_one("#row-device").display = False
         self._draw_menu()
         self.action_measure()
         self.hint = self.draft.note or self.hint  # it stays above the keys, as long as nothing else is said there
@@ -111,7 +120,7 @@ class WelcomeScreen(StepScreen):
         found = [runs.summary(path, now) for path in runs.find()[:20]]
         going = [each for each in found if each.state.live] + [each for each in found if each.state.resumable]
         if not worker.is_cancelled:
-            self.post_message(Measured(machine, going[:_MOST_RUNS]))
+            self.post_message(Measured(machine, going[:_MOST_RUNS], bool(found)))
 
     @on(Measured)
     def _measured(self, message: Measured) -> None:
@@ -119,21 +128,61 @@ class WelcomeScreen(StepScreen):
             return
         self.machine = message.machine
         self.query_one("#machine", Static).update("\n".join(machine_lines(message.machine, self.size.width - 2)))
-        has_gpu = bool(message.machine.gpus)
-        self.query_one("#row-memory_budget").display = has_gpu
-        for field in self.query(TextField):
-            field.placeholder = f"{format_bytes(FREE_SHARE * self._free(field.setting))}, the planner's choice"
-        self._draw_shares()
+        self._offer_devices(message.machine)
+        self._draw_budgets()
         if [(each.path, each.state.word) for each in message.going] != [
             (each.path, each.state.word) for each in self._going
         ]:
             self._going = message.going
             self._draw_menu()
+        if self._first_look and self.is_current:
+            self._go_to_the_likeliest(message.has_runs)
+        self._first_look = False
+
+    def _offer_devices(self, machine: Hardware) -> None:
+        """Each GPU and the processor, where there is something to choose from."""
+        self.query_one("#row-device").display = bool(machine.gpus)
+        devices = [f"cuda:{gpu.index}" for gpu in machine.gpus]
+        asked = self.draft.get("device")
+        others = [(name, name) for name in (*devices, "cpu")]
+        if asked and asked not in (*devices, "cpu"):
+            others.append((asked, asked))
+        self.query_one("#choice-device", ChoiceLine).offer("device", [("", "planner's choice"), *others], asked)
+
+    def _draw_budgets(self) -> None:
+        """What stands in the fields while nothing is typed, and what a budget is a part of."""
+        assert self.machine is not None
+        on_gpu = bool(self.machine.gpus) and self.draft.get("device") != "cpu"
+        self.query_one("#row-memory_budget").display = on_gpu
+        for field in self.query(TextField):
+            field.placeholder = f"{format_bytes(FREE_SHARE * self._free(field.setting))} (the planner's)"
+        self._draw_shares()
+
+    def _go_to_the_likeliest(self, has_runs: bool) -> None:
+        """Where Enter does what is most probably wanted; not when the person has moved already."""
+        menu = self.query_one("#menu", OptionList)
+        if menu.highlighted:
+            return
+        if self.tiny.config_values:
+            likely = "go-on"
+        elif self._going and self._going[0].state.live:
+            likely = "run-0"
+        elif self.draft.answers:
+            likely = "go-on"
+        elif self._going:
+            likely = "run-0"
+        else:
+            likely = "new" if has_runs or profiles.names() else "demo"
+        names = [str(option.id).removeprefix("menu-") for option in menu.options]
+        if likely in names:  # else the draft has become another one since the menu was drawn
+            menu.highlighted = names.index(likely)
 
     def _free(self, setting: str) -> int:
         assert self.machine is not None
-        if setting == "memory_budget" and self.machine.gpus:
-            return max(gpu.free_bytes for gpu in self.machine.gpus)
+        gpus, device = self.machine.gpus, self.draft.get("device")
+        if setting == "memory_budget" and gpus and device != "cpu":
+            asked = [gpu.free_bytes for gpu in gpus if f"cuda:{gpu.index}" == device]
+            return asked[0] if asked else max(gpu.free_bytes for gpu in gpus)
         return self.machine.available_bytes
 
     def meant(self, field: TextField) -> str:
@@ -141,16 +190,25 @@ class WelcomeScreen(StepScreen):
         return budget_text(field.value, self._free(field.setting)) if self.machine is not None else field.value
 
     def changed(self, setting: str) -> None:
-        """Show what a budget comes to."""
+        """Show what a budget comes to; another device has another memory."""
+        if setting == "device" and self.machine is not None:
+            self._draw_budgets()
         self._draw_shares()
 
     def _draw_shares(self) -> None:
         if self.machine is None:
             return
         for setting in ("memory_budget", "ram_budget"):
-            asked = self.draft.get(setting)
-            of = f"of {format_bytes(self._free(setting))} free"
-            words = f"{asked} {of}" if asked and self.draft.problem(setting) is None else of
+            free = self._free(setting)
+            good = self.draft.problem(setting) is None
+            asked = getattr(self.draft.good_config(), setting) if good else None
+            drawn, style = bar((asked or FREE_SHARE * free) / max(free, 1), _BAR), "$text-muted"
+            figures = f"of {format_bytes(free)} free"
+            if asked is not None and asked > free:
+                style, figures = "$text-error", f"{MARKS['wrong']} more than {format_bytes(free)} free"
+            elif asked is not None:
+                style, figures = "$primary", f"{format_bytes(asked)} {figures}"
+            words = Content.assemble((drawn, style), f" {figures}")
             self.query_one(f"#share-{setting}", Static).update(words)
 
     def _draw_menu(self) -> None:
@@ -186,9 +244,9 @@ class WelcomeScreen(StepScreen):
             case "go-on":
                 self.app.push_screen(ModelsScreen(self.draft))
             case "new":
-                self._begin(Draft())
+                self.begin(Draft())
             case "demo":
-                self._begin(Draft.of({"demo": True}))
+                self.begin(Draft.of({"demo": True}))
             case "profiles":
                 from tinydistill_tui.screens.profiles import ProfilesScreen
 
@@ -198,11 +256,13 @@ class WelcomeScreen(StepScreen):
             case key:
                 await self._open(self._going[int(key.removeprefix("run-"))])
 
-    def _begin(self, fresh: Draft) -> None:
-        """A new draft, with the budgets that stand here."""
-        for setting in ("memory_budget", "ram_budget"):
-            fresh.set(setting, self.draft.get(setting))
+    def begin(self, fresh: Draft) -> None:
+        """A new draft, with the device and the budgets that stand here unless it has its own."""
+        for setting in ("device", "memory_budget", "ram_budget"):
+            if not fresh.get(setting):
+                fresh.set(setting, self.draft.get(setting))
         self.draft.replace(fresh)
+        self.draft.started = False
         self.app.push_screen(ModelsScreen(self.draft))
 
     async def _open(self, each: RunSummary) -> None:
@@ -226,6 +286,13 @@ class WelcomeScreen(StepScreen):
             return
         self.query_one("#menu", OptionList).focus()
 
+    def action_details(self) -> None:
+        """Machine, versions and folders on a page."""
+        if self.machine is not None:
+            from tinydistill_tui.screens.details import DetailsScreen
+
+            self.app.push_screen(DetailsScreen(machine_lines(self.machine, 200)))
+
     async def action_back(self) -> None:
         """There is no step before: to the menu."""
         self.query_one("#menu", OptionList).focus()
@@ -233,8 +300,11 @@ class WelcomeScreen(StepScreen):
 
 def machine_lines(machine: Hardware, width: int) -> list[str]:
     """The machine, a line for each thing it has."""
+    several = len(machine.gpus) > 1
     lines = [
-        f"GPU   {gpu.name}   {format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free   driver {gpu.driver}"
+        f"GPU{gpu.index if several else ' '}  {gpu.name}   {format_bytes(gpu.total_bytes)}, "
+        f"{format_bytes(gpu.free_bytes)} free   driver {gpu.driver}"
+        f"{f', capability {gpu.capability}' if gpu.capability else ''}"
         for gpu in machine.gpus
     ]
     if not lines:

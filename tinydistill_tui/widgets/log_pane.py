@@ -12,7 +12,8 @@ from textual.widgets import Input
 
 from engine.format import format_count
 from tinydistill_tui.log_filter import LogFilter
-from tinydistill_tui.watch import MAX_LOG_LINES, RunView
+from tinydistill_tui.run_view import RunView
+from tinydistill_tui.watch import MAX_LOG_LINES
 from tinydistill_tui.widgets.log_view import LogView
 from tinydistill_tui.words import LogLine
 

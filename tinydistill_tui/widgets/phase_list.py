@@ -17,8 +17,8 @@ from engine.format import (
     format_rate,
 )
 from tinydistill_tui.marks import MARK_STYLES, MARKS, bar
+from tinydistill_tui.run_view import PhaseView, RunView
 from tinydistill_tui.state import RunState
-from tinydistill_tui.watch import PhaseView, RunView
 from tinydistill_tui.words import phase_noun
 
 _BAR_CELLS = 22

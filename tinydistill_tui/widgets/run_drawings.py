@@ -6,8 +6,8 @@ import itertools
 from dataclasses import dataclass
 
 from engine.format import bytes_scale, bytes_unit, format_bytes, format_count, format_duration, format_number
+from tinydistill_tui.run_view import RunView
 from tinydistill_tui.series import Series
-from tinydistill_tui.watch import RunView
 from tinydistill_tui.widgets.plot import Curve, Drawing, Level
 from tinydistill_tui.words import phase_noun
 

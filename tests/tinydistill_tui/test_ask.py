@@ -1,0 +1,66 @@
+import subprocess
+import sys
+
+import pytest
+
+from engine.config import RunConfig
+from engine.errors import SettingsError, Stopped
+from tinydistill_tui.ask import QUESTIONS, ask
+
+
+def asked(lines, values=None):
+    """What comes of these typed lines, and everything that was written."""
+    written, rest = [], list(lines)
+
+    def read(prompt):
+        written.append(prompt)
+        if not rest:
+            raise EOFError
+        return rest.pop(0)
+
+    config = ask(values or {}, read=read, write=written.append)
+    assert rest == []
+    return config, written
+
+
+def test_every_empty_line_leaves_the_answer_to_the_planner():
+    config, written = asked([""] * len(QUESTIONS) + ["y"])
+    assert config.use_recommended
+    assert config.asked() == {}
+    assert [line for line in written if line.endswith(": ")] == [f"{name}: " for name in QUESTIONS]
+
+
+def test_bad_line_is_refused_in_the_words_of_the_command_line_and_asked_again():
+    config, written = asked(["", "", "", "much", "2GB", "0", "7", "", ""])
+    assert (config.memory_budget, config.samples) == (2 * 10**9, 7)
+    assert "memory_budget much: expected a size such as 2GB, 1.5GiB or 700MB." in written
+    with pytest.raises(SettingsError) as caught:
+        RunConfig.parse({"samples": "0"})
+    assert f"samples 0: {caught.value.problems[0].accepted}." in written
+
+
+def test_what_was_given_is_not_asked_for_and_the_demo_asks_nothing():
+    config, written = asked([*[""] * (len(QUESTIONS) - 1), "maybe", "yes"], {"samples": 5})
+    assert config.samples == 5
+    assert "samples: " not in written
+    assert "maybe: expected yes or no." in written
+    config, written = asked(["y"], {"demo": True})
+    assert config.demo
+    assert len(written) == 2
+
+
+@pytest.mark.parametrize("lines", [[""] * len(QUESTIONS) + ["n"], ["", ""]])
+def test_no_and_the_end_of_the_input_start_nothing(lines):
+    with pytest.raises(Stopped, match="Nothing was started"):
+        asked(lines)
+
+
+def test_the_program_asks_on_any_terminal_and_shows_the_plan(runs_folder):
+    result = subprocess.run(
+        [sys.executable, "-m", "tinydistill_tui", "--ask", "--demo", "--dry_run", "--json"],
+        input="", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert '"teacher"' in result.stdout
+    assert "\x1b" not in result.stdout + result.stderr
+    assert list(runs_folder.iterdir()) == []

@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import pytest
+
+from engine.config import RunConfig
+from engine.errors import DoesNotFit
+from engine.planner import PhasePrediction, Plan
+from tinydistill_tui.tries import Try, stepped, tried, tries_words, values_around
+
+MIB = 2**20
+
+
+def plan_of(student_bytes: int, *, teacher_bytes: int = 100 * MIB, seconds: float = 60.0, fits: bool = True) -> Plan:
+    predicted = {
+        "teacher": PhasePrediction(teacher_bytes, 60.0, 1.0, {}, teacher_bytes),
+        "student": PhasePrediction(student_bytes, seconds, 1.0, {}, student_bytes),
+    }
+    return Plan(RunConfig(), (), predicted, 0, 1, None if fits else DoesNotFit("no"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "step", "text"),
+    [
+        ("student_batch", 16, 1, "32"),
+        ("student_batch", 16, -1, "8"),
+        ("student_batch", 1, -1, None),
+        ("student_batch", 4096, 1, None),
+        ("gradient_checkpointing", False, 1, "on"),
+        ("gradient_checkpointing", False, -1, "on"),
+        ("optimizer", "adamw", 1, "adamw-8bit"),
+        ("learning_rate", 0.001, 1, "0.002"),
+        ("holdout", 0.5, 1, None),
+        ("memory_budget", 2**30, 1, "2.0GiB"),
+        ("teacher", "a/b", 1, None),
+        ("steps", None, 1, None),
+    ],
+)
+def test_a_step_is_twice_half_or_the_next_choice_and_never_beyond_what_is_accepted(name, value, step, text):
+    assert stepped(name, value, step) == text
+
+
+def test_values_around_are_in_their_order_and_the_present_one_is_among_them():
+    assert values_around("student_batch", 2) == ["1", "2", "4", "8"]
+    assert values_around("gradient_checkpointing", True) == ["on", "off"]
+
+
+def test_words_speak_of_the_phase_that_changes_most_and_say_what_does_not_fit():
+    tries = [Try("1", "1", plan_of(300 * MIB)), Try("2", "2", plan_of(500 * MIB)), Try("4", "4", plan_of(900 * MIB))]
+    tries[2] = replace(tries[2], plan=plan_of(900 * MIB, fits=False))
+    assert tries_words(tries, 80) == "train with 1: 300 MiB · 2: 500 MiB · 4: 900 MiB does not fit"
+    assert tries_words(tries, 40) == "train with 1: 300 MiB · 2: 500 MiB"
+
+
+def test_words_speak_of_time_where_memory_is_the_same_and_of_nothing_where_all_is():
+    times = [Try("1", "1", plan_of(300 * MIB, seconds=60)), Try("2", "2", plan_of(300 * MIB, seconds=600))]
+    assert tries_words(times, 80) == "train with 1: 60 s · 2: 10 min"
+    assert tries_words([times[0], times[0]], 80) == ""
+
+
+def test_what_cannot_be_is_said_and_nobody_waits_for_what_nobody_wants():
+    asked = RunConfig.parse({"student_batch": 2, "use_recommended": True})
+    seen: list[int | None] = []
+
+    def make_plan(config: RunConfig) -> Plan:
+        seen.append(config.student_batch)
+        return plan_of(300 * MIB)
+
+    found = tried("student_batch", ["1", "0", "4"], asked, make_plan, lambda: False)
+    assert seen == [1, 4]
+    assert [each.plan is None for each in found] == [False, True, False]
+    assert tried("student_batch", ["1"], asked, make_plan, lambda: True) == []

@@ -1,0 +1,127 @@
+"""The first screen: machine, device, budgets, and where Enter leads."""
+
+from dataclasses import replace
+
+import pytest
+from textual import events
+from textual.widgets import OptionList
+
+from engine import hardware, profiles
+from engine.hardware import Gpu
+from tests.tinydistill_tui.fixtures import GIB, held, make_run
+from tests.tinydistill_tui.screen import lines_of, text_of, until
+from tests.tinydistill_tui.wizard import MACHINE, until_data, until_models, until_plan, wizard
+from tinydistill_tui.draft import Draft
+
+pytestmark = pytest.mark.usefixtures("same_machine")
+
+GPUS = (
+    Gpu(0, "NVIDIA RTX 3050 Laptop", 4 * GIB, 3 * GIB, "550.1", "8.6"),
+    Gpu(1, "NVIDIA RTX 4090", 24 * GIB, 20 * GIB, "550.1", "8.9"),
+)
+
+
+async def test_one_of_several_gpus_is_chosen_and_the_plan_is_made_for_it(monkeypatch):
+    monkeypatch.setattr(hardware, "detect", lambda path: replace(MACHINE, gpus=GPUS, gpu_note=""))
+    async with wizard({"demo": True}) as (app, pilot):
+        for words in ("GPU0  NVIDIA RTX 3050 Laptop   4.0 GiB, 3.0 GiB free", "driver 550.1, capability 8.9",
+                      "(•) planner's choice   ( ) cuda:0   ( ) cuda:1   ( ) cpu", "of 20.0 GiB free"):  # fmt: skip
+            assert words in text_of(app)
+        await pilot.press("tab", "right")
+        await until(pilot, lambda: "(•) cuda:0" in text_of(app), "it is chosen")
+        assert "of 3.0 GiB free" in text_of(app)
+        await pilot.press("left", "left")
+        await until(pilot, lambda: "(•) cpu" in text_of(app), "the processor is chosen")
+        assert not app.screen.query_one("#row-memory_budget").display
+        await pilot.press("left")
+        assert app.screen.draft.get("device") == "cuda:1"
+        await pilot.press("escape", "enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        await until_data(app, pilot)
+        await pilot.press("enter")
+        screen = await until_plan(app, pilot)
+        assert screen.draft.plan.settings.device == "cuda:1"
+        assert "Peak GPU train" in text_of(app)
+
+
+async def test_budget_is_a_bar_and_more_than_there_is_is_said():
+    async with wizard() as (app, pilot):
+        assert "6.8 GiB (the planner's)" in text_of(app)
+        assert "██████████▎· of 8.0 GiB free" in text_of(app)
+        await pilot.press("tab", "4")
+        await until(pilot, lambda: "██████······ 4.0 GiB of 8.0 GiB free" in text_of(app), "half of it")
+        await pilot.press("0")
+        await until(pilot, lambda: "✗ more than 8.0 GiB free" in text_of(app), "too much")
+
+
+async def test_details_are_a_page_that_can_be_copied(monkeypatch):
+    async with wizard() as (app, pilot):
+        copied = []
+        monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
+        await pilot.press("d", "y", "escape")
+        await until(pilot, lambda: "What would you like" in text_of(app), "back")
+    assert "RAM   16.0 GiB, 8.0 GiB free" in copied[0]
+    assert "torch 2." in copied[0]
+
+
+def chosen(app):
+    menu = app.screen.query_one("#menu", OptionList)
+    return str(menu.get_option_at_index(menu.highlighted).id).removeprefix("menu-")
+
+
+async def test_enter_does_what_is_likeliest(runs_folder):
+    async with wizard() as (app, pilot):
+        assert chosen(app) == "demo"  # the very first time
+    profiles.save("small", {"student_batch": 8})
+    async with wizard() as (app, pilot):
+        assert chosen(app) == "new"
+    Draft.of({"student_batch": 4}).save()
+    async with wizard() as (app, pilot):
+        assert chosen(app) == "go-on"
+    with held(make_run(runs_folder, "a-live-one", "training")):
+        async with wizard() as (app, pilot):
+            await until(pilot, lambda: "Attach to a-live-one" in text_of(app), "the run is in the menu")
+            assert chosen(app) == "run-0"
+        async with wizard({"demo": True}) as (app, pilot):
+            assert chosen(app) == "go-on"  # somebody typed flags
+
+
+async def test_keys_that_come_in_one_piece_go_where_they_are_meant():
+    async with wizard({"demo": True}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        screen = await until_data(app, pilot)
+        for key in ("tab", "tab", "tab", "7"):  # as over a slow line: nothing in between
+            app.post_message(events.Key(key, "7" if key == "7" else None))
+        await until(pilot, lambda: screen.draft.get("samples") == "7", "it stands in the fourth field")
+        assert screen.draft.get("data") == ""
+
+
+async def test_more_samples_than_there_are_is_a_sentence_and_it_is_there_again_when_one_comes_back(notes):
+    async with wizard({"data": str(notes)}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        screen = await until_data(app, pilot)
+        await pilot.press("tab", "tab", "tab", *"12000")
+        await until(pilot, lambda: "! Samples 12,000 is more than the about" in text_of(app), "it is said")
+        await pilot.press("escape")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen is not screen and "! Samples 12,000 is more" in text_of(app), "again")
+        assert any("Samples    12000" in line for line in lines_of(app))
+
+
+async def test_data_set_on_the_hub_without_the_library_is_said_where_it_is_typed(monkeypatch):
+    monkeypatch.setattr("engine.data.hub_dataset.is_installed", lambda library: False)
+    async with wizard({"data": "owner/set"}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        await until(pilot, lambda: "pip install datasets" in text_of(app), "it is said")
+        screen = app.screen
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.screen is screen

@@ -1,0 +1,85 @@
+"""One guard for every step of the wizard: nothing lies outside, nothing is cut, the keys are whole, in any window."""
+
+import pytest
+
+from engine import profiles
+from engine.models.demo import DEMO_TEACHER
+from tests.tinydistill_tui.screen import lines_of, text_of, until
+from tests.tinydistill_tui.test_layout import outside, wrong_footers
+from tests.tinydistill_tui.wizard import choose, until_data, until_models, wizard
+from tinydistill_tui.screens.profiles import ProfilesScreen
+
+pytestmark = pytest.mark.usefixtures("same_machine")
+
+# Where a text may end in an ellipsis: a reason in the plan's table, which is whole in the box below it; folders.
+MAY_BE_CUT = ("planner  ", "you   ", "All runs", "▼ 📂", "…/", "planner's pick …")
+SMALL_AND_LARGE = ((60, 16), (40, 10), (20, 5), (200, 60))
+
+
+async def scenes(app, pilot):
+    """Go through the wizard, and stop at everything that it shows."""
+    yield "welcome"
+    await pilot.press("d")
+    await until(pilot, lambda: "Interpreter" in text_of(app), "the details are shown")
+    yield "details"
+    await pilot.press("escape")
+    app.push_screen(ProfilesScreen(app.screen.draft))
+    await until(pilot, lambda: "is here" in text_of(app), "the profile is shown")
+    yield "profiles"
+    await pilot.press("escape", "enter")
+    await until_models(app, pilot)
+    yield "models"
+    await pilot.press("enter")
+    screen = await until_data(app, pilot)
+    await until(pilot, lambda: "Records on disk" in text_of(app), "the rows are counted")
+    yield "data"
+    await pilot.press("f2")
+    await until(pilot, lambda: "note-00.md" in text_of(app), "the folder is shown")
+    yield "picker"
+    await pilot.press("escape")
+    await until(pilot, lambda: app.screen is screen, "back")
+    await pilot.press("enter")
+    await choose(app, pilot, "student_batch")
+    yield "plan"
+    await pilot.press("enter")
+    yield "editing"
+    await pilot.press(*"3999", "enter")
+    await until(pilot, lambda: " It does not fit" in text_of(app), "it does not fit")
+    yield "misfit"
+    await pilot.press("f6")
+    yield "all"
+    await pilot.press("slash", *"batch")
+    await until(pilot, lambda: "epochs" not in text_of(app), "the settings are filtered")
+    yield "filter"
+    await pilot.press("escape", "p")
+    await until(pilot, lambda: "Save as a profile" in text_of(app), "it asks for a name")
+    yield "name"
+    await pilot.press("escape", "colon")
+    await pilot.press(*"set epochs")
+    await until(pilot, lambda: "Times the student reads" in text_of(app), "the palette finds it")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_nothing_is_outside_and_nothing_is_cut(size, notes):
+    profiles.save("small", {"student_batch": 8, "data": str(notes)})
+    values = {"data": str(notes), "teacher": str(DEMO_TEACHER), "memory_budget": "3GB"}
+    async with wizard(values, size=size) as (app, pilot):
+        async for scene in scenes(app, pilot):
+            assert outside(app) == [], scene
+            cut = [line for line in lines_of(app) if "…" in line and not any(words in line for words in MAY_BE_CUT)]
+            assert cut == [] or scene == "name", scene  # behind that box is the plan, half covered
+            assert not any(line.rstrip().endswith(("does", "does not")) for line in lines_of(app)), scene
+            assert wrong_footers(app) == [], scene
+
+
+async def test_any_window_shows_something_and_ascii_leaves_nothing_else(notes):
+    profiles.save("small", {"student_batch": 8, "data": str(notes)})
+    values = {"data": str(notes), "teacher": str(DEMO_TEACHER), "memory_budget": "3GB"}
+    async with wizard(values, ascii=True) as (app, pilot):
+        async for scene in scenes(app, pilot):
+            assert text_of(app).isascii(), (scene, [line for line in lines_of(app) if not line.isascii()])
+            for size in SMALL_AND_LARGE:
+                await pilot.resize_terminal(*size)
+                assert text_of(app).strip(), (scene, size)
+                assert text_of(app).isascii(), (scene, size)
+            await pilot.resize_terminal(80, 24)

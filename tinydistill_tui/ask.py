@@ -1,0 +1,65 @@
+"""``--ask``: the few questions of the wizard, one line at a time; for ears, slow lines and terminals without a screen.
+
+The same settings, checked by the same words; nothing is drawn, and nothing that was said is taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engine.config import SETTINGS, RunConfig, check_value
+from engine.errors import Stopped
+
+QUESTIONS = ("teacher", "student", "data", "memory_budget", "samples", "epochs")
+_YES, _NO = ("", "y", "yes"), ("n", "no")
+
+
+def ask(
+    values: dict[str, Any], *, read: Callable[[str], str] = input, write: Callable[[str], object] = print
+) -> RunConfig:
+    """Ask for what was not given, then whether to start.
+
+    Args:
+        values: settings that were given already; they are not asked for.
+        read: shows a prompt and gives the line that was typed.
+        write: takes one line of text.
+
+    Returns:
+        Everything that was answered; what was left empty is the planner's.
+
+    Raises:
+        TinyDistillError: the answers contradict each other, or the person does not want to start.
+    """
+    answers: dict[str, Any] = dict(values)
+    write("An empty line leaves it to the planner. Ctrl+C leaves, nothing is started.")
+    for name in QUESTIONS:
+        if name not in answers and not answers.get("demo"):
+            text = _answer(name, read, write)
+            if text:
+                answers[name] = text
+    config = RunConfig.parse({**answers, "use_recommended": True})
+    if not config.dry_run:
+        while (word := _line(read, "Start? [Y/n] ").lower()) not in (*_YES, *_NO):
+            write(f"{word}: expected yes or no.")
+        if word in _NO:
+            raise Stopped("Nothing was started.", "", "The same command asks again.")
+    return config
+
+
+def _answer(name: str, read: Callable[[str], str], write: Callable[[str], object]) -> str:
+    info = SETTINGS[name]
+    write(f"{info.help}.")
+    while True:
+        text = _line(read, f"{name}: ")
+        wrong = check_value(name, text) if text else None
+        if wrong is None:
+            return text
+        write(f"{name} {text}: {wrong}.")
+
+
+def _line(read: Callable[[str], str], prompt: str) -> str:
+    try:
+        return read(prompt).strip()
+    except (EOFError, KeyboardInterrupt):
+        raise Stopped("Nothing was started.", "", "The same command asks again.") from None

@@ -1,0 +1,75 @@
+"""What the run screen says in words: its first line, the pinned notice, the sentence above the keys. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from engine.format import format_count, format_duration
+from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.run_view import Notice, RunView
+from tinydistill_tui.state import RunState
+
+_BESIDE_A_NOTICE = 32  # cells for its mark, its time, how many more there are, and the key
+
+_VERDICTS = {
+    "lost": ("Nobody works on it: killed, or the machine went off. R goes on with it.", "lost"),
+    "stopped": ("Stopped; everything is kept. R goes on with it.", "stopped"),
+    "failed": ("It failed; what was done is kept. Enter says why, R tries again.", "wrong"),
+    "done": ("Done. Enter shows the result.", "good"),
+    "paused": ("Paused; it keeps its memory. Space goes on.", "stopped"),
+}
+
+
+def title(name: str, view: RunView, state: RunState, now: float, *, width: int, whole: bool) -> Content:
+    """Name, state, time and what is left.
+
+    Args:
+        name: of the run's folder.
+        view: what the events say.
+        state: how it stands.
+        now: Unix seconds.
+        width: cells there are; in few of them the state comes before the name.
+        whole: whether all events are read, so that times can be told.
+    """
+    named = (name, "bold")
+    word = (f"{MARKS[state.mark]} {state.word}", f"bold {MARK_STYLES[state.mark]}")
+    roomy = len(named[0]) + len(word[0]) + 4 <= width
+    parts: list[tuple[str, str]] = [named, ("  ", ""), word] if roomy else [word, ("  ", ""), named]
+    if view.session_started is not None and whole:
+        parts.append((f"  {format_duration(view.elapsed_seconds(now))} elapsed", ""))
+    phase = view.current
+    if state.live and phase is not None and phase.eta_seconds is not None and whole:
+        parts.append((f" · about {format_duration(phase.eta_seconds)} left", ""))
+    return Content.assemble(*parts)
+
+
+def right_end(view: RunView, *, live: bool) -> str:
+    """What stands at the right end of the first line."""
+    if view.bad_lines:
+        return f"{format_count(view.bad_lines)} unreadable line{'s' if view.bad_lines > 1 else ''}"
+    return "attached, live" if live else ""
+
+
+def notice(notices: Sequence[Notice], width: int) -> Content | None:
+    """The newest of the notices that nobody has seen, and how many more there are; None without one."""
+    if not notices:
+        return None
+    newest = notices[-1]
+    more = f"  (+{len(notices) - 1} more in the log)" if len(notices) > 1 else ""
+    room = max(10, width - _BESIDE_A_NOTICE)
+    words = newest.text if len(newest.text) <= room else newest.text[: room - 1] + "…"
+    mark = "wrong" if newest.level == "error" else "look"
+    moment = time.strftime("%H:%M", time.localtime(newest.time))
+    return Content.assemble(
+        (f"{MARKS[mark]} {moment} {words}", MARK_STYLES[mark]), (more, "$text-muted"), (" c", "bold"), " seen"
+    )
+
+
+def verdict(state: RunState) -> tuple[str, str] | None:
+    """What can be done now, and its mark; None where there is nothing to say."""
+    if state.word.startswith("quiet"):
+        return "No word for a while, but its process is there: a long step, not a dead run.", "look"
+    return _VERDICTS.get(state.word)
