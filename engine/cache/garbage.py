@@ -165,5 +165,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _days(seconds: float) -> str:
-    days = int(seconds / _DAY_SECONDS)
-    return f"{days} days" if days != 1 else "a day"
+    days, hours = int(seconds / _DAY_SECONDS), int(seconds / _DAY_SECONDS * 24)
+    if days:
+        return f"{days} days" if days != 1 else "a day"
+    return "less than an hour" if hours == 0 else f"{hours} hours" if hours != 1 else "an hour"

@@ -54,13 +54,14 @@ def _inspect(typed: argparse.Namespace) -> int:
 
 
 def _verify(typed: argparse.Namespace) -> int:
-    is_whole = True
+    is_whole, is_damaged = True, False
     for cache in _caches(typed.folder):
         with CacheStore.look(cache) as store:
             found = _verified(store, quiet=typed.json)
             extra = leftovers(store)
             again = _rescored(store, typed, found)
         is_whole &= not found
+        is_damaged |= bool(found) and again is None
         if typed.json:
             _print_json(
                 path=str(cache),
@@ -83,9 +84,12 @@ def _verify(typed: argparse.Namespace) -> int:
                 f"  {again.rows} rows ({again.tokens:,} tokens) were scored again: {again.same:.1%} of the records "
                 f"have the same ids, and {again.overlap:.2%} of the probability lies on the same ids."
             )
+        elif typed.rescore:
+            print("  Nothing was scored again: that is for a cache which is whole and has records.")
         if extra:
-            print(f"  {len(extra)} files are left over; {PROGRAM} gc {cache} removes them.")
-    if not is_whole and not typed.json and not typed.rescore:
+            what = "1 file is" if len(extra) == 1 else f"{len(extra)} files are"
+            print(f"  {what} left over; {PROGRAM} gc {cache} removes what is.")
+    if is_damaged and not typed.json:
         print("Resume the run that uses it: what is damaged is set aside, and its rows are scored again.")
     return 0 if is_whole else NOT_WHOLE
 
@@ -127,7 +131,7 @@ def _agreed(typed: argparse.Namespace, found: list[Garbage]) -> bool:
         return True
     if typed.json or not sys.stdin.isatty():
         raise RequestError(
-            f"{len(found)} things in {typed.folder} can go, and nobody can be asked here.",
+            f"Something in {typed.folder} can go ({len(found)} in all), and nobody can be asked here.",
             "",
             "Add --yes to remove them, or --dry_run to see them.",
         )

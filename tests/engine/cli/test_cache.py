@@ -137,7 +137,7 @@ def test_verify_finds_records_that_were_written_wrong(tmp_path, capsys):
 def test_verify_tells_of_leftovers_which_are_no_damage(cache, capsys):
     (cache / "shard-00007.h5.tmp").write_bytes(b"half")
     assert main(["verify", str(cache)]) == 0
-    assert "1 files are left over" in capsys.readouterr().out
+    assert "1 file is left over" in capsys.readouterr().out
 
 
 def test_gc_removes_what_kills_and_damage_left_and_nothing_else(cache, capsys):
