@@ -25,6 +25,7 @@ def test_every_flag_that_the_readme_names_exists():
         "measure",
         "ascii",
         "no_mouse",
+        "ask",
         "no_animation",
         "yes",
         "rescore",
