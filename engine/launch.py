@@ -5,7 +5,9 @@ Used by the command line, by the wizard and by Python programs. It knows nothing
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def resume_run(config: RunConfig) -> Run:
     """Open the run of ``output_dir`` and take over the settings that may change.
 
     Raises:
-        FolderError: there is no run.
+        FolderError: there is no run, or it is going.
         SettingsError: a setting that was given differs from the run's and may not.
     """
     assert config.output_dir is not None, "RunConfig.contradictions asks for it"
@@ -79,9 +81,12 @@ def resume_run(config: RunConfig) -> Run:
     for name, other in (("epochs", "steps"), ("steps", "epochs")):
         if name in given:  # one of the two says when to stop
             given[other] = None
-    run.change({**given, "until": config.until})
-    if more_training:
-        run.reopen_phase("student")
+    # A run that is going has its settings in its hands; where nothing can be written, nobody is at work.
+    with run.lock() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
+        run.info = Run.open(run.path).info
+        run.change({**given, "until": config.until})
+        if more_training:
+            run.reopen_phase("student")
     return run
 
 

@@ -197,9 +197,11 @@ def test_a_read_only_disk_is_said_and_nothing_is_begun(harness: Harness, small_d
 def test_two_supervisors_on_one_folder_are_impossible(harness: Harness) -> None:
     folder = harness.new_run()
     first = Life(folder)
-    while not Run.open(folder).is_live():
+    while not (folder / "events.jsonl").exists():
         os.sched_yield()
     assert supervisor.main([str(folder)]) == 2
+    with pytest.raises(FolderError, match="already going"):
+        launch.resume_run(RunConfig.parse({"resume": True, "output_dir": str(folder), "steps": 9}))
     assert first.wait() == 0
     assert differing(outcome(folder), harness.expected) == []
 

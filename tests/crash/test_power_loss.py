@@ -143,7 +143,22 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
 }
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+# One of each protocol by default; the others take seconds more, and are of the same kinds.
+QUICK = (
+    "a shard is renamed before it is flushed",
+    "the journal names a shard before it is there",
+    "old checkpoints go before the new one is there",
+    "weights are renamed before they are flushed",
+    "tokens are renamed before they are flushed",
+    "run.json is written in place",
+    "a result is renamed before it is flushed",
+    "the first student's configuration comes before its weights",
+)
+
+
+@pytest.mark.parametrize(
+    "mutation", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MUTATIONS]
+)
 def test_a_protocol_with_a_step_out_of_order_is_caught(
     tmp_path: Path, mutation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +169,7 @@ def test_a_protocol_with_a_step_out_of_order_is_caught(
     assert wrong, f"nothing was found wrong although {mutation}"
 
 
+@pytest.mark.slow
 def test_folders_whose_names_are_not_flushed_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)

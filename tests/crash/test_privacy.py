@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,42 +34,50 @@ def documents_of(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text().splitlines()]
 
 
-def test_no_process_of_a_run_opens_a_connection(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = tmp_path / "tried"
+@dataclass(frozen=True)
+class QuietRun:
+    folder: Path
+    tried: Path
+    documents: list[str]
 
-    def refuse(self: socket.socket, address: Any) -> None:
-        tried.write_text(str(address))
+
+@pytest.fixture(scope="module")
+def quiet(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> QuietRun:
+    """A run whose processes are refused the network, with a umask that lets nobody else in."""
+    tried = tmp_path_factory.mktemp("network") / "tried"
+
+    def refuse(*arguments: Any, **more: Any) -> None:
+        tried.write_text(str(arguments))
         raise OSError("the network is refused here")
 
-    for name in ("connect", "connect_ex", "sendto", "bind"):
-        monkeypatch.setattr(socket.socket, name, refuse, raising=False)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: refuse(None, args))  # type: ignore[arg-type]
-    folder = harness.new_run()
-    assert Life(folder).wait() == 0
-    assert not tried.exists(), tried.read_text()
-    assert differing(outcome(folder), harness.expected) == []
-
-
-def test_logs_hold_no_text_of_the_data(harness: Harness) -> None:
-    folder = harness.new_run()
-    assert Life(folder).wait() == 0
-    documents = documents_of(harness.scratch / "data" / "texts.jsonl")
-    for log in (folder / "events.jsonl", folder / "run.log", folder.parent / "log", folder / "run.json"):
-        assert text_in(log.read_text(), documents) == [], log.name
-    assert text_in(documents[3], documents), "the test would see text that is there"
-
-
-def test_files_of_a_run_follow_the_umask(harness: Harness) -> None:
     before = os.umask(0o077)
     try:
-        folder = harness.new_run()
-        assert Life(folder).wait() == 0
+        with pytest.MonkeyPatch.context() as patched:
+            for name in ("connect", "connect_ex", "sendto", "bind"):
+                patched.setattr(socket.socket, name, refuse, raising=False)
+            patched.setattr(socket, "getaddrinfo", refuse)
+            folder = harness.new_run()
+            assert Life(folder).wait() == 0
     finally:
         os.umask(before)
-    made = [path for path in folder.rglob("*") if path.name != "run.json"]
-    open_to_others = [path.name for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077 and path.exists()]
+    return QuietRun(folder, tried, documents_of(harness.scratch / "data" / "texts.jsonl"))
+
+
+def test_no_process_of_a_run_opens_a_connection(quiet: QuietRun, harness: Harness) -> None:
+    assert not quiet.tried.exists(), quiet.tried.read_text()
+    assert differing(outcome(quiet.folder), harness.expected) == []
+
+
+def test_logs_hold_no_text_of_the_data(quiet: QuietRun) -> None:
+    folder = quiet.folder
+    for log in (folder / "events.jsonl", folder / "run.log", folder.parent / "log", folder / "run.json"):
+        assert text_in(log.read_text(), quiet.documents) == [], log.name
+    assert text_in(quiet.documents[3], quiet.documents), "the test would see text that is there"
+
+
+def test_files_of_a_run_follow_the_umask(quiet: QuietRun) -> None:
+    made = [path for path in quiet.folder.rglob("*") if path.name != "run.json"]
+    open_to_others = [path.name for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077]
     assert len(made) > 30
     assert open_to_others == []
 

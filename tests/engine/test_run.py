@@ -103,3 +103,16 @@ def test_a_phase_is_done_when_its_result_is_there_whole(tmp_path):
 def test_run_json_is_plain_json(tmp_path):
     run = make_run(tmp_path / "run", output_dir=str(tmp_path / "run"))
     assert json.loads(run.run_json.read_text())["settings"]["output_dir"] == str(tmp_path / "run")
+
+
+def test_run_json_that_was_changed_is_refused_and_one_without_a_checksum_is_read(tmp_path):
+    make_run(tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    info = json.loads(file.read_text())
+    info["settings"]["seed"] = 4
+    file.write_text(json.dumps(info))
+    with pytest.raises(CorruptState, match="its checksum does not match"):
+        Run.open(tmp_path / "run")
+    del info["checksum"]
+    file.write_text(json.dumps(info))
+    assert Run.open(tmp_path / "run").settings.seed == 4
