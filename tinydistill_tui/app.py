@@ -100,6 +100,10 @@ class TinyDistillApp(App[int]):
         """Textual's own filters, and ours behind them."""
         return [*super().get_line_filters(), *self._own_filters]
 
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our own colour beside Textual's: ``$text-quiet``."""
+        return {**super().get_theme_variable_defaults(), "text-quiet": appearance.quiet(self.current_theme)}
+
     def watch_theme(self, theme: str) -> None:
         """Without colours, an ansi theme would be black on black (Textual 8.2.8): take a readable one."""
         if self.no_color and self.current_theme.name.startswith("ansi"):

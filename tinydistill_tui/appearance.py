@@ -49,6 +49,17 @@ LIGHT = Theme(
 FALLBACK_THEME = "textual-dark"  # for NO_COLOR: Textual draws ansi themes black on black without colours
 
 
+def quiet(theme: Theme) -> str:
+    """The colour of words that matter less, for styles of single words: between text and background.
+
+    ``$text-muted`` is "auto 60%": as a style within text, Textual 8.2.8 leaves its 60% out, and what should be faint
+    becomes the brightest white on the screen.
+    """
+    colours = theme.to_color_system().generate()
+    front, back = Color.parse(colours["foreground"]), Color.parse(colours["background"])
+    return colours["foreground"] if front.ansi is not None else front.blend(back, 0.35).hex
+
+
 LEAST_CONTRAST = 4.5  # of text with what is behind it: Web Content Accessibility Guidelines 2.2, 1.4.3
 _DRAWN = re.compile(r"[\s\u2500-\u259f\u2800-\u28ff·]*")  # lines, blocks, braille: no text
 

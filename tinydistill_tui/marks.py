@@ -28,7 +28,7 @@ MARK_STYLES = {
     "wrong": "$text-error",
     "live": "$text-primary",
     "stopped": "$text-warning",
-    "waiting": "$text-muted",
+    "waiting": "$text-quiet",
     "yours": "$text-accent",
     "lost": "$text-error",
 }

@@ -64,7 +64,7 @@ def notice(notices: Sequence[Notice], width: int) -> Content | None:
     mark = "wrong" if newest.level == "error" else "look"
     moment = time.strftime("%H:%M", time.localtime(newest.time))
     return Content.assemble(
-        (f"{MARKS[mark]} {moment} {words}", MARK_STYLES[mark]), (more, "$text-muted"), (" c", "bold"), " seen"
+        (f"{MARKS[mark]} {moment} {words}", MARK_STYLES[mark]), (more, "$text-quiet"), (" c", "bold"), " seen"
     )
 
 

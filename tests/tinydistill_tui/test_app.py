@@ -52,6 +52,14 @@ async def test_text_stands_out_in_every_theme_with_and_without_colour(runs_folde
     assert faint == {}
 
 
+async def test_words_that_matter_less_are_fainter_than_the_others(runs_folder):
+    path = make_run(runs_folder, scene="stopped")
+    async with watching(path) as (app, _):
+        by_words = {words.strip(): ratio for ratio, words in contrasts(app)}
+        label = next(ratio for words, ratio in by_words.items() if "predicted 1.1" in words)
+        assert label < next(ratio for words, ratio in by_words.items() if "elapsed" in words)
+
+
 async def test_own_theme_is_the_usual_one():
     app = TinyDistillApp()
     assert app.theme == "tinydistill"

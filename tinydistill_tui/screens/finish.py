@@ -111,11 +111,11 @@ class FinishScreen(FrameScreen):
             cells = [row[0].ljust(widths[0] + 2)] + [
                 cell.rjust(width + 3) for cell, width in zip(row[1:], widths[1:], strict=True)
             ]
-            style = "$text-muted" if number == 0 else ""
+            style = "$text-quiet" if number == 0 else ""
             after = "bold" if number else style
             lines.append(Content.assemble(("".join(cells[:3]), style), (cells[3], after), (cells[4], style)))
         lines += [
-            Content.assemble((set_cell_size(name, 7), "$text-muted"), words)
+            Content.assemble((set_cell_size(name, 7), "$text-quiet"), words)
             for name, words in result.costs(self.report)
         ]
         return Content("\n").join(lines)

@@ -155,6 +155,6 @@ def stepper(number: int) -> Content:
     for place, name in enumerate(STEPS, start=1):
         here = place == number
         words = f"[{place} {name}]" if here else f"{place} {name}"
-        parts.append((words, "bold $text-accent" if here else "$text-muted"))
-        parts.append((" · ", "$text-muted"))
+        parts.append((words, "bold $text-accent" if here else "$text-quiet"))
+        parts.append((" · ", "$text-quiet"))
     return Content.assemble(*parts[:-1])

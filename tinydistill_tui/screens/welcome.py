@@ -202,7 +202,7 @@ class WelcomeScreen(StepScreen):
             free = self._free(setting)
             good = self.draft.problem(setting) is None
             asked = getattr(self.draft.good_config(), setting) if good else None
-            drawn, style = bar((asked or FREE_SHARE * free) / max(free, 1), _BAR), "$text-muted"
+            drawn, style = bar((asked or FREE_SHARE * free) / max(free, 1), _BAR), "$text-quiet"
             figures = f"of {format_bytes(free)} free"
             if asked is not None and asked > free:
                 style, figures = "$text-error", f"{MARKS['wrong']} more than {format_bytes(free)} free"
@@ -229,7 +229,7 @@ class WelcomeScreen(StepScreen):
         menu.clear_options()
         room = max(20, self.size.width - 34)
         for key, name, words in items:
-            line = Content.assemble(name.ljust(30), (cut_words(words, room), "$text-muted"))
+            line = Content.assemble(name.ljust(30), (cut_words(words, room), "$text-quiet"))
             menu.add_option(Option(line, id=f"menu-{key}"))
         menu.highlighted = min(chosen or 0, len(items) - 1)
 

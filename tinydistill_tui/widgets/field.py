@@ -106,7 +106,7 @@ class ChoiceLine(Widget, can_focus=True):
         parts: list[Any] = []
         for value, words in self._choices:
             chosen = value == self.value
-            style = ("bold reverse" if self.has_focus else "bold") if chosen else "$text-muted"
+            style = ("bold reverse" if self.has_focus else "bold") if chosen else "$text-quiet"
             parts += [(f"({'•' if chosen else ' '}) {words}", style), "   "]
         return Content.assemble(*parts[:-1])
 

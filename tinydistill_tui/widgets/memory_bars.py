@@ -37,4 +37,4 @@ class MemoryBars(Widget):
             parts: list[Any] = [f"Peak {need.memory} {need.noun}".ljust(_LABEL - 1), " "]
             parts += [(drawn, "$primary" if need.fits else "$error"), figures, (f"{MARKS[mark]} {words}", style)]
             lines.append(Content.assemble(*parts))
-        return Content("\n").join(lines) if lines else Content.styled("the planner is thinking…", "$text-muted")
+        return Content("\n").join(lines) if lines else Content.styled("the planner is thinking…", "$text-quiet")

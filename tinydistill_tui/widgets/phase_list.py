@@ -63,13 +63,13 @@ def phase_row(phase: PhaseView, view: RunView, width: int, state: RunState) -> C
         line += [("  ", ""), (words, style)]
         used += 2 + len(words)
     content = Content.assemble(*line)
-    return content if phase.state != "waiting" else content.stylize("$text-muted")
+    return content if phase.state != "waiting" else content.stylize("$text-quiet")
 
 
 def _done_parts(phase: PhaseView, view: RunView) -> list[tuple[str, str]]:
     parts = [(_amount(phase, view).ljust(24), "")]
     if phase.peak_bytes is not None:
-        parts.append((f"peak {format_bytes(phase.peak_bytes)}{_predicted(phase)}", "$text-muted"))
+        parts.append((f"peak {format_bytes(phase.peak_bytes)}{_predicted(phase)}", "$text-quiet"))
     return parts
 
 
@@ -85,9 +85,9 @@ def _running_parts(phase: PhaseView, width: int, *, live: bool) -> list[tuple[st
     if live and phase.eta_seconds is not None:
         parts.append((f"{format_duration(phase.eta_seconds)} left", "bold"))
     if live and phase.rate is not None:
-        parts.append((format_rate(phase.rate, phase.unit), "$text-muted"))
+        parts.append((format_rate(phase.rate, phase.unit), "$text-quiet"))
     if phase.peak_bytes is not None:
-        parts.append((f"peak {format_bytes(phase.peak_bytes)}{_predicted(phase)}", "$text-muted"))
+        parts.append((f"peak {format_bytes(phase.peak_bytes)}{_predicted(phase)}", "$text-quiet"))
     return parts
 
 

@@ -105,7 +105,7 @@ def draw(drawing: Drawing, width: int, height: int) -> list[Content]:
     """The drawing as ``height`` lines of ``width`` cells: the y axis on the left, the x axis below."""
     values = _values(drawing)
     if not values or not any(curve.samples for curve in drawing.curves):
-        return [Content.styled(set_cell_size(drawing.empty, width), "$text-muted")]
+        return [Content.styled(set_cell_size(drawing.empty, width), "$text-quiet")]
     scale = _scale(drawing)
     low, high = _range(drawing, [scale(value) for value in values])
     rows = height - 1
@@ -140,10 +140,10 @@ def draw(drawing: Drawing, width: int, height: int) -> list[Content]:
         if not drawing.log or y > 0:
             grid[row_of(y)][column_of(x)] = ("o", "bold $text-accent")
     lines = [
-        Content.assemble((labels.get(number, "").rjust(margin), "$text-muted"), *_runs(row))
+        Content.assemble((labels.get(number, "").rjust(margin), "$text-quiet"), *_runs(row))
         for number, row in enumerate(grid)
     ]
-    return [*lines, Content.styled(" " * margin + _axis(drawing.ticks, columns, column_of), "$text-muted")]
+    return [*lines, Content.styled(" " * margin + _axis(drawing.ticks, columns, column_of), "$text-quiet")]
 
 
 def _draw_curve(
@@ -180,7 +180,7 @@ def _one_line(drawing: Drawing, width: int) -> Content:
     end = f" {drawing.newest}" if drawing.newest else ""
     highs = [sample[2] for curve in drawing.curves[:1] for sample in curve.samples]
     small = spark(highs, max(0, width - len(start) - len(end))) if highs else ""
-    line = Content.assemble((start, "$text-muted"), (small, "$text-primary"), end)
+    line = Content.assemble((start, "$text-quiet"), (small, "$text-primary"), end)
     return line.truncate(width, ellipsis=True)
 
 

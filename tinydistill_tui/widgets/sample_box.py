@@ -47,5 +47,5 @@ class SampleBox(Widget):
             lines = words.wrap(max(1, width))[:lines_each] if lines_each > 1 else [words.truncate(width, ellipsis=True)]
             for number, line in enumerate(lines):
                 head = name.ljust(9) if number == 0 else " " * 9
-                rows.append(Content.assemble((head, "$text-muted"), line.stylize("bold") if name == "after" else line))
+                rows.append(Content.assemble((head, "$text-quiet"), line.stylize("bold") if name == "after" else line))
         return Content("\n").join(rows)

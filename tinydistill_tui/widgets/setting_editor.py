@@ -166,5 +166,5 @@ def _cells(row: Row, width: int) -> list[Content]:
         Content(row.field),
         Content.styled(cut_value(row.value, WIDTHS["value"] - 1), f"bold {style}".strip()),
         Content.styled(row.by, MARK_STYLES["yours"] if yours else ""),
-        Content.styled(cut_words(why, width), "$text-muted"),
+        Content.styled(cut_words(why, width), "$text-quiet"),
     ]

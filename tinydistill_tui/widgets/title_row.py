@@ -21,7 +21,7 @@ class TitleRow(Widget):
         left = self.left
         gap = width - left.cell_length - len(self.right)
         if self.right and gap >= 2:
-            return Content.assemble(left, " " * gap, (self.right, "$text-muted"))
+            return Content.assemble(left, " " * gap, (self.right, "$text-quiet"))
         return left.truncate(width, ellipsis=True)
 
 
