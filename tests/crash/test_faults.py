@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,6 +185,30 @@ def test_a_disk_that_is_really_full_ends_the_run_and_a_larger_one_goes_on(harnes
     assert differing(outcome(folder), harness.expected) == []
 
 
+@pytest.mark.slow
+def test_disks_that_are_full_sooner_or_later(harness: Harness, small_disk: Path) -> None:
+    wrong, ends = {}, set()
+    for kibibytes in (20, 60, 100, 140, 180, 240, 300, 400, 500, 600, 700, 800, 900):
+        subprocess.run(["mount", "-o", f"remount,size={kibibytes}k", small_disk], check=True)
+        folder = small_disk / str(kibibytes) / "run"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_bytes((harness.template / "run.json").read_bytes())
+        code = Life(folder).wait()
+        errors = [event for event in read_events(folder / "events.jsonl") if event["kind"] == "error"]
+        if code != 0:
+            ends.add(errors[-1]["what"].split(str(folder))[-1][:12] if errors else "without a word")
+            subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+            code = Life(folder).wait()
+        said = [f"ends with {code}: {said_in(folder)[-300:]}"] if code else []
+        said += [error["what"] for error in errors if "bytes" not in error["what"]]
+        said += differing(outcome(folder), harness.expected) + leftovers(folder)
+        if said:
+            wrong[kibibytes] = said
+        shutil.rmtree(folder.parent)
+    assert wrong == {}
+    assert len(ends) > 3, f"the disk was always full at the same place: {ends}"
+
+
 def test_a_read_only_disk_is_said_and_nothing_is_begun(harness: Harness, small_disk: Path) -> None:
     folder = small_disk / "run"
     folder.mkdir()
@@ -204,6 +229,31 @@ def test_two_supervisors_on_one_folder_are_impossible(harness: Harness) -> None:
         launch.resume_run(RunConfig.parse({"resume": True, "output_dir": str(folder), "steps": 9}))
     assert first.wait() == 0
     assert differing(outcome(folder), harness.expected) == []
+
+
+def test_two_runs_on_one_shared_cache_score_each_row_once_even_when_one_is_killed(
+    harness: Harness, tmp_path: Path
+) -> None:
+    folders = [with_shared_cache(harness.new_run(), tmp_path / "shared") for _ in range(2)]
+    first = Life(folders[0], kill=Kill("both", "teacher", "shard-renamed:2", 0.0, 0))
+    second = Life(folders[1])
+    assert second.wait() == 0, said_in(folders[1])
+    assert first.wait() != 0 or (folders[0] / "report.json").exists()  # the second may have been first to score
+    assert Life(folders[0]).wait() == 0, said_in(folders[0])
+    for folder in folders:
+        different = differing(outcome(folder), harness.expected)
+        # The card tells the settings, the shared cache among them.
+        assert [name for name in different if not name.startswith(("cache/", "student/README"))] == []
+    (cache,) = (tmp_path / "shared").iterdir()
+    assert len(list(cache.glob("shard-*.h5"))) == len((cache / "journal.jsonl").read_text().splitlines()) == 4
+
+
+def with_shared_cache(folder: Path, shared: Path) -> Path:
+    info = json.loads((folder / "run.json").read_text())
+    del info["checksum"]
+    info["settings"]["cache_dir"] = str(shared)
+    (folder / "run.json").write_text(json.dumps(info))
+    return folder
 
 
 def test_a_run_that_was_killed_while_its_folder_was_made_does_not_stand_in_the_way(tmp_path: Path) -> None:
