@@ -21,7 +21,7 @@ def test_every_test_that_the_page_of_faults_names_exists():
     assert None not in named, "a line names no test"
     for match in filter(None, named):
         tree = ast.parse((ROOT / match[1]).read_text())
-        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         assert match[2] in functions, f"{match[1]} has no {match[2]}"
 
 
