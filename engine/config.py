@@ -165,9 +165,10 @@ class RunConfig(BaseModel):
     layer_by_layer: bool | None = setting(
         None, "Stream the teacher's layers from disk, so that only two are in memory", group="memory"
     )
-    cpu_offload: bool = setting(
-        False,
-        "Keep waiting hidden states off the compute device: on a GPU in main memory, else on disk; slower",
+    cpu_offload: bool | None = setting(
+        None,
+        "Keep what waits off the compute device: hidden states, moments, on a CPU the student's weights too; on a GPU "
+        "in main memory, else in files; slower",
         group="memory",
     )
     quantization: Literal["none", "int8", "nf4"] = setting(

@@ -106,6 +106,12 @@ def available_bytes() -> int:
     return min([available, *(level.free_bytes for level in memory_limits())])
 
 
+def memory_bytes() -> int:
+    """Main memory, or the container's limit where that is less."""
+    total, _ = _system_memory()
+    return min([total, *(level.limit_bytes for level in memory_limits())])
+
+
 def disk_free_bytes(path: Path) -> int:
     """Free space for this user where ``path`` is or will be; 0 where nothing can be found out."""
     folder = path.expanduser().absolute()

@@ -48,6 +48,7 @@ def main(words: list[str] | None = None) -> int:
     parent = int(supervisor[0]) if supervisor else os.getppid()
     _die_with_parent(parent)
     run = Run.open(Path(folder))
+    _offer_itself()
     events = EventWriter(run.events_path, phase=name, log_path=run.log_path)
     control = PhaseControl.listening(
         parent, lambda paused: events.write("control", state="paused" if paused else "running")
@@ -104,9 +105,17 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Whether an allocator gave up: torch raises RuntimeErrors of its own for the CPU and for CUDA."""
     kind = type(error).__name__
     return kind == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError)
-        and ("not enough memory" in str(error) or "Cannot allocate memory" in str(error))
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
+
+
+# torch on the CPU; CUDA beside torch's own allocator: the driver's, and cuBLAS making its workspace.
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def _in_our_words(error: Exception, name: str, run: Run) -> TinyDistillError:
@@ -143,6 +152,15 @@ def _watch_parent(parent: int) -> None:
         time.sleep(_WATCH_SECONDS)
     time.sleep(_ORPHAN_SECONDS)
     os._exit(Stopped.exit_code)
+
+
+def _offer_itself() -> None:
+    """Where the kernel has to kill something for memory, let it be this process: a wave or a few steps are lost.
+
+    Else it may choose a program of the person's, or the supervisor, which alone can go on with less.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class StreamedRows:
         self._device = device
         self._find_slots = slots
         self._slots: Sequence[Slot] = ()
-        self._keep_bytes = keep_bytes
+        self._keep_bytes = self._first_keep_bytes = keep_bytes
         self._kept: dict[int, Tensor] = {}
         self._kept_bytes = 0
         self._passing: Tensor | None = None
@@ -65,6 +65,10 @@ class StreamedRows:
         if kept:
             self._kept[first] = rows
         return rows
+
+    def keep_less(self, on: bool) -> None:
+        """Keep no rows beside the slots from the next :meth:`forget` on, or as many as at first."""
+        self._keep_bytes = 0 if on else self._first_keep_bytes
 
     def forget(self) -> None:
         """Leave the slots to the layers, and give all other memory back."""

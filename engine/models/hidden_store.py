@@ -25,10 +25,14 @@ class HiddenStore:
     Args:
         limit_bytes: hidden states up to this size in total stay where they are; None keeps all of them.
         folder: for the temporary file; None moves out to main memory.
+
+    Attributes:
+        limit_bytes: may be changed at any time; it counts for what begins to wait.
+        moved_bytes: moved out so far.
     """
 
     def __init__(self, *, limit_bytes: int | None = None, folder: Path | None = None) -> None:
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
         self._folder = folder
         self._file: int | None = None
         self._file_end = 0
@@ -40,7 +44,7 @@ class HiddenStore:
     def put(self, place: int, tensors: Sequence[Tensor]) -> None:
         """Micro-batch ``place`` begins to wait, and these are the tensors that its frames keep."""
         size = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-        if self._limit is None or sum(self._kept.values()) - self._kept.get(place, 0) + size <= self._limit:
+        if self.limit_bytes is None or sum(self._kept.values()) - self._kept.get(place, 0) + size <= self.limit_bytes:
             self._kept[place] = size
             return
         self._kept.pop(place, None)

@@ -34,6 +34,11 @@ class Slot:
         self._bytes: Tensor | None = None
         self._used = 0
 
+    @property
+    def is_held(self) -> bool:
+        """Whether its memory was taken."""
+        return self._bytes is not None
+
     def clear(self) -> None:
         """Forget what was cut; it is overwritten from now on."""
         self._used = 0

@@ -164,6 +164,12 @@ class ResidentTeacher:
         """Logits of [tokens, hidden] states: float32 [tokens, vocab_rows]."""
         return logits_of(self.model, hidden_states.to(self.device)).float()
 
+    growth_bytes = saved_bytes = 0
+
+    def save_memory(self, on: bool) -> str:
+        """Nothing of a whole teacher can go: what is done is empty."""
+        return ""
+
     def close(self) -> None:
         """Let go of the weights."""
         self._model = None

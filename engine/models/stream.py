@@ -81,11 +81,13 @@ class StreamedTeacher:
         self._core = find_core(self.model)
         self._plan = plan_weights(self.model, self._checkpoint, dtype)
         self._store = HiddenStore(limit_bytes=hidden_bytes, folder=spill_folder)
+        self._hidden_bytes, self._can_spill = hidden_bytes, spill_folder is not None
 
         groups, resident = _group(self._plan, self._core.layers_prefix, len(self._core.layers))
         shrink = None if quantization == "none" else self._quantizer(quantization)
         self._reader = LayerReader(self.model, self._checkpoint, self._plan, groups, device=device, shrink=shrink)
         self._reader.prefetch = weight_bytes is None or 2 * self._reader.layer_bytes <= weight_bytes
+        self._may_read_ahead = self._reader.prefetch
         self._head_rows: StreamedRows | None = None
         cut = self._cut_embedding() | self._cut_head(weight_bytes)
         self._load_resident([recipe for recipe in resident if not cut.intersection(recipe.targets)], cut)
@@ -112,6 +114,43 @@ class StreamedTeacher:
     @prefetch.setter
     def prefetch(self, on: bool) -> None:
         self._reader.prefetch = on
+
+    @property
+    def growth_bytes(self) -> int:
+        """Main memory that the next wave will take beyond what is held now: the layers' slots, until they are there."""
+        missing = sum(not slot.is_held for slot in self._reader.slots)
+        return missing * self._reader.layer_bytes + (self._head_beyond_slots if missing else 0)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Main memory that is taken again when :meth:`save_memory` is turned off."""
+        slot = self._reader.layer_bytes if self._may_read_ahead and not self.prefetch else 0
+        return slot + self._head_beyond_slots
+
+    @property
+    def _head_beyond_slots(self) -> int:
+        """Main memory for rows of the head that find no room where layers lie."""
+        if self._head_rows is None or self.device.type != "cpu":
+            return 0
+        size = self.model.get_output_embeddings().weight.numel() * self.dtype.itemsize
+        return max(0, size - len(self._reader.slots) * self._reader.layer_bytes)
+
+    def save_memory(self, on: bool) -> str:
+        """Do with less main memory from here on, at any time, with the same result; or no longer.
+
+        One slot instead of two, rows of the head that are read for each call instead of kept, and on the CPU waiting
+        hidden states in the spill file.
+
+        Returns:
+            What is done, in words.
+        """
+        self.prefetch = self._may_read_ahead and not on
+        if self._head_rows is not None:
+            self._head_rows.keep_less(on)
+        spills = self._can_spill and self._hidden_bytes != 0
+        if spills:
+            self._store.limit_bytes = 0 if on else self._hidden_bytes
+        return "layers are no longer read ahead" + (", and hidden states wait on disk" if spills else "")
 
     @property
     def moved_bytes(self) -> int:

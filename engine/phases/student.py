@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from engine.config import SETTINGS, RunConfig
 from engine.data.tokens import TokenFile
 from engine.events import EventWriter
 from engine.models.load import load_causal_lm, load_tokenizer
+from engine.models.memory import return_memory
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
 from engine.phases.device import device_peak_bytes, prepare_torch
 from engine.phases.teacher import open_store
+from engine.planner.footprint import StudentSetting, student_footprint
 from engine.planner.models import FROM_TEACHER
+from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
+from engine.relief import Relief
 from engine.report import gap_closed
 from engine.run import Run
 from engine.student.batches import Source
@@ -68,6 +73,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
             loss_scale=LossScale.of(dtype),
             events=events,
             control=control,
+            relief=Relief(StudentSaver.of(settings, learner, folder, on_gpu=device.type == "cuda"), events),
         )
     tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
     figures = {
@@ -114,6 +120,41 @@ def _without_folders(name: str) -> str:
     return Path(name).name if Path(name).expanduser().exists() else name
 
 
+@dataclass(frozen=True)
+class StudentSaver:
+    """The student as somebody who can do with less memory; on a GPU what is short is main memory, which it has not."""
+
+    learner: Learner
+    saved_bytes: int
+    growth_bytes: int = 0
+
+    @classmethod
+    def of(cls, settings: RunConfig, learner: Learner, folder: Path, *, on_gpu: bool) -> StudentSaver:
+        """For this student: what it saves is the difference of two predictions."""
+        shape = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code))
+        without, with_it = (
+            student_footprint(
+                shape,
+                StudentSetting(
+                    batch=settings.student_batch or 1,
+                    accumulation=settings.gradient_accumulation or 1,
+                    sequence_length=settings.sequence_length or 1,
+                    precision=settings.precision or "fp32",
+                    checkpointing=checkpointing,
+                    optimizer=settings.optimizer or "adamw",
+                    on_gpu=on_gpu,
+                ),
+            )
+            for checkpointing in (False, True)
+        )
+        return cls(learner, max(0, without.ram_bytes - with_it.ram_bytes))
+
+    def save_memory(self, on: bool) -> str:
+        """See :class:`engine.relief.Saver`."""
+        return_memory()
+        return self.learner.save_memory(on) if self.learner.device.type == "cpu" else ""
+
+
 def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
     """The folder with the weights that training begins with; cut from the teacher again where it is damaged."""
     if settings.student != FROM_TEACHER:
@@ -154,7 +195,7 @@ def _training(
             learner.model.named_parameters(),
             weight_decay=settings.weight_decay,
             bits=8 if settings.optimizer == "adamw-8bit" else 32,
-            offload=settings.cpu_offload,
+            offload=bool(settings.cpu_offload),
             scratch=scratch,
         ),
         source=source,

@@ -19,6 +19,7 @@ from engine.models.vocabulary import read_vocabulary
 from engine.phase_control import PhaseControl
 from engine.phases.prepare import teacher_spec
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
+from engine.relief import Relief
 from engine.run import Run
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def _score(
             seed=settings.seed,
             events=events,
             control=control,
+            relief=Relief(teacher, events, also="the next waves are half as long"),
         )
     finally:
         teacher.close()

@@ -29,7 +29,6 @@ DEFAULTS: dict[str, str] = {
     "weight_decay": "the usual for fine-tuning",
     "clip_norm": "one bad batch cannot throw the student off",
     "seed": "the same seed gives the same student",
-    "cpu_offload": "nothing has to leave the compute device",
     "quantization": "full weights: streaming saves more memory, at no loss",
     "cache_dir": "records stay in the run's folder",
     "keep_checkpoints": "the newest may be half-learnt, the one before it is not",
@@ -50,6 +49,7 @@ def answer_values(question: Question, answer: Answer) -> dict[str, tuple[Any, st
         "gradient_checkpointing": (student.checkpointing, _checkpointing(question, answer)),
         "layer_by_layer": (teacher.layer_by_layer, _streaming(question, answer)),
         "optimizer": (student.optimizer, _optimizer(question, answer)),
+        "cpu_offload": (answer.offload, _offload(question, answer)),
     }
 
 
@@ -152,6 +152,15 @@ def _optimizer(question: Question, answer: Answer) -> str:
         what = "8-bit states, and no gradient that is ever whole," if setting.is_lean else "8-bit states"
         return f"{what} save {saved}; a step takes about {format_duration(step)}"
     return f"32-bit states of {format_bytes(full.parts['optimizer'])} fit; 8-bit ones are slower on a CPU"
+
+
+def _offload(question: Question, answer: Answer) -> str:
+    if not answer.offload:
+        return "nothing has to leave the compute device"
+    kept = student_footprint(answer.shape, replace(answer.student.setting, cpu_offload=False)).peak_bytes
+    where = "main memory" if question.budget.on_gpu else "files"
+    peak = format_bytes(answer.student.footprint.peak_bytes)
+    return f"what waits lies in {where}: the student takes {peak} instead of {format_bytes(kept)}"
 
 
 def _needed(question: Question, footprint: Footprint) -> int:

@@ -81,11 +81,13 @@ class Answer:
 
     Attributes:
         layers: kept of the teacher; None when the student is a model of its own.
+        offload: whether what waits is kept off the compute device.
         fits: whether both phases stay inside the budget.
     """
 
     length: int
     layers: int | None
+    offload: bool
     shape: ModelShape
     teacher: Candidate[TeacherSetting]
     student: Candidate[StudentSetting]
@@ -165,7 +167,7 @@ def student_candidates(
             precision=question.precision,
             checkpointing=checkpointing,
             optimizer=optimizer,
-            cpu_offload=config.cpu_offload,
+            cpu_offload=bool(config.cpu_offload),
             record_size=config.record_size,
             on_gpu=question.budget.on_gpu,
         )
@@ -188,7 +190,7 @@ def teacher_candidates(question: Question, config: RunConfig, length: int) -> It
             precision=question.precision,
             layer_by_layer=layer_by_layer,
             quantization=config.quantization,
-            cpu_offload=config.cpu_offload,
+            cpu_offload=bool(config.cpu_offload),
             record_size=config.record_size,
             on_gpu=question.budget.on_gpu,
             total_tokens=question.text.all_tokens(length) or None,
@@ -200,6 +202,18 @@ def teacher_candidates(question: Question, config: RunConfig, length: int) -> It
 
 
 def _answer(question: Question, config: RunConfig, length: int, layers: int | None) -> Answer:
+    """The fastest settings at this length; what waits leaves the compute device only where nothing else fits."""
+    if config.cpu_offload is not None:
+        return _answer_with(question, config, length, layers, config.cpu_offload)
+    kept = _answer_with(question, config, length, layers, False)
+    if kept.fits:
+        return kept
+    moved = _answer_with(question, config, length, layers, True)
+    return moved if moved.fits or _needs(moved) < _needs(kept) else kept
+
+
+def _answer_with(question: Question, config: RunConfig, length: int, layers: int | None, offload: bool) -> Answer:
+    config = config.model_copy(update={"cpu_offload": offload})
     shape = question.student if layers is None else question.student.with_layers(layers)
     budget = question.budget
     teacher = _choose(list(teacher_candidates(question, config, length)), budget, lambda s: s.layer_by_layer)
@@ -207,7 +221,7 @@ def _answer(question: Question, config: RunConfig, length: int, layers: int | No
         list(student_candidates(question, config, shape, length)), budget, lambda s: (s.checkpointing, s.optimizer)
     )
     fits = budget.fits(teacher.footprint) and budget.fits(student.footprint)
-    return Answer(length, layers, shape, teacher, student, fits)
+    return Answer(length, layers, offload, shape, teacher, student, fits)
 
 
 def _choose(

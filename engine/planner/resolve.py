@@ -194,7 +194,7 @@ def _disk_bytes(question: Question, answer: Answer, config: RunConfig, models: M
         optimizer=answer.student.setting.optimizer,
         keep_checkpoints=config.keep_checkpoints,
         from_teacher=models.student == FROM_TEACHER,
-        in_files=config.cpu_offload and not question.budget.on_gpu,
+        in_files=answer.offload and not question.budget.on_gpu,
     )
 
 

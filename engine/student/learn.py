@@ -16,6 +16,7 @@ from engine.events import EventWriter
 from engine.models.core import last_hidden_states
 from engine.models.memory import return_memory
 from engine.phase_control import PhaseControl
+from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.evaluate import Metrics, evaluate_teacher
 from engine.student.generate import continuations, lengthened
@@ -65,6 +66,7 @@ def learn(
     loss_scale: LossScale,
     events: EventWriter,
     control: PhaseControl,
+    relief: Relief | None = None,
 ) -> Learned:
     """Do it, or go on with it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
 
@@ -89,7 +91,7 @@ def learn(
         before = _measured(training, "student_before", events, control)
         progress = Progress(loss_scale=loss_scale, notes={"before": before.as_dict(), "before_texts": texts()})
         return_memory()
-    train(training, progress, checkpoints, events, control)
+    train(training, progress, checkpoints, events, control, relief)
 
     best = best_checkpoint(progress, checkpoints)
     if best is not None:

@@ -40,6 +40,7 @@ class Learner:
         self.dtype = dtype
         other_dtype = None if dtype == torch.float32 else dtype
         model.config.use_cache = False
+        self._checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             _enable_checkpointing(model)
         self.head: Head = self._logits
@@ -47,6 +48,20 @@ class Learner:
             self.head = LinearHead(*matrix, other_dtype)
         embedding = model.get_input_embeddings()
         self.tied = matrix is not None and isinstance(embedding, nn.Embedding) and embedding.weight is matrix[0]
+
+    def save_memory(self, on: bool) -> str:
+        """Compute activations again in the backward pass from the next one on, or as it was asked for at first.
+
+        Returns:
+            What is done, in words; empty where nothing can be.
+        """
+        if self._checkpointing or not self.model.supports_gradient_checkpointing:
+            return ""
+        if on:
+            _enable_checkpointing(self.model)
+        else:
+            _disable_checkpointing(self.model)
+        return "activations are computed again instead of kept"
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """Last hidden states at the scored positions, [N, H]; ``batch`` is on the device."""
@@ -72,6 +87,13 @@ class Learner:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def _disable_checkpointing(model: PreTrainedModel) -> None:
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:  # its name before transformers 5.24
+        model.gradient_checkpointing_disable()
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:

@@ -18,6 +18,7 @@ from engine.errors import BadNumbers
 from engine.events import EventWriter
 from engine.models.memory import return_memory
 from engine.phase_control import PhaseControl
+from engine.relief import Relief
 from engine.student.batches import Prefetch, Source
 from engine.student.checkpoint import Checkpoint, Checkpoints
 from engine.student.evaluate import Metrics, evaluate
@@ -133,7 +134,12 @@ def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) ->
 
 
 def train(
-    training: Training, progress: Progress, checkpoints: Checkpoints, events: EventWriter, control: PhaseControl
+    training: Training,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    events: EventWriter,
+    control: PhaseControl,
+    relief: Relief | None = None,
 ) -> None:
     """Train to the end; ``progress`` and the model are then those of the last step.
 
@@ -150,6 +156,8 @@ def train(
     learner.model.train()
     with Prefetch(training.source, order, progress.step) as ahead:
         while progress.step < order.total_steps:
+            if relief is not None:
+                relief.look()
             pace.begin()
             learning_rate = training.schedule.learning_rate(progress.step)
             result = _step(training, progress, ahead, learning_rate)

@@ -24,6 +24,7 @@ from engine.cache.store import CacheStore
 from engine.data.tokens import Rows, Split, TokenFile
 from engine.events import EventWriter
 from engine.phase_control import PhaseControl
+from engine.relief import Relief
 from engine.teacher.head import Scored, records_from_hidden
 
 _SECONDS_BETWEEN_EVENTS = 0.5
@@ -82,6 +83,7 @@ def score(
     seed: int,
     events: EventWriter,
     control: PhaseControl,
+    relief: Relief | None = None,
 ) -> ScoreResult:
     """Score every row whose records are not in the store.
 
@@ -98,19 +100,28 @@ def score(
         seed: of the draws.
         events: gets ``progress`` and ``shard``.
         control: asked at safe points; a stop loses at most one wave.
+        relief: looks at memory meanwhile; while it is short waves are shorter, which changes shards but no record.
 
     Raises:
         Stopped: the person asked to stop.
         BadNumbers: the teacher gives NaN or infinity.
     """
-    progress = _Progress(tokens, store, splits, events, control)
+    progress = _Progress(tokens, store, splits, events, control, relief)
     scored_tokens = scored_rows = shards = 0
     rows_in_wave = max(1, wave_tokens // tokens.sequence_length)
     for split in splits:
         hashes = tokens.hashes(split)
         is_holdout = split == "holdout"  # only to measure with is the teacher's first choice needed
-        for start in range(0, len(hashes), rows_in_wave):
-            indices = _missing(store, hashes, range(start, min(start + rows_in_wave, len(hashes))), top1=is_holdout)
+        end = 0
+        while end < len(hashes):
+            if relief is not None:
+                relief.look()
+            start = end
+            # A wave begins again where the next one would have, or the shards of a resumed run would be others.
+            end = min(len(hashes), (start // rows_in_wave + 1) * rows_in_wave)
+            if relief is not None and relief.is_short:
+                end = min(end, start + max(micro_batch, rows_in_wave // 2))
+            indices = _missing(store, hashes, range(start, end), top1=is_holdout)
             if not indices:
                 continue
             control.safe_point()
@@ -188,8 +199,10 @@ class _Progress:
         splits: Sequence[Split],
         events: EventWriter,
         control: PhaseControl,
+        relief: Relief | None,
     ) -> None:
         self._events = events
+        self._relief = relief
         self._control = control
         self._began = time.monotonic() - control.paused_seconds
         self._last = 0.0
@@ -238,6 +251,8 @@ class _Progress:
     def _tell(self, *, safe: bool = True) -> None:
         if safe:
             self._control.safe_point()
+            if self._relief is not None:
+                self._relief.look()
         now = time.monotonic()
         if now - self._last < _SECONDS_BETWEEN_EVENTS:
             return

@@ -22,6 +22,7 @@ from engine.config import RunConfig
 from engine.planner import plan
 from engine.planner.measure import cautious_rates
 from engine.run import versions
+from tests.benchmarks.pythia import write_tokenizer
 
 CLAIM = 0.10
 
@@ -151,22 +152,13 @@ def make_model(name: str, folder: Path) -> Path:
     if (path / "tokenizer.json").is_file():
         return path
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, values = SHAPES[name]
-    size = values["vocab_size"]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, bos_token_id=0, eos_token_id=0, pad_token_id=0, **values)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
-    words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words += [f"unused {number}" for number in range(len(words), size)]
-    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    ).save_pretrained(path)
+    write_tokenizer(path, values["vocab_size"])
     return path
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.pythia 410m FOLDER
 
-Speed and memory depend on shapes alone. The tokenizer is the tests' small one; ids are drawn from the whole vocabulary.
+Speed and memory depend on shapes alone. The tokenizer says a word for each byte, and has an id for each row.
 Shapes: Biderman et al. 2023, https://arxiv.org/abs/2304.01373, table 1.
 """
 
@@ -20,18 +20,20 @@ SHAPES = {  # hidden, layers, heads
 VOCAB_ROWS = 50_304
 
 
-def make_pythia(size: str, folder: Path, *, dtype: str = "float32") -> Path:
-    """Write the model of that size into a folder, unless it is there already."""
+def make_pythia(size: str, folder: Path, *, dtype: str = "float32", num_layers: int | None = None) -> Path:
+    """Write the model of that size (or of its width, and so deep) with a tokenizer, unless it is there already."""
+    if not (folder / "tokenizer.json").is_file():
+        write_tokenizer(folder, VOCAB_ROWS)
     if (folder / "config.json").is_file():
         return folder
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    hidden_size, num_layers, num_heads = SHAPES[size]
+    hidden_size, usual_layers, num_heads = SHAPES[size]
     config = GPTNeoXConfig(
         vocab_size=VOCAB_ROWS,
         hidden_size=hidden_size,
-        num_hidden_layers=num_layers,
+        num_hidden_layers=num_layers or usual_layers,
         num_attention_heads=num_heads,
         intermediate_size=4 * hidden_size,
         max_position_embeddings=2048,
@@ -42,6 +44,21 @@ def make_pythia(size: str, folder: Path, *, dtype: str = "float32") -> Path:
     model = GPTNeoXForCausalLM(config).to(getattr(torch, dtype))
     model.save_pretrained(folder)
     return folder
+
+
+def write_tokenizer(folder: Path, size: int) -> None:
+    """Write a tokenizer of bytes whose ids fill a vocabulary; those that no byte has are never said."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words += [f"unused {number}" for number in range(len(words), size)]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    ).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,36 @@ def test_the_effective_batch_stays_what_it_was(batch, accumulation):
 
 
 def test_the_teacher_ends_up_streamed_one_row_at_a_time():
-    assert walk("teacher", teacher_batch=4) == [{"teacher_batch": 2}, {"teacher_batch": 1}, {"layer_by_layer": True}]
+    assert walk("teacher", teacher_batch=4) == [
+        {"teacher_batch": 2},
+        {"teacher_batch": 1},
+        {"layer_by_layer": True},
+        {"cpu_offload": True},
+    ]
+
+
+def test_a_student_whose_gradients_are_never_whole_keeps_its_batch_as_long_as_it_can():
+    lean = {"student_batch": 4, "gradient_accumulation": 1, "optimizer": "adamw-8bit", "precision": "fp32"}
+    assert walk("student", **lean)[:3] == [
+        {"gradient_checkpointing": True},
+        {"cpu_offload": True},
+        {"student_batch": 2, "gradient_accumulation": 2},
+    ]
+    usual = {**lean, "optimizer": "adamw"}
+    assert [list(step) for step in walk("student", **usual)] == [
+        ["student_batch", "gradient_accumulation"],
+        ["student_batch", "gradient_accumulation"],
+        ["gradient_checkpointing"],
+        ["cpu_offload"],
+    ]
+
+
+def test_nothing_is_learned_differently_with_less_memory():
+    for optimizer in ("adamw", "adamw-8bit"):
+        steps = walk("student", student_batch=8, optimizer=optimizer)
+        assert not any("optimizer" in step or "sequence_length" in step for step in steps)
 
 
 def test_nothing_smaller_is_left_in_the_end():
     assert walk("prepare") == []
-    assert walk("teacher", teacher_batch=1, layer_by_layer=True) == []
+    assert walk("teacher", teacher_batch=1, layer_by_layer=True, cpu_offload=True) == []

@@ -233,7 +233,7 @@ def test_half_precision_is_taken_where_nothing_else_fits_and_it_is_not_too_slow(
         "sequence_length": 64,
         "teacher_batch": 1,
     }
-    asked["layer_by_layer"] = True
+    asked |= {"layer_by_layer": True, "cpu_offload": False}
     whole = _plan(text, **asked)
     need = whole.predicted["teacher"].peak_bytes
     squeezed = _plan(text, **asked, memory_budget=need - 8 * MIB)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import signal
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from engine.errors import BadNumbers, Stopped
+from engine.memory_watch import MemoryWatch
 from engine.phase_control import PhaseControl
+from engine.phases.student import StudentSaver
+from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.schedule import Schedule
 from engine.student.train import Progress, Training, evaluation_steps, look, resume, train
@@ -217,3 +221,21 @@ def test_micro_batch_may_be_halved_when_a_run_goes_on(run: SmallRun, tmp_path: P
 
 def test_checkpoints_of_a_run_without_any_are_none(run: SmallRun, tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "nothing", keep=1, on_problem=print).latest() is None
+
+
+def test_memory_that_runs_short_between_steps_changes_nothing_in_the_student(tmp_path: Path) -> None:
+    students = []
+    for name in ("roomy", "short"):
+        run = make_run(tmp_path / name)
+        training = run.training(micro_batch=4, gradient_accumulation=1, steps=8, learning_rate=1e-2)
+        free, seconds = itertools.cycle([2**30, 1, 1]), itertools.count()
+        watch = MemoryWatch(2**30, functools.partial(next, free), functools.partial(next, seconds))
+        relief = Relief(StudentSaver(training.learner, 0), run.events(), watch=watch) if name == "short" else None
+        events = run.events()
+        train(training, Progress(), run.checkpoints(events), events, PhaseControl.inert(), relief)
+        students.append(weights(training))
+    told = [event["code"] for event in run.read_events("log")]
+    assert told == ["memory-short", "memory-room"] * 2 + ["memory-short"]
+    assert "computed again instead of kept" in run.read_events("log")[0]["message"]
+    for key, tensor in students[0].items():
+        assert torch.equal(tensor, students[1][key]), key

@@ -13,9 +13,11 @@ from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.errors import BadNumbers, Stopped
 from engine.events import EventWriter, read_events
+from engine.memory_watch import MemoryWatch
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.stream import StreamedTeacher
 from engine.phase_control import PhaseControl
+from engine.relief import Relief
 from engine.teacher.score import score
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
@@ -265,3 +267,23 @@ def test_a_teacher_that_gives_no_numbers_stops_the_run_and_leaves_what_was_done(
     with pytest.raises(BadNumbers):
         run(teacher, tokens_path, tmp_path / "cache")
     assert files_of(tmp_path / "cache") == {}
+
+
+def test_short_memory_makes_shorter_waves_and_the_same_records(tmp_path):
+    tokens_path = token_file(tmp_path / "tokens.h5", train=16, short=False)
+    events = EventWriter(tmp_path / "relief.jsonl")
+    free = iter([2**30, *[1] * 24, *[2**30] * 10_000])  # short within the first wave and into the second
+    seconds = iter(range(10_000))
+    watch = MemoryWatch(2**30, lambda: next(free), lambda: next(seconds))
+    teacher = StreamedTeacher(tiny_model("llama"), dtype=torch.float32, device=torch.device("cpu"), check=False)
+    relief = Relief(teacher, events, also="the next waves are half as long", watch=watch)
+    squeezed = run(teacher, tokens_path, tmp_path / "squeezed", wave_tokens=8 * LENGTH, relief=relief)
+    assert [event["code"] for event in read_events(tmp_path / "relief.jsonl")] == ["memory-short", "memory-room"]
+    assert teacher.prefetch
+    plain = run(teacher, tokens_path, tmp_path / "plain", wave_tokens=8 * LENGTH)
+    for split in ("train", "holdout"):
+        one, other = (records_of(tokens_path, tmp_path / name, split) for name in ("squeezed", "plain"))
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.head_log_probs, other.head_log_probs)
+    assert (squeezed.rows, squeezed.tokens) == (plain.rows, plain.tokens)
+    assert squeezed.shards == plain.shards + 1
