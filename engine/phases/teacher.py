@@ -18,6 +18,8 @@ from engine.models.spec import fingerprint
 from engine.models.vocabulary import read_vocabulary
 from engine.phase_control import PhaseControl
 from engine.phases.prepare import teacher_spec
+from engine.planner.footprint import CUDA_CONTEXT, TeacherSetting, reads_ahead
+from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.relief import Relief
 from engine.run import Run
@@ -163,6 +165,7 @@ def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: tor
             quantization=settings.quantization,
             hidden_bytes=0 if settings.cpu_offload else None,
             spill_folder=run.path if device.type == "cpu" else None,
+            weight_bytes=None if _reads_ahead(settings, device) else 0,
         )
     from engine.models.load import ResidentTeacher
 
@@ -173,6 +176,24 @@ def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: tor
         trust_remote_code=settings.trust_remote_code,
         quantization=settings.quantization,
     )
+
+
+def _reads_ahead(settings: RunConfig, device: torch.device) -> bool:
+    """Whether the budgets have room for two layers; without budgets there is room."""
+    shape = shape_of(teacher_spec(settings))
+    setting = TeacherSetting(
+        batch=settings.teacher_batch or 1,
+        sequence_length=settings.sequence_length or 1,
+        precision=settings.precision or "fp32",
+        layer_by_layer=True,
+        quantization=settings.quantization,
+        cpu_offload=bool(settings.cpu_offload),
+        record_size=settings.record_size,
+        on_gpu=device.type == "cuda",
+    )
+    context = CUDA_CONTEXT if setting.on_gpu else 0
+    memory, ram = settings.memory_budget, settings.ram_budget
+    return reads_ahead(shape, setting, (memory or 2**62) - context, ram or 2**62)
 
 
 def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> None:

@@ -9,7 +9,7 @@ Legend: B rows in a micro-batch, T tokens in a row, H hidden size, I intermediat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.planner.shape import PRECISION_BYTES, ModelShape
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
@@ -22,6 +22,8 @@ _INTERPRETER = 266 * MIB
 _MODULES_OF_LAYER = 1 * MIB
 # bitsandbytes brings networkx and torch._inductor; it is only imported when it is used.
 _BITSANDBYTES = 42 * MIB
+# A prediction may be off by some percent: what is chosen leaves that much of a budget free.
+SPARED = 0.95
 # On a GPU: the CUDA libraries in main memory, and the context on the card.
 _CUDA_RAM = 900 * MIB
 CUDA_CONTEXT = 450 * MIB
@@ -38,6 +40,8 @@ class TeacherSetting:
 
     Attributes:
         total_tokens: of the whole text; short text makes short waves. None while it is not known.
+        reads_ahead: a streamed layer is read while the one before computes, and the head's rows are kept; see
+            :func:`reads_ahead`.
     """
 
     batch: int
@@ -49,6 +53,7 @@ class TeacherSetting:
     record_size: int = 12
     on_gpu: bool = False
     total_tokens: int | None = None
+    reads_ahead: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,11 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     if setting.layer_by_layer:
         # Two slots: the layer at work, and the one that is read meanwhile. The head's rows lie there too when no layer
         # does, and beyond them in memory of their own; the embedding is read a few rows at a time.
-        slots = 2 * layer * number
+        slots = (2 if setting.reads_ahead else 1) * layer * number
         head = shape.head_matrix * number
         weights = shape.other * number + slots
-        head_rows = max(0, head - slots) + (2 * _HEAD_SLICE if head > slots else 0)
+        beyond = max(0, head - slots) if setting.reads_ahead else 0
+        head_rows = beyond + (2 * _HEAD_SLICE if head > slots else 0)
     else:
         linear = _QUANTIZED_BYTES.get(setting.quantization, number)
         weights = int(sum(shape.layer_parameters) * linear) + outside
@@ -120,7 +126,7 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
             # The weights are the file's own pages, mapped: no anonymous memory.
             mapped, weights = weights, 0
     if setting.quantization != "none" and setting.layer_by_layer:
-        weights += int(2 * layer * _QUANTIZED_BYTES[setting.quantization])
+        weights += int((2 if setting.reads_ahead else 1) * layer * _QUANTIZED_BYTES[setting.quantization])
     wave = wave_tokens(shape.hidden_size, tokens, layer_by_layer=setting.layer_by_layer, on_gpu=setting.on_gpu)
     if setting.total_tokens is not None:
         wave = min(wave, max(tokens, setting.total_tokens))
@@ -149,6 +155,19 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
         return Footprint(parts, sum(parts.values()), mapped)
     staging = 2 * layer * shape.stored_bytes if setting.layer_by_layer else layer * shape.stored_bytes
     return Footprint(parts, interpreter + _CUDA_RAM + staging + (waiting if offloaded else 0))
+
+
+def reads_ahead(shape: ModelShape, setting: TeacherSetting, memory_bytes: int, ram_bytes: int) -> bool:
+    """Whether a streamed teacher has room for two layers; the planner and the phase both ask here.
+
+    Args:
+        shape: the teacher.
+        setting: how it is run.
+        memory_bytes: budget on the compute device, without the CUDA context.
+        ram_bytes: budget in main memory.
+    """
+    footprint = teacher_footprint(shape, replace(setting, layer_by_layer=True, reads_ahead=True))
+    return footprint.peak_bytes <= SPARED * memory_bytes and footprint.ram_bytes <= SPARED * ram_bytes
 
 
 def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:

@@ -138,7 +138,8 @@ def _streaming(question: Question, answer: Answer) -> str:
         for on in (False, True)
     )
     if setting.layer_by_layer:
-        return f"streamed: {format_bytes(streamed)}; the whole teacher needs {format_bytes(whole)}"
+        alone = "" if setting.reads_ahead else ", one layer at a time and none read ahead"
+        return f"streamed: {format_bytes(streamed)}{alone}; the whole teacher needs {format_bytes(whole)}"
     return f"the whole teacher fits: {format_bytes(whole)} of {_budget(question)}"
 
 

@@ -14,9 +14,12 @@ from typing import Generic, TypeVar
 from engine.config import RunConfig
 from engine.planner.budget import Budget
 from engine.planner.footprint import (
+    CUDA_CONTEXT,
+    SPARED,
     Footprint,
     StudentSetting,
     TeacherSetting,
+    reads_ahead,
     student_footprint,
     teacher_footprint,
 )
@@ -27,8 +30,6 @@ from engine.planner.workload import Text, default_length, effective_rows
 
 # Tokens of a micro-batch beyond which nothing gets faster, on a CPU and on a GPU.
 _MOST_TOKENS = {False: 4_096, True: 65_536}
-# A prediction may be off by some percent: what the planner chooses leaves that much of the budget free.
-_SPARE = 0.05
 # Settings whose times differ by less are taken for equally fast, and the smaller one wins.
 _SAME_SPEED = 1.05
 _SHORTEST_ROW = 64
@@ -195,6 +196,10 @@ def teacher_candidates(question: Question, config: RunConfig, length: int) -> It
             on_gpu=question.budget.on_gpu,
             total_tokens=question.text.all_tokens(length) or None,
         )
+        if layer_by_layer:
+            budget = question.budget
+            on_device = budget.memory_bytes - (CUDA_CONTEXT if budget.on_gpu else 0)
+            setting = replace(setting, reads_ahead=reads_ahead(question.teacher, setting, on_device, budget.ram_bytes))
         seconds = teacher_duration(question.teacher, setting, tokens, question.rates).seconds
         if layer_by_layer:
             seconds *= _STREAMING_COSTS
@@ -230,8 +235,8 @@ def _choose(
     """The fastest that fits with something to spare, else that just fits, else the smallest."""
     careful = replace(
         budget,
-        memory_bytes=int(budget.memory_bytes * (1 - _SPARE)),
-        ram_bytes=int(budget.ram_bytes * (1 - _SPARE)),
+        memory_bytes=int(budget.memory_bytes * SPARED),
+        ram_bytes=int(budget.ram_bytes * SPARED),
     )
     for limit in (careful, budget):
         fitting = [candidate for candidate in candidates if limit.fits(candidate.footprint)]

@@ -53,8 +53,9 @@ def teacher_duration(shape: ModelShape, setting: TeacherSetting, tokens: int, ra
         micro_batch = setting.batch * setting.sequence_length
         wave = wave_tokens(shape.hidden_size, micro_batch, layer_by_layer=True, on_gpu=setting.on_gpu)
         reading = math.ceil(tokens / wave) * stored / rates.disk_read_bytes_per_second
-        # The next layer is read while one computes: the slower of the two decides.
-        work = max(compute, reading) + stored / max(1, shape.num_layers) / rates.disk_read_bytes_per_second
+        # The next layer is read while one computes: the slower of the two decides, where there is room for both.
+        together = max(compute, reading) if setting.reads_ahead else compute + reading
+        work = together + stored / max(1, shape.num_layers) / rates.disk_read_bytes_per_second
     else:
         work = compute + stored / rates.disk_read_bytes_per_second
     return _duration(work, rates)
