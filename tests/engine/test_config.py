@@ -25,13 +25,21 @@ def test_all_problems_are_said_at_once():
 
 @pytest.mark.parametrize(
     ("typed", "size"),
-    [("2GB", 2 * 10**9), ("2 GiB", 2**31), ("1.5G", 3 * 2**29), ("700mb", 7 * 10**8), ("12", 12), (5, 5)],
+    [
+        ("2GB", 2 * 10**9),
+        ("2 GiB", 2**31),
+        ("1.5G", 3 * 2**29),
+        ("700mb", 7 * 10**8),
+        ("12", 12),
+        (5, 5),
+        ("1_500MB", 1_500_000_000),
+    ],
 )
 def test_sizes_are_read_as_people_write_them(typed, size):
     assert parse_bytes(typed) == size
 
 
-@pytest.mark.parametrize("typed", ["", "GB", "two", "2 furlongs", "-1GB", "1e9"])
+@pytest.mark.parametrize("typed", ["", "GB", "two", "2 furlongs", "-1GB", "1e9", "_GB", "1.2.3GB", "9" * 400])
 def test_what_is_no_size_is_refused_in_the_words_of_the_form(typed):
     assert check_value("memory_budget", typed) == "expected a size such as 2GB, 1.5GiB or 700MB"
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import os
 import socket
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -180,6 +183,10 @@ def test_bad_lines_of_a_text_are_left_out(tmp_path: Path, content: bytes, wanted
         (b"MZ\0\1\2", "binary file"),
         ("Grüße, schöne Küche".encode("latin-1"), "file that is not UTF-8"),
         ("text".encode("utf-16"), "file in UTF-16 (save it as UTF-8)"),
+        ("text".encode("utf-32"), "file in UTF-32 (save it as UTF-8)"),
+        (gzip.compress(b"text"), "gzip file (unpack it first)"),
+        (bz2.compress(b"text"), "bzip2 file (unpack it first)"),
+        (b"%PDF-1.7 words", "PDF (take the text out of it first)"),
         (b"", "empty document"),
         (b" \n\t\n", "empty document"),
     ],
@@ -192,6 +199,34 @@ def test_file_that_is_no_text_is_left_out_and_named(tmp_path: Path, content: byt
     with pytest.raises(DataError, match="no usable text") as caught:
         texts(tmp_path / "a.txt")
     assert f"1 × {reason}" in caught.value.why
+
+
+@pytest.mark.parametrize("text", ["PK is a verb", "BZh is not a word", "PAR10 means 10", "\x28 in a bracket"])
+def test_words_that_begin_like_a_packed_file_are_words(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    assert texts(tmp_path) == [text]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "json", "csv"])
+def test_a_line_of_300_megabytes_takes_the_memory_of_its_pieces(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    opening = {"txt": b"", "jsonl": b'{"text": "', "json": b'[{"text": "', "csv": b'text\n"'}[suffix]
+    with path.open("wb") as file:
+        file.write(opening)
+        for _ in range(300):
+            file.write(b"endless " * 2**17)
+        file.write({"txt": b"", "jsonl": b'"}\n{"text": "a"}', "json": b'"}, {"text": "a"}]', "csv": b'"\na\n'}[suffix])
+    program = (
+        "import resource, sys\nfrom engine.data.sources import open_source\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "documents = sum(1 for _ in open_source(sys.argv[1], text_field=None, split='train').documents())\n"
+        "print(documents, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    documents, grown_kib = map(int, done.stdout.split())
+    assert documents == (1200 if suffix == "txt" else 1)
+    assert grown_kib < 64 * 2**10
 
 
 def test_character_cut_by_a_block_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
