@@ -86,7 +86,7 @@ def test_a_second_run_is_planned_with_what_the_first_has_not_taken_yet(
     info["predicted"]["student"]["ram_bytes"] = 2**33
     (folder / "run.json").write_text(json.dumps(info))
     first = Life(folder)
-    while not Run.open(folder).is_live():
+    while not (folder / "events.jsonl").exists():  # it has the lock, and has said so
         os.sched_yield()
     found = [run for run in live_runs(folder / "nowhere", announced_runs()) if run.reserved_bytes > 2**32]
     assert first.wait() == 0
