@@ -1,0 +1,43 @@
+"""Memory "monitoring" of the original printed, and acted on nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from engine import backoff
+from engine.config import RunConfig
+from engine.events import EventWriter, read_events
+from engine.memory_watch import MemoryWatch
+from engine.models.stream import StreamedTeacher
+from engine.relief import Relief
+from tests.tiny import tiny_model
+
+
+def test_a_teacher_reads_nothing_ahead_while_memory_is_short_and_does_again_when_there_is_room(tmp_path: Path) -> None:
+    teacher = StreamedTeacher(tiny_model("llama"), dtype=torch.float32, device=torch.device("cpu"), check=False)
+    free, seconds = iter([2**30, 1, 2**30]), iter(range(10))
+    relief = Relief(
+        teacher,
+        EventWriter(tmp_path / "events.jsonl"),
+        watch=MemoryWatch(2**30, lambda: next(free), lambda: next(seconds)),
+    )
+    reads_ahead = []
+    for _ in range(3):
+        relief.look()
+        reads_ahead.append(teacher.prefetch)
+    assert reads_ahead == [True, False, True]
+    assert [event["code"] for event in read_events(tmp_path / "events.jsonl")] == ["memory-short", "memory-room"]
+
+
+def test_a_phase_that_ran_out_of_memory_goes_on_with_less_and_the_same_effective_batch() -> None:
+    settings = RunConfig(student_batch=8, gradient_accumulation=2, optimizer="adamw", gradient_checkpointing=False)
+    rows = set()
+    for _ in range(3):
+        step = backoff.next_step("student", settings)
+        assert step is not None
+        settings = settings.model_copy(update={name: new for name, _, new in step.changes})
+        rows.add((settings.student_batch or 0) * (settings.gradient_accumulation or 0))
+    assert settings.student_batch == 1
+    assert rows == {16}
