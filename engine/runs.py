@@ -36,12 +36,19 @@ def announced(run: Path) -> Iterator[None]:
 
 
 def announced_runs() -> list[Path]:
-    """Folders of the runs that said they are going; those of killed supervisors are among them."""
+    """Folders of the runs that said they are going; those of killed supervisors are among them.
+
+    Notes of runs whose folder is gone are removed.
+    """
     found = []
     with contextlib.suppress(OSError):
         for note in sorted(_notes_path().iterdir()):
             with contextlib.suppress(OSError, ValueError):
-                found.append(Path(os.fsdecode(note.read_bytes())))
+                run = Path(os.fsdecode(note.read_bytes()))
+                if run.is_dir():
+                    found.append(run)
+                else:
+                    note.unlink()
     return found
 
 

@@ -51,3 +51,9 @@ def test_a_run_in_any_folder_is_found_while_it_is_going(tmp_path: Path) -> None:
             assert [run.name for run in live_runs(tmp_path / "runs", announced_runs())] == ["other"]
     assert announced_runs() == []
     assert live_runs(tmp_path / "runs", [elsewhere, tmp_path / "gone"]) == []
+
+
+def test_notes_of_runs_that_are_gone_are_removed(tmp_path: Path) -> None:
+    with announced(tmp_path / "run"):
+        assert announced_runs() == []
+        assert list((Path(os.environ["XDG_STATE_HOME"]) / "tinydistill" / "going").iterdir()) == []
