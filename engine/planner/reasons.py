@@ -22,7 +22,7 @@ DEFAULTS: dict[str, str] = {
     "packing": "no token is spent on padding",
     "holdout": "enough documents to measure with, few enough to miss",
     "target": "its mean is the teacher's whole distribution",
-    "kd_weight": "mostly the teacher, and the true next token as a check",
+    "kd_weight": "the teacher alone: its distribution says more than the one word that came",
     "temperature": "the teacher's distribution as it is",
     "warmup": "the first steps are careful while AdamW's averages settle",
     "schedule": "ends gently, at a tenth of the peak",
