@@ -117,7 +117,7 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
         head = shape.head_matrix * number
         weights = shape.other * number + slots
         beyond = max(0, head - slots) if setting.reads_ahead else 0
-        head_rows = beyond + (2 * _HEAD_SLICE if head > slots else 0)
+        head_rows = beyond + (_HEAD_SLICE if head > slots else 0)
     else:
         linear = _QUANTIZED_BYTES.get(setting.quantization, number)
         weights = int(sum(shape.layer_parameters) * linear) + outside
@@ -225,7 +225,7 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     # On a GPU the states go to main memory; on a CPU weights and states go to a mapped file.
     offloaded = setting.cpu_offload
     in_files = offloaded and not setting.on_gpu
-    kernels = _KERNELS if number == 2 and not setting.on_gpu else 0
+    kernels = _TRAINING_KERNELS if number == 2 and not setting.on_gpu else 0
     parts = {
         "weights": (0 if in_files else 4 * parameters) + copies + highest.get("weights", 0),
         "gradients": highest["gradients"],
@@ -252,6 +252,8 @@ _DRAW_BYTES = 128 * 16
 _HEAD_SLICE = 8 * MIB
 # Matrix products in half precision compile a kernel for each shape they meet, and keep it.
 _KERNELS = 5 * MIB
+# The backward pass has three shapes of product for each of the forward's.
+_TRAINING_KERNELS = 25 * MIB
 # Hidden states beside the layers: the last norm's input and output, the scored positions, and their gradient.
 _ENDS = 5
 # A lean step's head works on slices of 4 MiB: logits, their gradient, the slice's own gradient.

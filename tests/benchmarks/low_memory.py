@@ -51,7 +51,7 @@ def main(words: list[str] | None = None) -> int:
     """Run it; 1 when a run did not end well, or ours is not below the others in every row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for models (about 11 GB) and runs")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--json", type=Path, help="write the results here; rows and sides that are there stay")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--budget", action="append", help="ours; may be given several times (600MB, on CUDA 2GB and 4GB)"
@@ -88,10 +88,21 @@ def main(words: list[str] | None = None) -> int:
         machine = hardware.detect(folder)
         told = {"cores": machine.cores, "instruction_sets": machine.cpu_features, "ram_bytes": machine.ram_bytes}
         settings = {"length": LENGTH, "rows_in_a_step": ROWS, "steps": STEPS, "train_rows": SAMPLES, "cap": CAP_BYTES}
+        rows, depths = _with_earlier(arguments.json, rows, depths)
         results = {"settings": settings, "rows": rows, "depths": depths, "machine": told, "versions": versions()}
         results["date"] = time.strftime("%Y-%m-%d")
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     return int(not all(map(_is_good, rows)))
+
+
+def _with_earlier(path: Path, rows: list[dict[str, Any]], depths: list[Any]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """What was just measured, over what the file has: the whole takes an hour, and may be done in parts."""
+    before = json.loads(path.read_text()) if path.is_file() else {"rows": [], "depths": []}
+    merged = {row["teacher"]: row for row in before["rows"]}
+    for row in rows:
+        merged[row["teacher"]] = merged.get(row["teacher"], {}) | row
+    order = [size for size in TEACHERS if size in merged]
+    return [merged[size] for size in order], depths or before["depths"]
 
 
 def _ours(teacher: Path, student: Path, texts: Path, run: Path, device: str, budget: str) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def main(words: list[str] | None = None) -> int:
     print(f"{len(rows)} settings; the worst is {worst['ratio'] - 1:+.1%}: {worst['phase']} {worst['model']}")
     if arguments.json:
         machine = hardware.detect(arguments.folder)
-        told = {"cpu": machine.cpu_name, "cores": machine.cores, "ram_bytes": machine.ram_bytes}
+        told = {"cores": machine.cores, "instruction_sets": machine.cpu_features, "ram_bytes": machine.ram_bytes}
         results = {"claim": CLAIM, "rows": rows, "machine": told, "versions": versions()}
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     return int(any(row["problem"] or abs(row["ratio"] - 1) > CLAIM for row in rows))
