@@ -27,7 +27,9 @@ def write_texts(folder: Path, count: int = 60) -> Path:
     return path
 
 
-def run(*words: object, module: str = "engine.cli.distill", **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: object, module: str = "engine.cli.distill", timeout: float = 500, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run ``tiny-distill`` (or another of the programs) to its end."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, words)],
@@ -36,7 +38,7 @@ def run(*words: object, module: str = "engine.cli.distill", **environment: str) 
         cwd=ROOT,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
-        timeout=500,
+        timeout=timeout,
     )
 
 

@@ -142,6 +142,13 @@ def test_the_students_files_are_as_open_to_others_as_the_rest_of_the_run(finishe
     assert modes == {(finished / "run.json").stat().st_mode & 0o777}
 
 
+def test_the_students_card_does_not_tell_where_things_lie_on_this_machine(finished):
+    card = (finished / "student" / "README.md").read_text()
+    assert tiny_model("llama").name in card
+    for folder in (finished.parent, tiny_model("llama").parent, Path.home()):
+        assert str(folder) not in card
+
+
 def test_a_finished_run_that_is_resumed_says_so(finished, capsys):
     assert main(["--resume", "--output-dir", str(finished)]) == 0
     assert "finished already" in capsys.readouterr().out
