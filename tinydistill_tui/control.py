@@ -30,10 +30,6 @@ def start(path: Path) -> None:
     _started[:] = [process for process in _started if process.poll() is None]
     try:
         _started.append(supervisor.start(run.path))
-    except PermissionError as error:
-        raise FolderError(
-            f"{path} cannot be written ({error.strerror}).", "", "Copy the run somewhere else."
-        ) from error
     except OSError as error:
         raise RunFailed(
             f"The run could not be started ({error.strerror or error}).",

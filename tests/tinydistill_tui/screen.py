@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ def text_of(app: TinyDistillApp) -> str:
     return "\n".join(lines_of(app))
 
 
-async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
     """Wait until something is so; fails with the screen's text."""
-    for _ in range(int(seconds / 0.05)):
+    until_when = time.monotonic() + seconds
+    while time.monotonic() < until_when:
         with contextlib.suppress(Exception):  # a widget that is not there yet
             if condition():
                 await pilot.pause()

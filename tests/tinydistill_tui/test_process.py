@@ -87,9 +87,9 @@ def test_long_run_opens_at_once_answers_while_it_reads_and_takes_little_memory(r
     path = make_run(runs_folder, now=time.time())
     grow(path, MANY)
     with held(path), terminal(["--attach", str(path)]) as term:
-        term.wait_for("reading", seconds=5)
+        term.wait_for("reading")
         term.type("?")
-        term.wait_for("What this is, and every key", seconds=5)
+        term.wait_for("What this is, and every key")
         term.type("\x1b")
         term.wait_for("attached, live", seconds=60)
         append(path, [{"time": time.time(), "kind": "log", "level": "info", "message": "the newest word"}])
@@ -103,8 +103,8 @@ def test_fifty_events_a_second_leave_memory_flat(runs_folder):
         term.wait_for("attached, live")
         term.read(1.0)
         before = memory_of(term.process.pid, "VmRSS")
-        for _ in range(40):
-            grow(path, 50)
+        for _ in range(20):
+            grow(path, 100)
             term.read(0.1)
         assert memory_of(term.process.pid, "VmRSS") - before < 10 * 2**20
         term.type("q")

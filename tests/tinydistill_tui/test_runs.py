@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from engine.errors import CorruptState, FolderError, RunFailed
+from engine.errors import CorruptState, FolderError
 from tests.tinydistill_tui.fixtures import NOW, append, held, make_run
 from tinydistill_tui import control, runs
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_started_is_a_sentence(runs_folder):
     path = make_run(runs_folder, scene="stopped")
     (path / "run.log").unlink()
     (path / "run.log").mkdir()
-    with pytest.raises(RunFailed, match="could not be started"):
+    with pytest.raises(FolderError, match="cannot go on"):
         control.start(path)
     with pytest.raises(FolderError, match="There is no run in"):
         control.start(runs_folder / "nothing")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 
@@ -18,6 +19,7 @@ from tests.tinydistill_tui.wizard import (
     MACHINE,
     RATES,
     choose,
+    paste,
     to_the_plan,
     until_data,
     until_models,
@@ -25,6 +27,7 @@ from tests.tinydistill_tui.wizard import (
     until_welcome,
     wizard,
 )
+from tinydistill_tui import control
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.screens.plan import PlanScreen
 from tinydistill_tui.screens.profiles import ProfilesScreen
@@ -33,7 +36,22 @@ from tinydistill_tui.screens.run import RunScreen
 pytestmark = pytest.mark.usefixtures("same_machine")
 
 
-async def test_demo_by_enter_enter_enter_s_starts_a_real_run(runs_folder):
+def stop(path):
+    """End a run that a test has started, and wait for it."""
+    supervisor.request(path, "stop", by="test")
+    until_when = time.monotonic() + 60
+    while Run.open(path).is_live() and time.monotonic() < until_when:
+        time.sleep(0.05)
+    assert not Run.open(path).is_live()
+
+
+@pytest.mark.parametrize("engine", ["fake", pytest.param("real", marks=pytest.mark.slow)])
+async def test_demo_by_enter_enter_enter_s_starts_a_run(runs_folder, monkeypatch, engine):
+    if engine == "fake":  # its own program with the run's lock, so that no phase has to load torch
+        words = [sys.executable, "-m", "tests.tinydistill_tui.fake_engine"]
+        monkeypatch.setattr(
+            supervisor, "start", lambda path: subprocess.Popen([*words, path], stdout=subprocess.DEVNULL)
+        )
     path = None
     try:
         async with wizard({"demo": True}) as (app, pilot):
@@ -53,11 +71,9 @@ async def test_demo_by_enter_enter_enter_s_starts_a_real_run(runs_folder):
             assert welcome.draft.get("demo") == "on"
     finally:
         if path is not None:
-            supervisor.request(path, "stop", by="test")
-            until_when = time.monotonic() + 30
-            while Run.open(path).is_live() and time.monotonic() < until_when:
-                time.sleep(0.05)
-            assert not Run.open(path).is_live()
+            stop(path)
+        for process in control._started:
+            process.wait(30)
 
 
 async def test_screens_load_no_torch_and_no_numpy(run_in_a_fresh_interpreter):
@@ -74,8 +90,6 @@ async def test_screens_load_no_torch_and_no_numpy(run_in_a_fresh_interpreter):
 
 @pytest.fixture
 def run_in_a_fresh_interpreter():
-    import subprocess
-
     def run(code):
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -279,7 +293,7 @@ async def test_draft_survives_the_program(notes):
         await until_models(app, pilot)
         await pilot.press("enter")
         await until_data(app, pilot)
-        await pilot.press(*str(notes))
+        await paste(app, pilot, str(notes))
         await until(pilot, lambda: app.screen.found is not None and app.screen.found.files == 40, "the notes are found")
         assert "40 files" in text_of(app)
         app.screen.query_one("#preview").focus()
@@ -310,7 +324,8 @@ async def test_text_that_is_not_there_is_said_and_next_stays(tmp_path):
         await until_models(app, pilot)
         await pilot.press("enter")
         screen = await until_data(app, pilot)
-        await pilot.press(*str(tmp_path / "nowhere.txt"), "enter")
+        await paste(app, pilot, str(tmp_path / "nowhere.txt"))
+        await pilot.press("enter")
         await until(pilot, lambda: "✗ There is no file" in text_of(app), "it is said")
         assert app.screen is screen
         assert app.focused.id == "field-data"
@@ -353,7 +368,7 @@ async def test_teacher_that_is_typed_ends_the_demo(tmp_path):
     async with wizard({"demo": True}) as (app, pilot):
         await pilot.press("enter")
         screen = await until_models(app, pilot)
-        await pilot.press(*str(DEMO_TEACHER))
+        await paste(app, pilot, str(DEMO_TEACHER))
         assert screen.draft.get("demo") == ""
         assert screen.draft.good_config().contradictions() == []
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from textual import events
 from textual.pilot import Pilot
 
 from engine.hardware import Hardware
@@ -73,6 +74,12 @@ async def until_welcome(app: TinyDistillApp, pilot: Pilot[int]) -> WelcomeScreen
     await until(pilot, lambda: isinstance(app.screen, WelcomeScreen), "the first screen is shown")
     assert isinstance(app.screen, WelcomeScreen)
     return app.screen
+
+
+async def paste(app: TinyDistillApp, pilot: Pilot[int], text: str) -> None:
+    """Put a long text into the field that has the focus, as a terminal does it; a key for each sign takes seconds."""
+    app.post_message(events.Paste(text))
+    await pilot.pause()
 
 
 async def choose(app: TinyDistillApp, pilot: Pilot[int], setting: str) -> None:
