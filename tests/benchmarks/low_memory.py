@@ -1,7 +1,7 @@
 """How much memory does distilling Pythia-70M from ever larger teachers take: this way, the usual way, and as published?
 
-    python -m tests.benchmarks.low_memory --folder FOLDER --json results.json
-    python -m tests.benchmarks.low_memory --folder FOLDER --device cuda --budget 2GB --budget 4GB
+    python -m tests.benchmarks.low_memory [--folder FOLDER] [--json results.json]
+    python -m tests.benchmarks.low_memory --device cuda --budget 2GB --budget 4GB
 
 *ours* is ``tiny-distill`` as a person types it, from text to the finished student, with a memory budget and, on the
 CPU, inside a memory control group whose hard limit is 700 MB (where none can be made, the measured peak has to do).
@@ -26,6 +26,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -50,7 +51,7 @@ DEPTHS = (6, 24, 48)
 def main(words: list[str] | None = None) -> int:
     """Run it; 1 when a run did not end well, or ours is not below the others in every row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for models (about 11 GB) and runs")
+    parser.add_argument("--folder", type=Path, default=_usual_folder(), help="for models (about 11 GB) and runs")
     parser.add_argument("--json", type=Path, help="write the results here; rows and sides that are there stay")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -67,6 +68,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
 
     folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
     budgets = arguments.budget or (["600MB"] if arguments.device == "cpu" else ["2GB", "4GB"])
     student = make_pythia(STUDENT, folder / f"pythia-{STUDENT}")
     texts = _write_texts(folder / "texts.jsonl")
@@ -93,6 +95,10 @@ def main(words: list[str] | None = None) -> int:
         results["date"] = time.strftime("%Y-%m-%d")
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     return int(not all(map(_is_good, rows)))
+
+
+def _usual_folder() -> Path:
+    return Path(tempfile.gettempdir()) / "tinydistill-low-memory"
 
 
 def _with_earlier(path: Path, rows: list[dict[str, Any]], depths: list[Any]) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -210,8 +216,6 @@ def _plain(teacher: Any, student: Any, batches: list[Any], device: str) -> None:
 
 
 def _trl(teacher: Any, student: Any, batches: list[Any], device: str) -> None:
-    import tempfile
-
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer
