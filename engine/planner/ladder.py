@@ -17,17 +17,21 @@ from engine.planner.resolve import plan
 
 # Each rung keeps what the ones before it saved.
 _TEACHER_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("whole teacher, 8 rows", {"layer_by_layer": False, "teacher_batch": 8}),
+    ("whole teacher, 8 rows", {"layer_by_layer": False, "teacher_batch": 8, "cpu_offload": False}),
     ("1 row at a time", {"teacher_batch": 1}),
     ("streamed layer by layer, 8 rows", {"layer_by_layer": True, "teacher_batch": 8}),
     ("streamed, 1 row at a time", {"teacher_batch": 1}),
 )
 _STUDENT_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("plain AdamW, 8 rows", {"student_batch": 8, "gradient_checkpointing": False, "optimizer": "adamw"}),
+    (
+        "plain AdamW, 8 rows",
+        {"student_batch": 8, "gradient_checkpointing": False, "optimizer": "adamw", "cpu_offload": False},
+    ),
     ("2 rows at a time", {"student_batch": 2}),
     ("8-bit optimizer states", {"optimizer": "adamw-8bit"}),
     ("activations computed twice", {"gradient_checkpointing": True}),
     ("1 row at a time", {"student_batch": 1}),
+    ("weights and states off the device", {"cpu_offload": True}),
 )
 # Rows of an optimizer step on every rung, so that they are compared at the same work.
 _ROWS_IN_A_STEP = 8
