@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from engine import launch
@@ -32,6 +32,9 @@ def request_that_is_good(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(word) for word in (*words, "--data", write_texts(folder / "data"), "--output_dir", folder / "run")]
 
 
+@example(flag="memory_budget", value="9" * 500, glued=False)  # these ended as 'something unexpected' once
+@example(flag="teacher", value="a" * 5000, glued=False)
+@example(flag="data", value="~nobody-of-this-name/x", glued=True)
 @given(flag=st.sampled_from([*SETTINGS, "plain", "version", "frobnicate"]), value=values, glued=st.booleans())
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
