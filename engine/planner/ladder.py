@@ -32,6 +32,7 @@ _STUDENT_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("activations computed twice", {"gradient_checkpointing": True}),
     ("1 row at a time", {"student_batch": 1}),
     ("weights and states off the device", {"cpu_offload": True}),
+    ("8 rows at once, no gradient whole", {"student_batch": 8}),
 )
 # Rows of an optimizer step on every rung, so that they are compared at the same work.
 _ROWS_IN_A_STEP = 8
