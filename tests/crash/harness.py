@@ -89,7 +89,6 @@ class Harness:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.points: list[tuple[str, str]] = []
-        self._number = 0
         _import_everything()
         self.template = make_template(scratch)
         folder = self.new_run()
@@ -109,8 +108,8 @@ class Harness:
 
     def new_run(self) -> Path:
         """A copy of the template, as if just planned."""
-        self._number += 1
-        folder = self.scratch / f"{self._number:04d}" / "run"
+        # A name that nobody has: forked children make runs here too.
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch)) / "run"
         shutil.copytree(self.template, folder)
         return folder
 
@@ -152,8 +151,8 @@ class Harness:
             assert code == -signal.SIGKILL
             _wait_for_orphans(folder)
             folder.parent.rename(kept.parent)
-        self._number += 1
-        folder = self.scratch / f"{self._number:04d}" / "run"
+        # A name that nobody has: forked children make runs here too.
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch)) / "run"
         shutil.copytree(kept, folder)
         return folder
 
