@@ -203,7 +203,8 @@ class RunConfig(BaseModel):
     output_dir: Folder | None = setting(None, "The run's folder", group="run")
     cache_dir: Folder | None = setting(
         None,
-        "Keep the teacher's records here, to share them between runs; else they are in the run's folder",
+        "Keep the teacher's records here, to share them between runs; else they are in the run's folder. "
+        "Another run's cache folder is used as it is",
         group="run",
     )
     checkpoint_every: int | None = setting(

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.cli.arguments import command_line
+from engine.config import RunConfig
+from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration
 from engine.report import MEASURES, Measure, headline, one_line
 from tinydistill_tui.words import number
@@ -95,12 +98,35 @@ def commands(report: dict[str, Any], path: Path) -> list[Command]:
         "import sys; from transformers import pipeline; "
         "print(pipeline('text-generation', sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]['generated_text'])"
     )
+    again = _another_student(config, path)
     return [
         Command("Try the student", f'python -c "{code}" {student} {prompt}'),
         Command(f"Train longer, to {longer[1]} {longer[0]}", f"{go_on} --{longer[0]} {longer[1]}"),
+        *([Command("Train another student from the same records", again)] if again else []),
         Command("See what the cache holds", f"tiny-distill-cache inspect {shlex.quote(str(_cache(config, path)))}"),
         Command("Open the folder", f"cd {folder}"),
     ]
+
+
+# What a record belongs to: which rows there are, and what the teacher computes in.
+_OF_THE_RECORDS = (
+    *("teacher", "data", "text_field", "data_split", "samples", "sequence_length", "packing", "holdout", "seed"),
+    *("record_size", "temperature", "precision", "quantization", "trust_remote_code"),
+)
+
+
+def _another_student(config: dict[str, Any], path: Path) -> str | None:
+    """A smaller student of the teacher's layers that learns from the records that are there."""
+    fields = RunConfig.model_fields
+    values = {name: config[name] for name in _OF_THE_RECORDS if config.get(name) not in (None, fields[name].default)}
+    layers = number(config.get("student_layers"))
+    if layers:
+        values["student_layers"] = max(1, int(layers) - 1)
+    values |= {"student": "from-teacher", "cache_dir": str(_cache(config, path))}
+    try:
+        return command_line(RunConfig.parse(values))
+    except TinyDistillError:  # of another version, or changed by hand
+        return None
 
 
 def _cache(config: dict[str, Any], path: Path) -> Path:

@@ -9,6 +9,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from engine.cache.identity import MANIFEST
 from engine.cache.store import CacheIdentity, CacheStore
 from engine.config import RunConfig
 from engine.data.tokens import SPLITS, TokenFile
@@ -56,6 +57,8 @@ def open_store(
 ) -> CacheStore:
     """The run's records: in its own folder, or below the shared one under the name of what they belong to.
 
+    A shared folder that is itself a cache, as the one in another run's folder, is used as it is or refused.
+
     Args:
         run: whose records.
         settings: the run's.
@@ -64,7 +67,9 @@ def open_store(
         control: of a phase that will write; it waits, and hears a stop, while another run writes. None only reads.
     """
     identity = cache_identity(settings, vocab_size)
-    path = run.cache_path / identity.digest() if settings.cache_dir else run.cache_path
+    path = run.cache_path
+    if settings.cache_dir and not (path / MANIFEST).exists():
+        path = path / identity.digest()
     wait = control.safe_point if control else None
     # A cache in the run's own folder is known to be the run's; a path in it would be wrong once the folder is moved.
     used_by = run.path if settings.cache_dir else None

@@ -5,6 +5,8 @@ import subprocess
 import pytest
 
 from engine import profiles
+from engine.cli.arguments import parse
+from engine.config import RunConfig
 from tests.tinydistill_tui.fixtures import REPORT, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui import result
@@ -44,7 +46,7 @@ async def test_samples_are_turned_and_commands_copied(runs_folder):
         )
         await pilot.press("down", "y")
         assert app.clipboard == f"tiny-distill --resume --output_dir {path} --epochs 2"
-        await pilot.press("down", "enter")
+        await pilot.press("down", "down", "enter")
         assert app.clipboard == f"tiny-distill-cache inspect {path}/cache"
 
 
@@ -78,6 +80,18 @@ def test_commands_run_in_a_shell_as_they_are(tmp_path):
     try_it = shlex.split(result.commands(REPORT, folder)[0].line)
     compile(try_it[2], "command", "exec")
     assert try_it[3:] == [str(folder / "student"), "The best time to visit Porto is"]
+
+
+def test_another_student_is_asked_for_with_the_records_that_are_there(tmp_path):
+    line = next(command.line for command in result.commands(REPORT, tmp_path) if "another student" in command.title)
+    typed, _ = parse(shlex.split(line)[1:], program="tiny-distill", description="")
+    asked = RunConfig.parse(typed)
+    made_with = RunConfig.parse(REPORT["config"])
+    for name in ("teacher", "data", "samples", "sequence_length", "packing", "holdout", "seed", "record_size"):
+        assert getattr(asked, name) == getattr(made_with, name), name
+    assert asked.student == "from-teacher"
+    assert asked.cache_dir == tmp_path / "cache"
+    assert asked.output_dir is None
 
 
 def test_change_is_signed_and_worded():

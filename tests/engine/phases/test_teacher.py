@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import CacheMismatch
+from engine.events import EventWriter
+from engine.phase_control import PhaseControl
+from engine.phases.teacher import open_store
+from engine.run import Run
+from tests.tiny import VOCAB_SIZE, tiny_model
+
+
+def opened(folder: Path, **settings: Any) -> Path:
+    """Where a run's records lie, once it has opened them for writing."""
+    folder.mkdir(exist_ok=True)
+    run = Run(folder, {"settings": {"teacher": str(tiny_model("llama")), "precision": "fp32", **settings}})
+    events = EventWriter(run.events_path)
+    with open_store(run, run.settings, VOCAB_SIZE, events, PhaseControl.inert()) as store:
+        return store.path
+
+
+def test_another_runs_cache_serves_a_second_student(tmp_path: Path) -> None:
+    first = opened(tmp_path / "first")
+    assert first == tmp_path / "first" / "cache"
+    assert opened(tmp_path / "second", cache_dir=str(first), target="ghost", kd_weight=0.5) == first
+
+
+def test_another_runs_cache_of_something_else_is_refused_with_the_difference_named(tmp_path: Path) -> None:
+    first = opened(tmp_path / "first")
+    with pytest.raises(CacheMismatch, match="temperature"):
+        opened(tmp_path / "second", cache_dir=str(first), temperature=2.0)
+
+
+def test_a_shared_folder_holds_caches_by_what_they_belong_to(tmp_path: Path) -> None:
+    shared = str(tmp_path / "shared")
+    paths = [
+        opened(tmp_path / name, cache_dir=shared, temperature=t) for name, t in (("a", 1.0), ("b", 1.0), ("c", 2.0))
+    ]
+    assert paths[0] == paths[1]
+    assert {path.parent for path in paths} == {tmp_path / "shared"}
+    assert paths[2] != paths[0]
