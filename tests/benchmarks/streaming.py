@@ -57,7 +57,11 @@ def main() -> None:
     equal = all(pair["streamed"]["checksum"] == pair["resident"]["checksum"] for pair in pairs)
     result: dict[str, Any] = {
         "question": __doc__.splitlines()[0],
-        "settings": {key: str(value) for key, value in vars(arguments).items() if value is not None},
+        "settings": {
+            key: str(value)
+            for key, value in vars(arguments).items()
+            if value is not None and key not in ("folder", "out")
+        },
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": pairs[0]["streamed"]["versions"],
         "date": time.strftime("%Y-%m-%d"),

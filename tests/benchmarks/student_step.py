@@ -50,7 +50,11 @@ def main() -> None:
     rounds = [{side: _run_side(side) for side in SIDES} for _ in range(arguments.rounds)]
     result: dict[str, Any] = {
         "question": (__doc__ or "").splitlines()[0],
-        "settings": {key: str(value) for key, value in vars(arguments).items() if value is not None},
+        "settings": {
+            key: str(value)
+            for key, value in vars(arguments).items()
+            if value is not None and key not in ("folder", "out")
+        },
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": rounds[0]["plain"]["versions"],
         "date": time.strftime("%Y-%m-%d"),
