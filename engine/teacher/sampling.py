@@ -222,5 +222,5 @@ def _check(total_N: Tensor) -> None:
         raise BadNumbers(
             f"The teacher's probabilities sum to {float(total_N[row]):g} in row {row} of {len(total_N)}.",
             "NaN or infinity came out of the model.",
-            "In bf16 or fp16, try --precision fp32; in fp32 the weights are damaged: download or save the teacher again.",
+            "In half precision, try --precision fp32; in fp32 the weights are damaged: save or download them again.",
         )
