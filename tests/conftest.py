@@ -6,11 +6,14 @@ import os
 
 import pytest
 
+from tests.forks import share_nothing_with_children
+
 # One thread: two test processes side by side neither fight for cores nor change a matrix product's rounding.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+share_nothing_with_children()
 
 
 @pytest.fixture(autouse=True)

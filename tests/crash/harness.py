@@ -45,6 +45,7 @@ from engine.run import Run
 from tests.crash.disk import MODES, Disk
 from tests.end_to_end import program
 from tests.end_to_end.program import write_texts
+from tests.forks import share_nothing_with_children
 from tests.tiny import tiny_model
 
 Target = Literal["phase", "supervisor", "both", "power", "disk"]
@@ -343,6 +344,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def _import_everything() -> None:
+    share_nothing_with_children()
     import torch
 
     from engine.models.derive import derive_student

@@ -80,6 +80,7 @@ def assert_same_end(folder: Path, expected: dict[str, torch.Tensor]) -> None:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("whole")
+    tiny_model("gpt2", num_layers=2)  # made here once, or every child that is killed would begin with making it
     make_run(folder).store.close()
     assert in_child(lambda: train_to_the_end(folder), {}) == 0
     end: dict[str, torch.Tensor] = torch.load(folder / "end.pt", weights_only=True)
