@@ -24,7 +24,6 @@ from textual.binding import Binding, BindingType
 from textual.constants import DEFAULT_THEME
 from textual.filter import LineFilter
 from textual.screen import Screen
-from textual.timer import Timer
 
 from engine.errors import TinyDistillError
 from tinydistill_tui import appearance, runs
@@ -32,7 +31,6 @@ from tinydistill_tui.palette import RunCommands, SettingCommands
 from tinydistill_tui.screens.help import HelpScreen
 
 _TWICE_SECONDS = 1.0
-_REST_SECONDS = 0.3  # without another size, and a window has come to rest
 _OF_ONE_RUN = frozenset({"output_dir", "resume", "profile"})  # what another run like this one does not take over
 
 
@@ -83,7 +81,6 @@ class TinyDistillApp(App[int]):
             self.theme = appearance.DARK.name
         if self.options.get("no_animation") or _slow_terminal():
             self.animation_level = "none"
-        self._at_rest: Timer | None = None
         self._own_filters: list[LineFilter] = [appearance.ContrastFilter()]
         if self.options.get("ascii"):
             self._own_filters.append(appearance.AsciiFilter())
@@ -98,16 +95,6 @@ class TinyDistillApp(App[int]):
         if self.run_path is not None:
             runs.remember(self.run_path)
         self.switch_mode("wizard" if self.run_path is None else "run")
-
-    def on_resize(self) -> None:
-        """Draw everything once more when the window has come to rest.
-
-        The first frame of a new size may reach a terminal that is still of the old one, and what that makes of it would
-        stay: later frames bring only what has changed, and Textual 8.2.8 passes over a second notice of the same size.
-        """
-        if self._at_rest is not None:
-            self._at_rest.stop()
-        self._at_rest = self.set_timer(_REST_SECONDS, lambda: self.screen.refresh())
 
     def get_line_filters(self) -> list[LineFilter]:
         """Textual's own filters, and ours behind them."""

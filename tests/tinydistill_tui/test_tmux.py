@@ -205,9 +205,6 @@ def test_windows_of_any_size(tmux, runs_folder):
         for width, height in ((120, 40), (60, 16), (20, 5), (80, 24)):
             tmux.call("resize-window", "-t", "s", "-x", str(width), "-y", str(height))
             tmux.wait_for("training")
-        for width, height in ((120, 40), (60, 16), (100, 30), (70, 20)):  # as a hand does it, faster than frames come
-            tmux.call("resize-window", "-t", "s", "-x", str(width), "-y", str(height))
-        tmux.wait_for("● training")
         tmux.call("resize-window", "-t", "s", "-x", "20", "-y", "5")
         tmux.wait_for("training")
         tmux.type("q")
