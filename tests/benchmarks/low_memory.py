@@ -52,7 +52,8 @@ def main(words: list[str] | None = None) -> int:
     """Run it; 1 when a run did not end well, or ours is not below the others in every row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=_usual_folder(), help="for models (about 11 GB) and runs")
-    parser.add_argument("--json", type=Path, help="write the results here; rows and sides that are there stay")
+    parser.add_argument("--json", type=Path, help="write the results here, each as soon as it is there")
+    parser.add_argument("--go-on", action="store_true", help="leave out what the JSON file has already")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--budget", action="append", help="ours; may be given several times (600MB, on CUDA 2GB and 4GB)"
@@ -72,43 +73,70 @@ def main(words: list[str] | None = None) -> int:
     budgets = arguments.budget or (["600MB"] if arguments.device == "cpu" else ["2GB", "4GB"])
     student = make_pythia(STUDENT, folder / f"pythia-{STUDENT}")
     texts = _write_texts(folder / "texts.jsonl")
-    rows = []
+    results = Results(arguments.json, arguments.go_on)
     for size in arguments.teachers:
         teacher = make_pythia(size, folder / f"pythia-{size}")
-        row: dict[str, Any] = {"teacher": size, "student": STUDENT, "published_gb": PUBLISHED[size]}
-        if "ours" in arguments.sides:
-            row["ours"] = [_ours(teacher, student, texts, folder / "run", arguments.device, one) for one in budgets]
-        for side in ("plain", "trl"):
-            if side in arguments.sides and (side != "trl" or importlib.util.find_spec("trl") is not None):
+        row = results.row(size)
+        for side in arguments.sides:
+            if side in row or (side == "trl" and importlib.util.find_spec("trl") is None):
+                continue
+            if side == "ours":
+                row[side] = [_ours(teacher, student, texts, folder / "run", arguments.device, one) for one in budgets]
+            else:
                 row[side] = _usual(side, teacher, student, arguments.device)
-        rows.append(row)
+            results.write(folder)
         _print_row(row)
-    depths = [] if arguments.no_depths or arguments.device != "cpu" else [_depth(count, folder) for count in DEPTHS]
-    for depth in depths:
+    for count in () if arguments.no_depths or arguments.device != "cpu" else DEPTHS:
+        depth = results.depths.get(count) or _depth(count, folder)
+        results.depths[count] = depth
+        results.write(folder)
         print(f"{depth['layers']:3} layers ({_mb(depth['weight_bytes'])}): scored in {_mb(depth['anonymous_bytes'])}")
-    if arguments.json:
+    rows = [results.rows[size] for size in arguments.teachers]
+    return int(not all(map(_is_good, rows)) or not _is_flat(list(results.depths.values())))
+
+
+class Results:
+    """What was measured so far; the whole takes an hour, and a run that was stopped goes on where it was.
+
+    Args:
+        path: of the JSON file; None writes nothing.
+        go_on: begin with what the file has.
+    """
+
+    def __init__(self, path: Path | None, go_on: bool) -> None:
+        self._path = path
+        before = json.loads(path.read_text()) if go_on and path is not None and path.is_file() else {}
+        self.rows: dict[str, dict[str, Any]] = {row["teacher"]: row for row in before.get("rows", [])}
+        self.depths: dict[int, dict[str, Any]] = {depth["layers"]: depth for depth in before.get("depths", [])}
+
+    def row(self, size: str) -> dict[str, Any]:
+        """The row of this teacher, with the sides that are there."""
+        return self.rows.setdefault(size, {"teacher": size, "student": STUDENT, "published_gb": PUBLISHED[size]})
+
+    def write(self, folder: Path) -> None:
+        """Write everything, under another name first."""
+        if self._path is None:
+            return
         machine = hardware.detect(folder)
-        told = {"cores": machine.cores, "instruction_sets": machine.cpu_features, "ram_bytes": machine.ram_bytes}
-        settings = {"length": LENGTH, "rows_in_a_step": ROWS, "steps": STEPS, "train_rows": SAMPLES, "cap": CAP_BYTES}
-        rows, depths = _with_earlier(arguments.json, rows, depths)
-        results = {"settings": settings, "rows": rows, "depths": depths, "machine": told, "versions": versions()}
-        results["date"] = time.strftime("%Y-%m-%d")
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    return int(not all(map(_is_good, rows)))
+        results = {
+            "settings": {
+                "length": LENGTH, "rows_in_a_step": ROWS, "steps": STEPS, "train_rows": SAMPLES, "cap": CAP_BYTES,
+            },
+            "rows": [self.rows[size] for size in TEACHERS if size in self.rows],
+            "depths": [self.depths[count] for count in sorted(self.depths)],
+            "machine": {
+                "cores": machine.cores, "instruction_sets": machine.cpu_features, "ram_bytes": machine.ram_bytes,
+            },
+            "versions": versions(),
+            "date": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
+        temporary.replace(self._path)
 
 
 def _usual_folder() -> Path:
     return Path(tempfile.gettempdir()) / "tinydistill-low-memory"
-
-
-def _with_earlier(path: Path, rows: list[dict[str, Any]], depths: list[Any]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """What was just measured, over what the file has: the whole takes an hour, and may be done in parts."""
-    before = json.loads(path.read_text()) if path.is_file() else {"rows": [], "depths": []}
-    merged = {row["teacher"]: row for row in before["rows"]}
-    for row in rows:
-        merged[row["teacher"]] = merged.get(row["teacher"], {}) | row
-    order = [size for size in TEACHERS if size in merged]
-    return [merged[size] for size in order], depths or before["depths"]
 
 
 def _ours(teacher: Path, student: Path, texts: Path, run: Path, device: str, budget: str) -> dict[str, Any]:
@@ -353,6 +381,15 @@ def _is_good(row: dict[str, Any]) -> bool:
         )
         for one in ours
     )
+
+
+def _is_flat(depths: list[dict[str, Any]]) -> bool:
+    """Whether the peak does not grow with the depth, but for the layers' modules: some MB for each, without weights."""
+    if not depths or any(depth["problem"] for depth in depths):
+        return not depths
+    shallow, deep = depths[0], depths[-1]
+    more_layers = deep["layers"] - shallow["layers"]
+    return bool(deep["anonymous_bytes"] - shallow["anonymous_bytes"] <= 2 * 2**20 * more_layers)
 
 
 def _print_row(row: dict[str, Any]) -> None:
