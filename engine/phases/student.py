@@ -11,7 +11,7 @@ from typing import Any
 from engine.config import SETTINGS, RunConfig
 from engine.data.tokens import TokenFile
 from engine.events import EventWriter
-from engine.models.load import load_causal_lm, load_tokenizer
+from engine.models.load import load_causal_lm, load_tokenizer, own_weights
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
@@ -55,9 +55,16 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
         scratch = run.path / "scratch" if settings.cpu_offload and device.type == "cpu" else None
         if scratch is not None:
             map_weights(model, scratch)
+        elif device.type == "cpu":
+            own_weights(model)
         learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
         training = _training(
-            settings, learner, Source(tokens, store), tokens, scratch=scratch, on_gpu=device.type == "cuda"
+            settings,
+            learner,
+            Source(tokens, store),
+            tokens,
+            scratch=scratch,
+            on_gpu=device.type == "cuda",
         )
         prompts = holdout_prompts(tokens)
         learned = learn(
