@@ -148,6 +148,12 @@ class Run:
         return RunConfig.model_validate(self.info["settings"])
 
     @property
+    def head_chunk_tokens(self) -> int | None:
+        """Positions whose logits the teacher works on at a time after it backed off; None: as many as are usual."""
+        found = self.info.get("head_chunk_tokens")
+        return None if found is None else int(found)
+
+    @property
     def cache_path(self) -> Path:
         """Where the teacher's records lie: in the run's folder, or in the shared one."""
         shared = self.settings.cache_dir

@@ -35,6 +35,7 @@ from engine.errors import (
     TinyDistillError,
 )
 from engine.events import EventWriter, Tail
+from engine.models.spec import read_spec
 from engine.run import Run
 from engine.runs import announced
 from engine.version import __version__
@@ -212,7 +213,7 @@ class Supervisor:
             )
 
     def _back_off(self, phase: str, *, killed: bool) -> None:
-        step = backoff.next_step(phase, self.run.settings)
+        step = backoff.next_step(phase, self.run.settings, self._head_blocks())
         reason = "the process was killed, most likely for its memory" if killed else "out of memory"
         if step is None:
             raise OutOfMemory(
@@ -223,9 +224,19 @@ class Supervisor:
             )
         for name, old, new in step.changes:
             self._events.write("back_off", phase=phase, reason=reason, field=name, **{"from": old, "to": new})
-        self.run.info["settings"].update({name: new for name, _, new in step.changes})
+        for name, _old, new in step.changes:
+            kept_in = self.run.info if name == backoff.HEAD_CHUNK else self.run.info["settings"]
+            kept_in[name] = new
         self.run.info.setdefault("backed_off", []).append({"phase": phase, "reason": reason, "changes": step.changes})
         self.run.save()
+
+    def _head_blocks(self) -> backoff.HeadBlocks | None:
+        settings = self.run.settings
+        try:
+            spec = read_spec(str(settings.teacher), trust_remote_code=settings.trust_remote_code)
+        except TinyDistillError:
+            return None  # there are other steps
+        return backoff.HeadBlocks.of(spec.vocab_size, settings, self.run.head_chunk_tokens)
 
     def _run_process(self, phase: str) -> int:
         self.run.sweep()  # no phase is there, and what a killed one left half-written is nobody's

@@ -134,7 +134,7 @@ def _score(
                 layer_by_layer=bool(settings.layer_by_layer),
                 on_gpu=on_gpu,
             ),
-            chunk_tokens=head_chunk_tokens(spec.vocab_size, on_gpu=on_gpu),
+            chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, on_gpu=on_gpu),
             record_size=settings.record_size,
             temperature=settings.temperature,
             seed=settings.seed,

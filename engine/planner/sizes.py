@@ -15,10 +15,27 @@ def head_chunk_tokens(vocab_size: int, *, on_gpu: bool = False) -> int:
 
     Enough rows for the matrix product to run at full speed (some 50), and a block of logits of 16 MiB where that
     allows: the vocabulary of 50,304 has 83 rows, one of 152k has 48. More than 256 gain nothing, and temporary matrices
-    outgrow the caches. A GPU needs more rows to be busy.
+    outgrow the caches. A GPU needs more rows to be busy: a block has 128 MiB there, and a vocabulary of 262k 128 rows.
     """
-    block_bytes, fewest, most = (128 * _MIB, 256, 1024) if on_gpu else (16 * _MIB, 48, 256)
+    block_bytes, fewest, most = (128 * _MIB, 96, 1024) if on_gpu else (16 * _MIB, 48, 256)
     return min(most, max(fewest, block_bytes // (4 * vocab_size)))
+
+
+def is_large_block(vocab_size: int, chunk_tokens: int, *, on_gpu: bool = False) -> bool:
+    """Whether a chunk's logits are larger than they should be, because a product of fewer rows would be slow."""
+    return 4 * vocab_size * chunk_tokens > (128 if on_gpu else 16) * _MIB
+
+
+def smaller_chunk(chunk_tokens: int) -> int | None:
+    """A quarter of a chunk, for a phase that ran out of memory; None where that would be hardly a matrix any more.
+
+    The head's weights are then read four times as often, so this is not planned with. A streamed teacher of 262k ids
+    took 372 MiB instead of 467 with chunks of 12 positions instead of 48.
+    """
+    return chunk_tokens // 4 if chunk_tokens >= 4 * _FEWEST_ROWS else None
+
+
+_FEWEST_ROWS = 8
 
 
 def wave_tokens(hidden_size: int, micro_batch_tokens: int, *, layer_by_layer: bool, on_gpu: bool = False) -> int:

@@ -64,17 +64,46 @@ def records_from_hidden(
     Raises:
         BadNumbers: the head gives no distribution for a position.
     """
-    chunks: list[dict[str, np.ndarray]] = []
+    gathered = _Gathered()
     scratch: Tensor | None = None
     for chunk in _in_chunks(parts, chunk_tokens):
         logits_CV = head(chunk.hidden_states)
         if scratch is None:
             scratch = scratch_for(chunk_tokens, vocab_size, like=logits_CV)
-        chunks.append(_records_of_chunk(chunk, logits_CV, vocab_size, record_size, temperature, scratch))
+        gathered.add(_records_of_chunk(chunk, logits_CV, vocab_size, record_size, temperature, scratch))
         del logits_CV
-    if not chunks:
+    if not gathered.count:
         return _no_records(min(record_size, vocab_size))
-    return Records(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
+    return Records(**gathered.arrays())
+
+
+class _Gathered:
+    """Arrays that grow by the rows of one chunk after another, in few pieces of memory.
+
+    Were each chunk's own small arrays kept, they would lie between the large temporary ones of the next chunks, and the
+    C library could never use the holes again: scoring 4,000 positions of 152k ids in chunks of 12 took 180 MiB more.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def add(self, rows: dict[str, np.ndarray]) -> None:
+        """Copy the rows of one chunk; every array has as many."""
+        end = self.count + len(next(iter(rows.values())))
+        for name, values in rows.items():
+            held = self._arrays.get(name)
+            if held is None or len(held) < end:
+                larger = np.empty((max(2 * self.count, end, 4096), *values.shape[1:]), values.dtype)
+                if held is not None:
+                    larger[: self.count] = held[: self.count]
+                self._arrays[name] = held = larger
+            held[self.count : end] = values
+        self.count = end
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All rows so far."""
+        return {name: values[: self.count] for name, values in self._arrays.items()}
 
 
 def _records_of_chunk(

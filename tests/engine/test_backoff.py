@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.backoff import next_step
+from engine.backoff import HEAD_CHUNK, HeadBlocks, Step, next_step
 from engine.config import RunConfig
 
 
@@ -61,3 +61,42 @@ def test_nothing_is_learned_differently_with_less_memory():
 def test_nothing_smaller_is_left_in_the_end():
     assert walk("prepare") == []
     assert walk("teacher", teacher_batch=1, layer_by_layer=True, cpu_offload=True) == []
+
+
+def head(vocab_size: int, chunk_tokens: int | None = None, device: str = "cpu") -> HeadBlocks:
+    return HeadBlocks.of(vocab_size, RunConfig(device=device), chunk_tokens)
+
+
+def walk_with_head(phase: str, vocab_size: int, **values: object) -> list[str]:
+    settings, chunk = RunConfig.model_validate(values), None
+    fields = []
+    while (step := next_step(phase, settings, head(vocab_size, chunk))) is not None:
+        for name, old, new in step.changes:
+            assert old != new
+            fields.append(name)
+            if name == HEAD_CHUNK:
+                chunk = new
+            else:
+                settings = settings.model_copy(update={name: new})
+        assert len(fields) < 50, "it never ends"
+    return fields
+
+
+def test_a_large_vocabulary_is_worked_on_in_smaller_chunks_before_anything_slower():
+    for vocab_size in (151_936, 262_144):
+        teacher = walk_with_head("teacher", vocab_size, teacher_batch=2)
+        assert teacher == ["teacher_batch", HEAD_CHUNK, "layer_by_layer", "cpu_offload"]
+
+
+def test_chunks_of_usual_size_are_cut_at_the_very_last_and_a_students_never():
+    assert walk_with_head("teacher", 50_304, teacher_batch=1) == ["layer_by_layer", "cpu_offload", HEAD_CHUNK]
+    fields = walk_with_head("student", 262_144, student_batch=1, gradient_accumulation=2, optimizer="adamw")
+    assert fields == ["gradient_checkpointing", "cpu_offload"]
+
+
+def test_a_chunk_is_quartered_and_stays_a_matrix():
+    assert head(262_144).quartered() == Step(((HEAD_CHUNK, 48, 12),))
+    assert head(50_304).quartered() == Step(((HEAD_CHUNK, 83, 20),))
+    assert head(262_144, 12).quartered() is None
+    assert not head(262_144, 12).is_large
+    assert not head(262_144, device="cuda").is_large

@@ -76,6 +76,16 @@ def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypa
         seen._run_phase("student")
 
 
+def test_smaller_chunks_of_the_head_are_told_and_kept_in_the_run(tmp_path, monkeypatch):
+    from tests.tiny import tiny_model
+
+    run = make_run(tmp_path / "run", teacher=str(tiny_model("llama")), teacher_batch=1, device="cpu")
+    seen = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 3 + [0], [3] * 20)
+    seen._run_phase("teacher")
+    assert [event["field"] for event in told(run, "back_off")] == ["layer_by_layer", "cpu_offload", "head_chunk_tokens"]
+    assert Run.open(run.path).head_chunk_tokens == told(run, "back_off")[-1]["to"] == 64
+
+
 def test_control_lines_of_any_kind_are_answered_and_do_no_harm(run):
     seen = Supervisor(run)
     seen._events = EventWriter(run.events_path)

@@ -1,5 +1,8 @@
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -141,3 +144,42 @@ def test_log_softmax_in_place_is_that_of_torch_to_the_last_bit(shape: tuple[int,
     padded = logits.clone()
     padded[:, -1] = -torch.inf
     assert torch.equal(found, padded.log_softmax(-1))
+
+
+_SCORE_MANY_CHUNKS = """
+import sys, torch
+from engine.teacher.head import Scored, records_from_hidden
+
+def anonymous_bytes():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+torch.set_num_threads(1)
+weight = torch.randn(40_000, 8, generator=torch.Generator().manual_seed(0))
+
+def parts():
+    for number in range(250):
+        generator = torch.Generator().manual_seed(number)
+        yield Scored(
+            torch.randn(12, 8, generator=generator), torch.zeros(12, dtype=torch.int64),
+            torch.rand(12, generator=generator, dtype=torch.float64),
+        )
+        seen.append(anonymous_bytes())
+
+seen = []
+with torch.no_grad():
+    records_from_hidden(
+        parts(), lambda states: states @ weight.T, vocab_size=40_000, record_size=12, temperature=1.0, chunk_tokens=12,
+    )
+print(seen[-1] - seen[20])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="tells memory in /proc, with glibc's allocator")
+def test_what_is_kept_of_a_chunk_leaves_no_holes_between_the_temporary_matrices_of_the_next():
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _SCORE_MANY_CHUNKS], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 16 * 2**20
