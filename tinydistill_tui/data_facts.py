@@ -1,10 +1,18 @@
-"""What a quick look at the data has shown, in words for the screen. Pure, no Textual."""
+"""What a quick look at the data has shown, in words for the screen. Pure: no screens, no files."""
 
 from __future__ import annotations
 
+import re
+
+from textual.content import Content
+
 from engine.data.document import Document
+from engine.data.row_preview import ShownRow
 from engine.data.survey import Survey
 from engine.format import format_bytes, format_count, format_percent
+
+_LEARNED = ("»", "«")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def what_there_is(found: Survey) -> str:
@@ -33,8 +41,41 @@ def what_is_special(found: Survey) -> str:
     return " · ".join(parts)
 
 
-def preview_text(document: Document) -> str:
-    """The beginning of a document as it is read; turns of a conversation with who says them."""
+def preview_text(document: Document, note: str = "") -> Content:
+    """The beginning of a document as it is read; turns of a conversation with who says them; a note goes before it."""
+    text = document.text
     if document.messages:
-        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in document.messages)
-    return document.text
+        text = "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in document.messages)
+    return Content.assemble((f"{note}\n\n" if note else "", "$text-warning"), printable(text))
+
+
+def row_words(row: ShownRow) -> str:
+    """How much of a row is learned, and how that is seen."""
+    if _all_is_learned(row):
+        return f"{row.tokens:,} tokens, all are learned"
+    return f"{row.tokens:,} tokens, {row.learned:,} are learned: {_LEARNED[0]}these{_LEARNED[1]}"
+
+
+def row_text(row: ShownRow, width: int) -> Content:
+    """A row with the borders of its documents, and with marks around what is learned unless all of it is."""
+    before, after = ("", "") if _all_is_learned(row) else _LEARNED
+    parts: list[str | tuple[str, str]] = []
+    for piece in row.pieces:
+        text = printable(piece.text)
+        if piece.kind == "border":
+            line = f"── {text[-max(1, width - 8) :]} "
+            parts.append((("\n" if parts else "") + line + "─" * max(2, width - len(line)) + "\n", "$text-quiet"))
+        elif piece.kind == "learned":
+            parts += [(before, "$text-accent"), text, (after, "$text-accent")]
+        else:
+            parts.append((text, "$text-quiet"))
+    return Content.assemble(*parts)
+
+
+def printable(text: str) -> str:
+    """Text of other people's making, with nothing in it that a terminal would obey."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def _all_is_learned(row: ShownRow) -> bool:
+    return all(piece.kind != "read" for piece in row.pieces)

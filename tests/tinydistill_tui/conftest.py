@@ -34,6 +34,8 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setattr(setting_editor, "TRY_AFTER_SECONDS", 0.01)
     for module, name in ((models, "LOOK_AFTER_SECONDS"), (data, "LOOK_AFTER_SECONDS"), (plan, "PLAN_AFTER_SECONDS")):
         monkeypatch.setattr(module, name, 0.01)
+    # A process that loads a tokenizer costs seconds: only where it is looked for.
+    monkeypatch.setattr(data, "ROWS_AFTER_SECONDS", 3_600.0)
     time.tzset()
     yield folder
     monkeypatch.undo()

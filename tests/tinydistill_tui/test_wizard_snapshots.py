@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from engine import profiles
+from engine.data.row_preview import Piece, ShownRow
 from engine.errors import DoesNotFit
 from engine.planner import PhasePrediction, plan, run_folder
 from tests.tinydistill_tui.fixtures import GIB, NOW
 from tests.tinydistill_tui.screen import text_of, until
 from tests.tinydistill_tui.wizard import choose, to_the_plan, until_data, until_models
-from tinydistill_tui import model_facts
+from tinydistill_tui import first_rows, model_facts
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.screens import data as data_screen
 from tinydistill_tui.screens import plan as plan_screen
@@ -20,6 +21,16 @@ from tinydistill_tui.widgets import setting_editor
 
 pytestmark = pytest.mark.usefixtures("same_machine")
 
+ROW = ShownRow(
+    128,
+    128,
+    (
+        Piece("border", "assert"),
+        Piece("learned", "Assert statements are a convenient way to insert debugging assertions.<|endoftext|>"),
+        Piece("border", "assignment"),
+        Piece("learned", "Assignment statements are used to (re)bind names to values"),
+    ),
+)
 SCENES = ["welcome", "models", "data", "plan", "editing", "misfit", "profiles"]
 
 
@@ -51,6 +62,7 @@ async def go_to(app, pilot, scene):
         await pilot.press("enter")
         await until_data(app, pilot)
         await until(pilot, lambda: "Records on disk" in text_of(app), "the rows are counted")
+        await until(pilot, lambda: "First rows" in text_of(app), "the first rows are shown")
     elif scene != "welcome":
         await to_the_plan(app, pilot)
         if scene == "editing":
@@ -67,6 +79,8 @@ def test_screen_looks_as_it_did(scene, size, snap_compare, monkeypatch):
     monkeypatch.setattr(profiles, "names", lambda: ["small"])
     monkeypatch.setattr(profiles, "load", lambda name: {"demo": True, "student_batch": 8})
     monkeypatch.setattr(profiles, "folder", lambda: Path("/home/ada/.config/tinydistill/profiles"))
+    monkeypatch.setattr(data_screen, "ROWS_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(first_rows, "make", lambda *_: ([ROW], ""))
     for module in (plan_screen, data_screen, model_facts, setting_editor):
         monkeypatch.setattr(module, "plan", plan_of_fixed_figures)
     values = {"demo": True, **({"student_batch": 3999} if scene == "misfit" else {})}

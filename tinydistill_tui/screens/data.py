@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import on, work
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal
 from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
@@ -17,18 +18,22 @@ from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from engine.config import RunConfig
+from engine.data.row_preview import RowRequest, ShownRow
 from engine.data.sources import PYTHON_DOCS
 from engine.data.survey import Survey, survey
 from engine.errors import DataError, TinyDistillError
 from engine.planner import plan
 from engine.planner.workload import Text
-from tinydistill_tui import data_facts
+from tinydistill_tui import data_facts, first_rows
 from tinydistill_tui.draft import Draft
+from tinydistill_tui.marks import MARKS
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
+from tinydistill_tui.widgets.preview import Preview
 
 LOOK_AFTER_SECONDS = 0.3
+ROWS_AFTER_SECONDS = 0.5  # a process with a tokenizer costs seconds of a core: not for each letter that is typed
 _ON_OFF = [("on", "on"), ("off", "off")]
 _DECIDES_THE_TEXT = ("data", "text_field")
 
@@ -52,52 +57,19 @@ class Surveyed(Message):
 
 @dataclass
 class Counted(Message):
-    """What the planner makes of the amount of text."""
+    """What the planner makes of the amount of text, and what the first rows depend on."""
 
     lines: list[str]
+    rows: RowRequest | None
 
 
-class Preview(VerticalScroll, can_focus=True):
-    """The beginning of one document; the arrows left and right take another one."""
+@dataclass
+class RowsMade(Message):
+    """The first rows; or none, and why."""
 
-    hint = "Left and right: another document; up and down: scroll."
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "turn(-1)", "Document", key_display="←→", id="preview-before", tooltip="The document before"),
-        Binding("right", "turn(1)", "Next document", show=False, id="preview-next", tooltip="The next document"),
-    ]
-
-    def __init__(self) -> None:
-        super().__init__(id="preview", classes="pane")
-        self._found: Survey | None = None
-        self._number = 0
-
-    def compose(self) -> Iterable[Widget]:
-        """The text."""
-        yield Static(id="preview-text", markup=False)
-
-    def show(self, found: Survey | None) -> None:
-        """Take the documents of a look."""
-        self._found, self._number = found, 0
-        self._draw()
-
-    def action_turn(self, step: int) -> None:
-        """Another document."""
-        if self._found is not None and self._found.preview:
-            self._number = (self._number + step) % len(self._found.preview)
-            self._draw()
-
-    def _draw(self) -> None:
-        documents = self._found.preview if self._found is not None else ()
-        if not documents:
-            self.border_title = "Preview"
-            self.query_one("#preview-text", Static).update("")
-            return
-        document = documents[self._number]
-        room = max(10, self.size.width - 24)
-        name = document.name if len(document.name) <= room else document.name[-room:]
-        self.border_title = f"Preview {self._number + 1}/{len(documents)}  {name}".replace("[", "\\[")
-        self.query_one("#preview-text", Static).update(data_facts.preview_text(document))
-        self.scroll_home(animate=False)
+    asked: RowRequest
+    rows: list[ShownRow]
+    problem: str = ""
 
 
 class DataScreen(StepScreen):
@@ -120,6 +92,7 @@ class DataScreen(StepScreen):
         self._wrong = ""
         self._asked: tuple[str, str] | None = None
         self._timer: Timer | None = None
+        self._rows_asked: RowRequest | None = None
 
     def compose_content(self) -> Iterable[Widget]:
         """The fields, what was found, and a preview."""
@@ -219,7 +192,8 @@ class DataScreen(StepScreen):
         else:
             lines = [data_facts.what_there_is(message.found), data_facts.what_is_special(message.found)]
             facts.update("\n".join(line for line in lines if line))
-        self.query_one(Preview).show(message.found)
+        self._rows_asked = None
+        self.query_one(Preview).show_documents(message.found.preview if message.found is not None else ())
         self._count()
         name = self._bad_setting()
         for field in self.query(TextField):
@@ -235,8 +209,9 @@ class DataScreen(StepScreen):
         try:
             planned = plan(self.draft.good_config(), strict=False)
         except TinyDistillError as error:
-            lines = [error.what if not isinstance(error, DataError) else ""]
+            lines, rows = [error.what if not isinstance(error, DataError) else ""], None
         else:
+            rows = first_rows.request_for(planned.settings)
             reasons = {choice.field: choice.reason for choice in planned.choices}
             settings = planned.settings
             lines = [f"Rows of {planned.settings.sequence_length:,} tokens: {reasons['sequence_length']}"]
@@ -246,7 +221,7 @@ class DataScreen(StepScreen):
                 lines.append(beyond)
             lines.append(f"Records on disk: {reasons['record_size']}")
         if not worker.is_cancelled:
-            self.post_message(Counted(lines))
+            self.post_message(Counted(lines, rows))
 
     def _beyond(self, settings: RunConfig) -> str:
         """That more rows are asked for than there are; empty when there are enough, or nobody knows."""
@@ -260,14 +235,35 @@ class DataScreen(StepScreen):
     def _counted(self, message: Counted) -> None:
         if self.is_there:
             self.query_one("#amounts", Static).update("\n".join(message.lines))
+            self._ask_for_rows(message.rows)
+
+    def _ask_for_rows(self, request: RowRequest | None) -> None:
+        """Have the first rows made, unless they are there or being made; not of a data set that is on the hub."""
+        is_looked_at = self.found is not None and self._asked == self._asking() and bool(self.found.preview)
+        if request is None or not is_looked_at or request == self._rows_asked:
+            return
+        self._rows_asked = request
+        self.query_one(Preview).wait_for_rows()
+        self._make_rows(request)
+
+    @work(exclusive=True, group="rows", exit_on_error=False)
+    async def _make_rows(self, request: RowRequest) -> None:
+        worker = get_current_worker()
+        await asyncio.sleep(ROWS_AFTER_SECONDS)
+        rows, problem = await asyncio.to_thread(first_rows.make, request, lambda: worker.is_cancelled)
+        self.post_message(RowsMade(request, rows, problem))
+
+    @on(RowsMade)
+    def _rows_made(self, message: RowsMade) -> None:
+        if self.is_there and message.asked == self._rows_asked:
+            note = f"{MARKS['look']} The rows cannot be shown: {message.problem}" if message.problem else ""
+            self.query_one(Preview).show_rows(message.rows, note)
 
     async def wrong_field(self) -> tuple[str, str] | None:
         """There must be text that can be read."""
         if self._wrong and self._asked == self._asking():
             return self._bad_setting(), "What is wrong is said below."
         if self._asked != self._asking():
-            import asyncio
-
             data, field = self._asking()
             try:
                 await asyncio.to_thread(survey, data, text_field=field or None, previews=0)

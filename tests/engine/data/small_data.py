@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +43,42 @@ def texts_of(path: Path, split: Split) -> list[str]:
         ids = [int(token) for row, length in zip(rows.tokens, rows.lengths, strict=True) for token in row[:length]]
     text: str = tiny_tokenizer().decode(ids)
     return text.split("<|endoftext|>")[:-1]
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def make_chat_model(folder: Path) -> Path:
+    """A model with a chat template, in a folder that is not there yet."""
+    shutil.copytree(tiny_model(), folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def make_bos_model(folder: Path) -> Path:
+    """A model whose tokenizer puts ``<|pad|>`` (1) before each text, in a folder that is not there yet."""
+    shutil.copytree(tiny_model(), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|pad|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|pad|>": {"id": "<|pad|>", "ids": [1], "tokens": ["<|pad|>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<|pad|>"}))
+    return folder
+
+
+def write_chats(path: Path, count: int = 40, answer: str = "answer {}") -> Path:
+    """A file of conversations: a question and an answer each."""
+    turns = [
+        [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": answer.format(n)}]
+        for n in range(count)
+    ]
+    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in turns))
+    return path

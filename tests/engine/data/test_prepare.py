@@ -25,7 +25,7 @@ from engine.events import read_events
 from engine.models.load import load_tokenizer
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
-from tests.engine.data.small_data import run_prepare, texts_of
+from tests.engine.data.small_data import make_bos_model, make_chat_model, run_prepare, texts_of, write_chats
 from tests.tiny import MAX_POSITIONS, VOCAB_SIZE, tiny_model, tiny_texts
 
 EOS = 0
@@ -165,27 +165,10 @@ def test_a_row_longer_than_the_models_read_is_refused_before_anything_is_read(no
 
 # Conversations
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|endoftext|>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
 
 @pytest.fixture
 def chat_model(tmp_path: Path) -> Path:
-    folder = tmp_path / "chat-model"
-    shutil.copytree(tiny_model(), folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
-
-
-def write_chats(path: Path, count: int = 40, answer: str = "answer {}") -> Path:
-    turns = [
-        [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": answer.format(n)}]
-        for n in range(count)
-    ]
-    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in turns))
-    return path
+    return make_chat_model(tmp_path / "chat-model")
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -228,18 +211,7 @@ def test_row_without_a_label_is_left_out_and_counted(tmp_path: Path, chat_model:
 
 
 def test_models_that_expect_a_beginning_find_it_in_each_row(tmp_path: Path, notes: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_model(), folder)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|pad|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|pad|>": {"id": "<|pad|>", "ids": [1], "tokens": ["<|pad|>"]}},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<|pad|>"}))
+    folder = make_bos_model(tmp_path / "model")
     run(notes, tmp_path, teacher=read_spec(folder), student=None)
     with TokenFile(tmp_path / "tokens.h5") as file:
         rows = file.rows("train", range(file.num_rows("train")))
