@@ -34,12 +34,27 @@ _FEATURES = {
 
 
 @dataclass(frozen=True)
+class GpuUser:
+    """A process that holds memory of a GPU.
+
+    Attributes:
+        name: of its program; empty where it cannot be seen from here, as from inside a container.
+        bytes: None where the driver may not tell.
+    """
+
+    pid: int
+    name: str
+    bytes: int | None
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One GPU as the driver tells.
 
     Attributes:
         index: N of ``cuda:N`` in a process that sees the GPUs in the order of the bus.
         capability: compute capability, such as "8.6"; empty when the driver does not say.
+        users: other processes that hold memory of it, the largest first.
     """
 
     index: int
@@ -48,6 +63,7 @@ class Gpu:
     free_bytes: int
     driver: str
     capability: str
+    users: tuple[GpuUser, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,7 +185,23 @@ def _gpu(nvml: Any, index: int, handle: Any, driver: str) -> Gpu | None:
         capability = ".".join(str(part) for part in nvml.nvmlDeviceGetCudaComputeCapability(handle))
     except nvml.NVMLError:
         capability = ""
-    return Gpu(index, name, int(memory.total), int(memory.free), driver, capability)
+    return Gpu(index, name, int(memory.total), int(memory.free), driver, capability, _users(nvml, handle))
+
+
+def _users(nvml: Any, handle: Any) -> tuple[GpuUser, ...]:
+    """Processes that compute or draw on a GPU; one that does both is told once."""
+    found: dict[int, int | None] = {}
+    for listed in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+        with contextlib.suppress(nvml.NVMLError):
+            found |= {process.pid: process.usedGpuMemory for process in listed(handle)}
+    users = [GpuUser(pid, _program(pid), used) for pid, used in found.items() if pid != os.getpid()]
+    return tuple(sorted(users, key=lambda user: -(user.bytes or 0)))
+
+
+def _program(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    return ""
 
 
 def _visible(nvml: Any, handles: list[Any]) -> list[Any]:

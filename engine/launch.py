@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ def config_from(values: dict[str, Any]) -> RunConfig:
         SettingsError: everything that is wrong, at once.
     """
     named = values.get("profile")
-    return RunConfig.parse({**profiles.load(str(named)), **values} if named else values)
+    config = RunConfig.parse({**profiles.load(str(named)), **values} if named else values)
+    if named:
+        profiles.used(str(named), time.time())
+    return config
 
 
 def new_run(config: RunConfig) -> Run:

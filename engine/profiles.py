@@ -6,6 +6,7 @@ profiles' folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tomllib
@@ -16,7 +17,7 @@ from typing import Any
 import platformdirs
 
 from engine.config import RunConfig
-from engine.errors import Problem, RequestError, SettingsError
+from engine.errors import Problem, RequestError, SettingsError, TinyDistillError
 from engine.files import write_atomic
 from engine.settings import suggestion
 
@@ -96,11 +97,47 @@ def rename(old: str, new: str) -> None:
             [Problem("profile", old, f"there is no such profile{suggestion(old, names(), prefix='')}")], ""
         )
     source.rename(target)
+    moments = _moments()
+    if old in moments:
+        _keep({**{name: moment for name, moment in moments.items() if name != old}, new: moments[old]})
 
 
 def delete(name: str) -> None:
     """Delete a profile; nothing happens when it is not there."""
     path_of(name).unlink(missing_ok=True)
+    moments = _moments()
+    if moments.pop(name, None) is not None:
+        _keep(moments)
+
+
+def used_at(name: str) -> float | None:
+    """When somebody last began with the profile, Unix seconds; None when nobody did, or it is not known."""
+    return _moments().get(name)
+
+
+def used(name: str, now: float) -> None:
+    """Somebody begins with the profile; nothing depends on it that this can be kept."""
+    _keep({**_moments(), name: now})
+
+
+def _moments_path() -> Path:
+    return platformdirs.user_state_path("tinydistill") / "profiles-used.json"
+
+
+def _moments() -> dict[str, float]:
+    try:
+        moments = json.loads(_moments_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(moments, dict):
+        return {}
+    return {str(name): float(moment) for name, moment in moments.items() if isinstance(moment, (int, float))}
+
+
+def _keep(moments: Mapping[str, float]) -> None:
+    with contextlib.suppress(OSError, TinyDistillError):
+        _moments_path().parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_moments_path(), json.dumps(moments))
 
 
 def _toml(value: Any) -> str:

@@ -48,6 +48,8 @@ def _driver(gpus: list[tuple[str, str, int, int]], *, error: Exception | None = 
         nvmlDeviceGetName=lambda handle: gpus[handle][0],
         nvmlDeviceGetUUID=lambda handle: gpus[handle][1],
         nvmlDeviceGetCudaComputeCapability=lambda handle: (8, 6),
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: [],
+        nvmlDeviceGetGraphicsRunningProcesses=lambda handle: [],
     )
 
 
@@ -85,6 +87,33 @@ def test_hidden_gpus_are_said_to_be_hidden(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "pynvml", _driver(TWO))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert hardware.find_gpus() == ((), "hidden by CUDA_VISIBLE_DEVICES")
+
+
+def test_other_programs_on_a_gpu_are_told_once_by_their_names_the_largest_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = _driver(TWO)
+    with subprocess.Popen(["sleep", "60"]) as other:
+
+        def computing(handle: int) -> list[SimpleNamespace]:
+            return [
+                SimpleNamespace(pid=os.getpid(), usedGpuMemory=900),
+                SimpleNamespace(pid=2**22 + 1, usedGpuMemory=None),
+                SimpleNamespace(pid=other.pid, usedGpuMemory=300),
+            ]
+
+        def drawing(handle: int) -> list[SimpleNamespace]:
+            if handle == 1:
+                raise _Broken("not supported")
+            return [SimpleNamespace(pid=other.pid, usedGpuMemory=300)]
+
+        driver.nvmlDeviceGetComputeRunningProcesses = computing
+        driver.nvmlDeviceGetGraphicsRunningProcesses = drawing
+        monkeypatch.setitem(sys.modules, "pynvml", driver)
+        gpus, _ = hardware.find_gpus()
+        other.kill()
+    expected = (hardware.GpuUser(other.pid, "sleep", 300), hardware.GpuUser(2**22 + 1, "", None))
+    assert [gpu.users for gpu in gpus] == [expected, expected]
 
 
 def test_a_lost_gpu_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

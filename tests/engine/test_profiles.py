@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine import profiles
+from engine import launch, profiles
 from engine.errors import RequestError, SettingsError
 
 
@@ -62,3 +62,23 @@ def test_renaming_never_overwrites():
     profiles.delete("two")
     assert profiles.names() == ["three"]
     assert profiles.load("three") == {"seed": 1}
+
+
+def test_when_a_profile_was_used_goes_with_its_name_and_a_damaged_note_is_none():
+    profiles.save("laptop", {"samples": 7})
+    assert profiles.used_at("laptop") is None
+    profiles.used("laptop", 1000.0)
+    profiles.rename("laptop", "desktop")
+    assert (profiles.used_at("laptop"), profiles.used_at("desktop")) == (None, 1000.0)
+    profiles.delete("desktop")
+    assert profiles.used_at("desktop") is None
+    profiles._moments_path().write_text('{"a": "b", "c": 5')
+    assert profiles.used_at("c") is None
+    profiles.used("c", 6.0)
+    assert profiles.used_at("c") == 6.0
+
+
+def test_a_profile_on_the_command_line_is_used():
+    profiles.save("laptop", {"samples": 7})
+    launch.config_from({"profile": "laptop"})
+    assert profiles.used_at("laptop") is not None

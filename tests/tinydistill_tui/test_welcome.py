@@ -7,7 +7,7 @@ from textual import events
 from textual.widgets import OptionList
 
 from engine import hardware, profiles
-from engine.hardware import Gpu
+from engine.hardware import Gpu, GpuUser
 from tests.tinydistill_tui.fixtures import GIB, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import MACHINE, until_data, until_models, until_plan, wizard
@@ -43,6 +43,24 @@ async def test_one_of_several_gpus_is_chosen_and_the_plan_is_made_for_it(monkeyp
         screen = await until_plan(app, pilot)
         assert screen.draft.plan.settings.device == "cuda:1"
         assert "Peak GPU train" in text_of(app)
+
+
+async def test_other_programs_on_the_gpu_are_told_with_what_they_hold(monkeypatch):
+    users = (
+        GpuUser(7, "firefox", 2**29),
+        GpuUser(8, "Xorg", 2**28),
+        GpuUser(9, "firefox", 2**29),
+        GpuUser(10, "", None),
+        GpuUser(11, "gnome-shell", 1),
+    )
+    used = replace(GPUS[1], users=users)
+    monkeypatch.setattr(hardware, "detect", lambda path: replace(MACHINE, gpus=(GPUS[0], used), gpu_note=""))
+    async with wizard({"demo": True}) as (app, _):
+        lines = lines_of(app)
+        place = next(number for number, line in enumerate(lines) if "GPU1" in line)
+        words = "also used by firefox 1.0 GiB, Xorg 256 MiB, an unseen program and 1 more"
+        assert lines[place + 1].strip() == words
+        assert sum("also used by" in line for line in lines) == 1
 
 
 async def test_budget_is_a_bar_and_more_than_there_is_is_said():

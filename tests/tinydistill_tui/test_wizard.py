@@ -397,9 +397,13 @@ async def test_profile_is_saved_and_used():
         await pilot.press(*["down"] * [line for line in lines_of(app)[12:]].index(
             next(line for line in lines_of(app)[12:] if line.startswith(" Profiles"))), "enter")  # fmt: skip
         await until(pilot, lambda: "small sets" in text_of(app), "the profile is shown")
+        assert any(line.split()[:1] == ["small"] and line.split()[-1] == "never" for line in lines_of(app))
         await pilot.press("enter")
         screen = await until_models(app, pilot)
         assert screen.draft.get("student_batch") == "8"
+        app.push_screen(ProfilesScreen(screen.draft))
+        await until(pilot, lambda: "small sets" in text_of(app), "the profile is shown")
+        assert any(line.split()[:1] == ["small"] and line.split()[-1] == "13:00" for line in lines_of(app))
 
 
 async def test_profiles_are_renamed_copied_deleted_and_given_away(tmp_path):

@@ -15,6 +15,7 @@ from textual.worker import get_current_worker
 
 from engine import hardware, profiles
 from engine.errors import Problem, SettingsError, TinyDistillError
+from engine.format import format_when
 from engine.hardware import Hardware
 from engine.runs import default_runs_path
 from tinydistill_tui.draft import Draft
@@ -58,7 +59,7 @@ class ProfilesScreen(FrameScreen):
     def on_mount(self) -> None:
         """Read them."""
         table = self._table
-        for key, label, width in (("name", " Name", 20), ("for", "For", 50), ("sets", "Sets", 5)):
+        for key, label, width in (("name", " Name", 20), ("for", "For", 40), ("sets", "Sets", 6), ("used", "Used", 10)):
             table.add_column(label, key=key, width=width)
         title = f"Profiles in {home_as_tilde(str(profiles.folder()))}"
         self.set_title(title if len(title) + 2 <= self.app.size.width else "Profiles")
@@ -91,7 +92,10 @@ class ProfilesScreen(FrameScreen):
             about, count = ("cannot be read", "")
             if not isinstance(values, TinyDistillError):
                 about, count = _about(values), str(len(values)).rjust(4)
-            table.add_row(Content(" " + cut_words(name, 18)), Content(cut_words(about, 48)), Content(count), key=name)
+            moment = profiles.used_at(name)
+            last = "never" if moment is None else format_when(moment, self.tiny.clock())
+            cells = (" " + cut_words(name, 18), cut_words(about, 38), count, last)
+            table.add_row(*map(Content, cells), key=name)
         table.move_cursor(row=min(row, max(0, len(self._values) - 1)))
         self._draw()
 
@@ -128,6 +132,8 @@ class ProfilesScreen(FrameScreen):
         if isinstance(values, TinyDistillError):
             self.say("This one cannot be used; what is wrong is said above.", "wrong")
             return
+        assert self.chosen is not None
+        profiles.used(self.chosen, self.tiny.clock())
         self.draft.replace(Draft.of(values))
         self.app.switch_screen(ModelsScreen(self.draft))
 

@@ -5,6 +5,7 @@ Nothing is kept here that is not in the run's folder: leaving loses nothing, com
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from textual.worker import get_current_worker
 
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration, format_percent
-from tinydistill_tui import control, run_words, runs, watcher
+from tinydistill_tui import control, logout, run_words, runs, watcher
 from tinydistill_tui.messages import RunGone, RunUpdated
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.screens.base import FrameScreen
@@ -242,15 +243,17 @@ class RunScreen(FrameScreen):
         else:
             self._ask_to_leave()
 
-    @work
+    @work(exclusive=True, group="leave")
     async def _ask_to_leave(self) -> None:
         phase = self.view.current
         share = f": {format_percent(phase.share)}" if phase is not None and phase.share is not None else ""
         left = f", about {format_duration(phase.eta_seconds)} left" if phase is not None and phase.eta_seconds else ""
+        at_logout = await asyncio.to_thread(logout.warning, self.view.pid)
         answer = await self.app.push_screen_wait(
             ConfirmScreen(
                 "The run is still going",
-                f"{self.path.name} is {self.state.word}{share}{left}.\nClosing this window changes nothing about it.",
+                f"{self.path.name} is {self.state.word}{share}{left}.\nClosing this window changes nothing about it."
+                f"{f' {at_logout}' if at_logout else ''}",
                 [
                     Answer("leave", "Leave it running", "d"),
                     Answer("stop", "Stop, keep state", "s", costs=True),

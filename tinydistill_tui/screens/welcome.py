@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +21,7 @@ from textual.worker import get_current_worker
 from engine import hardware, profiles
 from engine.errors import TinyDistillError
 from engine.format import format_bytes
-from engine.hardware import Hardware
+from engine.hardware import GpuUser, Hardware
 from engine.planner.budget import FREE_SHARE
 from engine.runs import default_runs_path
 from tinydistill_tui import runs
@@ -35,6 +35,7 @@ from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
 _MOST_RUNS = 2
 _BAR = 12
+_MOST_PROGRAMS = 3
 
 
 @dataclass
@@ -301,12 +302,15 @@ class WelcomeScreen(StepScreen):
 def machine_lines(machine: Hardware, width: int) -> list[str]:
     """The machine, a line for each thing it has."""
     several = len(machine.gpus) > 1
-    lines = [
-        f"GPU{gpu.index if several else ' '}  {gpu.name}   {format_bytes(gpu.total_bytes)}, "
-        f"{format_bytes(gpu.free_bytes)} free   driver {gpu.driver}"
-        f"{f', capability {gpu.capability}' if gpu.capability else ''}"
-        for gpu in machine.gpus
-    ]
+    lines = []
+    for gpu in machine.gpus:
+        lines.append(
+            f"GPU{gpu.index if several else ' '}  {gpu.name}   {format_bytes(gpu.total_bytes)}, "
+            f"{format_bytes(gpu.free_bytes)} free   driver {gpu.driver}"
+            f"{f', capability {gpu.capability}' if gpu.capability else ''}"
+        )
+        if gpu.users:
+            lines.append(f"      also used by {_programs(gpu.users)}")
     if not lines:
         lines.append(f"GPU   none: {machine.gpu_note}. The same run works here, slower.")
     of_container = machine.cgroup_limit_bytes
@@ -316,6 +320,18 @@ def machine_lines(machine: Hardware, width: int) -> list[str]:
     lines.append(f"CPU   {', '.join([cores, *machine.cpu_features[-2:]])}   {machine.cpu_name}")
     lines.append(f"Disk  {format_bytes(machine.disk_free_bytes)} free   {home_as_tilde(str(machine.disk_path))}")
     return [cut_words(line, width) for line in lines]
+
+
+def _programs(users: Sequence[GpuUser]) -> str:
+    """Who else holds memory of a GPU: programs by name, those of the same name together."""
+    held: dict[str, int | None] = {}
+    for user in users:
+        name = user.name or "an unseen program"
+        before = held.get(name, 0)
+        held[name] = None if user.bytes is None or before is None else before + user.bytes
+    words = [name if size is None else f"{name} {format_bytes(size)}" for name, size in held.items()]
+    more = f" and {len(words) - _MOST_PROGRAMS} more" if len(words) > _MOST_PROGRAMS else ""
+    return ", ".join(words[:_MOST_PROGRAMS]) + more
 
 
 def _answers(draft: Draft) -> str:
