@@ -70,6 +70,13 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_key_value_heads": 2, "vocab_size": 50_304, "tie_word_embeddings": True,
         },
     ),
+    "llama-20m-151k": (
+        "llama",
+        {
+            "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True,
+        },
+    ),
     "gpt2-6m": (
         "gpt2",
         {
@@ -125,6 +132,8 @@ CASES = (
     _teacher("pythia-70m", precision="bf16"),
     _teacher("pythia-70m", precision="bf16", layer_by_layer=True),
     _teacher("pythia-160m", layer_by_layer=True),
+    _teacher("llama-20m-151k"),
+    _teacher("llama-20m-151k", layer_by_layer=True),
     _student("neox-35m-deep", quick=True),
     _student("neox-35m-deep", student_batch=16),
     _student("neox-35m-deep", student_batch=16, gradient_checkpointing=True),
@@ -137,6 +146,8 @@ CASES = (
     _student("qwen2-16m-tied"),
     _student("qwen2-16m-tied", student_batch=2, gradient_accumulation=2),
     _student("qwen2-16m-tied", optimizer="adamw-8bit", quick=True),
+    _student("llama-20m-151k", student_batch=8),
+    _student("llama-20m-151k", optimizer="adamw-8bit", student_batch=8),
     _student("gpt2-6m", student_batch=16),
     _student("gemma2-7m", student_batch=8),
     _student("pythia-70m"),
