@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from engine.errors import ModelError
 from engine.models.core import last_hidden_states, logits_of
 from engine.models.slices import ResidentRows, slice_head
 from engine.models.stream import StreamedTeacher
-from tests.engine.models.architectures import ARCHITECTURES, VOCAB_SIZE, tiny_architecture
+from tests.engine.models.architectures import ARCHITECTURES, NEWER, REFUSED, VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
 
 CPU = torch.device("cpu")
@@ -25,8 +26,10 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return made
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in NEWER)])
 def test_streamed_equals_resident_to_the_last_bit(name: str) -> None:
+    if (ARCHITECTURES | NEWER)[name][0] not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {name}")
     folder = tiny_architecture(name)
     teacher = StreamedTeacher(folder, dtype=torch.float32, device=CPU)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -35,7 +38,7 @@ def test_streamed_equals_resident_to_the_last_bit(name: str) -> None:
         for (ids, mask), hidden_states in zip(batches(), found, strict=True):
             assert_same_numbers(hidden_states[mask], last_hidden_states(model, ids)[mask], what="hidden states")
             # The usual forward, with an attention mask, takes other kernels: equal but for rounding.
-            usual = model(input_ids=ids, attention_mask=mask.long()).logits[mask].float()
+            usual = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[mask].float()
             assert_same_numbers(
                 teacher.logits(hidden_states[mask]), usual, tolerance=1e-5 * usual.abs().max().item(), what="logits"
             )
@@ -44,3 +47,10 @@ def test_streamed_equals_resident_to_the_last_bit(name: str) -> None:
         hidden_states = found[0][batches()[0][1]]
         assert_same_numbers(teacher.logits(hidden_states), logits_of(model, hidden_states), what="sliced logits")
     teacher.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_streamed_is_refused_by_name_before_any_work(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"(?i){name}\w+ (cannot be run layer by layer|has no list)"):
+        StreamedTeacher(tiny_architecture(name), dtype=torch.float32, device=CPU)
