@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.errors import CacheMismatch, CorruptState
 from engine.files import write_atomic
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 _WORDS = {

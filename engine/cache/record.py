@@ -3,9 +3,9 @@
 A record has k ids. The first ``num_head`` are the *head*, with their own log-probs; the others were drawn by chance and
 share the rest of the mass equally. The weights sum to 1, and their expectation is the teacher's distribution.
 
-Bytes of a position at k = 12 and a vocabulary of 152,000, where 3 ids are heads::
+Bytes of a position at k = 12, a vocabulary of 49,152 and real text, where 3 ids are heads::
 
-    ids, and which are heads      25     as a set, see bitpack.py
+    ids, and which are heads      18     as a set, the frequent ones in fewer bits, see id_layout.py
     log-prob of each head          3     over [-16, 0]
     mass of the tail               1
     label's log-prob, entropy      2     over [-64, 0] and [0, 16] nats
@@ -26,13 +26,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.cache.bitpack import id_code, pack_ids, unpack_ids
+from engine.cache.bits import read_bits, write_bits
 from engine.cache.counter import ROUNDING_ENTROPY, ROUNDING_HEADS, ROUNDING_LABEL, ROUNDING_TAIL, uniforms
+from engine.cache.id_layout import IdLayout, bucket_bytes, fitting_layout
 
 LOWEST_LOG_PROB = -16.0  # of a head
 LARGEST_SURPRISE = 64.0  # of a label, in nats
@@ -103,7 +105,10 @@ class Records:
     @classmethod
     def concatenate(cls, parts: list[Self]) -> Self:
         """Records one behind the other; a field that one of them lacks is lacking."""
-        return parts[0] if len(parts) == 1 else cls(**_concatenated(parts))
+        if len(parts) == 1:
+            return parts[0]
+        found = {field.name: _concatenated([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        return cls(**found)
 
     def without_top1(self) -> Self:
         """The same without the teacher's first choice, which only the hold-out needs."""
@@ -119,11 +124,15 @@ class Records:
 
 @dataclass(frozen=True)
 class EncodedRecords:
-    """Records as they lie in a shard; the names are those of its data sets.
+    """Records of some rows as they lie in a shard; the names of columns are those of its data sets.
 
     Attributes:
-        ids: uint8 [N, bytes of one record's ids].
-        head_log_probs: uint8 [all heads], position after position, by rising id within each.
+        layout: the order of the ids.
+        row_records: int64 [rows], how many of the N records are of each row.
+        row_bytes: int64 [rows], how many of the bytes of ``places`` are of each row.
+        buckets: uint8 [N, bytes], of the ids by their places in the order: a bit each for heads, the buckets in unary.
+        places: uint8 [bytes], the place of each id in its bucket, record after record; a row begins with a byte.
+        head_log_probs: uint8 [all heads], position after position, by their place in the order within each.
         tail_mass: uint8 [N].
         label_log_prob: uint8 [N], or float16 [N] where ``top1_id`` is there.
         entropy: as ``label_log_prob``.
@@ -131,7 +140,11 @@ class EncodedRecords:
         top1_log_prob: float16 [N] or None.
     """
 
-    ids: NDArray[np.uint8]
+    layout: IdLayout
+    row_records: NDArray[np.int64]
+    row_bytes: NDArray[np.int64]
+    buckets: NDArray[np.uint8]
+    places: NDArray[np.uint8]
     head_log_probs: NDArray[np.uint8]
     tail_mass: NDArray[np.uint8]
     label_log_prob: NDArray[np.uint8] | NDArray[np.float16]
@@ -139,10 +152,14 @@ class EncodedRecords:
     top1_id: NDArray[np.uint32] | None = None
     top1_log_prob: NDArray[np.float16] | None = None
 
-    @classmethod
-    def concatenate(cls, parts: list[Self]) -> Self:
-        """Records one behind the other; all of them have the same columns."""
-        return parts[0] if len(parts) == 1 else cls(**_concatenated(parts))
+    @property
+    def decodes_with(self) -> tuple[object, ...]:
+        """Where this is the same, records can be decoded in one go."""
+        return self.layout.widths, self.top1_id is None
+
+
+COLUMNS = ("buckets", "places", "head_log_probs", "tail_mass", "label_log_prob", "entropy", "top1_id", "top1_log_prob")
+"""The fields of :class:`EncodedRecords` that are data sets of a shard."""
 
 
 @dataclass(frozen=True)
@@ -164,27 +181,39 @@ class Places:
         return uniforms(self.seed, self.row_keys, self.positions, stream)
 
 
-def encode(records: Records, vocab_size: int, places: Places) -> EncodedRecords:
+def encode(records: Records, vocab_size: int, places: Places, row_records: Sequence[int]) -> EncodedRecords:
     """Turn records into bytes.
 
     Args:
-        records: N positions.
+        records: N positions, row after row.
         vocab_size: V_eff; every id is below it.
-        places: of the N records; the same records at the same places give the same bytes in whatever company.
+        places: of the N records; the same figures at the same places give the same bytes in whatever company.
+        row_records: how many of the records are of each row.
     """
-    size = records.ids.shape[1]
+    num, size = records.ids.shape
     assert 1 <= size <= MOST_IDS, "the settings allow no more"
+    layout = fitting_layout(records.ids, vocab_size)
     columns = np.argsort(records.ids, axis=1)
-    ids = np.take_along_axis(records.ids, columns, 1)
-    is_head = columns < records.num_head[:, None]
-    log_probs = np.take_along_axis(records.head_log_probs, columns, 1)[is_head]
-    rows, ranks = np.nonzero(is_head)
+    log_probs = np.zeros((num, size), np.uint8)
+    rows, ranks = np.nonzero(columns < records.num_head[:, None])
+    heads = columns[rows, ranks]
     chance = uniforms(places.seed, places.row_keys[rows], places.positions[rows], ROUNDING_HEADS + ranks)
+    log_probs[rows, heads] = _log_probs_to_bytes(records.head_log_probs[rows, heads], chance)
+
+    in_order = layout.places(records.ids)
+    columns = np.argsort(in_order, axis=1)
+    is_head = columns < records.num_head[:, None]
     has_top1 = records.top1_id is not None and records.top1_log_prob is not None
     surprise = -records.label_log_prob
+    counts = np.array(row_records, np.int64)
+    buckets, packed, row_bytes = _pack_ids(np.take_along_axis(in_order, columns, 1), is_head, layout, counts)
     return EncodedRecords(
-        ids=pack_ids(ids, is_head, id_code(size, vocab_size)),
-        head_log_probs=_log_probs_to_bytes(log_probs, chance),
+        layout=layout,
+        row_records=counts,
+        row_bytes=row_bytes,
+        buckets=buckets,
+        places=packed,
+        head_log_probs=np.take_along_axis(log_probs, columns, 1)[is_head],
         tail_mass=_to_bytes(records.tail_mass, 1.0, places.uniforms(ROUNDING_TAIL)),
         label_log_prob=_half(records.label_log_prob)
         if has_top1
@@ -197,37 +226,108 @@ def encode(records: Records, vocab_size: int, places: Places) -> EncodedRecords:
     )
 
 
-def decode(encoded: EncodedRecords, record_size: int, vocab_size: int) -> Records:
-    """Turn bytes back into records.
+def decode(parts: Sequence[EncodedRecords], record_size: int) -> Records:
+    """Turn bytes back into records, one part behind the other.
 
     Raises:
         ValueError: these bytes are no records.
     """
-    ids, is_head = unpack_ids(encoded.ids, id_code(record_size, vocab_size))
+    runs = groupby(parts, key=lambda part: part.decodes_with)  # of one kind, in one go: rows of a batch are many parts
+    decoded = [_decode(list(run), record_size) for _, run in runs]
+    return Records.concatenate(decoded) if decoded else Records.none(record_size)
+
+
+def _decode(parts: list[EncodedRecords], record_size: int) -> Records:
+    columns = {name: _concatenated([getattr(part, name) for part in parts]) for name in COLUMNS}
+    row_records, row_bytes = (np.concatenate([getattr(part, name) for part in parts]) for name in _ROW_FIELDS)
+    in_order, is_head = _unpack_ids(
+        columns["buckets"], columns["places"], parts[0].layout, row_records, row_bytes, record_size
+    )
+    ids, begin = np.empty(in_order.shape, np.int64), 0
+    for part in parts:
+        end = begin + len(part.buckets)
+        ids[begin:end] = part.layout.ids(in_order[begin:end])
+        begin = end
     # One sort brings the heads to the front by falling log-prob, and the tail behind them by rising id.
     keys = np.full(ids.shape, _TAIL << 32, np.int64)
-    keys[is_head] = encoded.head_log_probs.astype(np.int64) << 32
+    keys[is_head] = columns["head_log_probs"].astype(np.int64) << 32
     keys |= ids
     keys.sort(axis=1)
+    top1_id, top1_log_prob = columns["top1_id"], columns["top1_log_prob"]
     return Records(
         ids=(keys & 0xFFFF_FFFF).astype(np.int32),
         num_head=np.count_nonzero(is_head, axis=1).astype(np.uint8),
         head_log_probs=_LOG_PROBS[keys >> 32],
-        tail_mass=_SQUARES.astype(np.float32)[encoded.tail_mass],
-        label_log_prob=-_figures(encoded.label_log_prob, LARGEST_SURPRISE, -1),
-        entropy=_figures(encoded.entropy, LARGEST_ENTROPY, 1),
-        top1_id=None if encoded.top1_id is None else encoded.top1_id.astype(np.int32),
-        top1_log_prob=None if encoded.top1_log_prob is None else encoded.top1_log_prob.astype(np.float32),
+        tail_mass=_SQUARES.astype(np.float32)[columns["tail_mass"]],
+        label_log_prob=-_figures(columns["label_log_prob"], LARGEST_SURPRISE, -1),
+        entropy=_figures(columns["entropy"], LARGEST_ENTROPY, 1),
+        top1_id=None if top1_id is None else top1_id.astype(np.int32),
+        top1_log_prob=None if top1_log_prob is None else top1_log_prob.astype(np.float32),
     )
 
 
-def _concatenated(parts: Sequence[Records] | Sequence[EncodedRecords]) -> dict[str, Any]:
-    """Each field of some records, one behind the other; None where one of them lacks it."""
-    found: dict[str, Any] = {}
-    for field in fields(parts[0]):
-        values = [getattr(part, field.name) for part in parts]
-        found[field.name] = None if any(value is None for value in values) else np.concatenate(values)
-    return found
+def _pack_ids(
+    in_order: NDArray[np.int64], is_head: NDArray[np.bool_], layout: IdLayout, row_records: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
+    """``buckets``, ``places`` and ``row_bytes`` of ids by their places in the order, rising in each record [N, k]."""
+    num, size = in_order.shape
+    bucket = np.searchsorted(layout.firsts, in_order, side="right") - 1
+    flags = np.zeros((num, 8 * bucket_bytes(size, len(layout.widths))), np.uint8)
+    flags[:, :size] = is_head
+    np.put_along_axis(flags, size + bucket + np.arange(size), 1, axis=1)
+    widths = layout.widths_of[bucket]
+    row_bytes = -(-_sums(widths.sum(1), row_records) // 8)
+    starts = _bit_starts(widths, row_records, row_bytes)
+    written = write_bits((in_order - layout.firsts[bucket]).ravel(), widths.ravel(), starts.ravel())
+    packed = np.zeros(row_bytes.sum(), np.uint8)
+    packed[: len(written)] = written
+    return np.packbits(flags, axis=1, bitorder="little"), packed, row_bytes
+
+
+def _unpack_ids(
+    buckets: NDArray[np.uint8],
+    packed: NDArray[np.uint8],
+    layout: IdLayout,
+    row_records: NDArray[np.int64],
+    row_bytes: NDArray[np.int64],
+    record_size: int,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Places in the order and the marks of heads, [N, k] each; of the layout the widths alone are used."""
+    num, num_flags = len(buckets), 2 * record_size + len(layout.widths) - 1
+    flags = np.unpackbits(buckets, axis=1, bitorder="little").view(np.bool_)
+    ones = np.flatnonzero(flags[:, record_size:num_flags]).reshape(num, record_size)
+    # Without the start of the row and the ones before, a one's place is its id's bucket.
+    bucket = ones - (np.arange(num) * (num_flags - record_size))[:, None] - np.arange(record_size)
+    if bucket.size and not 0 <= int(bucket.min()) <= int(bucket.max()) < len(layout.widths):
+        raise ValueError("a record with more ids than it has, or fewer")
+    widths = layout.widths_of[bucket]
+    starts = _bit_starts(widths, row_records, row_bytes)
+    return layout.firsts[bucket] + read_bits(packed, widths, starts), flags[:, :record_size]
+
+
+def _bit_starts(
+    widths: NDArray[np.int64], row_records: NDArray[np.int64], row_bytes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Where the bits of each number begin: row after row, each row with a byte. [N, k]."""
+    ends = widths.ravel().cumsum().reshape(widths.shape)
+    before_row = np.concatenate([[0], _sums(widths.sum(1), row_records).cumsum()[:-1]])[: len(row_records)]
+    gained = 8 * (row_bytes.cumsum() - row_bytes) - before_row
+    return ends - widths + np.repeat(gained, row_records)[:, None]
+
+
+def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums of runs of so many values each; a run may be empty."""
+    to = np.concatenate([[0], values.cumsum()])
+    ends = counts.cumsum()
+    return to[ends] - to[ends - counts]
+
+
+_ROW_FIELDS = ("row_records", "row_bytes")
+
+
+def _concatenated(values: list[Any]) -> Any:
+    """Arrays one behind the other; None where one of them is."""
+    return None if any(value is None for value in values) else np.concatenate(values)
 
 
 _LOG_PROBS = np.append(LOWEST_LOG_PROB * _SQUARES, -np.inf).astype(np.float32)

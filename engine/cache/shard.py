@@ -2,10 +2,12 @@
 
 ::
 
-    hashes        [rows, 16]   which rows
-    record_ends   [rows]       where the records of each row end; they begin where those of the row before it end
-    head_ends     [rows]       the same for log-probs of heads, of which a position has none to k
-    ids, tail_mass, ...        the columns of EncodedRecords, row after row
+    rows                  [rows]    each row's hash, and where its records, log-probs of heads and bytes of places end;
+                                    they begin where those of the row before it end
+    layout                [bytes]   the order of the ids (id_layout.py)
+    buckets, places, ...            the columns of EncodedRecords, row after row
+
+Eight data sets of a training row's shard are as many as HDF5 describes in 2 KiB; one more would take 4.
 
 HDF5 makes and describes the file, in memory; the bytes are written and read by plain system calls. So a full disk is an
 error like any other (HDF5 dies of it), the checksum is of what was meant, reading a row costs some microseconds and no
@@ -24,7 +26,6 @@ import io
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,13 +34,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.cache.record import EncodedRecords
+from engine.cache.id_layout import layout_from_bytes
+from engine.cache.record import COLUMNS, EncodedRecords
 from engine.fault import commit_point
 from engine.files import fsync_folder
 
 HASH_BYTES = 16
-_PLACES = ("hashes", "record_ends", "head_ends")
-_COLUMNS = tuple(field.name for field in fields(EncodedRecords))
+_ROW = np.dtype([("hash", "u1", HASH_BYTES), ("records", "<u4"), ("heads", "<u4"), ("places", "<u4")])
+_NAMES = ("rows", "layout", *COLUMNS)
 
 
 class DamagedShard(Exception):
@@ -47,26 +49,27 @@ class DamagedShard(Exception):
 
 
 def shard_image(
-    rows: Sequence[tuple[bytes, int]], encoded: EncodedRecords, num_heads: NDArray[np.int64], *, belongs_to: str
+    hashes: Sequence[bytes], encoded: EncodedRecords, num_heads: NDArray[np.int64], *, belongs_to: str
 ) -> bytes:
     """The bytes of a shard.
 
     Args:
-        rows: each row's hash and number of records, in the order of the records.
+        hashes: of the rows, in the order of the records.
         encoded: the records.
         num_heads: [N], heads of each record.
         belongs_to: a short name of the cache.
     """
-    record_ends = np.cumsum([count for _, count in rows], dtype=np.int64)
-    heads_to = np.concatenate([[0], np.cumsum(num_heads)])
+    rows = np.empty(len(hashes), _ROW)
+    rows["hash"] = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES)
+    rows["records"] = encoded.row_records.cumsum()
+    rows["heads"] = np.concatenate([[0], num_heads.cumsum()])[rows["records"]]
+    rows["places"] = encoded.row_bytes.cumsum()
     image = io.BytesIO()
     with h5py.File(image, "w", libver="v110") as file:
         file.attrs["belongs_to"] = np.bytes_(belongs_to)  # of fixed length: the other kind takes a heap of 4 KiB
-        hashes = np.frombuffer(b"".join(row_hash for row_hash, _ in rows), np.uint8)
-        file.create_dataset("hashes", data=hashes.reshape(-1, HASH_BYTES))
-        file.create_dataset("record_ends", data=record_ends.astype("<u4"))
-        file.create_dataset("head_ends", data=heads_to[record_ends].astype("<u4"))
-        for name in _COLUMNS:
+        file.create_dataset("rows", data=rows)
+        file.create_dataset("layout", data=encoded.layout.to_bytes())
+        for name in COLUMNS:
             if (values := getattr(encoded, name)) is not None:
                 file.create_dataset(name, data=values.astype(values.dtype.newbyteorder("<"), copy=False))
     return image.getvalue()
@@ -117,16 +120,25 @@ class Shard:
         try:
             with _opened(path) as descriptor:
                 self._columns, self.belongs_to = _layout(path)
-                self.hashes: NDArray[np.uint8] = self._columns["hashes"].read(descriptor)
-                self._record_ends: NDArray[np.uint32] = self._columns["record_ends"].read(descriptor)
-                self._head_ends: NDArray[np.uint32] = self._columns["head_ends"].read(descriptor)
+                rows = self._columns["rows"].read(descriptor).view(_ROW)
+                self.hashes: NDArray[np.uint8] = rows["hash"].copy()
+                self._record_ends: NDArray[np.uint32] = rows["records"].copy()
+                self._head_ends: NDArray[np.uint32] = rows["heads"].copy()
+                self._place_ends: NDArray[np.uint32] = rows["places"].copy()
                 self.num_rows = len(self.hashes)
-                places_are_right = _lead_to(self._record_ends, self.num_rows, self._columns["ids"]) and _lead_to(
-                    self._head_ends, self.num_rows, self._columns["head_log_probs"]
+                ends_are_right = all(
+                    _lead_to(ends, self.num_rows, self._columns[name])
+                    for ends, name in (
+                        (self._record_ends, "buckets"),
+                        (self._head_ends, "head_log_probs"),
+                        (self._place_ends, "places"),
+                    )
                 )
         except KeyError as error:
             raise DamagedShard(f"it has no {error.args[0]}") from None
-        if not places_are_right:
+        except ValueError:
+            raise DamagedShard("it does not say where its rows are") from None
+        if not ends_are_right:
             raise DamagedShard("it does not say where its rows are")
         self.num_records = int(self._record_ends[-1]) if self.num_rows else 0
 
@@ -138,13 +150,23 @@ class Shard:
             OSError: the disk failed, or too many files are open.
         """
         records = _between(self._record_ends, first, last)
-        heads = _between(self._head_ends, first, last)
+        others = {
+            "head_log_probs": _between(self._head_ends, first, last),
+            "places": _between(self._place_ends, first, last),
+        }
         with _opened(self.path) as descriptor:
+            layout = self._columns["layout"].read(descriptor).tobytes()
             found: dict[str, Any] = {
-                name: self._columns[name].read(descriptor, *(heads if name == "head_log_probs" else records))
-                for name in _COLUMNS
+                name: self._columns[name].read(descriptor, *others.get(name, records))
+                for name in COLUMNS
                 if name in self._columns
             }
+        try:
+            found["layout"] = layout_from_bytes(layout)
+        except ValueError as error:
+            raise DamagedShard("the order of its ids cannot be read") from error
+        found["row_records"] = _sizes(self._record_ends, first, last)
+        found["row_bytes"] = _sizes(self._place_ends, first, last)
         return EncodedRecords(**found)
 
     def num_records_of(self, row: int) -> int:
@@ -219,7 +241,7 @@ def _layout(path: Path) -> tuple[dict[str, _Column], str]:
         file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access)
         try:
             root = h5py.h5g.open(file, b"/")
-            names = [name for name in (*_PLACES, *_COLUMNS) if root.links.exists(name.encode())]
+            names = [name for name in _NAMES if root.links.exists(name.encode())]
             columns = {name: _column(h5py.h5d.open(file, name.encode())) for name in names}
             attribute = h5py.h5a.open(file, b"belongs_to")
             belongs_to = np.empty((), attribute.dtype)
@@ -253,3 +275,10 @@ def _lead_to(ends: NDArray[np.uint32], num_rows: int, column: _Column) -> bool:
 
 def _between(ends: NDArray[np.uint32], first: int, last: int) -> tuple[int, int]:
     return (int(ends[first - 1]) if first else 0, int(ends[last - 1]) if last else 0)
+
+
+def _sizes(ends: NDArray[np.uint32], first: int, last: int) -> NDArray[np.int64]:
+    """Of the rows from ``first`` up to before ``last``."""
+    to = np.concatenate([[_between(ends, first, first)[0]], ends[first:last]]).astype(np.int64)
+    sizes: NDArray[np.int64] = to[1:] - to[:-1]
+    return sizes

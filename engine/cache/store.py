@@ -26,7 +26,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -186,10 +185,7 @@ class CacheStore:
                 "Resume the run: they are scored again.",
             )
         parts = [self._read(shard, row, row + 1) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
-        # Rows to measure with have other columns than rows to train on; batches of one kind are decoded in one go.
-        runs = groupby(parts, key=lambda part: part.top1_id is not None)
-        decoded = [self._decode(EncodedRecords.concatenate(list(run))) for _, run in runs]
-        return Records.concatenate(decoded) if decoded else Records.none(self.identity.ids_in_record)
+        return decode(parts, self.identity.ids_in_record)
 
     def commit(self, rows: Sequence[tuple[bytes, int]], records: Records) -> ShardEntry:
         """Add one shard: after this returns, its rows outlast a power cut.
@@ -204,8 +200,11 @@ class CacheStore:
         assert self._writable, "opened for reading"
         assert sum(count for _, count in rows) == len(records), "each row brings its records"
         assert records.ids.shape[1] == self.identity.ids_in_record, "a cache's records are of one size"
-        encoded = encode(records, self.identity.vocab_size, _places(self.identity.seed, rows))
-        image = shard_image(rows, encoded, records.num_head.astype(np.int64), belongs_to=self._digest)
+        places, counts = _places(self.identity.seed, rows), [count for _, count in rows]
+        encoded = encode(records, self.identity.vocab_size, places, counts)
+        image = shard_image(
+            [name for name, _ in rows], encoded, records.num_head.astype(np.int64), belongs_to=self._digest
+        )
         number = max(self._entries, default=-1) + 1
         path = self.path / shard_name(number)
         try:
@@ -240,7 +239,7 @@ class CacheStore:
         """
         encoded = self._shards[entry.number].read(first, last)
         try:
-            return self._decode(encoded)
+            return decode([encoded], self.identity.ids_in_record)
         except ValueError as error:
             raise DamagedShard("a record cannot be decoded") from error
 
@@ -357,9 +356,6 @@ class CacheStore:
         kept = f"; it is kept as {aside.name} and not used" if aside.exists() else ""
         self.problems.append(f"The shard {file} is damaged ({wrong}){kept}.")
         return self.problems[-1]
-
-    def _decode(self, encoded: EncodedRecords) -> Records:
-        return decode(encoded, self.identity.ids_in_record, self.identity.vocab_size)
 
     def _remember_user(self, run: Path) -> None:
         """Enter the run; a cache that cannot be written cannot be cleaned up either."""

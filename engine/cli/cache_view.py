@@ -18,16 +18,16 @@ from engine.cli.cache_text import ShownRecord, Words, find_words, some_records
 from engine.format import format_bytes
 
 _PARTS = {
-    "ids": "ids, and which of them are heads",
+    "buckets": "ids by frequency, and which are heads",
+    "places": "ids among those as frequent",
+    "layout": "frequent ids of a shard",
     "head_log_probs": "log-probs of heads",
     "tail_mass": "mass of the tail",
     "label_log_prob": "label's log-prob",
     "entropy": "entropy",
     "top1_id": "first choice (hold-out)",
     "top1_log_prob": "its log-prob (hold-out)",
-    "hashes": "hashes of rows",
-    "record_ends": "places of rows",
-    "head_ends": "places of rows' heads",
+    "rows": "hashes and places of rows",
     "headers": "headers of files",
 }
 _BAR_SIGNS = 40

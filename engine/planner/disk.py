@@ -8,20 +8,29 @@ from engine.planner.shape import ModelShape
 
 # Of a record beside its ids: rest mass, label's log-prob and entropy, one byte each.
 _RECORD_FIXED_BYTES = 3
-# Log-probs of heads, one byte each: of 12 ids some 3 are heads on text that a model knows well.
-_HEADS = 3
+# Share of ids that are heads, whose log-probs take one byte each: of 12 ids some 3 on text that a model knows well.
+_HEADS = 0.25
+# Of an id's place in its bucket, on text; and of the list of frequent ids in a shard, for each of its records.
+_PLACE_BITS = 7.0
+_LIST_BYTES = 0.3
 _CHECKPOINT_STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256}
 
 
 def record_bytes(record_size: int, vocab_size: int) -> float:
     """Bytes of one position's record in a shard.
 
-    The ids rise, so that each needs its low bits and a step in its high bits (Elias and Fano); which of them are heads
-    is one bit each. The code with the best split is taken (engine.cache.bitpack does the same).
+    An id is told by a bucket, in unary, and a place in it; which ids are heads is one bit each (engine.cache.id_layout).
+    On text that is what buckets take that double from 8 ids on, and _PLACE_BITS; never more than buckets of one size,
+    which any ids fit in (Elias and Fano).
     """
     ids = min(record_size, vocab_size)
-    bits = min(2 * ids + ((vocab_size - 1) >> low) + ids * low for low in range((vocab_size - 1).bit_length() + 1))
-    return math.ceil(bits / 8) + min(ids, _HEADS) + _RECORD_FIXED_BYTES
+    any_ids = min(
+        math.ceil((2 * ids + ((vocab_size - 1) >> low)) / 8) + ids * low / 8
+        for low in range((vocab_size - 1).bit_length() + 1)
+    )
+    buckets = math.ceil(math.log2(vocab_size / 8 + 1))
+    text = math.ceil((2 * ids + buckets - 1) / 8) + ids * _PLACE_BITS / 8 + _LIST_BYTES
+    return min(any_ids, text) + ids * _HEADS + _RECORD_FIXED_BYTES
 
 
 def cache_bytes(tokens: int, record_size: int, vocab_size: int) -> int:

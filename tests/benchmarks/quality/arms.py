@@ -81,7 +81,7 @@ DRAWS_APART = 1000  # between the seeds of an arm's draws for one epoch and for 
 
 LABELS, FULL = Arm("labels only", "none", 4, kd_weight=0.0), Arm("full distribution", "full", 4)
 
-_SIZES = {size: Arm(f"sampled, k = {size}", "sampled", size) for size in (4, 6, 8, 12, 16, 24)}
+_SIZES = {size: Arm(f"sampled, k = {size}", "sampled", size) for size in (4, 6, 8, 12, 16, 20, 24)}
 MAIN = (
     LABELS,
     FULL,
@@ -103,4 +103,4 @@ _MORE = (
     Arm("sampled, k = 8, fresh each epoch", "sampled", 8, fresh=True),
     *(Arm(f"sampled, k = 12, read as {name}", "sampled", 12, name) for name in ("topk", "ghost", "blend")),
 )
-ARMS: dict[str, tuple[Arm, ...]] = {"demo": (*MAIN, *_MORE), "smollm2": MAIN}
+ARMS: dict[str, tuple[Arm, ...]] = {"demo": (*MAIN, *_MORE), "smollm2": (*MAIN, _SIZES[16], _SIZES[20])}

@@ -29,6 +29,12 @@ def record_of(probs: list[float], num_head: int, num: int, vocab_size: int = 100
     return records, np.append(heads, np.full(size - num_head, rest / max(1, size - num_head)))
 
 
+def through_bytes(records: Records, vocab_size: int, seed: int = 0) -> Records:
+    """Encode and decode records of one row."""
+    places = some_places(len(records), seed)
+    return decode([encode(records, vocab_size, places, [len(records)])], records.ids.shape[1])
+
+
 def weights_by_id(records: Records) -> np.ndarray:
     """Weights of ids 0 to k - 1, which every record has, as float64 [N, k]."""
     found = np.zeros(records.ids.shape)
@@ -40,7 +46,7 @@ def weights_by_id(records: Records) -> np.ndarray:
 @given(st.integers(1, 20), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([20, 21, 300, 70_000]))
 def test_a_record_survives_its_bytes(size, seed, top1, vocab_size):
     records = random_records(50, size, vocab_size, seed, top1)
-    again = decode(encode(records, vocab_size, some_places(50, seed)), size, vocab_size)
+    again = through_bytes(records, vocab_size, seed)
     for each in (records, again):
         np.testing.assert_allclose(each.weights().sum(1), 1.0, atol=3e-6)
         assert (each.weights() >= 0).all()
@@ -65,7 +71,7 @@ def test_a_record_survives_its_bytes(size, seed, top1, vocab_size):
 
 def test_heads_keep_their_own_log_probs():
     records = random_records(200, 8, 1000, seed=5)
-    again = decode(encode(records, 1000, some_places(200)), 8, 1000)
+    again = through_bytes(records, 1000)
     for place in range(200):
         heads = int(records.num_head[place])
         before = dict(zip(records.ids[place, :heads].tolist(), records.head_log_probs[place].tolist(), strict=False))
@@ -89,7 +95,7 @@ def test_heads_keep_their_own_log_probs():
 def test_rounding_moves_no_weight_on_average(probs, num_head):
     num = 100_000
     records, expected = record_of(probs, num_head, num)
-    weights = weights_by_id(decode(encode(records, 100, some_places(num)), len(probs), 100))
+    weights = weights_by_id(through_bytes(records, 100))
     mean, error = weights.mean(0), weights.std(0) / np.sqrt(num)
     bias = np.abs(mean - expected)
     # What is left comes from scaling the heads to 1 - tail mass: a few hundredths of a per cent of a head.
@@ -99,7 +105,7 @@ def test_rounding_moves_no_weight_on_average(probs, num_head):
 def test_rounding_to_the_nearest_would_move_weights_ten_times_as_far(monkeypatch):
     def bias() -> float:
         records, expected = record_of([0.6, 0.21, 0.0513, 0.003, 0], 4, 50_000)
-        mean = weights_by_id(decode(encode(records, 100, some_places(50_000)), 5, 100)).mean(0)
+        mean = weights_by_id(through_bytes(records, 100)).mean(0)
         return float((np.abs(mean - expected) / expected).max())
 
     by_chance = bias()
@@ -113,7 +119,7 @@ def test_each_number_is_rounded_by_a_chance_of_its_own():
     records = dataclasses.replace(
         records, label_log_prob=np.full(num, -3.3, np.float32), entropy=np.full(num, 2.2, np.float32)
     )
-    encoded = encode(records, 100, some_places(num))
+    encoded = encode(records, 100, some_places(num), [num])
     columns = [*encoded.head_log_probs.reshape(num, 4).T, encoded.tail_mass, encoded.label_log_prob, encoded.entropy]
     assert all(column.max() == column.min() + 1 for column in columns), "rounded to the one or the other"
     between = np.corrcoef(np.array(columns, float)) - np.eye(7)
@@ -127,7 +133,7 @@ def test_entropy_and_label_are_right_on_average():
         label_log_prob=np.full(num, -3.3, np.float32),
         entropy=np.full(num, 2.2, np.float32),
     )
-    again = decode(encode(records, 100, some_places(num)), 2, 100)
+    again = through_bytes(records, 100)
     assert again.label_log_prob.mean(dtype=np.float64) == pytest.approx(-3.3, abs=5 * 0.06 / np.sqrt(num))
     assert again.entropy.mean(dtype=np.float64) == pytest.approx(2.2, abs=5 * 0.03 / np.sqrt(num))
     assert again.label_log_prob.std() < 0.06
@@ -140,7 +146,7 @@ def test_both_ends_are_exact():
     records = dataclasses.replace(
         records, tail_mass=np.array([0, 1, 0], np.float32), label_log_prob=ends, entropy=np.array([0, 16, 16], "f4")
     )
-    again = decode(encode(records, 100, some_places(3)), 2, 100)
+    again = through_bytes(records, 100)
     for name in ("head_log_probs", "tail_mass", "label_log_prob", "entropy"):
         np.testing.assert_array_equal(getattr(again, name), getattr(records, name))
 
@@ -153,7 +159,7 @@ def test_what_no_byte_can_say_becomes_the_nearest_that_one_can():
         tail_mass=np.array([1.0000001, -1e-9], np.float32),
         label_log_prob=np.array([-np.inf, 1e-7], np.float32),
     )
-    again = decode(encode(records, 100, some_places(2)), 2, 100)
+    again = through_bytes(records, 100)
     assert again.head_log_probs[:, 0].tolist() == [-16.0, 0.0]
     assert again.tail_mass.tolist() == [1.0, 0.0]
     assert again.label_log_prob.tolist() == [-64.0, 0.0]
@@ -162,35 +168,44 @@ def test_what_no_byte_can_say_becomes_the_nearest_that_one_can():
 
 def test_a_record_of_one_id_is_certain():
     records, _ = record_of([0.0], 0, 4)
-    np.testing.assert_array_equal(decode(encode(records, 100, some_places(4)), 1, 100).weights(), np.ones((4, 1)))
+    np.testing.assert_array_equal(through_bytes(records, 100).weights(), np.ones((4, 1)))
     records, _ = record_of([0.3], 1, 4)
-    np.testing.assert_array_equal(decode(encode(records, 100, some_places(4)), 1, 100).weights(), np.ones((4, 1)))
+    np.testing.assert_array_equal(through_bytes(records, 100).weights(), np.ones((4, 1)))
 
 
 def test_a_record_of_the_whole_vocabulary_has_no_tail():
     records, expected = record_of([0.5, 0.3, 0.2], 3, 20_000, vocab_size=3)
     np.testing.assert_allclose(records.weights()[0], expected, rtol=1e-6)
-    again = weights_by_id(decode(encode(records, 3, some_places(20_000)), 3, 3))
+    again = weights_by_id(through_bytes(records, 3))
     np.testing.assert_allclose(again.sum(1), 1.0, atol=1e-6)
     np.testing.assert_allclose(again.mean(0), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_the_bytes_of_a_record_do_not_depend_on_its_company():
+def test_what_a_record_says_does_not_depend_on_its_company():
     records = random_records(40, 6, 300, seed=3)
     places = Places(0, np.repeat(np.array([5, 6], np.uint64), 20), np.tile(np.arange(20), 2))
-    whole = encode(records, 300, places)
-    second = encode(records.take(slice(20, None)), 300, Places(0, places.row_keys[20:], places.positions[20:]))
-    for name in ("ids", "tail_mass", "label_log_prob", "entropy"):
-        np.testing.assert_array_equal(getattr(second, name), getattr(whole, name)[20:])
-    np.testing.assert_array_equal(second.head_log_probs, whole.head_log_probs[-len(second.head_log_probs) :])
+    whole = decode([encode(records, 300, places, [20, 20])], 6)
+    second_places = Places(0, places.row_keys[20:], places.positions[20:])
+    second = decode([encode(records.take(slice(20, None)), 300, second_places, [20])], 6)
+    for name, values in vars(second).items():
+        np.testing.assert_array_equal(values, getattr(whole.take(slice(20, None)), name))
 
 
-def test_twelve_ids_of_a_large_vocabulary_take_31_bytes():
-    records = random_records(100, 12, 151_646)
-    heads = np.full(100, 3, np.uint8)
-    log_probs = np.where(np.arange(12) < 3, -2.0, -np.inf).astype(np.float32).repeat(100).reshape(12, 100).T
-    encoded = encode(dataclasses.replace(records, num_head=heads, head_log_probs=log_probs), 151_646, some_places(100))
-    assert sum(values.nbytes for values in vars(encoded).values() if values is not None) == 100 * 31
+def test_parts_of_all_kinds_are_decoded_one_behind_the_other():
+    kinds = [(5, 300, False, 1), (0, 300, False, 2), (7, 300, False, 3), (4, 300, True, 4), (6, 300, False, 5)]
+    parts, expected = [], []
+    for num, vocab_size, top1, seed in kinds:
+        records = random_records(num, 6, vocab_size, seed=seed, top1=top1)
+        if seed == 5:
+            ids = np.argsort(records.ids, axis=1)  # 6 ids that all records have
+            records = dataclasses.replace(records, ids=ids.astype(np.int32))
+        parts.append(encode(records, vocab_size, some_places(num), [num // 2, 0, num - num // 2]))
+        expected.append(decode(parts[-1:], 6).without_top1())
+    assert len({part.decodes_with for part in parts}) > 2, "this shows nothing"
+    found = decode(parts, 6)
+    for name, values in vars(Records.concatenate(expected)).items():
+        np.testing.assert_array_equal(getattr(found, name), values)
+    assert len(decode([], 6)) == 0
 
 
 def test_records_are_joined_and_cut():

@@ -7,16 +7,16 @@ import h5py
 import numpy as np
 import pytest
 
-from engine.cache.record import EncodedRecords, encode
+from engine.cache.record import COLUMNS, EncodedRecords, decode, encode
 from engine.cache.shard import DamagedShard, Shard, shard_image, write_shard
 from tests.engine.cache.some_records import random_records, row, some_places
 
 
 def an_image(counts: list[int], *, top1: bool = False) -> tuple[bytes, EncodedRecords, np.ndarray]:
     records = random_records(sum(counts), 6, 300, top1=top1)
-    encoded = encode(records, 300, some_places(sum(counts)))
-    rows = [(row(number), count) for number, count in enumerate(counts)]
-    return shard_image(rows, encoded, records.num_head.astype(np.int64), belongs_to="me"), encoded, records.num_head
+    encoded = encode(records, 300, some_places(sum(counts)), counts)
+    hashes = [row(number) for number in range(len(counts))]
+    return shard_image(hashes, encoded, records.num_head.astype(np.int64), belongs_to="me"), encoded, records.num_head
 
 
 @pytest.mark.parametrize("top1", [False, True])
@@ -30,12 +30,14 @@ def test_every_piece_of_a_shard_can_be_read_by_itself(tmp_path, counts, top1):
     assert shard.belongs_to == "me"
     assert [shard.num_records_of(place) for place in range(len(counts))] == counts
     assert [bytes(value) for value in shard.hashes] == [row(number) for number in range(len(counts))]
+    whole = decode([encoded], 6)
     heads_to = np.append(0, np.cumsum(num_head, dtype=np.int64))
     for first in range(len(counts)):
         for last in range(first, min(first + 3, len(counts)) + 1):
             read = shard.read(first, last)
             start, end = sum(counts[:first]), sum(counts[:last])
-            np.testing.assert_array_equal(read.ids, encoded.ids[start:end])
+            np.testing.assert_array_equal(read.buckets, encoded.buckets[start:end])
+            np.testing.assert_array_equal(decode([read], 6).ids, whole.ids[start:end])
             np.testing.assert_array_equal(read.entropy, encoded.entropy[start:end])
             np.testing.assert_array_equal(read.head_log_probs, encoded.head_log_probs[heads_to[start] : heads_to[end]])
             assert (read.top1_id is not None) == top1
@@ -45,8 +47,8 @@ def test_anybody_can_read_a_shard_with_hdf5(tmp_path):
     image, encoded, _ = an_image([3, 4])
     write_shard(tmp_path / "a.h5", image)
     with h5py.File(tmp_path / "a.h5") as file:
-        np.testing.assert_array_equal(file["ids"][:], encoded.ids)
-        assert file["record_ends"][:].tolist() == [3, 7]
+        np.testing.assert_array_equal(file["buckets"][:], encoded.buckets)
+        assert file["rows"]["records"].tolist() == [3, 7]
         assert file.attrs["belongs_to"] == b"me"
 
 
@@ -58,7 +60,8 @@ def test_the_bytes_do_not_depend_on_the_time():
 
 def test_headers_are_small_beside_a_wave_of_2000_tokens():
     image, encoded, _ = an_image([512] * 4)
-    data = sum(values.nbytes for values in vars(encoded).values() if values is not None)
+    columns = [getattr(encoded, name) for name in COLUMNS]
+    data = sum(values.nbytes for values in columns if values is not None)
     assert len(image) - data < 3000
 
 
@@ -92,8 +95,8 @@ def test_any_flipped_bit_is_an_error_of_ours_or_is_left_to_the_checksum(tmp_path
         (tmp_path / "a.h5").write_bytes(data)
         try:
             shard = Shard(tmp_path / "a.h5")
-            shard.read(0, shard.num_rows)
-        except DamagedShard:
+            decode([shard.read(0, shard.num_rows)], 6)
+        except (DamagedShard, ValueError):
             pass
 
 
@@ -106,5 +109,5 @@ def test_what_is_no_shard_is_said(tmp_path, content):
         Shard(tmp_path / "b.h5")
     with h5py.File(tmp_path / "c.h5", "w") as file:
         file.attrs["belongs_to"] = np.bytes_("me")
-    with pytest.raises(DamagedShard, match="has no hashes"):
+    with pytest.raises(DamagedShard, match="has no rows"):
         Shard(tmp_path / "c.h5")
