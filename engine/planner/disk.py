@@ -19,7 +19,7 @@ _CHECKPOINT_STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256}
 def record_bytes(record_size: int, vocab_size: int) -> float:
     """Bytes of one position's record in a shard.
 
-    An id is told by a bucket, in unary, and a place in it; which ids are heads is one bit each (engine.cache.id_layout).
+    An id is told by a bucket, in unary, and a place in it; which ids are heads is one bit each (the cache's id_layout).
     On text that is what buckets take that double from 8 ids on, and _PLACE_BITS; never more than buckets of one size,
     which any ids fit in (Elias and Fano).
     """
