@@ -242,8 +242,8 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
 
 
-# [C, V] float32 matrices that exist at a time in the teacher's scoring: the logits, which become log-probabilities where
-# they stand, the probabilities, and a little that the allocator keeps.
+# [C, V] float32 matrices that exist at a time in the teacher's scoring: the logits, which become log-probabilities
+# where they stand, the probabilities, and a little that the allocator keeps.
 _TEACHER_BLOCKS = 2.1
 # For each position and id of a record, a block of 128 probabilities is looked through: as float32, as a float64 sum,
 # and as what is found.
