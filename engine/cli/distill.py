@@ -43,6 +43,9 @@ def guarded(words: Sequence[str], body: Callable[[Sequence[str]], int]) -> int:
             traceback.print_exc()
         sys.stderr.write(error.paragraph().rstrip() + "\n")
         return error.exit_code
+    except KeyboardInterrupt:  # outside of a run, which hears Ctrl-C itself and stops in order
+        sys.stderr.write("\nStopped.\n")
+        return Stopped.exit_code
     except BrokenPipeError:  # whoever read our output has gone; nothing is left to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 4

@@ -8,9 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from engine import launch
 from engine.cli import arguments
 from engine.cli.distill import guarded
@@ -87,6 +84,7 @@ def _measured(rung: Rung, rates: MachineRates) -> dict[str, Any]:
         return {"measured_peak_bytes": None, "problem": trial.problem}
     return {
         "measured_peak_bytes": trial.peak_bytes,
+        "predicted_for_measured_bytes": trial.predicted_bytes,
         "predicted_over_measured": round(trial.predicted_bytes / max(1, trial.peak_bytes), 3),
         "measured_seconds": round(trial.seconds, 2),
         "measured_tokens": trial.tokens,
@@ -94,34 +92,59 @@ def _measured(rung: Rung, rates: MachineRates) -> dict[str, Any]:
 
 
 def _print_table(rungs: list[Rung], rates: MachineRates, measure: bool) -> None:
-    console = Console(highlight=False)
     settings = rungs[0].plan.settings
     budget = f"budget {format_bytes(settings.memory_budget)} on {settings.device}"
-    console.print(f"{settings.teacher} -> {settings.student}, {settings.precision}, {budget}", markup=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("phase", "setting", "row", "memory", "", "time", "disk"):
-        table.add_column(column, justify="left" if column in ("phase", "setting", "") else "right")
-    if measure:
-        for column in ("measured", "predicted/measured"):
-            table.add_column(column, justify="right")
+    print(f"{settings.teacher} -> {settings.student}")
+    print(f"rows of {settings.sequence_length} tokens, {settings.precision}, {budget}")
+    print()
+    columns = _Columns(rungs, measure)
+    print(columns.line(columns.titles), flush=True)
+    is_short_run = False
     for rung in rungs:
-        cells = [
-            rung.phase,
-            rung.label,
-            str(rung.plan.settings.sequence_length),
-            format_bytes(rung.predicted.peak_bytes),
-            "fits" if rung.fits else "too much",
-            f"{format_duration(rung.predicted.seconds)} ± {format_duration(rung.predicted.seconds_error)}",
-            format_bytes(rung.plan.disk_bytes),
-        ]
-        if measure:
-            found = _measured(rung, rates)
-            peak = found["measured_peak_bytes"]
-            cells += [
-                format_bytes(peak) if peak else str(found.get("problem")),
-                f"{found['predicted_over_measured']:.2f}" if peak else UNKNOWN,
-            ]
-        table.add_row(*cells)
-    console.print(table)
+        found = _measured(rung, rates) if measure else {}
+        peak = found.get("measured_peak_bytes")
+        print(columns.line(_cells(rung, measure, found)), flush=True)  # each as it comes: one takes some ten seconds
+        if found.get("problem"):
+            print(f"  {found['problem']}")
+        elif peak:
+            is_short_run |= abs(found["predicted_for_measured_bytes"] / rung.predicted.peak_bytes - 1) > _NOTABLE
+    print()
+    if is_short_run:
+        print("A measurement reads only some thousand tokens: the ratio is to what that takes.")
     if not rates.measured:
-        console.print("Times are rough: this machine could not be measured.", markup=False)
+        print("Times are rough: this machine could not be measured.")
+    if not any(rung.fits for rung in rungs if rung.phase == "teacher"):
+        print("No setting of the teacher fits the budget.")
+    if not any(rung.fits for rung in rungs if rung.phase == "student"):
+        print("No setting of the student fits the budget.")
+
+
+_NOTABLE = 0.02
+
+
+def _cells(rung: Rung, measure: bool, found: dict[str, Any]) -> list[str]:
+    predicted = rung.predicted
+    cells = [rung.phase, rung.label, format_bytes(predicted.peak_bytes), "fits" if rung.fits else "too much"]
+    if measure:
+        peak = found.get("measured_peak_bytes")
+        return [*cells, format_bytes(peak), f"{found['predicted_over_measured']:.2f}" if peak else UNKNOWN]
+    time = f"{format_duration(predicted.seconds)} ± {format_duration(predicted.seconds_error)}"
+    return [*cells, time, format_bytes(rung.plan.disk_bytes)]
+
+
+class _Columns:
+    """Columns as wide as what is in them, known before the first row is measured."""
+
+    def __init__(self, rungs: list[Rung], measure: bool) -> None:
+        self.titles = ["phase", "setting", "memory", ""]
+        self.titles += ["measured", "predicted/measured"] if measure else ["time", "disk"]
+        rows = [self.titles, *(_cells(rung, measure, {}) for rung in rungs)]
+        self._widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(self, cells: list[str]) -> str:
+        """One row: words to the left, numbers to the right."""
+        padded = [
+            cell.ljust(width) if number in (0, 1, 3) else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(cells, self._widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()

@@ -7,6 +7,7 @@ records that nobody scored, for memory and time do not depend on what the words 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -148,7 +149,8 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
     with (
         run.log_path.open("ab") as log,
         subprocess.Popen(
-            [sys.executable, "-m", "engine.phase", phase, str(run.path)],
+            [sys.executable, "-m", "engine.phase", phase, str(run.path), str(os.getpid())],  # it ends when we do
+            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=phase_environment(run),
@@ -159,6 +161,7 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
             code = child.wait()
         except BaseException:
             child.kill()
+            child.wait()  # before its folder goes
             raise
     problem = "" if code == 0 else _last_word(run) or f"exit code {code}"
     predicted = int(run.info["predicted"][phase]["peak_bytes"])

@@ -19,7 +19,7 @@ from engine.planner.resolve import plan
 _TEACHER_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("whole teacher, 8 rows", {"layer_by_layer": False, "teacher_batch": 8, "cpu_offload": False}),
     ("1 row at a time", {"teacher_batch": 1}),
-    ("streamed layer by layer, 8 rows", {"layer_by_layer": True, "teacher_batch": 8}),
+    ("streamed, 8 rows", {"layer_by_layer": True, "teacher_batch": 8}),
     ("streamed, 1 row at a time", {"teacher_batch": 1}),
 )
 _STUDENT_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -29,10 +29,10 @@ _STUDENT_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("2 rows at a time", {"student_batch": 2}),
     ("8-bit optimizer states", {"optimizer": "adamw-8bit"}),
-    ("activations computed twice", {"gradient_checkpointing": True}),
+    ("activations recomputed", {"gradient_checkpointing": True}),
     ("1 row at a time", {"student_batch": 1}),
-    ("weights and states off the device", {"cpu_offload": True}),
-    ("8 rows at once, no gradient whole", {"student_batch": 8}),
+    ("weights, states offloaded", {"cpu_offload": True}),
+    ("8 rows, no gradient whole", {"student_batch": 8}),
 )
 # Rows of an optimizer step on every rung, so that they are compared at the same work.
 _ROWS_IN_A_STEP = 8

@@ -1,9 +1,15 @@
 """tiny-distill-profile, as it is typed; the machine is measured once for real."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine.cli import profile
@@ -23,10 +29,19 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_table_has_a_rung_for_each_saving(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert profile.main(words) == 0
     shown = capsys.readouterr().out
-    for label in ("whole teacher", "streamed", "plain AdamW", "8-bit", "twice"):
+    for label in ("whole teacher", "streamed", "plain AdamW", "8-bit", "recomputed"):
         assert label in shown
     assert "MiB" in shown
     assert "fits" in shown
+    assert max(map(len, shown.splitlines()[1:])) <= 80  # but for the models' names
+
+
+def test_a_budget_that_nothing_fits_is_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert profile.main([*words, "--memory_budget", "100MB"]) == 0
+    shown = capsys.readouterr().out
+    assert "fits  " not in shown
+    assert "No setting of the teacher fits the budget." in shown
+    assert "No setting of the student fits the budget." in shown
 
 
 def test_json_has_one_object_a_line_with_memory_disk_and_time(
@@ -61,6 +76,44 @@ def test_help_needs_no_model_and_no_torch(capsys: pytest.CaptureFixture[str]) ->
         profile.main(["--help"])
     assert ended.value.code == 0
     assert "--measure" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_no_process_and_no_folder(words: list[str], tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    program = "import sys\nfrom engine.cli.profile import main\nsys.exit(main())"
+    command = [sys.executable, "-c", program, *words, "--measure", "--device", "cpu"]
+    with subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(scratch)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as profiling:
+        phases = _wait_for(lambda: [pid for pid in _below(profiling.pid) if "engine.phase" in _words(pid)])
+        assert list(scratch.iterdir()) != []
+        profiling.send_signal(signal.SIGINT)
+        _, said = profiling.communicate(timeout=60)
+    assert profiling.returncode == 130
+    assert said.strip() == "Stopped."
+    assert list(scratch.iterdir()) == []
+    assert not any("engine.phase" in _words(pid) for pid in phases)
+
+
+def _wait_for(look: Callable[[], list[int]]) -> list[int]:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+def _below(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
 
 
 @pytest.mark.slow
