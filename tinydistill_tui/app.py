@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import platformdirs
 from rich.console import Console
+from textual import events
 from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.constants import DEFAULT_THEME
@@ -26,7 +27,7 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from engine.errors import TinyDistillError
-from tinydistill_tui import appearance, runs
+from tinydistill_tui import appearance, runs, window
 from tinydistill_tui.palette import RunCommands, SettingCommands
 from tinydistill_tui.screens.help import HelpScreen
 
@@ -92,9 +93,15 @@ class TinyDistillApp(App[int]):
         """Take the mode that was asked for, and end in order when asked to by the system."""
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread, no signals
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit, 0)
+        if not self.is_headless:
+            self.set_interval(window.LOOK_SECONDS, lambda: window.follow(self))
         if self.run_path is not None:
             runs.remember(self.run_path)
         self.switch_mode("wizard" if self.run_path is None else "run")
+
+    def on_resize(self, event: events.Resize) -> None:
+        """What Textual passes over."""
+        window.redraw_if_same(self, event)
 
     def get_line_filters(self) -> list[LineFilter]:
         """Textual's own filters, and ours behind them."""
@@ -227,6 +234,7 @@ def run_app(
     A defect of the screens never shows a traceback: it is written to ``ui-crash.log``, and the run goes on.
     """
     options = options or {}
+    window.believe_the_terminal()
     app = TinyDistillApp(
         config_values, attach=attach.expanduser().absolute() if attach else None, profile=profile, options=options
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,23 +16,39 @@ from tinydistill_tui import runs
 if TYPE_CHECKING:
     from tinydistill_tui.app import TinyDistillApp
 
+FIND_SECONDS = 1.0
+
 
 class RunCommands(Provider):
     """Attach to any run that is found."""
 
     async def startup(self) -> None:
-        """Look which runs there are, while the palette opens."""
-        self._paths: list[Path] = await asyncio.to_thread(runs.find)
+        """Begin to look which runs there are.
+
+        Nothing is waited for: Textual 8.2.8 cancels a start that is waited for when another letter is typed, and then
+        shows nothing of what anybody finds.
+        """
+        self._finding = asyncio.create_task(asyncio.to_thread(runs.find))
+
+    async def shutdown(self) -> None:
+        """Nobody wants to know any more."""
+        self._finding.cancel()
+
+    async def _paths(self) -> list[Path]:
+        """The runs that there are; none where it takes long to find them, for the others' finds wait for ours."""
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(asyncio.shield(self._finding), FIND_SECONDS)
+        return []
 
     async def discover(self) -> Hits:
         """The newest runs, before anything is typed."""
-        for path in self._paths[:5]:
+        for path in (await self._paths())[:5]:
             yield DiscoveryHit(f"attach {path.name}", partial(self._open, path), help=str(path))
 
     async def search(self, query: str) -> Hits:
         """Runs whose name matches."""
         matcher = self.matcher(query)
-        for path in self._paths:
+        for path in await self._paths():
             command = f"attach {path.name}"
             if (score := matcher.match(command)) > 0:
                 yield Hit(score, matcher.highlight(command), partial(self._open, path), help=str(path))

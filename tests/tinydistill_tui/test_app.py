@@ -1,11 +1,12 @@
 import re
+import threading
 
 import pytest
 from textual.color import Color
 
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import text_of, until, watching
-from tinydistill_tui import appearance
+from tinydistill_tui import appearance, palette, runs
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.screens.runs import RunsScreen
 
@@ -109,3 +110,17 @@ async def test_slow_terminals_get_no_animation(monkeypatch):
     monkeypatch.delenv("SSH_CONNECTION")
     monkeypatch.setenv("TERM", "tmux-256color")
     assert TinyDistillApp().animation_level == "none"
+
+
+async def test_slow_disk_does_not_keep_the_palette_from_what_it_has_found(runs_folder, monkeypatch):
+    given_up = threading.Event()
+    monkeypatch.setattr(palette, "FIND_SECONDS", 0.05)
+    monkeypatch.setattr(runs, "find", lambda: given_up.wait(60) and [])
+    path = make_run(runs_folder)
+    try:
+        async with watching(path) as (app, pilot):
+            await pilot.press("colon", *"screenshot")
+            await until(pilot, lambda: "Save what is seen as SVG" in text_of(app), "the palette finds it", 10)
+            given_up.set()
+    finally:
+        given_up.set()

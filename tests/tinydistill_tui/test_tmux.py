@@ -197,7 +197,6 @@ def test_stop_ends_with_a_checkpoint(tmux, runs_folder):
         tmux.wait_for(PROMPT.strip())
 
 
-@pytest.mark.slow  # among other tests on a busy machine the terminal was seen to keep a frame of another size
 def test_windows_of_any_size(tmux, runs_folder):
     path = begun(runs_folder)
     with engine(path):

@@ -1,0 +1,62 @@
+"""Keeps what is drawn as large as the window, and whole.
+
+Textual 8.2.8 hears of another size by a signal, and a busy machine was seen to lose it: what was drawn stayed as it was
+for as long as anybody looked. It also passes over a notice of the size that it knows; but a window that was another
+size for a moment has lost a part of the picture. So the window itself is looked at now and then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from textual.app import ScreenStackError
+from textual.events import Resize
+from textual.geometry import Size
+
+if TYPE_CHECKING:
+    from textual.app import App
+
+LOOK_SECONDS = 1.0
+
+
+def window_size() -> Size | None:
+    """Columns and rows of the terminal; None where there is none, or it does not tell."""
+    for stream in (sys.__stdout__, sys.__stdin__):
+        try:
+            columns, rows = os.get_terminal_size(stream.fileno() if stream is not None else -1)
+        except (OSError, ValueError):
+            continue
+        if columns > 0 and rows > 0:
+            return Size(columns, rows)
+    return None
+
+
+def believe_the_terminal() -> None:
+    """Forget COLUMNS and LINES where the terminal tells its size: exported by a shell, they stay what they were."""
+    if window_size() is not None:
+        for name in ("COLUMNS", "LINES"):
+            os.environ.pop(name, None)
+
+
+def follow(app: App[int]) -> None:
+    """Tell the app and its screen of a size that was missed; the screen itself too, for the app may know it already."""
+    size = window_size()
+    try:
+        screen = app.screen
+    except ScreenStackError:  # it is ending
+        return
+    if size is None or size == screen.outer_size:
+        return
+    for missed in (app, screen):
+        missed.post_message(Resize(size, size))
+
+
+def redraw_if_same(app: App[int], event: Resize) -> None:
+    """Draw everything at a notice of a size that is known already: it was another one for a moment."""
+    if event.size == app.size:
+        try:
+            app.screen.refresh()
+        except ScreenStackError:
+            return
