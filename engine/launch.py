@@ -62,8 +62,10 @@ def checked_plan(config: RunConfig, *, strict: bool = True) -> Plan:
         RequestError: the request is wrong.
         DoesNotFit: no room; with ``strict`` off it is in the plan instead.
     """
-    check_request(plan(config, strict=False).settings)
-    return plan(config, machine=machine_rates(measure=True), strict=strict)
+    settings = plan(config, strict=False).settings
+    check_request(settings)
+    rates = machine_rates(measure=True, device=settings.device or "cpu", threads=settings.threads)
+    return plan(config, machine=rates, strict=strict)
 
 
 def resume_run(config: RunConfig) -> Run:

@@ -15,9 +15,12 @@ from engine import launch
 from engine.config import RunConfig
 from engine.events import read_events
 from engine.format import format_bytes
+from engine.models.demo import DEMO_TEACHER
+from engine.planner import measure
 from tests.end_to_end.program import write_texts
 from tests.tiny import tiny_model
 from tests.tinydistill_tui.screen import lines_of, text_of, until
+from tests.tinydistill_tui.wizard import to_the_plan, wizard
 from tinydistill_tui import runs
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.screens.confirm import ConfirmScreen
@@ -145,3 +148,28 @@ def wait_for(condition, seconds, what):
     while not condition():
         assert time.monotonic() < until, what
         time.sleep(0.2)
+
+
+async def test_bytes_on_the_screen_are_those_that_the_copied_command_prints(notes, monkeypatch):
+    asked = {"teacher": str(DEMO_TEACHER), "data": str(notes), "device": "cpu", "sequence_length": 64}
+    measure.machine_rates(measure=True, threads=1)  # else the plan would first be made of cautious figures
+    async with wizard({**asked, "memory_budget": "2GB", "ram_budget": "2GB", "threads": 1}) as (app, pilot):
+        copied = []
+        monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
+        screen = await to_the_plan(app, pilot)
+        await pilot.press("y")
+        shown = text_of(app)
+    command = shlex.split(copied[0])[1:]
+    out = subprocess.run(
+        [sys.executable, "-m", "engine.cli.distill", *command, "--dry_run", "--json"], capture_output=True, text=True
+    ).stdout
+    predicted = next(event for event in map(json.loads, out.splitlines()) if event["kind"] == "plan")["predicted"]
+    planned = screen.draft.plan
+    assert {phase: predicted[phase]["peak_bytes"] for phase in ("teacher", "student")} == {
+        phase: planned.predicted[phase].peak_bytes for phase in ("teacher", "student")
+    }
+    assert predicted["disk_bytes"] == planned.disk_bytes
+    for phase, word in (("teacher", "score"), ("student", "train")):
+        line = next(line for line in shown.splitlines() if f"RAM {word}" in line)
+        assert f" {format_bytes(predicted[phase]['peak_bytes'])} of " in line
+    assert f"Disk {format_bytes(predicted['disk_bytes'])} of" in shown

@@ -12,7 +12,7 @@ from textual.widgets import Input
 from engine import launch, profiles, supervisor
 from engine.config import SETTINGS
 from engine.models.demo import DEMO_TEACHER
-from engine.planner import plan
+from engine.planner import measure, plan
 from engine.run import Run
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import (
@@ -285,6 +285,18 @@ async def test_copied_command_asks_for_the_same_run(monkeypatch):
     assert again.predicted == screen.draft.plan.predicted
     assert again.settings.student_batch == 3
     assert again.settings.teacher == str(DEMO_TEACHER)
+
+
+async def test_machine_is_measured_once_for_the_device_and_the_threads_that_are_planned(monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure, "machine_rates", lambda **of: asked.append((of["device"], of["threads"])) or RATES)
+    async with wizard({"demo": True, "threads": 2}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await until(pilot, lambda: asked == [("cpu", 2)], "it is measured")
+        await pilot.press("f6")
+        await choose(app, pilot, "threads")
+        await pilot.press("enter", *"1", "enter")
+        await until(pilot, lambda: screen.up_to_date and asked[1:] == [("cpu", 1)], "and again for one thread")
 
 
 async def test_draft_survives_the_program(notes):

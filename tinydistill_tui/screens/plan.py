@@ -99,6 +99,7 @@ class PlanScreen(StepScreen):
         self._timer: Timer | None = None
         self._planned_for: dict[str, str] | None = None
         self._starting = False
+        self._measured_for: tuple[str, int | None] | None = None
 
     def compose_content(self) -> Iterable[Widget]:
         """What it takes, the settings, and the one that is chosen."""
@@ -117,7 +118,6 @@ class PlanScreen(StepScreen):
         if self.draft.plan is not None and self._machine is not None:
             self._draw()
         self._plan_soon(0.01)
-        self._measure()
 
     @property
     def _table(self) -> SettingsTable:
@@ -163,11 +163,18 @@ class PlanScreen(StepScreen):
             self.post_message(found)
 
     @work(thread=True, exclusive=True, group="measure")
-    def _measure(self) -> None:
-        """Times are cautious figures until the machine was measured; that is done once, and kept."""
-        measure.machine_rates(measure=True)
+    def _measure(self, device: str, threads: int | None) -> None:
+        """Times are cautious figures until the machine was measured; that is done once for a device, and kept."""
+        measure.machine_rates(measure=True, device=device, threads=threads)
         if not get_current_worker().is_cancelled:
             self.app.call_from_thread(self._plan_soon, 0.01)
+
+    def _measure_once(self, planned: Plan) -> None:
+        """Measure what the plan is for, unless that was done."""
+        wanted = planned.settings.device or "cpu", planned.settings.threads
+        if wanted != self._measured_for:
+            self._measured_for = wanted
+            self._measure(*wanted)
 
     @on(PlanChanged)
     def _planned(self, message: PlanChanged) -> None:
@@ -178,6 +185,7 @@ class PlanScreen(StepScreen):
             if self.draft.plan is not None and message.planned.settings != self.draft.plan.settings:
                 self._before = self.draft.plan
             self.draft.plan = message.planned
+            self._measure_once(message.planned)
         self._draw()
         self._try_others()
 
