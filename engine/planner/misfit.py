@@ -78,12 +78,21 @@ def _todo(question: Question, answer: Answer, flag: str) -> tuple[str, list[dict
     as_it_is = f"--{flag} {enough}MB"
     more: dict[str, object] = {flag: f"{enough}MB"}
     if found is None:
-        return f"Nothing smaller fits: choose a smaller student, or give it {as_it_is}.", [more]
+        return f"Nothing smaller fits: choose {_smaller_models(question, answer)}, or give it {as_it_is}.", [more]
     changes, smaller = found
     peak = max(_where(question, part.footprint)[0] for part in (smaller.teacher, smaller.student))
     flags = " ".join(_flag(name, value) for name, value in changes.items())
     assert peak <= max(budget.memory_bytes, budget.ram_bytes)
     return f"It fits with {flags} ({format_bytes(peak)}), or as it is with {as_it_is}.", [changes, more]
+
+
+def _smaller_models(question: Question, answer: Answer) -> str:
+    phases = {"teacher": answer.teacher.footprint, "student": answer.student.footprint}
+    too_large = [name for name, footprint in phases.items() if not question.budget.fits(footprint)]
+    floor = min(footprint.parts["other"] for footprint in phases.values())
+    if not question.budget.on_gpu and floor >= question.budget.memory_bytes:
+        return "another machine, as Python and torch alone need more"
+    return " and ".join(f"a smaller {name}" for name in too_large)
 
 
 def _flag(name: str, value: object) -> str:

@@ -118,6 +118,10 @@ def nearest_that_fits(question: Question, asked: Answer) -> tuple[dict[str, obje
     fixed = [
         name for name in names if getattr(config, name) not in (None, False, "adamw-8bit") or _refused(config, name)
     ]
+    if _refused(config, "cpu_offload"):
+        fixed.append("cpu_offload")
+    if (config.gradient_accumulation or 1) > 1 and config.student_batch is None:
+        fixed.append("gradient_accumulation")  # added-up gradients have to be held
     lengths = _shorter(asked.length) if config.sequence_length is not None else list(_length_options(question))
     layer_options: list[int | None] = list(_layer_options(question))
     if question.cut and config.student_layers is not None:
@@ -319,6 +323,7 @@ def _changes(config: RunConfig, answer: Answer, freed: tuple[str, ...]) -> dict[
         "gradient_checkpointing": student.checkpointing,
         "layer_by_layer": teacher.layer_by_layer,
         "optimizer": student.optimizer,
+        "cpu_offload": answer.offload,
         "sequence_length": answer.length,
         "student_layers": answer.layers,
     }

@@ -156,6 +156,41 @@ def test_the_nearest_setting_that_is_told_fits(text: Path, budget: int, values: 
     assert _plan(text, teacher=wide, **{**values, "memory_budget": budget, **typed}, strict=True).misfit is None
 
 
+@pytest.mark.parametrize("budget", [150, 330, 350, 380, 420, 500, 600])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"cpu_offload": False},
+        {"optimizer": "adamw", "gradient_checkpointing": False},
+        {"gradient_accumulation": 8, "optimizer": "adamw-8bit"},
+        {"student_batch": 16, "gradient_accumulation": 4, "cpu_offload": False, "layer_by_layer": False},
+        {"student_layers": 4, "sequence_length": 128, "teacher_batch": 64},
+        {"quantization": "int8", "layer_by_layer": False},
+    ],
+    ids=lambda values: "-".join(values) or "nothing",
+)
+def test_everything_that_a_refusal_names_really_fits(text: Path, budget: int, values: dict[str, Any]) -> None:
+    wide = str(tiny_model("llama", hidden_size=512))
+    misfit = _plan(text, teacher=wide, memory_budget=budget * MIB, **values).misfit
+    if misfit is None:
+        return
+    assert misfit.remedies
+    for remedy in misfit.remedies:
+        changed = {**values, "memory_budget": budget * MIB, **remedy}
+        assert _plan(text, teacher=wide, **changed, strict=True).misfit is None, misfit.todo
+
+
+def test_a_refusal_says_which_model_is_too_large(text: Path) -> None:
+    teacher, student = str(tiny_model("llama", hidden_size=1024)), str(tiny_model("llama", hidden_size=64))
+    misfit = _plan(text, teacher=teacher, student=student, memory_budget=280 * MIB).misfit
+    assert misfit is not None
+    assert "choose a smaller teacher, or" in misfit.todo
+    misfit = _plan(text, memory_budget=100 * MIB).misfit
+    assert misfit is not None
+    assert "another machine, as Python and torch alone need more" in misfit.todo
+
+
 def test_a_full_disk_is_refused_with_the_samples_that_fit(text: Path) -> None:
     with pytest.raises(DoesNotFit, match="of disk"):
         _plan(text, hardware=computer(disk_bytes=2 * MIB), strict=True)
