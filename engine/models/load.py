@@ -95,6 +95,22 @@ def load_causal_lm(
 
 
 @torch.no_grad()
+def check_numbers(model: PreTrainedModel, folder: Path) -> None:
+    """Look through a model that is about to be trained: what begins with a NaN ends with one, hours later.
+
+    Raises:
+        ModelError: a weight holds NaN or infinity.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(parameter)):
+            raise ModelError(
+                f"The weight {name} in {folder} holds NaN or infinity.",
+                "A student that begins with it cannot learn.",
+                "Save or download the model again.",
+            )
+
+
+@torch.no_grad()
 def own_weights(model: PreTrainedModel) -> None:
     """Copy weights that are mapped pages of their file into memory of this process's own, tensor by tensor.
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from engine.errors import ModelError
+from engine.errors import BadNumbers, ModelError
 from engine.models.core import Core
 from engine.models.meta import build_with_buffers
 
@@ -53,6 +53,7 @@ def check_streaming(
 
     Raises:
         ModelError: the two disagree; the message says where.
+        BadNumbers: what comes out of the layers is NaN or infinity, streamed or not.
     """
     count = layers_to_check(core.layers)
     vocab_rows = model.get_input_embeddings().weight.shape[0]
@@ -88,7 +89,13 @@ def _check(
     with torch.no_grad(), first_layers(core, count) as layers, _one_at_a_time(layers, load_layer, drop_layer):
         for batch, ours in zip(micro_batches, streamed, strict=True):
             plain = core.core(input_ids=batch, use_cache=False)[0]
-            _require(bool(torch.isfinite(plain).all()), model, "gives NaN or infinity in its first layers")
+            if not torch.isfinite(plain).all():
+                raise BadNumbers(
+                    f"{type(model).__name__} gives NaN or infinity in its first {count} layers.",
+                    "The model in memory would do the same: nothing could be learned from it.",
+                    "In half precision, try --precision fp32; in fp32 the weights are damaged: save or download them "
+                    "again.",
+                )
             _require(torch.equal(ours, plain), model, f"differs after {count} layers when its layers are streamed")
         masked = core.core(input_ids=ids, attention_mask=mask.long().to(ids.device), use_cache=False)[0]
     real = mask.to(ids.device)

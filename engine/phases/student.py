@@ -11,7 +11,7 @@ from typing import Any
 from engine.config import SETTINGS, RunConfig
 from engine.data.tokens import TokenFile
 from engine.events import EventWriter
-from engine.models.load import load_causal_lm, load_tokenizer, own_weights
+from engine.models.load import check_numbers, load_causal_lm, load_tokenizer, own_weights
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
@@ -52,6 +52,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     folder = student_folder(run, settings, events)
     with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events) as store:
         model = load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=settings.trust_remote_code)
+        check_numbers(model, folder)
         scratch = run.path / "scratch" if settings.cpu_offload and device.type == "cpu" else None
         if scratch is not None:
             map_weights(model, scratch)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.errors import ModelError
-from engine.models.load import ResidentTeacher, load_causal_lm, load_tokenizer, own_weights
+from engine.models.load import ResidentTeacher, check_numbers, load_causal_lm, load_tokenizer, own_weights
 from tests.tiny import ARCHITECTURES, PADDING_ROWS, VOCAB_SIZE, tiny_model
 
 
@@ -100,8 +100,8 @@ def test_the_tokenizer_is_loaded_or_refused(folder, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells mapped files in /proc")
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_weights_of_ones_own_need_no_file_and_stay_tied(architecture):
-    folder = tiny_model(architecture)
+def test_weights_of_ones_own_need_no_file_and_stay_tied(architecture, tmp_path):
+    folder = shutil.copytree(tiny_model(architecture), tmp_path / "model")  # a file that no other test has mapped
 
     def is_mapped():
         return str(folder / "model.safetensors") in Path("/proc/self/maps").read_text()
@@ -115,3 +115,13 @@ def test_weights_of_ones_own_need_no_file_and_stay_tied(architecture):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert tied == bool(model.config.tie_word_embeddings)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_student_with_a_weight_that_is_no_number_is_refused_before_it_is_trained(bad):
+    model = load_causal_lm(tiny_model("qwen2"), dtype=torch.float32)
+    check_numbers(model, Path("somewhere"))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[17, 3] = bad
+    with pytest.raises(ModelError, match=r"embed_tokens\.weight in somewhere holds NaN or infinity"):
+        check_numbers(model, Path("somewhere"))
