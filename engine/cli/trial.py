@@ -45,7 +45,7 @@ class Trial:
     """What a phase took.
 
     Attributes:
-        peak_bytes: highest anonymous memory of its process.
+        peak_bytes: highest anonymous memory of its process; on a GPU what torch's allocator held there.
         predicted_bytes: what was predicted for just these few steps.
         seconds: of the whole process, start included.
         tokens: tokens that went through the model.
@@ -165,7 +165,9 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
             raise
     problem = "" if code == 0 else _last_word(run) or f"exit code {code}"
     predicted = int(run.info["predicted"][phase]["peak_bytes"])
-    return Trial(peak.peak_bytes, predicted, time.monotonic() - began, tokens, problem)
+    # Where a GPU computes, the prediction is of its memory.
+    on_device = (run.result(phase) or {}).get("device_peak_bytes")
+    return Trial(on_device or peak.peak_bytes, predicted, time.monotonic() - began, tokens, problem)
 
 
 def _last_word(run: Run) -> str:

@@ -225,6 +225,10 @@ class StreamedTeacher:
             names = self._fill(weights)
             del weights
             yield index
+            if self.device.type == "cuda":
+                # Python is ahead of the GPU: a layer that is let go before its last kernel has run keeps its memory
+                # until then, and with the two that come there would be three.
+                torch.cuda.current_stream(self.device).synchronize()
             self._vacate(names)
             # The micro-batches' hidden states, freed and made anew for each layer, leave holes in the heap that grow by
             # 5 MB a layer at 2,048 tokens of width 1,024.

@@ -6,6 +6,7 @@ import torch
 
 from engine.config import RunConfig
 from engine.errors import RequestError
+from engine.planner.footprint import CUDA_CONTEXT
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,8 +35,17 @@ def prepare_torch(settings: RunConfig) -> tuple[torch.device, torch.dtype]:
         torch.cuda.set_device(device)
         total_bytes = torch.cuda.get_device_properties(device).total_memory
         if settings.memory_budget:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, settings.memory_budget / total_bytes), device)
+            fraction = allocator_fraction(settings.memory_budget, total_bytes)
+            torch.cuda.set_per_process_memory_fraction(fraction, device)
     return device, _DTYPES[settings.precision or "fp32"]
+
+
+def allocator_fraction(budget_bytes: int, total_bytes: int) -> float:
+    """Share of a GPU's memory that torch's allocator may take: the budget counts the CUDA context, the allocator not.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.cuda.memory.set_per_process_memory_fraction.html
+    """
+    return min(1.0, max(0, budget_bytes - CUDA_CONTEXT) / total_bytes)
 
 
 def device_peak_bytes(device: torch.device) -> int | None:

@@ -154,7 +154,11 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     if not setting.on_gpu:
         return Footprint(parts, sum(parts.values()), mapped)
     staging = 2 * layer * shape.stored_bytes if setting.layer_by_layer else layer * shape.stored_bytes
-    return Footprint(parts, interpreter + _CUDA_RAM + staging + (waiting if offloaded else 0))
+    # torch's pinned memory comes in powers of two, and each micro-batch waits in a piece of its own.
+    in_pieces = (
+        waiting // max(1, tokens * shape.hidden_size * number) * _power_of_two(tokens * shape.hidden_size * number)
+    )
+    return Footprint(parts, interpreter + _CUDA_RAM + staging + (in_pieces if offloaded else 0))
 
 
 def reads_ahead(shape: ModelShape, setting: TeacherSetting, memory_bytes: int, ram_bytes: int) -> bool:
@@ -268,6 +272,10 @@ _FULL_ATTENTION = frozenset({"gemma2", "bloom", "mpt", "falcon", "gpt_oss"})
 _PARALLEL = frozenset({"gpt_neox", "gptj", "phi", "cohere", "cohere2"})
 # Activations that are written as several operations keep what each of them read.
 _LONG_ACTIVATION = frozenset({"gpt2", "gpt_neo", "gptj", "gemma", "gemma2", "gemma3", "gemma3_text"})
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
 
 
 def _interpreter_bytes(shape: ModelShape) -> int:

@@ -157,3 +157,7 @@ def test_the_kernels_count_of_kills_for_memory(tmp_path):
     (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 7\n")
     assert hardware.killed_for_memory(tmp_path / "vmstat") == 7
     assert hardware.killed_for_memory(tmp_path / "nothing") is None
+
+
+def test_a_phase_counts_gpus_as_the_plan_does(run: Run) -> None:
+    assert supervisor.phase_environment(run)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

@@ -80,3 +80,12 @@ def test_offloading_moves_the_states_from_the_gpu_to_main_memory() -> None:
     moved = student_footprint(PYTHIA_70M, here)
     assert moved.parts["optimizer"] < 100 * MIB
     assert moved.ram_bytes >= student_footprint(PYTHIA_70M, there).ram_bytes + states
+
+
+def test_hidden_states_that_leave_a_gpu_wait_in_pieces_of_a_power_of_two() -> None:
+    shape = pythia(768, 12, 12)
+    setting = TeacherSetting(4, 128, "fp16", layer_by_layer=True, on_gpu=True, total_tokens=2048)
+    kept = teacher_footprint(shape, setting)
+    moved = teacher_footprint(shape, replace(setting, cpu_offload=True))
+    assert kept.parts["activations"] - moved.parts["activations"] == 2048 * 768 * 2
+    assert moved.ram_bytes - kept.ram_bytes == 4 * 2**20  # four micro-batches of 768 KiB
