@@ -134,9 +134,9 @@ def fitting_layout(ids: NDArray[np.integer], vocab_size: int) -> IdLayout:
     return IdLayout(vocab_size, widths, common)
 
 
-def bucket_bytes(record_size: int, num_buckets: int) -> int:
-    """Bytes for which of k ids are heads (a bit each), and for their buckets (in unary)."""
-    return -(-(2 * record_size + num_buckets - 1) // 8)
+def flag_bits(record_size: int, num_buckets: int) -> int:
+    """Bits for which of k ids are heads (one each), and for their buckets (in unary)."""
+    return 2 * record_size + num_buckets - 1
 
 
 def uniform_widths(record_size: int, vocab_size: int) -> tuple[int, ...]:
@@ -164,14 +164,14 @@ def _candidates(
 ) -> Iterator[tuple[int, tuple[int, ...], int]]:
     """Bits, widths and number of common ids of each layout that is worth a look."""
     uniform = uniform_widths(record_size, vocab_size)
-    bits = 8 * bucket_bytes(record_size, len(uniform)) + record_size * uniform[0]
+    bits = flag_bits(record_size, len(uniform)) + record_size * uniform[0]
     yield num_records * bits, uniform, 0
     named_to = np.concatenate([[0], counts[often].cumsum()])  # how often the first n of them are named
     for first in _FIRST_WIDTHS:
         for times in _TIMES:
             widths = growing_widths(first, times, vocab_size)
             starts = _starts(widths)
-            common_bits = num_records * 8 * bucket_bytes(record_size, len(widths))
+            common_bits = num_records * flag_bits(record_size, len(widths))
             for num_common, (width, end) in zip(starts, [*zip(widths, starts[1:], strict=True), (0, 0)], strict=True):
                 if num_common == 0 or num_common >= _FEWEST_COMMON:
                     rest = _rest_bits(present, counts, often[:num_common], num_common, widths, starts)

@@ -32,9 +32,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.cache.bits import read_bits, write_bits
 from engine.cache.counter import ROUNDING_ENTROPY, ROUNDING_HEADS, ROUNDING_LABEL, ROUNDING_TAIL, uniforms
-from engine.cache.id_layout import IdLayout, bucket_bytes, fitting_layout
+from engine.cache.id_layout import IdLayout, fitting_layout
+from engine.cache.id_pack import pack_ids, unpack_ids
 
 LOWEST_LOG_PROB = -16.0  # of a head
 LARGEST_SURPRISE = 64.0  # of a label, in nats
@@ -129,9 +129,9 @@ class EncodedRecords:
     Attributes:
         layout: the order of the ids.
         row_records: int64 [rows], how many of the N records are of each row.
-        row_bytes: int64 [rows], how many of the bytes of ``places`` are of each row.
-        buckets: uint8 [N, bytes], of the ids by their places in the order: a bit each for heads, the buckets in unary.
-        places: uint8 [bytes], the place of each id in its bucket, record after record; a row begins with a byte.
+        row_bytes: int64 [rows], how many of the bytes of ``ids`` are of each row.
+        ids: uint8 [bytes]; a row begins with a byte. By their places in the order, of its records one after another: a
+            bit each for heads and their buckets in unary; then the place of each in its bucket.
         head_log_probs: uint8 [all heads], position after position, by their place in the order within each.
         tail_mass: uint8 [N].
         label_log_prob: uint8 [N], or float16 [N] where ``top1_id`` is there.
@@ -143,8 +143,7 @@ class EncodedRecords:
     layout: IdLayout
     row_records: NDArray[np.int64]
     row_bytes: NDArray[np.int64]
-    buckets: NDArray[np.uint8]
-    places: NDArray[np.uint8]
+    ids: NDArray[np.uint8]
     head_log_probs: NDArray[np.uint8]
     tail_mass: NDArray[np.uint8]
     label_log_prob: NDArray[np.uint8] | NDArray[np.float16]
@@ -158,7 +157,7 @@ class EncodedRecords:
         return self.layout.widths, self.top1_id is None
 
 
-COLUMNS = ("buckets", "places", "head_log_probs", "tail_mass", "label_log_prob", "entropy", "top1_id", "top1_log_prob")
+COLUMNS = ("ids", "head_log_probs", "tail_mass", "label_log_prob", "entropy", "top1_id", "top1_log_prob")
 """The fields of :class:`EncodedRecords` that are data sets of a shard."""
 
 
@@ -206,13 +205,12 @@ def encode(records: Records, vocab_size: int, places: Places, row_records: Seque
     has_top1 = records.top1_id is not None and records.top1_log_prob is not None
     surprise = -records.label_log_prob
     counts = np.array(row_records, np.int64)
-    buckets, packed, row_bytes = _pack_ids(np.take_along_axis(in_order, columns, 1), is_head, layout, counts)
+    packed, row_bytes = pack_ids(np.take_along_axis(in_order, columns, 1), is_head, layout, counts)
     return EncodedRecords(
         layout=layout,
         row_records=counts,
         row_bytes=row_bytes,
-        buckets=buckets,
-        places=packed,
+        ids=packed,
         head_log_probs=np.take_along_axis(log_probs, columns, 1)[is_head],
         tail_mass=_to_bytes(records.tail_mass, 1.0, places.uniforms(ROUNDING_TAIL)),
         label_log_prob=_half(records.label_log_prob)
@@ -240,12 +238,10 @@ def decode(parts: Sequence[EncodedRecords], record_size: int) -> Records:
 def _decode(parts: list[EncodedRecords], record_size: int) -> Records:
     columns = {name: _concatenated([getattr(part, name) for part in parts]) for name in COLUMNS}
     row_records, row_bytes = (np.concatenate([getattr(part, name) for part in parts]) for name in _ROW_FIELDS)
-    in_order, is_head = _unpack_ids(
-        columns["buckets"], columns["places"], parts[0].layout, row_records, row_bytes, record_size
-    )
+    in_order, is_head = unpack_ids(columns["ids"], parts[0].layout, row_records, row_bytes, record_size)
     ids, begin = np.empty(in_order.shape, np.int64), 0
     for part in parts:
-        end = begin + len(part.buckets)
+        end = begin + len(part.tail_mass)
         ids[begin:end] = part.layout.ids(in_order[begin:end])
         begin = end
     # One sort brings the heads to the front by falling log-prob, and the tail behind them by rising id.
@@ -264,62 +260,6 @@ def _decode(parts: list[EncodedRecords], record_size: int) -> Records:
         top1_id=None if top1_id is None else top1_id.astype(np.int32),
         top1_log_prob=None if top1_log_prob is None else top1_log_prob.astype(np.float32),
     )
-
-
-def _pack_ids(
-    in_order: NDArray[np.int64], is_head: NDArray[np.bool_], layout: IdLayout, row_records: NDArray[np.int64]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
-    """``buckets``, ``places`` and ``row_bytes`` of ids by their places in the order, rising in each record [N, k]."""
-    num, size = in_order.shape
-    bucket = np.searchsorted(layout.firsts, in_order, side="right") - 1
-    flags = np.zeros((num, 8 * bucket_bytes(size, len(layout.widths))), np.uint8)
-    flags[:, :size] = is_head
-    np.put_along_axis(flags, size + bucket + np.arange(size), 1, axis=1)
-    widths = layout.widths_of[bucket]
-    row_bytes = -(-_sums(widths.sum(1), row_records) // 8)
-    starts = _bit_starts(widths, row_records, row_bytes)
-    written = write_bits((in_order - layout.firsts[bucket]).ravel(), widths.ravel(), starts.ravel())
-    packed = np.zeros(row_bytes.sum(), np.uint8)
-    packed[: len(written)] = written
-    return np.packbits(flags, axis=1, bitorder="little"), packed, row_bytes
-
-
-def _unpack_ids(
-    buckets: NDArray[np.uint8],
-    packed: NDArray[np.uint8],
-    layout: IdLayout,
-    row_records: NDArray[np.int64],
-    row_bytes: NDArray[np.int64],
-    record_size: int,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Places in the order and the marks of heads, [N, k] each; of the layout the widths alone are used."""
-    num, num_flags = len(buckets), 2 * record_size + len(layout.widths) - 1
-    flags = np.unpackbits(buckets, axis=1, bitorder="little").view(np.bool_)
-    ones = np.flatnonzero(flags[:, record_size:num_flags]).reshape(num, record_size)
-    # Without the start of the row and the ones before, a one's place is its id's bucket.
-    bucket = ones - (np.arange(num) * (num_flags - record_size))[:, None] - np.arange(record_size)
-    if bucket.size and not 0 <= int(bucket.min()) <= int(bucket.max()) < len(layout.widths):
-        raise ValueError("a record with more ids than it has, or fewer")
-    widths = layout.widths_of[bucket]
-    starts = _bit_starts(widths, row_records, row_bytes)
-    return layout.firsts[bucket] + read_bits(packed, widths, starts), flags[:, :record_size]
-
-
-def _bit_starts(
-    widths: NDArray[np.int64], row_records: NDArray[np.int64], row_bytes: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Where the bits of each number begin: row after row, each row with a byte. [N, k]."""
-    ends = widths.ravel().cumsum().reshape(widths.shape)
-    before_row = np.concatenate([[0], _sums(widths.sum(1), row_records).cumsum()[:-1]])[: len(row_records)]
-    gained = 8 * (row_bytes.cumsum() - row_bytes) - before_row
-    return ends - widths + np.repeat(gained, row_records)[:, None]
-
-
-def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sums of runs of so many values each; a run may be empty."""
-    to = np.concatenate([[0], values.cumsum()])
-    ends = counts.cumsum()
-    return to[ends] - to[ends - counts]
 
 
 _ROW_FIELDS = ("row_records", "row_bytes")

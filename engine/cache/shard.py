@@ -2,12 +2,12 @@
 
 ::
 
-    rows                  [rows]    each row's hash, and where its records, log-probs of heads and bytes of places end;
+    rows                  [rows]    each row's hash, and where its records, log-probs of heads and bytes of ids end;
                                     they begin where those of the row before it end
     layout                [bytes]   the order of the ids (id_layout.py)
-    buckets, places, ...            the columns of EncodedRecords, row after row
+    ids, tail_mass, ...             the columns of EncodedRecords, row after row
 
-Eight data sets of a training row's shard are as many as HDF5 describes in 2 KiB; one more would take 4.
+HDF5 describes the seven data sets of a training row's shard in 2 KiB; more than eight would take 4.
 
 HDF5 makes and describes the file, in memory; the bytes are written and read by plain system calls. So a full disk is an
 error like any other (HDF5 dies of it), the checksum is of what was meant, reading a row costs some microseconds and no
@@ -40,7 +40,7 @@ from engine.fault import commit_point
 from engine.files import fsync_folder
 
 HASH_BYTES = 16
-_ROW = np.dtype([("hash", "u1", HASH_BYTES), ("records", "<u4"), ("heads", "<u4"), ("places", "<u4")])
+_ROW = np.dtype([("hash", "u1", HASH_BYTES), ("records", "<u4"), ("heads", "<u4"), ("id_bytes", "<u4")])
 _NAMES = ("rows", "layout", *COLUMNS)
 
 
@@ -63,7 +63,7 @@ def shard_image(
     rows["hash"] = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES)
     rows["records"] = encoded.row_records.cumsum()
     rows["heads"] = np.concatenate([[0], num_heads.cumsum()])[rows["records"]]
-    rows["places"] = encoded.row_bytes.cumsum()
+    rows["id_bytes"] = encoded.row_bytes.cumsum()
     image = io.BytesIO()
     with h5py.File(image, "w", libver="v110") as file:
         file.attrs["belongs_to"] = np.bytes_(belongs_to)  # of fixed length: the other kind takes a heap of 4 KiB
@@ -124,14 +124,14 @@ class Shard:
                 self.hashes: NDArray[np.uint8] = rows["hash"].copy()
                 self._record_ends: NDArray[np.uint32] = rows["records"].copy()
                 self._head_ends: NDArray[np.uint32] = rows["heads"].copy()
-                self._place_ends: NDArray[np.uint32] = rows["places"].copy()
+                self._id_ends: NDArray[np.uint32] = rows["id_bytes"].copy()
                 self.num_rows = len(self.hashes)
                 ends_are_right = all(
                     _lead_to(ends, self.num_rows, self._columns[name])
                     for ends, name in (
-                        (self._record_ends, "buckets"),
+                        (self._record_ends, "tail_mass"),
                         (self._head_ends, "head_log_probs"),
-                        (self._place_ends, "places"),
+                        (self._id_ends, "ids"),
                     )
                 )
         except KeyError as error:
@@ -152,7 +152,7 @@ class Shard:
         records = _between(self._record_ends, first, last)
         others = {
             "head_log_probs": _between(self._head_ends, first, last),
-            "places": _between(self._place_ends, first, last),
+            "ids": _between(self._id_ends, first, last),
         }
         with _opened(self.path) as descriptor:
             layout = self._columns["layout"].read(descriptor).tobytes()
@@ -166,7 +166,7 @@ class Shard:
         except ValueError as error:
             raise DamagedShard("the order of its ids cannot be read") from error
         found["row_records"] = _sizes(self._record_ends, first, last)
-        found["row_bytes"] = _sizes(self._place_ends, first, last)
+        found["row_bytes"] = _sizes(self._id_ends, first, last)
         return EncodedRecords(**found)
 
     def num_records_of(self, row: int) -> int:

@@ -18,9 +18,8 @@ from engine.cli.cache_text import ShownRecord, Words, find_words, some_records
 from engine.format import format_bytes
 
 _PARTS = {
-    "buckets": "ids by frequency, and which are heads",
-    "places": "ids among those as frequent",
-    "layout": "frequent ids of a shard",
+    "ids": "ids, and which of them are heads",
+    "layout": "which ids are frequent",
     "head_log_probs": "log-probs of heads",
     "tail_mass": "mass of the tail",
     "label_log_prob": "label's log-prob",

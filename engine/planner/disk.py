@@ -11,7 +11,7 @@ _RECORD_FIXED_BYTES = 3
 # Share of ids that are heads, whose log-probs take one byte each: of 12 ids some 3 on text that a model knows well.
 _HEADS = 0.25
 # Of an id's place in its bucket, on text; and of the list of frequent ids in a shard, for each of its records.
-_PLACE_BITS = 7.0
+_PLACE_BITS = 7.2
 _LIST_BYTES = 0.3
 _CHECKPOINT_STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256}
 
@@ -24,13 +24,10 @@ def record_bytes(record_size: int, vocab_size: int) -> float:
     which any ids fit in (Elias and Fano).
     """
     ids = min(record_size, vocab_size)
-    any_ids = min(
-        math.ceil((2 * ids + ((vocab_size - 1) >> low)) / 8) + ids * low / 8
-        for low in range((vocab_size - 1).bit_length() + 1)
-    )
+    any_ids = min(2 * ids + ((vocab_size - 1) >> low) + ids * low for low in range((vocab_size - 1).bit_length() + 1))
     buckets = math.ceil(math.log2(vocab_size / 8 + 1))
-    text = math.ceil((2 * ids + buckets - 1) / 8) + ids * _PLACE_BITS / 8 + _LIST_BYTES
-    return min(any_ids, text) + ids * _HEADS + _RECORD_FIXED_BYTES
+    text = 2 * ids + buckets - 1 + ids * _PLACE_BITS + 8 * _LIST_BYTES
+    return min(any_ids, text) / 8 + ids * _HEADS + _RECORD_FIXED_BYTES
 
 
 def cache_bytes(tokens: int, record_size: int, vocab_size: int) -> int:

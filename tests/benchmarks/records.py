@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from engine.cache.id_layout import bucket_bytes, uniform_widths
+from engine.cache.id_layout import flag_bits, uniform_widths
 from engine.cache.identity import CacheIdentity
 from engine.cache.record import Places, Records, decode, encode
 from engine.cache.store import CacheStore
@@ -40,8 +40,7 @@ HEADS = 3
 REPEATS = 30
 # What others publish, bytes a token: DistillKit 1.0 (50 ids; "budget" mode), RS-KD (12 unique ids, 100k vocabulary).
 _PARTS = {
-    "buckets": "ids, heads marked",
-    "places": "ids, heads marked",
+    "ids": "ids, heads marked",
     "layout": "ids, heads marked",
     "head_log_probs": "log-probs of heads",
     "tail_mass": "tail, label, entropy",
@@ -77,10 +76,10 @@ def steps_of_the_encoding(size: int, vocab_size: int) -> dict[str, float]:
     """Bytes of a record as one thing after another is packed; figures are tail mass, label and entropy."""
     plain_id_bits = math.ceil(math.log2(vocab_size))
     uniform = uniform_widths(size, vocab_size)
-    set_bytes = math.ceil(bucket_bytes(size, len(uniform)) + size * uniform[0] / 8)
+    set_bytes = (flag_bits(size, len(uniform)) + size * uniform[0]) / 8
     records = some_records(BATCH, size, vocab_size)
     encoded = encode(records, vocab_size, _some_places(), [ROW] * (BATCH // ROW))
-    by_frequency = encoded.buckets.nbytes + encoded.places.nbytes + encoded.layout.to_bytes().nbytes
+    by_frequency = encoded.ids.nbytes + encoded.layout.to_bytes().nbytes
     return {
         "every logit, float16": 2.0 * vocab_size,
         "k ids (int32), weights (float16), figures (float32)": size * 6 + 12,

@@ -25,7 +25,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from engine.cache.id_layout import bucket_bytes, uniform_widths
+from engine.cache.id_layout import flag_bits, uniform_widths
 from tests.benchmarks.quality.arms import ARMS, MAIN, SETTINGS, Arm, Setting
 from tests.benchmarks.quality.plot import write_plot
 from tests.benchmarks.quality.summary import summarise, table
@@ -121,7 +121,7 @@ def _enter(found: dict[str, Any]) -> None:
 def _bytes_of_record(found: dict[str, float], size: int, vocab_size: int) -> float:
     """What a record of so many ids and heads takes at most with another vocabulary, when any id could be any."""
     widths = uniform_widths(size, vocab_size)
-    return bucket_bytes(size, len(widths)) + size * widths[0] / 8 + found["mean_heads"] + 3
+    return (flag_bits(size, len(widths)) + size * widths[0]) / 8 + found["mean_heads"] + 3
 
 
 def _finished(work: Path) -> dict[str, Any]:

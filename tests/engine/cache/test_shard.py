@@ -36,7 +36,7 @@ def test_every_piece_of_a_shard_can_be_read_by_itself(tmp_path, counts, top1):
         for last in range(first, min(first + 3, len(counts)) + 1):
             read = shard.read(first, last)
             start, end = sum(counts[:first]), sum(counts[:last])
-            np.testing.assert_array_equal(read.buckets, encoded.buckets[start:end])
+            np.testing.assert_array_equal(read.tail_mass, encoded.tail_mass[start:end])
             np.testing.assert_array_equal(decode([read], 6).ids, whole.ids[start:end])
             np.testing.assert_array_equal(read.entropy, encoded.entropy[start:end])
             np.testing.assert_array_equal(read.head_log_probs, encoded.head_log_probs[heads_to[start] : heads_to[end]])
@@ -47,7 +47,7 @@ def test_anybody_can_read_a_shard_with_hdf5(tmp_path):
     image, encoded, _ = an_image([3, 4])
     write_shard(tmp_path / "a.h5", image)
     with h5py.File(tmp_path / "a.h5") as file:
-        np.testing.assert_array_equal(file["buckets"][:], encoded.buckets)
+        np.testing.assert_array_equal(file["ids"][:], encoded.ids)
         assert file["rows"]["records"].tolist() == [3, 7]
         assert file.attrs["belongs_to"] == b"me"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.cache.id_layout import bucket_bytes, uniform_widths
+from engine.cache.id_layout import flag_bits, uniform_widths
 from engine.cache.record import COLUMNS, Records, encode
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFileWriter
@@ -24,7 +24,7 @@ from tests.engine.planner.machines import PYTHIA_70M
 def test_no_record_is_predicted_to_take_more_than_any_ids_do(record_size: int, vocab_size: int) -> None:
     size = min(record_size, vocab_size)
     widths = uniform_widths(size, vocab_size)
-    any_ids = bucket_bytes(size, len(widths)) + size * widths[0] / 8
+    any_ids = (flag_bits(size, len(widths)) + size * widths[0]) / 8
     assert disk.record_bytes(record_size, vocab_size) - size / 4 - 3 <= any_ids
 
 
