@@ -6,7 +6,8 @@ from engine import profiles
 from engine.models.demo import DEMO_TEACHER
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.test_layout import outside, wrong_footers
-from tests.tinydistill_tui.wizard import choose, until_data, until_models, wizard
+from tests.tinydistill_tui.wizard import choose, until_data, until_models, until_plan, wizard
+from tinydistill_tui.screens.base import clause
 from tinydistill_tui.screens.profiles import ProfilesScreen
 
 pytestmark = pytest.mark.usefixtures("same_machine")
@@ -83,3 +84,30 @@ async def test_any_window_shows_something_and_ascii_leaves_nothing_else(notes):
                 assert text_of(app).strip(), (scene, size)
                 assert text_of(app).isascii(), (scene, size)
             await pilot.resize_terminal(80, 24)
+
+
+async def test_what_a_field_is_for_is_never_cut_and_a_small_window_is_told_what_would_do(notes):
+    async with wizard({"data": str(notes), "teacher": str(DEMO_TEACHER)}) as (app, pilot):
+        for wait in (until_models, until_data, until_plan):
+            screen = app.screen
+            for widget in screen.focus_chain:
+                widget.focus()
+                await pilot.pause()
+                verdict = lines_of(app)[22].rstrip()
+                assert verdict.endswith((".", "?")), (widget, verdict)
+            await pilot.resize_terminal(60, 20)
+            await until(pilot, lambda: lines_of(app)[18].startswith(" 80×24 shows all. "), "it says what would do")
+            await pilot.resize_terminal(80, 24)
+            await until(pilot, lambda: "shows all" not in text_of(app), "it fits again")
+            app.screen.focus_chain[0].focus()
+            if wait is until_models:
+                await pilot.press("escape")
+            await pilot.press("enter")
+            await wait(app, pilot)
+
+
+def test_sentence_ends_with_a_clause_where_there_is_no_room_for_all_of_it():
+    assert clause("Short.", 10) == "Short."
+    whole = "One thing; another, and a third (as it were)."
+    assert [clause(whole, room) for room in (45, 34, 12)] == [whole, "One thing; another, and a third.", "One thing."]
+    assert clause("No clause in here", 4) == "No clause in here"

@@ -6,10 +6,11 @@ wrong with it. What a screen shows and does is not known here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tinydistill_tui.app import TinyDistillApp
 
 WIDTHS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
+_WHOLE_SIZE = (80, 24)  # nothing is cut or left out from here on
+_CLAUSE = re.compile(r"[.;:,]? \(|[.;:,] ")
 HEIGHTS = [(0, "-tiny"), (12, "-short"), (24, "-tall"), (36, "-roomy")]
 
 
@@ -86,8 +89,22 @@ class FrameScreen(Screen[None]):
         """Put a sentence above the keys, with a mark (a name of ``MARKS``) in front of it."""
         if self._said != (sentence, mark):  # it is said again with each event
             self._said = (sentence, mark)
-            words = marked(mark, sentence) if mark else Content(sentence)
-            self.query_one("#verdict", Static).update(words, layout=False)
+            self._write_said()
+
+    @on(events.Resize)
+    def _write_said(self) -> None:
+        """What was said; there may be more room now, or less."""
+        if self._said is None:
+            return
+        sentence, mark = self._said
+        width, height = self.size
+        small = (
+            f"{_WHOLE_SIZE[0]}×{_WHOLE_SIZE[1]} shows all. "
+            if width < _WHOLE_SIZE[0] or height < _WHOLE_SIZE[1]
+            else ""
+        )
+        words = marked(mark, small + sentence) if mark else Content(small + clause(sentence, width - 2 - len(small)))
+        self.query_one("#verdict", Static).update(words, layout=False)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """Say what the focused widget is for."""
@@ -105,6 +122,14 @@ class FrameScreen(Screen[None]):
     def action_help(self) -> None:
         """Show what this is and every key."""
         self.tiny.show_help()
+
+
+def clause(sentence: str, room: int) -> str:
+    """As much of a sentence as there is room for, up to the end of a clause; all where none is that short."""
+    if len(sentence) <= room or not sentence.endswith("."):  # a command, or a name
+        return sentence
+    ends = [match.start() for match in _CLAUSE.finditer(sentence) if match.start() < room]
+    return f"{sentence[: ends[-1]]}." if ends else sentence
 
 
 def marked(mark: str, words: str) -> Content:

@@ -120,9 +120,21 @@ class DataScreen(StepScreen):
             yield TextField("samples", draft.get("samples"), placeholder="all rows there are", classes="half")
         with Horizontal(classes="row"):
             yield Static("Hold-out", classes="label")
-            yield TextField("holdout", draft.get("holdout"), placeholder="0.05", classes="half")
+            yield TextField(
+                "holdout",
+                draft.get("holdout"),
+                placeholder="0.05",
+                classes="half",
+                hint="Share of the documents that is never trained on, and measures the student.",
+            )
             yield Static("Packing", classes="label")
-            yield ChoiceLine("packing", _ON_OFF, draft.get("packing") or "on", classes="half")
+            yield ChoiceLine(
+                "packing",
+                _ON_OFF,
+                draft.get("packing") or "on",
+                classes="half",
+                hint="Several documents in a row, or one document a row, filled up with padding.",
+            )
         yield Static(id="amounts", classes="facts", markup=False)
         yield Preview()
 
@@ -165,7 +177,7 @@ class DataScreen(StepScreen):
         data, field = asked
         try:
             if data == PYTHON_DOCS:  # what is known of it at once, the preview in seconds
-                tell(Surveyed(asked, survey(data, previews=0)))
+                tell(Surveyed(asked, survey(data, previews=0), words="Its first documents are being read."))
             found = survey(
                 data,
                 text_field=field or None,
@@ -193,7 +205,9 @@ class DataScreen(StepScreen):
             lines = [data_facts.what_there_is(message.found), data_facts.what_is_special(message.found)]
             facts.update("\n".join(line for line in lines if line))
         self._rows_asked = None
-        self.query_one(Preview).show_documents(message.found.preview if message.found is not None else ())
+        self.query_one(Preview).show_documents(
+            message.found.preview if message.found is not None else (), "" if message.wrong else message.words
+        )
         self._count()
         name = self._bad_setting()
         for field in self.query(TextField):

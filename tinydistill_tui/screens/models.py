@@ -90,7 +90,7 @@ class ModelsScreen(StepScreen):
                 "student_layers",
                 self.draft.get("student_layers"),
                 placeholder="half of the teacher's",
-                hint="How many of the teacher's layers the student keeps; empty: the planner's choice.",
+                hint="Layers of the teacher that the student keeps; empty: the planner's choice.",
             )
         with Horizontal(classes="row", id="row-student"):
             yield Static("Model", classes="label")

@@ -54,7 +54,9 @@ class RunScreen(FrameScreen):
         "The run is a process of its own: closing this window changes nothing about it."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "pause", "Pause", id="pause", tooltip="Pause at the next safe point, or go on"),
+        Binding(
+            "space", "pause", "Pause", key_display="Space", id="pause", tooltip="Pause at the next safe point, or go on"
+        ),
         Binding("S", "stop", "Stop", id="stop", tooltip="Stop after a checkpoint; it can be resumed"),
         Binding(
             "R", "resume_run", "Resume", id="resume-run", tooltip="Go on with a run that was stopped, failed or lost"

@@ -87,7 +87,7 @@ class WelcomeScreen(StepScreen):
                     setting,
                     self.draft.get(setting),
                     classes="half",
-                    hint="A size such as 3 (GiB), 700MB or 80 % of what is free; empty: the planner's choice.",
+                    hint="A size: 3 (GiB), 700MB, 80 % of what is free; empty: the planner's choice.",
                 )
                 yield Static(id=f"share-{setting}", classes="note", markup=False)
         yield Static("What would you like to do?", classes="heading")

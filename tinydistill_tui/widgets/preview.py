@@ -41,9 +41,9 @@ class Preview(VerticalScroll, can_focus=True):
         """The text."""
         yield Static(id="preview-text", markup=False)
 
-    def show_documents(self, documents: Sequence[Document]) -> None:
-        """Take the documents of a look; rows of other text go."""
-        self._documents, self._rows, self._note, self._waits = documents, (), "", False
+    def show_documents(self, documents: Sequence[Document], note: str = "") -> None:
+        """Take the documents of a look, or a note where there are none; rows of other text go."""
+        self._documents, self._rows, self._note, self._waits = documents, (), note, False
         self._number, self._turned = 0, False
         self._draw()
 
