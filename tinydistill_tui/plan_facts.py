@@ -66,7 +66,7 @@ class Need:
     Attributes:
         noun: score or train.
         memory: name of the memory: "GPU" or "RAM".
-        total_bytes: what the device has; the bar's whole length.
+        total_bytes: what the device has.
         beside_bytes: what the budget has to hold beside it: the CUDA context.
     """
 

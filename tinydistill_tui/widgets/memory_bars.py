@@ -1,4 +1,4 @@
-"""Bars of what the phases will take against the budget, on the scale of the device."""
+"""Bars of what the phases will take against the budget; of a large device not much more than that is drawn."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class MemoryBars(Widget):
         width = max(6, self.size.width - _LABEL - _FIGURES)
         lines = []
         for need in self.needs:
-            total = max(need.total_bytes, need.needed_bytes, 1)
-            drawn = bar(need.needed_bytes / total, width, limit=need.budget_bytes / total)
+            whole = max(scale_bytes(each) for each in self.needs if each.memory == need.memory)
+            drawn = bar(need.needed_bytes / whole, width, limit=need.budget_bytes / whole)
             mark = "good" if need.fits else "wrong"
             words = "fits" if need.fits else "does not fit"
             style = MARK_STYLES[mark]
@@ -38,3 +38,8 @@ class MemoryBars(Widget):
             parts += [(drawn, "$primary" if need.fits else "$error"), figures, (f"{MARKS[mark]} {words}", style)]
             lines.append(Content.assemble(*parts))
         return Content("\n").join(lines) if lines else Content.styled("the planner is thinking…", "$text-quiet")
+
+
+def scale_bytes(need: Need) -> float:
+    """What the whole length of a bar is: the device, or a third more than the budget, that the bar is seen to move."""
+    return max(min(need.total_bytes, need.budget_bytes * 4 / 3), need.needed_bytes, 1)
