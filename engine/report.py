@@ -112,6 +112,9 @@ def headline(report: dict[str, Any]) -> str:
             f"The student's hold-out loss fell from {before:.3f} to {after:.3f}; "
             "it was not above its teacher's to begin with."
         )
+    if share > 1:
+        teacher = report["teacher"]["holdout_loss"]
+        return f"The student went past its teacher: its hold-out loss is {after:.3f}, the teacher's {teacher:.3f}."
     return f"The student closed {share:.0%} of the gap to its teacher."
 
 

@@ -31,6 +31,14 @@ async def test_result_comes_first_and_every_number_is_the_reports(runs_folder):
         assert words in screen, words
 
 
+async def test_student_past_its_teacher_has_a_sentence_of_its_own(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    report = {**REPORT, "gap_closed": 1.45, "student_after": {**REPORT["student_after"], "holdout_loss": 1.95}}
+    (path / "report.json").write_text(json.dumps(report))
+    async with watching(path) as (app, _):
+        assert "✓ The student went past its teacher: its hold-out loss is 1.950, the teacher's 2.104." in text_of(app)
+
+
 async def test_worse_student_is_said_in_the_first_sentence(runs_folder):
     path = make_run(runs_folder, scene="worse")
     async with watching(path) as (app, _):

@@ -32,6 +32,7 @@ from tinydistill_tui.draft import Draft
 from tinydistill_tui.screens.plan import PlanScreen
 from tinydistill_tui.screens.profiles import ProfilesScreen
 from tinydistill_tui.screens.run import RunScreen
+from tinydistill_tui.widgets.setting_editor import SettingEditor
 
 pytestmark = pytest.mark.usefixtures("same_machine")
 
@@ -219,6 +220,16 @@ async def test_settings_are_found_by_words_and_through_the_palette():
         assert all("checkpoint" in row.field or "checkpoint" in SETTINGS[row.field].help for row in screen._rows)
         await pilot.press("escape")
         await until(pilot, lambda: len(screen._rows) > 20, "all again")
+
+
+async def test_what_other_values_would_take_may_come_when_the_box_is_gone():
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        editor = screen.query_one(SettingEditor)
+        await editor.remove_children()
+        editor._were_tried("student_batch", [])
+        assert app.screen is screen
 
 
 async def test_full_disk_at_the_start_is_a_sentence_and_the_answers_stay(monkeypatch):

@@ -113,7 +113,7 @@ class SettingEditor(Vertical):
 
     def _draw_words(self) -> None:
         row, tries = self._row, self._tries
-        if row is None:
+        if row is None or not self.query("#edit-words"):  # what a thread brings may come while the screen is taken down
             return
         self.border_subtitle = Content(_KEYS if self._editing else f"←→ {tries}" if tries else "")
         words = f"{row.why}\n{tries}" if self._editing else f"{SETTINGS[row.field].help}.\n{row_sentence(row)}"
