@@ -114,7 +114,7 @@ def headline(report: dict[str, Any]) -> str:
         )
     if share > 1:
         teacher = report["teacher"]["holdout_loss"]
-        return f"The student went past its teacher: its hold-out loss is {after:.3f}, the teacher's {teacher:.3f}."
+        return f"The student went past its teacher: hold-out loss {after:.3f}, the teacher's {teacher:.3f}."
     return f"The student closed {share:.0%} of the gap to its teacher."
 
 

@@ -36,7 +36,7 @@ async def test_student_past_its_teacher_has_a_sentence_of_its_own(runs_folder):
     report = {**REPORT, "gap_closed": 1.45, "student_after": {**REPORT["student_after"], "holdout_loss": 1.95}}
     (path / "report.json").write_text(json.dumps(report))
     async with watching(path) as (app, _):
-        assert "✓ The student went past its teacher: its hold-out loss is 1.950, the teacher's 2.104." in text_of(app)
+        assert "✓ The student went past its teacher: hold-out loss 1.950, the teacher's 2.104." in text_of(app)
 
 
 async def test_worse_student_is_said_in_the_first_sentence(runs_folder):
