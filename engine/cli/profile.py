@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from engine import launch
+from engine import hardware, launch
 from engine.cli import arguments
 from engine.cli.distill import guarded
 from engine.format import UNKNOWN, format_bytes, format_duration
@@ -79,6 +79,9 @@ def _as_dict(rung: Rung, rates: MachineRates, measure: bool) -> dict[str, Any]:
 def _measured(rung: Rung, rates: MachineRates) -> dict[str, Any]:
     from engine.cli.trial import try_phase  # brings numpy and h5py, which a prediction does not need
 
+    free = hardware.available_bytes()
+    if rung.predicted.ram_bytes > free:  # it would end in the kernel's kill, or with the machine at a crawl
+        return {"measured_peak_bytes": None, "problem": f"not measured: only {format_bytes(free)} are free"}
     trial = try_phase(rung.phase, rung.plan, rates)
     if trial.problem:
         return {"measured_peak_bytes": None, "problem": trial.problem}
@@ -109,8 +112,9 @@ def _print_table(rungs: list[Rung], rates: MachineRates, measure: bool) -> None:
         elif peak:
             is_short_run |= abs(found["predicted_for_measured_bytes"] / rung.predicted.peak_bytes - 1) > _NOTABLE
     print()
-    if is_short_run:
-        print("A measurement reads only some thousand tokens: the ratio is to what that takes.")
+    if measure:
+        said = ", of the some thousand tokens that a measurement reads" if is_short_run else ""
+        print(f"ratio: predicted to measured{said}")
     if not rates.measured:
         print("Times are rough: this machine could not be measured.")
     if not any(rung.fits for rung in rungs if rung.phase == "teacher"):
@@ -137,7 +141,7 @@ class _Columns:
 
     def __init__(self, rungs: list[Rung], measure: bool) -> None:
         self.titles = ["phase", "setting", "memory", ""]
-        self.titles += ["measured", "predicted/measured"] if measure else ["time", "disk"]
+        self.titles += ["measured", "ratio"] if measure else ["time", "disk"]
         rows = [self.titles, *(_cells(rung, measure, {}) for rung in rungs)]
         self._widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -163,11 +164,15 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
             child.kill()
             child.wait()  # before its folder goes
             raise
-    problem = "" if code == 0 else _last_word(run) or f"exit code {code}"
+    problem = "" if code == 0 else (code > 0 and _last_word(run)) or _ending(code)
     predicted = int(run.info["predicted"][phase]["peak_bytes"])
     # Where a GPU computes, the prediction is of its memory.
     on_device = (run.result(phase) or {}).get("device_peak_bytes")
     return Trial(on_device or peak.peak_bytes, predicted, time.monotonic() - began, tokens, problem)
+
+
+def _ending(code: int) -> str:
+    return "killed, most likely for its memory" if code == -signal.SIGKILL else f"exit code {code}"
 
 
 def _last_word(run: Run) -> str:

@@ -78,6 +78,16 @@ def test_help_needs_no_model_and_no_torch(capsys: pytest.CaptureFixture[str]) ->
     assert "--measure" in capsys.readouterr().out
 
 
+def test_what_is_larger_than_what_is_free_is_not_tried(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile.hardware, "available_bytes", lambda: 200 * 2**20)
+    assert profile.main([*words, "--measure", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("not measured: only 200 MiB are free") == shown.count("teacher  ") + shown.count("student  ")
+    assert max(map(len, shown.splitlines()[1:])) <= 80
+
+
 def test_ctrl_c_leaves_no_process_and_no_folder(words: list[str], tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
