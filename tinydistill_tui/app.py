@@ -173,6 +173,9 @@ class TinyDistillApp(App[int]):
         """Let the person read a file in ``$PAGER``; the screen comes back afterwards."""
         import subprocess
 
+        if not path.is_file():
+            self.notify(f"It is not there: {path}", severity="warning", markup=False)
+            return
         pager = shlex.split(os.environ.get("PAGER", "")) or ["less"]
         try:
             with self.suspend():

@@ -51,6 +51,12 @@ async def look_at(app: TinyDistillApp, pilot: Pilot[Any], path: Path) -> None:
         return is_read and (not ended or isinstance(app.screen, FinishScreen))
 
     await until(pilot, read, f"{path.name} is read")
+    await until_keys(app, pilot)
+
+
+async def until_keys(app: TinyDistillApp, pilot: Pilot[Any]) -> None:
+    """Wait for the line of keys: for a moment it is taken down to be made anew."""
+    await until(pilot, lambda: lines_of(app)[-1].strip() != "", "the keys are shown")
 
 
 @contextlib.asynccontextmanager
@@ -75,5 +81,5 @@ async def watching(
             await until(pilot, read, "the run is read")
             if (app.screen_stack[0].view.finished) in ("done", "failed"):
                 await until(pilot, lambda: isinstance(app.screen, FinishScreen), "the end is shown")
-        await pilot.pause()
+        await until_keys(app, pilot)
         yield app, pilot

@@ -39,6 +39,14 @@ async def test_student_past_its_teacher_has_a_sentence_of_its_own(runs_folder):
         assert "✓ The student went past its teacher: hold-out loss 1.950, the teacher's 2.104." in text_of(app)
 
 
+async def test_report_that_is_gone_is_said(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    async with watching(path) as (app, pilot):
+        (path / "report.md").unlink()
+        await pilot.press("o")
+        await until(pilot, lambda: any("It is not there" in each.message for each in app._notifications), "it is said")
+
+
 async def test_worse_student_is_said_in_the_first_sentence(runs_folder):
     path = make_run(runs_folder, scene="worse")
     async with watching(path) as (app, _):
