@@ -100,6 +100,28 @@ def test_resumed_with_dropout_ends_the_same(tmp_path: Path, bits: int) -> None:
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
+# A head of its own, and one that is the embedding.
+@pytest.mark.parametrize(("architecture", "accumulation"), [("llama", 2), ("qwen2", 1)])
+def test_every_saving_at_once_goes_on_as_if_it_had_not_been_stopped(
+    tmp_path: Path, architecture: str, accumulation: int
+) -> None:
+    def training(run: SmallRun) -> Training:
+        learner = run.learner(
+            tiny_model(architecture, num_layers=2, hidden_size=64, seed=1), gradient_checkpointing=True
+        )
+        return run.training(learner, micro_batch=4, gradient_accumulation=accumulation, bits=8, lean=True)
+
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
+    whole = training(run)
+    go(run, whole)
+    with pytest.raises(Stopped):
+        go(other, training(other), StopsAfter(2))
+    resumed = training(other)
+    go(other, resumed)
+    assert resumed.is_lean == (accumulation == 1)
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+
+
 def test_events_tell_each_step_and_each_look(run: SmallRun) -> None:
     go(run, run.training(steps=6))
     metrics = run.read_events("metric")
