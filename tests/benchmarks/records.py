@@ -33,7 +33,7 @@ from engine.cache.record import Places, Records, decode, encode
 from engine.cache.store import CacheStore
 
 VOCABULARIES = (32_000, 50_304, 151_936, 262_144)
-SIZES = (6, 8, 12, 16, 24)
+SIZES = (4, 6, 8, 12, 16, 20, 24)
 BATCH = 4_096
 ROW = 512
 HEADS = 3

@@ -77,8 +77,8 @@ def test_a_student_cut_from_a_real_model_gets_nearer_to_it(smollm2, tmp_path):
     assert before["holdout_loss"] > teacher["holdout_loss"] + 1
     assert after["holdout_loss"] < before["holdout_loss"] - 0.5
     assert after["kl_to_teacher"] < before["kl_to_teacher"]
-    # 12 ids of 16 bits, two to four log-probs, two scalars: DESIGN promises about 33 bytes at 18 bits an id.
-    assert 20 < report["cache"]["bytes_per_token"] < 40
+    # 12 ids in some 16 bytes, two to four log-probs, three figures; more in the hold-out.
+    assert 18 < report["cache"]["bytes_per_token"] < 26
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

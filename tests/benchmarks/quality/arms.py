@@ -45,8 +45,9 @@ class Setting:
 
 _SMOLLM2 = Path(os.environ.get("SMOLLM2", "SmolLM2-135M-Instruct"))
 SETTINGS = {
-    "demo": Setting("demo", DEMO_TEACHER, "float32", 400, 64, 128, 2, 8, 150, 1e-3, 2),
-    "smollm2": Setting("smollm2", _SMOLLM2, "bfloat16", 80, 16, 128, 4, 4, 60, 5e-4, 1),
+    "demo": Setting("demo", DEMO_TEACHER, "float32", 400, 64, 128, 2, 8, 150, 1e-3, 3),
+    "smollm2": Setting("smollm2", _SMOLLM2, "bfloat16", 80, 16, 128, 4, 4, 60, 5e-4, 3),
+    "smollm2-once": Setting("smollm2-once", _SMOLLM2, "bfloat16", 240, 16, 128, 4, 4, 60, 5e-4, 2),
 }
 
 
@@ -103,4 +104,8 @@ _MORE = (
     Arm("sampled, k = 8, fresh each epoch", "sampled", 8, fresh=True),
     *(Arm(f"sampled, k = 12, read as {name}", "sampled", 12, name) for name in ("topk", "ghost", "blend")),
 )
-ARMS: dict[str, tuple[Arm, ...]] = {"demo": (*MAIN, *_MORE), "smollm2": (*MAIN, _SIZES[16], _SIZES[20])}
+ARMS: dict[str, tuple[Arm, ...]] = {
+    "demo": (*MAIN, *_MORE),
+    "smollm2": (*MAIN, _SIZES[16], _SIZES[20]),
+    "smollm2-once": (LABELS, FULL, *(_SIZES[size] for size in (12, 8, 16))),
+}

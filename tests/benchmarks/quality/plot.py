@@ -12,11 +12,11 @@ _LOWEST = -0.6  # what is below is drawn at the edge, with its figure
 
 def write_plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw every arm that has a cache and a share; the bar is from the lowest to the highest seed."""
-    drawn = [entry for entry in entries if "bytes_at_152k" in entry and "kl_gap_closed" in entry]
+    drawn = [entry for entry in entries if "bytes_per_token" in entry and "kl_gap_closed" in entry]
     drawn = [entry for entry in drawn if entry["kd_weight"] == 1 and not entry["fresh"]]
     if not drawn:
         return
-    largest = 1.1 * max(entry["bytes_at_152k"] for entry in drawn)
+    largest = 1.1 * max(entry["bytes_per_token"] for entry in drawn)
 
     def x(value: float) -> float:
         return _LEFT + value / largest * (_WIDTH - _LEFT - _RIGHT)
@@ -40,12 +40,12 @@ def write_plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
         parts.append(f'<text x="{x(step):.1f}" y="{_HEIGHT - 30}" text-anchor="middle">{step}</text>')
     parts.append(
         f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 10}" text-anchor="middle">'
-        "bytes a token with a vocabulary of 152k · filled: hold-out loss, hollow: KL to the teacher</text>"
+        "bytes a token · filled: hold-out loss, hollow: KL to the teacher</text>"
     )
     for entry in drawn:
         colour = _COLOURS[entry["target"]]
         for name, is_filled, shift in (("loss_gap_closed", True, -3), ("kl_gap_closed", False, 3)):
-            share, place = entry[name], x(entry["bytes_at_152k"]) + shift
+            share, place = entry[name], x(entry["bytes_per_token"]) + shift
             parts.append(
                 f'<line x1="{place:.1f}" x2="{place:.1f}" y1="{y(share["lowest"]):.1f}" y2="{y(share["highest"]):.1f}" '
                 f'stroke="{colour}"/>'
