@@ -81,6 +81,10 @@ async def test_rows_come_before_the_documents_and_both_can_be_turned_to(notes, a
         assert asked[-1].sequence_length == 64
         assert "48 tokens, all are learned" in text_of(app)
         assert "# Note 0<|endoftext|>" in in_the_preview(app)
+        assert "── note-01.md " + "─" * 58 in in_the_preview(app)
+        await pilot.resize_terminal(60, 30)
+        await until(pilot, lambda: "── note-01.md " + "─" * 38 in in_the_preview(app), "the border is shorter")
+        await pilot.resize_terminal(80, 24)
         screen.query_one("#preview").focus()
         await pilot.press("right")
         assert "20 tokens, 6 are learned: »these«" in text_of(app)

@@ -69,6 +69,10 @@ class Preview(VerticalScroll, can_focus=True):
             self._turned = True
             self._draw()
 
+    def on_resize(self) -> None:
+        """The lines between documents are as long as the box is wide."""
+        self._draw(stay=True)
+
     def _draw(self, *, stay: bool = False) -> None:
         text = self.query_one("#preview-text", Static)
         room = max(10, self.size.width - 24)
