@@ -6,6 +6,7 @@ records that nobody scored, for memory and time do not depend on what the words 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,28 +149,31 @@ def _write_records(run: Run, settings: RunConfig) -> None:
 
 def _watch(phase: str, run: Run, tokens: int) -> Trial:
     began = time.monotonic()
-    with (
-        run.log_path.open("ab") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "engine.phase", phase, str(run.path), str(os.getpid())],  # it ends when we do
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=phase_environment(run),
-        ) as child,
-        PeakMemory(child.pid, interval_seconds=0.005) as peak,
-    ):
-        try:
-            code = child.wait()
-        except BaseException:
-            child.kill()
-            child.wait()  # before its folder goes
-            raise
+    with _phase_process(phase, run) as child, PeakMemory(child.pid, interval_seconds=0.005) as peak:
+        code = child.wait()
     problem = "" if code == 0 else (code > 0 and _last_word(run)) or _ending(code)
     predicted = int(run.info["predicted"][phase]["peak_bytes"])
     # Where a GPU computes, the prediction is of its memory.
     on_device = (run.result(phase) or {}).get("device_peak_bytes")
     return Trial(on_device or peak.peak_bytes, predicted, time.monotonic() - began, tokens, problem)
+
+
+@contextlib.contextmanager
+def _phase_process(phase: str, run: Run) -> Iterator[subprocess.Popen[bytes]]:
+    """A phase that is gone when this is left, however: before its folder goes."""
+    with run.log_path.open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "engine.phase", phase, str(run.path), str(os.getpid())],  # it ends when we do
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=phase_environment(run),
+        )
+        try:
+            yield child
+        finally:
+            child.kill()
+            child.wait()
 
 
 def _ending(code: int) -> str:
