@@ -253,7 +253,7 @@ def test_streamed_offloaded_and_accumulated_as_in_the_seed_command(finished, tmp
     assert events(tmp_path / "run")[1]["kind"] == "plan"
 
 
-@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_quantised_teacher_scores_and_its_records_are_its_own(tmp_path, quantization):
     done = run(
         *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, *QUICK],

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from engine import hardware
@@ -94,6 +96,8 @@ def test_other_programs_on_a_gpu_are_told_once_by_their_names_the_largest_first(
 ) -> None:
     driver = _driver(TWO)
     with subprocess.Popen(["sleep", "60"]) as other:
+        while psutil.Process(other.pid).name() != "sleep":  # it is called so a moment after it is started
+            time.sleep(0.01)
 
         def computing(handle: int) -> list[SimpleNamespace]:
             return [

@@ -73,6 +73,7 @@ async def test_nothing_is_outside_and_nothing_is_cut(size, notes):
             assert wrong_footers(app) == [], scene
 
 
+@pytest.mark.slow
 async def test_any_window_shows_something_and_ascii_leaves_nothing_else(notes):
     profiles.save("small", {"student_batch": 8, "data": str(notes)})
     values = {"data": str(notes), "teacher": str(DEMO_TEACHER), "memory_budget": "3GB"}

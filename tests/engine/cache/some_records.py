@@ -11,7 +11,9 @@ from engine.cache.record import Places, Records
 
 def random_records(num: int, size: int, vocab_size: int, seed: int = 0, top1: bool = False) -> Records:
     random = np.random.default_rng(seed)
-    ids = np.stack([random.permutation(vocab_size)[:size] for _ in range(num)] or [[0] * size])[:num].astype(np.int32)
+    ids = np.stack([random.choice(vocab_size, size, replace=False) for _ in range(num)] or [[0] * size])[:num].astype(
+        np.int32
+    )
     num_head = random.integers(0, size + 1, num).astype(np.uint8)
     raw = -np.sort(random.exponential(2.0, (num, size)), axis=1) - np.log(2.0 * size)  # falling, sum below 1
     is_head = np.arange(size) < num_head[:, None]

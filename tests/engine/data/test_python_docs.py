@@ -45,6 +45,7 @@ def test_language_reference_and_library_are_both_there(documents: list[Document]
     assert {"topic with", "module textwrap", "class json.decoder.JSONDecoder"} <= names
 
 
+@pytest.mark.slow
 def test_order_is_the_same_each_time(documents: list[Document]) -> None:
     assert list(python_documents()) == documents
 

@@ -82,6 +82,7 @@ def test_cancelling_ends_it_with_what_is_known(tmp_path: Path) -> None:
     assert survey(str(tmp_path), cancelled=lambda: True).documents is None
 
 
+@pytest.mark.slow
 def test_built_in_text_is_about_as_large_as_is_said_without_reading_it() -> None:
     found = survey("python-docs", previews=0)
     assert found.preview == ()

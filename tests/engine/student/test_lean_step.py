@@ -120,7 +120,7 @@ def test_no_gradient_of_the_size_of_embedding_or_head_is_ever_made(
     assert largest(lean=True) <= 2 * 64 * 64 < whole  # the gradient of a layer's widest matrix
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("qwen2", marks=pytest.mark.slow)])
 def test_lean_student_learns(tmp_path: Path, architecture: str) -> None:
     run = make_run(tmp_path, num_rows=64, num_holdout=24, record_size=12)
     learner = run.learner(tiny_model(architecture, num_layers=2, hidden_size=64, seed=6))

@@ -75,7 +75,7 @@ def test_stopped_and_resumed_ends_bit_for_bit_as_one_that_ran_through(run: Small
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("bits", [pytest.param(32, marks=pytest.mark.slow), 8])
 def test_resumed_with_dropout_ends_the_same(tmp_path: Path, bits: int) -> None:
     # Dropout draws from torch's generator: only a checkpoint that holds it can go on in the same way.
     def training(run: SmallRun) -> Training:
@@ -101,7 +101,9 @@ def test_resumed_with_dropout_ends_the_same(tmp_path: Path, bits: int) -> None:
 
 
 # A head of its own, and one that is the embedding.
-@pytest.mark.parametrize(("architecture", "accumulation"), [("llama", 2), ("qwen2", 1)])
+@pytest.mark.parametrize(
+    ("architecture", "accumulation"), [("llama", 2), pytest.param("qwen2", 1, marks=pytest.mark.slow)]
+)
 def test_every_saving_at_once_goes_on_as_if_it_had_not_been_stopped(
     tmp_path: Path, architecture: str, accumulation: int
 ) -> None:

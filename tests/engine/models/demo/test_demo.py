@@ -79,6 +79,7 @@ def test_every_id_of_the_tokenizer_has_a_row_in_the_embedding(tokenizer: PreTrai
     assert max(tokenizer.get_vocab().values()) + 1 == config["vocab_size"]
 
 
+@pytest.mark.slow
 def test_stated_holdout_loss_is_what_is_measured(
     tokenizer: PreTrainedTokenizerBase, held_out: list[Document], readme: str
 ) -> None:
