@@ -52,8 +52,8 @@ class RunScreen(FrameScreen):
     HELP = (
         "A run: its phases, its memory against the budget and the plan's prediction, its loss, its log. "
         "The run is a process of its own: closing this window changes nothing about it. "
-        "The loss kd is the KL to the teacher as the records' drawn ids give it, ce is the label's; kd below 0 says that "
-        "the student begins to know the draws by heart: then more text is worth more than more epochs."
+        "The loss kd is the KL to the teacher as the records' drawn ids give it, ce is the label's; kd below 0 says "
+        "that the student begins to know the draws by heart: then more text is worth more than more epochs."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
