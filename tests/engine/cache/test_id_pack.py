@@ -46,7 +46,7 @@ def test_ids_survive_packing_for_every_vocabulary(vocab_size, size, row_records,
     survives(ids, random.random((num, size)) < 0.3, layout, row_records)
 
 
-@pytest.mark.parametrize("vocab_size", [2**18 + 1, 2**24])
+@pytest.mark.parametrize("vocab_size", [2**18 + 1, 2**24, pytest.param(2**26, marks=pytest.mark.slow)])
 def test_vocabularies_larger_than_any_today_survive_too(vocab_size):
     ids = np.random.default_rng(0).integers(0, vocab_size, (50, 255))
     survives(ids, ids % 3 == 0, fitting_layout(ids, vocab_size), [20, 30])
