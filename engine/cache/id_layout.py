@@ -94,7 +94,7 @@ class IdLayout:
         return np.sort(self.common) - np.arange(len(self.common))
 
 
-@lru_cache(maxsize=512)  # a shuffled batch comes from as many shards as it has rows
+@lru_cache(maxsize=64)  # some 70 KB each; to make one again takes a fifth of a millisecond
 def layout_from_bytes(data: bytes) -> IdLayout:
     """The layout that :meth:`IdLayout.to_bytes` wrote.
 
