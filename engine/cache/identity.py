@@ -72,7 +72,7 @@ class CacheIdentity:
             raise CacheMismatch(
                 f"The records in {folder} are of format {self.format}; this program reads format {FORMAT}.",
                 "Another version wrote them.",
-                "Use that version, or make the records again.",
+                f"Use that version, or delete {folder}: a run that is resumed scores its rows again.",
             )
         kinds = {"str": (str,), "float": (float, int), "int": (int,)}
         if (
