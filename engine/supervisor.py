@@ -224,7 +224,6 @@ class Supervisor:
             )
         for name, old, new in step.changes:
             self._events.write("back_off", phase=phase, reason=reason, field=name, **{"from": old, "to": new})
-        for name, _old, new in step.changes:
             kept_in = self.run.info if name == backoff.HEAD_CHUNK else self.run.info["settings"]
             kept_in[name] = new
         self.run.info.setdefault("backed_off", []).append({"phase": phase, "reason": reason, "changes": step.changes})

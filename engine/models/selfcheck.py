@@ -29,7 +29,7 @@ _LENGTHS = (8, 5)  # tokens in the two rows
 # Mean difference with and without a mask, as a share of the mean size. Half precision rounds to 1 part in 256.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _HALF_TOLERANCE = 3e-2
-_TODO = "Leave out --layer_by_layer for this teacher, and report its architecture."
+_REMEDY = "Leave out --layer_by_layer for this teacher, and report its architecture."
 
 
 def check_streaming(
@@ -67,7 +67,7 @@ def check_streaming(
         raise ModelError(
             f"{type(model).__name__} cannot be run layer by layer: {str(error).splitlines()[0]}",
             "Something in it uses a weight outside of the layer that the weight belongs to.",
-            _TODO,
+            _REMEDY,
         ) from error
     _check_buffers(model, count, dtype)
 
@@ -192,5 +192,5 @@ def _device_of(model: nn.Module) -> torch.device:
 def _require(holds: bool, model: PreTrainedModel, what: str) -> None:
     if not holds:
         raise ModelError(
-            f"{type(model).__name__} {what}.", "Its records would not be those of the model in memory.", _TODO
+            f"{type(model).__name__} {what}.", "Its records would not be those of the model in memory.", _REMEDY
         )

@@ -60,12 +60,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
             own_weights(model)
         learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
         training = _training(
-            settings,
-            learner,
-            Source(tokens, store),
-            tokens,
-            scratch=scratch,
-            on_gpu=device.type == "cuda",
+            settings, learner, Source(tokens, store), tokens, scratch=scratch, on_gpu=device.type == "cuda"
         )
         prompts = holdout_prompts(tokens)
         learned = learn(

@@ -155,10 +155,9 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
         return Footprint(parts, sum(parts.values()), mapped)
     staging = 2 * layer * shape.stored_bytes if setting.layer_by_layer else layer * shape.stored_bytes
     # torch's pinned memory comes in powers of two, and each micro-batch waits in a piece of its own.
-    in_pieces = (
-        waiting // max(1, tokens * shape.hidden_size * number) * _power_of_two(tokens * shape.hidden_size * number)
-    )
-    return Footprint(parts, interpreter + _CUDA_RAM + staging + (in_pieces if offloaded else 0))
+    piece = max(1, tokens * shape.hidden_size * number)
+    pinned = waiting // piece * _power_of_two(piece)
+    return Footprint(parts, interpreter + _CUDA_RAM + staging + (pinned if offloaded else 0))
 
 
 def reads_ahead(shape: ModelShape, setting: TeacherSetting, memory_bytes: int, ram_bytes: int) -> bool:
