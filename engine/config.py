@@ -109,7 +109,7 @@ class RunConfig(BaseModel):
     record_size: int = setting(
         12,
         "Token ids kept of the teacher's distribution at each position: 8 give nine tenths of what full logits would, "
-        "24 nearly all, at 1.6 times the bytes of 12; fewer than 6 are for trying out",
+        "24 nearly all, at 1.8 times the bytes of 12; fewer than 6 are for trying out",
         group="distillation",
         unit="ids",
         ge=1,

@@ -4,7 +4,7 @@ All ids of the vocabulary stand in one order, the shard's own: first those that 
 others by rising id. The order is cut into buckets of 2^w places. An id is told by its bucket (in unary, the ids of a
 record being sorted) and, with w bits, its place in there. Buckets that double, 8, 16, 32, …, fit text, where few words
 are frequent; where all ids are alike frequent, buckets of one size are the code of Elias and Fano for sets. What takes
-least for the ids at hand is chosen; which ids are the frequent ones is told once in the shard, in some 1,000 bytes.
+least for the ids at hand is chosen; which ids are the frequent ones is told once in the shard, in some 2,000 bytes.
 
 This is the idea of Golomb's and Elias' codes for integers (1975, https://doi.org/10.1109/TIT.1975.1055349) with a
 measured order in the place of magnitude, as compressors of inverted indexes do.

@@ -5,7 +5,7 @@ share the rest of the mass equally. The weights sum to 1, and their expectation 
 
 Bytes of a position at k = 12, a vocabulary of 49,152 and real text, where 3 ids are heads::
 
-    ids, and which are heads      18     as a set, the frequent ones in fewer bits, see id_layout.py
+    ids, and which are heads      16     as a set, the frequent ones in fewer bits, see id_layout.py
     log-prob of each head          3     over [-16, 0]
     mass of the tail               1
     label's log-prob, entropy      2     over [-64, 0] and [0, 16] nats

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.records [--out tests/benchmarks/results/records.json]
 
-Records are made by chance with the number of heads that real text has (about 3 of 12), and with ids by Zipf's law: the
-n-th most frequent one in proportion to 1/n (real text is steeper, and takes less). Ids of which any could be any take
-what stands one line above in the steps. Speed is of one core, warm, in batches of 4,096 positions; median of 30, in
-processor time. Bytes are those of training rows of 512 tokens, eight to a shard; a hold-out record has 8 more.
+Records are made by chance with the number of heads that real text has (a quarter of the ids), or all but one for exact
+ids, and with ids by Zipf's law: the n-th most frequent one in proportion to 1/n. (SmolLM2's on text are steeper.) Where
+any id could be any, they take what stands one line above in the steps. Speed is of one core, warm, in batches of 4,096
+positions; median of 30, in processor time. Bytes are those of training rows of 512 tokens, eight to a shard; a hold-out
+record has 8 more.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from engine.cache.store import CacheStore
 
 VOCABULARIES = (32_000, 50_304, 151_936, 262_144)
 SIZES = (4, 6, 8, 12, 16, 20, 24)
+EXACT = (12, 11)  # ids and heads of a cache of exact ids
 BATCH = 4_096
 ROW = 512
-HEADS = 3
+HEADS = 3  # of 12 ids
 REPEATS = 30
 # What others publish, bytes a token: DistillKit 1.0 (50 ids; "budget" mode), RS-KD (12 unique ids, 100k vocabulary).
 _PARTS = {
@@ -51,20 +53,20 @@ _PARTS = {
 PUBLISHED = {"DistillKit": (312, 344), "DistillKit, budget": (114, 127), "RS-KD": (36, 36)}
 
 
-def some_records(num: int, size: int, vocab_size: int) -> Records:
-    """Records with 3 heads each, falling, and ids by Zipf's law; which id is how frequent is chance."""
+def some_records(num: int, size: int, heads: int, vocab_size: int) -> Records:
+    """Records with some heads each, falling, and ids by Zipf's law; which id is how frequent is chance."""
     random = np.random.default_rng(0)
     names = random.permutation(vocab_size).astype(np.int32)
     to = (1.0 / np.arange(1, vocab_size + 1)).cumsum()
     drawn = names[np.searchsorted(to, random.random((num, 20 * size)) * to[-1])]
     ids = np.array([list(dict.fromkeys(row))[:size] for row in drawn.tolist()])
-    is_head = np.arange(size) < HEADS
+    is_head = np.arange(size) < heads
     ids = np.where(is_head, ids, np.sort(np.where(is_head, -1, ids), axis=1))
-    heads = np.sort(random.dirichlet(np.full(size, 0.3), num), axis=1)[:, ::-1] * 0.7
-    log_probs = np.where(is_head, np.log(heads.clip(1e-6)), -np.inf).astype(np.float32)
+    shares = np.sort(random.dirichlet(np.full(size, 0.3), num), axis=1)[:, ::-1] * 0.7
+    log_probs = np.where(is_head, np.log(shares.clip(1e-6)), -np.inf).astype(np.float32)
     return Records(
         ids=ids.astype(np.int32),
-        num_head=np.full(num, HEADS, np.uint8),
+        num_head=np.full(num, heads, np.uint8),
         head_log_probs=log_probs,
         tail_mass=(1 - np.exp(log_probs).sum(1)).astype(np.float32),
         label_log_prob=-random.exponential(2.5, num).astype(np.float32),
@@ -77,7 +79,7 @@ def steps_of_the_encoding(size: int, vocab_size: int) -> dict[str, float]:
     plain_id_bits = math.ceil(math.log2(vocab_size))
     uniform = uniform_widths(size, vocab_size)
     set_bytes = (flag_bits(size, len(uniform)) + size * uniform[0]) / 8
-    records = some_records(BATCH, size, vocab_size)
+    records = some_records(BATCH, size, HEADS, vocab_size)
     encoded = encode(records, vocab_size, _some_places(), [ROW] * (BATCH // ROW))
     by_frequency = encoded.ids.nbytes + encoded.layout.to_bytes().nbytes
     return {
@@ -92,9 +94,9 @@ def steps_of_the_encoding(size: int, vocab_size: int) -> dict[str, float]:
     }
 
 
-def measure(size: int, vocab_size: int) -> dict[str, Any]:
+def measure(size: int, vocab_size: int, heads: int) -> dict[str, Any]:
     """Bytes a token on the disk, and speeds."""
-    records = some_records(BATCH, size, vocab_size)
+    records = some_records(BATCH, size, heads, vocab_size)
     places, counts = _some_places(), [ROW] * (BATCH // ROW)
     encoded = encode(records, vocab_size, places, counts)
     encode_seconds = _median_seconds(lambda: encode(records, vocab_size, places, counts))
@@ -102,6 +104,7 @@ def measure(size: int, vocab_size: int) -> dict[str, Any]:
     parts, fetch_seconds = _through_the_store(records, size, vocab_size)
     return {
         "record_size": size,
+        "heads": heads,
         "vocab_size": vocab_size,
         "bytes_per_token": sum(parts.values()),
         "parts": parts,
@@ -147,7 +150,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
-    rows = [measure(size, vocab_size) for vocab_size in VOCABULARIES for size in SIZES]
+    shapes = [*((size, size // 4) for size in SIZES), EXACT]
+    rows = [measure(size, vocab_size, heads) for vocab_size in VOCABULARIES for size, heads in shapes]
     steps = {str(vocab_size): steps_of_the_encoding(12, vocab_size) for vocab_size in VOCABULARIES}
     if out is not None:
         result = {
@@ -160,16 +164,18 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
         }
         out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{'vocabulary':>10} {'k':>3} {'B/token':>8} {'encode M/s':>11} {'decode M/s':>11} {'fetch 8x512 ms':>15}")
+    print(
+        f"{'vocabulary':>10} {'k':>3} {'heads':>5} {'B/token':>8} {'encode M/s':>11} {'decode M/s':>11}  fetch 8x512 ms"
+    )
     for row in rows:
         print(
-            f"{row['vocab_size']:>10,} {row['record_size']:>3} {row['bytes_per_token']:>8.2f} "
+            f"{row['vocab_size']:>10,} {row['record_size']:>3} {row['heads']:>5} {row['bytes_per_token']:>8.2f} "
             f"{row['encode_tokens_per_second'] / 1e6:>11.2f} {row['decode_tokens_per_second'] / 1e6:>11.2f} "
             f"{row['fetch_seconds_8x512'] * 1e3:>15.2f}"
         )
     print("\nBytes a token by part at k = 12:")
     for name in dict.fromkeys(_PARTS.values()):
-        found = [row["parts"][name] for row in rows if row["record_size"] == 12]
+        found = [row["parts"][name] for row in rows if (row["record_size"], row["heads"]) == (12, HEADS)]
         print(f"  {name:<55}" + "".join(f"{value:>12,.2f}" for value in found))
     print("\nBytes of a record at k = 12, step by step:")
     for name in next(iter(steps.values())):
