@@ -2,6 +2,7 @@
 
 import contextlib
 
+import pytest
 from textual.widgets import Footer
 from textual.widgets._footer import FooterKey
 
@@ -84,6 +85,7 @@ def check(app, scene):
     assert len(lines_of(app)) == app.size.height, scene
 
 
+@pytest.mark.slow
 async def test_smaller_and_larger_windows_show_something_and_never_fail(runs_folder):
     paths = {scene: make_run(runs_folder, f"{scene}-0412", scene) for scene in ("training", "failed", "done")}
     with held(paths["training"]):

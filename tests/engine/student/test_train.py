@@ -101,9 +101,8 @@ def test_resumed_with_dropout_ends_the_same(tmp_path: Path, bits: int) -> None:
 
 
 # A head of its own, and one that is the embedding.
-@pytest.mark.parametrize(
-    ("architecture", "accumulation"), [("llama", 2), pytest.param("qwen2", 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "accumulation"), [("llama", 2), ("qwen2", 1)])
 def test_every_saving_at_once_goes_on_as_if_it_had_not_been_stopped(
     tmp_path: Path, architecture: str, accumulation: int
 ) -> None:
@@ -247,6 +246,7 @@ def test_checkpoints_of_a_run_without_any_are_none(run: SmallRun, tmp_path: Path
     assert Checkpoints(tmp_path / "nothing", keep=1, on_problem=print).latest() is None
 
 
+@pytest.mark.slow
 def test_memory_that_runs_short_between_steps_changes_nothing_in_the_student(tmp_path: Path) -> None:
     students = []
     for name in ("roomy", "short"):
