@@ -25,7 +25,6 @@ from engine.errors import (
     EXIT_RECORDS_MISSING,
     EXIT_TOKENS_DAMAGED,
     DiskFull,
-    OutOfMemory,
     RecordsMissing,
     RequestError,
     Stopped,
@@ -33,6 +32,7 @@ from engine.errors import (
     TokensDamaged,
 )
 from engine.events import EventWriter
+from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
 from engine.run import Run
 from engine.supervisor import PHASES, resume_command
@@ -57,28 +57,27 @@ def main(words: list[str] | None = None) -> int:
         _body(name)(run, events, control)
     except Stopped:
         return Stopped.exit_code
-    except (OutOfMemory, MemoryError) as error:
-        events.log("warning", f"Memory ran out: {error}", "out-of-memory")
+    except Exception as error:  # the edge of the process: nothing may end without a word
+        return _say(error, name, run, events)
+    return 0
+
+
+def _say(error: Exception, name: str, run: Run, events: EventWriter) -> int:
+    """Write down what ended the phase; returns what the supervisor expects."""
+    if is_out_of_memory(error):  # first: a file that could not be read for lack of memory is not damaged
+        events.text(traceback.format_exc())
+        events.log("warning", f"Memory ran out: {first_line(error)}", "out-of-memory")
         return EXIT_OUT_OF_MEMORY
-    except TokensDamaged as error:
+    if isinstance(error, TokensDamaged):
         events.log("warning", error.paragraph(), "tokens-damaged")
         return EXIT_TOKENS_DAMAGED
-    except RecordsMissing as error:
+    if isinstance(error, RecordsMissing):
         events.log("warning", error.paragraph(), "records-missing")
         return EXIT_RECORDS_MISSING
-    except TinyDistillError as error:
-        events.text(traceback.format_exc())
-        events.write("error", what=error.what, why=error.why, todo=error.todo or _default_todo(error, run))
-        return error.exit_code
-    except Exception as error:  # the edge of the process: nothing may end without a word
-        events.text(traceback.format_exc())
-        if _is_out_of_memory(error):
-            events.log("warning", f"Memory ran out: {error}", "out-of-memory")
-            return EXIT_OUT_OF_MEMORY
-        said = _in_our_words(error, name, run)
-        events.write("error", what=said.what, why=said.why, todo=said.todo)
-        return said.exit_code
-    return 0
+    events.text(traceback.format_exc())
+    said = error if isinstance(error, TinyDistillError) else _in_our_words(error, name, run)
+    events.write("error", what=said.what, why=said.why, todo=said.todo or _default_todo(said, run))
+    return said.exit_code
 
 
 def _body(name: str) -> Callable[[Run, EventWriter, PhaseControl], None]:
@@ -101,21 +100,9 @@ def _default_todo(error: TinyDistillError, run: Run) -> str:
     return "" if isinstance(error, RequestError) else f"Go on: {resume_command(run)}"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocator gave up: torch raises RuntimeErrors of its own for the CPU and for CUDA."""
-    kind = type(error).__name__
-    return kind == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-    )
-
-
-# torch on the CPU; CUDA beside torch's own allocator: the driver's, and cuBLAS making its workspace.
-_OUT_OF_MEMORY = (
-    "not enough memory",
-    "Cannot allocate memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its name where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _in_our_words(error: Exception, name: str, run: Run) -> TinyDistillError:

@@ -9,6 +9,7 @@ Run as ``python -m engine.supervisor RUN_DIR [--tied]``: tied, it stops in order
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ from engine.errors import (
 )
 from engine.events import EventWriter, Tail
 from engine.models.spec import read_spec
+from engine.out_of_memory import tells_out_of_memory
 from engine.run import Run
 from engine.runs import announced
 from engine.version import __version__
@@ -45,6 +47,7 @@ COMMANDS = ("stop", "pause", "resume")
 
 # Times that a phase is killed by somebody else than the kernel before memory is suspected after all.
 _MOST_KILLS = 3
+_LAST_WORDS_BYTES = 4096
 _POLL_SECONDS = 0.1  # how often memory and control are looked at
 _MEMORY_EVENT_SECONDS = 2.0  # the promise is 5: readers tell "slow" from "dead" by it
 
@@ -97,6 +100,7 @@ class Supervisor:
     _control: Tail = field(init=False)
     _lock: int = field(init=False, default=-1)
     _child: subprocess.Popen[bytes] | None = field(init=False, default=None)
+    _last_words: str = field(init=False, default="")
     _stopping: bool = field(init=False, default=False)
     _paused: bool = field(init=False, default=False)
 
@@ -190,6 +194,8 @@ class Supervisor:
                 self._back_off(phase, killed=code < 0)
             elif code in (2, 3, 4):
                 raise _AlreadySaid(code)
+            elif tells_out_of_memory(self._last_words):
+                self._back_off(phase, killed=False)
             else:
                 raise PhaseDied(
                     f"The {phase} phase ended without a word ({_ending(code)}).",
@@ -242,6 +248,7 @@ class Supervisor:
         self._events.write("phase_started", phase=phase)
         began = time.monotonic()
         with self.run.log_path.open("ab") as log:
+            said_from = log.tell()
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "engine.phase", phase, str(self.run.path), str(os.getpid())],
                 pass_fds=(self._lock,),  # a phase that outlives its supervisor keeps the run until it ends
@@ -259,6 +266,7 @@ class Supervisor:
                 self._child.kill()
             code = self._child.wait()
             self._child = None
+        self._last_words = _end_of(self.run.log_path, said_from)
         if code == 0:
             self._events.write(
                 "phase_finished", phase=phase, seconds=round(time.monotonic() - began, 3), peak_bytes=peak_bytes
@@ -375,6 +383,14 @@ def _unwritable(path: Path, error: OSError) -> FolderError:
 def _not_for_memory(killed_before: int | None) -> bool:
     """Whether whoever killed the phase was not the kernel: then less would only make another student."""
     return killed_before is not None and hardware.killed_for_memory() == killed_before
+
+
+def _end_of(log: Path, start: int) -> str:
+    """What a phase wrote last: C code that meets a lack of memory (bitsandbytes, Rust) says so and ends the process."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+        return file.read().decode(errors="replace")
+    return ""
 
 
 def _ending(code: int) -> str:

@@ -38,6 +38,7 @@ from engine.cache.id_layout import layout_from_bytes
 from engine.cache.record import COLUMNS, EncodedRecords
 from engine.fault import commit_point
 from engine.files import fsync_folder
+from engine.out_of_memory import is_out_of_memory
 
 HASH_BYTES = 16
 _ROW = np.dtype([("hash", "u1", HASH_BYTES), ("records", "<u4"), ("heads", "<u4"), ("id_bytes", "<u4")])
@@ -250,7 +251,7 @@ def _layout(path: Path) -> tuple[dict[str, _Column], str]:
         finally:
             file.close()
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or is_out_of_memory(error):
             raise  # says nothing of the file
         raise DamagedShard("it is no whole HDF5 file") from error
 

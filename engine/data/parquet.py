@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.data.tally import Tally
 from engine.errors import DataError
+from engine.out_of_memory import is_out_of_memory
 
 _ROWS_AT_A_TIME = 256
 
@@ -39,7 +40,7 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
                 tally.bytes_read += part
                 done += part
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or is_out_of_memory(error):
             raise
         tally.skip("damaged .parquet file")
     tally.bytes_read += size - done

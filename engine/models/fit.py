@@ -16,6 +16,7 @@ from engine.models.checkpoint import Checkpoint
 from engine.models.load import UNUSABLE, first_sentence, quiet
 from engine.models.meta import build_on_meta, read_config
 from engine.models.weight_plan import plan_weights
+from engine.out_of_memory import is_out_of_memory
 
 
 def check_fit(folder: Path) -> None:
@@ -30,6 +31,8 @@ def check_fit(folder: Path) -> None:
             model = build_on_meta(read_config(folder), dtype=torch.float32)
             plan = plan_weights(model, checkpoint, torch.float32)
     except (*UNUSABLE, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"The model in {folder} cannot be built: {first_sentence(error)}",
             "config.json says something that transformers cannot follow.",

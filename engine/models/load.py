@@ -6,6 +6,7 @@ refused, because transformers would make the rest up at random and only log it. 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from engine.errors import ModelError
 from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.slices import slice_resident_head
+from engine.out_of_memory import is_out_of_memory, tells_out_of_memory
 
 UNUSABLE = (
     OSError,
@@ -56,6 +58,10 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, all weights from the folder's safetensors.
 
+    The model is always built in main memory, where weights that are stored in ``dtype`` are mapped pages of the file,
+    and moved from there one parameter after the other. transformers' own ``device_map`` needs accelerate, and takes
+    the whole model's size from the device's allocator at once.
+
     Args:
         folder: as written by ``save_pretrained``.
         dtype: that the weights are converted to, tensor by tensor.
@@ -64,20 +70,30 @@ def load_causal_lm(
 
     Raises:
         ModelError: transformers does not know the model, or the files do not fill it.
+        MemoryError: there was no room for a weight while it was converted.
     """
+    model = _load_in_main_memory(folder, dtype, trust_remote_code)
+    return model if torch.device(device).type == "cpu" else model.to(device)
+
+
+def _load_in_main_memory(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     try:
         with quiet():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
-                device_map={"": str(device)} if str(device) != "cpu" else None,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 ignore_mismatched_sizes=True,  # told below, in one sentence
                 output_loading_info=True,
             )
-    except UNUSABLE as error:
+    except (*UNUSABLE, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise  # says nothing of the model
+        swallowed = _conversion_errors(error)
+        if tells_out_of_memory(swallowed):
+            raise MemoryError(f"a weight of {folder} could not be converted") from error
         raise ModelError(
             f"The model in {folder} cannot be loaded.",
             first_sentence(error),
@@ -122,6 +138,20 @@ def own_weights(model: PreTrainedModel) -> None:
         parameter.data = parameter.data.clone()
 
 
+def _conversion_errors(error: BaseException) -> str:
+    """What went wrong while weights were converted, in the words of the first error.
+
+    transformers catches every exception there, keeps its text, and raises another one that is not chained to it
+    (``core_model_loading.log_conversion_errors`` in 5.20 to 5.24). The texts are still in the frame that raised. This
+    can go when transformers chains the errors.
+    """
+    for frame, _line in traceback.walk_tb(error.__traceback__):
+        found = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
+        if found:
+            return "\n".join(map(str, dict(found).values()))
+    return ""
+
+
 class ResidentTeacher:
     """A teacher whose layers are all in memory.
 
@@ -150,14 +180,17 @@ class ResidentTeacher:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
+        # Quantised weights never lie on the device as they were: that alone may be more than the device holds.
+        first_home = self.device if quantization == "none" else torch.device("cpu")
         self._model: PreTrainedModel | None = load_causal_lm(
-            folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+            folder, dtype=dtype, device=first_home, trust_remote_code=trust_remote_code
         ).requires_grad_(False)
         layers = find_core(self._model).layers  # a model without them is refused now, not after the first batch
         if quantization != "none":
             from engine.models.quantize import quantize_layers
 
-            quantize_layers(layers, quantization)
+            quantize_layers(layers, quantization, self.device)
+            self._model.to(self.device)
         slice_resident_head(self._model)
         self.vocab_rows = int(self._model.get_input_embeddings().weight.shape[0])
 

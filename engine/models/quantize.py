@@ -114,16 +114,20 @@ def swap_linear_layers(layers: nn.Module, method: Method) -> dict[str, Quantized
     return swapped
 
 
-def quantize_layers(layers: nn.Module, method: Method) -> None:
-    """Quantise a resident model's decoder layers in place, one linear layer after the other.
+def quantize_layers(layers: nn.Module, method: Method, device: torch.device) -> None:
+    """Quantise a resident model's decoder layers in place and move them, one linear layer after the other.
+
+    At most one whole matrix is on the device at a time, so a model that does not fit there before it is quantised can
+    be used there afterwards.
 
     Args:
-        layers: the list of decoder layers, with their weights.
+        layers: the list of decoder layers, with their weights, in main memory.
         method: int8 or nf4.
+        device: where the codes and scales go, and where they are made.
     """
     weights = {name: module.weight for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     for name, module in swap_linear_layers(layers, method).items():
-        module.codes, module.scales = module.pack(weights.pop(name).detach())
+        module.codes, module.scales = module.pack(weights.pop(name).detach().to(device))
 
 
 def _load_kernels() -> None:

@@ -23,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from engine.errors import BadNumbers, ModelError
 from engine.models.core import Core
 from engine.models.meta import build_with_buffers
+from engine.out_of_memory import is_out_of_memory
 
 _FEWEST, _MOST = 2, 12  # layers
 _LENGTHS = (8, 5)  # tokens in the two rows
@@ -64,6 +65,8 @@ def check_streaming(
     try:
         _check(model, core, count, ids, mask, dtype, run_streamed, load_layer, drop_layer)
     except (RuntimeError, NotImplementedError, IndexError, AttributeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise  # says nothing of the model, and there is a way on with less
         raise ModelError(
             f"{type(model).__name__} cannot be run layer by layer: {str(error).splitlines()[0]}",
             "Something in it uses a weight outside of the layer that the weight belongs to.",

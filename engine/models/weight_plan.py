@@ -23,6 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from engine.errors import ModelError
 from engine.models.checkpoint import Checkpoint
+from engine.out_of_memory import is_out_of_memory
 
 _SHOWN = 4  # names in an error message before "and N more"
 
@@ -147,6 +148,8 @@ def _recipe(
     try:
         made = draft.convert(model, on_meta)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{first_source} and the tensors beside it cannot be made into {target}: {error}",
             "transformers' converter for this architecture does not accept them.",

@@ -153,7 +153,13 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     }
     if not setting.on_gpu:
         return Footprint(parts, sum(parts.values()), mapped)
-    staging = 2 * layer * shape.stored_bytes if setting.layer_by_layer else layer * shape.stored_bytes
+    if setting.layer_by_layer:
+        staging = 2 * layer * shape.stored_bytes
+    else:
+        # A whole model is loaded in main memory first: as pages of its file, or converted into memory of its own.
+        is_converted = shape.stored_bytes != number
+        staging = (sum(shape.layer_parameters) + shape.embedding + shape.head + shape.other) * number * is_converted
+        staging = max(staging, layer * shape.stored_bytes)
     # torch's pinned memory comes in powers of two, and each micro-batch waits in a piece of its own.
     piece = max(1, tokens * shape.hidden_size * number)
     pinned = waiting // piece * _power_of_two(piece)

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from engine.errors import DiskFull
 from engine.fault import commit_point
 from engine.files import fsync_folder, make_folder
+from engine.out_of_memory import is_out_of_memory
 from engine.student.tensor_file import write_tensors
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -196,6 +197,8 @@ def find_damage(path: Path) -> str | None:
         checksums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in checksums.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise  # says nothing of the file
         return f"checksums.json cannot be read: {type(error).__name__}"
     if set(expected) != {"state.json", *(f"{kind}.safetensors" for kind in _TENSOR_FILES)}:
         return "checksums.json does not name every file"
@@ -207,6 +210,8 @@ def find_damage(path: Path) -> str | None:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     return f"{name} is not what was written"
         except OSError as error:
+            if is_out_of_memory(error):
+                raise
             return f"{name} cannot be read: {error.strerror}"
     return None
 

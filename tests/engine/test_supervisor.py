@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine import hardware, supervisor
-from engine.errors import EXIT_OUT_OF_MEMORY, OutOfMemory
+from engine.errors import EXIT_OUT_OF_MEMORY, OutOfMemory, PhaseDied
 from engine.events import EventWriter, read_events
 from engine.run import Run
 from engine.supervisor import Supervisor
@@ -76,6 +77,46 @@ def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypa
         seen._run_phase("student")
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("Error out of memory at line 380 in file /src/csrc/ops.cu", 1),  # bitsandbytes, on a GPU
+        ("memory allocation of 1073741824 bytes failed", -signal.SIGABRT),  # Rust
+    ],
+)
+def test_c_code_that_ends_the_process_for_lack_of_memory_gets_smaller_settings(run, monkeypatch, words, code):
+    seen = phase_that_says(run, monkeypatch, iter([words, ""]), code)
+    seen._run_phase("student")
+    assert Run.open(run.path).settings.student_batch == 2
+    assert {event["reason"] for event in told(run, "back_off")} == {"out of memory"}
+
+
+def test_an_end_without_a_word_of_memory_is_no_lack_of_it(run, monkeypatch):
+    run.log_path.write_text("an earlier phase: CUDA out of memory\n")
+    seen = phase_that_says(run, monkeypatch, iter(["Segmentation fault"]), 1)
+    with pytest.raises(PhaseDied, match="exit code 1"):
+        seen._run_phase("student")
+
+
+def phase_that_says(run: Run, monkeypatch: pytest.MonkeyPatch, words: Iterator[str], code: int) -> Supervisor:
+    """A supervisor whose phases are real processes that write these words and end with the code, and at last with 0."""
+    seen = Supervisor(run)
+    seen._events = EventWriter(run.events_path)
+    seen._control = supervisor.Tail(run.control_path)
+    seen._lock = os.open(run.path, os.O_RDONLY)
+    own = subprocess.Popen
+
+    def popen(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        said = next(words)
+        if not said:
+            run.finish_phase("student", {})
+        end = f"kill -{-code} $$" if code < 0 else f"exit {code}"
+        return own(["sh", "-c", f"echo '{said}' >&2; {end if said else 'exit 0'}"], **how)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    return seen
+
+
 def test_smaller_chunks_of_the_head_are_told_and_kept_in_the_run(tmp_path, monkeypatch):
     from tests.tiny import tiny_model
 
@@ -99,6 +140,37 @@ def test_control_lines_of_any_kind_are_answered_and_do_no_harm(run):
     answers = told(run, "control")
     assert [answer["accepted"] for answer in answers] == [False] * 4
     assert not seen._stopping
+
+
+PHASE = """
+import sys, torch
+from engine import phase
+from engine.errors import ModelError, TokensDamaged
+def fail(run, events, control):
+    try:
+        raise {first}
+    except Exception as error:
+        raise {then}
+phase._body = lambda name: fail
+sys.exit(phase.main(["student", sys.argv[1], str(__import__("os").getppid())]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("torch.OutOfMemoryError('CUDA out of memory')", "error"),
+        ("RuntimeError('CUDA error: CUBLAS_STATUS_NOT_INITIALIZED')", "error"),
+        ("MemoryError()", "ModelError('It cannot be loaded.') from error"),
+        ("OSError(12, 'Cannot allocate memory')", "TokensDamaged('It is damaged.') from error"),
+    ],
+)
+def test_a_phase_tells_the_supervisor_of_every_lack_of_memory(run, first, then):
+    words = [sys.executable, "-c", PHASE.format(first=first, then=then), str(run.path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == EXIT_OUT_OF_MEMORY, done.stderr
+    assert [event["code"] for event in told(run, "log")] == ["out-of-memory"]
+    assert told(run, "error") == []
 
 
 BUSY = """

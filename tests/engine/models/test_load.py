@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -6,6 +7,8 @@ import pytest
 import torch
 
 from engine.errors import ModelError
+from engine.models import load, quantize
+from engine.models.core import find_core
 from engine.models.load import ResidentTeacher, check_numbers, load_causal_lm, load_tokenizer, own_weights
 from tests.tiny import ARCHITECTURES, PADDING_ROWS, VOCAB_SIZE, tiny_model
 
@@ -125,3 +128,54 @@ def test_a_student_with_a_weight_that_is_no_number_is_refused_before_it_is_train
         model.model.embed_tokens.weight[17, 3] = bad
     with pytest.raises(ModelError, match=r"embed_tokens\.weight in somewhere holds NaN or infinity"):
         check_numbers(model, Path("somewhere"))
+
+
+# The meta device stands for any that is not the CPU; the development environment has no accelerate.
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_is_loaded_on_a_device_that_is_not_the_cpu(architecture):
+    model = load_causal_lm(tiny_model(architecture), dtype=torch.bfloat16, device="meta")
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_no_whole_model_is_on_the_device_before_it_is_quantised(monkeypatch, architecture, quantization):
+    arrived, own_pack = [], quantize.QuantizedLinear.pack
+    models, own_load = [], load.load_causal_lm
+
+    def pack(self, weight):
+        arrived.append(weight.device.type)
+        others = [parameter.device.type for layer in find_core(models[0]).layers for parameter in layer.parameters()]
+        assert set(others) <= {"cpu"}, "a matrix waits on the device"
+        return own_pack(self, weight)
+
+    monkeypatch.setattr(quantize.QuantizedLinear, "pack", pack)
+    monkeypatch.setattr(load, "load_causal_lm", lambda *a, **k: models.append(own_load(*a, **k)) or models[0])
+    teacher = ResidentTeacher(tiny_model(architecture), dtype=torch.float32, device="meta", quantization=quantization)
+    assert set(arrived) == {"meta"}, "each matrix is quantised where it will be used"
+    assert {tensor.device.type for tensor in teacher.model.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOMEM, "no memory")])
+def test_a_lack_of_memory_while_loading_is_not_blamed_on_the_model(monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(type(error)):
+        load_causal_lm(tiny_model("llama"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("said", "kind"), [("CUDA out of memory", MemoryError), ("a bad shape", ModelError)])
+def test_what_transformers_swallows_while_it_fuses_experts_is_told(monkeypatch, said, kind):
+    from transformers import core_model_loading
+
+    from tests.engine.models.architectures import tiny_architecture
+
+    def fail(self, *args, **kwargs):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(core_model_loading.Concatenate, "convert", fail)
+    with pytest.raises(kind):
+        load_causal_lm(tiny_architecture("mixtral"), dtype=torch.float32)

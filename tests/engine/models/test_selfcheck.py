@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from engine.errors import BadNumbers, ModelError
 from engine.models import stream
+from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core
 from engine.models.meta import build_on_meta, read_config
 from engine.models.selfcheck import layers_to_check, shortened
 from engine.models.stream import StreamedTeacher
+from engine.out_of_memory import is_out_of_memory
 from tests.engine.models.architectures import tiny_architecture
 
 CPU = torch.device("cpu")
@@ -119,6 +122,37 @@ def test_streaming_that_gives_other_numbers_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(stream, "run_wave", slightly_wrong)
     with pytest.raises(ModelError, match="differs after 2 layers"):
         streamed(tiny_architecture("llama"))
+
+
+@pytest.mark.parametrize("where", ["run_wave", "check_streaming"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_lack_of_memory_says_nothing_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stream, where, fail)
+    with pytest.raises(type(error)):
+        streamed(tiny_architecture("llama"))
+
+
+def test_a_lack_of_memory_in_the_reading_thread_comes_out_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = streamed(tiny_architecture("llama"))
+    read, threads = Checkpoint.read, set()
+
+    def fail(self: Checkpoint, name: str, out: Tensor, *, first: int = 0) -> None:
+        threads.add(threading.current_thread().name)
+        if ".2." in name:
+            raise RuntimeError("CUDA error: out of memory")
+        read(self, name, out, first=first)
+
+    monkeypatch.setattr(Checkpoint, "read", fail)
+    with pytest.raises(RuntimeError) as caught:
+        teacher.last_hidden_states([torch.ones(1, 4, dtype=torch.int64)])
+    assert is_out_of_memory(caught.value)
+    assert any(name.startswith("layer-reader") for name in threads)
+    teacher.close()
 
 
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
