@@ -71,6 +71,8 @@ def look(config: RunConfig) -> ModelFacts:
         else "Same tokenizer: ids, merges and added tokens agree"
     )
     checks = [("good", f"{same} ({vocabulary.size:,} ids)")]
+    if vocabulary.notes:
+        checks = [("look", note) for note in vocabulary.notes]
     checks.append(("good", f"Long enough for rows of {settings.sequence_length:,} tokens"))
     if planned.misfit is not None:
         checks.append(("look", "It does not fit as it is; the plan says what would."))

@@ -23,13 +23,13 @@ import numpy as np
 
 from engine.cache.record import Records
 from engine.config import RunConfig
+from engine.data.checks import check_models
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.events import EventWriter, read_events
 from engine.hardware import PeakMemory
-from engine.models.spec import read_spec
-from engine.models.vocabulary import read_vocabulary
 from engine.phase_control import PhaseControl
+from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store
 from engine.planner import Plan, plan
 from engine.planner.measure import MachineRates
@@ -99,7 +99,7 @@ def _make_run(phase: str, planned: Plan, rates: MachineRates, folder: Path) -> t
 
 
 def _write_tokens(run: Run, settings: RunConfig, train_rows: int, holdout_rows: int) -> None:
-    vocabulary = read_vocabulary(read_spec(str(settings.teacher), trust_remote_code=settings.trust_remote_code).path)
+    vocabulary = check_models(teacher_spec(settings), student_spec(settings), settings.sequence_length or 1)
     generator = np.random.default_rng(settings.seed)
     length = settings.sequence_length or 1
     scored = np.arange(length) > 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from engine.errors import ModelError, Problem, SettingsError
+from engine.errors import Problem, SettingsError
 from engine.models.spec import ModelSpec
-from engine.models.vocabulary import Vocabulary, compare, read_vocabulary
+from engine.models.vocabulary import Vocabulary, read_vocabulary, shared_vocabulary
 
 
 def check_models(teacher: ModelSpec, student: ModelSpec | None, sequence_length: int) -> Vocabulary:
-    """The vocabulary that both models share.
+    """The vocabulary that both models share; its ``notes`` tell what one of them has alone.
 
     Args:
         teacher: the model that scores.
@@ -17,23 +17,17 @@ def check_models(teacher: ModelSpec, student: ModelSpec | None, sequence_length:
 
     Raises:
         TokenizerMismatch: the tokenizers differ.
-        ModelError: an embedding has fewer rows than there are ids.
+        ModelError: an embedding has fewer rows than the tokenizer's own ids.
         SettingsError: a row is longer than a model can read.
     """
-    vocabulary = read_vocabulary(teacher.path)
     models = [("teacher", teacher)]
+    other: Vocabulary | None = None
     if student is not None:
         models.append(("student", student))
-        if student.path != teacher.path:
-            compare(vocabulary, read_vocabulary(student.path))
-    for role, model in models:
-        if model.vocab_size < vocabulary.size:
-            raise ModelError(
-                f"The {role} {model.name} has an embedding of {model.vocab_size:,} rows, and its tokenizer has "
-                f"{vocabulary.size:,} ids.",
-                "Some tokens would have no row.",
-                "Resize the model's embedding (resize_token_embeddings), or use the tokenizer it was trained with.",
-            )
+        if (student.path, student.vocab_size) != (teacher.path, teacher.vocab_size):
+            other = read_vocabulary(student.path)
+    rows = student.vocab_size if student is not None else 0
+    vocabulary = shared_vocabulary(read_vocabulary(teacher.path), teacher.vocab_size, other, rows)
     limits = [(role, model.max_positions) for role, model in models if model.max_positions is not None]
     problems = [
         Problem("sequence_length", sequence_length, f"the {role} reads at most {limit:,} tokens")

@@ -44,6 +44,7 @@ _BATCH_TEXTS = 512
 _PROGRESS_SECONDS = 0.5
 
 NOTHING_TO_LEARN = "row without a token to learn"
+NO_ROW = "text with a token that has no row in both embeddings"
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,15 @@ def prepare(
     vocabulary = check_models(teacher, student, sequence_length)
     # Here, not above: transformers takes seconds to import, and the checks are quick to fail.
     from engine.data.tokenise import DocumentTokeniser
+    from engine.models.faithful import check_ids
     from engine.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(teacher.path, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(
+        teacher.path,
+        trust_remote_code=trust_remote_code,
+        on_note=lambda note: events.log("warning", note, "tokenizer-class"),
+    )
+    check_ids(tokenizer, vocabulary)
     cutting = None if source.whole_documents else USUAL
     fraction = holdout
     while True:
@@ -199,6 +206,7 @@ class _Preparation:
         control: PhaseControl,
     ) -> None:
         self.tokeniser = tokeniser
+        self._vocab_size = vocabulary.size
         self.limits: dict[Split, float] = {"train": samples or math.inf, "holdout": wanted_holdout}
         self.rows: dict[Split, int] = {"train": 0, "holdout": 0}
         self.documents: dict[Split, int] = {"train": 0, "holdout": 0}
@@ -219,7 +227,9 @@ class _Preparation:
         for batch in self._batches(source, fraction, cutting):
             self._control.safe_point()
             for split, document in self._tokenised(batch):
-                if document.ids and not self._is_full(split):
+                if max(document.ids, default=0) >= self._vocab_size:
+                    self.skipped[NO_ROW] += 1
+                elif document.ids and not self._is_full(split):
                     self.documents[split] += 1
                     self._write(split, self._packers[split].add(document), writer)
             self._progress(source)
@@ -339,6 +349,8 @@ def _tell(
         f"{result.train_rows:,} rows to train on ({result.train_tokens:,} tokens of {_texts(result.documents)}), "
         f"{result.holdout_rows:,} held out ({result.holdout_tokens:,} tokens of {_texts(result.holdout_documents)}).",
     )
+    for note in vocabulary.notes:
+        events.log("warning", note, "untaught-ids")
     if result.skipped:
         events.log("info", f"Left out: {in_words(result.skipped)}.", "skipped")
     if samples is not None and result.train_rows < samples:

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.errors import ModelError
 from engine.models.core import find_core, last_hidden_states, logits_of
+from engine.models.faithful import faithful
 from engine.models.slices import slice_resident_head
 from engine.out_of_memory import is_out_of_memory, tells_out_of_memory
 
@@ -37,14 +38,30 @@ UNUSABLE = (
 """What transformers raises for a folder that is no model, or whose config.json says what cannot be."""
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model's folder; nothing is downloaded.
+def load_tokenizer(
+    folder: Path, *, trust_remote_code: bool = False, on_note: Callable[[str], None] | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder, which reads text as its tokenizer.json says; nothing is downloaded.
+
+    Args:
+        folder: the model's.
+        trust_remote_code: whether a tokenizer may bring code.
+        on_note: told where transformers' own choice of a class would have read text otherwise.
 
     Raises:
-        ModelError: there is none that transformers can load.
+        ModelError: there is none that transformers can load, or none that keeps to tokenizer.json.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+            tokenizer, note = faithful(tokenizer, folder)
+        if note and on_note is not None:
+            on_note(note)
+        return tokenizer
+    except ModelError:
+        raise
     except Exception as error:  # the tokenizers library raises no narrower one for a file that it cannot read
         raise ModelError(
             f"The tokenizer in {folder} cannot be loaded.",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.errors import ModelError, TokenizerMismatch
 from engine.models.headers import read_json
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SHOWN_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Vocabulary:
         chat_template: Jinja source that turns messages into text; None where there is none.
         chat_template_sha: empty where there is none.
         tokens: the token of each id.
+        base_size: ids of the tokenizer's model; the added tokens from there on have been put behind it.
+        merges_sha: of the rules that put the base tokens together.
+        notes: which ids two models do not share, or which have no row; see :func:`shared_vocabulary`.
     """
 
     folder: Path
@@ -43,6 +48,9 @@ class Vocabulary:
     chat_template: str | None
     chat_template_sha: str
     tokens: dict[int, str] = field(repr=False)
+    base_size: int
+    merges_sha: str
+    notes: tuple[str, ...] = ()
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
@@ -63,16 +71,22 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
 def _read(folder: Path) -> Vocabulary:
     settings = _optional_json(folder / "tokenizer_config.json")
-    ids, merges, added = _tables(folder)
-    # Added tokens may stand in the settings alone; a special token that is nowhere else gets the next free id. This is
-    # what AutoTokenizer does when it loads the folder.
-    for text_id, token in (settings.get("added_tokens_decoder") or {}).items():
-        added.setdefault(_content(token), int(text_id))
-    ids = {**ids, **added}
-    for name in _SPECIAL:
-        token = _content(settings.get(name))
-        if token and token not in ids:
-            ids[token] = added[token] = max(ids.values(), default=-1) + 1
+    base, merges, added_in_file, wanted = _tables(folder)
+    # What AutoTokenizer adds when it loads the folder, in its order: tokens with an id that they wish for, the named
+    # special tokens, the others. The two older files count only where the settings have no list of their own.
+    if "added_tokens_decoder" in settings:
+        wished = {int(number): _content(token) for number, token in (settings["added_tokens_decoder"] or {}).items()}
+    else:
+        settings |= _optional_json(folder / "special_tokens_map.json")
+        wished = {number: token for token, number in wanted.items()}
+    added = _Added(base)
+    added.put(added_in_file)
+    added.put(wished[number] for number in sorted(wished))
+    more_named = [name for name in settings if name.endswith("_token") and name not in _SPECIAL]
+    added.put(_content(settings.get(name)) for name in (*_SPECIAL, *more_named))
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or ()
+    added.put(_content(token) for token in (extra.values() if isinstance(extra, dict) else extra))
+    ids = {**base, **added.ids}
     if not ids:
         raise ModelError(f"The tokenizer in {folder} has no tokens.", "", "Download or save the tokenizer again.")
     if not all(type(number) is int and number >= 0 for number in ids.values()):
@@ -83,7 +97,7 @@ def _read(folder: Path) -> Vocabulary:
     pad_id = _special_id(ids, settings, config, "pad")
     template = _chat_template(folder, settings)
     by_id = sorted((number, token) for token, number in ids.items())
-    told = json.dumps([by_id, merges, sorted(added.items())], ensure_ascii=False)
+    told = json.dumps([by_id, merges, sorted(added.ids.items())], ensure_ascii=False)
     return Vocabulary(
         folder=folder,
         size=by_id[-1][0] + 1,
@@ -94,27 +108,101 @@ def _read(folder: Path) -> Vocabulary:
         chat_template=template,
         chat_template_sha=_sha(template) if template else "",
         tokens={number: token for number, token in reversed(by_id)},
+        base_size=max(base.values(), default=-1) + 1,
+        merges_sha=_sha(json.dumps(merges, ensure_ascii=False)),
     )
 
 
-def compare(teacher: Vocabulary, student: Vocabulary) -> None:
-    """Make sure that both mean the same by every token id.
+class _Added:
+    """Tokens that are added to a tokenizer's model, with ids as the tokenizers library gives them.
+
+    A token that the model has keeps its id. Another one gets the id behind the largest, whatever id a file wishes for:
+    https://github.com/huggingface/tokenizers, AddedVocabulary::add_tokens.
+    """
+
+    def __init__(self, base: dict[str, int]) -> None:
+        self._base = base
+        self._next = len(base)
+        self.ids: dict[str, int] = {}
+
+    def put(self, tokens: Iterable[str]) -> None:
+        for token in tokens:
+            if not token or token in self.ids:
+                continue
+            if token in self._base:
+                self.ids[token] = self._base[token]
+                self._next = max(self._next, self._base[token] + 1)
+            else:
+                self.ids[token] = self._next
+                self._next += 1
+
+
+def shared_vocabulary(
+    teacher: Vocabulary, teacher_rows: int, student: Vocabulary | None = None, student_rows: int = 0
+) -> Vocabulary:
+    """The teacher's vocabulary as far as both models have it: ``size`` is V_eff, ``notes`` tell what is beyond it.
+
+    The ids below ``size`` mean the same to both and have a row in both embeddings. Only added tokens behind the
+    tokenizer's own model may differ or lack a row: like padded rows they take no part in either softmax, and texts
+    that hold one are left out.
+
+    Args:
+        teacher: the teacher's.
+        teacher_rows: rows of its embedding.
+        student: the student's; None when it has the teacher's.
+        student_rows: rows of its embedding.
 
     Raises:
-        TokenizerMismatch: they do not; says how large each is and which id differs first.
+        TokenizerMismatch: other ids differ, or the token that ends a text is among those that differ.
+        ModelError: other ids have no row, or the token that ends or begins a text has none.
     """
-    if teacher.sha == student.sha:
-        return
+    notes: list[str] = []
+    sizes = [teacher.size]
+    if student is not None and student.sha != teacher.sha:
+        sizes.append(_shared_ids(teacher, student))
+        if sizes[-1] < max(teacher.size, student.size):
+            notes.append(_untaught(teacher, student, sizes[-1]))
+    for role, vocabulary, rows in (("teacher", teacher, teacher_rows), ("student", student, student_rows)):
+        if vocabulary is None or rows >= min(*sizes, vocabulary.size):
+            continue
+        needed = [vocabulary.eos_id, vocabulary.bos_id]
+        if rows < vocabulary.base_size or any(number is not None and number >= rows for number in needed):
+            raise _too_few_rows(role, vocabulary, rows)
+        notes.append(
+            f"The {role}'s embedding has {rows:,} rows and its tokenizer {vocabulary.size:,} ids: texts with "
+            f"{_listed(vocabulary, rows)} are left out."
+        )
+        sizes.append(rows)
+    size = min(sizes)
+    return replace(
+        teacher,
+        size=size,
+        pad_id=next((number for number in (teacher.pad_id, teacher.eos_id) if number is not None and number < size), 0),
+        notes=tuple(notes),
+    )
+
+
+def _shared_ids(teacher: Vocabulary, student: Vocabulary) -> int:
+    """The first id by which the two mean something else; every id from there on is an added token's.
+
+    Raises:
+        TokenizerMismatch: they differ in more than that.
+    """
     differing = [
         number
         for number in sorted(teacher.tokens.keys() | student.tokens.keys())
         if teacher.tokens.get(number) != student.tokens.get(number)
     ]
+    same_model = teacher.base_size == student.base_size and teacher.merges_sha == student.merges_sha
+    if differing and same_model and differing[0] >= teacher.base_size:
+        ends = [number for number in (teacher.eos_id, student.eos_id, teacher.bos_id) if number is not None]
+        if all(number < differing[0] for number in ends):
+            return differing[0]
     if differing:
         first = differing[0]
         how = (
-            f"{len(differing):,} ids differ, the first is {first}: {_quoted(teacher, first)} for the teacher, "
-            f"{_quoted(student, first)} for the student."
+            f"{_counted(len(differing), 'id differs', 'ids differ')}, the first is {first}: {_quoted(teacher, first)} "
+            f"for the teacher, {_quoted(student, first)} for the student."
         )
     else:
         how = "The tokens are the same, but not the rules that put them together (merges, added tokens)."
@@ -126,8 +214,40 @@ def compare(teacher: Vocabulary, student: Vocabulary) -> None:
     )
 
 
-def _tables(folder: Path) -> tuple[dict[str, int], list[str], dict[str, int]]:
-    """Ids by token, merges in order, and ids by added token."""
+def _untaught(teacher: Vocabulary, student: Vocabulary, size: int) -> str:
+    told = [
+        f"{_counted(vocabulary.size - size, 'id', 'ids')} of the {role} ({_listed(vocabulary, size)})"
+        for role, vocabulary in (("student", student), ("teacher", teacher))
+        if vocabulary.size > size
+    ]
+    verb = "is" if len(told) == 1 and max(teacher.size, student.size) - size == 1 else "are"
+    return f"The tokenizers share {size:,} ids; {' and '.join(told)} {verb} not taught."
+
+
+def _too_few_rows(role: str, vocabulary: Vocabulary, rows: int) -> ModelError:
+    missing = "Some tokens" if rows < vocabulary.base_size else "The token that begins or ends a text"
+    return ModelError(
+        f"The {role} in {vocabulary.folder} has an embedding of {rows:,} rows, and its tokenizer has "
+        f"{vocabulary.size:,} ids.",
+        f"{missing} would have no row.",
+        "Resize the model's embedding (resize_token_embeddings), or use the tokenizer it was trained with.",
+    )
+
+
+def _listed(vocabulary: Vocabulary, first: int) -> str:
+    """The tokens from an id on, the first few of them."""
+    tokens = [repr(token) for number, token in sorted(vocabulary.tokens.items()) if number >= first]
+    shown = ", ".join(tokens[:_SHOWN_TOKENS])
+    return shown if len(tokens) <= _SHOWN_TOKENS else f"{shown} and {len(tokens) - _SHOWN_TOKENS:,} more"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def _tables(folder: Path) -> tuple[dict[str, int], list[str], list[str], dict[str, int]]:
+    """Ids by token, merges in order, the added tokens of tokenizer.json, and added_tokens.json."""
+    wished = _optional_json(folder / "added_tokens.json")
     if (folder / "tokenizer.json").is_file():
         tokenizer = read_json(folder / "tokenizer.json")
         model = tokenizer.get("model") or {}
@@ -135,16 +255,15 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[str], dict[str, int]]:
         if isinstance(vocabulary, list):  # Unigram: pieces with scores, the place is the id
             vocabulary = {str(piece[0]): number for number, piece in enumerate(vocabulary)}
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
-        return vocabulary, merges, {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
-    added = _optional_json(folder / "added_tokens.json")
+        return vocabulary, merges, [token["content"] for token in tokenizer.get("added_tokens") or []], wished
     if (folder / "vocab.json").is_file():
         merges_file = folder / "merges.txt"
         lines = merges_file.read_text("utf-8").splitlines() if merges_file.is_file() else []
         merges = [line for line in lines if line and not line.startswith("#version")]
-        return read_json(folder / "vocab.json"), merges, added
+        return read_json(folder / "vocab.json"), merges, [], wished
     if (folder / "vocab.txt").is_file():
         lines = (folder / "vocab.txt").read_text("utf-8").splitlines()
-        return {token: number for number, token in enumerate(lines)}, [], added
+        return {token: number for number, token in enumerate(lines)}, [], [], wished
     pieces = sorted(file.name for pattern in ("*.model", "*.tiktoken") for file in folder.glob(pattern))
     if pieces:
         raise ModelError(

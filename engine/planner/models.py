@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import RunConfig
-from engine.errors import ModelError, Problem, SettingsError
+from engine.data.checks import check_models
+from engine.errors import ModelError, Problem, SettingsError, TinyDistillError
 from engine.format import format_bytes, format_count
 from engine.models.demo import DEMO_TEACHER
 from engine.models.hub import cached_models, resolve_model
@@ -31,6 +32,7 @@ class Models:
         student: the same, or ``from-teacher``.
         student_shape: of the student; of the teacher when the student is cut from it.
         reasons: for "teacher" and "student" where the planner picked.
+        notes: which token ids are not taught, where the two tokenizers differ in added tokens alone.
     """
 
     teacher: str
@@ -38,6 +40,7 @@ class Models:
     teacher_shape: ModelShape
     student_shape: ModelShape
     reasons: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def cut(self) -> bool:
@@ -77,7 +80,8 @@ def models_for(config: RunConfig, budget: Budget) -> Models:
             raise SettingsError(
                 [Problem("student_layers", config.student_layers, f"the teacher has {most} layers to take from")]
             )
-    return Models(teacher, student, teacher_shape, student_shape, reasons)
+    notes = _vocabulary_notes(teacher, None if student == FROM_TEACHER else student, config.trust_remote_code)
+    return Models(teacher, student, teacher_shape, student_shape, reasons, notes)
 
 
 def describe(path_or_id: str, trust_remote_code: bool = False) -> ModelShape:
@@ -95,6 +99,28 @@ def describe(path_or_id: str, trust_remote_code: bool = False) -> ModelShape:
 @functools.lru_cache(maxsize=32)
 def _describe(path_or_id: str, trust_remote_code: bool, folder: Path, changed: int) -> ModelShape:
     return shape_of(read_spec(path_or_id, trust_remote_code=trust_remote_code))
+
+
+def _vocabulary_notes(teacher: str, student: str | None, trust_remote_code: bool) -> tuple[str, ...]:
+    """What :func:`engine.data.checks.check_models` notes; what it refuses is said when the request is checked."""
+    folders = [resolve_model(name) for name in (teacher, student) if name is not None]
+    files = sorted(file for folder in folders for file in folder.glob("*.json"))
+    changed = tuple((str(file), file.stat().st_mtime_ns) for file in files)
+    return _read_vocabulary_notes(teacher, student, trust_remote_code, changed)
+
+
+@functools.lru_cache(maxsize=32)
+def _read_vocabulary_notes(
+    teacher: str, student: str | None, trust_remote_code: bool, changed: tuple[tuple[str, int], ...]
+) -> tuple[str, ...]:
+    specs = [
+        None if name is None else read_spec(name, trust_remote_code=trust_remote_code) for name in (teacher, student)
+    ]
+    assert specs[0] is not None
+    try:
+        return check_models(specs[0], specs[1], 1).notes
+    except TinyDistillError:
+        return ()
 
 
 def _pick_teacher(config: RunConfig, budget: Budget) -> tuple[str, str]:

@@ -108,7 +108,7 @@ def plan(
         **reasons.answer_values(question, answer),
         **work,
     }
-    choices, resolved = _resolve(config, values)
+    choices, resolved = _resolve(config, values, {"student": " ".join(models.notes)})
     total_steps = work["total_steps"][0]
     return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem)
 
@@ -198,7 +198,9 @@ def _disk_bytes(question: Question, answer: Answer, config: RunConfig, models: M
     )
 
 
-def _resolve(config: RunConfig, values: dict[str, tuple[Any, str]]) -> tuple[tuple[Choice, ...], RunConfig]:
+def _resolve(
+    config: RunConfig, values: dict[str, tuple[Any, str]], notes: dict[str, str]
+) -> tuple[tuple[Choice, ...], RunConfig]:
     """Every setting as a choice, and the configuration with all of them; what the person set stays as it is."""
     choices, resolved = [], {}
     for name in RunConfig.model_fields:
@@ -206,12 +208,13 @@ def _resolve(config: RunConfig, values: dict[str, tuple[Any, str]]) -> tuple[tup
             continue
         given = getattr(config, name)
         by_user = name in config.model_fields_set and given is not None
+        note = notes.get(name, "")
         value, reason = values.get(name, (given, reasons.DEFAULTS.get(name, "")))
         if by_user:
-            choices.append(Choice(name, given, "user", "you set it"))
+            choices.append(Choice(name, given, "user", f"you set it. {note}" if note else "you set it"))
             continue
         if config.demo and name in DEMO_SETTINGS:
             reason = "tried out for the demo: it ends within two minutes on two cores"
         resolved[name] = value
-        choices.append(Choice(name, value, "planner", reason))
+        choices.append(Choice(name, value, "planner", f"{reason}. {note}" if note else reason))
     return tuple(choices), config.model_copy(update=resolved)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.data.checks import check_models
+from engine.data.prepare import NO_ROW
 from engine.errors import ModelError, TokenizerMismatch
 from engine.models.spec import read_spec
 from tests.engine.data.small_data import run_prepare
@@ -29,6 +30,8 @@ def swap_two_merges(tokenizer: dict[str, Any]) -> None:
 
 def rename_the_end(tokenizer: dict[str, Any]) -> None:
     tokenizer["added_tokens"][0]["content"] = "<|stop|>"
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["<|stop|>"] = vocabulary.pop("<|endoftext|>")
 
 
 def changed(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -62,7 +65,17 @@ def test_embedding_with_fewer_rows_than_ids_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_model(), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": VOCAB_SIZE, "content": "<|more|>"})
+    tokenizer["model"]["vocab"]["more"] = VOCAB_SIZE
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match=f"embedding of {VOCAB_SIZE} rows, and its tokenizer has {VOCAB_SIZE + 1} ids"):
         check_models(read_spec(folder), None, 32)
+
+
+def test_text_with_an_added_token_that_has_no_row_is_left_out_and_counted(tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model(), tmp_path / "teacher")
+    (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": VOCAB_SIZE}))
+    texts = [*tiny_texts(40), "lamp [PAD] lamp", "[PAD]"]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    result = run_prepare(tmp_path / "text.jsonl", tmp_path / "tokens.h5", teacher=read_spec(folder))
+    assert result.vocab_size == VOCAB_SIZE
+    assert result.skipped == {NO_ROW: 2}

@@ -5,13 +5,18 @@ import pytest
 
 from engine.errors import ModelError, TokenizerMismatch
 from engine.models.load import load_tokenizer
-from engine.models.vocabulary import compare, read_vocabulary
+from engine.models.vocabulary import read_vocabulary, shared_vocabulary
 from tests.tiny import END_OF_TEXT, VOCAB_SIZE, tiny_tokenizer, tiny_tokenizer_folder
 
 
 @pytest.fixture
 def folder(tmp_path):
     return shutil.copytree(tiny_tokenizer_folder(), tmp_path / "tokenizer")
+
+
+def compare(teacher, student):
+    """What two models share whose embeddings have a row for each of their ids."""
+    return shared_vocabulary(teacher, teacher.size, student, student.size)
 
 
 def edit(path, change):
@@ -64,13 +69,60 @@ def test_other_merges_are_another_tokenizer(folder, tmp_path):
     assert "merges" in caught.value.paragraph()
 
 
-def test_a_larger_vocabulary_says_how_much_larger(folder, tmp_path):
-    other = shutil.copytree(folder, tmp_path / "other")
-    entry = {"id": VOCAB_SIZE, "content": "<|user|>", "special": True}
-    edit(other / "tokenizer.json", lambda tokenizer: tokenizer["added_tokens"].append(entry))
-    with pytest.raises(TokenizerMismatch) as caught:
-        compare(read_vocabulary(folder), read_vocabulary(other))
-    assert f"the first is {VOCAB_SIZE}: nothing for the teacher, '<|user|>' for the student" in caught.value.paragraph()
+def with_added(folder, path, *tokens):
+    """A copy with more added tokens behind the tokenizer's own ids."""
+    copy = shutil.copytree(folder, path)
+    entries = [{"id": VOCAB_SIZE + place, "content": token, "special": True} for place, token in enumerate(tokens)]
+    edit(copy / "tokenizer.json", lambda tokenizer: tokenizer["added_tokens"].extend(entries))
+    return read_vocabulary(copy)
+
+
+def test_added_tokens_that_one_model_has_alone_are_not_taught(folder, tmp_path):
+    plain, more = read_vocabulary(folder), with_added(folder, tmp_path / "more", "<|tool|>")
+    for teacher, student, who in ((plain, more, "student"), (more, plain, "teacher")):
+        shared = compare(teacher, student)
+        assert shared.size == VOCAB_SIZE
+        assert shared.notes == (
+            f"The tokenizers share {VOCAB_SIZE} ids; 1 id of the {who} ('<|tool|>') is not taught.",
+        )
+
+
+def test_where_added_tokens_differ_the_shared_ids_end(folder, tmp_path):
+    teacher = with_added(folder, tmp_path / "a", "<|user|>", "<|tool|>", "<|end|>", "<|x|>", "<|y|>")
+    student = with_added(folder, tmp_path / "b", "<|user|>", "<|call|>", "<|end|>")
+    shared = compare(teacher, student)
+    assert shared.size == VOCAB_SIZE + 1
+    assert shared.notes == (
+        f"The tokenizers share {VOCAB_SIZE + 1} ids; 2 ids of the student ('<|call|>', '<|end|>') and 4 ids of the "
+        "teacher ('<|tool|>', '<|end|>', '<|x|>' and 1 more) are not taught.",
+    )
+
+
+def test_tokenizers_whose_end_of_text_differs_are_refused(folder, tmp_path):
+    student = with_added(folder, tmp_path / "more", "<|stop|>")
+    edit(student.folder / "tokenizer_config.json", lambda config: config.update(eos_token="<|stop|>"))
+    with pytest.raises(TokenizerMismatch, match=f"1 id differs, the first is {VOCAB_SIZE}: nothing for the teacher"):
+        compare(read_vocabulary(folder), read_vocabulary(student.folder))
+
+
+def test_an_added_token_without_a_row_is_beyond_the_vocabulary(folder, tmp_path):
+    teacher = with_added(folder, tmp_path / "more", "[PAD]")
+    edit(teacher.folder / "tokenizer_config.json", lambda config: config.update(pad_token="[PAD]"))
+    teacher = read_vocabulary(teacher.folder)
+    assert teacher.pad_id == VOCAB_SIZE
+    shared = shared_vocabulary(teacher, VOCAB_SIZE)
+    assert (shared.size, shared.pad_id) == (VOCAB_SIZE, 0), "rows are filled with a token that has a row"
+    assert "'[PAD]' are left out" in shared.notes[0]
+    assert shared_vocabulary(teacher, VOCAB_SIZE + 40).notes == ()
+
+
+def test_a_word_or_an_end_of_text_without_a_row_is_refused(folder, tmp_path):
+    with pytest.raises(ModelError, match=r"embedding of 300 rows, and its tokenizer has 320 ids.*"):
+        shared_vocabulary(read_vocabulary(folder), 300)
+    student = with_added(folder, tmp_path / "more", "<|stop|>")
+    edit(student.folder / "tokenizer_config.json", lambda config: config.update(eos_token="<|stop|>"))
+    with pytest.raises(ModelError, match=r"The student .* has an embedding of 320 rows"):
+        shared_vocabulary(read_vocabulary(student.folder), 321, read_vocabulary(student.folder), VOCAB_SIZE)
 
 
 def test_tokens_that_stand_in_the_settings_alone_count_as_they_do_when_it_is_loaded(folder):
@@ -80,6 +132,50 @@ def test_tokens_that_stand_in_the_settings_alone_count_as_they_do_when_it_is_loa
     assert vocabulary.size == VOCAB_SIZE + 1 == len(tokenizer)
     assert vocabulary.tokens[VOCAB_SIZE] == "<|mask|>"
     assert tokenizer.mask_token_id == VOCAB_SIZE
+
+
+MARK = "<|mark|>"
+WAYS = {
+    "tokenizer.json alone": {},
+    "added_tokens.json": {"added_tokens.json": {MARK: VOCAB_SIZE}},
+    "added_tokens.json with an id that is not the next": {"added_tokens.json": {MARK: VOCAB_SIZE + 7}},
+    "added_tokens.json, two": {"added_tokens.json": {"<b>": VOCAB_SIZE + 1, "<a>": VOCAB_SIZE}},
+    "pad in special_tokens_map.json": {"special_tokens_map.json": {"pad_token": MARK}},
+    "pad as an object": {"special_tokens_map.json": {"pad_token": {"content": MARK, "lstrip": False}}},
+    "more special tokens in special_tokens_map.json": {
+        "special_tokens_map.json": {"additional_special_tokens": [MARK, "<other>"]}
+    },
+    "pad in the settings": {"tokenizer_config.json": {"pad_token": MARK}},
+    "list in the settings": {"tokenizer_config.json": {"extra_special_tokens": [MARK, END_OF_TEXT]}},
+    "older name of the list": {"tokenizer_config.json": {"additional_special_tokens": [MARK]}},
+    "named ones in the settings": {"tokenizer_config.json": {"image_token": MARK}},
+    "names and tokens": {"tokenizer_config.json": {"extra_special_tokens": {"image_token": MARK}}},
+    "added_tokens_decoder": {
+        "tokenizer_config.json": {"added_tokens_decoder": {str(VOCAB_SIZE): {"content": MARK, "special": True}}}
+    },
+    "added_tokens_decoder, which silences the older files": {
+        "tokenizer_config.json": {"added_tokens_decoder": {}},
+        "added_tokens.json": {MARK: VOCAB_SIZE},
+        "special_tokens_map.json": {"pad_token": "<nowhere>"},
+    },
+    "all of them": {
+        "tokenizer_config.json": {"pad_token": "<one>", "extra_special_tokens": ["<two>"]},
+        "added_tokens.json": {"<three>": VOCAB_SIZE},
+        "special_tokens_map.json": {"mask_token": "<four>"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files", WAYS.values(), ids=WAYS)
+def test_tokens_have_the_ids_that_autotokenizer_gives_them_wherever_they_are_kept(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        there = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**there, **content}))
+    vocabulary, tokenizer = read_vocabulary(folder), load_tokenizer(folder)
+    assert {token: number for number, token in vocabulary.tokens.items()} == tokenizer.get_vocab()
+    assert vocabulary.size == len(tokenizer)
+    assert vocabulary.pad_id == tokenizer.pad_token_id
 
 
 def test_a_gap_in_the_ids_is_counted(folder):

@@ -1,0 +1,82 @@
+"""Does a loaded tokenizer do what its tokenizer.json says? Asked with a text of everything that is easily lost.
+
+transformers may build a tokenizer anew from the class that tokenizer_config.json names; then spaces, line ends or added
+tokens can come out otherwise than in tokenizer.json, without an error (LlamaTokenizer over a byte-level file with
+transformers 5.20). What the tokenizers library reads from the file is what the model was trained with. Knows nothing of
+models and data.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from engine.errors import ModelError
+from engine.models.vocabulary import Vocabulary
+
+PROBE = (
+    "  two  spaces, a tab\tand lines\n\n\nof text \r\n   1234567890 3.14 -7 "
+    "Äpfel, Öl, süß, déjà œuvre ñandú Łódź 😀👩‍💻🇩🇪 漢字かなカナ 한국어 العربية ру́сский don't WE'LL {[(1, 2)]}\n "
+)
+"""Spaces, tabs, line ends, digits, umlauts, emoji, scripts of the world, and spaces at both ends."""
+
+
+def faithful(tokenizer: Any, folder: Path) -> tuple[Any, str]:
+    """A tokenizer that reads the probe as the folder's tokenizer.json does, and a note where it had to be another one.
+
+    Args:
+        tokenizer: as AutoTokenizer loaded it.
+        folder: where from.
+
+    Raises:
+        ModelError: transformers cannot build such a tokenizer.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return tokenizer, ""
+    wanted = Tokenizer.from_file(str(file))
+    wanted.no_truncation()
+    wanted.no_padding()
+    ids = wanted.encode(PROBE, add_special_tokens=False).ids
+    if probe_ids(tokenizer) == ids:
+        return tokenizer, ""
+    plain = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if probe_ids(plain) == ids:
+        return plain, (
+            f"The tokenizer that transformers builds from {folder} ({type(tokenizer).__name__}) reads text otherwise "
+            "than tokenizer.json says: tokenizer.json is used. Where transformers does the same with the student, open "
+            "its tokenizer with PreTrainedTokenizerFast.from_pretrained."
+        )
+    raise ModelError(
+        f"The tokenizer that transformers builds from {folder} ({type(tokenizer).__name__}) reads text otherwise than "
+        "tokenizer.json says.",
+        "The student would learn from tokens that the model has never seen like this.",
+        "Save the tokenizer again with the version of transformers that it was made with, or upgrade transformers.",
+    )
+
+
+def probe_ids(tokenizer: Any) -> list[int]:
+    """The probe's ids without special tokens."""
+    ids: list[int] = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def check_ids(tokenizer: Any, vocabulary: Vocabulary) -> None:
+    """Make sure that a loaded tokenizer's ids below V_eff are those that were read from its files.
+
+    Raises:
+        ModelError: they are not.
+    """
+    loaded = {number: token for token, number in tokenizer.get_vocab().items() if number < vocabulary.size}
+    read = {number: token for number, token in vocabulary.tokens.items() if number < vocabulary.size}
+    differing = next((n for n in sorted(loaded.keys() | read.keys()) if loaded.get(n) != read.get(n)), None)
+    if differing is not None:
+        raise ModelError(
+            f"The tokenizer in {vocabulary.folder} has {read.get(differing)!r} for the id {differing} by its files, "
+            f"and {loaded.get(differing)!r} as transformers loads it.",
+            "Records name token ids: they would mean another word.",
+            "Save the tokenizer again with the version of transformers that it was made with, or upgrade transformers.",
+        )
