@@ -28,7 +28,7 @@ from textual.screen import Screen
 
 from engine.errors import TinyDistillError
 from tinydistill_tui import appearance, runs, window
-from tinydistill_tui.palette import RunCommands, SettingCommands
+from tinydistill_tui.palette import Palette, RunCommands, SettingCommands
 from tinydistill_tui.screens.help import HelpScreen
 
 _TWICE_SECONDS = 1.0
@@ -155,6 +155,11 @@ class TinyDistillApp(App[int]):
             await self.pop_screen()
         if isinstance(self.screen, WelcomeScreen):
             self.screen.begin(Draft.of({name: value for name, value in values.items() if name not in _OF_ONE_RUN}))
+
+    def action_command_palette(self) -> None:
+        """Open the command palette."""
+        if self.use_command_palette and not isinstance(self.screen, Palette):
+            self.push_screen(Palette(id="--command-palette"))
 
     def show_help(self) -> None:
         """Help for what has the focus, on the screen that is shown."""

@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual import on
+from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
+from textual.widgets import Input
+from textual.worker import Worker, WorkerState
 
 from engine.config import SETTINGS
 from tinydistill_tui import runs
@@ -17,6 +20,37 @@ if TYPE_CHECKING:
     from tinydistill_tui.app import TinyDistillApp
 
 FIND_SECONDS = 1.0
+
+
+class Palette(CommandPalette):
+    """Textual's palette, in which Enter means what was typed.
+
+    Textual 8.2.8 leaves the finds of an earlier text in the list while it searches for a later one: an Enter at that
+    time would take one of those, or nothing. Here it waits for the search.
+    """
+
+    _enter_waits = False
+
+    def _searching(self) -> bool:
+        return any(worker.group == self._GATHER_COMMANDS_GROUP and not worker.is_finished for worker in self.workers)
+
+    @on(Input.Submitted)
+    def _wait_for_the_search(self, event: Input.Submitted) -> None:
+        if self._searching():
+            self._enter_waits = True
+            event.stop()
+            event.prevent_default()
+
+    @on(Input.Changed)
+    def _typed_on(self) -> None:
+        self._enter_waits = False
+
+    @on(Worker.StateChanged)
+    def _search_ended(self, event: Worker.StateChanged) -> None:
+        if self._enter_waits and event.state is WorkerState.SUCCESS and not self._searching():
+            self._enter_waits = False
+            if self._hit_count:
+                self._select_or_command()
 
 
 class RunCommands(Provider):

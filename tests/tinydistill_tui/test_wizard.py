@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -27,9 +28,8 @@ from tests.tinydistill_tui.wizard import (
     until_welcome,
     wizard,
 )
-from tinydistill_tui import control
+from tinydistill_tui import control, palette, runs
 from tinydistill_tui.draft import Draft
-from tinydistill_tui.screens.plan import PlanScreen
 from tinydistill_tui.screens.profiles import ProfilesScreen
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.widgets.setting_editor import SettingEditor
@@ -206,13 +206,14 @@ async def test_what_the_planner_now_takes_otherwise_is_said_with_what_it_was(not
         assert screen.draft.plan.settings.gradient_accumulation != now
 
 
-async def test_settings_are_found_by_words_and_through_the_palette():
+async def test_settings_are_found_by_words_and_through_the_palette(monkeypatch):
+    runs_are_found = threading.Event()
+    monkeypatch.setattr(palette, "FIND_SECONDS", 30)
     async with wizard({"demo": True}) as (app, pilot):
-        await pilot.press("colon")
-        await pilot.press(*"set warm")
-        await until(pilot, lambda: "set warmup" in text_of(app), "it is found")
-        while not isinstance(app.screen, PlanScreen):
-            await pilot.press("enter")
+        monkeypatch.setattr(runs, "find", lambda: [runs_are_found.wait(30)][:0])
+        await pilot.press("colon", *"set warm", "enter")
+        assert isinstance(app.screen, palette.Palette), "Enter waits for the search"
+        runs_are_found.set()
         screen = await until_plan(app, pilot)
         await until(pilot, lambda: screen.editing and screen.chosen.field == "warmup", "its box is open")
         await pilot.press("escape", "slash", *"checkpoint", "enter")

@@ -220,7 +220,9 @@ class PlanScreen(StepScreen):
         before, self._rows = self._rows, rows
         self._table.show(rows, before)
         if self._to_edit and not self.editing:
-            self.call_after_refresh(self.edit, self._to_edit)
+            # Taken at once: a second drawing before the next refresh would open the box again after it was closed.
+            setting, self._to_edit = self._to_edit, ""
+            self.call_after_refresh(self.edit, setting)
 
     @on(DataTable.RowHighlighted)
     def _highlighted(self) -> None:

@@ -32,7 +32,9 @@ def test_streamed_equals_resident_to_the_last_bit(name: str) -> None:
         pytest.skip(f"this transformers has no {name}")
     folder = tiny_architecture(name)
     teacher = StreamedTeacher(folder, dtype=torch.float32, device=CPU)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # Frozen, as the teacher that is held as a whole is: for weights that ask for gradients PyTorch takes other kernels
+    # on some processors, under no_grad too, and those round otherwise (seen with Mamba on AVX-512 BF16).
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     found = teacher.last_hidden_states([ids for ids, _ in batches()])
     with torch.no_grad():
         for (ids, mask), hidden_states in zip(batches(), found, strict=True):
