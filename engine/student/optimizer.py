@@ -179,6 +179,7 @@ class _Moments:
 
     def read(self, piece: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Both moments of some rows in float32: the stored ones themselves where they are stored so, else a copy."""
+        piece = self._here(piece)
         first, second = self.parts["first"][piece].to(device), self.parts["second"][piece].to(device)
         if self._block is None:
             return first, second
@@ -192,6 +193,7 @@ class _Moments:
         """Put back what :meth:`read` gave, after it was changed in place; ``update`` decides the rounding."""
         if isinstance(piece, slice) and not self._in_pieces:
             return  # it was a view
+        piece = self._here(piece)
         if self._block is None:
             self._put("first", piece, first)
             self._put("second", piece, second)
@@ -201,6 +203,10 @@ class _Moments:
             codes, scale = pack(value.view(-1, self._block), noise)
             self._put(name, piece, codes.view_as(value))
             self._put(f"{name}_scale", piece, scale.view(len(value), -1))
+
+    def _here(self, piece: slice | Tensor) -> slice | Tensor:
+        """Rows by their numbers on the moments' device: offloaded moments cannot be indexed from the GPU."""
+        return piece.to(self.parts["first"].device) if isinstance(piece, Tensor) else piece
 
     def _put(self, part: str, piece: slice | Tensor, value: Tensor) -> None:
         self.parts[part][piece] = value.to(self.parts[part].device)

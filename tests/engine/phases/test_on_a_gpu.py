@@ -1,0 +1,148 @@
+"""Both phases as they are, on a pretend GPU: nothing meets a tensor of another device, and the counts stay low."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.events import EventWriter
+from engine.phase_control import PhaseControl
+from engine.phases.prepare import run_prepare
+from engine.phases.student import run_student
+from engine.phases.teacher import run_teacher
+from engine.run import Run
+from engine.student.generate import continuations
+from tests.engine.test_run import make_run
+from tests.pretend_gpu import Counts, pretend_gpu
+from tests.tiny import tiny_model, tiny_texts
+
+LENGTH = 32
+BASE: dict[str, Any] = {
+    "device": "cuda:0",
+    "precision": "fp32",
+    "sequence_length": LENGTH,
+    "teacher_batch": 4,
+    "student_batch": 4,
+    "gradient_accumulation": 1,
+    "optimizer": "adamw",
+    "gradient_checkpointing": False,
+    "cpu_offload": False,
+    "layer_by_layer": False,
+    "steps": 3,
+    "epochs": None,
+    "learning_rate": 1e-3,
+    "checkpoint_every": 2,
+    "holdout": 0.25,
+    "threads": 1,
+    "samples": None,
+}
+
+
+def teacher_of(family: str) -> Path:
+    """A teacher whose widths int8, nf4 and 8-bit moments accept; qwen2 is tied and groups its queries."""
+    return tiny_model(family, num_layers=2, hidden_size=64)
+
+
+def student_of(family: str) -> Path:
+    return tiny_model(family, num_layers=1, seed=5, hidden_size=64)
+
+
+@pytest.fixture(autouse=True)
+def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A streamed teacher takes a pass over its layers for each token that it goes on with."""
+    monkeypatch.setitem(continuations.__kwdefaults__, "max_new_tokens", 3)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(tiny_texts(8)))
+    return path
+
+
+def made(folder: Path, text: Path, family: str = "llama", **settings: Any) -> Run:
+    values = {**BASE, "teacher": str(teacher_of(family)), "student": str(student_of(family)), "data": str(text)}
+    run = make_run(folder / "run", **{**values, **settings})
+    go(run_prepare, run)
+    return run
+
+
+def go(phase: Any, run: Run) -> None:
+    phase(run, EventWriter(run.events_path, phase="x", log_path=run.log_path), PhaseControl.inert())
+
+
+def on_the_gpu(phase: Any, run: Run) -> Counts:
+    with pretend_gpu() as gpu:
+        go(phase, run)
+    return gpu
+
+
+STREAMED = {"layer_by_layer": True}
+TEACHERS = [
+    pytest.param({}, id="whole"),
+    pytest.param({"precision": "bf16"}, id="whole bf16", marks=pytest.mark.slow),
+    pytest.param({"temperature": 2.0}, id="whole hot", marks=pytest.mark.slow),
+    pytest.param({"quantization": "int8"}, id="whole int8", marks=pytest.mark.slow),
+    pytest.param({"quantization": "nf4"}, id="whole nf4", marks=pytest.mark.slow),
+    pytest.param({**STREAMED}, id="streamed", marks=pytest.mark.slow),
+    pytest.param({**STREAMED, "cpu_offload": True}, id="streamed offload"),
+    pytest.param({**STREAMED, "memory_budget": 2**20}, id="streamed without read-ahead", marks=pytest.mark.slow),
+    pytest.param({**STREAMED, "quantization": "int8"}, id="streamed int8", marks=pytest.mark.slow),
+    pytest.param({**STREAMED, "quantization": "nf4"}, id="streamed nf4", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("settings", TEACHERS)
+def test_a_teacher_scores_on_a_gpu(tmp_path: Path, text: Path, settings: dict[str, Any]) -> None:
+    run = made(tmp_path, text, **settings)
+    counts = on_the_gpu(run_teacher, run)
+    assert counts.launches.total() > 0
+    result = run.result("teacher")
+    assert result is not None
+    assert result["tokens"] > 0
+
+
+LEAN = {"optimizer": "adamw-8bit"}
+CHECKPOINTED = {"gradient_checkpointing": True}
+OFFLOADED = {"cpu_offload": True}
+ADDED_UP = {"student_batch": 2, "gradient_accumulation": 2}
+STUDENTS = [
+    pytest.param("gpt_neox", {}, id="untied"),
+    pytest.param("gpt_neox", {**OFFLOADED}, id="untied offload"),
+    pytest.param("gpt_neox", {**LEAN, **ADDED_UP}, id="untied 8-bit"),
+    pytest.param("gpt_neox", {**LEAN, **ADDED_UP, **OFFLOADED}, id="untied 8-bit offload"),
+    pytest.param("gpt_neox", {**CHECKPOINTED}, id="untied checkpointed"),
+    pytest.param("gpt_neox", {"target": "topk"}, id="untied topk"),
+    pytest.param("gpt_neox", {"target": "ghost"}, id="untied ghost"),
+    pytest.param("gpt_neox", {"target": "blend", "kd_weight": 0.7}, id="untied blend with labels"),
+    pytest.param("gpt_neox", {**LEAN}, id="untied lean"),
+    pytest.param("gpt_neox", {**LEAN, **OFFLOADED}, id="untied lean offload"),
+    pytest.param("qwen2", {**LEAN, **CHECKPOINTED}, id="tied lean checkpointed"),
+    pytest.param("qwen2", {**LEAN, **OFFLOADED}, id="tied lean offload"),
+    pytest.param("qwen2", {"precision": "bf16"}, id="tied bf16"),
+    pytest.param("qwen2", {"precision": "bf16", **LEAN}, id="tied bf16 lean"),
+    pytest.param("qwen2", {"precision": "fp16"}, id="tied fp16"),
+]
+QUICK = ("untied lean offload",)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        pytest.param(*case.values, id=str(case.id), marks=() if case.id in QUICK else pytest.mark.slow)
+        for case in STUDENTS
+    ],
+)
+def test_a_student_learns_on_a_gpu(tmp_path: Path, text: Path, family: str, settings: dict[str, Any]) -> None:
+    run = made(tmp_path, text, family, **settings)
+    cpu = Run.open(run.path)
+    cpu.info["settings"] |= {"device": "cpu", "layer_by_layer": False}
+    go(run_teacher, cpu)
+    counts = on_the_gpu(run_student, run)
+    assert counts.launches.total() > 0
+    assert (run.student_path / "model.safetensors").exists()
+    result = run.result("student")
+    assert result is not None
+    assert result["steps"] == 3
