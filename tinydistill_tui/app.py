@@ -28,6 +28,7 @@ from textual.screen import Screen
 
 from engine.errors import TinyDistillError
 from tinydistill_tui import appearance, runs, window
+from tinydistill_tui.key_queue import KeyQueue, keep_escape
 from tinydistill_tui.palette import Palette, RunCommands, SettingCommands
 from tinydistill_tui.screens.help import HelpScreen
 
@@ -47,6 +48,7 @@ class TinyDistillApp(App[int]):
 
     Attributes:
         run_path: the run that the run mode shows.
+        leaving: the program is being left; keys do nothing any more.
     """
 
     TITLE = "TinyDistill"
@@ -75,7 +77,9 @@ class TinyDistillApp(App[int]):
         self.options = dict(options or {})
         self.clock = clock
         self.run_path = attach
+        self.leaving = False
         self._interrupted = -_TWICE_SECONDS
+        self._keys = KeyQueue(self, super().on_event)
         self.register_theme(appearance.DARK)
         self.register_theme(appearance.LIGHT)
         if "TEXTUAL_THEME" not in os.environ or DEFAULT_THEME not in self.available_themes:
@@ -102,6 +106,18 @@ class TinyDistillApp(App[int]):
     def on_resize(self, event: events.Resize) -> None:
         """What Textual passes over."""
         window.redraw_if_same(self, event)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Keys in order; all else as Textual has it. Ctrl+C waits for nothing."""
+        if isinstance(event, events.Key) and not event.is_forwarded and event.key != "ctrl+c":
+            self._keys.put(event)
+        else:
+            await super().on_event(event)
+
+    def exit(self, result: int | None = None, return_code: int = 0, message: Any = None) -> None:
+        """Leave the program; keys that were typed ahead are dropped."""
+        self.leaving = True
+        super().exit(result, return_code, message)
 
     def get_line_filters(self) -> list[LineFilter]:
         """Textual's own filters, and ours behind them."""
@@ -243,6 +259,7 @@ def run_app(
     """
     options = options or {}
     window.believe_the_terminal()
+    keep_escape()
     app = TinyDistillApp(
         config_values, attach=attach.expanduser().absolute() if attach else None, profile=profile, options=options
     )

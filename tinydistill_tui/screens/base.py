@@ -110,6 +110,10 @@ class FrameScreen(Screen[None]):
         """Say what the focused widget is for."""
         self.say(getattr(event.widget, "hint", "") or self.hint)
 
+    def ready_for(self, key: str) -> bool:
+        """Whether a key means now what it means once the screen has read what it shows; keys wait for that."""
+        return True
+
     async def action_leave(self) -> None:
         """Leave the program."""
         self.app.exit()

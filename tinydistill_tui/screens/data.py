@@ -297,7 +297,7 @@ class DataScreen(StepScreen):
         self._asked = None
         self._look_soon(0.01)
 
-    @work
+    @work(group="dialog")
     async def action_browse(self) -> None:
         """Look for a file or a folder."""
         from tinydistill_tui.screens.picker import PickerScreen

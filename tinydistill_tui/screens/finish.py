@@ -190,7 +190,7 @@ class FinishScreen(FrameScreen):
         """The wizard, beginning with what was asked of this run."""
         await self.tiny.ask_for(self._asked)
 
-    @work
+    @work(group="dialog")
     async def action_profile(self) -> None:
         """Save what was asked as a profile."""
         from tinydistill_tui.screens.name import NameScreen

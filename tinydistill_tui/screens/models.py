@@ -62,6 +62,7 @@ class ModelsScreen(StepScreen):
     def __init__(self, draft: Draft) -> None:
         super().__init__(draft)
         self.facts: ModelFacts | None = None
+        self._looking = False
         self._own = draft.get("student") not in ("", FROM_TEACHER)
         self._own_text = draft.get("student") if self._own else ""
 
@@ -150,8 +151,10 @@ class ModelsScreen(StepScreen):
 
     @work(exclusive=True, group="look")
     async def _look(self) -> None:
+        self._looking = True
         await asyncio.sleep(LOOK_AFTER_SECONDS)
         self._show(await self._look_now())
+        self._looking = False
 
     async def _look_now(self) -> ModelFacts:
         if self._own and not self.draft.get("student"):
@@ -212,6 +215,10 @@ class ModelsScreen(StepScreen):
         name = self.draft.get(self.facts.bad)
         return name if is_hub_id(name) and name not in cached_models() and not Path(name).exists() else ""
 
+    def ready_for(self, key: str) -> bool:
+        """Whether F3 has something to download is known once the models were looked for."""
+        return key != "f3" or not self._looking
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only what is missing can be downloaded."""
         return bool(self.missing_model) if action == "download" else True
@@ -238,7 +245,7 @@ class ModelsScreen(StepScreen):
             self.say(f"{name} is here.", "good")
             self._look()
 
-    @work
+    @work(group="dialog")
     async def action_browse(self) -> None:
         """Look for a folder; it goes into the field that has the focus."""
         from tinydistill_tui.screens.picker import PickerScreen

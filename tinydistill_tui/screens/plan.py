@@ -37,6 +37,7 @@ from tinydistill_tui.widgets.memory_bars import MemoryBars
 from tinydistill_tui.widgets.setting_editor import SettingEditor, SettingsTable
 
 PLAN_AFTER_SECONDS = 0.15
+_NEEDS_THE_PLAN = frozenset({"left", "right", "h", "l", "enter", "down", "up", "j", "k", "s", "a", "b", "y", "f6"})
 
 
 @dataclass
@@ -193,6 +194,10 @@ class PlanScreen(StepScreen):
     def up_to_date(self) -> bool:
         """Whether what is shown belongs to what was typed."""
         return self._planned_for == self.draft.answers
+
+    def ready_for(self, key: str) -> bool:
+        """A value is stepped from the planner's answer, and a run is started with it."""
+        return self.editing or self.up_to_date or key not in _NEEDS_THE_PLAN
 
     # drawing
 
@@ -414,7 +419,7 @@ class PlanScreen(StepScreen):
         self.app.copy_to_clipboard(words)
         self.notify(f"Copied: {words}", markup=False)
 
-    @work
+    @work(group="dialog")
     async def action_profile(self) -> None:
         """Save what was set as a profile."""
         from tinydistill_tui.screens.name import NameScreen

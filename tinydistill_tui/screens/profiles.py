@@ -148,7 +148,7 @@ class ProfilesScreen(FrameScreen):
             self._machine = machine
             self._draw()
 
-    @work
+    @work(group="dialog")
     async def action_export(self) -> None:
         """Write the profile's file somewhere else, to give it away."""
         name = self.chosen
@@ -160,7 +160,7 @@ class ProfilesScreen(FrameScreen):
         if path is not None:
             self.notify(f"Written: {Path(path).expanduser().absolute()}", markup=False)
 
-    @work
+    @work(group="dialog")
     async def action_rename(self) -> None:
         """Another name."""
         name = self.chosen
@@ -174,7 +174,7 @@ class ProfilesScreen(FrameScreen):
         if await self.app.push_screen_wait(NameScreen(f"Another name for {name}", name, act)):
             self.read()
 
-    @work
+    @work(group="dialog")
     async def action_duplicate(self) -> None:
         """The same under another name."""
         name = self.chosen
@@ -186,7 +186,7 @@ class ProfilesScreen(FrameScreen):
         ):
             self.read()
 
-    @work
+    @work(group="dialog")
     async def action_delete(self) -> None:
         """Delete it; asks."""
         name = self.chosen

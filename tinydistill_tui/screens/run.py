@@ -270,7 +270,7 @@ class RunScreen(FrameScreen):
         if answer in ("leave", "stop"):
             self.app.exit()
 
-    @work
+    @work(group="dialog")
     async def action_stop(self) -> None:
         """Stop the run after a checkpoint, when the person means it."""
         step = f" at step {format_count(self.view.step)}" if self.view.step else " where it is"

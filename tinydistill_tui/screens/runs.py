@@ -220,6 +220,10 @@ class RunsScreen(FrameScreen):
         except TinyDistillError as error:
             self.tiny.tell(error)
 
+    def ready_for(self, key: str) -> bool:
+        """Keys speak of the runs that are listed."""
+        return self._read
+
     def action_new_run(self) -> None:
         """The wizard."""
         self.app.switch_mode("wizard")
@@ -237,7 +241,7 @@ class RunsScreen(FrameScreen):
             self._draw()
             self._table.action_cursor_down()
 
-    @work
+    @work(group="dialog")
     async def action_delete(self) -> None:
         """Delete the selected runs, or the one under the cursor; asks first, refuses what is going."""
         chosen = [each for each in self.summaries if each.path in self.selected] or [

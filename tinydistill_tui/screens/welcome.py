@@ -287,6 +287,10 @@ class WelcomeScreen(StepScreen):
             return
         self.query_one("#menu", OptionList).focus()
 
+    def ready_for(self, key: str) -> bool:
+        """The menu has its lines, and the likeliest of them is chosen, once the machine was looked at."""
+        return not self._first_look
+
     def action_details(self) -> None:
         """Machine, versions and folders on a page."""
         if self.machine is not None:

@@ -1,0 +1,142 @@
+"""Keys in order: the next key is handed out when everything that the one before has set off is done.
+
+Textual posts a key to the widget that has the focus *now*, and looks up bindings of the screen that is shown *now*.
+``Widget.focus()``, ``push_screen()`` and workers that open a dialog take effect some turns of the event loop later. In
+a burst of keys (a paste, a macro, a stalled SSH line) the letters behind such a key would act as commands of the old
+screen. This queue holds them back. What a screen or a key means is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from textual import events
+from textual._xterm_parser import XTermParser
+from textual.dom import DOMNode
+from textual.screen import Screen
+from textual.worker import Worker
+
+if TYPE_CHECKING:
+    from tinydistill_tui.app import TinyDistillApp
+
+ASKED = frozenset({"next", "start", "leave", "dialog"})
+"""Groups of the workers that a key asks for. All others run in the background, and no key waits for them."""
+
+_ROUNDS = 3  # a key bubbles up, then its action runs, then the focus moves
+_MOST_SECONDS = 10.0  # a step that reads a model; after that, keys are handed out all the same
+_NODE_SECONDS = 1.0
+_LOOK_SECONDS = 0.01
+
+
+class KeyQueue:
+    """Hands keys to the app one after the other.
+
+    Args:
+        app: the app.
+        handle: what Textual does with one key.
+    """
+
+    def __init__(self, app: TinyDistillApp, handle: Callable[[events.Key], Awaitable[None]]) -> None:
+        self._app = app
+        self._handle = handle
+        self._keys: deque[events.Key] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every key that was put has been handled."""
+        return self._task is None and not self._keys
+
+    def put(self, event: events.Key) -> None:
+        """Take a key; it is handled later, and after all keys that were put before it."""
+        self._keys.extend(apart(event))
+        if self._task is None:
+            self._task = asyncio.create_task(self._hand_out(), name="keys in order")
+
+    async def _hand_out(self) -> None:
+        try:
+            while self._keys and not self._app.leaving:
+                event = self._keys.popleft()
+                await self._until(lambda key=event.key: _is_ready(self._app.screen, key))  # type: ignore[misc]
+                before = self._app.screen
+                known = set(self._app.workers)
+                await self._handle(event)
+                await self._heard()
+                await self._until(lambda: self._app.screen is not before or not self._asked(before, known))  # noqa: B023
+                if self._app.screen is not before:
+                    await self._until(lambda: _has_its_focus(self._app.screen))
+                    await self._heard()
+        finally:
+            self._task = None
+            if self._app.leaving:
+                self._keys.clear()
+
+    def _asked(self, screen: Screen[Any], known: set[Worker[Any]]) -> bool:
+        return any(
+            worker.group in ASKED and worker.node is screen and worker not in known and not worker.is_finished
+            for worker in self._app.workers
+        )
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _MOST_SECONDS
+        while not self._app.leaving and not condition() and loop.time() < end:
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _heard(self) -> None:
+        """Wait until each widget from the focus up to the app has handled what it was sent so far."""
+        for _ in range(_ROUNDS):
+            for node in list((self._app.focused or self._app.screen).ancestors_with_self):
+                if self._app.leaving:
+                    return
+                await _handled(node)
+
+
+async def _handled(node: DOMNode) -> None:
+    done = asyncio.Event()
+    if node.is_running and node.call_later(done.set):
+        try:
+            await asyncio.wait_for(done.wait(), _NODE_SECONDS)
+        except TimeoutError:  # it waits for something long by itself
+            return
+
+
+def _is_ready(screen: Screen[Any], key: str) -> bool:
+    ready_for = getattr(screen, "ready_for", None)
+    return ready_for is None or bool(ready_for(key))
+
+
+def _has_its_focus(screen: Screen[Any]) -> bool:
+    wanted = screen.app.AUTO_FOCUS if screen.AUTO_FOCUS is None else screen.AUTO_FOCUS
+    return screen.is_mounted and (not wanted or screen.focused is not None or not screen.focus_chain)
+
+
+def apart(event: events.Key) -> tuple[events.Key, ...]:
+    """Esc and a letter that came in one read are two keys; Textual makes Alt and the letter of them."""
+    modifier, _, key = event.key.rpartition("+")
+    if modifier in ("alt", "alt+shift") and len(key) == 1 and event.character:
+        letter = event.character
+        return events.Key("escape", "\x1b"), events.Key(letter, letter)
+    return (event,)
+
+
+def keep_escape() -> None:
+    """Let Textual's parser report an Esc that a character follows within one read.
+
+    Textual 8.2 takes the two for Alt and the character, and forgets the Alt where the character has a name of its own
+    (``/`` is ``slash``): the Esc would be lost. No binding of this program uses Alt.
+    """
+    original = XTermParser._sequence_to_key_events
+    if getattr(original, "keeps_escape", False):
+        return
+
+    def both(self: XTermParser, sequence: str, alt: bool = False) -> Iterable[events.Key]:
+        if alt:
+            yield events.Key("escape", "\x1b")
+        yield from original(self, sequence)
+
+    both.keeps_escape = True  # type: ignore[attr-defined]
+    XTermParser._sequence_to_key_events = both  # type: ignore[method-assign]
