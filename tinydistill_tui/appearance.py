@@ -60,6 +60,20 @@ def quiet(theme: Theme) -> str:
     return colours["foreground"] if front.ansi is not None else front.blend(back, 0.35).hex
 
 
+def draws_only_ascii(encoding: str | None, terminal: str) -> bool:
+    """Whether a terminal cannot draw lines, marks and braille: its encoding lacks them, or it is the Linux console.
+
+    Args:
+        encoding: of standard output; None where it is not known.
+        terminal: ``TERM``.
+    """
+    try:
+        "●─█⣿✓".encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return terminal == "linux"
+
+
 LEAST_CONTRAST = 4.5  # of text with what is behind it: Web Content Accessibility Guidelines 2.2, 1.4.3
 _DRAWN = re.compile(r"[\s\u2500-\u259f\u2800-\u28ff·]*")  # lines, blocks, braille: no text
 

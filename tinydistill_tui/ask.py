@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from engine import launch
 from engine.config import SETTINGS, RunConfig, check_value
 from engine.errors import Stopped
+from engine.format import format_bytes
+from engine.planner.summary import summary
 
 QUESTIONS = ("teacher", "student", "data", "memory_budget", "samples", "epochs")
 _YES, _NO = ("", "y", "yes"), ("n", "no")
@@ -40,11 +43,28 @@ def ask(
                 answers[name] = text
     config = RunConfig.parse({**answers, "use_recommended": True})
     if not config.dry_run:
+        for line in _plan_lines(config):
+            write(line)
         while (word := _line(read, "Start? [Y/n] ").lower()) not in (*_YES, *_NO):
             write(f"{word}: expected yes or no.")
         if word in _NO:
             raise Stopped("Nothing was started.", "", "The same command asks again.")
     return config
+
+
+def _plan_lines(config: RunConfig) -> list[str]:
+    """What the run will do and take.
+
+    Raises:
+        TinyDistillError: the run cannot be started, or does not fit; the reason is the answer.
+    """
+    planned = launch.checked_plan(config)
+    lines = list(summary(planned))
+    budget = planned.settings.memory_budget
+    peak = max((figures.peak_bytes for figures in planned.predicted.values()), default=0)
+    if peak and budget:
+        lines.append(f"It takes up to {format_bytes(peak)} of memory; {format_bytes(budget)} are allowed.")
+    return lines
 
 
 def _answer(name: str, read: Callable[[str], str], write: Callable[[str], object]) -> str:

@@ -7,6 +7,7 @@ without one, and says so.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -40,8 +41,9 @@ def _main(words: Sequence[str]) -> int:
         reason = reason or ""
         of_command = {name: value for name, value in typed.items() if SETTINGS[name].group == "command"}
         config = ask({**config.asked(), **of_command})
+        front_end = dataclasses.replace(front_end, plain=True)  # nothing is redrawn
     if reason is not None:
-        if reason:
+        if reason and not config.json_events:
             sys.stderr.write(f"No screen, {reason}: this is the same run with lines of text.\n")
         if "attach" in switches:
             from engine.cli.distill import attach
@@ -49,10 +51,13 @@ def _main(words: Sequence[str]) -> int:
             return attach(Run.open(Path(switches["attach"])), config, front_end)
         return run_headless(config, front_end)
     from tinydistill_tui.app import run_app
+    from tinydistill_tui.appearance import draws_only_ascii
 
     attached = Path(switches.pop("attach")) if "attach" in switches else None
     if attached is not None:
         Run.open(attached)  # a folder that holds no run is said before the screen is taken
+    if draws_only_ascii(sys.stdout.encoding, os.environ.get("TERM", "")):
+        switches["ascii"] = True
     return run_app(config.asked(), attach=attached, profile=typed.get("profile"), options=switches)
 
 

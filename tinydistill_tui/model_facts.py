@@ -14,8 +14,7 @@ from engine.format import format_bytes, format_count
 from engine.models.demo import DEMO_TEACHER
 from engine.models.spec import ModelSpec, read_spec
 from engine.planner import Plan, plan
-
-FROM_TEACHER = "from-teacher"
+from engine.planner.models import FROM_TEACHER
 
 
 @dataclass(frozen=True)

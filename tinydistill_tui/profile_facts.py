@@ -11,7 +11,7 @@ from engine.errors import ModelError
 from engine.format import format_bytes
 from engine.hardware import Hardware
 from engine.models.hub import is_hub_id, resolve_model
-from tinydistill_tui.model_facts import FROM_TEACHER
+from engine.planner.models import FROM_TEACHER
 
 
 def fit_of(name: str, value: Any, machine: Hardware) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ from engine import launch
 from engine.config import RunConfig
 from engine.format import format_bytes, format_duration
 from engine.planner import Plan
+from engine.planner.summary import summary
 from engine.run import plan_fields
 
 
@@ -35,6 +36,7 @@ def show_plan(config: RunConfig) -> int:
 def print_plan(planned: Plan) -> None:
     """The plan as tables for a person."""
     console = Console(highlight=False)
+    console.print(" ".join(summary(planned)), markup=False, soft_wrap=True)
     budget = planned.settings.memory_budget
     for phase, figures in planned.predicted.items():
         fits = "" if budget is None else f" of {format_bytes(budget)}"

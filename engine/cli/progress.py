@@ -34,7 +34,10 @@ class View(Protocol):
 
 
 def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> int:
-    """Show a run's events until it is finished.
+    """Show a run's events until its supervisor has ended.
+
+    A run that was stopped and resumed has an end in the middle of its events: the last one counts, once no supervisor
+    is there any more.
 
     Args:
         run: the run.
@@ -45,15 +48,18 @@ def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> in
     Returns:
         The run's exit code; 4 when the supervisor ended without a word.
     """
+    exit_code = 4
     try:
         while True:
             living = alive()
             for event in tail.read():
                 view.show(event)
                 if event["kind"] == "run_finished":
-                    return int(event.get("exit_code", 4))
+                    exit_code = int(event.get("exit_code", 4))
+                elif event["kind"] in ("run_started", "run_resumed"):
+                    exit_code = 4
             if not living:
-                return 4
+                return exit_code
             time.sleep(_POLL_SECONDS)
     finally:
         view.close()
@@ -158,6 +164,8 @@ class BarView:
 def sentence(event: Event) -> str | None:
     """An event as one line of text; None for those that come by the second."""
     match event["kind"]:
+        case "run_resumed":
+            return "resumed"
         case "phase_finished":
             word = PHASE_WORDS.get(event["phase"], event["phase"])
             return f"{word} done in {format_duration(event['seconds'])}, peak {format_bytes(event['peak_bytes'])}"

@@ -46,7 +46,17 @@ def test_what_was_given_is_not_asked_for_and_the_demo_asks_nothing():
     assert "maybe: expected yes or no." in written
     config, written = asked(["y"], {"demo": True})
     assert config.demo
-    assert len(written) == 2
+    assert [line for line in written if line.endswith(": ")] == []
+
+
+def test_the_plan_stands_before_the_question_whether_to_start():
+    _, written = asked(["y"], {"demo": True})
+    start = written.index("Start? [Y/n] ")
+    told = " ".join(written[:start])
+    assert "The teacher reads 1,200 rows" in told
+    assert "Then a student with 4 of the teacher's layers learns" in told
+    assert "on the disk." in told
+    assert "of memory;" in told
 
 
 @pytest.mark.parametrize("lines", [[""] * len(QUESTIONS) + ["n"], ["", ""]])

@@ -28,7 +28,7 @@ from tinydistill_tui import data_facts, first_rows
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.marks import MARKS
 from tinydistill_tui.screens.base import marked
-from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.preview import Preview
 
@@ -212,7 +212,7 @@ class DataScreen(StepScreen):
         name = self._bad_setting()
         for field in self.query(TextField):
             if field.setting in _DECIDES_THE_TEXT:
-                self.set_problem(field, "What is wrong is said below." if self._wrong and field.setting == name else "")
+                self.set_problem(field, SEE_ABOVE if self._wrong and field.setting == name else "")
 
     def _bad_setting(self) -> str:
         return "text_field" if self.draft.get("text_field") and "field" in self._wrong else "data"
@@ -276,14 +276,14 @@ class DataScreen(StepScreen):
     async def wrong_field(self) -> tuple[str, str] | None:
         """There must be text that can be read."""
         if self._wrong and self._asked == self._asking():
-            return self._bad_setting(), "What is wrong is said below."
+            return self._bad_setting(), SEE_ABOVE
         if self._asked != self._asking():
             data, field = self._asking()
             try:
                 await asyncio.to_thread(survey, data, text_field=field or None, previews=0)
             except DataError as error:
                 self.post_message(Surveyed((data, field), words=error.paragraph(), wrong=True))
-                return "data", "What is wrong is said below."
+                return "data", SEE_ABOVE
         return None
 
     def following(self) -> Screen[None]:

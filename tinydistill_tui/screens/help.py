@@ -59,7 +59,7 @@ def key_table(bindings: Mapping[str, ActiveBinding]) -> Content:
     rows: dict[tuple[str, str], list[str]] = {}
     for active in sorted(bindings.values(), key=lambda each: not isinstance(each.node, Screen)):
         binding = active.binding
-        if binding.description and active.enabled and not binding.system:
+        if binding.description and active.enabled and not binding.system and not binding.key.startswith("super+"):
             rows.setdefault((binding.action, binding.tooltip or binding.description), []).append(_key_name(binding.key))
     if not rows:
         return Content("")

@@ -20,17 +20,17 @@ from textual.worker import get_current_worker
 
 from engine.models.demo import DEMO_TEACHER
 from engine.models.hub import cached_models, is_hub_id
+from engine.planner.models import FROM_TEACHER
 from tinydistill_tui import runs
 from tinydistill_tui.download import download
 from tinydistill_tui.draft import Draft
-from tinydistill_tui.model_facts import FROM_TEACHER, ModelFacts, look
+from tinydistill_tui.model_facts import ModelFacts, look
 from tinydistill_tui.plan_facts import home_as_tilde
 from tinydistill_tui.screens.base import marked
-from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
 LOOK_AFTER_SECONDS = 0.3
-_SEE_BELOW = "What is wrong is said below."
 _STUDENTS = [(FROM_TEACHER, "Cut from the teacher's layers"), ("own", "A model of its own")]
 
 
@@ -179,7 +179,7 @@ class ModelsScreen(StepScreen):
         self.refresh_bindings()
         for field in self.query(TextField):
             bad = facts.bad == field.setting and (field.value or field.setting == "student")
-            self.set_problem(field, _SEE_BELOW if bad else self._problem_of(field))
+            self.set_problem(field, SEE_ABOVE if bad else self._problem_of(field))
 
     async def wrong_field(self) -> tuple[str, str] | None:
         """The models themselves must be there and go together."""
@@ -189,7 +189,7 @@ class ModelsScreen(StepScreen):
         if not facts.bad:
             self.say_of(self.focused)
             return None
-        return facts.bad, _SEE_BELOW
+        return facts.bad, SEE_ABOVE
 
     def following(self) -> Screen[None]:
         """The text."""

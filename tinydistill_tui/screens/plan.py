@@ -25,6 +25,7 @@ from engine.config import SETTINGS
 from engine.errors import SettingsError, TinyDistillError
 from engine.hardware import Hardware
 from engine.planner import Plan, measure, plan
+from engine.planner.summary import summary
 from engine.runs import default_runs_path
 from tinydistill_tui import plan_facts
 from tinydistill_tui.draft import Draft
@@ -104,6 +105,7 @@ class PlanScreen(StepScreen):
 
     def compose_content(self) -> Iterable[Widget]:
         """What it takes, the settings, and the one that is chosen."""
+        yield Static(id="in-words", markup=False)
         yield MemoryBars(id="memory-bars")
         yield Static(id="cost", markup=False)
         yield Static(id="parts", markup=False)
@@ -204,6 +206,7 @@ class PlanScreen(StepScreen):
     def _draw(self) -> None:
         planned, machine = self.draft.plan, self._machine
         if planned is not None and machine is not None:
+            self.query_one("#in-words", Static).update(" ".join(summary(planned)))
             self.query_one(MemoryBars).needs = tuple(plan_facts.needs(planned, machine))
             self.query_one("#cost", Static).update(plan_facts.cost(planned, machine, self.size.width - 2))
             self.query_one("#parts", Static).update(plan_facts.parts(planned))

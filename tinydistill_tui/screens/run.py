@@ -331,6 +331,9 @@ class RunScreen(FrameScreen):
         """Copy the selected text, or else the shown log."""
         selected = self.get_selected_text()
         copied = selected or self.query_one(LogPane).text()
+        if not copied:
+            self.notify("Nothing to copy yet: the log shows no line.", severity="warning", markup=False)
+            return
         self.app.copy_to_clipboard(copied)
         what = "the selected text" if selected else "the shown log"
         self.notify(

@@ -18,6 +18,7 @@ from tinydistill_tui.draft import Draft
 from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
+SEE_ABOVE = "The red lines above say what is wrong."
 STEPS = ("Start", "Models", "Data", "Plan", "Run")
 
 

@@ -223,7 +223,13 @@ class WelcomeScreen(StepScreen):
         items.append(("demo", "Try it (--demo)", "some minutes, no download, no GPU needed"))
         for number, each in enumerate(self._going):
             verb = "Attach to" if each.state.live else "Resume"
-            items.append((f"run-{number}", f"{verb} {cut_words(each.name, 18)}", f"{each.state.word}, {each.where}"))
+            items.append(
+                (
+                    f"run-{number}",
+                    f"{verb} {cut_words(each.name, 18)}",
+                    _state_words(each),
+                )
+            )
         saved = profiles.names()
         items.append(("profiles", "Profiles", ", ".join(saved) if saved else "none is saved yet"))
         items.append(("runs", "All runs", home_as_tilde(str(default_runs_path()))))
@@ -301,6 +307,10 @@ class WelcomeScreen(StepScreen):
     async def action_back(self) -> None:
         """There is no step before: to the menu."""
         self.query_one("#menu", OptionList).focus()
+
+
+def _state_words(each: RunSummary) -> str:
+    return ", ".join(words for words in (each.state.word, each.where) if words)
 
 
 def machine_lines(machine: Hardware, width: int) -> list[str]:

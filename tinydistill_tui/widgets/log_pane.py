@@ -71,6 +71,11 @@ class LogPane(Vertical):
         self._total = total
         self._retitle()
 
+    def _say_if_empty(self) -> None:
+        """An empty pane says that the filter hides every line."""
+        self.window.instead = "No line matches what is looked for." if self._total and not self.window.lines else ""
+        self.window.refresh()
+
     def set_level(self, level: str) -> None:
         """Show lines of at least this level."""
         self.filter = self.filter.with_level(level)
@@ -153,6 +158,7 @@ class LogPane(Vertical):
         self._retitle()
 
     def _retitle(self) -> None:
+        self._say_if_empty()
         if self.filter.bad:
             following = f"✗ no regular expression: {self.filter.bad}"
         elif self.window.follow:

@@ -59,6 +59,7 @@ class LogView(ScrollView, can_focus=True):
         self.current: int | None = None
         self._widest = 0
         self._growing = False
+        self.instead = ""
 
     def replace_lines(self, lines: list[LogLine]) -> None:
         """Show other lines."""
@@ -117,6 +118,8 @@ class LogView(ScrollView, can_focus=True):
         scroll_x, scroll_y = self.scroll_offset
         width = self.size.width
         number = scroll_y + y
+        if not self.lines and y == 0 and self.instead:
+            return Strip([Segment(self.instead, self.get_component_rich_style("log--time"))]).adjust_cell_length(width)
         if number >= len(self.lines):
             return Strip.blank(width, self.rich_style)
         strip = self._strip(number).crop_extend(scroll_x, scroll_x + width, self.rich_style)

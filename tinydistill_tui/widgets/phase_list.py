@@ -52,7 +52,7 @@ def phase_row(phase: PhaseView, view: RunView, width: int, state: RunState) -> C
     if phase.state == "done":
         mark, start, rest = "good", format_clock(phase.seconds).rjust(8), _done_parts(phase, view)
     elif phase.state == "running":
-        mark, start, rest = state.mark, "", _running_parts(phase, width, live=state.live)
+        mark, start, rest = state.mark, "", _running_parts(phase, width, state)
     else:
         mark, start, rest = "waiting", "", _waiting_parts(phase)
     head = f"{MARKS[mark]} {phase_noun(phase.name):8}{start}"
@@ -73,9 +73,17 @@ def _done_parts(phase: PhaseView, view: RunView) -> list[tuple[str, str]]:
     return parts
 
 
-def _running_parts(phase: PhaseView, width: int, *, live: bool) -> list[tuple[str, str]]:
+def _running_parts(phase: PhaseView, width: int, state: RunState) -> list[tuple[str, str]]:
+    live = state.live
     if phase.share is None:
-        return [("under way" if phase.done is None else f"{format_count(phase.done)} {phase.unit}", "")]
+        return [
+            (
+                ("under way" if live else state.word)
+                if phase.done is None
+                else f"{format_count(phase.done)} {phase.unit}",
+                "",
+            )
+        ]
     if width < _LEAST_WIDTH_FOR_A_BAR:
         left = f"{format_duration(phase.eta_seconds)} left" if live and phase.eta_seconds is not None else ""
         return [(format_percent(phase.share), "$text-primary"), (left, "bold")]

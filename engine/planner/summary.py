@@ -1,0 +1,53 @@
+"""A plan in three sentences, for a reader who does not know the names of the settings."""
+
+from __future__ import annotations
+
+from engine.format import format_bytes, format_count, format_duration
+from engine.planner.models import FROM_TEACHER
+from engine.planner.prediction import Plan
+
+
+def summary(planned: Plan) -> tuple[str, ...]:
+    """What the teacher does, what the student does, and what the run leaves on the disk."""
+    sentences = [_teacher(planned)]
+    if "student" in planned.predicted:
+        sentences.append(_student(planned))
+    else:
+        sentences.append("The run ends there; a student can learn from the records later.")
+    sentences.append(f"The run's folder takes up to {format_bytes(planned.disk_bytes)} on the disk.")
+    return tuple(sentences)
+
+
+def _teacher(planned: Plan) -> str:
+    settings = planned.settings
+    rows = f"{format_count(settings.samples)} rows" if settings.samples is not None else "all rows of the text"
+    return (
+        f"The teacher reads {rows}, {format_count(settings.sequence_length or 0)} tokens each, once"
+        f"{_time(planned, 'teacher')}."
+    )
+
+
+def _student(planned: Plan) -> str:
+    settings = planned.settings
+    layers = settings.student_layers
+    if settings.student != FROM_TEACHER:
+        who = "the student"
+    elif layers is None:
+        who = "a student with some of the teacher's layers"
+    else:
+        count = layers if isinstance(layers, int) else len(str(layers).split(","))
+        who = f"a student with {count} of the teacher's layers"
+    steps = f"{format_count(planned.total_steps)} steps" if planned.total_steps is not None else "a number of steps"
+    often = f", reading each row {_times(settings.epochs)}" if settings.steps is None and settings.epochs else ""
+    return f"Then {who} learns from the teacher's answers in {steps}{often}{_time(planned, 'student')}."
+
+
+def _times(epochs: int) -> str:
+    return {1: "once", 2: "twice"}.get(int(epochs), f"{epochs:,} times")
+
+
+def _time(planned: Plan, phase: str) -> str:
+    figures = planned.predicted.get(phase)
+    if figures is None or planned.total_steps is None:
+        return ""
+    return f" (about {format_duration(figures.seconds)})"
