@@ -24,7 +24,7 @@ def text_of(app: TinyDistillApp) -> str:
     return "\n".join(lines_of(app))
 
 
-async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
     """Wait until something is so; fails with the screen's text."""
     until_when = time.monotonic() + seconds
     while time.monotonic() < until_when:

@@ -46,7 +46,7 @@ async def burst(app: TinyDistillApp, pilot: Pilot[Any], *parts: str) -> None:
     for key in keys_of(*parts):
         app.post_message(key)
     await pilot.pause()
-    await until(pilot, lambda: app.leaving or app._keys.is_idle, "all keys are handled", 60)
+    await until(pilot, lambda: app.leaving or app._keys.is_idle, "all keys are handled")
 
 
 def value(app: TinyDistillApp, selector: str) -> str:
@@ -264,7 +264,7 @@ async def _end_of(parts: list[str], slowly: bool, monkeypatch: pytest.MonkeyPatc
                     for key in keys_of(part):
                         app.post_message(key)
                         await pilot.pause()
-                        await until(pilot, lambda: app.leaving or app._keys.is_idle, "the key is handled", 60)
+                        await until(pilot, lambda: app.leaving or app._keys.is_idle, "the key is handled")
                         await pilot.pause(0.3)
             else:
                 await burst(app, pilot, *parts)
