@@ -23,7 +23,17 @@ from pydantic import (
 )
 
 from engine.errors import Problem, SettingsError
-from engine.settings import MOST, SettingInfo, describe, parse_bytes, plain_path, plain_text, setting, suggestion
+from engine.settings import (
+    MOST,
+    SettingInfo,
+    describe,
+    parse_bytes,
+    parse_layers,
+    plain_path,
+    plain_text,
+    setting,
+    suggestion,
+)
 
 GROUPS: dict[str, str] = {
     "models": "Which model learns from which",
@@ -38,6 +48,7 @@ GROUPS: dict[str, str] = {
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Text = Annotated[str, BeforeValidator(plain_text)]
 Source = Annotated[str, BeforeValidator(plain_path)]
+Layers = Annotated[int | str, BeforeValidator(parse_layers)]
 Folder = Annotated[Path, BeforeValidator(plain_path)]
 
 
@@ -55,13 +66,12 @@ class RunConfig(BaseModel):
         "The model that learns: a folder, a Hugging Face id, or from-teacher to cut it from the teacher's layers",
         group="models",
     )
-    student_layers: int | None = setting(
+    student_layers: Layers | None = setting(
         None,
-        "Layers kept from the teacher when the student is from-teacher",
+        "Layers kept from the teacher when the student is from-teacher: how many, and measurement on the text chooses, "
+        "or which, such as 0,1,5",
         group="models",
         unit="layers",
-        ge=1,
-        le=1024,
     )
     trust_remote_code: bool = setting(
         False, "Run Python code that comes with a model; off unless you have read that code", group="models"
@@ -329,7 +339,7 @@ def _problem(entry: Any) -> Problem:
     info = SETTINGS.get(name)
     if info is None:
         return Problem(name, entry["input"], str(entry["msg"]))
-    if info.kind in ("text", "path") and entry["type"] == "value_error":
+    if info.kind in ("text", "path", "layers") and entry["type"] == "value_error":
         return Problem(name, entry["input"], f"expected {entry['ctx']['error']}")
     if entry["type"] == "less_than_equal" and entry["ctx"]["le"] >= MOST:
         return Problem(name, entry["input"], f"expected at most {MOST:,}")

@@ -71,6 +71,7 @@ def build(run: Run) -> dict[str, Any]:
         "student_before": student["student_before"],
         "student_after": student["student_after"],
         "gap_closed": gap_closed(student),
+        "cut": (teacher.get("cut") or {}).get("cuts", []),
         "cache": teacher["cache"],
         "phases": phases,
         "samples": student["samples"],

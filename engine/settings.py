@@ -6,6 +6,7 @@ Made from a pydantic model's fields; it knows no setting by name.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 import types
@@ -25,6 +26,9 @@ _BYTE_UNITS = {
     "t": 2**40, "tib": 2**40, "tb": 10**12,
 }  # fmt: skip
 
+
+MOST_LAYERS = 1024
+LAYERS_WORDS = f"a number of layers from 1 to {MOST_LAYERS:,}, or layers counted from 0, such as 0,1,5"
 
 MOST = 2**53
 """Whole numbers that somebody might want end far below this; up to here every reader of JSON is exact."""
@@ -76,6 +80,47 @@ def plain_path(value: object) -> object:
     return value
 
 
+def parse_layers(value: object) -> object:
+    """Read a number of layers (``6``), or the layers themselves (``0,1,5``, or a list of numbers).
+
+    Returns:
+        A whole number, or the layers as one text, ``0,1,5``: rising and each once; a single layer is ``4,``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str):
+        words = [word.strip() for word in value.split(",")]
+        if len(words) == 1:
+            value = int(words[0]) if _is_count(words[0]) else None
+        else:
+            words = words[:-1] if not words[-1] else words
+            value = [int(word) if _is_count(word) else None for word in words]
+    if isinstance(value, (list, tuple)):
+        layers = list(value)
+        if layers and all(type(layer) is int and 0 <= layer < MOST_LAYERS for layer in layers):
+            if all(first < second for first, second in itertools.pairwise(layers)):
+                return ",".join(map(str, layers)) + ("," if len(layers) == 1 else "")
+            raise ValueError("layers in rising order, each once, such as 0,1,5")
+    elif type(value) is int and 1 <= value <= MOST_LAYERS:
+        return value
+    raise ValueError(LAYERS_WORDS)
+
+
+def layer_list(value: int | str | None) -> list[int] | None:
+    """The layers that a setting as :func:`parse_layers` returns it names; None where it is a number of layers."""
+    return [int(word) for word in value.split(",") if word] if isinstance(value, str) else None
+
+
+def layer_count(value: int | str | None) -> int | None:
+    """How many layers such a setting asks for; None where it is not set."""
+    return len(layer_list(value) or ()) if isinstance(value, str) else value
+
+
+def _is_count(word: str) -> bool:
+    return word.isascii() and word.isdecimal() and len(word) <= 4
+
+
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
@@ -113,7 +158,7 @@ class SettingInfo:
 
     Attributes:
         name: as it is typed, with underscores.
-        kind: "bool", "int", "float", "bytes", "choice", "path" or "text".
+        kind: "bool", "int", "float", "bytes", "layers", "choice", "path" or "text".
         choices: what is accepted, for kind "choice".
         default: the value when not set; None leaves it to the planner.
         minimum, maximum: inclusive unless ``exclusive_minimum``/``exclusive_maximum`` say otherwise.
@@ -144,6 +189,8 @@ class SettingInfo:
                 return "on or off"
             case "bytes":
                 return "a size such as 2GB, 1.5GiB or 700MB"
+            case "layers":
+                return LAYERS_WORDS
             case "int" | "float":
                 noun = "a whole number" if self.kind == "int" else "a number"
                 if self.minimum is None:
@@ -218,8 +265,8 @@ def _describe(field: str, info: FieldInfo) -> SettingInfo:
     choices: tuple[str, ...] = ()
     if get_origin(annotation) is Literal:
         kind, choices = "choice", tuple(get_args(annotation))
-    elif extra["unit"] == "bytes":
-        kind = "bytes"
+    elif extra["unit"] in ("bytes", "layers"):
+        kind = extra["unit"]
     else:
         kind = {bool: "bool", int: "int", float: "float", Path: "path", str: "text"}[annotation]
     bounds: dict[str, float] = {}

@@ -15,6 +15,7 @@ from engine.config import RunConfig
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration
 from engine.report import MEASURES, Measure, headline, one_line
+from engine.settings import layer_count
 from tinydistill_tui.words import number
 
 PEOPLE = ("teacher", "student_before", "student_after")
@@ -119,9 +120,10 @@ def _another_student(config: dict[str, Any], path: Path) -> str | None:
     """A smaller student of the teacher's layers that learns from the records that are there."""
     fields = RunConfig.model_fields
     values = {name: config[name] for name in _OF_THE_RECORDS if config.get(name) not in (None, fields[name].default)}
-    layers = number(config.get("student_layers"))
-    if layers:
-        values["student_layers"] = max(1, int(layers) - 1)
+    layers = config.get("student_layers")
+    count = layer_count(layers) if isinstance(layers, int | str) else None
+    if count:
+        values["student_layers"] = max(1, count - 1)
     values |= {"student": "from-teacher", "cache_dir": str(_cache(config, path))}
     try:
         return command_line(RunConfig.parse(values))

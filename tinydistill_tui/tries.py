@@ -42,7 +42,7 @@ def stepped(name: str, value: Any, step: int) -> str | None:
     now = typed(name, value)
     if choices:
         return choices[(choices.index(now) + step) % len(choices)] if now in choices else choices[0]
-    if info.kind not in ("int", "float", "bytes") or not isinstance(value, (int, float)):
+    if info.kind not in ("int", "float", "bytes", "layers") or not isinstance(value, (int, float)):
         return None
     other = value * 2.0**step
     low, high = info.minimum, info.maximum

@@ -65,6 +65,10 @@ def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> in
         view.close()
 
 
+# Information that a person decides by.
+_TOLD = frozenset({"cut", "judged"})
+
+
 def wants_lines(plain: bool) -> str | None:
     """Why lines of text are shown instead of a bar; None when a bar is right."""
     if plain:
@@ -173,6 +177,8 @@ def sentence(event: Event) -> str | None:
             return f"backed off: {event['field']} {event['from']} -> {event['to']} ({event['reason']})"
         case "log" if event.get("level") in ("warning", "error"):
             return f"{event['level']}: {event['message']}"
+        case "log" if event.get("code") in _TOLD:
+            return str(event["message"])
         case "control" if event.get("state"):
             return f"{event['state']} …"
         case "evaluation" if event.get("holdout_loss") is not None:

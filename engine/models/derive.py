@@ -1,9 +1,9 @@
 """A student cut out of its teacher: some of the layers, with everything around them.
 
-The first and the last layer stay, the others are spread evenly: DistilBERT's start (Sanh et al. 2019,
-https://arxiv.org/abs/1910.01108, section 3). The result is a model folder like any other: the teacher with the other
-layers left out. Weights are copied tensor by tensor as bytes, in pieces of a few
-megabytes; what a layer computes is not known here.
+The caller says which layers (engine.teacher.depth measures it); a number of layers means the first, the last, and
+evenly spread ones between: DistilBERT's start (Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 3). The
+result is a model folder like any other: the teacher with the other layers left out. Weights are copied tensor by tensor
+as bytes, in pieces of a few megabytes; what a layer computes is not known here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import AutoConfig
 
 from engine.errors import ModelError
 from engine.files import fsync_file, fsync_folder, make_folder, write_atomic
+from engine.models.core import find_core
 from engine.models.headers import DTYPES, TensorInfo
+from engine.models.load import UNUSABLE, quiet
+from engine.models.meta import build_on_meta, read_config
 from engine.models.spec import ModelSpec, read_spec
 
 # What comes along besides weights and config.json: the tokenizer, how to generate, the terms of use.
@@ -32,12 +38,14 @@ _HEADER_WORDS = {ours: theirs for theirs, ours in DTYPES.items()}
 _COPY_BYTES = 8 * 2**20
 
 
-def derive_student(teacher: Path, num_layers: int, out: Path, *, trust_remote_code: bool = False) -> list[int]:
-    """Write a model folder with ``num_layers`` of the teacher's layers.
+def derive_student(
+    teacher: Path, layers: int | Sequence[int], out: Path, *, trust_remote_code: bool = False
+) -> list[int]:
+    """Write a model folder with some of the teacher's layers.
 
     Args:
         teacher: a model folder with safetensors.
-        num_layers: layers of the student, from 1 to the teacher's.
+        layers: of the teacher, in rising order; or how many, from 1 to the teacher's, evenly spread.
         out: the folder to write; made where it is missing.
         trust_remote_code: whether a teacher that brings its own code is accepted.
 
@@ -48,13 +56,13 @@ def derive_student(teacher: Path, num_layers: int, out: Path, *, trust_remote_co
         ModelError: the teacher cannot be read, or has fewer layers.
     """
     spec = read_spec(teacher, trust_remote_code=trust_remote_code)
-    if not 1 <= num_layers <= spec.num_layers:
+    kept = list(layers) if not isinstance(layers, int) else layers_to_keep(spec.num_layers, layers)
+    if not kept or len(kept) > spec.num_layers or kept[-1] >= spec.num_layers:
         raise ModelError(
-            f"A student of {num_layers} layers cannot be cut from {spec.name}, which has {spec.num_layers}.",
+            f"A student of {len(kept)} layers cannot be cut from {spec.name}, which has {spec.num_layers}.",
             "",
             f"Choose --student_layers from 1 to {spec.num_layers}.",
         )
-    kept = layers_to_keep(spec.num_layers, num_layers)
     config = _student_config(spec, kept, trust_remote_code=trust_remote_code)
     make_folder(out)
     _write_weights(spec, kept, out / "model.safetensors")
@@ -71,10 +79,50 @@ def layers_to_keep(teacher_layers: int, num_layers: int) -> list[int]:
     """``num_layers`` of the indices below ``teacher_layers``: the first, the last, and evenly spread ones between."""
     if num_layers == 1:
         return [0]
+    if num_layers > teacher_layers:
+        return list(range(num_layers))  # more than there are: the caller refuses
     # Rounding half up keeps the distances the same on both sides of the middle as nearly as they can be.
     return [
         (2 * place * (teacher_layers - 1) + num_layers - 1) // (2 * (num_layers - 1)) for place in range(num_layers)
     ]
+
+
+def layer_kinds(spec: ModelSpec, *, trust_remote_code: bool = False) -> list[Hashable]:
+    """What tells the kinds of layers apart: what the configuration calls each, and its tensors' names and shapes."""
+    known = AutoConfig.from_pretrained(spec.path, local_files_only=True, trust_remote_code=trust_remote_code).to_dict()
+    called = known.get("layer_types") or [None] * spec.num_layers
+    tensors: list[set[tuple[str, tuple[int, ...]]]] = [set() for _ in range(spec.num_layers)]
+    for name, tensor in spec.tensors.items():
+        match = re.match(rf"{re.escape(spec.layers_prefix)}\.(\d+)\.", name)
+        if match and int(match[1]) < spec.num_layers:
+            tensors[int(match[1])].add((name[match.end() :], tuple(tensor.shape)))
+    return [(kind, frozenset(names)) for kind, names in zip(called, tensors, strict=True)]
+
+
+def is_valid_cut(spec: ModelSpec, kept: Sequence[int], *, trust_remote_code: bool = False) -> bool:
+    """Whether the architecture can have these layers in this order: where it gives a layer its kind by its number, not.
+
+    A model without weights is made from the configuration that the student would have, and its layers' parameters are
+    compared with those of the teacher's layers. Code of the teacher's own is not tried; the student's loading tells.
+    """
+    if trust_remote_code and spec.config.get("auto_map"):
+        return True
+    kept = list(kept)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(_student_config(spec, kept, trust_remote_code=False)))
+        try:
+            with quiet():
+                student = find_core(build_on_meta(read_config(Path(folder)), dtype=torch.float32)).layers
+                teacher = find_core(build_on_meta(read_config(spec.path), dtype=torch.float32)).layers
+        except UNUSABLE:
+            return False
+    return len(student) == len(kept) and all(
+        _signature(mine) == _signature(teacher[index]) for mine, index in zip(student, kept, strict=True)
+    )
+
+
+def _signature(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
 
 
 def _student_config(spec: ModelSpec, kept: list[int], *, trust_remote_code: bool) -> dict[str, Any]:
@@ -83,6 +131,10 @@ def _student_config(spec: ModelSpec, kept: list[int], *, trust_remote_code: bool
     # Where the file leaves a layer's kind to its number, the number means another kind in the student: spell it out.
     known = AutoConfig.from_pretrained(spec.path, local_files_only=True, trust_remote_code=trust_remote_code).to_dict()
     config |= {name: known[name] for name in ("layer_types",) if known.get(name)}
+    if known.get("decoder_sparse_step", 1) != 1:  # every n-th layer has experts: say which of the kept ones have none
+        step, dense = known["decoder_sparse_step"], known.get("mlp_only_layers") or []
+        config["mlp_only_layers"] = sorted({*dense, *(i for i in range(spec.num_layers) if (i + 1) % step)})
+        config["decoder_sparse_step"] = 1
     for name, value in config.items():
         if name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
             config[name] = len(kept)

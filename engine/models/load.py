@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -216,6 +216,11 @@ class ResidentTeacher:
         """The model itself; gone after :meth:`close`."""
         assert self._model is not None, "the teacher was closed"
         return self._model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return find_core(self.model).layers
 
     @torch.no_grad()
     def last_hidden_states(

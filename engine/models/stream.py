@@ -102,6 +102,11 @@ class StreamedTeacher:
         return int(head.weight.shape[0]) if head is not None else int(self._config.get_text_config().vocab_size)
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers; without weights but for the one at work."""
+        return self._core.layers
+
+    @property
     def num_layers(self) -> int:
         """Decoder layers."""
         return len(self._core.layers)

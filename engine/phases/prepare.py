@@ -1,11 +1,8 @@
-"""Phase 0 of a run: the checks, the tokens, and the student that is cut from its teacher; no model in memory."""
+"""Phase 0 of a run: the checks and the tokens; no model in memory."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 from engine.config import RunConfig
 from engine.data.prepare import prepare
@@ -38,18 +35,8 @@ def _check_fit(model: ModelSpec, settings: RunConfig) -> None:
     check_fit(model.path)
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file in a folder, in hex; none where there is no folder."""
-    files = sorted(entry for entry in folder.glob("*") if entry.is_file())
-    found = {}
-    for entry in files:
-        with entry.open("rb") as file:
-            found[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
 def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
-    """Make ``tokens.h5`` and, where it is cut from the teacher, the student's first weights."""
+    """Make ``tokens.h5``."""
     settings = run.settings
     assert settings.data is not None
     assert settings.sequence_length is not None
@@ -70,24 +57,4 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
         control=control,
         trust_remote_code=settings.trust_remote_code,
     )
-    kept: list[int] | None = None
-    if settings.student == FROM_TEACHER:
-        from engine.models.derive import derive_student
-
-        assert settings.student_layers is not None
-        shutil.rmtree(run.initial_student_path, ignore_errors=True)
-        kept = derive_student(
-            teacher.path,
-            settings.student_layers,
-            run.initial_student_path,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        events.log("info", f"The student begins with layers {', '.join(map(str, kept))} of its teacher.", "derived")
-    run.finish_phase(
-        "prepare",
-        {
-            "data": {"source": settings.data, **asdict(result)},
-            "teacher_layers_kept": kept,
-            "initial_student": checksums(run.initial_student_path) if kept else {},
-        },
-    )
+    run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from engine.models.load import check_numbers, load_causal_lm, load_tokenizer, ow
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
+from engine.phases.cut import CUT, is_cut, mend_student
 from engine.phases.device import device_peak_bytes, prepare_torch
 from engine.phases.teacher import open_store
 from engine.planner.footprint import StudentSetting, student_footprint
@@ -162,22 +162,10 @@ def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
     """The folder with the weights that training begins with; cut from the teacher again where it is damaged."""
     if settings.student != FROM_TEACHER:
         return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code).path
-    from engine.phases.prepare import checksums, teacher_spec
+    if not is_cut(run, settings):
+        from engine.phases.prepare import teacher_spec
 
-    written = (run.result("prepare") or {}).get("initial_student")
-    found = checksums(run.initial_student_path)
-    if "config.json" not in found or (written and written != found):
-        from engine.models.derive import derive_student
-
-        events.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
-        assert settings.student_layers is not None
-        shutil.rmtree(run.initial_student_path, ignore_errors=True)
-        derive_student(
-            teacher_spec(settings).path,
-            settings.student_layers,
-            run.initial_student_path,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        mend_student(run, settings, teacher_spec(settings), events)
     return run.initial_student_path
 
 
@@ -226,7 +214,7 @@ def _training(
 def _beginning(run: Run, settings: RunConfig) -> str:
     if settings.student != FROM_TEACHER:
         return f"**{Path(str(settings.student)).name}**"
-    kept = (run.result("prepare") or {}).get("teacher_layers_kept") or []
+    kept = (run.result(CUT) or {}).get("kept") or []
     return f"layers {', '.join(map(str, kept))} of its teacher, with the teacher's embedding and head"
 
 

@@ -18,6 +18,7 @@ from engine.files import make_folder, write_atomic
 from engine.models.spec import fingerprint
 from engine.models.vocabulary import read_vocabulary
 from engine.phase_control import PhaseControl
+from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import CUDA_CONTEXT, TeacherSetting, reads_ahead
 from engine.planner.shape import shape_of
@@ -88,9 +89,14 @@ def run_teacher(run: Run, events: EventWriter, control: PhaseControl) -> None:
         figures: dict[str, Any] = {"tokens": 0, "tokens_per_second": None, "seconds": 0.0}
         if missing:
             figures = _score(run, settings, tokens, store, events, control)
-        else:
+        elif is_cut(run, settings):
             events.log("info", "Every row has its records already; the teacher is not loaded.", "cache-hit")
-        run.finish_phase("teacher", {**figures, "rows_scored": missing, "cache": cache_figures(store)})
+        else:
+            said = "Every row has its records already; the teacher is loaded to cut the student from it."
+            events.log("info", said, "cache-hit")
+            _only_cut(run, settings, tokens, events, control)
+        found = {**figures, "rows_scored": missing, "cache": cache_figures(store), "cut": run.result(CUT)}
+        run.finish_phase("teacher", found)
 
 
 def cache_figures(store: CacheStore) -> dict[str, Any]:
@@ -121,6 +127,8 @@ def _score(
     micro_batch = settings.teacher_batch or 1
     on_gpu = device.type == "cuda"
     try:
+        if not is_cut(run, settings):
+            cut_student(run, settings, spec, lambda: teacher, tokens, events, control)
         _keep_samples(run, teacher, tokens, settings.seed)
         result = score(
             teacher=teacher,
@@ -150,6 +158,24 @@ def _score(
         "tokens_per_second": result.tokens / max(result.seconds, 1e-9),
         "device_peak_bytes": device_peak_bytes(device),
     }
+
+
+def _only_cut(run: Run, settings: RunConfig, tokens: TokenFile, events: EventWriter, control: PhaseControl) -> None:
+    """Cut the student though nothing has to be scored; the teacher is loaded where something has to be measured."""
+    from engine.phases.device import prepare_torch
+
+    device, dtype = prepare_torch(settings)
+    loaded: list[Any] = []
+
+    def teacher() -> Any:
+        loaded.append(load_teacher(run, settings, device, dtype))
+        return loaded[0]
+
+    try:
+        cut_student(run, settings, teacher_spec(settings), teacher, tokens, events, control)
+    finally:
+        for each in loaded:
+            each.close()
 
 
 def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: torch.dtype) -> Any:

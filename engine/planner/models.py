@@ -19,6 +19,7 @@ from engine.models.spec import read_spec
 from engine.planner.budget import Budget
 from engine.planner.footprint import StudentSetting, TeacherSetting, student_footprint, teacher_footprint
 from engine.planner.shape import ModelShape, shape_of
+from engine.settings import layer_count, layer_list
 
 FROM_TEACHER = "from-teacher"
 
@@ -75,11 +76,10 @@ def models_for(config: RunConfig, budget: Budget) -> Models:
     teacher_shape = describe(teacher, config.trust_remote_code)
     student_shape = teacher_shape if student == FROM_TEACHER else describe(student, config.trust_remote_code)
     if config.student_layers is not None and student == FROM_TEACHER:
-        most = teacher_shape.num_layers
-        if config.student_layers > most:
-            raise SettingsError(
-                [Problem("student_layers", config.student_layers, f"the teacher has {most} layers to take from")]
-            )
+        most, named = teacher_shape.num_layers, layer_list(config.student_layers)
+        accepted = f"the teacher has {most} layers to take from" + (f", 0 to {most - 1}" if named else "")
+        if (layer_count(config.student_layers) or 0) > most or (named and named[-1] >= most):
+            raise SettingsError([Problem("student_layers", config.student_layers, accepted)])
     notes = _vocabulary_notes(teacher, None if student == FROM_TEACHER else student, config.trust_remote_code)
     return Models(teacher, student, teacher_shape, student_shape, reasons, notes)
 

@@ -75,9 +75,10 @@ def _layers(question: Question, answer: Answer) -> str:
     if answer.layers is None:
         return "only for a student that is cut from the teacher"
     share = f"{answer.layers} of {question.teacher.num_layers} layers"
+    size = f"{share}, {format_count(answer.shape.parameters)} parameters"
     if answer.layers == max(1, question.teacher.num_layers // 2):
-        return f"{share}, {format_count(answer.shape.parameters)} parameters: half a model keeps most of what it knows"
-    return f"{share}: more do not fit {_budget(question)}"
+        return f"{size}; which ones is measured on the text, beside what other depths cost"
+    return f"{size}: more do not fit {_budget(question)}"
 
 
 def _length(question: Question, answer: Answer) -> str:

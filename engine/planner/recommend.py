@@ -27,6 +27,7 @@ from engine.planner.measure import MachineRates
 from engine.planner.shape import ModelShape
 from engine.planner.timing import step_seconds, teacher_duration
 from engine.planner.workload import Text, default_length, effective_rows
+from engine.settings import layer_count, layer_list
 
 # Tokens of a micro-batch beyond which nothing gets faster, on a CPU and on a GPU.
 _MOST_TOKENS = {False: 4_096, True: 65_536}
@@ -125,7 +126,7 @@ def nearest_that_fits(question: Question, asked: Answer) -> tuple[dict[str, obje
     lengths = _shorter(asked.length) if config.sequence_length is not None else list(_length_options(question))
     layer_options: list[int | None] = list(_layer_options(question))
     if question.cut and config.student_layers is not None:
-        layer_options = [*_fewer(config.student_layers)]
+        layer_options = [*_fewer(layer_count(config.student_layers) or 1)]
     for freed, layers, length in sorted(
         itertools.product(_subsets(fixed), layer_options, lengths),
         key=lambda option: (
@@ -223,7 +224,7 @@ def _answer(question: Question, config: RunConfig, length: int, layers: int | No
 
 def _answer_with(question: Question, config: RunConfig, length: int, layers: int | None, offload: bool) -> Answer:
     config = config.model_copy(update={"cpu_offload": offload})
-    shape = question.student if layers is None else question.student.with_layers(layers)
+    shape = question.student if layers is None else question.student.with_layers(layers, named_layers(config, layers))
     budget = question.budget
     teacher = _choose(list(teacher_candidates(question, config, length)), budget, lambda s: s.layer_by_layer)
     student = _choose(
@@ -272,10 +273,16 @@ def _layer_options(question: Question) -> Iterator[int | None]:
     if not question.cut:
         yield None
     elif question.config.student_layers is not None:
-        yield question.config.student_layers
+        yield layer_count(question.config.student_layers)
     else:
         layers = max(1, question.teacher.num_layers // 2)
         yield from _fewer(layers)
+
+
+def named_layers(config: RunConfig, count: int) -> list[int] | None:
+    """The layers that the person named, where a student of so many layers keeps these."""
+    named = layer_list(config.student_layers)
+    return named if named is not None and len(named) == count else None
 
 
 def _fewer(layers: int) -> Iterator[int]:
@@ -327,7 +334,8 @@ def _changes(config: RunConfig, answer: Answer, freed: tuple[str, ...]) -> dict[
         "sequence_length": answer.length,
         "student_layers": answer.layers,
     }
-    return {name: value for name, value in found.items() if getattr(config, name) not in (None, value)}
+    asked = {name: getattr(config, name) for name in found} | {"student_layers": layer_count(config.student_layers)}
+    return {name: value for name, value in found.items() if asked[name] not in (None, value)}
 
 
 def _needs(answer: Answer) -> int:

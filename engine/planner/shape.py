@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.models.spec import ModelSpec
@@ -76,9 +77,16 @@ class ModelShape:
         """Parameters that each token is multiplied with; one reading of the embedding is no product."""
         return sum(self.layer_parameters) + self.head_matrix
 
-    def with_layers(self, num_layers: int) -> ModelShape:
-        """The same model with fewer layers, as it is cut from a teacher; learnt positions and norms stay."""
-        return replace(self, layer_parameters=self.layer_parameters[:num_layers])
+    def with_layers(self, num_layers: int, named: Sequence[int] | None = None) -> ModelShape:
+        """The same model with fewer layers, as it is cut from a teacher; learnt positions and norms stay.
+
+        Args:
+            num_layers: how many stay.
+            named: which; while they are not chosen yet, the largest ones are counted.
+        """
+        if named is not None:
+            return replace(self, layer_parameters=tuple(self.layer_parameters[index] for index in named))
+        return replace(self, layer_parameters=tuple(sorted(self.layer_parameters, reverse=True)[:num_layers]))
 
 
 def shape_of(spec: ModelSpec) -> ModelShape:

@@ -4,7 +4,7 @@ import pytest
 
 from engine.config import GROUPS, SETTINGS, RunConfig, check_value
 from engine.errors import SettingsError
-from engine.settings import parse_bytes
+from engine.settings import layer_count, layer_list, parse_bytes
 
 
 def test_every_setting_has_a_group_a_help_and_a_kind():
@@ -49,6 +49,29 @@ def test_the_form_and_the_command_line_refuse_in_the_same_words():
         RunConfig.parse({"student_batch": "0"})
     assert caught.value.problems[0].accepted == check_value("student_batch", "0")
     assert check_value("student_batch", "8") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [(6, 6), ("6", 6), ("0,1,5", "0,1,5"), (" 0, 1 ,5", "0,1,5"), ([0, 1, 5], "0,1,5"), ((4,), "4,"), ("4,", "4,")],
+)
+def test_layers_are_a_number_or_a_list(given, kept):
+    config = RunConfig(student_layers=given)
+    assert config.student_layers == kept
+    assert RunConfig.parse(config.asked()).student_layers == kept
+    assert (layer_count(kept), layer_list(kept)) == (
+        (6, None) if kept == 6 else (len(kept.strip(",").split(",")), [int(word) for word in kept.split(",") if word])
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "0", 0, -1, 1025, "1025", "1;2", "a,b", "0,,2", "2,1", "1,1", [], [1.5], [True], [-1, 2], 2.0, True, "½"],
+)
+def test_what_are_no_layers_is_refused_in_words(given):
+    told = check_value("student_layers", given)
+    assert told is not None
+    assert "0,1,5" in told
 
 
 def test_only_what_was_set_is_asked():

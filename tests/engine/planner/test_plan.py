@@ -111,12 +111,17 @@ def test_steps_are_counted_from_rows_and_epochs(text: Path) -> None:
 def test_half_of_the_layers_make_the_student_unless_told(text: Path) -> None:
     assert _plan(text).settings.student_layers == 2
     assert _plan(text, student_layers=1).settings.student_layers == 1
+    named = _plan(text, student_layers=[0, 3])
+    assert named.settings.student_layers == "0,3"
+    assert named.predicted == _plan(text, student_layers=2).predicted
     assert _plan(text, student=str(tiny_model("llama", num_layers=2, seed=1))).settings.student_layers is None
 
 
 def test_a_request_that_contradicts_the_models_is_refused(text: Path) -> None:
     with pytest.raises(SettingsError, match="4 layers to take from"):
         _plan(text, student_layers=9)
+    with pytest.raises(SettingsError, match="4 layers to take from, 0 to 3"):
+        _plan(text, student_layers="0,4")
     with pytest.raises(SettingsError, match=f"no more than {MAX_POSITIONS} tokens"):
         _plan(text, sequence_length=MAX_POSITIONS + 1)
     with pytest.raises(SettingsError, match="--student"):

@@ -1,0 +1,167 @@
+"""The first weights of a student that is cut from its teacher: which layers, and their copy in the run's folder.
+
+The teacher's phase does it, while the teacher is there: the student's phase needs nothing of the teacher. The choice
+stays in ``phases/cut.json``, so that a run that was interrupted goes on with the same student.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import RunConfig
+from engine.data.tokens import TokenFile
+from engine.errors import CorruptState
+from engine.events import EventWriter
+from engine.models.spec import ModelSpec
+from engine.phase_control import PhaseControl
+from engine.planner.models import FROM_TEACHER
+from engine.planner.sizes import head_chunk_tokens, wave_tokens
+from engine.run import Run
+from engine.settings import layer_count, layer_list
+
+if TYPE_CHECKING:
+    from engine.teacher.depth import Cut, DeepTeacher
+
+CUT = "cut"
+
+
+def is_cut(run: Run, settings: RunConfig) -> bool:
+    """Whether the student's first weights are there, or are no business of the teacher's."""
+    if settings.student != FROM_TEACHER:
+        return True
+    written = run.result(CUT)
+    return written is not None and written["files"] == checksums(run.initial_student_path)
+
+
+def cut_student(
+    run: Run,
+    settings: RunConfig,
+    spec: ModelSpec,
+    teacher: Callable[[], DeepTeacher],
+    tokens: TokenFile,
+    events: EventWriter,
+    control: PhaseControl,
+) -> None:
+    """Choose the layers, unless they are chosen, and write the student's first weights.
+
+    Args:
+        run: whose student.
+        settings: the run's.
+        spec: the teacher, described.
+        teacher: the teacher itself; asked for only when something has to be measured.
+        tokens: the rows.
+        events: told what was chosen, and what other depths would begin with.
+        control: asked at safe points.
+
+    Raises:
+        Stopped: the person asked to.
+        ModelError: no layers of this number make a model.
+    """
+    from engine.models.derive import derive_student
+
+    found = run.result(CUT)
+    if found is None:
+        found = _measured(settings, spec, teacher(), tokens, control)
+        for line in words(found, spec.num_layers):
+            events.log("info", line, "cut")
+    shutil.rmtree(run.initial_student_path, ignore_errors=True)
+    derive_student(spec.path, found["kept"], run.initial_student_path, trust_remote_code=settings.trust_remote_code)
+    run.finish_phase(CUT, {**found, "files": checksums(run.initial_student_path)})
+
+
+def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, events: EventWriter) -> None:
+    """Copy the chosen layers again where the student's first weights are damaged.
+
+    Raises:
+        CorruptState: it is not known any more which layers they were.
+    """
+    from engine.models.derive import derive_student
+
+    found = run.result(CUT) or (run.result("teacher") or {}).get(CUT)
+    if found is None:
+        raise CorruptState(
+            f"{run.phases_path / 'cut.json'} is damaged or gone.",
+            "It says which of the teacher's layers the student began with.",
+            "Start a new run; with --cache_dir it takes the teacher's records from where they are.",
+        )
+    events.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
+    shutil.rmtree(run.initial_student_path, ignore_errors=True)
+    derive_student(spec.path, found["kept"], run.initial_student_path, trust_remote_code=settings.trust_remote_code)
+    run.finish_phase(CUT, {**found, "files": checksums(run.initial_student_path)})
+
+
+def words(found: dict[str, Any], total: int) -> list[str]:
+    """What was chosen, for the log: the layers, and the loss right after the cut at several depths."""
+    chosen = ", ".join(map(str, found["kept"]))
+    ways = {
+        "named": "as you named them",
+        "even": "evenly spread, which measured best on the text",
+        "influence": "those that change their input most on the text",
+        "influence in rounds": "those that change their input most on the text, measured anew as layers go",
+    }
+    losses = ", ".join(f"{len(cut['layers'])} layers {_loss(cut['holdout_loss'])}" for cut in found["cuts"])
+    return [
+        f"The student begins with layers {chosen} of its teacher's {total}: {ways.get(found['way'], found['way'])}.",
+        f"Hold-out loss right after the cut, before any training: {losses}.",
+    ]
+
+
+def _loss(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.2f}"
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in a folder, in hex; none where there is no folder."""
+    files = sorted(entry for entry in folder.glob("*") if entry.is_file())
+    found = {}
+    for entry in files:
+        with entry.open("rb") as file:
+            found[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _measured(
+    settings: RunConfig, spec: ModelSpec, teacher: DeepTeacher, tokens: TokenFile, control: PhaseControl
+) -> dict[str, Any]:
+    from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
+    from engine.teacher.depth import choose_depth, piece_of
+
+    num_layers = layer_count(settings.student_layers)
+    assert num_layers is not None, "the planner gives every student that is cut a number of layers"
+    batch = settings.teacher_batch or 1
+    on_gpu = (settings.device or "cpu") != "cpu"
+    remote = settings.trust_remote_code
+    depth = choose_depth(
+        teacher,
+        piece_of(tokens, "train", batch),
+        piece_of(tokens, "holdout", batch),
+        num_layers=num_layers,
+        named=layer_list(settings.student_layers),
+        even=lambda count: layers_to_keep(spec.num_layers, count),
+        kinds=layer_kinds(spec, trust_remote_code=remote),
+        is_valid=lambda kept: is_valid_cut(spec, kept, trust_remote_code=remote),
+        vocab_size=tokens.vocab_size,
+        wave_tokens=wave_tokens(
+            spec.hidden_size,
+            batch * tokens.sequence_length,
+            layer_by_layer=bool(settings.layer_by_layer),
+            on_gpu=on_gpu,
+        ),
+        chunk_tokens=head_chunk_tokens(spec.vocab_size, on_gpu=on_gpu),
+        safe_point=control.safe_point,
+    )
+    return {
+        "kept": list(depth.kept),
+        "way": depth.way,
+        "influence": list(depth.influence),
+        "cuts": [_plain(cut) for cut in depth.cuts],
+    }
+
+
+def _plain(cut: Cut) -> dict[str, Any]:
+    return {"layers": list(cut.layers), "holdout_loss": cut.holdout_loss if math.isfinite(cut.holdout_loss) else None}

@@ -1,0 +1,327 @@
+"""Which of its teacher's layers a student keeps, by measurement on the text.
+
+A layer's influence is 1 - cos(its input, its output), averaged over positions: a layer that hardly turns the hidden
+states can go (Men et al. 2024, ShortGPT, https://arxiv.org/abs/2403.03853, eq. 1). Two neighbours may each be needed
+only because of the other, so influence is measured again whenever some layers have been taken out, and the result is
+compared, by its loss on the text, with the cuts that one measurement gives and with evenly spread layers.
+
+Everything is a pass of the teacher over some 1,024 tokens; a streamed teacher reads its layers once for each pass, with
+all the cuts that are compared in it, and comes to the same numbers as one in memory. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from engine.data.tokens import Split, TokenFile
+from engine.errors import BadNumbers, ModelError
+from engine.models.skipping import cut_to, watched
+
+_TEXT_TOKENS = 1_024
+_FEWEST_ROWS = 4
+# A tenth of the layers goes before influence is measured again: some seven passes down to a third of them.
+_ROUNDS = 10
+# Depths that are shown beside the one that was asked for, as shares of the teacher's layers.
+_OTHER_DEPTHS = (5 / 6, 2 / 3, 1 / 2, 1 / 3)
+
+
+class DeepTeacher(Protocol):
+    """A teacher whose layers can be left out; see :class:`engine.teacher.score.Teacher`.
+
+    Attributes:
+        layers: its decoder layers.
+    """
+
+    whole_waves: bool
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Its decoder layers."""
+        ...
+
+    def last_hidden_states(
+        self, micro_batches: Sequence[Tensor], *, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Tensor]:
+        """[batch, length, hidden] of each [batch, length] micro-batch."""
+        ...
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Float32 [tokens, vocab_rows] of [tokens, hidden] states."""
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of the text.
+
+    Attributes:
+        ids: int64 [rows, length], padded on the right.
+        scored: bool [rows, length], True where the token is a label.
+        real: bool [rows, length], False where there is padding.
+    """
+
+    ids: Tensor
+    scored: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A student as it is right after the cut, before it has learned anything.
+
+    Attributes:
+        layers: of the teacher, rising.
+        holdout_loss: cross-entropy on some hold-out text, nats a token.
+    """
+
+    layers: tuple[int, ...]
+    holdout_loss: float
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What was measured.
+
+    Attributes:
+        kept: the layers of the student, rising.
+        way: how they were chosen: ``named``, ``influence``, ``influence in rounds`` or ``even``.
+        influence: of each of the teacher's layers.
+        cuts: the student, and what other depths would begin with; by falling depth, the whole teacher first.
+    """
+
+    kept: tuple[int, ...]
+    way: str
+    influence: tuple[float, ...]
+    cuts: tuple[Cut, ...]
+
+
+def piece_of(tokens: TokenFile, split: Split, micro_batch: int) -> list[Piece]:
+    """Some 1,024 tokens, from rows that are spread evenly over a split; nothing where it has no rows."""
+    num_rows = tokens.num_rows(split)
+    wanted = max(_FEWEST_ROWS, _TEXT_TOKENS // tokens.sequence_length)
+    indices = sorted({place * num_rows // wanted for place in range(wanted)}) if num_rows else []
+    if not indices:
+        return []
+    rows = tokens.rows(split, indices)
+    length = max(2, _TEXT_TOKENS // len(indices))
+    ids, scored = rows.tokens[:, :length], rows.scored[:, :length]
+    real = np.arange(ids.shape[1]) < rows.lengths[:, None]
+    return [
+        Piece(*(torch.from_numpy(part[start : start + micro_batch].copy()) for part in (ids, scored, real)))
+        for start in range(0, len(indices), micro_batch)
+    ]
+
+
+def choose_depth(
+    teacher: DeepTeacher,
+    train: Sequence[Piece],
+    holdout: Sequence[Piece],
+    *,
+    num_layers: int,
+    named: Sequence[int] | None,
+    even: Callable[[int], list[int]],
+    kinds: Sequence[Hashable],
+    is_valid: Callable[[Sequence[int]], bool],
+    vocab_size: int,
+    wave_tokens: int,
+    chunk_tokens: int,
+    safe_point: Callable[[], None],
+) -> Depth:
+    """Choose the layers of a student, and say what other depths would begin with.
+
+    Args:
+        teacher: the whole model, in memory or streamed.
+        train: training text, by which the choice is made.
+        holdout: text that the losses are told for; the training text where it is empty.
+        num_layers: layers to keep.
+        named: the layers that the person wants; None to choose.
+        even: evenly spread layers of a depth.
+        kinds: of each layer; each kind keeps at least one layer where there is room.
+        is_valid: whether some layers make a model of the teacher's architecture.
+        vocab_size: V_eff.
+        wave_tokens: most tokens whose hidden states wait in a streamed pass.
+        chunk_tokens: positions whose logits exist at a time.
+        safe_point: called between pieces of work; may raise to stop.
+
+    Raises:
+        ModelError: no layers of this number make a model.
+        BadNumbers: the teacher gives numbers that are none.
+    """
+    bench = _Bench(teacher, vocab_size, wave_tokens, chunk_tokens, safe_point)
+    total = len(teacher.layers)
+    everything = tuple(range(total))
+    first = bench.influence(train, everything)
+    others = {max(1, round(share * total)) for share in _OTHER_DEPTHS}
+    depths = sorted({num_layers, *others}, reverse=True)
+    rounds = _in_rounds(bench, train, first, depths[-1], kinds)
+    chosen, way = tuple(named or ()), "named"
+    if named is None:
+        candidates = _candidates(num_layers, first, rounds, even, kinds, is_valid)
+        if not candidates:
+            raise ModelError(
+                f"No {num_layers} of the teacher's {total} layers make a model of its architecture.",
+                "Its configuration gives each layer a kind by its number, and the kinds would not fit.",
+                "Choose another --student_layers: a divisor of the teacher's layers, or all of them.",
+            )
+        losses = bench.losses(train, list(candidates.values()))
+        best = min(range(len(losses)), key=lambda place: (math.isnan(losses[place]), losses[place], place))
+        way, chosen = list(candidates.items())[best]
+    shown = [everything, *(rounds[depth] if depth != num_layers else chosen for depth in depths)]
+    shown = sorted({*shown, chosen}, key=lambda layers: -len(layers))
+    losses = bench.losses(holdout or train, shown)
+    cuts = tuple(Cut(layers, loss) for layers, loss in zip(shown, losses, strict=True))
+    return Depth(chosen, way, tuple(first), cuts)
+
+
+def _candidates(
+    num_layers: int,
+    influence: Sequence[float],
+    rounds: dict[int, tuple[int, ...]],
+    even: Callable[[int], list[int]],
+    kinds: Sequence[Hashable],
+    is_valid: Callable[[Sequence[int]], bool],
+) -> dict[str, tuple[int, ...]]:
+    """Cuts to compare, by the way they were found; only such as can be a model, each once."""
+    total = len(influence)
+    once = _most_influential(range(total), influence, num_layers, kinds)
+    found = {"influence in rounds": rounds[num_layers], "influence": once, "even": tuple(even(num_layers))}
+    valid: dict[str, tuple[int, ...]] = {}
+    for way, layers in found.items():
+        if layers not in valid.values() and is_valid(layers):
+            valid[way] = layers
+    if valid:
+        return valid
+    # Where kinds follow from numbers in a period, whole periods can go: a run of neighbours.
+    gap = total - num_layers
+    runs = [(*range(start), *range(start + gap, total)) for start in range(1, num_layers)]
+    runs.sort(key=lambda layers: -sum(influence[index] for index in layers))
+    return next(({"a run of neighbours left out": layers} for layers in runs if is_valid(layers)), {})
+
+
+def _in_rounds(
+    bench: _Bench, train: Sequence[Piece], influence: Sequence[float], fewest: int, kinds: Sequence[Hashable]
+) -> dict[int, tuple[int, ...]]:
+    """A cut for each depth from all layers down to ``fewest``, each a part of the one before."""
+    kept = tuple(range(len(influence)))
+    found = {len(kept): kept}
+    each_round = math.ceil(len(kept) / _ROUNDS)
+    while len(kept) > fewest:
+        for depth in range(len(kept) - 1, max(fewest, len(kept) - each_round) - 1, -1):
+            found[depth] = _most_influential(kept, influence, depth, kinds)
+        kept = found[max(fewest, len(kept) - each_round)]
+        if len(kept) > fewest:
+            influence = bench.influence(train, kept)
+    return found
+
+
+def _most_influential(
+    layers: Sequence[int], influence: Sequence[float], count: int, kinds: Sequence[Hashable]
+) -> tuple[int, ...]:
+    """The first, the last, one of each kind, and then those with most influence; ties keep the earlier layer."""
+    falling = sorted(layers, key=lambda index: (-influence[index], index))
+    ends = [layers[0], layers[-1]]
+    first_of_kind = {kinds[index]: index for index in reversed(falling)}
+    for index in ends:
+        first_of_kind.pop(kinds[index], None)
+    wanted = dict.fromkeys([*ends, *sorted(first_of_kind.values(), key=falling.index), *falling])
+    return tuple(sorted(list(wanted)[:count]))
+
+
+class _Bench:
+    """Passes of the teacher over a piece of text."""
+
+    def __init__(
+        self,
+        teacher: DeepTeacher,
+        vocab_size: int,
+        wave_tokens: int,
+        chunk_tokens: int,
+        safe_point: Callable[[], None],
+    ) -> None:
+        self._teacher = teacher
+        self._vocab_size = vocab_size
+        self._wave_tokens = wave_tokens
+        self._chunk_tokens = chunk_tokens
+        self._safe_point = safe_point
+        self._outputs: list[int | None] = [None] * len(teacher.layers)
+
+    def influence(self, text: Sequence[Piece], kept: Sequence[int]) -> list[float]:
+        """Of each layer, in a model that has only ``kept`` of them; 0 for the others.
+
+        Raises:
+            BadNumbers: hidden states are not numbers.
+        """
+        sums = torch.zeros(len(self._teacher.layers), dtype=torch.float64)
+        queues: dict[int, Iterator[Piece]] = {}
+
+        def heard(index: int, given: Tensor, output: Any) -> None:
+            self._outputs[index] = len(output) if isinstance(output, tuple) else None
+            output = output[0] if isinstance(output, tuple) else output
+            # A whole model takes one micro-batch through all layers, a streamed one all of them through one layer: the
+            # n-th call of a layer is for the n-th piece either way.
+            piece = next(queues.setdefault(index, iter(text)))
+            turned = 1.0 - cosine_similarity(given.float(), output.float(), dim=-1).double().cpu()
+            if turned.dim() > 2:  # several streams beside each other (Gemma 3n)
+                turned = turned.flatten(0, -3).mean(0)
+            sums[index] += turned[piece.real].sum()
+
+        with watched(self._teacher.layers, heard), cut_to(self._teacher.layers, [kept] * len(text), self._outputs):
+            self._teacher.last_hidden_states([piece.ids for piece in text], on_progress=self._progress)
+        if not bool(sums.isfinite().all()):
+            raise BadNumbers(
+                "The teacher's hidden states hold values that are not numbers.",
+                "Nothing can be learned from it.",
+                "In half precision, try --precision fp32; in fp32 the weights are damaged: download them again.",
+            )
+        count = sum(int(piece.real.sum()) for piece in text)
+        return [float(total) / max(1, count) for total in sums]
+
+    def losses(self, text: Sequence[Piece], cuts: Sequence[Sequence[int]]) -> list[float]:
+        """Mean cross-entropy to the labels with only these layers, for each cut; NaN where it is no number."""
+        sums = [0.0] * len(cuts)
+        for wave in self._waves(text, len(cuts)):
+            kept = [frozenset(cuts[place]) for place, _ in wave]
+            with cut_to(self._teacher.layers, kept, self._outputs):
+                states = self._teacher.last_hidden_states([piece.ids for _, piece in wave], on_progress=self._progress)
+            for (place, piece), hidden_states in zip(wave, states, strict=True):
+                sums[place] += self._nll(hidden_states, piece)
+                self._safe_point()
+        tokens = sum(int(piece.scored[:, 1:].sum()) for piece in text)
+        return [total / max(1, tokens) for total in sums]
+
+    def _waves(self, text: Sequence[Piece], num_cuts: int) -> Iterator[list[tuple[int, Piece]]]:
+        """Pairs of cut and piece that go through the layers together."""
+        wave: list[tuple[int, Piece]] = []
+        held = 0
+        for place in range(num_cuts):
+            for piece in text:
+                full = held + piece.ids.numel() > self._wave_tokens if self._teacher.whole_waves else True
+                if wave and full:
+                    yield wave
+                    wave, held = [], 0
+                wave.append((place, piece))
+                held += piece.ids.numel()
+        if wave:
+            yield wave
+
+    def _nll(self, hidden_states: Tensor, piece: Piece) -> float:
+        is_label = piece.scored[:, 1:].to(hidden_states.device)
+        states, labels = hidden_states[:, :-1][is_label], piece.ids[:, 1:].to(hidden_states.device)[is_label]
+        total = 0.0
+        for start in range(0, len(labels), self._chunk_tokens):
+            chunk = slice(start, start + self._chunk_tokens)
+            logits = self._teacher.logits(states[chunk])[:, : self._vocab_size]
+            own = logits.gather(1, labels[chunk, None])[:, 0]
+            total += float((logits.logsumexp(1) - own).double().sum())
+        return total
+
+    def _progress(self, _done: int, _total: int) -> None:
+        self._safe_point()
