@@ -5,7 +5,9 @@ Knows nothing of tokens, of files or of where the hold-out is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,9 +17,13 @@ class Document:
     Attributes:
         name: where it comes from, for messages; unique within a source.
         text: the text itself; for chat data, what is hashed to tell documents apart.
-        messages: the turns of a conversation (``role`` and ``content``), or None for plain text.
+        messages: the turns of a conversation (``role``, ``content`` and what else they have), or None for plain text.
+        fields: other fields of a conversation's record, for the chat template: ``tools``, ``documents``.
+        notes: what of a conversation was read in an unexpected way, to be counted.
     """
 
     name: str
     text: str
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from engine.data.parquet import without_nulls
 from engine.errors import DataError, shown_value
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
@@ -53,7 +54,7 @@ def dataset_rows(data: str, split: str) -> Iterator[dict[str, Any]]:
     name, _, configuration = data.partition(":")
     try:
         rows = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
-        yield from (dict(row) for row in rows)
+        yield from ({name: without_nulls(value) for name, value in row.items()} for row in rows)
     except (OSError, ValueError, RuntimeError) as error:  # its own errors derive from these
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(

@@ -14,7 +14,9 @@ _ROWS_AT_A_TIME = 256
 
 
 def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each row that are text or lists.
+    """Yield the columns of each row that are text, lists, objects or switches.
+
+    Objects of one column all have the same keys in a .parquet file; a key without a value was not there before.
 
     Raises:
         DataError: pyarrow is not installed.
@@ -35,7 +37,7 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
             columns = [field.name for field in file.schema_arrow if _may_hold_text(field.type, pyarrow.types)]
             rows = file.metadata.num_rows
             for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=columns, use_threads=False):
-                yield from batch.to_pylist()
+                yield from ({name: without_nulls(value) for name, value in row.items()} for row in batch.to_pylist())
                 part = int(size * min(1.0, batch.num_rows / max(1, rows)))
                 tally.bytes_read += part
                 done += part
@@ -46,6 +48,15 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
     tally.bytes_read += size - done
 
 
+def without_nulls(value: Any) -> Any:
+    """A value without the keys that are null in the objects within it."""
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return value
+
+
 def _may_hold_text(kind: Any, types: Any) -> bool:
     return bool(
         types.is_string(kind)
@@ -53,5 +64,7 @@ def _may_hold_text(kind: Any, types: Any) -> bool:
         or types.is_string_view(kind)
         or types.is_list(kind)
         or types.is_large_list(kind)
+        or types.is_struct(kind)
+        or types.is_boolean(kind)
         or (types.is_dictionary(kind) and types.is_string(kind.value_type))
     )

@@ -10,18 +10,20 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.data.checks import check_models
 from engine.data.document import Document
+from engine.data.fields import PREFERENCE
 from engine.data.holdout import smallest_fraction
 from engine.data.packing import PackedRow, Packer, TokenisedDocument
 from engine.data.sources import TextSource
 from engine.data.split import FINE, USUAL, Cutting, pieces, stretches
 from engine.data.tally import in_words
+from engine.data.tokenise import WEIGHT_0
 from engine.data.tokens import Split, TokenFile, TokenFileWriter
 from engine.errors import DataError
 from engine.events import EventWriter
@@ -43,6 +45,9 @@ _BATCH_CHARACTERS = 2**19
 _BATCH_TEXTS = 512
 _PROGRESS_SECONDS = 0.5
 
+AS_ASKED = frozenset({WEIGHT_0, PREFERENCE})
+"""What the data themselves ask for, and no surprise."""
+
 NOTHING_TO_LEARN = "row without a token to learn"
 NO_ROW = "text with a token that has no row in both embeddings"
 
@@ -54,6 +59,9 @@ class PrepareResult:
     Attributes:
         documents, holdout_documents: stretches of text that were tokenised for each side.
         skipped: what was left out, reason to count.
+        noted: what of the conversations that are used was changed or is not learned, reason to count.
+        plain_template: whether there are conversations and the tokenizer has no chat template, so that they are written
+            plainly.
         sequence_length: most tokens in a row.
         vocab_size: V_eff.
         tokenizer_sha, chat_template_sha: of the vocabulary; the template's is empty unless the data are conversations.
@@ -70,6 +78,8 @@ class PrepareResult:
     documents: int
     holdout_documents: int
     skipped: dict[str, int]
+    noted: dict[str, int]
+    plain_template: bool
     sequence_length: int
     vocab_size: int
     tokenizer_sha: str
@@ -156,7 +166,8 @@ def prepare(
                 break
         if cutting is FINE or cutting is None or work.rows["train"] + work.rows["holdout"] == 0:
             raise _too_little(source, work)
-        cutting, fraction = FINE, _enough_for_one(source, holdout, work, control)
+        usable = _Usable(DocumentTokeniser(tokenizer, str(teacher.path)), sequence_length)
+        cutting, fraction = FINE, _enough_for_one(source, holdout, work, usable, control)
     skipped = {**source.skipped, **work.skipped, **work.tokeniser.skipped}
     with TokenFile(out) as file:
         result = PrepareResult(
@@ -169,6 +180,8 @@ def prepare(
             documents=work.documents["train"],
             holdout_documents=work.documents["holdout"],
             skipped=skipped,
+            noted=dict(work.tokeniser.noted),
+            plain_template=work.has_messages and not work.tokeniser.has_template,
             sequence_length=sequence_length,
             vocab_size=vocabulary.size,
             tokenizer_sha=vocabulary.sha,
@@ -265,7 +278,7 @@ class _Preparation:
                 yield split, next(plain)
             else:
                 self.has_messages = True
-                conversation = self.tokeniser.conversation(item.messages or ())
+                conversation = self.tokeniser.conversation(item.messages or (), item.fields, item.notes)
                 if conversation is not None:
                     yield split, conversation
 
@@ -308,8 +321,24 @@ class _Preparation:
         return math.ceil(expected) if math.isfinite(expected) else done
 
 
-def _enough_for_one(source: TextSource, holdout: float, work: _Preparation, control: PhaseControl) -> float:
-    """The share of finely cut documents at which at least one is held out, the one whose hash is lowest.
+class _Usable:
+    """Whether a document gives a label: a template may refuse a conversation, or a question may fill the row."""
+
+    def __init__(self, tokeniser: DocumentTokeniser, sequence_length: int) -> None:
+        self._tokeniser = tokeniser
+        self._length = sequence_length
+
+    def __call__(self, document: Document) -> bool:
+        if document.messages is None:
+            return True
+        found = self._tokeniser.conversation(document.messages, document.fields)
+        return found is not None and any((found.trained or [])[1 : self._length])
+
+
+def _enough_for_one(
+    source: TextSource, holdout: float, work: _Preparation, usable: Callable[[Document], bool], control: PhaseControl
+) -> float:
+    """The share of finely cut documents at which at least one is held out, the usable one whose hash is lowest.
 
     Raises:
         DataError: there is only one.
@@ -318,7 +347,12 @@ def _enough_for_one(source: TextSource, holdout: float, work: _Preparation, cont
     for document in source.documents():
         control.safe_point()
         for piece in pieces(document, FINE):
-            lowest[piece] = smallest_fraction(piece)
+            fraction = smallest_fraction(piece)
+            if len(lowest) == 2 and fraction >= max(lowest.values()):
+                continue
+            if not usable(document):
+                break
+            lowest[piece] = fraction
             if len(lowest) > 2:
                 del lowest[max(lowest, key=lambda text: lowest[text])]
     if len(lowest) < 2:
@@ -328,15 +362,21 @@ def _enough_for_one(source: TextSource, holdout: float, work: _Preparation, cont
 
 def _too_little(source: TextSource, work: _Preparation) -> DataError:
     counts = {**source.skipped, **work.skipped, **work.tokeniser.skipped}
+    left_out = ""
+    if work.has_messages and counts:
+        # Records that were no conversations did not come as far as the tokeniser.
+        left, tried = sum(work.tokeniser.skipped.values()), work.tokeniser.num_conversations
+        unread = sum(source.skipped.values())
+        left_out = f"{left + unread:,} of {tried + unread:,} left out: {in_words(counts)}."
     if work.has_messages and not sum(work.rows.values()):
         return DataError(
             f"No conversation of {source.data} can be trained on.",
-            f"Left out: {in_words(counts)}.",
+            left_out,
             "Use data with answers of the assistant in the form of the model's chat template.",
         )
     return DataError(
         f"There is too little text in {source.data}: nothing of it could be both trained on and held out.",
-        "The student is measured with documents that it has not seen.",
+        f"The student is measured with documents that it has not seen. {left_out}".strip(),
         "Give more text, or another --holdout.",
     )
 
@@ -353,6 +393,16 @@ def _tell(
         events.log("warning", note, "untaught-ids")
     if result.skipped:
         events.log("info", f"Left out: {in_words(result.skipped)}.", "skipped")
+    if result.noted:
+        level = "info" if set(result.noted) <= AS_ASKED else "warning"
+        events.log(level, f"Of the conversations: {in_words(result.noted)}.", "conversations-noted")
+    if result.plain_template:
+        events.log(
+            "warning",
+            "The tokenizer has no chat template: conversations are written plainly, as User: and Assistant: with a "
+            "blank line between them. For another form put a chat_template.jinja into the teacher's folder.",
+            "plain-template",
+        )
     if samples is not None and result.train_rows < samples:
         events.log("warning", f"The text gives {result.train_rows:,} rows, not {samples:,}.", "fewer-rows")
     if vocabulary.eos_id is None:

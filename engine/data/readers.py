@@ -18,6 +18,7 @@ from engine.data.json_values import json_values
 from engine.data.lines import cut_lines, whole_lines
 from engine.data.parquet import read_parquet
 from engine.data.tally import MAX_RECORD_BYTES, Tally
+from engine.data.turns import are_turns
 
 Record = str | dict[str, Any]
 
@@ -103,6 +104,8 @@ def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
     else:
         if isinstance(value, str | dict):
             yield value
+        elif are_turns(value):
+            yield {"messages": value}  # a conversation that is the whole line
         else:
             tally.skip(_NOT_TEXT)
 
@@ -116,7 +119,7 @@ def _only_list(record: Record) -> list[Record] | None:
     if texts or len(lists) != 1 or not all(isinstance(row, dict) for row in lists[0]):
         return None
     rows: list[Record] = lists[0]
-    return None if all("role" in row for row in rows) else rows  # the turns of one conversation are one record
+    return None if are_turns(rows) else rows  # the turns of one conversation are one record
 
 
 def _no_text(head: bytes) -> str | None:

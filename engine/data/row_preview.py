@@ -147,7 +147,7 @@ def _tokenised(request: RowRequest, tokeniser: DocumentTokeniser) -> Iterator[tu
 
 def _ids(document: Document, text: str, tokeniser: DocumentTokeniser) -> TokenisedDocument | None:
     if document.messages is not None:
-        return tokeniser.conversation(document.messages)
+        return tokeniser.conversation(document.messages, document.fields, document.notes)
     return tokeniser.texts([text])[0]
 
 

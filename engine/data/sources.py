@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.document import Document
-from engine.data.fields import TextField, all_fields, choose_field, messages_of, text_fields, told
+from engine.data.fields import Form, Unclear, all_fields, choose_form, conversation_of, is_conversation_as_text
 from engine.data.folder import FoundFile, find_files, shown
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
 from engine.data.pieces import cut_text
@@ -27,6 +27,7 @@ from engine.data.python_docs import python_documents
 from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record
 from engine.data.signatures import PACKED, what_it_is_instead
 from engine.data.tally import Tally, in_words
+from engine.data.turns import UnusableTurns, told
 from engine.errors import DataError, shown_value
 
 PYTHON_DOCS = "python-docs"
@@ -36,6 +37,13 @@ ACCEPTED = ", ".join(READERS)
 _SUFFIXES = frozenset(READERS)
 _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
+_UNCLEAR = {
+    "many": "file without clear text field",
+    "none": "file without clear text field",
+    "turns": "file whose records are single turns of conversations",
+    "python": "file whose conversations are in Python's own notation (repr)",
+    "structure": "file whose field holds JSON that is no conversation",
+}
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,8 @@ class TextSource:
         self._split = split
         self._found = found
         self._tally = found
-        self.field: TextField | None = None
+        self.field: Form | None = None
         self.fields: tuple[str, ...] = ()
-        self._holds_text = False
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -109,7 +116,7 @@ class TextSource:
             yield from python_documents()
             return
         count = 0
-        unclear: list[tuple[str, list[str]]] = []
+        unclear: list[tuple[str, Unclear]] = []
         for document in self._all(tally, unclear):
             count += 1
             yield document
@@ -138,7 +145,7 @@ class TextSource:
             skipped=dict(self._found.skipped),
         )
 
-    def _all(self, tally: Tally, unclear: list[tuple[str, list[str]]]) -> Iterator[Document]:
+    def _all(self, tally: Tally, unclear: list[tuple[str, Unclear]]) -> Iterator[Document]:
         if not self.files:
             rows = dataset_rows(self.data, self._split)
             yield from self._documents_of(self.data, rows, tally, unclear)
@@ -152,9 +159,7 @@ class TextSource:
                     ) from error
                 tally.skip("file that cannot be read")
 
-    def _file_documents(
-        self, file: FoundFile, tally: Tally, unclear: list[tuple[str, list[str]]]
-    ) -> Iterator[Document]:
+    def _file_documents(self, file: FoundFile, tally: Tally, unclear: list[tuple[str, Unclear]]) -> Iterator[Document]:
         other = what_it_is_instead(file.path) if file.suffix != ".parquet" else None
         if other:
             tally.skip(other)
@@ -163,51 +168,32 @@ class TextSource:
         yield from self._documents_of(file.name, READERS[file.suffix](file.path, tally), tally, unclear)
 
     def _documents_of(
-        self, name: str, records: Iterable[Record], tally: Tally, unclear: list[tuple[str, list[str]]]
+        self, name: str, records: Iterable[Record], tally: Tally, unclear: list[tuple[str, Unclear]]
     ) -> Iterator[Document]:
         """The documents of one stream of records, all of them read from the same field."""
         stream = iter(records)
         first = list(_first(stream))
         rows = [record for record in first if isinstance(record, dict)]
-        field = choose_field(rows, self._text_field) if rows else None
-        if rows and field is None:
-            self._holds_text |= bool(text_fields(rows))
-            unclear.append((name, all_fields(rows) if self._text_field else text_fields(rows) or all_fields(rows)))
-            tally.skip(
-                f"file without the field {self._text_field!r}" if self._text_field else "file without clear text field"
-            )
-        self.field = self.field or field
+        form = choose_form(rows, self._text_field) if rows else None
+        if isinstance(form, Unclear):
+            unclear.append((name, form))
+            tally.skip(_UNCLEAR.get(form.why) or f"file without the field {self._text_field!r}")
+            form = None
+        self.field = self.field or form
         self.fields = self.fields or tuple(all_fields(rows))
         for number, record in enumerate(itertools.chain(first, stream), start=1):
             if isinstance(record, str):
-                yield from _checked(f"{name} {number}" if number > 1 else name, record, None, tally)
-            elif field is not None:
-                yield from _document(f"{name} {number}", record, field, tally)
+                yield from _checked(Document(f"{name} {number}" if number > 1 else name, record), tally)
+            elif form is not None:
+                yield from _document(f"{name} {number}", record, form, tally)
             elif number > len(first):
                 return
 
-    def _nothing(self, tally: Tally, unclear: Sequence[tuple[str, list[str]]]) -> DataError:
+    def _nothing(self, tally: Tally, unclear: Sequence[tuple[str, Unclear]]) -> DataError:
         where = shown(self.data)
         if unclear:
-            name, fields = unclear[0]
-            named = ", ".join(map(_quoted, fields[:20])) or "none"
-            if self._text_field:
-                return DataError(
-                    f"There is no field {self._text_field!r} in {where}.",
-                    f"The fields of {name} are {named}.",
-                    "Choose one of them with --text_field.",
-                )
-            if not self._holds_text:
-                return DataError(
-                    f"No field of {where} holds text.",
-                    f"The fields of {name} are {named}.",
-                    "Give data in which one field of each record is a text.",
-                )
-            return DataError(
-                f"It is not clear which field of {where} holds the text.",
-                f"The fields of {name} are {named}.",
-                "Choose one of them with --text_field.",
-            )
+            name, what = unclear[0]
+            return DataError(*what.told(where, name, self._text_field))
         passed_over = in_words(tally.skipped)
         return DataError(
             f"There is no usable text in {where}.",
@@ -285,32 +271,40 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, str | list) else 0
 
 
-def _document(name: str, record: dict[str, Any], field: TextField, tally: Tally) -> Iterator[Document]:
-    value = record.get(field.name)
+def _document(name: str, record: dict[str, Any], form: Form, tally: Tally) -> Iterator[Document]:
+    if form.is_chat:
+        try:
+            conversation = conversation_of(record, form)
+        except UnusableTurns as reason:
+            tally.skip(str(reason))
+            return
+        document = Document(
+            name, told(conversation.messages), conversation.messages, conversation.fields, conversation.notes
+        )
+        yield from _checked(document, tally)
+        return
+    value = record.get(form.name)
     if value is None:
-        tally.skip(f"record without {field.name!r}")
-    elif field.is_chat:
-        messages = messages_of(value)
-        if messages is None:
-            tally.skip(f"record whose {field.name!r} holds no plain conversation")
-        else:
-            yield from _checked(name, told(messages), messages, tally)
+        tally.skip(f"record without {form.name!r}")
     elif not isinstance(value, str):
-        tally.skip(f"record whose {field.name!r} is no text")
+        tally.skip(f"record whose {form.name!r} is no text")
+    elif is_conversation_as_text(value):
+        tally.skip(f"record whose {form.name!r} is a conversation written as text")
     else:
-        yield from _checked(name, value, None, tally)
+        yield from _checked(Document(name, value), tally)
 
 
-def _checked(name: str, text: str, messages: tuple[dict[str, str], ...] | None, tally: Tally) -> Iterator[Document]:
+def _checked(document: Document, tally: Tally) -> Iterator[Document]:
     """The document, cut where it is very long; nothing when the text is none."""
+    name, text = document.name, document.text
     if not text or text.isspace():
         tally.skip("empty document")
     elif "\0" in text:
         tally.skip("document with NUL characters")
     elif not _is_unicode(text):
         tally.skip("document that is not valid Unicode")
-    elif messages is not None or len(text) <= MAX_DOCUMENT_CHARACTERS:
-        yield Document(name, text, messages)
+    elif document.messages is not None or len(text) <= MAX_DOCUMENT_CHARACTERS:
+        yield document
     else:
         for number, piece in enumerate(cut_text(text, MAX_DOCUMENT_CHARACTERS), start=1):
             yield Document(f"{name} part {number}", piece)
@@ -322,8 +316,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:  # lone surrogates: bytes that were not UTF-8, or half of an escaped character
         return False
     return True
-
-
-def _quoted(name: str) -> str:
-    shortened = name if len(name) <= 60 else name[:57] + "..."
-    return repr(shortened)

@@ -1,33 +1,46 @@
 """From texts and conversations to token ids, with the tokenizer of the models.
 
 A text gets no special tokens (the packer puts them between documents). A conversation goes through the tokenizer's chat
-template, and only what the assistant says is trained on: found by the template's own marks where it has them, else by
-rendering the conversation up to each answer. Where that cannot be told faithfully the conversation is left out and
-counted. Knows nothing of files and rows.
+template, and only what the assistant says is trained on, with what ends a turn. An answer that cannot be located in
+what the template writes is not trained on; a conversation without any is left out. Both are counted. Knows nothing of
+files and rows.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.data.answers import Span, locate
+from engine.data.chat_template import (
+    CALL_LOST,
+    REFUSED,
+    TURN_LOST,
+    ChatTemplate,
+    LeavesOut,
+    TemplateRefuses,
+    Written,
+    calls_written,
+    rendered,
+)
 from engine.data.packing import TokenisedDocument
 from engine.data.pieces import cut_text
+from engine.data.turns import Messages, Turn, is_learned
 from engine.errors import DataError
-
-Messages = tuple[dict[str, str], ...]
-
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # A longer text is tokenised in parts, cut at paragraph borders: the tokenizer works on parts at once, and on long ones
 # slower (3 MB in parts of 32k characters took 1.2 s of CPU and 20 MB, in parts of 512k 1.9 s and 165 MB).
 _SEGMENT_CHARACTERS = 32_768
 
 NO_ANSWER = "conversation without an answer"
-UNFAITHFUL = "conversation in which the chat template does not keep earlier turns as they were"
-REFUSED = "conversation that the chat template refuses"
+NOT_LEARNED = "conversation of which every answer has the weight 0"
+NOT_LOCATED = "conversation of which no answer can be located in what the chat template writes"
+
+WEIGHT_0 = "answer with the weight 0 (read, not learned)"
+EMPTY = "answer of which the chat template writes nothing (not learned)"
+LOST = "answer that cannot be located in what the chat template writes (read, not learned)"
+NO_REASONING = "answer whose reasoning the chat template leaves out"
 
 
 class DocumentTokeniser:
@@ -39,6 +52,9 @@ class DocumentTokeniser:
 
     Attributes:
         skipped: conversations that were left out, reason to count.
+        noted: what of the others was changed or is not learned, reason to count.
+        num_conversations: that were met, those left out too.
+        end_ids: tokens that end an answer, as far as conversations were met.
         bos_id: the token that the tokenizer puts before each text, for models that were trained to see one; None when
             it puts none.
     """
@@ -51,10 +67,18 @@ class DocumentTokeniser:
                 "Convert it once with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder).",
             )
         self._tokenizer = tokenizer
-        self._name = name
-        self._has_marks = bool(_GENERATION_MARK.search(_template_of(tokenizer)))
+        self._template = ChatTemplate(tokenizer)
+        self._special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         self.skipped: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
+        self.num_conversations = 0
+        self.end_ids: set[int] = set()
         self.bos_id = _leading_bos(tokenizer)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template; without one conversations are written plainly."""
+        return not self._template.is_plain
 
     def texts(self, texts: Sequence[str]) -> list[TokenisedDocument]:
         """Tokenise plain texts; ones that give no token come back empty."""
@@ -71,77 +95,142 @@ class DocumentTokeniser:
         ids = iter(encoded["input_ids"])
         return [TokenisedDocument([token for _ in parts for token in next(ids)]) for parts in segments]
 
-    def conversation(self, messages: Messages) -> TokenisedDocument | None:
+    def conversation(
+        self, messages: Messages, fields: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
+    ) -> TokenisedDocument | None:
         """Tokenise a conversation; None when it was left out, and counted.
 
-        Raises:
-            DataError: the tokenizer has no chat template.
+        Args:
+            messages: the turns.
+            fields: other fields of the record, for templates that ask for them.
+            notes: what was noted when it was read; counted where the conversation is used.
         """
-        if not self._tokenizer.chat_template:
-            raise DataError(
-                f"The data are conversations, and the tokenizer in {self._name} has no chat template.",
-                "It says how a conversation is written for the model.",
-                "Choose a model that was trained to chat, or name a field with plain text (--text_field).",
-            )
-        if not any(message["role"] == "assistant" for message in messages):
-            self.skipped[NO_ANSWER] += 1
-            return None
+        self.num_conversations += 1
+        if not any(turn["role"] == "assistant" for turn in messages):
+            return self._left_out(NO_ANSWER)
+        if not any(map(is_learned, messages)):
+            return self._left_out(NOT_LEARNED)
         try:
-            document = self._by_marks(messages) if self._has_marks else self._by_prefixes(messages)
-        except _template_errors() as error:
-            del error  # the template's own words may quote the data
-            self.skipped[REFUSED] += 1
-            return None
-        if document is None:
-            self.skipped[UNFAITHFUL] += 1
-        elif not any(document.trained or ()):
-            self.skipped[NO_ANSWER] += 1
-            return None
+            written = self._template.write(messages, fields or {})
+            spans, found = self._answers(written)
+            if not spans:
+                return self._left_out(NO_ANSWER if EMPTY in found else NOT_LOCATED if LOST in found else NO_ANSWER)
+            document = self._tokenised(written, spans)
+        except TemplateRefuses as refusal:
+            return self._left_out(f"{REFUSED} ({refusal})" if str(refusal) else REFUSED)
+        except LeavesOut:
+            return self._left_out(TURN_LOST)
+        if not any(document.trained or ()):
+            return self._left_out(NO_ANSWER)
+        self.noted.update([*notes, *written.notes, *found])
         return document
 
-    def _by_marks(self, messages: Messages) -> TokenisedDocument:
-        encoded = self._tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        return TokenisedDocument(list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]])
+    def _left_out(self, reason: str) -> TokenisedDocument | None:
+        self.skipped[reason] += 1
+        return None
 
-    def _by_prefixes(self, messages: Messages) -> TokenisedDocument | None:
-        """Render up to each answer with and without it: what comes in between is the answer.
+    def _answers(self, written: Written) -> tuple[list[Span], list[str]]:
+        """Where the answers that are learned stand, and what is to be told of the others."""
 
-        Some templates change earlier turns when later ones follow (they drop the reasoning). Then the beginning of the
-        conversation is not what was rendered, and None says so.
-        """
-        whole = self._render(messages)
-        answers: list[tuple[int, int]] = []
-        for number, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before = self._render(messages[:number], add_generation_prompt=True)
-                after = self._render(messages[: number + 1])
-                if not (whole.startswith(after) and after.startswith(before)):
-                    return None
-                answers.append((len(before), len(after)))
+        def render(turns: Sequence[Turn], invites: bool) -> str | None:
+            return rendered(self._template, turns, written.fields, invites)
+
+        spans: list[Span] = []
+        found: list[str] = []
+        for number, turn in enumerate(written.messages):
+            if turn["role"] != "assistant":
+                continue
+            if not is_learned(turn):
+                found.append(WEIGHT_0)
+                continue
+            span = locate(render, written.messages, number, written.text)
+            if self._is_nothing(render, written, number, span):
+                found.append(EMPTY)
+            elif span is None:
+                found.append(LOST)
+            elif not calls_written(turn, written.text[slice(*span)]):
+                found.append(CALL_LOST)
+            else:
+                if _reasoning(turn) not in written.text[slice(*span)]:
+                    found.append(NO_REASONING)
+                spans.append(span)
+        return spans, found
+
+    def _is_nothing(self, render: Any, written: Written, number: int, span: Span | None) -> bool:
+        """Whether the template writes the same for an answer and for none."""
+        turn = written.messages[number]
+        content = (turn["content"] or "").strip()
+        if content and span is not None and content in written.text[slice(*span)]:
+            return False
+        if not content and not turn.keys() - {"role", "content", "name"}:
+            return True
+        nothing = {"role": "assistant", "content": ""}
+        without = render([*written.messages[:number], nothing, *written.messages[number + 1 :]], False)
+        return bool(without == written.text)
+
+    def _tokenised(self, written: Written, spans: list[Span]) -> TokenisedDocument:
         encoded = self._tokenizer(
-            whole, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+            written.text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
         )
-        # A token that begins before the answer is not all the assistant's.
-        trained = [
-            any(first <= start and end <= last and start < end for first, last in answers)
-            for start, end in encoded["offset_mapping"]
-        ]
-        return TokenisedDocument(list(encoded["input_ids"]), trained)
+        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        marks = None
+        if self._template.has_marks(written.fields):
+            marks = self._template.marks(written.messages, written.fields)
+            if len(marks) != len(ids) or not any(marks):
+                marks = None
+        trained = [False] * len(ids)
+        for first, last in spans:
+            # A token that begins before the answer is not all the assistant's.
+            inside = [place for place, (start, end) in enumerate(offsets) if first <= start < last and end <= last]
+            if marks is not None:
+                inside = _as_marked(inside, marks, ids, self._special)
+            inside = _without_what_follows_the_end(inside, ids, offsets, written.text, self._special)
+            for place in inside:
+                trained[place] = True
+            if inside and ids[inside[-1]] in self._special:
+                self.end_ids.add(ids[inside[-1]])
+        eos_id = self._tokenizer.eos_token_id
+        ends = max((place for place, is_trained in enumerate(trained) if is_trained), default=-1)
+        if (
+            eos_id is not None
+            and ends >= 0
+            and ids[ends] not in self._special
+            and not written.text[offsets[ends][1] :].strip()
+        ):
+            # Nothing of the template's says where the last answer ends: the end of the text does.
+            ids, trained = [*ids[: ends + 1], eos_id], [*trained[: ends + 1], True]
+            self.end_ids.add(eos_id)
+        return TokenisedDocument(ids, trained)
 
-    def _render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return text
+
+def _reasoning(turn: Turn) -> str:
+    value = next((turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)), "")
+    return value.strip() if isinstance(value, str) else ""
 
 
-def _template_of(tokenizer: Any) -> str:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template or ""
+def _as_marked(inside: list[int], marks: list[bool], ids: list[int], special: set[int]) -> list[int]:
+    """Places of an answer that the template marks, and the token that ends the turn right behind them."""
+    marked = [place for place in inside if marks[place]]
+    if marked and ids[marked[-1]] not in special:
+        following = marked[-1] + 1
+        if following in inside and ids[following] in special:
+            marked.append(following)
+    return marked
+
+
+def _without_what_follows_the_end(
+    inside: list[int], ids: list[int], offsets: list[tuple[int, int]], text: str, special: set[int]
+) -> list[int]:
+    """Places up to the token that ends the turn: a line break behind it is never the model's to write."""
+    ends = next((number for number in reversed(range(len(inside))) if ids[inside[number]] in special), None)
+    if ends is None or ends == len(inside) - 1:
+        return inside
+    rest = text[offsets[inside[ends]][1] : offsets[inside[-1]][1]]
+    return inside if rest.strip() else inside[: ends + 1]
 
 
 def _leading_bos(tokenizer: Any) -> int | None:
@@ -150,10 +239,3 @@ def _leading_bos(tokenizer: Any) -> int | None:
     with_special = tokenizer("a", verbose=False)["input_ids"]
     without = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
     return bos_id if bos_id is not None and with_special[:1] == [bos_id] and without[:1] != [bos_id] else None
-
-
-def _template_errors() -> tuple[type[Exception], ...]:
-    """What a chat template raises on messages it does not take: its own refusal, or a field it expects."""
-    from jinja2 import TemplateError
-
-    return (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)

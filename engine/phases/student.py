@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import SETTINGS, RunConfig
+from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
 from engine.events import EventWriter
+from engine.files import write_atomic
 from engine.models.load import check_numbers, load_causal_lm, load_tokenizer, own_weights
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
@@ -96,6 +98,9 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
         version=__version__,
     )
     export_student(model, tokenizer, run.student_path, card, dtype=stored)
+    if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
+        # The form that the conversations were written in, so that a chat with the student is written alike.
+        write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)
     result = {
         **figures,
         "samples": _samples(run, tokenizer, prompts, learned),

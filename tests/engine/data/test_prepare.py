@@ -25,7 +25,7 @@ from engine.events import read_events
 from engine.models.load import load_tokenizer
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
-from tests.engine.data.small_data import make_bos_model, make_chat_model, run_prepare, texts_of, write_chats
+from tests.engine.data.small_data import TEMPLATE, make_bos_model, make_chat_model, run_prepare, texts_of, write_chats
 from tests.tiny import MAX_POSITIONS, VOCAB_SIZE, tiny_model, tiny_texts
 
 EOS = 0
@@ -195,9 +195,71 @@ def test_conversations_without_any_answer_are_an_error_that_says_why(tmp_path: P
     assert not list(tmp_path.glob("tokens*"))
 
 
-def test_conversations_for_a_model_that_cannot_chat_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no chat template"):
-        run(write_chats(tmp_path / "chat.jsonl"), tmp_path)
+def test_conversations_for_a_model_without_a_template_are_written_plainly_and_that_is_told(tmp_path: Path) -> None:
+    result = run(write_chats(tmp_path / "chat.jsonl"), tmp_path)
+    assert result.plain_template
+    assert "no chat template" in (tmp_path / "events.jsonl").read_text()
+    with TokenFile(tmp_path / "tokens.h5") as file:
+        rows = file.rows("train", range(file.num_rows("train")))
+    tokenizer = load_tokenizer(tiny_model())
+    assert "User: question 7\n\nAssistant: answer 7<|endoftext|>" in tokenizer.decode(rows.tokens.flatten().tolist())
+    assert "question" not in tokenizer.decode(rows.tokens[rows.scored].tolist())
+
+
+def test_the_way_out_of_the_plain_template_is_one_in_the_teachers_folder(tmp_path: Path, chat_model: Path) -> None:
+    result = run(write_chats(tmp_path / "chat.jsonl"), tmp_path, teacher=read_spec(chat_model), student=None)
+    assert not result.plain_template
+    assert "no chat template" not in (tmp_path / "events.jsonl").read_text()
+
+
+def _write_half_refused(path: Path, refused: int, good: int) -> None:
+    """Conversations, the first of which the template does not take."""
+    rows = [[{"role": "assistant", "content": f"answer {n}"}] for n in range(refused)]
+    rows += [
+        [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"answer {n}"}]
+        for n in range(good)
+    ]
+    path.write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+
+
+@pytest.fixture
+def strict_model(tmp_path: Path) -> Path:
+    folder = make_chat_model(tmp_path / "strict-model")
+    refusing = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + TEMPLATE
+    (folder / "chat_template.jinja").write_text(refusing)
+    return folder
+
+
+@pytest.mark.parametrize("good", [2, 3, 10, 40])
+def test_the_hold_out_is_drawn_of_conversations_that_can_be_used(tmp_path: Path, strict_model: Path, good: int) -> None:
+    _write_half_refused(tmp_path / "chat.jsonl", refused=40, good=good)
+    result = run(
+        tmp_path / "chat.jsonl", tmp_path, teacher=read_spec(strict_model), student=None, holdout=0.001, packing=False
+    )
+    assert min(result.train_rows, result.holdout_rows) >= 1
+    assert result.documents + result.holdout_documents == good
+    assert result.skipped == {"conversation that the chat template refuses (user first)": 40}
+
+
+def test_too_few_conversations_that_can_be_used_are_told_with_the_others(tmp_path: Path, strict_model: Path) -> None:
+    _write_half_refused(tmp_path / "chat.jsonl", refused=40, good=1)
+    with pytest.raises(DataError, match="too little text") as caught:
+        run(tmp_path / "chat.jsonl", tmp_path, teacher=read_spec(strict_model), student=None)
+    assert "40 of 41 left out: 40 × conversation that the chat template refuses (user first)." in caught.value.why
+
+
+def test_what_is_read_and_not_learned_is_told(tmp_path: Path, strict_model: Path) -> None:
+    rows = [
+        [{"role": "user", "content": f"q {n}"}, {"role": "assistant", "content": f"a {n}", "weight": n % 2}]
+        for n in range(40)
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps({"messages": 2 * row}) for row in rows))
+    result = run(tmp_path / "chat.jsonl", tmp_path, teacher=read_spec(strict_model), student=None, sequence_length=64)
+    assert result.skipped == {"conversation of which every answer has the weight 0": 20}
+    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps({"messages": rows[0] + row}) for row in rows[1:]))
+    result = run(tmp_path / "chat.jsonl", tmp_path, teacher=read_spec(strict_model), student=None, sequence_length=64)
+    assert result.noted["answer with the weight 0 (read, not learned)"] >= 20
+    assert "Of the conversations: 20 × answer with the weight 0" in (tmp_path / "events.jsonl").read_text()
 
 
 def test_row_without_a_label_is_left_out_and_counted(tmp_path: Path, chat_model: Path) -> None:

@@ -95,8 +95,6 @@ def test_of_conversations_what_is_learned_is_told_from_what_is_read(tmp_path: Pa
 
 
 def test_what_is_wrong_is_said_in_the_words_of_the_run(tmp_path: Path, notes: Path) -> None:
-    with pytest.raises(DataError, match="no chat template"):
-        first_rows(request(tiny_model("llama"), write_chats(tmp_path / "chat.jsonl")))
     with pytest.raises(ModelError, match="There is no folder"):
         first_rows(request(tmp_path / "nobody", notes))
     (tmp_path / "one.txt").write_text("a")

@@ -383,12 +383,12 @@ def test_field_is_found_by_looking(tmp_path: Path, record: dict[str, Any], field
 
 
 def test_unclear_field_is_an_error_that_names_the_fields(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", [{"question": "Why is it?", "answer": "Because it is."}])
+    write_lines(tmp_path / "a.jsonl", [{"title": "Why is it?", "summary": "Because it is."}])
     with pytest.raises(DataError, match="not clear which field") as caught:
         documents(tmp_path)
-    assert "'question', 'answer'" in caught.value.why
+    assert "'title', 'summary'" in caught.value.why
     assert "--text_field" in caught.value.todo
-    assert texts(tmp_path, "answer") == ["Because it is."]
+    assert texts(tmp_path, "summary") == ["Because it is."]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
@@ -414,7 +414,6 @@ def test_conversations_are_recognised(tmp_path: Path) -> None:
     ]
     rows = [
         {"text": "rendered", "messages": turns},
-        {"messages": [{"role": "user", "content": None}]},
         {"messages": []},
     ]
     write_lines(tmp_path / "a.jsonl", rows)
@@ -423,7 +422,7 @@ def test_conversations_are_recognised(tmp_path: Path) -> None:
         {"role": "user", "content": "Hello?"},
         {"role": "assistant", "content": "Yes."},
     )
-    assert skipped(tmp_path) == {"record whose 'messages' holds no plain conversation": 2}
+    assert skipped(tmp_path) == {"record whose 'messages' holds no conversation": 1}
     assert source(tmp_path).describe().has_messages
     assert texts(tmp_path, "text") == ["rendered"], "the person may choose the plain text"
 

@@ -4,123 +4,335 @@ from typing import Any
 
 import pytest
 
-from engine.data.tokenise import NO_ANSWER, REFUSED, UNFAITHFUL, DocumentTokeniser
-from engine.errors import DataError
-from tests.tiny import tiny_tokenizer_folder
+from engine.data import tokenise
+from engine.data.chat_template import CALL_LOST, DEVELOPER_AS_SYSTEM, REFUSED, SYSTEM_MOVED, TOOLS_LOST, TURN_LOST
+from engine.data.tokenise import EMPTY, NO_ANSWER, NO_REASONING, NOT_LEARNED, NOT_LOCATED, WEIGHT_0
+from engine.data.tokenise import DocumentTokeniser as Tokeniser
+from tests.engine.data.chat_templates import (
+    CHATML,
+    CHATML_WITH_DEFAULT,
+    DEEPSEEK,
+    FAMILIES,
+    GEMMA,
+    LLAMA3,
+    MARKED,
+    MISTRAL,
+    QWEN3,
+    learned_texts,
+    tokenizer_with,
+)
 
+TWO_ANSWERS = (
+    {"role": "user", "content": "a?"},
+    {"role": "assistant", "content": "one"},
+    {"role": "user", "content": "b?"},
+    {"role": "assistant", "content": "two"},
+)
+SYSTEM = {"role": "system", "content": "Be brief."}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 2}}}
+WITH_CALL = (
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "4"},
+    {"role": "assistant", "content": "It is 4."},
+)
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {}}}]
 PLAIN = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|endoftext|>\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-MARKED = (
-    "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}"
-    "{% generation %}{{ m['content'] }}<|endoftext|>{% endgeneration %}"
-    "{% else %}{{ m['content'] }}<|endoftext|>{% endif %}"
-    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-# Like those of reasoning models: of an answer that is not the last, the thought is dropped.
-FORGETFUL = (
-    "{% for m in messages %}<{{ m['role'] }}>{% if loop.last %}{{ m['content'] }}{% else %}"
-    "{{ m['content'].split('#')[-1] }}{% endif %}<|endoftext|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + PLAIN
-
-TWO_TURNS = (
-    {"role": "user", "content": "What leaves records?"},
-    {"role": "assistant", "content": "The teacher."},
-    {"role": "user", "content": "Who learns?"},
-    {"role": "assistant", "content": "The student, ünïcödé 漢字."},
+# A thought stands before the last answer alone, and no invitation to answer tells of it.
+THINKS_LAST = (
+    "{% for m in messages %}<{{ m['role'] }}>{% if loop.last and m['role'] == 'assistant' %}[think][/think]{% endif %}"
+    "{{ m['content'] }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
-def tokenizer_with(template: str | None) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder())
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def trained_text(tokenizer: Any, document: Any) -> str:
-    """What is trained on, with a bar where something is left out."""
-    said = ""
-    for token, trained in zip(document.ids, document.trained, strict=True):
-        said += f"\x01{token}" if trained else "|"
-    while "||" in said:
-        said = said.replace("||", "|")
-    parts = [[int(number) for number in part.split("\x01")[1:]] for part in said.split("|")]
-    return "|".join(tokenizer.decode(part) for part in parts)
-
-
-@pytest.mark.parametrize("template", [PLAIN, MARKED])
-def test_only_the_answers_and_their_ends_are_trained_on(template: str) -> None:
+def learn(template: str | None, messages: Any, fields: Any = None) -> tuple[list[str], Tokeniser, str]:
+    """What is learned of a conversation, the tokeniser with its counts, and all that is read."""
     tokenizer = tokenizer_with(template)
-    tokeniser = DocumentTokeniser(tokenizer, "folder")
-    document = tokeniser.conversation(TWO_TURNS)
-    assert document is not None
-    assert tokenizer.decode(document.ids) == tokenizer.apply_chat_template(list(TWO_TURNS), tokenize=False)
-    said = trained_text(tokenizer, document).replace("<|endoftext|>\n", "<|endoftext|>")
-    assert said.strip("|") == "The teacher.<|endoftext|>|The student, ünïcödé 漢字.<|endoftext|>"
-    assert not tokeniser.skipped
+    tokeniser = Tokeniser(tokenizer, "folder")
+    document = tokeniser.conversation(tuple(messages), fields)
+    if document is None:
+        return [], tokeniser, ""
+    return learned_texts(tokenizer, document), tokeniser, tokenizer.decode(document.ids)
 
 
-def test_marks_and_prefixes_tell_the_same_answers() -> None:
-    by_marks = DocumentTokeniser(tokenizer_with(MARKED), "folder").conversation(TWO_TURNS)
-    by_prefixes = DocumentTokeniser(tokenizer_with(PLAIN), "folder").conversation(TWO_TURNS)
-    assert by_marks is not None
-    assert by_prefixes is not None
-    assert by_marks.ids == by_prefixes.ids
-    differing = [
-        token
-        for token, mark, prefix in zip(by_marks.ids, by_marks.trained or (), by_prefixes.trained or (), strict=True)
-        if mark != prefix
-    ]
-    newline = tokenizer_with(None)("\n", add_special_tokens=False).input_ids
-    assert differing == newline * 2, "but for the line break behind an answer"
+# Every family
 
 
-def test_a_template_that_changes_earlier_turns_is_not_trusted() -> None:
-    tokeniser = DocumentTokeniser(tokenizer_with(FORGETFUL), "folder")
-    thinking = tuple(
-        {**turn, "content": f"thought#{turn['content']}"} if turn["role"] == "assistant" else turn for turn in TWO_TURNS
+@pytest.mark.parametrize("name", FAMILIES)
+def test_both_answers_and_what_ends_them_are_learned_and_nothing_else(name: str) -> None:
+    family = FAMILIES[name]
+    learned, tokeniser, read = learn(family.template, TWO_ANSWERS)
+    assert tuple(learned) == family.learned
+    assert not tokeniser.skipped + tokeniser.noted
+    written = tokenizer_with(family.template).apply_chat_template(list(TWO_ANSWERS), tokenize=False)
+    assert read == written.rstrip() + "\n\n<|endoftext|>" if name == "alpaca" else read == written
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_system_turn_is_never_lost(name: str) -> None:
+    family = FAMILIES[name]
+    learned, tokeniser, read = learn(family.template, (SYSTEM, *TWO_ANSWERS))
+    assert tuple(learned) == family.learned
+    assert read.count("Be brief.") == 1
+    assert read.index("Be brief.") < read.index("a?")
+    assert tokeniser.noted == ({} if family.takes_system else {SYSTEM_MOVED: 1})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_developer_turn_is_written_as_what_the_template_takes(name: str) -> None:
+    learned, tokeniser, read = learn(FAMILIES[name].template, ({**SYSTEM, "role": "developer"}, *TWO_ANSWERS))
+    assert tuple(learned) == FAMILIES[name].learned
+    assert read.count("Be brief.") == 1
+    assert "developer" in read or tokeniser.noted in ({SYSTEM_MOVED: 1}, {DEVELOPER_AS_SYSTEM: 1})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_of_weight_0_is_read_and_not_learned(name: str) -> None:
+    first, second = ({**turn, "weight": number} for number, turn in enumerate(TWO_ANSWERS[1::2]))
+    learned, tokeniser, read = learn(FAMILIES[name].template, (TWO_ANSWERS[0], first, TWO_ANSWERS[2], second))
+    assert learned == [FAMILIES[name].learned[1]]
+    assert "one" in read
+    assert tokeniser.noted == {WEIGHT_0: 1}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_empty_answer_is_never_learned(name: str) -> None:
+    learned, tokeniser, _ = learn(FAMILIES[name].template, (TWO_ANSWERS[0], {**TWO_ANSWERS[1], "content": " "}))
+    assert learned == []
+    assert tokeniser.skipped == {NO_ANSWER: 1}
+    learned, tokeniser, _ = learn(
+        FAMILIES[name].template, (TWO_ANSWERS[0], {**TWO_ANSWERS[1], "content": ""}, *TWO_ANSWERS[2:])
     )
-    assert tokeniser.conversation(thinking) is None
-    assert tokeniser.skipped == {UNFAITHFUL: 1}
-    assert tokeniser.conversation(thinking[:2]) is not None, "of one answer nothing is dropped"
+    assert learned == [FAMILIES[name].learned[1]]
+    assert tokeniser.noted == {EMPTY: 1}
 
 
-def test_what_the_template_refuses_is_counted() -> None:
-    tokeniser = DocumentTokeniser(tokenizer_with(STRICT), "folder")
-    assert tokeniser.conversation(TWO_TURNS[1:]) is None
-    assert tokeniser.skipped == {REFUSED: 1}
+# Templates that write a turn in another way once later ones follow
+
+
+def test_a_thought_before_the_last_answer_alone_is_part_of_it() -> None:
+    learned, _, read = learn(THINKS_LAST, TWO_ANSWERS)
+    assert read == (
+        "<user>a?<|endoftext|><assistant>one<|endoftext|><user>b?<|endoftext|>"
+        "<assistant>[think][/think]two<|endoftext|>"
+    )
+    assert learned == ["one<|endoftext|>", "[think][/think]two<|endoftext|>"]
+
+
+@pytest.mark.parametrize("template", [QWEN3, DEEPSEEK])
+def test_what_a_template_drops_of_earlier_answers_is_not_learned(template: str) -> None:
+    thinking = [
+        {**turn, "content": f"<think>\nhm {turn['content']}\n</think>\n\n{turn['content']}"}
+        if turn["role"] == "assistant"
+        else turn
+        for turn in TWO_ANSWERS
+    ]
+    learned, _, read = learn(template, thinking)
+    assert learned[0] in ("one<|im_end|>", "\n\none<|end_of_sentence|>")
+    assert "hm one" not in read
+    assert ("hm two" in learned[1]) == (template is QWEN3)
+
+
+def test_reasoning_that_is_left_out_is_told() -> None:
+    turns = [{**turn, "reasoning_content": "hm"} if turn["role"] == "assistant" else turn for turn in TWO_ANSWERS]
+    learned, tokeniser, _ = learn(QWEN3, turns)
+    assert learned == ["one<|im_end|>", "<think>\nhm\n</think>\n\ntwo<|im_end|>"]
+    assert tokeniser.noted == {NO_REASONING: 1}
+
+
+def test_an_answer_that_the_template_leaves_out_is_told() -> None:
+    last_two = PLAIN.replace("in messages", "in messages[-2:]")
+    learned, tokeniser, _ = learn(last_two, TWO_ANSWERS)
+    assert learned == []
+    assert tokeniser.skipped == {TURN_LOST: 1}, "a question is left out as well"
+    only_the_last_answer = PLAIN.replace(
+        "{{ m['content'] }}", "{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}"
+    )
+    learned, tokeniser, _ = learn(only_the_last_answer, TWO_ANSWERS)
+    assert learned == ["two<|endoftext|>"]
+    assert tokeniser.noted == {EMPTY: 1}
+
+
+def test_an_answer_that_cannot_be_located_is_told() -> None:
+    lying = PLAIN.replace("<assistant>{% endif", "?{% endif")  # what it invites with is not what it writes
+    doubled = lying.replace(
+        "{{ m['content'] }}", "{{ m.content }}{% if m.content != 'two' %}{{ m.content }}{% endif %}"
+    )
+    learned, tokeniser, _ = learn(doubled, TWO_ANSWERS[:2])
+    assert learned == []
+    assert tokeniser.skipped == {NOT_LOCATED: 1}
+    learned, tokeniser, _ = learn(lying, TWO_ANSWERS[:2])
+    assert learned == ["one<|endoftext|>"]
+
+
+# Tool calls
+
+
+@pytest.mark.parametrize(
+    ("template", "call"),
+    [
+        (QWEN3, '<tool_call>\n{"name": "add", "arguments": {"x": 2}}\n</tool_call><|im_end|>'),
+        (LLAMA3, '{"name": "add", "parameters": {"x": 2}}<|eot_id|>'),
+        (MISTRAL, '[TOOL_CALLS][{"name": "add", "arguments": {"x": 2}}]<|endoftext|>'),
+        (None, ' [{"type": "function", "function": {"name": "add", "arguments": {"x": 2}}}]<|endoftext|>'),
+    ],
+)
+@pytest.mark.parametrize("more", [(), TWO_ANSWERS])
+def test_a_tool_call_is_learned_as_the_template_writes_it(template: str | None, call: str, more: Any) -> None:
+    learned, tokeniser, read = learn(template, (*WITH_CALL, *more), {"tools": TOOLS, "id": "c7"})
+    assert learned[0] == call
+    assert "It is 4." in learned[1]
+    assert len(learned) == 2 + len(more) // 2
+    assert tokeniser.noted == ({} if template else {TOOLS_LOST: 1})
+    assert ("adds" in read) == bool(template)
+
+
+def test_arguments_are_given_as_the_template_wants_them() -> None:
+    joined = PLAIN.replace("{{ m['content'] }}", "{{ m.content }}{% for c in m.tool_calls or [] %}{{ 'CALL ' + "
+                           "c.function.name + ' ' + c.function.arguments }}{% endfor %}")  # fmt: skip
+    learned, tokeniser, _ = learn(joined, WITH_CALL)
+    assert learned[0] == 'CALL add {"x": 2}<|endoftext|>'
+    assert not tokeniser.noted
+
+
+def test_tools_are_wrapped_where_the_template_wants_it() -> None:
+    _, tokeniser, read = learn(MISTRAL, WITH_CALL, {"tools": [TOOLS[0]["function"]]})
+    assert "adds" in read
+    assert not tokeniser.noted
+
+
+@pytest.mark.parametrize("content", ["", "Let me see."])
+def test_a_call_that_the_template_does_not_write_is_not_learned_as_an_answer(content: str) -> None:
+    turns = (WITH_CALL[0], {**WITH_CALL[1], "content": content}, *WITH_CALL[2:])
+    learned, tokeniser, _ = learn(CHATML_WITH_DEFAULT, turns)
+    assert learned == ["It is 4.<|im_end|>"]
+    assert tokeniser.noted == {CALL_LOST if content else EMPTY: 1}
+
+
+def test_a_template_that_leaves_out_what_a_tool_said_gives_nothing_to_learn() -> None:
+    learned, tokeniser, _ = learn(FAMILIES["drops system"].template, WITH_CALL)
+    assert learned == []
+    assert tokeniser.skipped == {TURN_LOST: 1}
+
+
+# What else a record holds
+
+
+def test_a_template_gets_the_fields_that_it_asks_for() -> None:
+    asking = PLAIN + "{{ mood }}{{ documents[0].title }}{% if enable_thinking %}!{% endif %}"
+    fields = {
+        "mood": "kind",
+        "documents": [{"title": "Rivers"}],
+        "enable_thinking": True,
+        "padding": "x",
+        "eos_token": "x",
+    }
+    _, _, read = learn(asking, TWO_ANSWERS, fields)
+    assert read.endswith("kindRivers!")
+
+
+def test_no_field_takes_the_place_of_what_the_template_always_gets() -> None:
+    _, _, read = learn(PLAIN + "{{ eos_token }}", TWO_ANSWERS, {"eos_token": "x", "messages": [], "tools": "none"})
+    assert read.endswith("two<|endoftext|>\n<|endoftext|>")
+
+
+def test_fields_of_a_turn_reach_the_template() -> None:
+    named = PLAIN.replace("{{ m['content'] }}", "{{ m.name }}{{ m.weight }}: {{ m['content'] }}")
+    learned, _, read = learn(named, ({**TWO_ANSWERS[0], "name": "Ada"}, {**TWO_ANSWERS[1], "weight": 1}))
+    assert "<user>Ada: a?" in read, "the weight is ours"
+    assert learned == [": one<|endoftext|>"]
+
+
+# Marks, borders, refusals
+
+
+def test_marks_of_the_template_are_followed_and_the_end_of_the_turn_is_learned() -> None:
+    first = MARKED.replace(
+        "{{- m['content'] }}{%- endgeneration -%}", "{{- m['content'][:1] }}{%- endgeneration -%}", 1
+    )
+    learned, _, _ = learn(first, ({"role": "user", "content": "a?"}, {"role": "assistant", "content": "one"}))
+    assert learned == ["o<|im_end|>"]
+
+
+def test_what_an_answer_says_in_every_script_is_learned_whole() -> None:
+    said = "The student, ünïcödé 漢字 🜁."
+    learned, _, _ = learn(CHATML, (TWO_ANSWERS[0], {"role": "assistant", "content": said}))
+    assert learned == [f"{said}<|im_end|>"]
+
+
+def test_what_the_template_refuses_is_counted_in_the_templates_own_words() -> None:
+    _, tokeniser, _ = learn(STRICT, TWO_ANSWERS[1:])
+    assert tokeniser.skipped == {f"{REFUSED} (user first)": 1}
+    quoting = "{{ raise_exception('not ' + messages[0].content) }}"
+    _, tokeniser, _ = learn(quoting, TWO_ANSWERS)
+    assert tokeniser.skipped == {REFUSED: 1}, "words of the text are nobody's to log"
+
+
+def test_a_system_turn_that_no_user_turn_follows_is_counted() -> None:
+    _, tokeniser, _ = learn(GEMMA, (SYSTEM, {"role": "assistant", "content": "Hello."}))
+    assert tokeniser.skipped == {f"{REFUSED} (System role not supported)": 1}
 
 
 def test_a_conversation_without_an_answer_is_counted() -> None:
-    tokeniser = DocumentTokeniser(tokenizer_with(PLAIN), "folder")
-    assert tokeniser.conversation(TWO_TURNS[:1]) is None
-    assert tokeniser.skipped == {NO_ANSWER: 1}
+    assert learn(PLAIN, TWO_ANSWERS[:1])[1].skipped == {NO_ANSWER: 1}
+    assert learn(PLAIN, ({**TWO_ANSWERS[1], "weight": 0},))[1].skipped == {NOT_LEARNED: 1}
 
 
-def test_a_tokenizer_without_chat_template_is_named() -> None:
-    with pytest.raises(DataError, match="no chat template") as caught:
-        DocumentTokeniser(tokenizer_with(None), "my/model").conversation(TWO_TURNS)
-    assert "my/model" in caught.value.what
-    assert "--text_field" in caught.value.todo
+def test_a_conversation_that_begins_with_an_answer_is_learned_from() -> None:
+    assert learn(CHATML, TWO_ANSWERS[1:])[0] == ["one<|im_end|>", "two<|im_end|>"]
+
+
+def test_without_a_template_conversations_are_written_plainly() -> None:
+    learned, tokeniser, read = learn(None, (SYSTEM, *TWO_ANSWERS))
+    assert (
+        read
+        == "System: Be brief.\n\nUser: a?\n\nAssistant: one<|endoftext|>\n\nUser: b?\n\nAssistant: two<|endoftext|>"
+    )
+    assert learned == [" one<|endoftext|>", " two<|endoftext|>"]
+    assert not tokeniser.has_template
+
+
+def test_the_tokens_that_end_answers_are_known() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    tokeniser = Tokeniser(tokenizer, "folder")
+    tokeniser.conversation(TWO_ANSWERS)
+    assert tokenizer.convert_ids_to_tokens(list(tokeniser.end_ids)) == ["<|im_end|>"]
+
+
+def test_notes_of_a_conversation_that_is_left_out_are_not_counted() -> None:
+    tokeniser = Tokeniser(tokenizer_with(PLAIN), "folder")
+    tokeniser.conversation(TWO_ANSWERS[:1], {}, ["noted"])
+    assert not tokeniser.noted
+    tokeniser.conversation(TWO_ANSWERS, {}, ["noted"])
+    assert tokeniser.noted == {"noted": 1}
+    assert tokeniser.num_conversations == 2
+
+
+def test_every_reason_is_a_noun_phrase_that_can_be_counted() -> None:
+    reasons = [value for name, value in vars(tokenise).items() if name.isupper() and isinstance(value, str)]
+    assert len(reasons) > 8
+    assert all(reason.split()[0] in ("conversation", "answer", "system", "developer") for reason in reasons)
+
+
+# Plain text
 
 
 def test_text_gets_no_special_tokens() -> None:
     tokenizer = tokenizer_with(None)
-    (document,) = DocumentTokeniser(tokenizer, "folder").texts(["A small model"])
+    (document,) = Tokeniser(tokenizer, "folder").texts(["A small model"])
     assert tokenizer.decode(document.ids) == "A small model"
     assert document.trained is None
-    assert DocumentTokeniser(tokenizer, "folder").texts([]) == []
+    assert Tokeniser(tokenizer, "folder").texts([]) == []
 
 
 def test_long_text_is_tokenised_in_parts_and_none_of_it_is_lost() -> None:
     tokenizer = tokenizer_with(None)
     texts = ["A small model learns. " * 10_000, "", "short"]
-    found = DocumentTokeniser(tokenizer, "folder").texts(texts)
+    found = Tokeniser(tokenizer, "folder").texts(texts)
     assert [tokenizer.decode(document.ids) for document in found] == texts
 
 
@@ -128,11 +340,11 @@ def test_a_tokenizer_that_puts_a_beginning_before_each_text_is_recognised() -> N
     from tokenizers import processors
 
     tokenizer = tokenizer_with(None)
-    assert DocumentTokeniser(tokenizer, "folder").bos_id is None
+    assert Tokeniser(tokenizer, "folder").bos_id is None
     tokenizer.add_special_tokens({"bos_token": "<|pad|>"})
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|pad|> $A", special_tokens=[("<|pad|>", 1)]
     )
-    tokeniser = DocumentTokeniser(tokenizer, "folder")
+    tokeniser = Tokeniser(tokenizer, "folder")
     assert tokeniser.bos_id == 1
     assert tokeniser.texts(["a model"])[0].ids[0] != 1

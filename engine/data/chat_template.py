@@ -1,0 +1,298 @@
+"""A conversation as a tokenizer's chat template writes it, with all that it is.
+
+Templates differ in what they take. One refuses system turns, another drops them without a word; one wants the arguments
+of a tool call as an object, another as text. The conversation is tried as it is first, and then in the other ways in
+which people write the same. What was changed, and what the template does not write whatever is tried, is told.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.data.answers import left_out
+from engine.data.turns import Messages, Turn
+
+PLAIN_TEMPLATE = (
+    "{%- for turn in messages -%}"
+    "{{ '' if loop.first else '\n\n' }}{{ turn.role | capitalize }}:"
+    "{{ ' ' + turn.content if turn.content else '' }}"
+    "{%- if turn.tool_calls %}{{ ' ' }}{{ turn.tool_calls | tojson }}{% endif -%}"
+    "{%- if turn.role == 'assistant' %}{{ eos_token }}{% endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif -%}"
+)
+"""For tokenizers without a template of their own: who speaks, a colon, what is said; an answer ends the text."""
+
+SYSTEM_MOVED = "system turn that the chat template does not take (put before the next user turn)"
+DEVELOPER_AS_SYSTEM = "developer turn that the chat template does not take (written as a system turn)"
+CALL_LOST = "answer with a tool call that the chat template does not write (read, not learned)"
+TOOLS_LOST = "conversation with tools that the chat template does not write"
+
+TURN_LOST = "conversation with a turn that the chat template leaves out"
+REFUSED = "conversation that the chat template refuses"
+
+_GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+_SYSTEMS = ("system", "developer")
+_GIVEN_ALWAYS = ("messages", "add_generation_prompt", "raise_exception", "strftime_now", "namespace", "range", "dict")
+
+
+class TemplateRefuses(Exception):
+    """The template does not take a conversation; says why as far as that are the template's own words."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation as the template writes it.
+
+    Attributes:
+        messages: the turns as they were given to the template.
+        fields: what was given beside them.
+        text: what it wrote.
+        notes: what was changed, or is not in the text.
+    """
+
+    messages: Messages
+    fields: Mapping[str, Any]
+    text: str
+    notes: tuple[str, ...]
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, or the plain one where it has none.
+
+    Args:
+        tokenizer: of transformers; nothing of it is changed.
+
+    Attributes:
+        is_plain: whether the tokenizer has none.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.is_plain = not tokenizer.chat_template
+        self._source: str | None = PLAIN_TEMPLATE if self.is_plain else None
+        self._variables: dict[str, set[str]] = {}
+
+    def has_marks(self, fields: Mapping[str, Any]) -> bool:
+        """Whether the template itself marks what the assistant writes (``{% generation %}``)."""
+        return bool(_GENERATION_MARK.search(self.source(fields)))
+
+    def source(self, fields: Mapping[str, Any]) -> str:
+        """The template that is used: there may be one for conversations with tools."""
+        if self._source is not None:
+            return self._source
+        try:
+            return str(self._tokenizer.get_chat_template(None, fields.get("tools")))
+        except ValueError as error:
+            raise TemplateRefuses("") from error
+
+    def fields_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a record's fields that the template asks for."""
+        fields = {name: given[name] for name in ("tools", "documents") if _are_objects(given.get(name))}
+        source = self.source(fields)
+        if source not in self._variables:
+            self._variables[source] = _variables(source) - _reserved(self._tokenizer)
+        return {name: value for name, value in given.items() if name in self._variables[source]} | fields
+
+    def render(
+        self, messages: Sequence[Turn], fields: Mapping[str, Any], *, add_generation_prompt: bool = False
+    ) -> str:
+        """What the template writes.
+
+        Raises:
+            TemplateRefuses: it takes no such conversation.
+        """
+        text: str = self._applied(messages, fields, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return text
+
+    def marks(self, messages: Sequence[Turn], fields: Mapping[str, Any]) -> list[bool]:
+        """For each token of the rendering whether the template's own marks are around it.
+
+        Raises:
+            TemplateRefuses: it takes no such conversation.
+        """
+        encoded = self._applied(messages, fields, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        return [bool(mark) for mark in encoded["assistant_masks"]]
+
+    def write(self, messages: Messages, given: Mapping[str, Any]) -> Written:
+        """The conversation in the first way in which the template writes all of it.
+
+        Args:
+            messages: the turns.
+            given: the other fields of the record.
+
+        Raises:
+            TemplateRefuses: it refuses them in every way.
+            LeavesOut: it leaves out a turn of the user or of a tool.
+        """
+        fields = self.fields_for(given)
+        best: tuple[int, Written] | None = None
+        refusal: TemplateRefuses | None = None
+        for turns, notes in _system_ways(messages):
+            for said, others in itertools.product(_call_ways(turns), _tool_ways(fields)):
+                try:
+                    text = self.render(said, others)
+                except TemplateRefuses as error:
+                    refusal = refusal or error
+                    continue
+                lost = self._lost(said, others, text)
+                if any(said[number]["role"] not in (*_SYSTEMS, "assistant") for number in lost):
+                    raise LeavesOut
+                calls = sum(not calls_written(turn, text) for turn in said)
+                tools = () if self._writes_tools(said, others, text) else (TOOLS_LOST,)
+                count = 100 * len(lost) + calls + len(tools)
+                if best is None or count < best[0]:
+                    best = count, Written(said, others, text, (*notes, *tools))
+                if not count:
+                    break
+            if best is not None and best[0] < 100:
+                break
+        if best is None:
+            raise refusal or TemplateRefuses("")
+        if best[0] >= 100:
+            raise LeavesOut
+        return best[1]
+
+    def _lost(self, messages: Messages, fields: Mapping[str, Any], text: str) -> list[int]:
+        """Turns other than the assistant's of which nothing is written."""
+
+        def render(turns: Sequence[Turn], invites: bool) -> str | None:
+            return rendered(self, turns, fields, invites)
+
+        return left_out(render, messages, text)
+
+    def _writes_tools(self, messages: Messages, fields: Mapping[str, Any], text: str) -> bool:
+        """Whether the tools that a record offers change anything."""
+        without = {name: value for name, value in fields.items() if name != "tools"}
+        return "tools" not in fields or rendered(self, messages, without, False) != text
+
+    def _applied(self, messages: Sequence[Turn], fields: Mapping[str, Any], **options: Any) -> Any:
+        turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
+        try:
+            return self._tokenizer.apply_chat_template(turns, chat_template=self._source, **options, **fields)
+        except _template_errors() as error:
+            said = str(error)
+            # The template's words may quote the data; a sentence that stands in the template does not.
+            own = bool(said) and len(said) < 200 and said in self.source(fields)
+            raise TemplateRefuses(said if own else "") from error
+
+
+class LeavesOut(Exception):
+    """The template leaves out a turn, so that an answer would be learned without what it answers."""
+
+
+def rendered(template: ChatTemplate, messages: Sequence[Turn], fields: Mapping[str, Any], invites: bool) -> str | None:
+    """What the template writes; None where it refuses."""
+    try:
+        return template.render(messages, fields, add_generation_prompt=invites)
+    except TemplateRefuses:
+        return None
+
+
+def calls_written(turn: Turn, text: str) -> bool:
+    """Whether every tool call of a turn is in a text, by the name of its function."""
+    return all(name in text for name in _call_names(turn))
+
+
+def _call_names(turn: Turn) -> list[str]:
+    calls = [call.get("function") for call in turn.get("tool_calls") or () if isinstance(call, dict)]
+    return [call["name"] for call in calls if isinstance(call, dict) and isinstance(call.get("name"), str)]
+
+
+def _system_ways(messages: Messages) -> Iterator[tuple[Messages, tuple[str, ...]]]:
+    """The conversation as it is; with developers as systems; with all of both before what the user says."""
+    yield messages, ()
+    developers = sum(turn["role"] == "developer" for turn in messages)
+    systems = sum(turn["role"] in _SYSTEMS for turn in messages)
+    if developers:
+        renamed = tuple({**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in messages)
+        yield renamed, (DEVELOPER_AS_SYSTEM,) * developers
+    if systems:
+        moved = _moved(messages)
+        if moved is not None:
+            yield moved, (SYSTEM_MOVED,) * systems
+
+
+def _moved(messages: Messages) -> Messages | None:
+    """Each system turn at the beginning of the next user turn; None where none follows."""
+    waiting: list[str] = []
+    turns: list[Turn] = []
+    for turn in messages:
+        if turn["role"] in _SYSTEMS:
+            waiting.append(turn["content"])
+        elif turn["role"] == "user" and waiting:
+            turns.append({**turn, "content": "\n\n".join([*waiting, turn["content"]])})
+            waiting = []
+        else:
+            turns.append(turn)
+    return None if waiting else tuple(turns)
+
+
+def _call_ways(messages: Messages) -> Iterator[Messages]:
+    """Tool calls with an empty content and with none, with their arguments as an object and as JSON."""
+    yield messages
+    if any(turn.get("tool_calls") for turn in messages):
+        for as_none, as_text in ((True, False), (False, True), (True, True)):
+            yield tuple(_call_way(turn, as_none=as_none, as_text=as_text) for turn in messages)
+
+
+def _call_way(turn: Turn, *, as_none: bool, as_text: bool) -> Turn:
+    if not turn.get("tool_calls"):
+        return turn
+    changed = dict(turn)
+    if as_none and not turn["content"].strip():
+        changed["content"] = None
+    if as_text:
+        changed["tool_calls"] = [_with_text_arguments(call) for call in turn["tool_calls"]]
+    return changed
+
+
+def _with_text_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), dict):
+        return call
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+def _tool_ways(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Tools as they are; those that are bare functions under the key that OpenAI's form has."""
+    yield fields
+    tools = fields.get("tools") or []
+    if any("function" not in tool for tool in tools):
+        wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+        yield {**fields, "tools": wrapped}
+
+
+def _are_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _variables(source: str) -> set[str]:
+    """What a template reads without setting it."""
+    from jinja2 import TemplateError, meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return meta.find_undeclared_variables(environment.parse(_GENERATION_MARK.sub("", source)))
+    except TemplateError:
+        return set()
+
+
+def _reserved(tokenizer: Any) -> set[str]:
+    """Names that are no record's to set: what the template always gets, and the settings of the call itself."""
+    options = inspect.signature(tokenizer.apply_chat_template).parameters
+    return {*_GIVEN_ALWAYS, *tokenizer.special_tokens_map, *options}
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    """What a chat template raises on messages it does not take: its own refusal, or a field it expects."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)

@@ -1,0 +1,236 @@
+"""The turns of a conversation, whichever way they are written, in the one way that chat templates read.
+
+A turn has a ``role`` and a ``content`` (always a text, empty where there is none), and keeps whatever else it has: tool
+calls, a name, the reasoning before an answer. ``weight`` 0 marks an answer that is read and not learned. What a text
+model cannot read (an image) makes the whole conversation unusable, and says so. Knows nothing of tokens and of fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Turn = dict[str, Any]
+Messages = tuple[Turn, ...]
+
+_ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
+_CONTENT_KEYS = ("content", "value", "text", "message", "utterance", "parts")
+_ROLES = {
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
+    "system": "system",
+    "developer": "developer",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+}
+_CALLS = ("function_call", "tool_call")
+# Whether a turn is learned: OpenAI's and axolotl's name, ms-swift's, and those of axolotl's older forms.
+_WEIGHTS = ("weight", "loss", "train", "training")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+class UnusableTurns(Exception):
+    """Why a conversation cannot be used: a noun phrase in the singular, without a word of the text."""
+
+
+def is_turn(value: object) -> bool:
+    """Whether a value is one turn: it says who speaks, in a word that is known, and what."""
+    if not isinstance(value, Mapping):
+        return False
+    keys = _keys(value)
+    return keys is not None and str(value[keys[0]]).lower() in _ROLES
+
+
+def are_turns(value: object) -> bool:
+    """Whether a value is a list of turns; what a ``role`` is called does not matter here."""
+    if not isinstance(value, list) or not value or not all(isinstance(turn, Mapping) for turn in value):
+        return False
+    return all(is_turn(turn) or _is_role_and_content(turn) for turn in value)
+
+
+def read_turns(value: Iterable[Mapping[str, Any]]) -> Messages:
+    """Turns as chat templates read them.
+
+    Raises:
+        UnusableTurns: one of them holds what is no text, or nobody that is known says it.
+    """
+    return tuple(_turn(turn) for turn in value)
+
+
+def told(messages: Messages) -> str:
+    """A conversation as one text: what a person reads in a preview, and what is hashed to tell it from others."""
+    return "\n\n".join(map(_told, messages))
+
+
+def is_learned(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn may be learned: the assistant says it, and its weight is not 0."""
+    return turn["role"] == "assistant" and turn.get("weight", 1) != 0
+
+
+def _is_role_and_content(turn: Mapping[str, Any]) -> bool:
+    if "from" in turn and "value" in turn:
+        return True
+    return "role" in turn and any(key in turn for key in (*_CONTENT_KEYS, "tool_calls", *_CALLS))
+
+
+def _told(turn: Turn) -> str:
+    rest = {key: value for key, value in turn.items() if key not in ("role", "content", "weight")}
+    said = f"{turn['role']}: {turn['content']}"
+    return f"{said}\n{json.dumps(rest, ensure_ascii=False, default=str)}" if rest else said
+
+
+def _keys(turn: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """The keys that say who speaks and what; the second is None where nothing is said."""
+    role = next((key for key in _ROLE_KEYS if isinstance(turn.get(key), str)), None)
+    if role is None:
+        return None
+    content = next((key for key in _CONTENT_KEYS if turn.get(key) is not None), None)
+    if content is None and role != "role":
+        return None
+    return role, content
+
+
+def _turn(raw: Mapping[str, Any]) -> Turn:
+    keys = _keys(raw)
+    if keys is None:
+        raise UnusableTurns("conversation with a turn that does not say who speaks")
+    role_key, content_key = keys
+    named = raw[role_key]
+    role = _ROLES.get(named.lower())
+    if role is None:
+        if role_key != "role":
+            raise UnusableTurns("conversation whose speakers are not user, assistant, system or tool")
+        role = named
+    content = raw.get(content_key) if content_key else None
+    left = {key: value for key, value in raw.items() if key not in (role_key, content_key) and value is not None}
+    weight = 1
+    for key in _WEIGHTS:
+        if key in left and _is_number(left[key]):
+            weight = min(weight, _number(left.pop(key)))
+    turn: Turn = {"role": role, **_said(content, role)}
+    calls = [*_list(left.pop("tool_calls", None)), *_list(left.pop("function_call", None))]
+    if named.lower() in _CALLS:
+        calls, turn["content"] = _calls_as_text(turn["content"])
+    if calls:
+        turn["tool_calls"] = [_call(call) for call in calls]
+    left.pop("content", None)  # empty, beside the key that holds it
+    turn = {**left, **turn}
+    if role == "assistant" and weight == 0:
+        turn["weight"] = 0
+    return {"role": turn.pop("role"), "content": turn.pop("content"), **turn}
+
+
+def _said(content: object, role: str) -> Turn:
+    """The content as text, and what its parts hold besides."""
+    if content is None:
+        return {"content": ""}
+    if isinstance(content, str):
+        return {"content": content}
+    if isinstance(content, Mapping):
+        parts = content.get("parts")
+        content = parts if isinstance(parts, list) else [content]
+        if role == "tool" and not _is_part(content[0]):
+            return {"content": json.dumps(dict(content[0]), ensure_ascii=False, default=str)}
+    if isinstance(content, list):
+        if role == "tool" and not all(map(_is_part, content)):
+            return {"content": json.dumps(content, ensure_ascii=False, default=str)}
+        return _joined(content)
+    if role == "tool":  # a result that is a number, or true
+        return {"content": json.dumps(content, default=str)}
+    raise UnusableTurns("conversation with a turn whose content is no text")
+
+
+def _is_part(part: object) -> bool:
+    return isinstance(part, str) or (isinstance(part, Mapping) and ("type" in part or "text" in part))
+
+
+def _joined(parts: list[Any]) -> Turn:
+    texts, thoughts = [], []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "thinking" and isinstance(part.get("thinking"), str):
+            thoughts.append(part["thinking"])
+        elif isinstance(kind, str):
+            kind = kind.removeprefix("input_").removesuffix("_url")
+            article = "an" if kind[:1] in "aeiou" else "a"
+            raise UnusableTurns(f"conversation with {article} {kind} part")
+        else:
+            raise UnusableTurns("conversation with a turn whose content is no text")
+    thought = {"reasoning_content": "".join(thoughts)} if thoughts else {}
+    return {"content": "".join(texts), **thought}
+
+
+def _calls_as_text(text: str) -> tuple[list[Any], str]:
+    """The calls of a turn whose text is nothing but calls in JSON; where it is not, the text as it is."""
+    value = json_value(text)
+    calls = value if isinstance(value, list) else [value]
+    if all(isinstance(call, Mapping) and ("name" in call or "function" in call) for call in calls):
+        return calls, ""
+    return [], text
+
+
+def _call(call: object) -> object:
+    """A tool call as templates expect it: the function under its own key, the arguments as an object."""
+    if not isinstance(call, Mapping):
+        return call
+    call = {key: value for key, value in call.items() if value is not None}
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        if "name" not in call:
+            return call
+        function = {key: call.pop(key) for key in ("name", "arguments", "parameters") if key in call}
+    function = {key: value for key, value in function.items() if value is not None}
+    if "arguments" not in function and "parameters" in function:
+        function["arguments"] = function.pop("parameters")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        value = json_value(arguments)
+        function["arguments"] = value if isinstance(value, dict) else arguments
+    return {"type": "function", **call, "function": function}
+
+
+def json_value(text: object) -> Any:
+    """The list or object that a text is in JSON; None for any other text, and for what is no text."""
+    if not isinstance(text, str) or text.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _list(value: object) -> list[Any]:
+    value = json_value(value) if isinstance(value, str) else value
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or str(value).lower() in ("0", "1", "0.0", "1.0", "true", "false")
+
+
+def _number(value: Any) -> int:
+    """0 or 1: an answer is learned or not."""
+    if isinstance(value, str):
+        value = value.lower() not in ("0", "0.0", "false")
+    return int(value > 0)

@@ -1,0 +1,345 @@
+"""Conversations in every form in which people write them, and what is refused with which way out."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.data.document import Document
+from engine.data.fields import NOT_WANTED, PREFERENCE
+from engine.data.sources import TextSource, open_source
+from engine.data.turns import read_turns, told
+from engine.errors import DataError
+
+Q, A = "Where is the lamp?", "Under the window."
+TURNS = ({"role": "user", "content": Q}, {"role": "assistant", "content": A})
+SYSTEM = {"role": "system", "content": "Be brief."}
+HUMAN, GPT = {"from": "human", "value": Q}, {"from": "gpt", "value": A}
+
+
+def source(path: Path, text_field: str | None = None) -> TextSource:
+    return open_source(str(path), text_field=text_field, split="train")
+
+
+def written(tmp_path: Path, *records: Any, name: str = "a.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    return path
+
+
+def conversation(path: Path, text_field: str | None = None) -> tuple[dict[str, Any], ...]:
+    (document,) = source(path, text_field).documents()
+    assert document.messages is not None, document
+    return document.messages
+
+
+def refusal(path: Path, text_field: str | None = None) -> DataError:
+    with pytest.raises(DataError) as caught:
+        list(source(path, text_field).documents())
+    return caught.value
+
+
+def left_out(path: Path) -> dict[str, int]:
+    there = source(path)
+    with contextlib.suppress(DataError):
+        assert not list(there.documents())
+    return there.skipped
+
+
+# The same conversation in many forms
+
+FORMS: dict[str, dict[str, Any]] = {
+    "messages": {"messages": TURNS},
+    "messages beside a text": {"text": f"{Q} {A}", "messages": TURNS},
+    "sharegpt": {"id": "c7", "conversations": [HUMAN, GPT]},
+    "sharegpt, one conversation": {"conversation": [HUMAN, GPT]},
+    "sharegpt with role and content": {"conversations": TURNS},
+    "sharegpt with null": {"conversations": [{**HUMAN, "weight": None}, {**GPT, "weight": None}]},
+    "another name": {"id": 3, "thread": TURNS},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, TURNS[1]]},
+    "two parts": {
+        "messages": [
+            TURNS[0],
+            {"role": "assistant", "content": [{"type": "text", "text": t} for t in ("Under ", "the window.")]},
+        ]
+    },
+    "Gemini": {"contents": [{"role": "user", "parts": [{"text": Q}]}, {"role": "model", "parts": [{"text": A}]}]},
+    "prompt and completion": {"prompt": Q, "completion": A},
+    "prompt and response": {"prompt": Q, "response": A, "text": f"{Q} {A}"},
+    "prompt and completion as turns": {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    "instruction and output": {"instruction": Q, "output": A},
+    "Alpaca without input": {"instruction": Q, "input": "", "output": A},
+    "dolly": {"instruction": Q, "context": "", "response": A, "category": "open_qa"},
+    "question and answer": {"question": Q, "answer": A},
+    "Question and Answer": {"Question": Q, "Answer": A},
+    "preference": {"prompt": Q, "chosen": A, "rejected": "No."},
+    "preference as turns": {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": [TURNS[1]]},
+    "preference with the question in both": {"chosen": TURNS, "rejected": [TURNS[0], {**TURNS[1], "content": "No."}]},
+    "preference beside its prompt": {"prompt": Q, "chosen": TURNS, "rejected": TURNS},
+    "preference as transcripts": {
+        "chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}",
+        "rejected": f"\n\nHuman: {Q}\n\nAssistant: No.",
+    },
+    "wanted by its label": {"prompt": Q, "completion": A, "label": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_conversation_is_read_from_every_form(tmp_path: Path, form: str) -> None:
+    assert conversation(written(tmp_path, FORMS[form])) == TURNS
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("wrapper", ["list", "lines in .json", "data", "alone"])
+def test_a_form_is_the_same_in_every_kind_of_json(tmp_path: Path, form: str, wrapper: str) -> None:
+    record = FORMS[form]
+    texts = {
+        "list": json.dumps([record]),
+        "lines in .json": f"{json.dumps(record)}\n",
+        "data": json.dumps({"version": 1, "data": [record]}),
+        "alone": json.dumps(record, indent=1),
+    }
+    (tmp_path / "a.json").write_text(texts[wrapper])
+    assert conversation(tmp_path / "a.json") == TURNS
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("with_id", [False, True])
+def test_a_form_is_the_same_as_json_in_the_cells_of_a_table(tmp_path: Path, form: str, with_id: bool) -> None:
+    record = {"id": "c7"} | FORMS[form] if with_id else {k: v for k, v in FORMS[form].items() if k != "id"}
+    cells = {key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items()}
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, list(cells))
+        rows.writeheader()
+        rows.writerow(cells)
+    assert conversation(tmp_path / "a.csv") == TURNS
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([cells]), tmp_path / "a.parquet")
+    assert conversation(tmp_path / "a.parquet") == TURNS
+    if "parts" in form:
+        return  # a column is text or lists, not both
+    parquet.write_table(pyarrow.Table.from_pylist([record]), tmp_path / "nested.parquet")
+    assert conversation(tmp_path / "nested.parquet") == TURNS
+
+
+@pytest.mark.parametrize("form", ["messages", "sharegpt", "Alpaca without input"])
+def test_a_whole_record_as_json_in_one_cell_is_read(tmp_path: Path, form: str) -> None:
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["row"], [json.dumps(FORMS[form])]])
+    assert conversation(tmp_path / "a.csv") == TURNS
+    assert source(tmp_path / "a.csv").describe().text_field.startswith("row: ")  # type: ignore[union-attr]
+
+
+def test_a_line_that_is_a_list_of_turns_is_a_conversation(tmp_path: Path) -> None:
+    assert conversation(written(tmp_path, TURNS)) == TURNS
+    (tmp_path / "a.json").write_text(json.dumps([TURNS]))
+    assert conversation(tmp_path / "a.json") == TURNS
+
+
+def test_the_field_may_be_named(tmp_path: Path) -> None:
+    path = written(tmp_path, {"text": "rendered", "messages": TURNS, "again": json.dumps(TURNS)})
+    assert conversation(path, "messages") == conversation(path, "again") == TURNS
+    (document,) = source(path, "text").documents()
+    assert (document.text, document.messages) == ("rendered", None)
+
+
+# All that a conversation is
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 2}}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": '{"x": 2}'}}]},
+        {"role": "assistant", "content": [], "tool_calls": [CALL["function"]]},
+        {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"x": 2}'}},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"x": 2}}'},
+    ],
+)
+def test_a_tool_call_is_the_same_however_it_is_written(tmp_path: Path, turn: dict[str, Any]) -> None:
+    if "from" in turn:
+        turns = [HUMAN, turn, {"from": "observation", "value": "4"}, GPT]
+    else:
+        turns = [TURNS[0], turn, {"role": "tool", "content": "4"}, TURNS[1]]
+    found = conversation(written(tmp_path, {"messages": turns}))
+    assert found[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert found[2] == {"role": "tool", "content": "4"}
+
+
+@pytest.mark.parametrize("result", ["4", 4, {"sum": 4}, [{"sum": 4}], [{"type": "text", "text": "4"}]])
+def test_what_a_tool_gives_back_is_kept(tmp_path: Path, result: Any) -> None:
+    turns = [TURNS[0], {"role": "tool", "content": result, "tool_call_id": "1", "name": "add"}, TURNS[1]]
+    (_, turn, _) = conversation(written(tmp_path, {"messages": turns}))
+    assert "4" in turn["content"]
+    assert (turn["tool_call_id"], turn["name"]) == ("1", "add")
+
+
+def test_fields_of_a_turn_and_of_a_record_are_kept(tmp_path: Path) -> None:
+    record = {
+        "messages": [SYSTEM, {**TURNS[0], "name": "Ada"}, {**TURNS[1], "reasoning_content": "hm"}],
+        "tools": json.dumps([CALL]),
+        "enable_thinking": False,
+        "chat_template_kwargs": {"mood": "kind"},
+        "rejected": "x",
+    }
+    (document,) = source(written(tmp_path, record)).documents()
+    assert document.messages == tuple(record["messages"])
+    assert document.fields == {"tools": [CALL], "enable_thinking": False, "mood": "kind"}
+
+
+@pytest.mark.parametrize("weight", [{"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"train": False}, {"loss": False}])
+def test_a_weight_of_0_is_kept_and_does_not_change_the_side(tmp_path: Path, weight: dict[str, Any]) -> None:
+    (document,) = source(written(tmp_path, {"messages": [TURNS[0], {**TURNS[1], **weight}]})).documents()
+    assert document.messages is not None
+    assert document.messages[1]["weight"] == 0
+    assert document.text == told(TURNS)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"system": "Be brief.", "conversations": [HUMAN, GPT]}, (SYSTEM, *TURNS)),
+        ({"system": "", "prompt": Q, "completion": A}, TURNS),
+        ({"system": "Other", "messages": (SYSTEM, *TURNS)}, (SYSTEM, *TURNS)),
+        (
+            {"instruction": "Where is it?", "input": "the lamp", "output": A},
+            ({"role": "user", "content": "Where is it?\nthe lamp"}, TURNS[1]),
+        ),
+        (
+            {"instruction": Q, "input": "", "output": A, "history": [["Hi", "Hello"]]},
+            ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, *TURNS),
+        ),
+        ({"prompt": [*TURNS, TURNS[0]], "completion": TURNS[1:]}, (TURNS[0], {**TURNS[1], "weight": 0}, *TURNS)),
+        ({"messages": [{**SYSTEM, "role": "developer"}, *TURNS]}, ({**SYSTEM, "role": "developer"}, *TURNS)),
+        (
+            {"prompt": Q, "completion": '{"place": "window"}'},
+            (TURNS[0], {"role": "assistant", "content": '{"place": "window"}'}),
+        ),
+    ],
+)
+def test_what_else_belongs_to_a_conversation(tmp_path: Path, record: dict[str, Any], expected: Any) -> None:
+    assert conversation(written(tmp_path, record)) == expected
+
+
+def test_keys_that_parquet_adds_are_taken_away_again(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+        {"messages": [{"role": "user", "content": Q, "name": "Ada"}, {"role": "assistant", "content": A}]},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    first, second = source(tmp_path / "a.parquet").documents()
+    assert first.messages == tuple(rows[0]["messages"])
+    assert second.messages == tuple(rows[1]["messages"])
+
+
+# What is left out, by name
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, TURNS[1]]},
+            "conversation with an image part",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, TURNS[1]]},
+            "conversation with an audio part",
+        ),
+        (
+            {"image": "a.png", "conversations": [{"from": "human", "value": "<image> What?"}, GPT]},
+            "conversation with an image part",
+        ),
+        ({"prompt": Q, "completion": A, "label": False}, NOT_WANTED),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "content": 4}]},
+            "conversation with a turn whose content is no text",
+        ),
+        (
+            {"conversations": [HUMAN, {"from": "narrator", "value": "x"}]},
+            "conversation whose speakers are not user, assistant, system or tool",
+        ),
+    ],
+)
+def test_what_a_text_model_cannot_learn_is_counted_by_name(tmp_path: Path, record: Any, reason: str) -> None:
+    assert left_out(written(tmp_path, record)) == {reason: 1}
+
+
+def test_of_preferences_the_chosen_answer_is_learned_and_that_is_noted(tmp_path: Path) -> None:
+    (document,) = source(written(tmp_path, FORMS["preference"])).documents()
+    assert document.notes == (PREFERENCE,)
+    assert "No." not in document.text
+
+
+# Refusals, and their ways out
+
+
+@pytest.mark.parametrize("turn", [HUMAN, TURNS[0], {"speaker": "user", "text": Q}])
+def test_single_turns_are_no_documents_whatever_field_is_named(tmp_path: Path, turn: dict[str, str]) -> None:
+    path = written(tmp_path, *[turn] * 3)
+    for field in (None, list(turn)[1]):
+        error = refusal(path, field)
+        assert "single turn of a conversation" in error.what
+        assert "messages" in error.todo
+    way_out = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+    assert way_out in error.todo
+    assert conversation(written(tmp_path, json.loads(way_out)))
+
+
+@pytest.mark.parametrize("write", [str, lambda value: str(value).replace("}, {", "}\n {")])
+@pytest.mark.parametrize("field", [None, "messages"])
+def test_pythons_notation_is_refused_by_name(tmp_path: Path, write: Callable[[Any], str], field: str | None) -> None:
+    rows = [{"id": "x", "messages": write(list(TURNS))}] * 2
+    error = refusal(written(tmp_path, *rows), field)
+    assert "'messages'" in error.what
+    assert "repr" in error.what
+    assert "json.dumps()" in error.todo
+    assert conversation(written(tmp_path, {"id": "x", "messages": json.dumps(TURNS)}), field) == TURNS
+
+
+@pytest.mark.parametrize("field", [None, "row"])
+def test_a_structure_is_no_prose(tmp_path: Path, field: str | None) -> None:
+    error = refusal(written(tmp_path, {"row": json.dumps({"a": [1, 2], "b": "x y"})}), field)
+    assert "JSON" in error.what
+    assert "messages" in error.todo
+
+
+def test_prose_beside_a_structure_is_read(tmp_path: Path) -> None:
+    (document,) = source(written(tmp_path, {"meta": '{"a": 1}', "story": "Once upon a time."})).documents()
+    assert document.text == "Once upon a time."
+    (document,) = source(written(tmp_path, {"text": "[a note in brackets] and prose"})).documents()
+    assert document.messages is None
+
+
+def test_of_unknown_pairs_the_way_out_is_to_name_the_fields(tmp_path: Path) -> None:
+    error = refusal(written(tmp_path, {"src": Q, "tgt": A}))
+    assert "prompt and completion" in error.todo
+    assert conversation(written(tmp_path, {"prompt": Q, "completion": A})) == TURNS
+
+
+def test_a_conversation_among_texts_is_counted_and_not_learned_as_text(tmp_path: Path) -> None:
+    path = written(tmp_path, {"text": "a b"}, {"text": "c d"}, {"text": json.dumps(TURNS)}, {"text": str(list(TURNS))})
+    there = source(path)
+    assert [document.text for document in there.documents()] == ["a b", "c d"]
+    assert there.skipped == {"record whose 'text' is a conversation written as text": 2}
+
+
+def test_reading_turns_again_changes_nothing() -> None:
+    turns = (SYSTEM, TURNS[0], {"role": "assistant", "content": "", "tool_calls": [CALL], "weight": 0})
+    assert read_turns(turns) == turns
+    assert Document("a", told(turns), turns).fields == {}
