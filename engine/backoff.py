@@ -29,7 +29,8 @@ class Step:
 def next_step(phase: str, settings: RunConfig, head: HeadBlocks | None = None) -> Step | None:
     """The next smaller setting for a phase, or None when there is none left.
 
-    The micro-batch is halved until it is one row; where the vocabulary is so large that a chunk of the teacher's logits
+    First freed memory is no longer kept in the process, which changes nothing but the time. Then the micro-batch is
+    halved until it is one row; where the vocabulary is so large that a chunk of the teacher's logits
     is, its chunks are quartered; then the teacher is streamed, the student's activations are computed twice instead of
     kept, and what waits (hidden states, moments, on a CPU weights) leaves the compute device. Chunks of usual size are
     cut last: they bring little. None of this changes what the student learns but for rounding: the optimizer's moments
@@ -46,6 +47,8 @@ def next_step(phase: str, settings: RunConfig, head: HeadBlocks | None = None) -
         settings: that it ran with.
         head: of the teacher; None where that is not known, and then no step is about chunks.
     """
+    if settings.keep_memory:
+        return Step((("keep_memory", True, False),))
     if phase == "teacher":
         batch = settings.teacher_batch or 1
         if batch > 1:

@@ -204,6 +204,13 @@ class RunConfig(BaseModel):
     ram_budget: Bytes | None = setting(
         None, "Most main memory that a phase may take", group="memory", unit="bytes", may_change=True, ge=1, le=MOST
     )
+    keep_memory: bool | None = setting(
+        None,
+        "Keep freed memory in the phase's process for the next step instead of handing it back to the system: faster, "
+        "takes some more",
+        group="memory",
+        may_change=True,
+    )
     device: Text | None = setting(
         None, "cpu, cuda or cuda:N; the GPU with most free memory when not set", group="memory"
     )

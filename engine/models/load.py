@@ -143,18 +143,6 @@ def check_numbers(model: PreTrainedModel, folder: Path) -> None:
             )
 
 
-@torch.no_grad()
-def own_weights(model: PreTrainedModel) -> None:
-    """Copy weights that are mapped pages of their file into memory of this process's own, tensor by tensor.
-
-    A weight that is trained becomes memory page by page anyway, when its page is first written: the embedding's when
-    the text first names a row there, which may be hours after the start. A process that takes at once what it will
-    need either fits at the start or never did; and the file is not needed any more.
-    """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-
-
 def _conversion_errors(error: BaseException) -> str:
     """What went wrong while weights were converted, in the words of the first error.
 

@@ -70,12 +70,14 @@ class WeightPlan:
         tied: parameters that are not in the checkpoint, and the parameter they are the same as.
         dtypes: by target, what the parameter has to be in memory.
         ignored: names in the checkpoint that the model has no use for.
+        used: transformers' renamings and converters that a name in the checkpoint matched; saving undoes them.
     """
 
     recipes: dict[str, Recipe]
     tied: dict[str, str]
     dtypes: dict[str, torch.dtype]
     ignored: tuple[str, ...]
+    used: tuple[Any, ...] = ()
 
 
 def plan_weights(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype) -> WeightPlan:
@@ -119,7 +121,8 @@ def plan_weights(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dt
             "What is missing would be made up at random.",
             "Check that config.json and the weights belong together, or fetch the model again.",
         )
-    return WeightPlan(recipes, tied, dtypes, tuple(ignored))
+    used = tuple(transform for transform in transforms if transform.was_used())
+    return WeightPlan(recipes, tied, dtypes, tuple(ignored), used)
 
 
 def _recipe(

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from engine.config import SETTINGS, RunConfig
 from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
 from engine.events import EventWriter
 from engine.files import write_atomic
-from engine.models.load import check_numbers, load_causal_lm, load_tokenizer, own_weights
+from engine.models.load import check_numbers, load_causal_lm, load_tokenizer
+from engine.models.load_in_place import load_in_place
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
@@ -33,7 +37,7 @@ from engine.student.generate import holdout_prompts
 from engine.student.learn import Learned, learn
 from engine.student.learner import Learner
 from engine.student.loss import Objective
-from engine.student.mapped import map_weights
+from engine.student.mapped import weights_in_files
 from engine.student.optimizer import AdamW
 from engine.student.order import Order
 from engine.student.schedule import Schedule
@@ -46,20 +50,14 @@ _EVALUATION_ROWS = 64  # of the hold-out, at the looks during training; before a
 
 def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     """Train, write ``student/`` and enter the phase's result."""
-    import torch
-
     settings = run.settings
     device, dtype = prepare_torch(settings)
     torch.manual_seed(settings.seed)
     folder = student_folder(run, settings, events)
     with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events) as store:
-        model = load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=settings.trust_remote_code)
-        check_numbers(model, folder)
         scratch = run.path / "scratch" if settings.cpu_offload and device.type == "cpu" else None
-        if scratch is not None:
-            map_weights(model, scratch)
-        elif device.type == "cpu":
-            own_weights(model)
+        model = _load(folder, device, scratch, trust_remote_code=settings.trust_remote_code)
+        check_numbers(model, folder)
         learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
         training = _training(
             settings, learner, Source(tokens, store), tokens, scratch=scratch, on_gpu=device.type == "cuda"
@@ -113,6 +111,19 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     }
     events.write("evaluation", which="result", gap_closed=gap_closed(result))
     run.finish_phase("student", result)
+
+
+def _load(folder: Path, device: torch.device, scratch: Path | None, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The student in float32, each weight read to where it stays: the GPU, a file in ``scratch``, or memory."""
+    if device.type != "cpu":
+        return load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
+    new_tensor = torch.empty if scratch is None else weights_in_files(scratch)
+    return load_in_place(
+        folder,
+        dtype=torch.float32,
+        new_tensor=lambda shape, dtype: new_tensor(shape, dtype=dtype),
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _to_publish(settings: RunConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Legend: B rows in a micro-batch, T tokens in a row, H hidden size, I intermediat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from engine.planner.shape import PRECISION_BYTES, ModelShape
@@ -42,6 +43,7 @@ class TeacherSetting:
         total_tokens: of the whole text; short text makes short waves. None while it is not known.
         reads_ahead: a streamed layer is read while the one before computes, and the head's rows are kept; see
             :func:`reads_ahead`.
+        keeps_memory: freed memory stays in the process; see :func:`kept_free_bytes`.
     """
 
     batch: int
@@ -54,6 +56,7 @@ class TeacherSetting:
     on_gpu: bool = False
     total_tokens: int | None = None
     reads_ahead: bool = True
+    keeps_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class StudentSetting:
     cpu_offload: bool = False
     record_size: int = 12
     on_gpu: bool = False
+    keeps_memory: bool = False
 
     @property
     def is_lean(self) -> bool:
@@ -151,6 +155,8 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
         "logits": int(blocks) if is_head_higher else 0,
         "other": 0 if setting.on_gpu else interpreter,
     }
+    if setting.keeps_memory and not setting.on_gpu:
+        parts["other"] += kept_free_bytes(parts)
     if not setting.on_gpu:
         return Footprint(parts, sum(parts.values()), mapped)
     if setting.layer_by_layer:
@@ -246,11 +252,20 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     if in_files and shape.stored_bytes != 4 and sum(parts.values()) - parts["other"] < 4 * parameters:
         # Before they go to the file, converted weights are in memory for a moment.
         parts = dict.fromkeys(parts, 0) | {"weights": 4 * parameters, "other": parts["other"]}
+    if setting.keeps_memory and not setting.on_gpu:
+        parts["other"] += kept_free_bytes(parts)
     if not setting.on_gpu:
         return Footprint(parts, sum(parts.values()))
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
 
 
+def kept_free_bytes(parts: Mapping[str, int]) -> int:
+    """Free memory between blocks in use, at the peak of a phase that keeps it."""
+    return int(_HOLES * (parts["activations"] + parts["logits"] + parts["gradients"]))
+
+
+# Share of what comes and goes that is free and cannot be used for the next block, where freed memory is kept.
+_HOLES = 0.0
 # [C, V] float32 matrices that exist at a time in the teacher's scoring: the logits, which become log-probabilities
 # where they stand, the probabilities, and a little that the allocator keeps.
 _TEACHER_BLOCKS = 2.1

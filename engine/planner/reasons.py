@@ -8,7 +8,7 @@ from typing import Any
 from engine.format import format_bytes, format_count, format_duration
 from engine.planner import disk
 from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
-from engine.planner.recommend import Answer, Question
+from engine.planner.recommend import Answer, Question, keeping_memory
 from engine.planner.timing import step_seconds
 from engine.planner.workload import Text, default_length, effective_rows
 
@@ -50,6 +50,7 @@ def answer_values(question: Question, answer: Answer) -> dict[str, tuple[Any, st
         "layer_by_layer": (teacher.layer_by_layer, _streaming(question, answer)),
         "optimizer": (student.optimizer, _optimizer(question, answer)),
         "cpu_offload": (answer.offload, _offload(question, answer)),
+        "keep_memory": (answer.keeps_memory, _keep_memory(question, answer)),
     }
 
 
@@ -163,6 +164,16 @@ def _offload(question: Question, answer: Answer) -> str:
     where = "main memory" if question.budget.on_gpu else "files"
     peak = format_bytes(answer.student.footprint.peak_bytes)
     return f"what waits lies in {where}: the student takes {peak} instead of {format_bytes(kept)}"
+
+
+def _keep_memory(question: Question, answer: Answer) -> str:
+    kept = keeping_memory(question, answer)
+    peak = format_bytes(max(_needed(question, part.footprint) for part in (kept.teacher, kept.student)))
+    if answer.keeps_memory:
+        return f"roomy: freed memory stays for the next step, {peak} at most of {_budget(question)}"
+    return (
+        f"tight: freed memory goes back to the system at once; kept, a phase would take {peak} of {_budget(question)}"
+    )
 
 
 def _needed(question: Question, footprint: Footprint) -> int:

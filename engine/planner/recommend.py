@@ -85,6 +85,7 @@ class Answer:
         layers: kept of the teacher; None when the student is a model of its own.
         offload: whether what waits is kept off the compute device.
         fits: whether both phases stay inside the budget.
+        keeps_memory: whether freed memory stays in the phases' processes.
     """
 
     length: int
@@ -94,6 +95,7 @@ class Answer:
     teacher: Candidate[TeacherSetting]
     student: Candidate[StudentSetting]
     fits: bool
+    keeps_memory: bool = False
 
 
 def recommend(question: Question) -> Answer:
@@ -102,11 +104,36 @@ def recommend(question: Question) -> Answer:
     for layers, length in itertools.product(_layer_options(question), _length_options(question)):
         answer = _answer(question, question.config, length, layers)
         if answer.fits:
-            return answer
+            return _with_memory_kept(question, answer)
         if smallest is None or _needs(answer) < _needs(smallest):
             smallest = answer
     assert smallest is not None, "there is always one length and one number of layers"
     return smallest
+
+
+def keeping_memory(question: Question, answer: Answer) -> Answer:
+    """The same settings, with freed memory kept in the phases' processes."""
+    teacher = replace(answer.teacher.setting, keeps_memory=True)
+    student = replace(answer.student.setting, keeps_memory=True)
+    footprints = teacher_footprint(question.teacher, teacher), student_footprint(answer.shape, student)
+    return replace(
+        answer,
+        teacher=replace(answer.teacher, setting=teacher, footprint=footprints[0]),
+        student=replace(answer.student, setting=student, footprint=footprints[1]),
+        fits=all(question.budget.fits(footprint) for footprint in footprints),
+        keeps_memory=True,
+    )
+
+
+def _with_memory_kept(question: Question, answer: Answer) -> Answer:
+    """Speed is only bought with memory that is left over: no other setting gets smaller for it."""
+    wished = question.config.keep_memory
+    if wished is False:
+        return answer
+    kept = keeping_memory(question, answer)
+    careful = _careful(question.budget)
+    has_room = careful.fits(kept.teacher.footprint) and careful.fits(kept.student.footprint)
+    return kept if wished or has_room else answer
 
 
 def nearest_that_fits(question: Question, asked: Answer) -> tuple[dict[str, object], Answer] | None:
@@ -238,12 +265,7 @@ def _choose(
     candidates: Sequence[Candidate[SettingT]], budget: Budget, mode: Callable[[SettingT], object]
 ) -> Candidate[SettingT]:
     """The fastest that fits with something to spare, else that just fits, else the smallest."""
-    careful = replace(
-        budget,
-        memory_bytes=int(budget.memory_bytes * SPARED),
-        ram_bytes=int(budget.ram_bytes * SPARED),
-    )
-    for limit in (careful, budget):
+    for limit in (_careful(budget), budget):
         fitting = [candidate for candidate in candidates if limit.fits(candidate.footprint)]
         if fitting:
             fastest = min(fitting, key=lambda candidate: candidate.seconds)
@@ -255,6 +277,15 @@ def _choose(
             ]
             return min(alike, key=lambda candidate: candidate.footprint.peak_bytes)
     return min(candidates, key=lambda candidate: budget.excess(candidate.footprint))
+
+
+def _careful(budget: Budget) -> Budget:
+    """The budget with something to spare."""
+    return replace(
+        budget,
+        memory_bytes=int(budget.memory_bytes * SPARED),
+        ram_bytes=int(budget.ram_bytes * SPARED),
+    )
 
 
 def _length_options(question: Question) -> Iterator[int]:

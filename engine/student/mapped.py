@@ -13,14 +13,13 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import DiskFull
-from engine.models.memory import return_memory
 
 # Smaller tensors stay in memory: a file takes whole pages, and many small ones gain nothing.
 SMALLEST_BYTES = 2**18
@@ -54,21 +53,18 @@ def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tens
         os.unlink(name)
 
 
-@torch.no_grad()
-def map_weights(model: nn.Module, folder: Path) -> int:
-    """Move the larger parameters of a model on the CPU into files; returns the bytes that left memory.
+def weights_in_files(folder: Path) -> Callable[[torch.Size, torch.dtype], Tensor]:
+    """What makes the memory of a model's weights: larger ones lie in files in ``folder``, smaller ones in memory.
 
     Raises:
-        DiskFull: no room for them.
+        DiskFull: (what is returned) no room for a weight.
     """
     for left_behind in folder.glob("mapped-*.tmp"):  # a kill between making a file and taking its name away
         left_behind.unlink(missing_ok=True)
-    moved = 0
-    for parameter in model.parameters():
-        num_bytes = parameter.numel() * parameter.element_size()
-        if num_bytes >= SMALLEST_BYTES:
-            mapped = mapped_zeros(folder, parameter.shape, parameter.dtype)
-            parameter.data = mapped.copy_(parameter)
-            moved += num_bytes
-    return_memory()
-    return moved
+
+    def new_tensor(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        if shape.numel() * dtype.itemsize >= SMALLEST_BYTES:
+            return mapped_zeros(folder, shape, dtype)
+        return torch.empty(shape, dtype=dtype)
+
+    return new_tensor

@@ -145,18 +145,19 @@ def _plain_step(model: Any) -> Callable[[Any], float]:
 def _record_step(model: Any, arguments: argparse.Namespace, scratch: Path) -> Callable[[Any], float]:
     import torch
 
+    from engine.models.load_in_place import move_weights
     from engine.planner.sizes import head_chunk_tokens
     from engine.student.batches import MicroBatch, StepPart
     from engine.student.lean_step import RunningNorms, lean_step
     from engine.student.learner import Learner
     from engine.student.loss import Objective, RecordTensors
-    from engine.student.mapped import map_weights
+    from engine.student.mapped import weights_in_files
     from engine.student.optimizer import AdamW
     from engine.student.step import LossScale, train_step
 
     folder = scratch if arguments.side == "mapped" else None
     if folder is not None:
-        map_weights(model, folder)
+        move_weights(model, weights_in_files(folder))
     learner = Learner(model, dtype=torch.float32, gradient_checkpointing=False)
     bits = 32 if arguments.side == "record" else 8
     optimizer = AdamW(model.named_parameters(), weight_decay=0.01, bits=bits, scratch=folder)  # type: ignore[arg-type]

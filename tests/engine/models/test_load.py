@@ -9,7 +9,7 @@ import torch
 from engine.errors import ModelError
 from engine.models import load, quantize
 from engine.models.core import find_core
-from engine.models.load import ResidentTeacher, check_numbers, load_causal_lm, load_tokenizer, own_weights
+from engine.models.load import ResidentTeacher, check_numbers, load_causal_lm, load_tokenizer
 from tests.tiny import ARCHITECTURES, PADDING_ROWS, VOCAB_SIZE, tiny_model
 
 
@@ -99,25 +99,6 @@ def test_the_tokenizer_is_loaded_or_refused(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="tokenizer"):
         load_tokenizer(tmp_path / "empty")
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells mapped files in /proc")
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_weights_of_ones_own_need_no_file_and_stay_tied(architecture, tmp_path):
-    folder = shutil.copytree(tiny_model(architecture), tmp_path / "model")  # a file that no other test has mapped
-
-    def is_mapped():
-        return str(folder / "model.safetensors") in Path("/proc/self/maps").read_text()
-
-    model = load_causal_lm(folder, dtype=torch.float32)
-    if not is_mapped():
-        pytest.skip("safetensors copied the weights")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    own_weights(model)
-    assert not is_mapped()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert tied == bool(model.config.tie_word_embeddings)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

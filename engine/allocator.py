@@ -1,0 +1,43 @@
+"""How the C library of a phase's process treats memory that is freed: kept for the next step, or handed back.
+
+Both ways are glibc's own (mallopt(3)); other C libraries ignore these variables. A process reads them when it starts,
+so whoever starts a phase asks here. This file decides nothing: the planner does, by the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Blocks from here on are mapped by themselves where memory is handed back. glibc raises this limit to 32 MiB by itself:
+# then what is small and stays sits in the holes that blocks of logits leave, and each new block needs new memory
+# (measured: scoring 4,000 tokens grew to 2.0 GB instead of 0.3).
+_MAPPED_FROM_BYTES = 2**20
+# Free memory at the end of the heap stays; at its seams a phase hands it back by itself (engine.models.memory).
+_NEVER_TRIMMED = 2**62
+_TUNABLES = "GLIBC_TUNABLES"
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def allocator_environment(environment: Mapping[str, str], *, keep: bool) -> dict[str, str]:
+    """The variables to add to a phase's environment.
+
+    Args:
+        environment: that it would have otherwise; only tunables that are there already are looked at.
+        keep: keep freed blocks in the process. A step then finds the memory of the step before. Handed back, every
+            block is filled with zeros by the system once more, 4 KiB at a time: half of the demo's time on two cores.
+    """
+    if not keep:
+        return {"MALLOC_MMAP_THRESHOLD_": str(_MAPPED_FROM_BYTES)}
+    tunables = [entry for entry in environment.get(_TUNABLES, "").split(":") if entry]
+    if not any(entry.startswith("glibc.malloc.hugetlb=") for entry in tunables):
+        # Pages of 2 MiB where the system has them: a quarter of the faults, at the same peak (515 MiB for the demo's
+        # student, with and without).
+        tunables.append(_HUGE_PAGES)
+    return {
+        # No block is mapped by itself. (A threshold above 32 MiB would say the same; glibc before 2.35 refuses it.)
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(_NEVER_TRIMMED),
+        # Two arenas, the main thread's and one for all that read ahead: each has free memory of its own.
+        "MALLOC_ARENA_MAX": "2",
+        _TUNABLES: ":".join(tunables),
+    }
