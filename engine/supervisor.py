@@ -38,6 +38,7 @@ from engine.errors import (
     TinyDistillError,
 )
 from engine.events import EventWriter, Tail
+from engine.format import format_bytes
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
 from engine.run import Run
@@ -285,11 +286,17 @@ class Supervisor:
     def _watch(self, phase: str, child: subprocess.Popen[bytes]) -> int:
         """Sample memory and obey control until the child ends; returns the peak of its anonymous memory."""
         settings = self.run.settings
+        on_cpu = (settings.device or "cpu") == "cpu"
+        budget = settings.memory_budget if on_cpu else settings.ram_budget  # of main memory, which is looked at here
         peak_bytes = 0
+        is_over = False
         next_event = 0.0
         while True:
             used = hardware.memory_of_tree(child.pid)
             peak_bytes = max(peak_bytes, used)
+            if used > (budget or used) and not is_over:
+                is_over = True
+                self._events.log("warning", _over_budget(phase, used, budget or 0), "over-budget")
             ended = child.poll() is not None
             if ended or time.monotonic() >= next_event:
                 next_event = time.monotonic() + _MEMORY_EVENT_SECONDS
@@ -384,6 +391,13 @@ def _unwritable(path: Path, error: OSError) -> FolderError:
         f"The run in {path} cannot go on: {error.filename or path}: {error.strerror}.",
         "What happens in a run is written into its folder.",
         "Make the folder writable, then resume the run.",
+    )
+
+
+def _over_budget(phase: str, used: int, budget: int) -> str:
+    return (
+        f"The {phase} phase takes {format_bytes(used)}, more than its budget of {format_bytes(budget)}. The prediction "
+        "was too low; the phase goes on as long as the system has memory."
     )
 
 

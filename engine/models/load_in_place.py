@@ -25,6 +25,11 @@ NewTensor = Callable[[torch.Size, torch.dtype], Tensor]
 """Makes memory for one weight: contiguous, on the CPU, whatever is in it."""
 
 
+def in_memory(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Memory of the process's own."""
+    return torch.empty(shape, dtype=dtype)
+
+
 def load_in_place(
     folder: Path, *, dtype: torch.dtype, new_tensor: NewTensor, trust_remote_code: bool = False
 ) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from engine.data.tokens import TokenFile
 from engine.events import EventWriter
 from engine.files import write_atomic
 from engine.models.load import check_numbers, load_causal_lm, load_tokenizer
-from engine.models.load_in_place import load_in_place
+from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
@@ -117,13 +117,8 @@ def _load(folder: Path, device: torch.device, scratch: Path | None, *, trust_rem
     """The student in float32, each weight read to where it stays: the GPU, a file in ``scratch``, or memory."""
     if device.type != "cpu":
         return load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
-    new_tensor = torch.empty if scratch is None else weights_in_files(scratch)
-    return load_in_place(
-        folder,
-        dtype=torch.float32,
-        new_tensor=lambda shape, dtype: new_tensor(shape, dtype=dtype),
-        trust_remote_code=trust_remote_code,
-    )
+    place = in_memory if scratch is None else weights_in_files(scratch)
+    return load_in_place(folder, dtype=torch.float32, new_tensor=place, trust_remote_code=trust_remote_code)
 
 
 def _to_publish(settings: RunConfig) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Legend: B rows in a micro-batch, T tokens in a row, H hidden size, I intermediat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from engine.planner.shape import PRECISION_BYTES, ModelShape
@@ -43,7 +42,7 @@ class TeacherSetting:
         total_tokens: of the whole text; short text makes short waves. None while it is not known.
         reads_ahead: a streamed layer is read while the one before computes, and the head's rows are kept; see
             :func:`reads_ahead`.
-        keeps_memory: freed memory stays in the process; see :func:`kept_free_bytes`.
+        keeps_memory: freed memory stays in the process.
     """
 
     batch: int
@@ -110,7 +109,7 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     """What the teacher phase takes: the higher of two moments, in the layers and in the head."""
     tokens = setting.batch * setting.sequence_length
     number = PRECISION_BYTES[setting.precision]
-    is_stored_so = shape.stored_bytes == number and setting.quantization == "none"
+    is_stored_so = shape.stored_precision == setting.precision and setting.quantization == "none"
     outside = (shape.embedding + shape.head + shape.other) * number
     layer = max(shape.layer_parameters)
     mapped = 0
@@ -156,14 +155,19 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
         "other": 0 if setting.on_gpu else interpreter,
     }
     if setting.keeps_memory and not setting.on_gpu:
-        parts["other"] += kept_free_bytes(parts)
+        # Layers and head leave their holes side by side; so does what was needed to load and to check the layers.
+        parts["other"] += _KEPT_FREE + min(in_layers, in_head - head_rows)
+        if setting.layer_by_layer:
+            parts["other"] += 3 * layer * number // 2
+        elif not is_stored_so:
+            parts["other"] += shape.embedding * number
     if not setting.on_gpu:
         return Footprint(parts, sum(parts.values()), mapped)
     if setting.layer_by_layer:
         staging = 2 * layer * shape.stored_bytes
     else:
         # A whole model is loaded in main memory first: as pages of its file, or converted into memory of its own.
-        is_converted = shape.stored_bytes != number
+        is_converted = shape.stored_precision != setting.precision
         staging = (sum(shape.layer_parameters) + shape.embedding + shape.head + shape.other) * number * is_converted
         staging = max(staging, layer * shape.stored_bytes)
     # torch's pinned memory comes in powers of two, and each micro-batch waits in a piece of its own.
@@ -249,23 +253,17 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         "logits": highest.get("logits", 0),
         "other": 0 if setting.on_gpu else _interpreter_bytes(shape) + kernels,
     }
-    if in_files and shape.stored_bytes != 4 and sum(parts.values()) - parts["other"] < 4 * parameters:
-        # Before they go to the file, converted weights are in memory for a moment.
-        parts = dict.fromkeys(parts, 0) | {"weights": 4 * parameters, "other": parts["other"]}
     if setting.keeps_memory and not setting.on_gpu:
-        parts["other"] += kept_free_bytes(parts)
+        parts["other"] += _KEPT_FREE + int(_HOLES * (parts["activations"] + parts["logits"]))
     if not setting.on_gpu:
         return Footprint(parts, sum(parts.values()))
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
 
 
-def kept_free_bytes(parts: Mapping[str, int]) -> int:
-    """Free memory between blocks in use, at the peak of a phase that keeps it."""
-    return int(_HOLES * (parts["activations"] + parts["logits"] + parts["gradients"]))
-
-
-# Share of what comes and goes that is free and cannot be used for the next block, where freed memory is kept.
-_HOLES = 0.0
+# Where freed memory is kept in the process: what is free at any time, and the share of what comes and goes in a step
+# that lies between blocks in use and is too small for the next one.
+_KEPT_FREE = 12 * MIB
+_HOLES = 0.2
 # [C, V] float32 matrices that exist at a time in the teacher's scoring: the logits, which become log-probabilities
 # where they stand, the probabilities, and a little that the allocator keeps.
 _TEACHER_BLOCKS = 2.1

@@ -13,6 +13,7 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _FUSED = re.compile(r"(query_key_value|qkv_proj|Wqkv|c_attn)\.weight$")
 _NORM_BIAS = re.compile(r"(norm\w*|ln_\d+|ln_f)\.bias$")
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ModelShape:
         layer_parameters: of each decoder layer.
         head: 0 where the head is the embedding.
         stored_bytes: bytes of one parameter in the files.
+        stored_precision: the files' number format as ``--precision`` names it; empty where it has no such name.
         max_positions: longest sequence; None without a limit.
         fused_attention: whether query, key and value come out of one matrix.
         plain_norms: whether norms have a bias (LayerNorm), and are not root-mean-square norms.
@@ -42,6 +44,7 @@ class ModelShape:
     stored_bytes: int
     max_positions: int | None
     model_type: str
+    stored_precision: str = "fp32"
     fused_attention: bool = False
     plain_norms: bool = False
 
@@ -104,6 +107,7 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         head=spec.head_parameters,
         other=spec.other_parameters,
         stored_bytes=DTYPE_BYTES.get(spec.dtype, 4),
+        stored_precision=_PRECISIONS.get(spec.dtype, ""),
         max_positions=spec.max_positions,
         model_type=spec.model_type,
         fused_attention=any(_FUSED.search(name) for name in spec.tensors),

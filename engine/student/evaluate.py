@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from engine.student.batches import MicroBatch, Source
-from engine.student.head import open_head
+from engine.student.head import Head, LinearHead, open_head
 from engine.student.learner import Learner
 from engine.student.loss import Objective, logits_to_gradient
+from engine.student.sliced_loss import sliced_scores
 
 if TYPE_CHECKING:
     from engine.cache.record import Records
@@ -106,21 +107,35 @@ def evaluate(
             assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
             top1_ids = torch.from_numpy(records.top1_id.astype("int64")).to(learner.device)
             states = learner.hidden_states(batch)
-            head = open_head(learner.head, states, vocab_size)
-            for start in range(0, len(states), chunk_tokens):
-                chunk = slice(start, start + chunk_tokens)
-                labels = batch.labels[chunk]
-                logits = head.forward(states[chunk], False)
-                best, choice = logits[:, :vocab_size].max(dim=1)
-                label_logits = logits.gather(1, labels[:, None])[:, 0]
-                ce, kl = logits_to_gradient(logits, labels, batch.records.at(chunk), objective, wants_gradient=False)
-                # log p(choice) = choice - logsumexp, and the cross-entropy is logsumexp - label
-                calibration.add((best - label_logits - ce).exp(), choice == labels)
-                sums += torch.stack([ce.double().sum(), kl.double().sum(), (choice == top1_ids[chunk]).sum()]).cpu()
-                del logits, best, choice
+            for part, ce, kl, best_log_prob, choice in _scores(learner.head, states, batch, objective, chunk_tokens):
+                calibration.add(best_log_prob.exp(), choice == batch.labels[part])
+                agreements = (choice == top1_ids[part]).sum()
+                sums += torch.stack([ce.double().sum(), kl.double().sum(), agreements]).cpu()
             tokens += len(states)
             on_batch()
     return _metrics(sums, calibration, tokens)
+
+
+def _scores(
+    head: Head, states: Tensor, batch: MicroBatch, objective: Objective, chunk_tokens: int
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+    """Positions with cross-entropy, KL, log-probability of the first choice, and the first choice."""
+    if isinstance(head, LinearHead) and head.dtype not in (None, head.weight.dtype):
+        # In slices of the vocabulary: a copy of the whole head in the other format is more than a lean step ever holds.
+        scores = sliced_scores(states, batch.labels, batch.records, head, objective=objective)
+        yield slice(0, len(states)), *scores
+        return
+    opened = open_head(head, states, objective.vocab_size)
+    for start in range(0, len(states), chunk_tokens):
+        chunk = slice(start, start + chunk_tokens)
+        labels = batch.labels[chunk]
+        logits = opened.forward(states[chunk], False)
+        best, choice = logits[:, : objective.vocab_size].max(dim=1)
+        label_logits = logits.gather(1, labels[:, None])[:, 0]
+        ce, kl = logits_to_gradient(logits, labels, batch.records.at(chunk), objective, wants_gradient=False)
+        # log p(choice) = choice - logsumexp, and the cross-entropy is logsumexp - label
+        yield chunk, ce, kl, best - label_logits - ce, choice
+        del logits, best, choice
 
 
 def evaluate_teacher(source: Source, *, micro_batch: int, limit_rows: int | None = None) -> Metrics:

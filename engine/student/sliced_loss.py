@@ -92,8 +92,59 @@ def sliced_loss(
 ) -> SlicedLoss:
     """The loss of N positions; arguments as for :func:`engine.student.loss.record_loss`."""
     hidden = hidden_states.detach().to(head.dtype or head.weight.dtype)
-    temperature = objective.temperature
     records = read_for(objective.target, records, labels)
+    scores = _first_pass(hidden, labels, records, head, objective)
+    return SlicedLoss(
+        scores.ce.sum(dtype=torch.float64),
+        scores.kd.sum(dtype=torch.float64),
+        hidden,
+        labels,
+        records,
+        head,
+        objective,
+        scores.label_lse,
+        scores.kd_lse,
+        scores.dense,
+        scores.sparse,
+    )
+
+
+@torch.no_grad()
+def sliced_scores(
+    hidden_states: Tensor, labels: Tensor, records: RecordTensors, head: LinearHead, *, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What an evaluation asks of N positions; arguments as for :func:`engine.student.loss.record_loss`.
+
+    Returns:
+        Cross-entropy to the label, KD, the log-probability of the first choice at temperature 1, and the first choice;
+        each [N].
+    """
+    hidden = hidden_states.detach().to(head.dtype or head.weight.dtype)
+    best = _Best(hidden)
+    records = read_for(objective.target, records, labels)
+    scores = _first_pass(hidden, labels, records, head, objective, best)
+    return scores.ce, scores.kd, best.value - scores.label_lse, best.choice
+
+
+@dataclass(frozen=True)
+class _Scores:
+    ce: Tensor
+    kd: Tensor
+    label_lse: Tensor
+    kd_lse: Tensor
+    dense: Tensor
+    sparse: Tensor
+
+
+def _first_pass(
+    hidden: Tensor,
+    labels: Tensor,
+    records: RecordTensors,
+    head: LinearHead,
+    objective: Objective,
+    best: _Best | None = None,
+) -> _Scores:
+    temperature = objective.temperature
     label_sum, kd_sum = _LogSumExp(hidden), _LogSumExp(hidden)
     label_logits = label_sum.zeros(1)
     id_logits = label_sum.zeros(records.ids.shape[1])
@@ -101,6 +152,8 @@ def sliced_loss(
         logits = _logits(head, hidden, rows)
         _gather(logits, rows, labels[:, None], into=label_logits)
         _gather(logits, rows, records.ids, into=id_logits)
+        if best is not None:
+            best.add(logits, rows)
         if temperature != 1:
             kd_sum.add(logits / temperature)
         label_sum.add(logits)
@@ -108,19 +161,22 @@ def sliced_loss(
     kd_lse = label_lse if temperature == 1 else kd_sum.value
     ce = label_lse - label_logits[:, 0]
     kd, dense, sparse = target_terms(id_logits / temperature - kd_lse[:, None], records, objective.target)
-    return SlicedLoss(
-        ce.sum(dtype=torch.float64),
-        kd.sum(dtype=torch.float64),
-        hidden,
-        labels,
-        records,
-        head,
-        objective,
-        label_lse,
-        kd_lse,
-        dense,
-        sparse,
-    )
+    return _Scores(ce, kd, label_lse, kd_lse, dense, sparse)
+
+
+class _Best:
+    """The largest logit and its id over blocks of columns that come one after the other; the first of equal ones."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.value = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        self.choice = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+
+    def add(self, block: Tensor, rows: slice) -> None:
+        """Look through one more block."""
+        value, column = block.max(dim=1)
+        is_better = value > self.value
+        self.value = torch.where(is_better, value, self.value)
+        self.choice = torch.where(is_better, column + rows.start, self.choice)
 
 
 class _LogSumExp:

@@ -100,3 +100,10 @@ def test_a_chunk_is_quartered_and_stays_a_matrix():
     assert head(262_144, 12).quartered() is None
     assert not head(262_144, 12).is_large
     assert not head(262_144, device="cuda").is_large
+
+
+@pytest.mark.parametrize("phase", ["prepare", "teacher", "student"])
+def test_memory_that_was_kept_free_is_the_first_thing_to_go(phase):
+    path = walk(phase, keep_memory=True, teacher_batch=2, student_batch=2, gradient_accumulation=1)
+    assert path[0] == {"keep_memory": False}
+    assert path[1:] == walk(phase, keep_memory=False, teacher_batch=2, student_batch=2, gradient_accumulation=1)

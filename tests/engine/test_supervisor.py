@@ -117,6 +117,26 @@ def phase_that_says(run: Run, monkeypatch: pytest.MonkeyPatch, words: Iterator[s
     return seen
 
 
+@pytest.mark.parametrize(("budget", "times"), [(4_096, 1), (2**40, 0), (None, 0)])
+def test_a_phase_that_takes_more_than_its_budget_is_told_at_once_and_once(run, monkeypatch, budget, times):
+    run.info["settings"]["memory_budget"] = budget
+    seen = phase_that_says(run, monkeypatch, iter([""]), 0)
+    monkeypatch.setattr(hardware, "memory_of_tree", lambda pid: 8_192)
+    seen._run_phase("student")
+    found = [event for event in told(run, "log") if event["code"] == "over-budget"]
+    assert len(found) == times
+    assert all("8.0 KiB, more than its budget of 4.0 KiB" in event["message"] for event in found)
+
+
+def test_a_phase_that_has_ended_tells_what_it_spent(run, monkeypatch):
+    seen = phase_that_says(run, monkeypatch, iter([""]), 0)
+    seen._run_phase("student")
+    (finished,) = told(run, "phase_finished")
+    assert finished["minor_faults"] > 0
+    assert 0 <= finished["user_seconds"] < finished["seconds"] + 1
+    assert 0 <= finished["system_seconds"] < finished["seconds"] + 1
+
+
 def test_smaller_chunks_of_the_head_are_told_and_kept_in_the_run(tmp_path, monkeypatch):
     from tests.tiny import tiny_model
 

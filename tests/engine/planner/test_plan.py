@@ -273,7 +273,7 @@ def test_half_precision_is_taken_where_nothing_else_fits_and_it_is_not_too_slow(
         "sequence_length": 64,
         "teacher_batch": 1,
     }
-    asked |= {"layer_by_layer": True, "cpu_offload": False}
+    asked |= {"layer_by_layer": True, "cpu_offload": False, "keep_memory": False}
     whole = _plan(text, **asked)
     need = whole.predicted["teacher"].peak_bytes
     squeezed = _plan(text, **asked, memory_budget=need - 60 * MIB)
@@ -319,7 +319,7 @@ def test_planning_loads_neither_torch_nor_transformers(text: Path) -> None:
 def test_a_streamed_teacher_reads_nothing_ahead_where_two_layers_do_not_fit(text: Path) -> None:
     wide = str(tiny_model("llama", num_layers=2, hidden_size=1024))
     asked: dict[str, Any] = {"teacher": wide, "student": str(tiny_model("llama")), "layer_by_layer": True}
-    asked |= {"sequence_length": 64, "teacher_batch": 1, "precision": "fp32"}
+    asked |= {"sequence_length": 64, "teacher_batch": 1, "precision": "fp32", "keep_memory": False}
     roomy = _plan(text, **asked)
     layer = max(planner_models.describe(wide).layer_parameters) * 4
     need = roomy.predicted["teacher"].peak_bytes
@@ -341,3 +341,27 @@ def test_what_waits_leaves_memory_only_where_nothing_else_fits(text: Path) -> No
     assert squeezed.settings.cpu_offload is True
     assert max(phase.peak_bytes for phase in squeezed.predicted.values()) <= budget
     assert _plan(text, **asked, cpu_offload=False, memory_budget=budget).misfit is not None
+
+
+def test_freed_memory_is_kept_where_there_is_room_and_no_other_setting_gets_smaller_for_it(text: Path) -> None:
+    wide = str(tiny_model("llama", num_layers=4, hidden_size=512))
+    roomy = _plan(text, teacher=wide, sequence_length=128)
+    reasons = {choice.field: choice.reason for choice in roomy.choices}
+    assert roomy.settings.keep_memory is True
+    assert reasons["keep_memory"].startswith("roomy: ")
+    handed_back = _plan(text, teacher=wide, sequence_length=128, keep_memory=False)
+    open_settings = {"keep_memory", "output_dir"}
+    assert roomy.settings.model_dump(exclude=open_settings) == handed_back.settings.model_dump(exclude=open_settings)
+    extra = {
+        name: roomy.predicted[name].peak_bytes - handed_back.predicted[name].peak_bytes for name in roomy.predicted
+    }
+    assert all(0 < value < 0.2 * handed_back.predicted[name].peak_bytes for name, value in extra.items()), extra
+    # A budget that the settings fill leaves no room for free memory.
+    budget = max(phase.peak_bytes for phase in handed_back.predicted.values()) * 20 // 19 + MIB
+    tight = _plan(text, teacher=wide, sequence_length=128, memory_budget=budget)
+    assert tight.settings.keep_memory is False
+    assert next(c.reason for c in tight.choices if c.field == "keep_memory").startswith("tight: ")
+    asked = _plan(text, teacher=wide, sequence_length=128, memory_budget=budget - 2 * MIB, keep_memory=True)
+    assert asked.settings.keep_memory is True
+    if asked.misfit is not None:
+        assert "--no_keep_memory" in asked.misfit.todo

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.student import head, sliced_loss
 from engine.student.evaluate import Calibration, Metrics, evaluate, evaluate_teacher
+from engine.student.head import LinearHead
 from engine.student.learner import Learner
 from tests.engine.student.small_run import SmallRun, make_run
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -51,6 +54,22 @@ def test_figures_are_those_of_the_full_logits(tmp_path: Path, architecture: str)
     # The records are draws: their KL is an estimate, with a spread that this many positions make small.
     true_kl = float((log_p.exp() * (log_p - log_q)).sum(1).mean())
     assert abs(found.kl_to_teacher - true_kl) < 0.25 * true_kl
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_head_in_another_format_is_measured_in_slices_and_never_copied_whole(
+    tmp_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, short=True, num_holdout=9, temperature=temperature)
+    learner = run.learner(tiny_model("qwen2", num_layers=2, seed=8))
+    whole = measured(run, learner)
+    assert isinstance(learner.head, LinearHead)
+    learner.head = replace(learner.head, dtype=torch.float64)
+    monkeypatch.setattr(sliced_loss, "_LOGITS_BYTES", 1)  # the smallest slices
+    monkeypatch.setattr(head, "_LinearPass", None)
+    in_slices = measured(run, learner)
+    for name, value in whole.as_dict().items():
+        assert math.isclose(in_slices.as_dict()[name], value, rel_tol=1e-5), name
 
 
 def test_records_that_hold_everything_give_the_exact_divergence(tmp_path: Path) -> None:
