@@ -37,7 +37,7 @@ TOOLS_LOST = "conversation with tools that the chat template does not write"
 TURN_LOST = "conversation with a turn that the chat template leaves out"
 REFUSED = "conversation that the chat template refuses"
 
-_GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 _SYSTEMS = ("system", "developer")
 _GIVEN_ALWAYS = ("messages", "add_generation_prompt", "raise_exception", "strftime_now", "namespace", "range", "dict")
 
@@ -81,7 +81,7 @@ class ChatTemplate:
 
     def has_marks(self, fields: Mapping[str, Any]) -> bool:
         """Whether the template itself marks what the assistant writes (``{% generation %}``)."""
-        return bool(_GENERATION_MARK.search(self.source(fields)))
+        return bool(GENERATION_MARK.search(self.source(fields)))
 
     def source(self, fields: Mapping[str, Any]) -> str:
         """The template that is used: there may be one for conversations with tools."""
@@ -280,7 +280,7 @@ def _variables(source: str) -> set[str]:
 
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        return meta.find_undeclared_variables(environment.parse(_GENERATION_MARK.sub("", source)))
+        return meta.find_undeclared_variables(environment.parse(GENERATION_MARK.sub("", source)))
     except TemplateError:
         return set()
 

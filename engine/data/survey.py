@@ -31,6 +31,12 @@ _MOST_CHARACTERS = 4_000_000
 _MOST_SECONDS = 1.5
 _FEWEST_FILES = 10  # that the characters are shared among, where there are as many
 _PREVIEW_CHARACTERS = 2_000
+_MOST_CONVERSATIONS = 256
+_MOST_CONVERSATION_CHARACTERS = 1_000_000
+
+# What a chat template writes around a turn, in tokens: who speaks, where a turn begins and ends. Once the models are
+# known it is counted with their template and tokenizer (engine.data.chat_lengths).
+_TOKENS_PER_TURN = 5
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Survey:
         documents, characters, estimated_tokens: of all; None where only reading would tell (a dataset on the hub).
         sampled: share of the bytes that was read to estimate this; 1 is all.
         preview: the first documents, each cut to its beginning.
+        conversations: some of them, whole, to be counted with a chat template.
         cancelled: whether it ended early.
     """
 
@@ -64,6 +71,7 @@ class Survey:
     sampled: float
     preview: tuple[Document, ...]
     cancelled: bool
+    conversations: tuple[Document, ...] = ()
 
 
 def survey(
@@ -116,10 +124,13 @@ def survey(
         has_messages=sample.has_messages,
         documents=round(sample.documents / share) if known else None,
         characters=characters,
-        estimated_tokens=None if characters is None else round(characters / characters_per_token),
+        estimated_tokens=None
+        if characters is None
+        else round(characters / characters_per_token + _TOKENS_PER_TURN * sample.turns / share),
         sampled=min(1.0, share),
         preview=tuple(sample.preview),
         cancelled=cancelled(),
+        conversations=tuple(sample.conversations),
     )
 
 
@@ -174,9 +185,11 @@ class _Sample:
     documents: int = 0
     characters: int = 0
     covered_bytes: float = 0.0
+    turns: int = 0
     has_messages: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
     preview: list[Document] = field(default_factory=list)
+    conversations: list[Document] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -193,7 +206,8 @@ class _Sample:
             for document in source.file_documents(file, tally):
                 self.documents += 1
                 characters += len(document.text)
-                self.has_messages |= document.messages is not None
+                if document.messages is not None:
+                    self._conversation(document, characters)
                 if len(self.preview) < self.previews:
                     self.preview.append(_beginning(document))
                 if characters > self.characters_per_file or cancelled():
@@ -204,6 +218,13 @@ class _Sample:
         self.characters += characters
         self.skipped += tally.skipped
         self.covered_bytes += file.size_bytes if whole else min(file.size_bytes, tally.bytes_read)
+
+    def _conversation(self, document: Document, characters: int) -> None:
+        self.has_messages = True
+        self.turns += len(document.messages or ())
+        within = self.characters + characters <= _MOST_CONVERSATION_CHARACTERS
+        if len(self.conversations) < _MOST_CONVERSATIONS and (within or not self.conversations):
+            self.conversations.append(document)
 
 
 def _spread(files: list[FoundFile]) -> list[FoundFile]:

@@ -10,7 +10,7 @@ from engine.planner import disk
 from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
 from engine.planner.recommend import Answer, Question, keeping_memory
 from engine.planner.timing import step_seconds
-from engine.planner.workload import Text, default_length, effective_rows
+from engine.planner.workload import Text, default_length, effective_rows, whole_told
 
 NOT_CHOICES = frozenset({"resume", "use_recommended", "profile", "demo", "dry_run", "json_events", "until"})
 """Switches of the one command; they decide nothing about the run."""
@@ -83,9 +83,10 @@ def _layers(question: Question, answer: Answer) -> str:
 
 
 def _length(question: Question, answer: Answer) -> str:
-    length, reason = default_length(question.text.tokens, question.length_limit)
+    length, reason = default_length(question.text, question.length_limit)
     if answer.length < length and question.config.sequence_length is None:
-        return f"rows of {2 * answer.length} tokens do not fit {_budget(question)}"
+        cut = f"; {whole_told(question.text, answer.length)}" if question.text.conversations else ""
+        return f"rows of {min(length, 2 * answer.length)} tokens do not fit {_budget(question)}{cut}"
     return reason
 
 

@@ -297,7 +297,7 @@ def _length_options(question: Question) -> Iterator[int]:
     if config.sequence_length is not None:
         yield config.sequence_length
         return
-    length, _ = default_length(question.text.tokens, limit)
+    length, _ = default_length(question.text, limit)
     yield length
     while length > _SHORTEST_ROW:
         length = max(_SHORTEST_ROW, length // 2)

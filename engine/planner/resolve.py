@@ -62,8 +62,8 @@ def plan(
         machine = machine_rates(device=budget.device, threads=threads)
     models = models_for(wished, budget)
     data = wished.data or DEFAULT_DATA
-    tokens, text_reason = count_tokens(data, wished, models.teacher_shape.vocab_size)
-    text = Text(tokens, wished.holdout, wished.samples)
+    amount = count_tokens(data, wished, models.teacher, models.teacher_shape.vocab_size)
+    text = Text(amount.tokens, wished.holdout, wished.samples, amount.lengths)
     precision, precision_reason = precision_for(wished, budget, hardware, machine, models)
     question = Question(
         config=wished,
@@ -104,7 +104,7 @@ def plan(
         "device": (budget.device, budget.reasons["device"]),
         "threads": (threads, f"all {hardware.cores} cores that may be used"),
         "output_dir": (folder, folder_reason),
-        "samples": (wished.samples, reasons.samples(text, answer.length, text_reason)),
+        "samples": (wished.samples, reasons.samples(text, answer.length, amount.told)),
         **reasons.answer_values(question, answer),
         **work,
     }

@@ -1,14 +1,24 @@
-"""How much text there is, in tokens: an estimate without a tokenizer, kept for a moment while a form is filled in."""
+"""How much text there is, in tokens: an estimate, kept for a moment while a form is filled in.
+
+Of plain text it is made without a tokenizer. Of conversations some are counted with the models' own, because a template
+may write as much as the person did.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from engine.config import RunConfig
-from engine.data.survey import CHARACTERS_PER_TOKEN, survey
+from engine.data.chat_lengths import conversation_lengths
+from engine.data.survey import CHARACTERS_PER_TOKEN, Survey, survey
+from engine.errors import ModelError
 from engine.format import format_count
+from engine.models.hub import resolve_model
+from engine.models.vocabulary import read_vocabulary
 
 # A form asks for a plan on each key; the text behind it is looked at again after so many seconds.
 _KEPT_SECONDS = 30
@@ -16,17 +26,40 @@ _KEPT_SECONDS = 30
 _USUAL_VOCABULARY = 50_000
 
 
-def count_tokens(data: str, config: RunConfig, vocab_size: int) -> tuple[int | None, str]:
-    """Tokens of the text, None where they cannot be estimated, and how the number came about.
+@dataclass(frozen=True)
+class Amount:
+    """How much text there is.
+
+    Attributes:
+        tokens: of all documents; None where they cannot be estimated.
+        told: how the number came about.
+        lengths: tokens of some conversations with their chat template, of those that the template takes; empty for
+            plain text.
+    """
+
+    tokens: int | None
+    told: str
+    lengths: tuple[int, ...] = ()
+
+
+def count_tokens(data: str, config: RunConfig, teacher: str, vocab_size: int) -> Amount:
+    """Tokens of the text: of conversations as the teacher's template and tokenizer have them, else an estimate.
 
     Raises:
         DataError: there is no text, or none that can be used.
     """
-    characters = _characters(data, config.text_field, config.data_split, int(time.monotonic() / _KEPT_SECONDS))
-    if characters is None:
-        return None, "the amount of text is not known before it is read"
-    tokens = round(characters / characters_per_token(vocab_size))
-    return tokens, f"about {format_count(tokens)} tokens of text"
+    moment = int(time.monotonic() / _KEPT_SECONDS)
+    found = _look(data, config.text_field, config.data_split, moment)
+    if found.characters is None:
+        return Amount(None, "the amount of text is not known before it is read")
+    tokens = round(found.characters / characters_per_token(vocab_size))
+    if found.conversations and found.documents is not None:
+        lengths = _lengths(str(resolve_model(teacher)), data, config.text_field, config.data_split, moment)
+        if lengths and any(lengths):
+            tokens = max(1, round(found.documents * sum(lengths) / len(lengths)))
+            told = f"about {format_count(tokens)} tokens of conversations, the chat template included"
+            return Amount(tokens, told, tuple(length for length in lengths if length))
+    return Amount(tokens, f"about {format_count(tokens)} tokens of text")
 
 
 def characters_per_token(vocab_size: int) -> float:
@@ -36,5 +69,15 @@ def characters_per_token(vocab_size: int) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def _characters(data: str, text_field: str | None, split: str, moment: int) -> int | None:
-    return survey(data, text_field=text_field, split=split, previews=0).characters
+def _look(data: str, text_field: str | None, split: str, moment: int) -> Survey:
+    return survey(data, text_field=text_field, split=split, previews=0)
+
+
+@functools.lru_cache(maxsize=16)
+def _lengths(folder: str, data: str, text_field: str | None, split: str, moment: int) -> tuple[int, ...]:
+    try:
+        vocabulary = read_vocabulary(Path(folder))
+    except ModelError:  # what is wrong is said when the request is checked
+        return ()
+    conversations = _look(data, text_field, split, moment).conversations
+    return tuple(conversation_lengths(conversations, Path(folder), vocabulary) or ())

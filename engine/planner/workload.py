@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # An optimizer step over 8k to 16k tokens is what small models are distilled with; fewer where the text is short, so
@@ -18,6 +19,8 @@ MOST_EPOCHS = 10
 # What prepare keeps out at most and, where there is enough text, at least (engine.data.prepare has the same numbers).
 MOST_HOLDOUT_ROWS, FEWEST_HOLDOUT_ROWS = 512, 16
 DEFAULT_LENGTH = 512
+# Conversations that a row should hold whole.
+_WHOLE_SHARE = 0.97
 # Rows that even a short text should give, before the rows are made shorter.
 _WANTED_ROWS = 64
 
@@ -34,25 +37,49 @@ class Text:
         tokens: of all documents; None while it is not known.
         holdout: share kept out of training.
         samples: most rows to train on; None for all.
+        conversations: tokens of some conversations, as a chat template writes them; empty for plain text.
     """
 
     tokens: int | None
     holdout: float
     samples: int | None
+    conversations: tuple[int, ...] = ()
+
+    def share_whole(self, length: int) -> float:
+        """Share of the conversations that fit into a row of ``length`` whole; 1 for plain text."""
+        if not self.conversations:
+            return 1.0
+        return sum(tokens <= length for tokens in self.conversations) / len(self.conversations)
+
+    def row_tokens(self, length: int) -> int:
+        """Tokens that a row of ``length`` holds: a conversation is not cut, so that some of it stays empty."""
+        if not self.conversations:
+            return length
+        each = sum(min(tokens, length) for tokens in self.conversations) / len(self.conversations)
+        return max(1, min(length, round(max(1, int(length / each)) * each)))
+
+    def kept_tokens(self, length: int) -> int | None:
+        """Tokens of all documents, without what is cut off conversations that are longer than a row."""
+        if self.tokens is None or not self.conversations:
+            return self.tokens
+        kept = sum(min(tokens, length) for tokens in self.conversations) / sum(self.conversations)
+        return max(1, round(self.tokens * kept))
 
     def train_rows(self, length: int) -> int | None:
         """Rows of ``length`` tokens to train on."""
-        if self.tokens is None:
+        tokens = self.kept_tokens(length)
+        if tokens is None:
             return self.samples
-        rows = max(1, math.ceil(self.tokens * (1 - self.holdout) / length))
+        rows = max(1, math.ceil(tokens * (1 - self.holdout) / self.row_tokens(length)))
         return min(rows, self.samples or rows)
 
     def train_tokens(self, length: int) -> int | None:
         """Tokens to train on, at rows of ``length``."""
-        rows = self.train_rows(length)
+        rows, tokens = self.train_rows(length), self.kept_tokens(length)
         if rows is None:
             return None
-        return rows * length if self.tokens is None else min(rows * length, int(self.tokens * (1 - self.holdout)) or 1)
+        held = rows * self.row_tokens(length)
+        return held if tokens is None else min(held, int(tokens * (1 - self.holdout)) or 1)
 
     def holdout_tokens(self, length: int) -> int:
         """Tokens kept out: of a text of which only samples are taken, the same share of these; within bounds."""
@@ -66,15 +93,35 @@ class Text:
         return (self.train_tokens(length) or 0) + self.holdout_tokens(length)
 
 
-def default_length(tokens: int | None, limit: int | None) -> tuple[int, str]:
-    """A row's length and why: 512, shorter where the text or the models ask for it."""
+def default_length(text: Text, limit: int | None) -> tuple[int, str]:
+    """A row's length and why: 512, shorter where the text or the models ask for it, longer for long conversations."""
     length, reason = DEFAULT_LENGTH, f"{DEFAULT_LENGTH} tokens see enough context for most text"
-    if tokens is not None and tokens < _WANTED_ROWS * length:
-        length = max(64, 2 ** int(math.log2(max(64, tokens / _WANTED_ROWS))))
-        reason = f"short rows, because there are only about {tokens:,} tokens"
+    if text.tokens is not None and text.tokens < _WANTED_ROWS * length:
+        length = max(64, 2 ** int(math.log2(max(64, text.tokens / _WANTED_ROWS))))
+        reason = f"short rows, because there are only about {text.tokens:,} tokens"
+    if text.conversations:
+        length = max(length, _holds(text.conversations, _WHOLE_SHARE))
+        length = length if limit is None else min(length, limit)
+        return length, whole_told(text, length, limit)
     if limit is not None and limit < length:
         return limit, f"the models take no more than {limit}"
     return length, reason
+
+
+def whole_told(text: Text, length: int, limit: int | None = None) -> str:
+    """How many of the conversations a row of ``length`` holds whole."""
+    share, longest = text.share_whole(length), max(text.conversations)
+    if share == 1:
+        return f"every conversation fits into a row whole; the longest of {len(text.conversations):,} has {longest:,}"
+    why = f"; the models take no more than {limit}" if limit is not None and length == limit else ""
+    return f"{100 * share:.0f} % of the conversations fit into a row whole, the others are cut{why}"
+
+
+def _holds(lengths: Sequence[int], share: float) -> int:
+    """A row's length, a multiple of 64, that holds this share of the documents whole."""
+    ordered = sorted(lengths)
+    wanted = ordered[min(len(ordered), math.ceil(share * len(ordered))) - 1]
+    return 64 * math.ceil(wanted / 64)
 
 
 def effective_rows(text: Text, length: int) -> tuple[int, str]:

@@ -37,11 +37,11 @@ def test_much_text_gets_full_steps_and_little_text_gets_many() -> None:
 
 
 def test_rows_are_shorter_for_short_text_and_for_models_with_a_short_memory() -> None:
-    assert workload.default_length(10**7, 2048)[0] == 512
-    assert workload.default_length(None, None)[0] == 512
-    assert workload.default_length(10_000, 2048)[0] == 128
-    assert workload.default_length(10**7, 256)[0] == 256
-    assert workload.default_length(1, 2048)[0] == 64
+    assert workload.default_length(Text(10**7, 0.05, None), 2048)[0] == 512
+    assert workload.default_length(Text(None, 0.05, None), None)[0] == 512
+    assert workload.default_length(Text(10_000, 0.05, None), 2048)[0] == 128
+    assert workload.default_length(Text(10**7, 0.05, None), 256)[0] == 256
+    assert workload.default_length(Text(1, 0.05, None), 2048)[0] == 64
 
 
 def test_the_learning_rate_falls_with_the_size() -> None:
@@ -56,3 +56,32 @@ def test_a_checkpoint_comes_about_once_a_minute_but_not_when_writing_would_take_
     assert workload.checkpoint_every(1.0, 10**6, 1e9, 25) == 25
     assert workload.checkpoint_every(1e-9, 10**6, 1e9, None) == 1000
     assert workload.checkpoint_every(500.0, 10**6, 1e9, None) == 1
+
+
+def test_rows_hold_most_conversations_whole_where_the_models_allow() -> None:
+    lengths = tuple(range(1, 201))
+    text = Text(10**7, 0.05, None, lengths)
+    assert workload.default_length(text, 2048)[0] == 512, "as much as for any text"
+    long = Text(10**7, 0.05, None, tuple(10 * length for length in lengths))
+    length, reason = workload.default_length(long, None)
+    assert length % 64 == 0
+    assert 0.95 <= long.share_whole(length) < 1
+    assert "99 % of the conversations fit" in reason
+    length, reason = workload.default_length(long, 1024)
+    assert length == 1024
+    assert "51 % of the conversations fit" in reason
+    assert "the models take no more than 1024" in reason
+    few = Text(5_649, 0.05, None, (94,) * 60)
+    assert workload.default_length(few, 2048)[0] == 128
+    assert "every conversation fits" in workload.default_length(few, 2048)[1]
+
+
+def test_rows_of_conversations_are_not_quite_full_and_what_is_cut_is_not_counted() -> None:
+    text = Text(9_400, 0.0, None, (94,) * 60)
+    assert text.row_tokens(128) == 94
+    assert text.row_tokens(512) == 5 * 94
+    assert text.train_rows(128) == 100
+    assert text.train_rows(512) == 20
+    assert text.train_tokens(512) == 9_400
+    assert text.kept_tokens(47) == 4_700
+    assert text.train_rows(47) == 100

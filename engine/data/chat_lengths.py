@@ -1,0 +1,117 @@
+"""How long conversations are in a model's tokens, its chat template included: for a plan, without transformers.
+
+Renders with Jinja and counts with the tokenizers library alone, a few hundred milliseconds for a few hundred
+conversations. What is trained on is decided elsewhere, with transformers' own rendering (tokenise.py).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.data.chat_template import GENERATION_MARK, ChatTemplate, LeavesOut, TemplateRefuses
+from engine.data.document import Document
+from engine.models.vocabulary import Vocabulary
+
+
+def conversation_lengths(documents: Sequence[Document], folder: Path, vocabulary: Vocabulary) -> list[int] | None:
+    """Tokens of each conversation, in order; 0 for one that the template does not take.
+
+    Args:
+        documents: conversations; others are not counted.
+        folder: of the model.
+        vocabulary: of its tokenizer.
+
+    Returns:
+        None where the tokenizer is not in ``tokenizer.json``.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception:  # it has no narrower one; what is wrong is said when the model is loaded
+        return None
+    template = ChatTemplate(_Light(vocabulary))
+    texts = [_written(template, document) for document in documents if document.messages is not None]
+    ends = 1 if vocabulary.eos_id is not None else 0
+    encoded = tokenizer.encode_batch([text for text in texts if text is not None], add_special_tokens=False)
+    counts = iter(encoded)
+    return [0 if text is None else len(next(counts).ids) + ends for text in texts]
+
+
+def _written(template: ChatTemplate, document: Document) -> str | None:
+    try:
+        return template.write(document.messages or (), document.fields).text
+    except (TemplateRefuses, LeavesOut):
+        return None
+
+
+class _Light:
+    """What a chat template needs of a tokenizer, without transformers."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        named = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id}
+        self.special_tokens_map = {
+            name: vocabulary.tokens[number] for name, number in named.items() if number in vocabulary.tokens
+        }
+        self.chat_template = vocabulary.chat_template
+        self._compiled: dict[str, Any] = {}
+
+    def get_chat_template(self, chat_template: str | None, tools: object) -> str:
+        """The only one."""
+        del tools
+        return chat_template or self.chat_template or ""
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, Any]],
+        *,
+        chat_template: str | None,
+        tokenize: bool,
+        add_generation_prompt: bool = False,
+        **fields: Any,
+    ) -> str:
+        """What the template writes of a conversation."""
+        del tokenize
+        source = self.get_chat_template(chat_template, None)
+        if source not in self._compiled:
+            self._compiled[source] = _compiled(source)
+        turns = [{key: value for key, value in turn.items() if value is not None} for turn in conversation]
+        given = {"tools": None, "documents": None, **self.special_tokens_map, **fields}
+        text: str = self._compiled[source].render(messages=turns, add_generation_prompt=add_generation_prompt, **given)
+        return text
+
+
+def _compiled(source: str) -> Any:
+    """A template with the functions that transformers gives to it.
+
+    Source: transformers.utils.chat_template_utils (5.24).
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(value: Any, **options: Any) -> str:
+        return json.dumps(value, **{"ensure_ascii": False, **options})
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(GENERATION_MARK.sub(_trimmed_alike, source))
+
+
+def _trimmed_alike(mark: Any) -> str:
+    """In place of a mark of generation something that writes nothing and takes away the same blanks around it."""
+    before, after = ("-" if found == "-" else "" for found in (mark[0][2], mark[0][-3]))
+    return f"{{%{before} set _ = 0 {after}%}}"
