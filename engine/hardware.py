@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,6 +55,10 @@ class Gpu:
         index: N of ``cuda:N`` in a process that sees the GPUs in the order of the bus.
         capability: compute capability, such as "8.6"; empty when the driver does not say.
         users: other processes that hold memory of it, the largest first.
+        uuid: names it for CUDA, whatever the order of the GPUs; empty for one that was not found on this machine.
+        unusable: why torch cannot use it, as the end of a sentence; empty where it can, or nobody has asked.
+        context_bytes: what a process takes there beside torch's allocator; None where that was not measured.
+        good_formats: of bf16 and fp16 those whose products were tried and came out right.
     """
 
     index: int
@@ -64,6 +68,10 @@ class Gpu:
     driver: str
     capability: str
     users: tuple[GpuUser, ...] = ()
+    uuid: str = field(default="", compare=False)
+    unusable: str = ""
+    context_bytes: int | None = None
+    good_formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,14 @@ def _gpu(nvml: Any, index: int, handle: Any, driver: str) -> Gpu | None:
         capability = ".".join(str(part) for part in nvml.nvmlDeviceGetCudaComputeCapability(handle))
     except nvml.NVMLError:
         capability = ""
-    return Gpu(index, name, int(memory.total), int(memory.free), driver, capability, _users(nvml, handle))
+    users = _users(nvml, handle)
+    return Gpu(index, name, int(memory.total), int(memory.free), driver, capability, users, _uuid(nvml, index, handle))
+
+
+def _uuid(nvml: Any, index: int, handle: Any) -> str:
+    with contextlib.suppress(nvml.NVMLError, AttributeError):
+        return _as_text(nvml.nvmlDeviceGetUUID(handle))
+    return f"cuda:{index}"
 
 
 def _users(nvml: Any, handle: Any) -> tuple[GpuUser, ...]:
@@ -214,6 +229,10 @@ def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
         if word.isdigit() and int(word) < len(handles):
             chosen.append(handles[int(word)])
             continue
+        if word.startswith("MIG-"):  # a part of a GPU is in no list, but has a handle
+            with contextlib.suppress(nvml.NVMLError, AttributeError):
+                chosen.append(nvml.nvmlDeviceGetHandleByUUID(word))
+                continue
         named = [h for h in handles if word and _as_text(nvml.nvmlDeviceGetUUID(h)).startswith(word)]
         if len(named) != 1:
             break
@@ -286,7 +305,11 @@ def killed_for_memory(vmstat: Path = Path("/proc/vmstat")) -> int | None:
 
 
 def device_bytes(pid: int) -> int | None:
-    """GPU memory that a process holds on all GPUs together, its CUDA context included; None without a driver."""
+    """GPU memory that a process holds on all GPUs together, its CUDA context included; None where that is not told.
+
+    In a container the driver may list other process ids than are known here, and on Windows and under WSL it lists the
+    process without its memory: both are unknown, not nothing.
+    """
     try:
         import pynvml
     except ImportError:
@@ -295,12 +318,11 @@ def device_bytes(pid: int) -> int | None:
     with contextlib.suppress(pynvml.NVMLError, OSError):
         pynvml.nvmlInit()
         try:
-            total = 0
             for index in range(pynvml.nvmlDeviceGetCount()):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                    if process.pid == pid:
-                        total += int(process.usedGpuMemory or 0)  # None where the driver may not tell
+                    if process.pid == pid and process.usedGpuMemory is not None:
+                        total = (total or 0) + int(process.usedGpuMemory)
         finally:
             pynvml.nvmlShutdown()
     return total

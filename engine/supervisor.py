@@ -41,6 +41,7 @@ from engine.events import EventWriter, Tail
 from engine.format import format_bytes
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
+from engine.planner.gpu_check import gpu_of, visible
 from engine.run import Run
 from engine.runs import announced
 from engine.version import __version__
@@ -372,10 +373,9 @@ def phase_environment(run: Run) -> dict[str, str]:
     threads = str(settings.threads or hardware.usable_cores())
     return {
         **os.environ,
+        **_gpu_environment(run.settings.device or "cpu"),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # CUDA numbers the fastest GPU 0 unless told otherwise; the plan's cuda:N counts them as the driver does.
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # Threads that wait spin by default, and take the cores from those that work as soon as another program wants
         # one: scoring on two busy cores was 4 times as fast with threads that sleep (41 s against 10 s).
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -384,6 +384,14 @@ def phase_environment(run: Run) -> dict[str, str]:
         "PYTHONFAULTHANDLER": "1",
         **allocator_environment(os.environ, keep=bool(settings.keep_memory)),
     }
+
+
+def _gpu_environment(device: str) -> dict[str, str]:
+    """Which GPUs a phase sees: the one of the plan, by its own name, so that no order of GPUs can mean another one."""
+    if device == "cpu":
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    gpu = gpu_of(device)
+    return visible("" if gpu is None else gpu.uuid)
 
 
 def _unwritable(path: Path, error: OSError) -> FolderError:

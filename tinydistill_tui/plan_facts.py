@@ -15,7 +15,7 @@ from engine.format import UNKNOWN, format_bytes, format_duration
 from engine.hardware import Hardware
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import Plan
-from engine.planner.footprint import CUDA_CONTEXT
+from engine.planner.footprint import context_bytes_on
 
 # What decides over the peak comes first; the rest is behind F6, in the order of RunConfig.
 FIRST_SETTINGS = (
@@ -160,7 +160,7 @@ def needs(planned: Plan, machine: Hardware) -> list[Need]:
         if gpu is None:
             found.append(Need(noun, "RAM", figures.peak_bytes, min(budget, ram_budget), machine.ram_bytes))
         else:
-            found.append(Need(noun, "GPU", figures.peak_bytes, budget, gpu.total_bytes, CUDA_CONTEXT))
+            found.append(Need(noun, "GPU", figures.peak_bytes, budget, gpu.total_bytes, context_bytes_on(gpu)))
     if gpu is not None and planned.predicted:
         phase, figures = max(planned.predicted.items(), key=lambda each: each[1].ram_bytes)
         noun = PHASE_NOUNS.get(phase, phase)

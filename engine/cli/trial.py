@@ -32,6 +32,8 @@ from engine.phase_control import PhaseControl
 from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store
 from engine.planner import Plan, plan
+from engine.planner.footprint import context_bytes_on
+from engine.planner.gpu_check import gpu_of
 from engine.planner.measure import MachineRates
 from engine.run import Run
 from engine.supervisor import phase_environment
@@ -153,8 +155,10 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
         code = child.wait()
     problem = "" if code == 0 else (code > 0 and _last_word(run)) or _ending(code)
     predicted = int(run.info["predicted"][phase]["peak_bytes"])
-    # Where a GPU computes, the prediction is of its memory.
+    # Where a GPU computes, the prediction is of its memory, and the context that comes to it was counted as well.
     on_device = (run.result(phase) or {}).get("device_peak_bytes")
+    if on_device:
+        predicted += context_bytes_on(gpu_of(run.settings.device or "cpu"))
     return Trial(on_device or peak.peak_bytes, predicted, time.monotonic() - began, tokens, problem)
 
 

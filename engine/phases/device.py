@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
+from engine import hardware
 from engine.config import RunConfig
 from engine.errors import RequestError
-from engine.planner.footprint import CUDA_CONTEXT
+from engine.planner.footprint import CUDA_CONTEXT, context_bytes_on
+from engine.planner.gpu_check import gpu_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,30 +28,53 @@ def prepare_torch(settings: RunConfig) -> tuple[torch.device, torch.dtype]:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = torch.device(settings.device or "cpu")
+    device = as_seen_here(settings.device or "cpu")
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
             raise RequestError(
-                f"--device {device}: torch finds no such GPU.",
+                f"--device {settings.device}: torch finds no such GPU.",
                 "This installation of torch was built without CUDA, or the driver does not answer.",
                 "Use --device cpu, or install a build of torch for your GPU.",
             )
         torch.cuda.set_device(device)
-        total_bytes = torch.cuda.get_device_properties(device).total_memory
         if settings.memory_budget:
-            fraction = allocator_fraction(settings.memory_budget, total_bytes)
+            total_bytes = torch.cuda.get_device_properties(device).total_memory
+            fraction = allocator_fraction(settings.memory_budget, total_bytes, context_bytes(device))
             torch.cuda.set_per_process_memory_fraction(fraction, device)
     return device, _DTYPES[settings.precision or "fp32"]
 
 
-def allocator_fraction(budget_bytes: int, total_bytes: int) -> float:
+def as_seen_here(device: str) -> torch.device:
+    """The device under its number in this process: a GPU that is the only one to be seen is ``cuda:0``."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    is_alone = seen.startswith(("GPU-", "MIG-")) and "," not in seen
+    return torch.device("cuda:0" if device.startswith("cuda") and is_alone else device)
+
+
+def context_bytes(device: torch.device) -> int:
+    """What this process takes on the GPU beside torch's allocator: as planned, or more where it already holds more."""
+    planned = context_bytes_on(gpu_of(str(device)))
+    torch.zeros(1, device=device)  # starts CUDA
+    held = hardware.device_bytes(os.getpid()) or 0
+    return max(planned, held - int(torch.cuda.memory_reserved(device)))
+
+
+def allocator_fraction(budget_bytes: int, total_bytes: int, context: int = CUDA_CONTEXT) -> float:
     """Share of a GPU's memory that torch's allocator may take: the budget counts the CUDA context, the allocator not.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.cuda.memory.set_per_process_memory_fraction.html
     """
-    return min(1.0, max(0, budget_bytes - CUDA_CONTEXT) / total_bytes)
+    return min(1.0, max(0, budget_bytes - context) / total_bytes)
 
 
 def device_peak_bytes(device: torch.device) -> int | None:
-    """Most memory that torch's allocator held on the GPU; None on the CPU."""
-    return int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else None
+    """Most memory that the process held on the GPU, context included; None on the CPU.
+
+    torch's allocator knows its own peak. What lies beside it only grows, so that its size now is that at the peak.
+    """
+    if device.type != "cuda":
+        return None
+    reserved = int(torch.cuda.max_memory_reserved(device))
+    held = hardware.device_bytes(os.getpid())
+    beside = context_bytes_on(gpu_of(str(device))) if held is None else held - int(torch.cuda.memory_reserved(device))
+    return reserved + max(0, beside)

@@ -20,7 +20,8 @@ from engine.models.vocabulary import read_vocabulary
 from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
-from engine.planner.footprint import CUDA_CONTEXT, TeacherSetting, reads_ahead
+from engine.planner.footprint import TeacherSetting, context_bytes_on, reads_ahead
+from engine.planner.gpu_check import gpu_of
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.relief import Relief
@@ -222,7 +223,7 @@ def _reads_ahead(settings: RunConfig, device: torch.device) -> bool:
         record_size=settings.record_size,
         on_gpu=device.type == "cuda",
     )
-    context = CUDA_CONTEXT if setting.on_gpu else 0
+    context = context_bytes_on(gpu_of(str(device))) if setting.on_gpu else 0
     memory, ram = settings.memory_budget, settings.ram_budget
     return reads_ahead(shape, setting, (memory or 2**62) - context, ram or 2**62)
 

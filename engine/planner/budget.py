@@ -9,7 +9,7 @@ from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
 from engine.format import format_bytes
 from engine.hardware import Hardware
-from engine.planner.footprint import CUDA_CONTEXT, Footprint
+from engine.planner.footprint import Footprint, context_bytes_on
 from engine.planner.live_runs import LiveRun
 
 # Share of the free memory that a run takes when nobody said more: the rest is for what other programs open meanwhile.
@@ -25,12 +25,14 @@ class Budget:
         memory_bytes: on the compute device, the CUDA context included.
         ram_bytes: in main memory.
         reasons: why, for "device", "memory_budget" and "ram_budget".
+        context_bytes: of a GPU's memory, what a phase takes beside torch's allocator; 0 on the CPU.
     """
 
     device: str
     memory_bytes: int
     ram_bytes: int
     reasons: dict[str, str]
+    context_bytes: int = 0
 
     @property
     def on_gpu(self) -> bool:
@@ -43,7 +45,7 @@ class Budget:
 
     def excess(self, footprint: Footprint) -> int:
         """Bytes by which a phase is over, in the memory where it is over most; negative where there is room."""
-        on_device = footprint.peak_bytes + (CUDA_CONTEXT if self.on_gpu else 0) - self.memory_bytes
+        on_device = footprint.peak_bytes + self.context_bytes - self.memory_bytes
         return max(on_device, footprint.needed_bytes - self.ram_bytes)
 
 
@@ -83,6 +85,7 @@ def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun],
         config.memory_budget or int(FREE_SHARE * free_on_gpu),
         config.ram_budget or ram,
         {"device": device_reason, "memory_budget": reason, "ram_budget": ram_reason},
+        context_bytes_on(gpu),
     )
 
 
@@ -91,6 +94,12 @@ def _device(config: RunConfig, hardware: Hardware, torch_version: str) -> tuple[
         return "cpu", ""
     if config.device is not None:
         index = int(config.device.partition(":")[2] or _roomiest(hardware))
+        unusable = next((gpu for gpu in hardware.gpus if gpu.index == index and gpu.unusable), None)
+        if unusable is not None:
+            others = [f"cuda:{gpu.index} ({gpu.name})" for gpu in hardware.gpus if not gpu.unusable]
+            use = f"use {', '.join(others)} or cpu" if others else "use cpu"
+            reason = f"the {unusable.name} cannot be used: {unusable.unusable}; {use}"
+            raise SettingsError([Problem("device", config.device, reason)])
         if all(gpu.index != index for gpu in hardware.gpus):
             there = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in hardware.gpus)
             accepted = f"there is {there} and cpu" if there else f"there is no GPU ({hardware.gpu_note}); use cpu"
@@ -100,16 +109,17 @@ def _device(config: RunConfig, hardware: Hardware, torch_version: str) -> tuple[
         return "cpu", f"no GPU: {hardware.gpu_note}"
     if torch_version.endswith("+cpu"):
         return "cpu", f"the installed torch ({torch_version}) is built for the CPU alone"
-    best = hardware.gpus[_position(hardware, _roomiest(hardware))]
+    usable = [gpu for gpu in hardware.gpus if not gpu.unusable]
+    if not usable:
+        return "cpu", "; ".join(f"the {gpu.name} cannot be used: {gpu.unusable}" for gpu in hardware.gpus)
+    best = max(usable, key=lambda gpu: gpu.free_bytes)
     return f"cuda:{best.index}", f"{best.name} has most free memory: {format_bytes(best.free_bytes)}"
 
 
 def _roomiest(hardware: Hardware) -> int:
-    return max(hardware.gpus, key=lambda gpu: gpu.free_bytes).index if hardware.gpus else 0
-
-
-def _position(hardware: Hardware, index: int) -> int:
-    return next(place for place, gpu in enumerate(hardware.gpus) if gpu.index == index)
+    """The GPU with most free memory among those that can be used; among all where none can."""
+    gpus = [gpu for gpu in hardware.gpus if not gpu.unusable] or hardware.gpus
+    return max(gpus, key=lambda gpu: gpu.free_bytes).index if gpus else 0
 
 
 def _names(runs: Sequence[LiveRun]) -> str:

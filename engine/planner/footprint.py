@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.hardware import Gpu
 from engine.planner.shape import PRECISION_BYTES, ModelShape
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 
@@ -24,9 +25,21 @@ _MODULES_OF_LAYER = 1 * MIB
 _BITSANDBYTES = 42 * MIB
 # A prediction may be off by some percent: what is chosen leaves that much of a budget free.
 SPARED = 0.95
-# On a GPU: the CUDA libraries in main memory, and the context on the card.
+# On a GPU: the CUDA libraries in main memory, and the context on the card until it was measured there. 426 MiB were
+# seen on an RTX 6000 Ada before any kernel was loaded (https://github.com/unslothai/unsloth-zoo/pull/1053), and kernels
+# come to it.
 _CUDA_RAM = 900 * MIB
-CUDA_CONTEXT = 450 * MIB
+CUDA_CONTEXT = 600 * MIB
+_CONTEXT_GROWTH = 64 * MIB
+
+
+def context_bytes_on(gpu: Gpu | None) -> int:
+    """What a phase takes on a GPU beside torch's allocator: context, kernels, libraries.
+
+    Measured by the planner's probe where the driver tells; some kernels are loaded later than that.
+    """
+    return CUDA_CONTEXT if gpu is None or gpu.context_bytes is None else gpu.context_bytes + _CONTEXT_GROWTH
+
 
 # Bytes of a quantised parameter, with the scales.
 _QUANTIZED_BYTES = {"int8": 1.02, "nf4": 0.5625}

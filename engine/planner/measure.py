@@ -1,7 +1,7 @@
 """How fast this machine is: measured once in a process of its own, kept in the user's cache folder.
 
-Kept by processor, threads, torch version and device, for these decide the rates. This process never loads torch. Where
-nothing was measured there are cautious figures, and the plan says so.
+Kept by processor, threads, torch version and device (a GPU by its name and driver), for these decide the rates. This
+process never loads torch. Where nothing was measured there are cautious figures, and the plan says so.
 """
 
 from __future__ import annotations
@@ -77,9 +77,17 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
 def kept_at(device: str, threads: int) -> Path:
     """The file that keeps the rates of this machine with so many threads."""
     name, features = hardware.processor()
-    parts = [_FORMAT, platform.node(), name, features, threads, device, torch_version()]
+    gpu = _gpu(device)
+    identity = None if gpu is None else (gpu.name, gpu.driver, gpu.capability)
+    parts = [_FORMAT, platform.node(), name, features, threads, device, torch_version(), identity]
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
     return platformdirs.user_cache_path("tinydistill") / f"machine-{digest}.json"
+
+
+def _gpu(device: str) -> hardware.Gpu | None:
+    index = device.partition(":")[2] or "0"
+    gpus = hardware.find_gpus()[0] if device.startswith("cuda") else ()
+    return next((gpu for gpu in gpus if str(gpu.index) == index), None)
 
 
 def torch_version() -> str:

@@ -8,7 +8,7 @@ from engine.config import RunConfig
 from engine.errors import DoesNotFit
 from engine.format import format_bytes, format_count
 from engine.planner import disk as disk_formulas
-from engine.planner.footprint import CUDA_CONTEXT, Footprint
+from engine.planner.footprint import Footprint
 from engine.planner.recommend import Answer, Question, nearest_that_fits
 
 _PART_NAMES = {
@@ -63,7 +63,7 @@ def _where(question: Question, footprint: Footprint) -> tuple[int, int, str, str
     budget = question.budget
     if not budget.on_gpu:
         return footprint.needed_bytes, budget.memory_bytes, "memory", "memory_budget"
-    on_device = footprint.peak_bytes + CUDA_CONTEXT
+    on_device = footprint.peak_bytes + budget.context_bytes
     if on_device - budget.memory_bytes >= footprint.needed_bytes - budget.ram_bytes:
         return on_device, budget.memory_bytes, f"memory on {budget.device}", "memory_budget"
     return footprint.needed_bytes, budget.ram_bytes, "main memory", "ram_budget"

@@ -14,7 +14,6 @@ from typing import Generic, TypeVar
 from engine.config import RunConfig
 from engine.planner.budget import Budget
 from engine.planner.footprint import (
-    CUDA_CONTEXT,
     SPARED,
     Footprint,
     StudentSetting,
@@ -234,7 +233,7 @@ def teacher_candidates(question: Question, config: RunConfig, length: int) -> It
         )
         if layer_by_layer:
             budget = question.budget
-            on_device = budget.memory_bytes - (CUDA_CONTEXT if budget.on_gpu else 0)
+            on_device = budget.memory_bytes - budget.context_bytes
             setting = replace(setting, reads_ahead=reads_ahead(question.teacher, setting, on_device, budget.ram_bytes))
         seconds = teacher_duration(question.teacher, setting, tokens, question.rates).seconds
         if layer_by_layer:

@@ -19,6 +19,7 @@ from engine.hardware import Hardware
 from engine.planner import disk, misfit, reasons, timing, workload
 from engine.planner.budget import budget_for
 from engine.planner.demo import DEMO_SETTINGS
+from engine.planner.gpu_check import checked
 from engine.planner.live_runs import live_runs
 from engine.planner.measure import MachineRates, machine_rates, torch_version
 from engine.planner.models import FROM_TEACHER, Models, models_for
@@ -44,7 +45,8 @@ def plan(
 
     Args:
         config: what was asked; nothing of it is changed.
-        hardware: this machine, looked at now when not given.
+        hardware: this machine, looked at now when not given. torch is asked whether it can use the GPUs in it, once for
+            each; that takes some seconds the first time.
         machine: its rates; those that are kept, or cautious figures, when not given or given for another device.
         strict: raise when it does not fit; otherwise the plan comes back with ``misfit`` set.
 
@@ -56,6 +58,8 @@ def plan(
     folder, folder_reason = folder_for(wished)
     if hardware is None:
         hardware = machine_hardware.detect(folder)
+    if wished.device != "cpu":
+        hardware = checked(hardware)
     budget = budget_for(wished, hardware, live_runs(default_runs_path(), announced_runs()), torch_version())
     threads = wished.threads or hardware.cores
     if machine is None or machine.device != budget.device:

@@ -6,17 +6,19 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine import launch
+from engine import hardware, launch
 from engine.cli.distill import main
 from engine.config import RunConfig
 from engine.errors import FolderError
-from engine.planner import plan
+from engine.hardware import Gpu
+from engine.planner import gpu_check, plan
 from engine.planner.measure import cautious_rates
 from engine.run import Run
 from tests.end_to_end.program import QUICK, run, write_texts
@@ -24,6 +26,9 @@ from tests.tiny import tiny_model
 
 TEXTS = Path(__file__).with_name("error_texts.md")
 """What is said in each case, word for word. After a change: ``WRITE_ERROR_TEXTS=1 pytest`` this file, read the diff."""
+
+
+GPU = Gpu(0, "RTX 3050", 4 * 2**30, 3 * 2**30, "470.1", "8.6", uuid="GPU-aaa")
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -231,6 +236,28 @@ def test_a_dry_run_says_what_the_run_would_say(capsys, models, tmp_path):
     code, told = said(capsys, *models, "--dry_run")
     assert code == 2
     assert "not empty" in told
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_that_torch_cannot_use_is_refused_by_a_dry_run_too(capsys, models, tmp_path, monkeypatch, device):
+    monkeypatch.setattr(hardware, "find_gpus", lambda: ((GPU,), ""))
+    monkeypatch.setattr(gpu_check, "torch_version", lambda: "2.13.0+cpu")
+    code, told = said(capsys, *models, "--dry_run", "--device", device)
+    assert code == 2
+    assert "RTX 3050 cannot be used" in told
+    assert "2.13.0+cpu" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_torch_cannot_use_leaves_the_cpu_and_the_reason(capsys, models, monkeypatch):
+    monkeypatch.setattr(hardware, "find_gpus", lambda: ((GPU,), ""))
+    monkeypatch.setattr(gpu_check, "torch_version", lambda: "2.13.0")
+    monkeypatch.setattr(sys.modules["engine.planner.resolve"], "torch_version", lambda: "2.13.0")
+    monkeypatch.setattr(gpu_check, "_probe", lambda uuid: gpu_check.GpuAnswer("the driver is too old"))
+    assert main([*map(str, models), "--dry_run", "--json"]) == 0
+    choices = {choice["field"]: choice for choice in json.loads(capsys.readouterr().out)["choices"]}
+    assert choices["device"]["value"] == "cpu"
+    assert choices["device"]["reason"] == "the RTX 3050 cannot be used: the driver is too old"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(capsys, models, tmp_path, monkeypatch):

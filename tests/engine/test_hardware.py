@@ -212,9 +212,28 @@ def test_a_boot_has_a_name_and_a_process_without_a_gpu_holds_none() -> None:
     assert not hardware.device_bytes(os.getpid())
 
 
-def test_gpu_memory_of_a_process_is_summed_over_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_of_a_process_is_summed_and_unknown_where_it_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     driver = _driver(TWO)
     used = [SimpleNamespace(pid=7, usedGpuMemory=100), SimpleNamespace(pid=8, usedGpuMemory=None)]
     driver.nvmlDeviceGetComputeRunningProcesses = lambda handle: used
     monkeypatch.setitem(sys.modules, "pynvml", driver)
-    assert [hardware.device_bytes(pid) for pid in (7, 8, 9)] == [200, 0, 0]
+    assert [hardware.device_bytes(pid) for pid in (7, 8, 9)] == [200, None, None]
+
+
+def test_a_part_of_a_gpu_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = _driver([*TWO, ("A100 MIG 1g.10gb", "MIG-77", 10 * 2**30, 9 * 2**30)])
+    driver.nvmlDeviceGetCount = lambda: 2  # parts are in no list
+    driver.nvmlDeviceGetHandleByUUID = lambda uuid: {"MIG-77": 2}[uuid]
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-77")
+    (gpu,), _ = hardware.find_gpus()
+    assert (gpu.index, gpu.uuid, gpu.total_bytes) == (0, "MIG-77", 10 * 2**30)
+
+
+def test_a_driver_without_names_of_gpus_still_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = _driver(TWO)
+    del driver.nvmlDeviceGetUUID
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    assert [gpu.uuid for gpu in hardware.find_gpus()[0]] == ["cuda:0", "cuda:1"]

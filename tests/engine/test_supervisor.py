@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from engine import hardware, supervisor
 from engine.errors import EXIT_OUT_OF_MEMORY, OutOfMemory, PhaseDied
 from engine.events import EventWriter, read_events
+from engine.planner import gpu_check
 from engine.run import Run
 from engine.supervisor import Supervisor
 from tests.engine.test_run import make_run
@@ -253,3 +255,12 @@ def test_the_kernels_count_of_kills_for_memory(tmp_path):
 
 def test_a_phase_counts_gpus_as_the_plan_does(run: Run) -> None:
     assert supervisor.phase_environment(run)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_a_phase_sees_the_gpu_of_the_plan_alone(tmp_path, monkeypatch):
+    gpus = tuple(hardware.Gpu(n, "RTX", 2**32, 2**31, "580", "8.6", uuid=f"GPU-{n}") for n in range(2))
+    monkeypatch.setattr(gpu_check, "find_gpus", lambda: (gpus, ""))
+    run = make_run(tmp_path / "run", device="cuda:1")
+    assert supervisor.phase_environment(run)["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    monkeypatch.setattr(gpu_check, "find_gpus", lambda: ((replace(gpus[0], uuid="cuda:0"),), ""))
+    assert "CUDA_VISIBLE_DEVICES" not in supervisor.phase_environment(make_run(tmp_path / "other", device="cuda:0"))

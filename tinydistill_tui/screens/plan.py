@@ -25,6 +25,7 @@ from engine.config import SETTINGS
 from engine.errors import SettingsError, TinyDistillError
 from engine.hardware import Hardware
 from engine.planner import Plan, measure, plan
+from engine.planner.gpu_check import checked
 from engine.planner.summary import summary
 from engine.runs import default_runs_path
 from tinydistill_tui import plan_facts
@@ -154,7 +155,7 @@ class PlanScreen(StepScreen):
     def _plan(self) -> None:
         worker, answers = get_current_worker(), dict(self.draft.answers)
         if self._machine is None:
-            self._machine = hardware.detect(default_runs_path())
+            self._machine = checked(hardware.detect(default_runs_path()))
         try:
             problems = self.draft.problems()
             if problems:

@@ -17,6 +17,7 @@ from engine import hardware, profiles
 from engine.errors import Problem, SettingsError, TinyDistillError
 from engine.format import format_when
 from engine.hardware import Hardware
+from engine.planner.gpu_check import checked
 from engine.runs import default_runs_path
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.plan_facts import cut_value, cut_words, home_as_tilde, shown
@@ -139,7 +140,7 @@ class ProfilesScreen(FrameScreen):
 
     @work(thread=True, exclusive=True, group="measure")
     def _measure(self) -> None:
-        machine = hardware.detect(default_runs_path())
+        machine = checked(hardware.detect(default_runs_path()))
         if not get_current_worker().is_cancelled:
             self.app.call_from_thread(self._measured, machine)
 

@@ -23,6 +23,7 @@ from engine.errors import TinyDistillError
 from engine.format import format_bytes
 from engine.hardware import GpuUser, Hardware
 from engine.planner.budget import FREE_SHARE
+from engine.planner.gpu_check import checked
 from engine.runs import default_runs_path
 from tinydistill_tui import runs
 from tinydistill_tui.draft import Draft, budget_text
@@ -116,7 +117,7 @@ class WelcomeScreen(StepScreen):
     def action_measure(self) -> None:
         """Look at the machine and at the runs again."""
         worker = get_current_worker()
-        machine = hardware.detect(default_runs_path())
+        machine = checked(hardware.detect(default_runs_path()), ask=False)  # the plan will ask
         now = self.tiny.clock()
         found = [runs.summary(path, now) for path in runs.find()[:20]]
         going = [each for each in found if each.state.live] + [each for each in found if each.state.resumable]
@@ -323,7 +324,9 @@ def machine_lines(machine: Hardware, width: int) -> list[str]:
             f"{format_bytes(gpu.free_bytes)} free   driver {gpu.driver}"
             f"{f', capability {gpu.capability}' if gpu.capability else ''}"
         )
-        if gpu.users:
+        if gpu.unusable:
+            lines.append(f"      cannot be used: {gpu.unusable}")
+        elif gpu.users:
             lines.append(f"      also used by {_programs(gpu.users)}")
     if not lines:
         lines.append(f"GPU   none: {machine.gpu_note}. The same run works here, slower.")
