@@ -80,6 +80,7 @@ MAY_IMPORT = {
         "planner",
         "version",
         "cgroup",
+        "out_of_memory",
     },
 }
 
