@@ -1,20 +1,25 @@
-"""Rows of a .csv file as dictionaries, in bounded memory.
+"""Rows of a .csv or .tsv file as dictionaries, in bounded memory.
 
 A row with broken quotes is passed over, and reading goes on at the line behind the one where it began. The first row
-names the columns. Commas, semicolons and tabs are told apart by the first row.
+names the columns. Commas, semicolons, tabs and bars are told apart by the first row, or by a line ``sep=;`` before it.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.data.byte_stream import ByteStream
 from engine.data.lines import whole_lines
 from engine.data.tally import MAX_RECORD_BYTES, Tally
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
+_SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE | re.DOTALL)  # as Excel writes and reads it
+_NONE = "\x1f"  # a control character that no text has
+_QUOTED = re.compile(r'"[^"]*"')
 # Looking for the end of a quote that is never closed reads on to the limit. More than a few of these in a file would
 # read it over and over.
 _MOST_LOST_QUOTES = 20
@@ -22,15 +27,29 @@ _MOST_LOST_QUOTES = 20
 
 def read_csv(path: Path, tally: Tally) -> Iterator[dict[str, str]]:
     """Yield the rows below the first one."""
+    yield from _read(path, tally, None)
+
+
+def read_tsv(path: Path, tally: Tally) -> Iterator[dict[str, str]]:
+    """Yield the rows below the first one of a file whose columns are separated by tabs."""
+    yield from _read(path, tally, "\t")
+
+
+def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, str]]:
     # The csv module has one limit for the whole process, 128 KiB unless it is raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
-    with path.open("rb") as file:
-        lines = _Lines(whole_lines(file, tally, MAX_RECORD_BYTES), tally)
+    with ByteStream(path, tally) as stream:
+        lines = _Lines(whole_lines(stream, tally, MAX_RECORD_BYTES), tally)
         header: list[str] = []
         lost_quotes = 0
         while (first := lines.begin_row()) is not None:
             if not header:
-                delimiter = max(_DELIMITERS, key=first.count)
+                named = _SEPARATOR_LINE.fullmatch(first)
+                if named:
+                    stated = named[1]
+                    lines.drop_first()
+                    continue
+                delimiter = stated or _delimiter_of(first)
             try:
                 row = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
             except csv.Error:
@@ -45,10 +64,17 @@ def read_csv(path: Path, tally: Tally) -> Iterator[dict[str, str]]:
                 continue
             if not header:
                 header = row
-            elif len(row) > len(header):
+            elif any(row[len(header) :]):
                 tally.skip("CSV row with more fields than there are columns")
             else:
                 yield dict(zip(header, row, strict=False))
+
+
+def _delimiter_of(header: str) -> str:
+    """The sign that stands most often in the first row, outside of quotes; with none of them a row is one field."""
+    without_quotes = _QUOTED.sub("", header)
+    delimiter = max(_DELIMITERS, key=without_quotes.count)
+    return delimiter if delimiter in without_quotes else _NONE
 
 
 class _Lines:
@@ -72,6 +98,10 @@ class _Lines:
                 return None
             self._read(line)
         return self._again[0]
+
+    def drop_first(self) -> None:
+        """Take the line with which the next row would begin, which is none of a row."""
+        self._again.popleft()
 
     def back_to_second(self) -> None:
         """Give back all lines of this row but the first."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from engine.data.packed import PACKED_SUFFIXES
 from engine.data.tally import Tally
+
+ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar"})
+"""Suffixes of files that hold other files."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,47 @@ class FoundFile:
     Attributes:
         name: below the folder, for messages; bytes that are no text are shown as such.
         size_bytes: as the file system says.
-        suffix: in lower case, with its dot.
+        suffix: in lower case, with its dot; of a compressed file with the one before it: ``.jsonl.gz``.
     """
 
     path: Path
     name: str
     size_bytes: int
     suffix: str
+
+    @property
+    def kind(self) -> str:
+        """The suffix without that of the compression; empty for a compressed file that has no other."""
+        return without_packing(self.suffix)
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in lower case; of a compressed file with the one before it: ``.jsonl.gz``."""
+    path = PurePath(name.lower())
+    if path.suffix in PACKED_SUFFIXES:
+        return PurePath(path.stem).suffix + path.suffix
+    return path.suffix
+
+
+def without_packing(suffix: str) -> str:
+    """``.jsonl`` for ``.jsonl.gz``."""
+    return suffix.removesuffix(PurePath(f"x{suffix}").suffix) if is_packed(suffix) else suffix
+
+
+def is_packed(suffix: str) -> bool:
+    """Whether a suffix is that of a compressed file."""
+    return PurePath(f"x{suffix}").suffix in PACKED_SUFFIXES
+
+
+def is_archive(suffix: str) -> bool:
+    """Whether a file of this suffix holds other files."""
+    return not {suffix, without_packing(suffix), PurePath(f"x{suffix}").suffix}.isdisjoint(ARCHIVES)
+
+
+def is_readable(suffix: str, suffixes: frozenset[str]) -> bool:
+    """Whether a file of this suffix may hold text; one that is only compressed may."""
+    kind = without_packing(suffix)
+    return kind in suffixes or (not kind and is_packed(suffix))
 
 
 def find_files(root: Path, suffixes: frozenset[str], tally: Tally) -> list[FoundFile]:
@@ -35,8 +73,8 @@ def find_files(root: Path, suffixes: frozenset[str], tally: Tally) -> list[Found
     found: list[FoundFile] = []
     seen: set[tuple[int, int]] = set()
 
-    def count_unreadable(_: OSError) -> None:
-        tally.skip("folder that cannot be read")
+    def count_unreadable(error: OSError) -> None:
+        tally.skip_file("folder that cannot be read", 0, where=shown(error.filename or root))
 
     for folder, folders, names in os.walk(root, followlinks=True, onerror=count_unreadable):
         try:
@@ -45,13 +83,13 @@ def find_files(root: Path, suffixes: frozenset[str], tally: Tally) -> list[Found
             folders.clear()
             continue
         if (status.st_dev, status.st_ino) in seen:
-            tally.skip("folder that was met before (a link)")
+            tally.pass_over("folder that was met before (a link)")
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         hidden = [name for name in (*folders, *names) if name.startswith(".")]
         if hidden:
-            tally.skip("hidden file or folder", len(hidden))
+            tally.pass_over("hidden file or folder", len(hidden))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
@@ -72,18 +110,20 @@ def _look_at(
     tally: Tally,
     found: list[FoundFile],
 ) -> None:
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path.name)
     try:
         status = path.stat()
     except OSError:
-        tally.skip("link that leads nowhere")
+        tally.pass_over("link that leads nowhere")
         return
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        tally.skip("pipe, socket or device")
-    elif suffix not in suffixes:
-        tally.skip(f"{shown(suffix)} file" if suffix else "file without a suffix")
+        tally.pass_over("pipe, socket or device")
+    elif is_archive(suffix):
+        tally.skip_file(f"{suffix} archive (unpack it first)", status.st_size, where=shown(path.relative_to(root)))
+    elif not is_readable(suffix, suffixes):
+        tally.pass_over(f"{shown(suffix)} file" if suffix else "file without a suffix")
     elif (status.st_dev, status.st_ino) in seen:
-        tally.skip("file that was met before (a link)")
+        tally.pass_over("file that was met before (a link)")
     else:
         seen.add((status.st_dev, status.st_ino))
         found.append(FoundFile(path, shown(path.relative_to(root)), status.st_size, suffix))

@@ -14,7 +14,7 @@ from engine.data.tally import Tally
 
 _OUTSIDE = re.compile(rb'["{}\[\]]')
 _INSIDE = re.compile(rb'["\\]')
-_BARE = re.compile(rb"[^\s,]+")
+_BARE = re.compile(rb"[^\s,\xef\xbb\xbf]+")  # the byte-order marks of joined files are no values
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class RawValue:
     """One value, not yet parsed.
 
     Attributes:
-        data: its bytes.
+        data: its bytes; None for an object that is too long to keep.
         in_list: whether it is an element of the file's outer list.
+        start, end: where it stands in the stream.
     """
 
-    data: bytes
+    data: bytes | None
     in_list: bool
+    start: int
+    end: int
 
 
 def json_values(chunks: Iterable[bytes], tally: Tally, limit: int) -> Iterator[RawValue]:
@@ -35,13 +38,19 @@ def json_values(chunks: Iterable[bytes], tally: Tally, limit: int) -> Iterator[R
 
     Args:
         chunks: the file's bytes, in parts of any size.
-        tally: counts values longer than ``limit``, bare numbers and words, and a file that ends in mid-value.
+        tally: counts values longer than ``limit``, bare numbers and words, and a file that ends in mid-value. An outer
+            value longer than that comes without its bytes: it may hold a list, see json_wrapper.py.
         limit: bytes of a value that are kept.
     """
     scanner = _Scanner(tally, limit)
     for chunk in chunks:
         yield from scanner.feed(chunk)
     scanner.finish()
+
+
+def too_long(limit: int) -> str:
+    """The reason for leaving out a value that is longer."""
+    return f"JSON value over {limit // 2**20} MiB"
 
 
 class _Scanner:
@@ -56,6 +65,8 @@ class _Scanner:
         self._escaped = False
         self._value: bytearray | None = None
         self._too_long = False
+        self._before = 0  # bytes in the chunks before this one
+        self._start = 0
 
     def feed(self, chunk: bytes) -> Iterator[RawValue]:
         position = kept = 0  # kept: bytes of the chunk before this are in the value already, or not wanted
@@ -72,12 +83,14 @@ class _Scanner:
             position = found.end()
             if self._step(found[0]) and self._value is None:
                 self._value, kept = bytearray(), found.start()
+                self._start = self._before + kept
             if self._begun and self._is_whole:
                 self._keep(chunk[kept:position])
                 kept = position
-                yield from self._end_of_value()
+                yield from self._end_of_value(self._before + position)
         if self._begun:
             self._keep(chunk[kept:])
+        self._before += len(chunk)
 
     def finish(self) -> None:
         if self._begun or self._depth:
@@ -122,12 +135,14 @@ class _Scanner:
         else:
             self._value += data
 
-    def _end_of_value(self) -> Iterator[RawValue]:
+    def _end_of_value(self, end: int) -> Iterator[RawValue]:
         assert self._value is not None
-        if self._too_long:
-            self._tally.skip(f"JSON value over {self._limit // 2**20} MiB (write one object a line, as .jsonl)")
+        if not self._too_long:
+            yield RawValue(bytes(self._value), self._base == 1, self._start, end)
+        elif self._base == 1:
+            self._tally.skip(too_long(self._limit))
         else:
-            yield RawValue(bytes(self._value), in_list=self._base == 1)
+            yield RawValue(None, False, self._start, end)
         self._value, self._too_long = None, False
 
     def _count_bare(self, between: bytes) -> None:

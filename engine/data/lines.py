@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
 
+from engine.data.byte_stream import ByteStream
+from engine.data.encoding import BOM
 from engine.data.tally import Tally
 
-BOM = b"\xef\xbb\xbf"
 _LAST_BYTES_OF_A_CHARACTER = 3  # a UTF-8 character is at most four bytes
 
 
-def cut_lines(file: BinaryIO, tally: Tally, limit: int) -> Iterator[bytes]:
+def cut_lines(stream: ByteStream, tally: Tally, limit: int) -> Iterator[bytes]:
     """Lines with their newline; one longer than ``limit`` comes in several parts, cut between two characters."""
-    for line, is_cut in _lines(file, tally, limit):
+    for line, is_cut in _lines(stream, tally, limit):
         part = line
         for _ in range(_LAST_BYTES_OF_A_CHARACTER if is_cut else 0):
-            byte = file.read(1)
+            byte = stream.peek(1)
             if not byte or not 0x80 <= byte[0] < 0xC0:
-                if byte:
-                    file.seek(-1, 1)
                 break
-            part += byte
-            tally.bytes_read += 1
+            part += stream.read(1)
         yield part
 
 
-def whole_lines(file: BinaryIO, tally: Tally, limit: int) -> Iterator[bytes | None]:
+def whole_lines(stream: ByteStream, tally: Tally, limit: int) -> Iterator[bytes | None]:
     """Lines with their newline; None for one longer than ``limit``, which is read past and not kept."""
     passing_over = False
-    for line, is_cut in _lines(file, tally, limit):
+    for line, is_cut in _lines(stream, tally, limit):
         if passing_over:
             passing_over = is_cut
         elif is_cut:
@@ -39,11 +36,13 @@ def whole_lines(file: BinaryIO, tally: Tally, limit: int) -> Iterator[bytes | No
             yield line
 
 
-def _lines(file: BinaryIO, tally: Tally, limit: int) -> Iterator[tuple[bytes, bool]]:
-    """Lines without a byte-order mark, and whether the limit cut them."""
-    first = True
-    while line := file.readline(limit):
-        tally.bytes_read += len(line)
+def _lines(stream: ByteStream, tally: Tally, limit: int) -> Iterator[tuple[bytes, bool]]:
+    """Lines, and whether the limit cut them; without the byte-order marks that joined files have in their middle."""
+    is_cut = False
+    while line := stream.readline(limit):
+        begins = not is_cut
         is_cut = len(line) == limit and not line.endswith(b"\n")
-        yield (line.removeprefix(BOM) if first else line), is_cut
-        first = False
+        if begins:
+            tally.line += 1
+            line = line.removeprefix(BOM)
+        yield line, is_cut

@@ -1,4 +1,4 @@
-"""Rows of a .parquet file as dictionaries, a few hundred at a time. Needs pyarrow, which is an extra."""
+"""Rows of a .parquet file as dictionaries, some at a time. Needs pyarrow, which is an extra."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from engine.data.tally import Tally
 from engine.errors import DataError
 from engine.out_of_memory import is_out_of_memory
 
-_ROWS_AT_A_TIME = 256
+ROWS_AT_A_TIME = 64
+_BATCH_BYTES = 4 * 2**20
+# A column of a row group is read through a buffer of this size. Without one it is read as a whole, and a file is often
+# one row group.
+_BUFFER_BYTES = 2**20
 
 
 def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
@@ -31,21 +35,28 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
             "Install it: pip install pyarrow",
         ) from None
     size = path.stat().st_size
+    begun_at = tally.bytes_read
     done = 0
     try:
-        with parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
-            columns = [field.name for field in file.schema_arrow if _may_hold_text(field.type, pyarrow.types)]
-            rows = file.metadata.num_rows
-            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=columns, use_threads=False):
-                yield from ({name: without_nulls(value) for name, value in row.items()} for row in batch.to_pylist())
-                part = int(size * min(1.0, batch.num_rows / max(1, rows)))
-                tally.bytes_read += part
-                done += part
+        with parquet.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
+            columns = [field.name for field in file.schema_arrow if may_hold_text(field.type, pyarrow.types)]
+            rows = max(1, file.metadata.num_rows)
+            for group in range(file.metadata.num_row_groups):
+                for batch in file.iter_batches(
+                    batch_size=_batch_rows(file.metadata.row_group(group)),
+                    row_groups=[group],
+                    columns=columns,
+                    use_threads=False,
+                ):
+                    yield from (
+                        {name: without_nulls(value) for name, value in row.items()} for row in batch.to_pylist()
+                    )
+                    done += batch.num_rows
+                    tally.bytes_read = begun_at + int(size * min(1.0, done / rows))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, PermissionError) or is_out_of_memory(error):
             raise
-        tally.skip("damaged .parquet file")
-    tally.bytes_read += size - done
+        tally.skip_file("damaged .parquet file", size)
 
 
 def without_nulls(value: Any) -> Any:
@@ -57,7 +68,14 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _may_hold_text(kind: Any, types: Any) -> bool:
+def _batch_rows(group: Any) -> int:
+    """Rows that are some megabytes, at most 256."""
+    bytes_per_row = group.total_byte_size // max(1, group.num_rows)
+    return max(1, min(256, _BATCH_BYTES // max(1, bytes_per_row)))
+
+
+def may_hold_text(kind: Any, types: Any) -> bool:
+    """Whether a column of this type may hold texts or the turns of conversations."""
     return bool(
         types.is_string(kind)
         or types.is_large_string(kind)

@@ -2,19 +2,24 @@
 
 A record is a text, or the fields of an object or of a row. What is damaged is passed over and counted, never mended:
 bytes that are not UTF-8 become lone surrogates here, by which the text is recognised and left out later. Which field
-holds the text is the business of fields.py.
+holds the text is the business of fields.py; how a file is packed and encoded is that of byte_stream.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.data.csv_rows import read_csv
-from engine.data.json_values import json_values
+from engine.data.arrow import read_arrow
+from engine.data.byte_stream import ByteStream
+from engine.data.csv_rows import read_csv, read_tsv
+from engine.data.encoding import is_utf8
+from engine.data.json_values import RawValue, json_values, too_long
+from engine.data.json_wrapper import list_of_rows, look_inside, rows_at
 from engine.data.lines import cut_lines, whole_lines
 from engine.data.parquet import read_parquet
 from engine.data.tally import MAX_RECORD_BYTES, Tally
@@ -28,7 +33,10 @@ MAX_DOCUMENT_CHARACTERS = 2**18
 _MAX_TEXT_LINE_BYTES = 2**20
 _HEAD_BYTES = 64 * 2**10
 _BLOCK_BYTES = 256 * 2**10
-_MOST_BAD_LINES = 0.1  # a text with more lines than this that are not UTF-8 is in another encoding
+_MOST_BAD_LINES = 0.1  # of a text's lines may have NUL bytes in them; with more it is no text
+_MOST_NOT_JSON = 0.1  # of a text's lines; with fewer its lines are JSON objects
+# A larger object is gone through for the list in it; parsed at once it would take several times its size.
+_PARSED_AT_ONCE_BYTES = 2**20
 
 _NO_UTF8 = "line that is not UTF-8"
 _NOT_TEXT = "JSON value that is neither text nor an object"
@@ -36,16 +44,14 @@ _NOT_TEXT = "JSON value that is neither text nor an object"
 
 def read_text(path: Path, tally: Tally) -> Iterator[Record]:
     """A .txt or .md file: one text, or several where it is longer than MAX_DOCUMENT_CHARACTERS."""
-    with path.open("rb") as file:
-        wrong = _no_text(file.read(_HEAD_BYTES))
-        if wrong:
-            tally.skip(wrong)
-            tally.bytes_read += path.stat().st_size
+    with ByteStream(path, tally) as stream:
+        head = stream.peek(_HEAD_BYTES)
+        if _is_binary(head):
+            tally.skip_file("binary file", path.stat().st_size)
             return
-        file.seek(0)
         lines: list[str] = []
         size = 0
-        for raw in cut_lines(file, tally, _MAX_TEXT_LINE_BYTES):
+        for raw in cut_lines(stream, tally, _MAX_TEXT_LINE_BYTES):
             line = _decoded_line(raw, tally)
             if size + len(line) > MAX_DOCUMENT_CHARACTERS or (
                 size > MAX_DOCUMENT_CHARACTERS // 2 and lines[-1].isspace() and not line.isspace()
@@ -55,53 +61,143 @@ def read_text(path: Path, tally: Tally) -> Iterator[Record]:
             if line:
                 lines.append(line)
                 size += len(line)
-        yield "".join(lines)
+        if lines or not stream.is_unreadable:
+            yield "".join(lines)
 
 
 def read_json_lines(path: Path, tally: Tally) -> Iterator[Record]:
     """A .jsonl file: one value a line."""
-    with path.open("rb") as file:
-        for line in whole_lines(file, tally, MAX_RECORD_BYTES):
+    with ByteStream(path, tally) as stream:
+        for line in whole_lines(stream, tally, MAX_RECORD_BYTES):
             if line is None:
                 tally.skip(f"line over {MAX_RECORD_BYTES // 2**20} MiB")
             elif line.strip():
                 yield from _parsed(line, tally)
 
 
-def read_json(path: Path, tally: Tally) -> Iterator[Record]:
-    """A .json file: a list, an object, an object that holds one list, or several values one behind the other."""
-    with path.open("rb") as file:
-        for value in json_values(_blocks(file, tally), tally, MAX_RECORD_BYTES):
-            for record in _parsed(value.data, tally):
-                rows = None if value.in_list else _only_list(record)
-                yield from rows or [record]
+def read_json(path: Path, tally: Tally, split: str = "train") -> Iterator[Record]:
+    """A .json file: a list, an object, an object that holds a list of rows, or several values one behind the other.
+
+    Args:
+        path: the file.
+        tally: is told what is passed over.
+        split: the list that is read of an object with a list for each split.
+    """
+    with ByteStream(path, tally) as stream:
+        values = json_values(_blocks(stream), tally, MAX_RECORD_BYTES)
+        first = list(itertools.islice(values, 2))
+        # An object with others behind it is a record: JSON lines under the name of .json.
+        alone = first[0] if len(first) == 1 and not first[0].in_list else None
+        for value in [] if alone else itertools.chain(first, values):
+            if value.data is None:
+                tally.skip(too_long(MAX_RECORD_BYTES))
+            else:
+                yield from _parsed(value.data, tally)
+    if alone is not None:
+        yield from _of_one_object(path, alone, split, tally)
+
+
+def _of_one_object(path: Path, value: RawValue, split: str, tally: Tally) -> Iterator[Record]:
+    """The rows of the list in an object, or the object as a record; read again where it is too long to keep."""
+
+    def content() -> Iterator[bytes]:
+        if value.data is not None:
+            yield value.data
+            return
+        with ByteStream(path, Tally()) as stream:
+            left = value.end
+            for block in _blocks(stream):
+                yield block[max(0, value.start - (value.end - left)) : left]
+                left -= len(block)
+                if left <= 0:
+                    return
+
+    inside = look_inside(content(), MAX_RECORD_BYTES)
+    wanted = list_of_rows(inside, split)
+    if wanted is None:
+        if value.data is None:
+            tally.skip(f"{too_long(MAX_RECORD_BYTES)} with no list of rows in it (write one object a line, as .jsonl)")
+        else:
+            yield from _parsed(value.data, tally)
+        return
+    for other in inside.lists:
+        if other.path != wanted and other.rows and not other.others:
+            tally.pass_over(f"row of the list {'.'.join(other.path)!r} beside {'.'.join(wanted)!r}", other.rows)
+    for row in rows_at(content(), wanted, MAX_RECORD_BYTES, lambda: tally.skip(too_long(MAX_RECORD_BYTES))):
+        yield from _parsed(row, tally)
 
 
 READERS: dict[str, Callable[[Path, Tally], Iterator[Record]]] = {
     ".txt": read_text,
     ".md": read_text,
     ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
     ".json": read_json,
     ".csv": read_csv,
+    ".tsv": read_tsv,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
 """What can be read, by the file's suffix."""
 
 
-def _blocks(file: Any, tally: Tally) -> Iterator[bytes]:
-    while block := file.read(_BLOCK_BYTES):
-        tally.bytes_read += len(block)
+def content_suffix(head: bytes, suffix: str, *, is_all: bool) -> str:
+    """By which suffix a file is read: its own, unless its content is JSON of another kind.
+
+    Args:
+        head: the first bytes, as UTF-8.
+        suffix: the file's own; empty where it has none that says anything.
+        is_all: whether the head is the whole file.
+    """
+    if suffix in (".txt", ".md", "", ".jsonl", ".ndjson"):
+        lines = [line for line in head.split(b"\n") if line.strip()]
+        whole = lines if is_all or len(lines) < 2 else lines[:-1]
+        objects = sum(_is_object(line) for line in whole)
+        if whole and objects >= (1 - _MOST_NOT_JSON) * len(whole) and _is_object(whole[0]):
+            return suffix if suffix in (".jsonl", ".ndjson") else ".jsonl"
+        if not objects and head.lstrip()[:1] in (b"[", b"{") and _first_is_object(head):
+            return ".json"
+    return suffix or ".txt"
+
+
+def _is_object(line: bytes) -> bool:
+    if not line.strip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(json.loads(line.decode("utf-8", "replace")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _first_is_object(head: bytes) -> bool:
+    """Whether the first value of a file, or of the list that it is, is an object over some lines."""
+    value = next(json_values([head], Tally(), len(head)), None)
+    return value is not None and value.data is not None and _is_object(value.data)
+
+
+def _blocks(stream: ByteStream) -> Iterator[bytes]:
+    while block := stream.read(_BLOCK_BYTES):
         yield block
 
 
 def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
+    twice: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(found)
+        if len(made) != len(found):
+            twice.append("")
+        return made
+
     try:
-        value = json.loads(data.decode("utf-8", "surrogateescape"))
+        value = json.loads(data.decode("utf-8", "surrogateescape"), object_pairs_hook=pairs)
     except RecursionError:
         tally.skip("JSON that is nested too deeply")
     except ValueError:
         tally.skip("broken JSON")
     else:
+        if twice:
+            tally.note("Keys that stand twice in a JSON object, of which the last one counts", tally.here)
         if isinstance(value, str | dict):
             yield value
         elif are_turns(value):
@@ -110,34 +206,10 @@ def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
             tally.skip(_NOT_TEXT)
 
 
-def _only_list(record: Record) -> list[Record] | None:
-    """The rows of ``{"version": 1, "data": [{…}, …]}``; None for an object that is a row itself."""
-    if isinstance(record, str):
-        return None
-    lists = [value for value in record.values() if isinstance(value, list) and value]
-    texts = any(isinstance(value, str) and len(value) > 200 for value in record.values())
-    if texts or len(lists) != 1 or not all(isinstance(row, dict) for row in lists[0]):
-        return None
-    rows: list[Record] = lists[0]
-    return None if are_turns(rows) else rows  # the turns of one conversation are one record
-
-
-def _no_text(head: bytes) -> str | None:
-    """Why a file is no text that can be read, judged by its beginning."""
-    if b"\0" in head:
-        return "binary file"
-    lines = re.split(rb"[\r\n]+", head)  # the last one may end within a character: see _is_utf8
-    lines = [line for line in lines if line]
-    bad = sum(not _is_utf8(line) for line in lines)
-    return "file that is not UTF-8" if bad > _MOST_BAD_LINES * len(lines) else None
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
-    return True
+def _is_binary(head: bytes) -> bool:
+    """Whether a file is no text, judged by its beginning."""
+    lines = [line for line in re.split(rb"[\r\n]+", head) if line]
+    return sum(b"\0" in line for line in lines) > _MOST_BAD_LINES * len(lines)
 
 
 def _decoded_line(raw: bytes, tally: Tally) -> str:
@@ -145,8 +217,7 @@ def _decoded_line(raw: bytes, tally: Tally) -> str:
     if b"\0" in raw:
         tally.skip("line with NUL bytes")
         return ""
-    try:
-        return raw.decode().replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError:
+    if not is_utf8(raw):
         tally.skip(_NO_UTF8)
         return ""
+    return raw.decode().replace("\r\n", "\n").replace("\r", "\n")

@@ -6,30 +6,29 @@ Reads a few bytes of a file and nothing else. A file that it does not know is le
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar"})
-"""Suffixes of files that hold other files."""
-
+_UNPACK = "unpack it first"
 _SIGNATURES = (
-    (rb"\x1f\x8b", "gzip file (unpack it first)"),
-    (rb"BZh[1-9]1AY&SY", "bzip2 file (unpack it first)"),
-    (rb"\xfd7zXZ\0", "xz file (unpack it first)"),
-    (rb"\x28\xb5\x2f\xfd", "zstd file (unpack it first)"),
-    (rb"PK\x03\x04", "zip archive (unpack it first; a .docx or .epub has to be saved as text)"),
+    (rb"PK\x03\x04", f"zip archive ({_UNPACK}; a .docx, .xlsx or .epub has to be saved as text)"),
+    (rb"7z\xbc\xaf\x27\x1c", f"7z archive ({_UNPACK})"),
+    (rb"Rar!\x1a\x07", f"rar archive ({_UNPACK})"),
+    (rb"(?s:.{257})ustar", f"tar archive ({_UNPACK})"),
     (rb"%PDF-", "PDF (take the text out of it first)"),
-    (rb"PAR1[\0-\x1f]", "parquet file under another name"),
-    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "file in UTF-32 (save it as UTF-8)"),
-    (rb"\xff\xfe|\xfe\xff", "file in UTF-16 (save it as UTF-8)"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "file of an old office program (save it as text)"),
+    (rb"\{\\rtf", "rtf file (save it as text)"),
+    (rb"SQLite format 3\0", "SQLite database (save its rows as .jsonl or .csv)"),
+    (rb"version https://git-lfs\.github\.com/spec/", "Git LFS pointer (git lfs pull fetches the file)"),
 )
+_TABLES = ((rb"PAR1[\0-\x1f]", ".parquet"), (rb"ARROW1\0\0", ".arrow"), (rb"\xff\xff\xff\xff.{2}\0\0", ".arrow"))
+
+HEAD_BYTES = 264  # a tar archive is known by bytes 257 to 261
 
 
-def what_it_is_instead(path: Path) -> str | None:
-    """A noun phrase for ``Tally.skip``; None for what may be text.
+def what_it_is_instead(head: bytes) -> str | None:
+    """A noun phrase for ``Tally.skip_file``; None for what may be text."""
+    return next((said for signature, said in _SIGNATURES if re.match(signature, head)), None)
 
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        start = file.read(16)
-    return next((said for signature, said in _SIGNATURES if re.match(signature, start)), None)
+
+def table_suffix(head: bytes) -> str | None:
+    """``.parquet`` or ``.arrow`` for what is one of these, whatever its name; None for anything else."""
+    return next((suffix for signature, suffix in _TABLES if re.match(signature, head, re.DOTALL)), None)

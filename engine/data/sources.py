@@ -18,14 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.data.byte_stream import ByteStream
+from engine.data.dataset_folder import files_of_split
 from engine.data.document import Document
 from engine.data.fields import Form, Unclear, all_fields, choose_form, conversation_of, is_conversation_as_text
-from engine.data.folder import FoundFile, find_files, shown
+from engine.data.folder import FoundFile, find_files, is_archive, is_readable, shown, suffix_of
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
 from engine.data.pieces import cut_text
 from engine.data.python_docs import python_documents
-from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record
-from engine.data.signatures import PACKED, what_it_is_instead
+from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record, content_suffix, read_json
+from engine.data.signatures import HEAD_BYTES, table_suffix, what_it_is_instead
 from engine.data.tally import Tally, in_words
 from engine.data.turns import UnusableTurns, told
 from engine.errors import DataError, shown_value
@@ -37,6 +39,7 @@ ACCEPTED = ", ".join(READERS)
 _SUFFIXES = frozenset(READERS)
 _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
+_SNIFFED_BYTES = 64 * 2**10
 _UNCLEAR = {
     "many": "file without clear text field",
     "none": "file without clear text field",
@@ -111,7 +114,7 @@ class TextSource:
             DataError: there is no usable text at all, or no field that holds it.
         """
         self._tally = tally = Tally()
-        tally.skipped.update(self._found.skipped)
+        tally.add(self._found)
         if self.data == PYTHON_DOCS:
             yield from python_documents()
             return
@@ -147,6 +150,7 @@ class TextSource:
 
     def _all(self, tally: Tally, unclear: list[tuple[str, Unclear]]) -> Iterator[Document]:
         if not self.files:
+            tally.file = self.data
             rows = dataset_rows(self.data, self._split)
             yield from self._documents_of(self.data, rows, tally, unclear)
         for file in self.files:
@@ -157,15 +161,18 @@ class TextSource:
                     raise DataError(
                         f"{shown(file.path)} cannot be read ({error.strerror}).", "", "Choose other --data."
                     ) from error
-                tally.skip("file that cannot be read")
+                tally.skip_file("file that cannot be read", file.size_bytes, where=file.name)
 
     def _file_documents(self, file: FoundFile, tally: Tally, unclear: list[tuple[str, Unclear]]) -> Iterator[Document]:
-        other = what_it_is_instead(file.path) if file.suffix != ".parquet" else None
-        if other:
-            tally.skip(other)
-            tally.bytes_read += file.size_bytes
-            return
-        yield from self._documents_of(file.name, READERS[file.suffix](file.path, tally), tally, unclear)
+        tally.file, tally.line = file.name, 0
+        behind = tally.bytes_read + file.size_bytes
+        suffix = _read_as(file, tally)
+        if suffix is not None:
+            records = (
+                read_json(file.path, tally, self._split) if suffix == ".json" else READERS[suffix](file.path, tally)
+            )
+            yield from self._documents_of(file.name, records, tally, unclear)
+        tally.bytes_read = behind
 
     def _documents_of(
         self, name: str, records: Iterable[Record], tally: Tally, unclear: list[tuple[str, Unclear]]
@@ -177,7 +184,7 @@ class TextSource:
         form = choose_form(rows, self._text_field) if rows else None
         if isinstance(form, Unclear):
             unclear.append((name, form))
-            tally.skip(_UNCLEAR.get(form.why) or f"file without the field {self._text_field!r}")
+            tally.pass_over(_UNCLEAR.get(form.why) or f"file without the field {self._text_field!r}")
             form = None
         self.field = self.field or form
         self.fields = self.fields or tuple(all_fields(rows))
@@ -225,6 +232,8 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
         is_folder = is_file = exists = False
     if is_folder:
         files = find_files(path, _SUFFIXES, tally)
+        if files:
+            files = files_of_split(files, path, split, tally)
         if not files:
             there = in_words(tally.skipped)
             raise DataError(
@@ -234,14 +243,18 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
             )
         return TextSource(data, text_field, split, files, tally)
     if is_file:
-        suffix = path.suffix.lower()
-        if suffix not in _SUFFIXES:
+        suffix = suffix_of(path.name)
+        if is_archive(suffix):
+            raise DataError(
+                f"{shown(path)} is an archive, which holds other files.",
+                "",
+                f"Unpack it, and give the folder with the {ACCEPTED} in it.",
+            )
+        if not is_readable(suffix, _SUFFIXES):
             raise DataError(
                 f"{shown(path)} is not a kind of file that can be read.",
                 f"Its suffix is {shown(suffix)!r}." if suffix else "It has no suffix.",
-                f"Unpack it, and give the {ACCEPTED} in it."
-                if suffix in PACKED
-                else f"Give {ACCEPTED}; a text under another name can be renamed to .txt.",
+                f"Give {ACCEPTED}; a plain text under another name can be renamed to .txt.",
             )
         file = FoundFile(path, shown(path.name), path.stat().st_size, suffix)
         return TextSource(data, text_field, split, [file], tally)
@@ -255,6 +268,31 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
         "",
         f"Give a file or folder with {ACCEPTED}, or {PYTHON_DOCS}.",
     )
+
+
+def _read_as(file: FoundFile, tally: Tally) -> str | None:
+    """By which suffix a file is read, judged by its content and its name; None for one that is no text, and counted."""
+    with file.path.open("rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    table = table_suffix(head)
+    if table is not None:
+        if file.kind != table:
+            tally.note(f"Read as {table}", file.name)
+        return table
+    if file.kind in (".parquet", ".arrow") and not file.suffix.endswith(file.kind):
+        tally.skip_file(f"compressed {file.kind} file (unpack it first)", file.size_bytes)
+        return None
+    with ByteStream(file.path, Tally()) as stream:
+        content = stream.peek(_SNIFFED_BYTES)
+        is_packed = stream.packing is not None
+    other = what_it_is_instead(head) or (what_it_is_instead(content[:HEAD_BYTES]) if is_packed else None)
+    if other is not None and file.kind != ".parquet":
+        tally.skip_file(other, file.size_bytes)
+        return None
+    suffix = content_suffix(content, file.kind, is_all=len(content) < _SNIFFED_BYTES)
+    if suffix != file.kind and file.kind:
+        tally.note(f"Read as {suffix}, for its lines are JSON", file.name)
+    return suffix
 
 
 def _first(stream: Iterator[Record]) -> Iterator[Record]:
@@ -276,7 +314,7 @@ def _document(name: str, record: dict[str, Any], form: Form, tally: Tally) -> It
         try:
             conversation = conversation_of(record, form)
         except UnusableTurns as reason:
-            tally.skip(str(reason))
+            tally.skip(str(reason), where=name)
             return
         document = Document(
             name, told(conversation.messages), conversation.messages, conversation.fields, conversation.notes
@@ -285,11 +323,11 @@ def _document(name: str, record: dict[str, Any], form: Form, tally: Tally) -> It
         return
     value = record.get(form.name)
     if value is None:
-        tally.skip(f"record without {form.name!r}")
+        tally.skip(f"record without {form.name!r}", where=name)
     elif not isinstance(value, str):
-        tally.skip(f"record whose {form.name!r} is no text")
+        tally.skip(f"record whose {form.name!r} is no text", where=name)
     elif is_conversation_as_text(value):
-        tally.skip(f"record whose {form.name!r} is a conversation written as text")
+        tally.skip(f"record whose {form.name!r} is a conversation written as text", where=name)
     else:
         yield from _checked(Document(name, value), tally)
 
@@ -298,14 +336,16 @@ def _checked(document: Document, tally: Tally) -> Iterator[Document]:
     """The document, cut where it is very long; nothing when the text is none."""
     name, text = document.name, document.text
     if not text or text.isspace():
-        tally.skip("empty document")
+        tally.skip("empty document", where=name)
     elif "\0" in text:
-        tally.skip("document with NUL characters")
+        tally.skip("document with NUL characters", where=name)
     elif not _is_unicode(text):
-        tally.skip("document that is not valid Unicode")
-    elif document.messages is not None or len(text) <= MAX_DOCUMENT_CHARACTERS:
-        yield document
+        tally.skip("document that is not valid Unicode", where=name)
     else:
+        tally.documents += 1
+        if document.messages is not None or len(text) <= MAX_DOCUMENT_CHARACTERS:
+            yield document
+            return
         for number, piece in enumerate(cut_text(text, MAX_DOCUMENT_CHARACTERS), start=1):
             yield Document(f"{name} part {number}", piece)
 

@@ -1,0 +1,66 @@
+"""Rows of an .arrow file as dictionaries, some at a time: as save_to_disk and the datasets library's cache write them.
+
+Both forms are read, the stream and the file (Feather). Needs pyarrow, which is an extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.data.parquet import ROWS_AT_A_TIME, may_hold_text, without_nulls
+from engine.data.tally import Tally
+from engine.errors import DataError
+from engine.out_of_memory import is_out_of_memory
+
+
+def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
+    """Yield the columns of each row that are text or lists.
+
+    Raises:
+        DataError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import ipc
+    except ImportError:
+        raise DataError(
+            f"{path} cannot be read without pyarrow.",
+            "It reads .arrow files, as save_to_disk writes them, and is not installed.",
+            "Install it: pip install pyarrow. Or write the data set as JSON lines with the datasets library: "
+            'load_from_disk(folder).to_json("train.jsonl"); to_parquet() writes files that need pyarrow as well.',
+        ) from None
+    size = path.stat().st_size
+    begun_at = tally.bytes_read
+    try:
+        # Mapped: a record batch has a thousand rows or all of them, and only those that are looked at are read.
+        with pyarrow.memory_map(str(path)) as file:
+            for batch in _batches(file, ipc):
+                columns = [
+                    name
+                    for name, kind in zip(batch.schema.names, batch.schema.types, strict=True)
+                    if may_hold_text(kind, pyarrow.types)
+                ]
+                chosen = batch.select(columns)
+                for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                    rows = chosen.slice(start, ROWS_AT_A_TIME).to_pylist()
+                    yield from ({name: without_nulls(value) for name, value in row.items()} for row in rows)
+                tally.bytes_read = begun_at + min(size, file.tell())
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, PermissionError) or is_out_of_memory(error):
+            raise
+        tally.skip_file(
+            "damaged .arrow file (load_from_disk(folder).to_parquet(file) of the datasets library tells more)", size
+        )
+
+
+def _batches(file: Any, ipc: Any) -> Iterator[Any]:
+    if file.read(6) == b"ARROW1":
+        file.seek(0)
+        reader = ipc.open_file(file)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+        return
+    file.seek(0)
+    yield from ipc.open_stream(file)

@@ -1,0 +1,97 @@
+"""Compressed files as streams: gzip, bzip2, xz and zstd, known by their first bytes.
+
+Nothing is unpacked to disk, and memory does not grow with the file. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import importlib
+import lzma
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from engine.data.tally import Tally
+
+PACKED_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+"""Suffixes that are taken off a name to see what is in it: ``notes.jsonl.gz``."""
+
+NO_ZSTD = "zstd file (no library that reads it is installed: pip install zstandard)"
+
+_SIGNATURES = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
+_BLOCK_BYTES = 256 * 2**10
+
+
+class CannotUnpack(Exception):
+    """No library that reads this compression is installed."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    file: Any
+    errors: tuple[type[Exception], ...]
+
+
+def packing_of(head: bytes) -> str | None:
+    """``gzip``, ``bzip2``, ``xz`` or ``zstd``, by the first bytes of a file; None for anything else."""
+    found = next((name for signature, name in _SIGNATURES if head.startswith(signature)), None)
+    if found == "bzip2" and not (head[3:4].isdigit() and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90")):
+        return None  # a text may begin with the letters BZh
+    return found
+
+
+def unpacked(file: BinaryIO, packing: str, size_bytes: int, tally: Tally) -> Iterator[bytes]:
+    """The content of a compressed file in blocks; a damaged file ends where the damage is, and is counted.
+
+    Raises:
+        CannotUnpack: nothing that reads this compression is installed.
+    """
+    opened = _open(file, packing)
+    while True:
+        try:
+            block = opened.file.read(_BLOCK_BYTES)
+        except opened.errors:
+            left_bytes = max(0, size_bytes - file.tell())
+            tally.skip_file(f"damaged {packing} file (what comes before the damage is read)", left_bytes)
+            return
+        if not block:
+            return
+        yield block
+
+
+def _open(file: BinaryIO, packing: str) -> _Opened:
+    if packing == "gzip":
+        return _Opened(gzip.GzipFile(fileobj=file), (OSError, EOFError, zlib.error))
+    if packing == "bzip2":
+        return _Opened(bz2.BZ2File(file), (OSError, EOFError, ValueError))
+    if packing == "xz":
+        return _Opened(lzma.LZMAFile(file), (lzma.LZMAError, EOFError))
+    return _open_zstd(file)
+
+
+def _open_zstd(file: BinaryIO) -> _Opened:
+    """By Python itself (from 3.14 on), zstandard, or pyarrow, whichever is there."""
+    try:
+        zstd: Any = importlib.import_module("compression.zstd")
+    except ImportError:
+        pass
+    else:
+        return _Opened(zstd.ZstdFile(file), (zstd.ZstdError, EOFError, OSError))
+    try:
+        import zstandard
+    except ImportError:
+        pass
+    else:
+        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        return _Opened(reader, (zstandard.ZstdError, EOFError, OSError))
+    try:
+        import pyarrow
+    except ImportError:
+        raise CannotUnpack(NO_ZSTD) from None
+    return _Opened(
+        pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd"),
+        (pyarrow.ArrowException, EOFError, OSError),
+    )
