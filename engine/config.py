@@ -80,13 +80,14 @@ class RunConfig(BaseModel):
     # data
     data: Source | None = setting(
         None,
-        "Text to read: a .txt, .md, .jsonl, .json, .csv or .parquet file, a folder of them, or a data set id",
+        "Text to read: a .txt, .md, .jsonl, .json, .csv, .tsv, .parquet or .arrow file, compressed or not, a folder of them, "
+        "or a data set id",
         group="data",
     )
     text_field: Text | None = setting(
         None, "The field or column that holds the text; found by looking when not set", group="data"
     )
-    data_split: Text = setting("train", "The split of a Hugging Face dataset", group="data")
+    data_split: Text = setting("train", "The split of a data set, on the Hugging Face hub or in a folder", group="data")
     samples: int | None = setting(
         None, "Rows of text to train on, at most; all of them when not set", group="data", unit="rows", ge=1, le=MOST
     )

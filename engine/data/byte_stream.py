@@ -69,7 +69,9 @@ class ByteStream:
     def _took(self, data: bytes) -> bytes:
         self._taken += len(data)
         given = self._utf8.given_bytes
-        behind = self._file.tell() * self._taken / given if given else 0.0
+        # pyarrow closes the file behind its last byte.
+        came_in = self._size if self._file.closed else self._file.tell()
+        behind = came_in * self._taken / given if given else 0.0
         self._tally.bytes_read = self._begun_at + min(self._size, round(behind))
         return data
 

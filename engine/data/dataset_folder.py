@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engine.data.folder import FoundFile, shown
-from engine.data.split_names import SPLIT_WORDS, shard_name, split_of_words
+from engine.data.split_names import shard_name, split_of_words
 from engine.data.tally import Tally
 from engine.errors import DataError
 
@@ -223,13 +223,12 @@ def _splits_of_cards(files: Sequence[FoundFile]) -> dict[Path, _Marked]:
         base = card.path.parent
         below = [file for file in files if file.path.is_relative_to(base) and file is not card]
         root = Path(card.name).parent.parts
-        for split, patterns in _data_files(head):
-            for file in below:
-                inside = file.path.relative_to(base)
-                if any(_matches(inside, pattern) for pattern in patterns):
-                    place = (*root, *inside.parts)
-                    kind = next((known for known in SPLIT_WORDS if known == split), split)
-                    found.setdefault(file.path, _Marked(file, place, kind, frozenset({kind}), root))
+        patterns = _data_files(head)
+        for file in below if patterns else []:
+            inside = file.path.relative_to(base)
+            named = next((split for split, each in patterns if any(_matches(inside, one) for one in each)), None)
+            names = frozenset({named} if named else ())
+            found.setdefault(file.path, _Marked(file, (*root, *inside.parts), named, names, root))
     return found
 
 

@@ -54,7 +54,7 @@ def unpacked(file: BinaryIO, packing: str, size_bytes: int, tally: Tally) -> Ite
         try:
             block = opened.file.read(_BLOCK_BYTES)
         except opened.errors:
-            left_bytes = max(0, size_bytes - file.tell())
+            left_bytes = 0 if file.closed else max(0, size_bytes - file.tell())
             tally.skip_file(f"damaged {packing} file (what comes before the damage is read)", left_bytes)
             return
         if not block:

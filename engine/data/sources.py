@@ -24,11 +24,13 @@ from engine.data.document import Document
 from engine.data.fields import Form, Unclear, all_fields, choose_form, conversation_of, is_conversation_as_text
 from engine.data.folder import FoundFile, find_files, is_archive, is_readable, shown, suffix_of
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
+from engine.data.packed import PACKED_SUFFIXES
 from engine.data.pieces import cut_text
 from engine.data.python_docs import python_documents
 from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record, content_suffix, read_json
 from engine.data.signatures import HEAD_BYTES, table_suffix, what_it_is_instead
-from engine.data.tally import Tally, in_words
+from engine.data.split_names import split_of_words
+from engine.data.tally import Note, Tally, in_words
 from engine.data.turns import UnusableTurns, told
 from engine.errors import DataError, shown_value
 
@@ -37,6 +39,9 @@ PYTHON_DOCS = "python-docs"
 
 ACCEPTED = ", ".join(READERS)
 _SUFFIXES = frozenset(READERS)
+SHOWN_SUFFIXES = (*READERS, *PACKED_SUFFIXES)
+"""Suffixes of files that may hold text, for a person who looks for one."""
+
 _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
 _SNIFFED_BYTES = 64 * 2**10
@@ -96,6 +101,11 @@ class TextSource:
     def skipped(self) -> dict[str, int]:
         """What was passed over so far, reason to count."""
         return dict(self._tally.skipped)
+
+    @property
+    def notes(self) -> dict[str, Note]:
+        """What was read so far in another way than its name promises."""
+        return dict(self._tally.notes)
 
     @property
     def total_bytes(self) -> int:
@@ -205,7 +215,7 @@ class TextSource:
         return DataError(
             f"There is no usable text in {where}.",
             f"Passed over: {passed_over}." if passed_over else "It is empty.",
-            f"Give a file or folder with text in UTF-8 ({ACCEPTED}).",
+            f"Give a file or folder with text ({ACCEPTED}).",
         )
 
 
@@ -216,7 +226,7 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
         data: a file, a folder, ``python-docs`` or a Hugging Face dataset id (``name``, ``owner/name`` or
             ``owner/name:configuration``).
         text_field: the field that holds the text; found by looking when None.
-        split: of a Hugging Face dataset.
+        split: of a data set, on the hub or in a folder.
 
     Raises:
         DataError: there is no such file, or nothing in it that can be read.
@@ -257,6 +267,12 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
                 f"Give {ACCEPTED}; a plain text under another name can be renamed to .txt.",
             )
         file = FoundFile(path, shown(path.name), path.stat().st_size, suffix)
+        if file.kind != ".json" and split not in ("train", split_of_words(path.name)):
+            raise DataError(
+                f"There is no split {split!r} in {shown(path)}: it is one file.",
+                "A split is a file or a folder of a data set.",
+                "Leave out --data_split, or give the folder or the file of that split as --data.",
+            )
         return TextSource(data, text_field, split, [file], tally)
     if exists:
         raise DataError(f"{shown(path)} is neither a file nor a folder.", "", f"Give {ACCEPTED}.")

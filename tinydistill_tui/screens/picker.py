@@ -13,7 +13,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DirectoryTree, Input, Static
 
-from engine.data.sources import ACCEPTED
+from engine.data.sources import SHOWN_SUFFIXES
 
 
 class _Tree(DirectoryTree):
@@ -60,7 +60,7 @@ class PickerScreen(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         """Path, tree, and what the keys do."""
-        suffixes = ("config.json", ".safetensors") if self._model else tuple(ACCEPTED.split(", "))
+        suffixes = ("config.json", ".safetensors") if self._model else SHOWN_SUFFIXES
         with Vertical(id="picker", classes="dialog") as box:
             box.border_title = self._title
             yield Input(str(self._begin), id="picker-path", compact=True)

@@ -1,0 +1,449 @@
+"""Files as people have them: compressed, from Windows, wrapped, in folders of data sets. Nothing is lost unsaid."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.data import packed
+from engine.data.sources import TextSource, open_source
+from engine.data.tally import Tally, notes_in_words
+from engine.errors import DataError
+
+TEXTS = [f"Text {number} of the river, the stone and the lamp." for number in range(20)]
+LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+
+
+def read(data: Path, **other: Any) -> tuple[list[str], TextSource]:
+    source = open_source(str(data), **{"text_field": None, "split": "train", **other})
+    return [document.text for document in source.documents()], source
+
+
+def zstd(content: bytes) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow")
+    return bytes(pyarrow.compress(content, codec="zstd", asbytes=True))
+
+
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
+
+# Compressed files
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".jsonl", LINES),
+        (".ndjson", LINES),
+        (".json", json.dumps([{"text": text} for text in TEXTS]).encode()),
+        (".json", json.dumps({"version": 1, "data": [{"text": text} for text in TEXTS]}).encode()),
+        (".csv", ("id,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(TEXTS))).encode()),
+        (".tsv", ("id\ttext\n" + "".join(f"{n}\t{text}\n" for n, text in enumerate(TEXTS))).encode()),
+    ],
+    ids=["jsonl", "ndjson", "json", "wrapper", "csv", "tsv"],
+)
+def test_a_compressed_file_gives_the_texts_of_the_plain_one(
+    tmp_path: Path, packing: str, suffix: str, content: bytes
+) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    (tmp_path / f"b{suffix}{packing}").write_bytes(PACKINGS[packing](content))
+    # Two streams one behind the other are one file for each of these programs.
+    half = content.index(b"\n") + 1 if b"\n" in content else len(content) // 2
+    two = PACKINGS[packing](content[:half]) + PACKINGS[packing](content[half:])
+    (tmp_path / f"c{suffix}{packing.upper()}").write_bytes(two)
+    (tmp_path / f"d{suffix}").write_bytes(PACKINGS[packing](content))
+    for name in (f"a{suffix}", f"b{suffix}{packing}", f"c{suffix}{packing.upper()}", f"d{suffix}"):
+        found, source = read(tmp_path / name)
+        assert found == TEXTS, name
+        assert source.skipped == {}
+        assert source.bytes_read == source.total_bytes
+    found, _ = read(tmp_path)
+    assert found == TEXTS * 4
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_compressed_text_without_another_suffix_is_known_by_its_content(tmp_path: Path, packing: str) -> None:
+    (tmp_path / f"notes{packing}").write_bytes(PACKINGS[packing](b"Plain words.\nAnd more."))
+    (tmp_path / f"rows{packing}").write_bytes(PACKINGS[packing](LINES))
+    assert read(tmp_path / f"notes{packing}")[0] == ["Plain words.\nAnd more."]
+    assert read(tmp_path / f"rows{packing}")[0] == TEXTS
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_damaged_compressed_file_is_read_to_the_damage_and_told(tmp_path: Path, packing: str) -> None:
+    many = b"".join(json.dumps({"text": f"{number} {hash((number, 1))}"}).encode() + b"\n" for number in range(60_000))
+    whole = PACKINGS[packing](many)
+    (tmp_path / f"a.jsonl{packing}").write_bytes(whole[: len(whole) - len(whole) // 4])
+    found, source = read(tmp_path / f"a.jsonl{packing}")
+    assert 0 < len(found) < 60_000
+    assert any("damaged" in reason for reason in source.skipped)
+
+
+def test_zstd_without_a_library_is_told_with_the_one_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(LINES))
+    for library in ("compression.zstd", "compression", "zstandard", "pyarrow"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.jsonl.zst")
+    assert packed.NO_ZSTD in caught.value.why
+    assert "pip install zstandard" in packed.NO_ZSTD
+    monkeypatch.undo()  # the way out: a library that reads it
+    assert read(tmp_path / "a.jsonl.zst")[0] == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.7z"])
+def test_archives_are_refused_by_name_alone_and_counted_in_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\3\4")
+    with pytest.raises(DataError, match="archive") as caught:
+        read(tmp_path / name)
+    assert "Unpack it" in caught.value.todo
+    (tmp_path / "b.jsonl").write_bytes(LINES)
+    found, source = read(tmp_path)
+    assert found == TEXTS
+    assert [(reason.endswith("archive (unpack it first)"), count) for reason, count in source.skipped.items()] == [
+        (True, 1)
+    ]
+
+
+def test_a_tar_under_another_name_is_told(tmp_path: Path) -> None:
+    import tarfile
+
+    (tmp_path / "in.txt").write_text("words")
+    with tarfile.open(tmp_path / "a.jsonl.gz", "w:gz") as tar:
+        tar.add(tmp_path / "in.txt", "in.txt")
+    with pytest.raises(DataError, match="no usable text") as caught:
+        read(tmp_path / "a.jsonl.gz")
+    assert "tar archive" in caught.value.why
+
+
+# Names that say something else than the content
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".txt.gz"])
+@pytest.mark.parametrize(
+    "content", [LINES, json.dumps([{"text": text} for text in TEXTS], indent=1).encode()], ids=["lines", "list"]
+)
+def test_json_under_the_name_of_a_text_is_never_learned_as_it_stands(
+    tmp_path: Path, suffix: str, content: bytes
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    found, source = read(path)
+    assert found == TEXTS
+    assert "JSON" in notes_in_words(source.notes)[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{braces} begin this note\nand words follow",
+        "[a link](to)\n\n- a list",
+        '{"text": "one line"}\n\nIs JSON.\n' * 3,
+    ],
+)
+def test_a_note_with_braces_in_it_stays_a_note(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.md").write_text(text)
+    assert read(tmp_path / "a.md")[0] == [text]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".ndjson"])
+def test_lists_and_lines_are_told_apart_by_content(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_text(json.dumps([{"text": text} for text in TEXTS], indent=2))
+    (tmp_path / f"b{suffix}").write_bytes(LINES)
+    assert read(tmp_path / f"a{suffix}")[0] == TEXTS
+    assert read(tmp_path / f"b{suffix}")[0] == TEXTS
+
+
+def test_parquet_under_another_name_is_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "a.jsonl")
+    found, source = read(tmp_path / "a.jsonl")
+    assert found == TEXTS
+    assert source.notes
+
+
+# Encodings
+
+WESTERN = ["Café zu Größe — 5 €", "plain text", "L’été à Málaga: «sí», señor", "naïve façade"]
+
+
+def rows_in(form: str, texts: list[str]) -> str:
+    if form == "jsonl":
+        return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in texts)
+    if form == "json":
+        return json.dumps([{"text": text} for text in texts], ensure_ascii=False, indent=1)
+    if form == "txt":
+        return "\r\n".join(texts)
+    delimiter = {"csv": ";", "tsv": "\t"}[form]
+    return f"id{delimiter}text\r\n" + "".join(f'{n}{delimiter}"{text}"\r\n' for n, text in enumerate(texts))
+
+
+FORMS = ["jsonl", "json", "txt", "csv", "tsv"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "cp1252 with gzip"]
+)
+def test_every_encoding_gives_the_same_texts(tmp_path: Path, form: str, encoding: str) -> None:
+    texts = WESTERN * 5
+    content = rows_in(form, texts).encode(encoding.split()[0])
+    path = tmp_path / f"a.{form}"
+    path.write_bytes(gzip.compress(content) if "gzip" in encoding else content)
+    found, source = read(path)
+    assert found == (["\n".join(texts)] if form == "txt" else texts)
+    assert source.skipped == {}
+    name = {"utf-8": "UTF-8", "utf-1": "UTF-16", "utf-3": "UTF-32", "cp125": "Windows-1252"}[encoding[:5]]
+    assert [name in note for note in notes_in_words(source.notes)] == ([] if name == "UTF-8" else [True])
+
+
+def test_windows_1252_is_told_with_how_many_lines_are_no_utf8(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"id;text\r\n1;Caf\xe9 zu\r\n2;plain text\r\n")
+    found, source = read(tmp_path / "a.csv")
+    assert found == ["Café zu", "plain text"]
+    assert notes_in_words(source.notes) == ["Read as Windows-1252: a.csv (1 of 3 lines are not UTF-8)."]
+
+
+def test_letters_far_behind_in_a_file_do_not_lose_their_rows(tmp_path: Path) -> None:
+    rows = [*["all of it is ASCII " * 5] * 20_000, *["Grüße aus Köln"] * 100]
+    (tmp_path / "a.jsonl").write_bytes("".join(f'{{"text": "{row}"}}\n' for row in rows).encode("cp1252"))
+    found, source = read(tmp_path / "a.jsonl")
+    assert found == rows
+    assert source.skipped == {}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "txt"])
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1251", "Снег лежит на камнях у реки"),
+        ("koi8-r", "Снег лежит на камнях у реки"),
+        ("shift-jis", "川の石とランプの光"),
+        ("gbk", "河边的石头和灯"),
+        ("cp850", "Grüße für große Häuser, schöne Töne"),
+        ("mac-roman", "Grüße für große Häuser, schöne Töne"),
+        ("cp1250", "Żółta łódź płynie wśród gęstej mgły"),
+    ],
+)
+def test_an_encoding_that_is_not_known_refuses_the_file_and_not_some_rows_of_it(
+    tmp_path: Path, form: str, encoding: str, text: str
+) -> None:
+    texts = [text, "plain words", text + " again", "more plain words"] * 5
+    path = tmp_path / f"a.{form}"
+    path.write_bytes(rows_in(form, texts).encode(encoding))
+    with pytest.raises(DataError, match="no usable text") as caught:
+        read(path)
+    assert "of 2" in caught.value.why
+    assert "save it as UTF-8" in caught.value.why
+    path.write_bytes(path.read_bytes().decode(encoding).encode())  # the way out
+    assert read(path)[0] == (["\n".join(texts)] if form == "txt" else texts)
+
+
+def test_a_damaged_line_of_a_utf8_file_costs_that_line(tmp_path: Path) -> None:
+    rows = [f'{{"text": "Größe {number}"}}'.encode() for number in range(20)]
+    rows[3] = b'{"text": "Gr\xf6\xdfe 3"}'
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
+    found, source = read(tmp_path / "a.jsonl")
+    assert len(found) == 19
+    assert source.skipped == {"document that is not valid Unicode": 1}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_byte_order_mark_loses_nothing_at_the_beginning_or_where_files_were_joined(tmp_path: Path, form: str) -> None:
+    content = b"\xef\xbb\xbf" + rows_in(form, TEXTS).encode()
+    (tmp_path / f"a.{form}").write_bytes(content)
+    found, source = read(tmp_path / f"a.{form}")
+    assert found == (["\n".join(TEXTS)] if form == "txt" else TEXTS)
+    assert source.skipped == {}
+    if form in ("jsonl", "txt"):
+        (tmp_path / f"b.{form}").write_bytes(content + (b"\r\n" if form == "txt" else b"") + content)
+        found, source = read(tmp_path / f"b.{form}")
+        assert "\ufeff" not in "".join(found)
+        assert "".join(found).count("river") == 40
+        assert source.skipped == {}
+
+
+# CSV from other programs
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ('sep=;\r\nid;text\r\n1;"a; b"\r\n2;c d\r\n', ["a; b", "c d"]),
+        ('"sep=,"\nid,text\n1,one two\n', ["one two"]),
+        ("sep=\t\nid\ttext\n1\tone, two; three\n", ["one, two; three"]),
+        ("id|text\n1|one, two\n2|three\n", ["one, two", "three"]),
+        ('"a, b";text\n1;one two\n', ["one two"]),
+        ('text\n"one\nover ""two"" lines"\nthree, four\n', ['one\nover "two" lines', "three, four"]),
+        ("id,text,\n1,one two,\n2,three,\n", ["one two", "three"]),
+        ("id;text\n1;one two;;\n", ["one two"]),
+        ("id,text\r1,one two\r2,three\r", ["one two", "three"]),
+        ("\n\nid;text\n1;one two\n", ["one two"]),
+    ],
+)
+def test_csv_of_other_programs_is_read(tmp_path: Path, content: str, wanted: list[str]) -> None:
+    (tmp_path / "a.csv").write_bytes(content.encode())
+    found, source = read(tmp_path / "a.csv")
+    assert found == wanted
+    assert source.skipped == {}
+
+
+def test_nul_bytes_cost_their_row_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,one two\n2,th\0ree\n3,four five\n")
+    (tmp_path / "b.jsonl").write_bytes(LINES + b"\0" * 4096)  # as a computer leaves a log when its power fails
+    (tmp_path / "c.txt").write_bytes(b"many lines\n" * 30 + b"\0\0\0\n" + b"and more\n")
+    assert read(tmp_path / "a.csv")[0] == ["one two", "four five"]
+    assert read(tmp_path / "b.jsonl")[0] == TEXTS
+    assert read(tmp_path / "c.txt")[0] == ["many lines\n" * 30 + "and more\n"]
+    for name in ("a.csv", "b.jsonl", "c.txt"):
+        assert sum(read(tmp_path / name)[1].skipped.values()) == 1
+
+
+# JSON in a wrapper
+
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "list": lambda rows: rows,
+    "version first": lambda rows: {"version": 1, "data": rows},
+    "meta behind": lambda rows: {"data": rows, "meta": {"count": 3, "tags": [1, 2], "by": [{"name": "a"}]}},
+    "nested": lambda rows: {"response": {"page": 1, "items": rows}},
+    "other name": lambda rows: {"name": "x", "entries": rows},
+    "described": lambda rows: {"description": "About the river. " * 40, "rows": rows},
+    "splits": lambda rows: {"test": [{"text": "held back"}], "train": rows, "validation": [{"text": "too"}]},
+}
+
+
+@pytest.mark.parametrize("form", WRAPPERS)
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("small", [False, True], ids=["kept", "streamed"])
+def test_rows_in_a_wrapper_are_those_of_the_plain_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, indent: int | None, small: bool
+) -> None:
+    if small:  # a limit that the object is beyond, and its rows are not
+        monkeypatch.setattr("engine.data.readers.MAX_RECORD_BYTES", 500)
+        monkeypatch.setattr("engine.data.readers._BLOCK_BYTES", 37)
+    rows = [{"id": n, "text": text + ' "q" \\ ]}', "tags": ["a", {"b": [1]}]} for n, text in enumerate(TEXTS)]
+    (tmp_path / "a.json").write_text(json.dumps(WRAPPERS[form](rows), indent=indent))
+    found, source = read(tmp_path / "a.json")
+    assert found == [row["text"] for row in rows]
+    assert source.skipped == (
+        {"row of the list 'test' beside 'train'": 1, "row of the list 'validation' beside 'train'": 1}
+        if form == "splits"
+        else {"row of the list 'meta.by' beside 'data'": 1}
+        if form == "meta behind"
+        else {}
+    )
+
+
+def test_a_split_of_a_wrapper_can_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(WRAPPERS["splits"]([{"text": "learned"}])))
+    assert read(tmp_path / "a.json", split="test")[0] == ["held back"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": "Short words here.", "spans": [{"start": 1}, {"start": 2}]},
+        {"prompt": "Why is it?", "completion": "Because.", "scores": [{"value": 1}]},
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+    ],
+)
+def test_a_record_with_a_list_in_it_is_a_record(tmp_path: Path, record: dict[str, Any]) -> None:
+    from engine.data.readers import read_json
+
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    assert list(read_json(tmp_path / "a.json", Tally())) == [record]
+
+
+def test_a_key_that_stands_twice_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "one", "text": "two"}\n' * 3 + '{"text": NaN}\n{"text": "x", "n": NaN}\n'
+    )
+    found, source = read(tmp_path / "a.jsonl")
+    assert found == ["two", "two", "two", "x"]
+    assert "twice" in notes_in_words(source.notes)[0]
+    assert source.skipped == {"record whose 'text' is no text": 1}
+
+
+def test_json_that_is_nested_too_deeply_costs_its_record(tmp_path: Path) -> None:
+    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
+    (tmp_path / "a.jsonl").write_text(deep + '\n{"text": "good words"}\n')
+    (tmp_path / "b.json").write_text(f'[{deep}, {{"text": "good words"}}]')
+    (tmp_path / "c.json").write_text(f'{{"data": [{deep}, {{"text": "good words"}}]}}')
+    for name in ("a.jsonl", "b.json", "c.json"):
+        found, source = read(tmp_path / name)
+        assert found == ["good words"], name
+        assert source.skipped == {"JSON that is nested too deeply": 1}
+
+
+_MEASURE = (
+    "import sys\nfrom engine.data.sources import open_source\n"
+    "def status(key):\n"
+    "    return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])\n"
+    "import importlib.util\n"
+    "if importlib.util.find_spec('pyarrow'): import pyarrow.parquet\n"
+    "before = status('VmRSS')\n"
+    "found = open_source(sys.argv[1], text_field=None, split='train')\n"
+    "count = sum(1 for _ in found.documents())\n"
+    "print(count, status('VmHWM') - before)"
+)
+
+
+def grown_mib(path: Path) -> tuple[int, float]:
+    """Documents, and how many MiB reading them takes at most."""
+    done = subprocess.run([sys.executable, "-c", _MEASURE, path], capture_output=True, text=True, check=True)
+    documents, kib = map(int, done.stdout.split())
+    return documents, kib / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["list", "version first", "meta behind", "nested"])
+def test_a_wrapper_of_any_size_is_read_in_little_memory(tmp_path: Path, form: str) -> None:
+    rows = [{"id": n, "text": f"{n} " + "some words of a row " * 40} for n in range(24_000)]
+    (tmp_path / "a.json").write_text(json.dumps(WRAPPERS[form](rows)))
+    assert (tmp_path / "a.json").stat().st_size > 18e6
+    documents, mib = grown_mib(tmp_path / "a.json")
+    assert documents == 24_000
+    assert mib < 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_compressed_file_is_read_in_little_memory(tmp_path: Path, packing: str) -> None:
+    (tmp_path / f"a.jsonl{packing}").write_bytes(PACKINGS[packing](LINES * 5_000))
+    documents, mib = grown_mib(tmp_path / f"a.jsonl{packing}")
+    assert documents == 100_000
+    assert mib < 64
+
+
+@pytest.mark.slow
+def test_a_parquet_file_of_one_row_group_is_read_in_little_memory(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [f"{n} " + f"{n * n} some words of a row " * 100 for n in range(30_000)]
+    parquet.write_table(
+        pyarrow.table({"text": rows}), tmp_path / "a.parquet", row_group_size=30_000, compression="none"
+    )
+    assert (tmp_path / "a.parquet").stat().st_size > 80e6
+    documents, mib = grown_mib(tmp_path / "a.parquet")
+    assert documents == 30_000
+    assert mib < 64
