@@ -80,8 +80,8 @@ class RunConfig(BaseModel):
     # data
     data: Source | None = setting(
         None,
-        "Text to read: a .txt, .md, .jsonl, .json, .csv, .tsv, .parquet or .arrow file, compressed or not, a folder of them, "
-        "or a data set id",
+        "Text to read: a .txt, .md, .jsonl, .json, .csv, .tsv, .parquet or .arrow file, compressed or not, a folder of "
+        "them, or a data set id",
         group="data",
     )
     text_field: Text | None = setting(

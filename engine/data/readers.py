@@ -161,18 +161,22 @@ def content_suffix(head: bytes, suffix: str, *, is_all: bool) -> str:
 
 
 def _is_object(line: bytes) -> bool:
-    if not line.strip().startswith(b"{"):
+    """Whether this is an object in JSON, or the list of a conversation's turns."""
+    if line.strip()[:1] not in (b"{", b"["):
         return False
     try:
-        return isinstance(json.loads(line.decode("utf-8", "replace")), dict)
+        value = json.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return False
+    return isinstance(value, dict) or are_turns(value)
 
 
 def _first_is_object(head: bytes) -> bool:
-    """Whether the first value of a file, or of the list that it is, is an object over some lines."""
+    """Whether the first value of a file, or of the list that it is, is an object over some lines; no turn."""
     value = next(json_values([head], Tally(), len(head)), None)
-    return value is not None and value.data is not None and _is_object(value.data)
+    if value is None or value.data is None or not _is_object(value.data):
+        return False
+    return not (value.in_list and are_turns([json.loads(value.data.decode("utf-8", "replace"))]))
 
 
 def _blocks(stream: ByteStream) -> Iterator[bytes]:
