@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.errors import CacheMismatch, CorruptState
 from engine.files import write_atomic
 
-FORMAT = 2
+FORMAT = 3  # 3: documents of a row do not see each other, and draws depend on the document, not on the row
 MANIFEST = "manifest.json"
 
 _WORDS = {

@@ -167,8 +167,8 @@ class Places:
 
     Attributes:
         seed: of the run.
-        row_keys: uint64 [N], of the row of each (:func:`engine.cache.counter.row_key`).
-        positions: int64 [N], place among the row's records.
+        row_keys: uint64 [N], of what holds each: its document (:meth:`engine.data.documents.Documents.keys`).
+        positions: int64 [N], place in it.
     """
 
     seed: int

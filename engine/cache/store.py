@@ -187,12 +187,13 @@ class CacheStore:
         parts = [self._read(shard, row, row + 1) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
         return decode(parts, self.identity.ids_in_record)
 
-    def commit(self, rows: Sequence[tuple[bytes, int]], records: Records) -> ShardEntry:
+    def commit(self, rows: Sequence[tuple[bytes, int]], records: Records, places: Places | None = None) -> ShardEntry:
         """Add one shard: after this returns, its rows outlast a power cut.
 
         Args:
             rows: each row's hash and number of records.
             records: row after row.
+            places: what the chance in rounding each record depends on; its row and its number there when not given.
 
         Raises:
             DiskFull: no room; the cache is as it was.
@@ -200,8 +201,8 @@ class CacheStore:
         assert self._writable, "opened for reading"
         assert sum(count for _, count in rows) == len(records), "each row brings its records"
         assert records.ids.shape[1] == self.identity.ids_in_record, "a cache's records are of one size"
-        places, counts = _places(self.identity.seed, rows), [count for _, count in rows]
-        encoded = encode(records, self.identity.vocab_size, places, counts)
+        counts = [count for _, count in rows]
+        encoded = encode(records, self.identity.vocab_size, places or _places(self.identity.seed, rows), counts)
         image = shard_image(
             [name for name, _ in rows], encoded, records.num_head.astype(np.int64), belongs_to=self._digest
         )

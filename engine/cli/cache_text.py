@@ -94,7 +94,8 @@ def _with_context(store: CacheStore, number: int) -> Iterator[ShownRecord]:
                             place = len(labels) // 2
                             at = int(labels[place])
                             ids = rows.tokens[0].tolist()
-                            context = ids[max(0, at - _CONTEXT_TOKENS) : at]
+                            begin = int(np.flatnonzero(rows.begins[0, :at])[-1])  # of the document
+                            context = ids[max(begin, at - _CONTEXT_TOKENS) : at]
                             yield _shown(store.fetch(rows.hashes), place, context, ids[at])
                     if there:
                         return

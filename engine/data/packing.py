@@ -1,8 +1,10 @@
 """From tokenised documents to rows of at most ``sequence_length`` tokens. Loses no token and doubles none.
 
-With packing, documents follow each other with an end-of-text token between them, and a row ends where it is full; the
-next begins with the token after. Without, each document has rows of its own. Which token is *scored* (is a label that
-the student learns to predict) is kept beside it: never the first of a row, for nothing in the row comes before it.
+With packing, documents follow each other, each with an end-of-text token behind it, and a row ends where it is full;
+the next begins with the token after. Without, each document has rows of its own. Where documents *begin* is kept beside
+the tokens: the documents of a row do not see each other. A document that goes on in the next row is a document of its
+own there. Which token is *scored* (is a label that the student learns to predict) is kept too: never the first of a
+document, for nothing that the models see comes before it.
 
 Knows nothing of text, of tokenizers and of files.
 """
@@ -36,11 +38,17 @@ class PackedRow:
 
     Attributes:
         tokens: int32 [length], length at most the sequence length.
-        scored: bool [length]; True where the token is a label. The first is always False.
+        scored: bool [length]; True where the token is a label. The first of a document is always False.
+        begins: bool [length]; True where a document begins, at the first token always. None for a row of one document.
     """
 
     tokens: NDArray[np.int32]
     scored: NDArray[np.bool_]
+    begins: NDArray[np.bool_] | None = None
+
+    def document_begins(self) -> NDArray[np.bool_]:
+        """``begins``, whether it was given or not."""
+        return np.arange(len(self.tokens)) == 0 if self.begins is None else self.begins
 
 
 class Packer:
@@ -50,8 +58,8 @@ class Packer:
         sequence_length: most tokens in a row, at least 2.
         eos_id: put behind each document that does not end with it; None puts nothing.
         packing: fill rows with several documents; else each document starts a row, which may stay short.
-        bos_id: put before each row that does not begin with it, for models that were trained to see it there; None puts
-            nothing. It is never a label.
+        bos_id: put before each document and each row that does not begin with it, for models that were trained to see
+            it there; None puts nothing. It is never a label.
     """
 
     def __init__(self, sequence_length: int, *, eos_id: int | None, packing: bool, bos_id: int | None = None) -> None:
@@ -62,6 +70,7 @@ class Packer:
         self._packing = packing
         self._tokens = np.empty(0, np.int32)
         self._trained = np.empty(0, np.bool_)
+        self._begins = np.empty(0, np.bool_)
 
     def add(self, document: TokenisedDocument) -> Iterator[PackedRow]:
         """Take in a document; yields the rows that are full now."""
@@ -80,8 +89,10 @@ class Packer:
             tokens = np.append(tokens, np.int32(self._eos_id))
             # Where to stop is learned from texts; a conversation's template says it with tokens of its own.
             trained = np.append(trained, document.trained is None)
+        begins = np.arange(len(tokens)) == 0
         self._tokens = np.concatenate((self._tokens, tokens))
-        self._trained = np.concatenate((self._trained, trained))
+        self._trained = np.concatenate((self._trained, trained & ~begins))
+        self._begins = np.concatenate((self._begins, begins))
         yield from self._full_rows()
         if not self._packing:
             yield from self.finish()
@@ -92,7 +103,7 @@ class Packer:
         while start < len(self._tokens):  # twice where a beginning-of-text token needs a place in the row as well
             row, start = self._row(start)
             yield row
-        self._tokens, self._trained = self._tokens[:0], self._trained[:0]
+        self._keep_from(len(self._tokens))
 
     def _full_rows(self) -> Iterator[PackedRow]:
         start = 0
@@ -101,18 +112,24 @@ class Packer:
         while len(self._tokens) - start > self._length:
             row, start = self._row(start)
             yield row
+        self._keep_from(start)
+
+    def _keep_from(self, start: int) -> None:
         self._tokens, self._trained = self._tokens[start:].copy(), self._trained[start:].copy()
+        self._begins = self._begins[start:].copy()
 
     def _row(self, start: int) -> tuple[PackedRow, int]:
         """The row that begins at ``start``, and where the next one does."""
         bos_id = self._bos_id if self._tokens[start] != self._bos_id else None
         end = min(len(self._tokens), start + self._length - (bos_id is not None))
         tokens, scored = self._tokens[start:end].copy(), self._trained[start:end].copy()
+        begins = self._begins[start:end].copy()
         if bos_id is not None:
             tokens = np.concatenate(([np.int32(bos_id)], tokens))
             scored = np.concatenate(([False], scored))
-        scored[0] = False
-        return PackedRow(tokens.astype(np.int32), scored), end
+            begins = np.concatenate(([True], begins))
+        scored[0], begins[0] = False, True
+        return PackedRow(tokens.astype(np.int32), scored, begins), end
 
 
 def pack(

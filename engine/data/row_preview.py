@@ -154,7 +154,9 @@ def _ids(document: Document, text: str, tokeniser: DocumentTokeniser) -> Tokenis
 def _pieces(tokenizer: Any, row: PackedRow, names: list[str]) -> Iterator[Piece]:
     """A row's tokens as text, those that belong together in one piece."""
     scored = row.scored.tolist()
-    scored[0] = scored[1] if len(scored) > 1 else False  # never a label, but only for want of something before it
+    for first in row.document_begins().nonzero()[0].tolist():
+        # never a label, but only for want of something before it
+        scored[first] = scored[first + 1] if first + 1 < len(scored) else False
     before = ""
     for (name, is_learned), group in itertools.groupby(
         zip(row.tokens.tolist(), names, scored, strict=True), key=lambda each: each[1:]

@@ -1,8 +1,9 @@
 """tokens.h5: the rows of a run, training and hold-out, each with a hash by which its records are found.
 
-Rows lie one behind the other (ragged: values and offsets), compressed, and are read by number in any order. The file is
-written under a temporary name and renamed when it is whole; what is there is whole. A row whose bytes do not give its
-hash when it is read is damaged, and never used.
+Rows lie one behind the other (ragged: values and offsets), compressed, and are read by number in any order. Beside each
+token is whether it is a label and whether a document begins with it. The file is written under a temporary name and
+renamed when it is whole; what is there is whole. A row whose bytes do not give its hash when it is read is damaged, and
+never used.
 
 Knows nothing of text, of tokenizers and of what a row is for.
 """
@@ -30,7 +31,7 @@ from engine.hdf5_file import WrittenFile
 Split = Literal["train", "holdout"]
 SPLITS: tuple[Split, ...] = ("train", "holdout")
 
-FORMAT = 1
+FORMAT = 2  # 2: where documents begin
 HASH_BYTES = 16
 _CHUNK_TOKENS = 16_384  # 64 KiB: a row at random costs the decompression of one or two of these
 _BUFFER_TOKENS = 2**20
@@ -38,12 +39,13 @@ _CHUNK_CACHE_BYTES = 8 * 2**20
 
 
 def row_hash(row: PackedRow) -> bytes:
-    """What a row is known by: blake2b of its tokens (int32, little-endian) and its scored bits, 16 bytes.
+    """What a row is known by: blake2b of its tokens (int32, little-endian), scored bits and begins bits, 16 bytes.
 
     Tokens and bits need no mark between them: their length together tells how many tokens there are.
     """
     digest = blake2b(np.ascontiguousarray(row.tokens, "<i4").tobytes(), digest_size=HASH_BYTES)
     digest.update(np.packbits(row.scored).tobytes())
+    digest.update(np.packbits(row.document_begins()).tobytes())
     return digest.digest()
 
 
@@ -54,12 +56,14 @@ class Rows:
     Attributes:
         tokens: int64 [rows, longest].
         scored: bool [rows, longest]; True where the token is a label. Its record belongs to the position before it.
+        begins: bool [rows, longest]; True where a document begins, at the first token of a row always.
         lengths: int64 [rows].
         hashes: 16 bytes each.
     """
 
     tokens: NDArray[np.int64]
     scored: NDArray[np.bool_]
+    begins: NDArray[np.bool_]
     lengths: NDArray[np.int64]
     hashes: list[bytes]
 
@@ -84,6 +88,7 @@ class _SplitWriter:
         self._group = group
         self._tokens = appendable("tokens", "<i4", (_CHUNK_TOKENS,))
         self._scored = appendable("scored", "u1", (_CHUNK_TOKENS,))
+        self._begins = appendable("begins", "u1", (_CHUNK_TOKENS,))
         self._ends = appendable("ends", "<i8", (4096,))
         self._hashes = appendable("hashes", "u1", (1024, HASH_BYTES))
         self._rows: list[PackedRow] = []
@@ -105,6 +110,7 @@ class _SplitWriter:
         scored = np.concatenate([row.scored for row in self._rows])
         _append(self._tokens, np.concatenate([row.tokens for row in self._rows]))
         _append(self._scored, scored.astype(np.uint8))
+        _append(self._begins, np.concatenate([row.document_begins() for row in self._rows]).astype(np.uint8))
         _append(self._ends, self.num_tokens + np.cumsum(lengths))
         _append(self._hashes, np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES))
         self._digest.update(hashes)
@@ -169,7 +175,9 @@ class TokenFileWriter:
     def add(self, split: Split, row: PackedRow) -> None:
         """Append a row."""
         assert 0 < len(row.tokens) <= self._sequence_length, "the packer keeps to the sequence length"
-        assert not row.scored[0], "nothing comes before the first token of a row"
+        begins = row.document_begins()
+        assert begins[0], "a row begins with a document, or with a piece of one"
+        assert not (row.scored & begins).any(), "nothing comes before the first token of a document"
         assert row.tokens.min() >= 0, "ids come from the tokenizer"
         assert row.tokens.max() < self._vocab_size, "ids come from the tokenizer"
         self._splits[split].add(row)
@@ -269,12 +277,13 @@ class TokenFile:
         lengths = np.array([len(row.tokens) for row in found], np.int64)
         longest = int(lengths.max(initial=0))
         tokens = np.full((len(found), longest), self.pad_id, np.int64)
-        scored = np.zeros((len(found), longest), np.bool_)
+        scored, begins = np.zeros((2, len(found), longest), np.bool_)
         for place, row in enumerate(found):
             tokens[place, : len(row.tokens)] = row.tokens
             scored[place, : len(row.scored)] = row.scored
+            begins[place, : len(row.tokens)] = row.document_begins()
         hashes = [self._hash(split, int(index)) for index in indices]
-        return Rows(tokens, scored, lengths, hashes)
+        return Rows(tokens, scored, begins, lengths, hashes)
 
     def __enter__(self) -> Self:
         return self
@@ -291,7 +300,8 @@ class TokenFile:
         start, end = (int(ends[index - 1]) if index else 0), int(ends[index])
         group = self._file[split]
         try:
-            row = PackedRow(group["tokens"][start:end], group["scored"][start:end].astype(np.bool_))
+            scored, begins = (group[name][start:end].astype(np.bool_) for name in ("scored", "begins"))
+            row = PackedRow(group["tokens"][start:end], scored, begins)
         except (OSError, RuntimeError) as error:
             raise self._damaged(f"row {index} of {split} cannot be read") from error
         if row_hash(row) != self._hash(split, index):

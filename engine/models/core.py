@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from engine.errors import ModelError
+from engine.models.borders import cut, positions_in, takes_positions
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def find_core(model: PreTrainedModel) -> Core:
     return _found[model]
 
 
-def last_hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def last_hidden_states(model: PreTrainedModel, ids: Tensor, documents: Tensor | None = None) -> Tensor:
     """Hidden states of the last layer, after the final norm: what the head reads.
 
     No attention mask is given: right-padded rows come out the same without it, as a token sees only what is before it,
@@ -65,23 +66,26 @@ def last_hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     Args:
         model: any causal language model, in training or evaluation mode.
         ids: int64 [batch, length], right-padded.
+        documents: int64 [batch, length], the number of each token's document in its row, rising from 0, for a model
+            that can be cut between them (:func:`engine.models.packed.can_be_cut`). None where each row holds one.
 
     Returns:
         [batch, length, hidden], in the model's dtype, with gradient where autograd is on.
     """
     core = find_core(model).core
     original = core.forward
+    positions = {} if documents is None or not takes_positions(core) else {"position_ids": positions_in(documents)}
     kept: list[Tensor] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        output = original(*args, **kwargs)
+        output = original(*args, **(kwargs | positions))
         kept.append(output.last_hidden_state)
         shortened = copy.copy(output)
         # One token goes on to the head, so that the model's forward ends as it always does.
         shortened.last_hidden_state = output.last_hidden_state[:, :1]
         return shortened
 
-    with _patched(core, forward):
+    with _patched(core, forward), nullcontext() if documents is None else cut(documents):
         model(input_ids=ids, use_cache=False, return_dict=True)
     return _only(kept, model)
 

@@ -125,7 +125,8 @@ def _write_rows(path: Path, tokens: TokenFile, chosen: list[tuple[Split, int]]) 
         for split, index in chosen:
             rows = tokens.rows(split, [index])
             length = int(rows.lengths[0])
-            writer.add(split, PackedRow(rows.tokens[0, :length].astype(np.int32), rows.scored[0, :length]))
+            scored, begins = rows.scored[0, :length], rows.begins[0, :length]
+            writer.add(split, PackedRow(rows.tokens[0, :length].astype(np.int32), scored, begins))
         writer.commit()
 
 

@@ -34,19 +34,23 @@ class MicroBatch:
         positions: [N] int64, places in the flattened [rows * length] hidden states whose next token is scored.
         labels: [N] int64, those next tokens.
         records: the teacher's, at the same N positions.
+        documents: [rows, length] int64, the number of each token's document in its row, rising from 0; padding counts
+            to the last. None where each row holds one document.
     """
 
     tokens: Tensor
     positions: Tensor
     labels: Tensor
     records: RecordTensors
+    documents: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         if device.type == "cpu":
             return self
         records = RecordTensors(*(getattr(self.records, field.name).to(device) for field in fields(self.records)))
-        return MicroBatch(self.tokens.to(device), self.positions.to(device), self.labels.to(device), records)
+        documents = None if self.documents is None else self.documents.to(device)
+        return MicroBatch(self.tokens.to(device), self.positions.to(device), self.labels.to(device), records, documents)
 
     def at_positions(self, hidden_states: Tensor) -> Tensor:
         """The hidden states [rows, length, H] at the scored positions, [N, H]."""
@@ -83,7 +87,9 @@ class Source:
         scored = torch.from_numpy(rows.scored)
         # The record of a scored token sits at the position before it: the hidden state there is what predicts it.
         labels_at = scored.flatten().nonzero()[:, 0]
-        batch = MicroBatch(tokens, labels_at - 1, tokens.flatten()[labels_at], RecordTensors.from_records(records))
+        documents = torch.from_numpy(rows.begins).cumsum(1) - 1 if rows.begins[:, 1:].any() else None
+        labels = tokens.flatten()[labels_at]
+        batch = MicroBatch(tokens, labels_at - 1, labels, RecordTensors.from_records(records), documents)
         assert len(batch.labels) == len(batch.records.num_head), "a row has as many records as scored tokens"
         return batch, records
 

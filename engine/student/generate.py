@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,14 +23,25 @@ _LENGTH_STEP = 16
 
 
 def holdout_prompts(tokens: TokenFile, *, count: int = 3, length: int = 16) -> list[list[int]]:
-    """The beginnings of some hold-out rows, evenly spread; all of one length, fewer where the text is short."""
+    """The beginnings of some hold-out documents, evenly spread; all of one length, fewer where the text is short.
+
+    Of each row that is picked it is the longest document.
+    """
     num_rows = tokens.num_rows("holdout")
     picked = sorted({number * num_rows // count for number in range(count)}) if num_rows else []
-    rows = tokens.rows("holdout", picked) if picked else None
-    if rows is None:
+    documents = [_longest_document(tokens, row) for row in picked]
+    if not documents:
         return []
-    length = min(length, max(1, int(rows.lengths.max()) // 2))
-    return [ids[:length].tolist() for ids, held in zip(rows.tokens, rows.lengths, strict=True) if held >= length]
+    length = min(length, max(1, max(map(len, documents)) // 2))
+    return [document[:length] for document in documents if len(document) >= length]
+
+
+def _longest_document(tokens: TokenFile, row: int) -> list[int]:
+    rows = tokens.rows("holdout", [row])
+    borders = np.append(np.flatnonzero(rows.begins[0]), rows.lengths[0])
+    longest = int(np.diff(borders).argmax())
+    found: list[int] = rows.tokens[0, borders[longest] : borders[longest + 1]].tolist()
+    return found
 
 
 def lengthened(ids: Tensor) -> Tensor:

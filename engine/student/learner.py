@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
-from engine.models.core import head_is_linear, last_hidden_states, logits_of
+from engine.models.core import head_is_linear, logits_of
+from engine.models.packed import packed_hidden_states
 from engine.student.batches import MicroBatch
 from engine.student.head import Head, LinearHead
 
@@ -66,7 +67,7 @@ class Learner:
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """Last hidden states at the scored positions, [N, H]; ``batch`` is on the device."""
         with self._autocast():
-            return batch.at_positions(last_hidden_states(self.model, batch.tokens))
+            return batch.at_positions(packed_hidden_states(self.model, batch.tokens, batch.documents))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

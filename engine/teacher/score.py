@@ -2,8 +2,12 @@
 
 Rows are taken in waves. A wave is as many rows as fit a number of tokens, in the order of the token file, cut from the
 list of *all* rows: a wave ends with one committed shard, so an interrupted run goes on with the wave it was in and
-leaves the same shards, byte for byte. Within a wave the long rows come first: memory is short at once or not at all,
-and rows of the same length share a micro-batch.
+leaves the same shards, byte for byte.
+
+Within a wave each *document* goes through the model as if it were alone: those of a packed row do not see each other.
+The long ones come first, as memory is short at once or not at all, and those of about one length share a micro-batch.
+A draw depends on the seed, the document's tokens and the place in it. So a text's record is the same (but for rounding
+in a matrix product) wherever it stands, whatever its neighbours are, in any run.
 
 Knows nothing of where the teacher's layers come from, of drawing, or of how records are stored.
 """
@@ -13,14 +17,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cache.counter import SAMPLING, row_key, uniforms
+from engine.cache.counter import SAMPLING, uniforms
+from engine.cache.record import Places
 from engine.cache.store import CacheStore
+from engine.data.documents import Documents, batches_of, find_documents
 from engine.data.tokens import Rows, Split, TokenFile
 from engine.events import EventWriter
 from engine.phase_control import PhaseControl
@@ -92,7 +99,8 @@ def score(
         tokens: the rows.
         store: takes the records; one shard for each wave.
         splits: which rows, in this order.
-        micro_batch: rows that go through the model together.
+        micro_batch: rows of full length that go through the model together; of short documents as many as make the same
+            number of tokens.
         wave_tokens: most tokens in a wave (padding included), but at least one row.
         chunk_tokens: positions whose logits exist at a time.
         record_size: ids in a record.
@@ -125,19 +133,20 @@ def score(
             if not indices:
                 continue
             control.safe_point()
-            rows = _longest_first(tokens.rows(split, indices))
+            rows = tokens.rows(split, indices)
             counts = rows.scored.sum(1)
+            wave = _Wave(rows, micro_batch * tokens.sequence_length, tokens.sequence_length, seed)
             progress.wave(int(counts.sum()))
             records = records_from_hidden(
-                _scored_positions(teacher, rows, micro_batch, seed, progress),
+                _scored_positions(teacher, wave, progress),
                 teacher.logits,
                 vocab_size=tokens.vocab_size,
                 record_size=record_size,
                 temperature=temperature,
                 chunk_tokens=chunk_tokens,
             )
-            kept = records if is_holdout else records.without_top1()
-            entry = store.commit(list(zip(rows.hashes, counts.tolist(), strict=True)), kept)
+            kept = (records if is_holdout else records.without_top1()).take(wave.row_order())
+            entry = store.commit(list(zip(rows.hashes, counts.tolist(), strict=True)), kept, wave.places())
             events.write("shard", path=entry.name, tokens=entry.tokens, bytes=entry.bytes)
             progress.wave_done()
             scored_tokens += int(counts.sum())
@@ -154,36 +163,82 @@ def _missing(store: CacheStore, hashes: list[bytes], indices: range, *, top1: bo
     return sorted(first_of.values())
 
 
-def _longest_first(rows: Rows) -> Rows:
-    order = np.argsort(-rows.lengths, kind="stable")
-    return Rows(
-        rows.tokens[order], rows.scored[order], rows.lengths[order], [rows.hashes[place] for place in order.tolist()]
-    )
+@dataclass(frozen=True)
+class _Batch:
+    """Some documents that go through the model together.
+
+    Attributes:
+        ids: int64 [documents, length], right-padded.
+        document: int64 [N], the batch row of each scored position.
+        position: int64 [N], its place in the document: the record of token i + 1 is made from the state of token i.
+        key: uint64 [N], of its document.
+        place: int64 [N], where it stands in all rows of the wave, flattened.
+    """
+
+    ids: NDArray[np.int64]
+    document: NDArray[np.int64]
+    position: NDArray[np.int64]
+    key: NDArray[np.uint64]
+    place: NDArray[np.int64]
+
+    def labels(self) -> NDArray[np.int64]:
+        """The token that follows each scored position, int64 [N]."""
+        return self.ids[self.document, self.position + 1]
 
 
-def _scored_positions(
-    teacher: Teacher, rows: Rows, micro_batch: int, seed: int, progress: _Progress
-) -> Iterator[Scored]:
+class _Wave:
+    """The rows of a wave as batches of documents, and the way back from their order to that of the rows."""
+
+    def __init__(self, rows: Rows, most_tokens: int, longest: int, seed: int) -> None:
+        self.seed = seed
+        documents = find_documents(rows.begins, rows.lengths)
+        keys = documents.keys(rows.tokens)
+        batches = batches_of(documents.lengths, most_tokens=most_tokens, longest=longest)
+        self.batches = [_batch(rows, documents, keys, chosen, length) for chosen, length in batches]
+
+    def row_order(self) -> NDArray[np.int64]:
+        """Which record comes where, for records in the order of the batches to be in that of the rows."""
+        return np.argsort(self._all("place"), kind="stable")
+
+    def places(self) -> Places:
+        """Where the records belong, in the order of the rows."""
+        order = self.row_order()
+        return Places(self.seed, self._all("key")[order], self._all("position")[order])
+
+    def _all(self, name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(batch, name) for batch in self.batches])
+
+
+def _batch(
+    rows: Rows, documents: Documents, keys: NDArray[np.uint64], chosen: NDArray[np.int64], length: int
+) -> _Batch:
+    row, start = documents.rows[chosen, None], documents.starts[chosen, None]
+    is_real = np.arange(length) < documents.lengths[chosen, None]
+    column = np.where(is_real, start + np.arange(length), start)
+    # What lies past a document's end is padding that nothing real sees: any id does.
+    ids, is_label = rows.tokens[row, column], rows.scored[row, column] & is_real
+    document, position = np.nonzero(is_label[:, 1:])
+    place = documents.rows[chosen][document] * rows.tokens.shape[1] + documents.starts[chosen][document] + position
+    return _Batch(ids, document, position, keys[chosen][document], place)
+
+
+def _scored_positions(teacher: Teacher, wave: _Wave, progress: _Progress) -> Iterator[Scored]:
     """The positions of a wave, one micro-batch at a time, each with its hidden state."""
-    starts = range(0, len(rows.lengths), micro_batch)
-    ids = [torch.from_numpy(rows.tokens[start : start + micro_batch, : rows.lengths[start]].copy()) for start in starts]
+    ids = [torch.from_numpy(batch.ids) for batch in wave.batches]
     # Of a whole wave each is let go of when its turn has come.
-    wave = teacher.last_hidden_states(ids, on_progress=progress.layers)[::-1] if teacher.whole_waves else None
-    for start, batch_ids in zip(starts, ids, strict=True):
-        part = slice(start, start + micro_batch)
-        hidden_states = teacher.last_hidden_states([batch_ids])[0] if wave is None else wave.pop()
-        # The record of token i + 1 is made from the hidden state of token i.
-        is_label = rows.scored[part, 1 : batch_ids.shape[1]]
-        row, position = np.nonzero(is_label)
-        hashes = np.array([row_key(value) for value in rows.hashes[part]], np.uint64)
+    states = teacher.last_hidden_states(ids, on_progress=progress.layers)[::-1] if teacher.whole_waves else None
+    for batch, batch_ids in zip(wave.batches, ids, strict=True):
+        hidden_states = teacher.last_hidden_states([batch_ids])[0] if states is None else states.pop()
         device = hidden_states.device
-        hidden_states = hidden_states[torch.from_numpy(row).to(device), torch.from_numpy(position).to(device)]
+        places = torch.from_numpy(batch.document).to(device), torch.from_numpy(batch.position).to(device)
+        chance = uniforms(wave.seed, batch.key, batch.position, SAMPLING)
+        hidden_states = hidden_states[places]
         yield Scored(
             hidden_states=hidden_states,
-            labels=batch_ids[torch.from_numpy(row), torch.from_numpy(position) + 1].to(device),
-            uniforms=torch.from_numpy(uniforms(seed, hashes[row], position, SAMPLING)).to(device),
+            labels=torch.from_numpy(batch.labels()).to(device),
+            uniforms=torch.from_numpy(chance).to(device),
         )
-        progress.micro_batch(len(row))
+        progress.micro_batch(len(batch.position))
 
 
 class _Progress:

@@ -73,17 +73,32 @@ def test_a_token_is_a_label_if_it_is_trained_on_and_something_comes_before_it(
     documents: list[TokenisedDocument], length: int, packing: bool
 ) -> None:
     rows = list(pack(documents, length, eos_id=EOS, packing=packing))
-    wanted = [mark for document in documents if document.ids for mark in (*(document.trained or ()), False)]
+    wanted = [mark for document in documents if document.ids for mark in (False, *(document.trained or ())[1:], False)]
     marks = iter(wanted)
     for row in rows:
         for place, scored in enumerate(row.scored):
             assert scored == (next(marks) and place > 0)
 
 
+@given(documents, lengths, st.booleans(), st.sampled_from([None, BOS]))
+def test_borders_are_where_documents_begin_and_no_label_crosses_one(
+    documents: list[TokenisedDocument], length: int, packing: bool, bos_id: int | None
+) -> None:
+    rows = list(pack(documents, length, eos_id=EOS, packing=packing, bos_id=bos_id))
+    for row in rows:
+        begins = row.document_begins()
+        assert begins[0]
+        assert not (begins & row.scored).any()
+        pieces = np.split(row.tokens, np.flatnonzero(begins)[1:])
+        assert all(EOS not in piece[:-1] for piece in pieces), "two documents without a border"
+        assert all(piece[-1] == EOS for piece in pieces[:-1]), "a border within a document"
+        assert bos_id is None or all(piece[0] == bos_id for piece in pieces)
+
+
 def test_the_end_of_a_text_is_a_label_and_not_doubled() -> None:
     (row,) = pack([TokenisedDocument([5, 6]), TokenisedDocument([7, EOS])], 8, eos_id=EOS, packing=True)
     assert row.tokens.tolist() == [5, 6, EOS, 7, EOS]
-    assert row.scored.tolist() == [False, True, True, True, True]
+    assert row.scored.tolist() == [False, True, True, False, True], "nothing comes before the first of a document"
 
 
 def test_the_end_of_a_conversation_is_no_label() -> None:

@@ -78,11 +78,12 @@ def test_rows_come_back_as_they_were_in_any_order(
                 assert found.hashes[place] == row_hash(written[index]) == file.hashes(split)[index]  # type: ignore[arg-type]
 
 
-def test_hash_is_of_tokens_and_scored_bits() -> None:
+def test_hash_is_of_tokens_scored_bits_and_borders() -> None:
     one = PackedRow(np.array([3, 4, 5], np.int32), np.array([False, True, False]))
-    wanted = blake2b(b"\3\0\0\0\4\0\0\0\5\0\0\0" + bytes([0b01000000]), digest_size=16).digest()
+    wanted = blake2b(b"\3\0\0\0\4\0\0\0\5\0\0\0" + bytes([0b01000000, 0b10000000]), digest_size=16).digest()
     assert row_hash(one) == wanted
     assert row_hash(PackedRow(one.tokens, np.array([False, True, True]))) != wanted
+    assert row_hash(PackedRow(one.tokens, one.scored, np.array([True, False, True]))) != wanted
 
 
 def test_counts_and_attributes(tmp_path: Path) -> None:

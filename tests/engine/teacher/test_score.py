@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import hashlib
 import shutil
@@ -6,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
-from engine.data.packing import PackedRow
+from engine.data.packing import PackedRow, TokenisedDocument, pack
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.errors import BadNumbers, Stopped
 from engine.events import EventWriter, read_events
@@ -19,6 +22,7 @@ from engine.models.stream import StreamedTeacher
 from engine.phase_control import PhaseControl
 from engine.relief import Relief
 from engine.teacher.score import score
+from tests.engine.models.architectures import tiny_architecture
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
 LENGTH = 24
@@ -197,6 +201,61 @@ def test_with_another_micro_batch_few_records_differ(teacher, tmp_path):
         differing = (records.ids != expected.ids).any(1).mean()
         assert differing < 0.01, f"{differing:.1%} of the records differ"
         np.testing.assert_allclose(records.entropy, expected.entropy, atol=0.01)
+
+
+class Keeping(CacheStore):
+    """Remembers the records as they were before they became bytes, by document and place in it."""
+
+    def commit(self, rows, records, places=None):
+        for index, at in enumerate(zip(places.row_keys.tolist(), places.positions.tolist(), strict=True)):
+            self.kept[at] = records.take(np.array([index]))
+        return super().commit(rows, records, places)
+
+
+def kept_records(teacher, folder: Path, documents: list[list[int]], *, length: int, packing: bool) -> dict:
+    packed = pack([TokenisedDocument(ids) for ids in documents], length, eos_id=0, packing=packing)
+    with TokenFileWriter(
+        folder / "tokens.h5", sequence_length=length, vocab_size=VOCAB_SIZE, pad_id=1, eos_id=0, attributes={}
+    ) as writer:
+        for row in packed:
+            writer.add("train", row)
+        writer.commit()
+    identity = CacheIdentity("t", "v", "", 1.0, SIZE, VOCAB_SIZE, 3, "fp32", "none")
+    with (
+        contextlib.closing(EventWriter(folder / "events.jsonl")) as events,
+        TokenFile(folder / "tokens.h5") as tokens,
+        Keeping.open(folder / "cache", identity, writable=True) as store,
+    ):
+        store.kept = {}
+        score(
+            teacher=teacher, tokens=tokens, store=store, splits=("train",), micro_batch=2, wave_tokens=4 * length,
+            chunk_tokens=10, record_size=SIZE, temperature=1.0, seed=3, events=events, control=PhaseControl.inert(),
+        )  # fmt: skip
+        return store.kept
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gpt2", "gemma2", "bloom", "opt", "mamba"])
+def test_a_document_has_the_same_records_in_any_packing(architecture, tmp_path_factory):
+    teacher = ResidentTeacher(tiny_architecture(architecture), dtype=torch.float32)
+    generator = np.random.default_rng(2)
+    documents = [generator.integers(3, VOCAB_SIZE, size).tolist() for size in (5, 21, 9, 33, 2, 14)]
+    alone = kept_records(teacher, tmp_path_factory.mktemp("alone"), documents, length=100, packing=False)
+
+    @settings(max_examples=4, deadline=None)
+    @given(st.permutations(documents), st.integers(90, 127))
+    def in_this_order(ordered, length):
+        found = kept_records(teacher, tmp_path_factory.mktemp("packed"), ordered, length=length, packing=True)
+        whole = found.keys() & alone.keys()
+        assert len(whole) > len(alone) / 3, "a document that a row's end cuts is another one"
+        for at in whole:
+            ours, theirs = found[at], alone[at]
+            assert abs(ours.label_log_prob - theirs.label_log_prob) < 1e-5 * max(1.0, abs(theirs.label_log_prob[0]))
+            assert abs(ours.entropy - theirs.entropy) < 1e-4
+            assert ours.top1_id == theirs.top1_id
+        same = [set(found[at].ids[0]) == set(alone[at].ids[0]) for at in whole]
+        assert np.mean(same) > 0.98, "draws depend on the document and the place in it"
+
+    in_this_order()
 
 
 def test_only_new_rows_are_scored_when_the_text_grows(teacher, tmp_path):
