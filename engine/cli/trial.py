@@ -104,7 +104,7 @@ def _write_tokens(run: Run, settings: RunConfig, train_rows: int, holdout_rows: 
     vocabulary = check_models(teacher_spec(settings), student_spec(settings), settings.sequence_length or 1)
     generator = np.random.default_rng(settings.seed)
     length = settings.sequence_length or 1
-    scored = np.arange(length) > 0
+    begins = np.arange(length) % (max(2, length // 2) if settings.packing else length) == 0
     with TokenFileWriter(
         run.tokens_path,
         sequence_length=length,
@@ -116,7 +116,7 @@ def _write_tokens(run: Run, settings: RunConfig, train_rows: int, holdout_rows: 
         for split, rows in (("train", train_rows), ("holdout", holdout_rows)):
             for _ in range(rows):
                 ids = generator.integers(0, vocabulary.size, length, dtype=np.int32)
-                writer.add(split, PackedRow(ids, scored))  # type: ignore[arg-type]
+                writer.add(split, PackedRow(ids, ~begins, begins))  # type: ignore[arg-type]
         writer.commit()
 
 

@@ -18,6 +18,7 @@ from engine.files import write_atomic
 from engine.models.load import check_numbers, load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory
+from engine.models.packed import can_be_cut
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT, is_cut, mend_student
@@ -59,6 +60,13 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
         model = _load(folder, device, scratch, trust_remote_code=settings.trust_remote_code)
         check_numbers(model, folder)
         learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
+        if settings.packing and not can_be_cut(model):
+            events.log(
+                "info",
+                f"{type(model).__name__} cannot be cut between the documents of a row: each goes through it by itself, "
+                "which takes longer. With --packing off there is one document in a row.",
+                "documents-one-by-one",
+            )
         training = _training(
             settings, learner, Source(tokens, store), tokens, scratch=scratch, on_gpu=device.type == "cuda"
         )
@@ -157,6 +165,7 @@ class StudentSaver:
                     checkpointing=checkpointing,
                     optimizer=settings.optimizer or "adamw",
                     on_gpu=on_gpu,
+                    packing=settings.packing,
                 ),
             )
             for checkpointing in (False, True)

@@ -73,7 +73,11 @@ class TeacherSetting:
 
 @dataclass(frozen=True)
 class StudentSetting:
-    """The settings that the student phase's memory and time depend on."""
+    """The settings that the student phase's memory and time depend on.
+
+    Attributes:
+        packing: rows hold several documents, between which attention is cut by a mask.
+    """
 
     batch: int
     accumulation: int
@@ -85,6 +89,7 @@ class StudentSetting:
     record_size: int = 12
     on_gpu: bool = False
     keeps_memory: bool = False
+    packing: bool = False
 
     @property
     def is_lean(self) -> bool:
@@ -217,7 +222,7 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     head_gradient = 4 * shape.head_matrix
     gradients = 4 * parameters
     accumulates = setting.accumulation > 1
-    kept = _kept_bytes(shape, setting, number)
+    kept = _kept_bytes(shape, setting, number) + _mask_bytes(shape, setting, number)
     ends = tokens * shape.hidden_size * (4 * _ENDS)
     layer = _layer_bytes(shape, setting, number)
     # The backward pass of one layer: gradients of what the layer holds, and with checkpointing the layer's own
@@ -299,6 +304,8 @@ _UPDATE_PIECES = 20 * MIB
 # Models whose attention has a cap on its scores, or a bias that the fused kernel does not take, build the whole
 # [B, heads, T, T] matrix.
 _FULL_ATTENTION = frozenset({"gemma2", "bloom", "mpt", "falcon", "gpt_oss"})
+# Models whose layers see a window and the whole row by turns.
+_WINDOWS = frozenset({"gemma2", "gemma3", "gemma3_text", "gpt_oss", "cohere2", "exaone4", "olmo3", "ministral"})
 # Attention and MLP read the same input, so that one copy of it is kept.
 _PARALLEL = frozenset({"gpt_neox", "gptj", "phi", "cohere", "cohere2"})
 # Activations that are written as several operations keep what each of them read.
@@ -347,6 +354,15 @@ def _layer_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int
         inner_copies += 3
     scores = 3 * _attention_scores(shape, setting.batch, setting.sequence_length, number)
     return tokens * (norms + attention + number * inner_copies * inner) + scores
+
+
+def _mask_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
+    """The mask between documents, as numbers to add, which all layers share; nothing where rows hold one document.
+
+    A model with windows has a second one for these layers.
+    """
+    masks = 2 if shape.model_type in _WINDOWS else 1
+    return masks * setting.batch * setting.sequence_length**2 * number if setting.packing else 0
 
 
 def _kept_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:

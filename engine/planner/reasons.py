@@ -19,7 +19,7 @@ DEFAULTS: dict[str, str] = {
     "trust_remote_code": "no code out of a model's folder is run",
     "text_field": "found by looking at the data",
     "data_split": "only for a Hugging Face data set",
-    "packing": "no token is spent on padding",
+    "packing": "no token is spent on padding; the documents of a row do not see each other",
     "holdout": "enough documents to measure with, few enough to miss",
     "target": "its mean is the teacher's whole distribution",
     "kd_weight": "the teacher alone: its distribution says more than the one word that came",

@@ -206,6 +206,7 @@ def student_candidates(
             cpu_offload=bool(config.cpu_offload),
             record_size=config.record_size,
             on_gpu=question.budget.on_gpu,
+            packing=config.packing,
         )
         seconds = step_seconds(shape, setting, question.rates) / (setting.batch * setting.accumulation)
         if in_fewer:

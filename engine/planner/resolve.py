@@ -23,6 +23,7 @@ from engine.planner.gpu_check import checked
 from engine.planner.live_runs import live_runs
 from engine.planner.measure import MachineRates, machine_rates, torch_version
 from engine.planner.models import FROM_TEACHER, Models, models_for
+from engine.planner.packing import packing_for
 from engine.planner.precision import precision_for, smaller_precision
 from engine.planner.prediction import Choice, PhasePrediction, Plan
 from engine.planner.recommend import Answer, Question, recommend
@@ -65,6 +66,8 @@ def plan(
     if machine is None or machine.device != budget.device:
         machine = machine_rates(device=budget.device, threads=threads)
     models = models_for(wished, budget)
+    packing, packing_reason = packing_for(wished, models.student_shape)
+    wished = wished.model_copy(update={"packing": packing})
     data = wished.data or DEFAULT_DATA
     amount = count_tokens(data, wished, models.teacher, models.teacher_shape.vocab_size)
     text = Text(amount.tokens, wished.holdout, wished.samples, amount.lengths)
@@ -102,6 +105,7 @@ def plan(
         "teacher": (models.teacher, models.reasons.get("teacher", "")),
         "student": (models.student, models.reasons.get("student", "")),
         "data": (data, "no --data was given: the documentation that every Python carries"),
+        "packing": (packing, packing_reason),
         "precision": (precision, precision_reason),
         "memory_budget": (wished.memory_budget or budget.memory_bytes, budget.reasons["memory_budget"]),
         "ram_budget": (wished.ram_budget or budget.ram_bytes, budget.reasons["ram_budget"]),

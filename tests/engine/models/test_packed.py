@@ -9,6 +9,7 @@ from engine.models.borders import positions_in
 from engine.models.core import last_hidden_states
 from engine.models.load import load_causal_lm
 from engine.models.packed import can_be_cut, packed_hidden_states
+from engine.planner.packing import CARRIES_A_STATE
 from engine.student.learner import _enable_checkpointing
 from tests.engine.models.architectures import ARCHITECTURES, NEWER, VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
@@ -17,12 +18,6 @@ ROWS = ([9, 14, 12], [30], [17, 13, 1])  # lengths of documents; the windows of 
 
 QUICK = ("llama", "gpt2", "gpt_neox", "gemma2", "bloom", "mpt", "opt", "gpt_neo", "gpt_oss", "falcon_alibi", "mamba")
 """Grouped heads, learned and rotary positions, windows with softcaps, alibi, positions from the mask, sinks, state."""
-
-CARRY_A_STATE = {
-    "mamba", "mamba2", "rwkv", "xlstm", "qwen3_next", "qwen3_5", "granitemoehybrid", "lfm2", "lfm2_moe", "falcon_h1",
-    "bamba", "recurrent_gemma", "jamba", "zamba2", "minimax", "nemotron_h",
-}  # fmt: skip
-"""Recurrences and convolutions, which know no mask."""
 
 OTHERS = [name for name in ARCHITECTURES | NEWER if name not in QUICK]
 
@@ -56,7 +51,7 @@ def test_a_document_in_a_row_is_as_it_is_alone(name: str) -> None:
         pytest.skip(f"this transformers has no {name}")
     model = load_causal_lm(tiny_architecture(name), dtype=torch.float32)
     ids, documents = some_rows()
-    assert can_be_cut(model) == (name not in CARRY_A_STATE)
+    assert can_be_cut(model) == (model.config.model_type not in CARRIES_A_STATE), "what the planner goes by"
     for grad in (False, True):  # the masks of the two are not of one kind
         with torch.set_grad_enabled(grad):
             together = in_rows(packed_hidden_states(model, ids, documents).detach())

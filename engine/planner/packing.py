@@ -1,0 +1,25 @@
+"""Whether rows hold several documents: for every student but those that cannot be cut between documents."""
+
+from __future__ import annotations
+
+from engine.config import RunConfig
+from engine.planner import reasons
+from engine.planner.shape import ModelShape
+
+CARRIES_A_STATE = frozenset(
+    {
+        *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "jamba", "zamba", "zamba2", "bamba"),
+        *("falcon_h1", "granitemoehybrid", "nemotron_h", "lfm2", "lfm2_moe", "minimax", "qwen3_next", "qwen3_5"),
+        *("qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear", "olmo_hybrid"),
+    }
+)
+"""Types of models with recurrent layers or convolutions. The test of :mod:`engine.models.packed` measures them."""
+
+
+def packing_for(config: RunConfig, student: ModelShape) -> tuple[bool, str]:
+    """The setting ``packing`` and its reason; what the person set stays."""
+    if student.model_type not in CARRIES_A_STATE:
+        return config.packing, reasons.DEFAULTS["packing"]
+    if "packing" in config.model_fields_set:
+        return config.packing, ""
+    return False, f"layers of {student.model_type} carry a state from one document to the next: one document in a row"
