@@ -167,7 +167,7 @@ class Places:
 
     Attributes:
         seed: of the run.
-        row_keys: uint64 [N], of what holds each: its document (:meth:`engine.data.documents.Documents.keys`).
+        row_keys: uint64 [N], of what holds each: its document (:meth:`engine.models.documents.Documents.keys`).
         positions: int64 [N], place in it.
     """
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engine.data.documents import batches_of, find_documents
 from engine.models.borders import cut, positions_in, takes_positions
 from engine.models.core import find_core, last_hidden_states
+from engine.models.documents import batches_of, find_documents
 from engine.models.selfcheck import first_layers, layers_to_check
 
 _LENGTHS = (7, 11, 6)  # of the documents in the row that is tried: the last two are not at its beginning

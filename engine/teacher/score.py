@@ -27,9 +27,9 @@ from torch import Tensor
 from engine.cache.counter import SAMPLING, uniforms
 from engine.cache.record import Places
 from engine.cache.store import CacheStore
-from engine.data.documents import Documents, batches_of, find_documents
 from engine.data.tokens import Rows, Split, TokenFile
 from engine.events import EventWriter
+from engine.models.documents import Documents, batches_of, find_documents
 from engine.phase_control import PhaseControl
 from engine.relief import Relief
 from engine.teacher.head import Scored, records_from_hidden

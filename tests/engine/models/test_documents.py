@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.documents import batches_of, find_documents
+from engine.models.documents import batches_of, find_documents
 
 LONGEST = 200
 rows = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=6)

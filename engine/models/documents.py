@@ -3,7 +3,7 @@
 So a document is computed as if it were alone, whatever stands before it in its row, and no model has to know that rows
 are packed: padding on the right is nothing that a causal model's real tokens see.
 
-Knows nothing of models.
+Knows nothing of what is done with them.
 """
 
 from __future__ import annotations
