@@ -1,0 +1,112 @@
+"""``tiny-distill-export``: the student for other programs, without a network."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.cli.distill import guarded
+from engine.errors import FolderError, Problem, SettingsError
+from engine.export.gguf_file import TYPES, write_gguf
+from engine.files import make_folder, write_atomic
+from engine.format import format_bytes
+from engine.models.headers import read_json
+from engine.version import __version__
+
+PROGRAM = "tiny-distill-export"
+FORMATS = ("hf", "gguf", "ollama")
+_MOST_CONTEXT = 8192  # Ollama takes memory for all of it at once
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of ``tiny-distill-export``."""
+    return guarded(sys.argv[1:] if words is None else words, _main)
+
+
+def _main(words: Sequence[str]) -> int:
+    typed = _parse(words)
+    model = student_folder(Path(typed.folder))
+    out = Path(typed.out).expanduser() if typed.out else _default_out(model, typed.format, typed.type)
+    if out.exists() and not typed.force:
+        raise SettingsError([Problem("out", str(out), "exists already; choose another path, or add --force")], "")
+    make_folder(out.parent)
+    if typed.format == "hf":
+        shutil.copytree(model, out, dirs_exist_ok=typed.force)
+        print(f"Copied the model to {out}. AutoModelForCausalLM.from_pretrained({str(out)!r}) loads it.")
+    elif typed.format == "gguf":
+        count = write_gguf(model, out, weight_type=typed.type)
+        print(f"Wrote {count} tensors to {out} ({format_bytes(out.stat().st_size)}).")
+        print(f"Try it with llama.cpp: llama-cli -m {out}")
+    else:
+        _write_ollama(model, out, typed.type)
+    return 0
+
+
+def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
+    from engine.export.ollama import modelfile
+
+    make_folder(out)
+    weights = f"model-{weight_type}.gguf"
+    config = read_json(model / "config.json")
+    context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+    write_gguf(model, out / weights, weight_type=weight_type)
+    write_atomic(out / "Modelfile", modelfile(model, weights, context=min(context, _MOST_CONTEXT)))
+    print(f"Wrote {out / weights} ({format_bytes((out / weights).stat().st_size)}) and {out / 'Modelfile'}.")
+    print(
+        f"Give it to Ollama: ollama create {out.name.lower()} -f {out / 'Modelfile'} && ollama run {out.name.lower()}"
+    )
+
+
+def student_folder(path: Path) -> Path:
+    """The model's folder behind a run or a folder.
+
+    Raises:
+        FolderError: there is no finished student and no model.
+    """
+    path = path.expanduser()
+    for folder in (path / "student", path):
+        if (folder / "config.json").is_file():
+            return folder
+    if not path.is_dir():
+        raise FolderError(f"There is no folder {path}.", "", "Name a run's folder, or a model's.")
+    if (path / "run.json").is_file():
+        raise FolderError(
+            f"The run in {path} has no student yet.",
+            "It has not ended.",
+            f"Go on with it: tiny-distill --resume --output_dir {path}",
+        )
+    raise FolderError(
+        f"{path} holds neither a run nor a model.",
+        "There is no student/ and no config.json.",
+        "Name a run's folder, or a folder as written by save_pretrained().",
+    )
+
+
+def _default_out(model: Path, wanted: str, weight_type: str) -> Path:
+    run = model.parent if model.name == "student" else model
+    if wanted == "gguf":
+        return run / f"{run.resolve().name}-{weight_type}.gguf"
+    return run / ("ollama" if wanted == "ollama" else "student-copy")
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Write a student for other programs: Hugging Face, llama.cpp (GGUF) or Ollama."
+    )
+    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, or a model's folder")
+    parser.add_argument("--format", choices=FORMATS, required=True,
+                        help="hf: a folder for transformers; gguf: one file for llama.cpp; ollama: a GGUF file with a "
+                        "Modelfile")  # fmt: skip
+    parser.add_argument("--type", choices=TYPES, default="f16", help="How a GGUF file stores matrices (default: f16)")
+    parser.add_argument("--out", metavar="PATH", help="Where to write; beside the student unless given")
+    parser.add_argument("--force", action="store_true", help="Replace what is at --out")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks")
+    return parser.parse_args(list(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
