@@ -29,10 +29,10 @@ from engine.models.load import UNUSABLE, quiet
 from engine.models.meta import build_on_meta, read_config
 from engine.models.spec import ModelSpec, read_spec
 
-# What comes along besides weights and config.json: the tokenizer, how to generate, the terms of use.
+# What comes along unchanged: the tokenizer, the terms of use, a model's own code.
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
-    "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*", "*.py",
+    "tekken.json", "chat_template*", "LICENSE*", "NOTICE*", "*.py",
 )  # fmt: skip
 _HEADER_WORDS = {ours: theirs for theirs, ours in DTYPES.items()}
 _COPY_BYTES = 8 * 2**20
@@ -66,13 +66,19 @@ def derive_student(
     config = _student_config(spec, kept, trust_remote_code=trust_remote_code)
     make_folder(out)
     _write_weights(spec, kept, out / "model.safetensors")
-    for file in sorted({file for pattern in _COMPANIONS for file in spec.path.glob(pattern) if file.is_file()}):
+    generation = [file for file in (spec.path / "generation_config.json",) if file.is_file()]
+    for file in (*companions(spec.path), *generation):
         shutil.copyfile(file, out / file.name)
         fsync_file(out / file.name)
     fsync_folder(out)
     # The configuration comes last: a folder without one is not taken for a model.
     write_atomic(out / "config.json", json.dumps(config, indent=2) + "\n")
     return kept
+
+
+def companions(folder: Path) -> list[Path]:
+    """The files of a folder that another model takes over unchanged: tokenizer, chat template, licence, code."""
+    return sorted({file for pattern in _COMPANIONS for file in folder.glob(pattern) if file.is_file()})
 
 
 def layers_to_keep(teacher_layers: int, num_layers: int) -> list[int]:

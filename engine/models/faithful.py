@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from engine.errors import ModelError
 from engine.models.vocabulary import Vocabulary
 
-PROBE = (
-    "  two  spaces, a tab\tand lines\n\n\nof text \r\n   1234567890 3.14 -7 "
-    "Äpfel, Öl, süß, déjà œuvre ñandú Łódź 😀👩‍💻🇩🇪 漢字かなカナ 한국어 العربية ру́сский don't WE'LL {[(1, 2)]}\n "
+PROBES = (
+    "Two  spaces, a tab\tand lines\n\n\nof text \r\n   1234567890 3.14 -7\n",
+    "  Äpfel, Öl, süß, déjà œuvre ñandú Łódź 😀👩‍💻🇩🇪 漢字かなカナ 한국어 العربية ру́сский don't WE'LL {[(1, 2)]} ",
 )
-"""Spaces, tabs, line ends, digits, umlauts, emoji, scripts of the world, and spaces at both ends."""
+"""Spaces, tabs, line ends, digits, umlauts, emoji, scripts of the world; spaces at both ends, and none at one."""
 
 
 def faithful(tokenizer: Any, folder: Path) -> tuple[Any, str]:
@@ -40,7 +40,7 @@ def faithful(tokenizer: Any, folder: Path) -> tuple[Any, str]:
     wanted = Tokenizer.from_file(str(file))
     wanted.no_truncation()
     wanted.no_padding()
-    ids = wanted.encode(PROBE, add_special_tokens=False).ids
+    ids = [wanted.encode(text, add_special_tokens=False).ids for text in PROBES]
     if probe_ids(tokenizer) == ids:
         return tokenizer, ""
     plain = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -58,10 +58,9 @@ def faithful(tokenizer: Any, folder: Path) -> tuple[Any, str]:
     )
 
 
-def probe_ids(tokenizer: Any) -> list[int]:
-    """The probe's ids without special tokens."""
-    ids: list[int] = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+def probe_ids(tokenizer: Any) -> list[list[int]]:
+    """The ids of each probe, without special tokens."""
+    return [list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in PROBES]
 
 
 def check_ids(tokenizer: Any, vocabulary: Vocabulary) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import ModelError
@@ -102,6 +102,7 @@ def _load_in_main_memory(folder: Path, dtype: torch.dtype, trust_remote_code: bo
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
+                generation_config=GenerationConfig(),  # the file's is not needed, and one that is invalid raises
                 ignore_mismatched_sizes=True,  # told below, in one sentence
                 output_loading_info=True,
             )

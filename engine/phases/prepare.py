@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 from engine.config import RunConfig
 from engine.data.prepare import prepare
 from engine.data.sources import open_source
+from engine.errors import TokenizerMismatch
 from engine.events import EventWriter
 from engine.models.spec import ModelSpec, read_spec
 from engine.phase_control import PhaseControl
@@ -35,6 +37,49 @@ def _check_fit(model: ModelSpec, settings: RunConfig) -> None:
     check_fit(model.path)
 
 
+def check_end(
+    source: ModelSpec, teacher: ModelSpec, student_path: Path, events: EventWriter, *, trust_remote_code: bool = False
+) -> None:
+    """Try now what writing the student needs in the end: its files, and its tokenizer beside the teacher's.
+
+    Args:
+        source: the model that the student begins as, or is cut from.
+        teacher: whose tokenizer cuts the text.
+        student_path: where the student will be written.
+        events: told what the student's files will be without.
+        trust_remote_code: whether models may bring code.
+
+    Raises:
+        ModelError, FolderError: the student could not be written, or not be read again.
+        TokenizerMismatch: its tokenizer cuts text otherwise than the teacher's does.
+    """
+    from engine.models.faithful import probe_ids
+    from engine.models.load import load_tokenizer
+    from engine.student.export import rehearse_export, stored_dtype
+
+    dtype = stored_dtype(source.dtype)
+    for note in rehearse_export(source.path, student_path, dtype=dtype, trust_remote_code=trust_remote_code):
+        events.log("warning", note, "student-files")
+    if _same_tokenizer_files(source.path, teacher.path):
+        return
+    folders = (source.path, teacher.path)
+    ours, theirs = (load_tokenizer(folder, trust_remote_code=trust_remote_code) for folder in folders)
+    if probe_ids(ours) != probe_ids(theirs):
+        raise TokenizerMismatch(
+            f"The tokenizers in {teacher.path} and {source.path} have the same ids and cut text in different ways.",
+            "The student would learn from tokens that its own tokenizer does not make of the same text.",
+            "Choose a student with the teacher's tokenizer, or --student from-teacher.",
+        )
+
+
+def _same_tokenizer_files(one: Path, other: Path) -> bool:
+    def content(file: Path) -> bytes:
+        return file.read_bytes() if file.is_file() else b""
+
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    return all(content(one / name) == content(other / name) for name in names) and (one / "tokenizer.json").is_file()
+
+
 def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
     """Make ``tokens.h5``."""
     settings = run.settings
@@ -44,6 +89,7 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
     for model in (teacher, student):
         if model is not None:
             _check_fit(model, settings)
+    check_end(student or teacher, teacher, run.student_path, events, trust_remote_code=settings.trust_remote_code)
     result = prepare(
         source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),
         teacher=teacher,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from transformers import PreTrainedModel
 from engine.config import SETTINGS, RunConfig
 from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
+from engine.errors import BadNumbers, DiskFull, OutOfMemory, RunFailed, Stopped, TinyDistillError
 from engine.events import EventWriter
 from engine.files import write_atomic
-from engine.models.load import check_numbers, load_causal_lm, load_tokenizer
+from engine.models.load import check_numbers, first_sentence, load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory
 from engine.models.packed import can_be_cut
 from engine.models.spec import read_spec
+from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT, is_cut, mend_student
 from engine.phases.device import device_peak_bytes, prepare_torch
@@ -33,7 +37,8 @@ from engine.report import gap_closed
 from engine.run import Run
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
-from engine.student.export import export_student, model_card
+from engine.student.companions import versions_told
+from engine.student.export import export_student, model_card, stored_dtype
 from engine.student.generate import holdout_prompts
 from engine.student.learn import Learned, learn
 from engine.student.learner import Learner
@@ -86,27 +91,33 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
             control=control,
             relief=Relief(StudentSaver.of(settings, learner, folder, on_gpu=device.type == "cuda"), events),
         )
-    tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
     figures = {
         "teacher": learned.teacher.as_dict(),
         "student_before": learned.student_before.as_dict(),
         "student_after": learned.student_after.as_dict(),
     }
-    source = read_spec(folder, trust_remote_code=settings.trust_remote_code)
-    stored = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(source.dtype, torch.float32)
-    card = model_card(
-        name=run.name,
-        teacher=_without_folders(str(settings.teacher)),
-        student=_beginning(run, settings),
-        data=_without_folders(str(settings.data)),
-        figures={"teacher": figures["teacher"], "before": figures["student_before"], "after": figures["student_after"]},
-        settings=_to_publish(settings),
-        version=__version__,
-    )
-    export_student(model, tokenizer, run.student_path, card, dtype=stored)
-    if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
-        # The form that the conversations were written in, so that a chat with the student is written alike.
-        write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)
+    with _training_is_kept():
+        tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
+        card = model_card(
+            name=run.name,
+            teacher=_without_folders(str(settings.teacher)),
+            student=_beginning(run, settings),
+            data=_without_folders(str(settings.data)),
+            figures={
+                "teacher": figures["teacher"],
+                "before": figures["student_before"],
+                "after": figures["student_after"],
+            },
+            settings=_to_publish(settings),
+            version=__version__,
+            opens=versions_told(folder),
+        )
+        stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
+        for note in export_student(model, folder, run.student_path, card, dtype=stored):
+            events.log("warning", note, "student-files")
+        if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
+            # The form that the conversations were written in, so that a chat with the student is written alike.
+            write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)
     result = {
         **figures,
         "samples": _samples(run, tokenizer, prompts, learned),
@@ -127,6 +138,25 @@ def _load(folder: Path, device: torch.device, scratch: Path | None, *, trust_rem
         return load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
     place = in_memory if scratch is None else weights_in_files(scratch)
     return load_in_place(folder, dtype=torch.float32, new_tensor=place, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _training_is_kept() -> Iterator[None]:
+    """Say of what goes wrong after the training that the training is not lost, and let the phase offer to go on."""
+    try:
+        yield
+    except (Stopped, OutOfMemory, DiskFull, BadNumbers, MemoryError):
+        raise  # say it themselves, or are answered with less memory
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        said = error if isinstance(error, TinyDistillError) else None
+        raise RunFailed(
+            f"The training is done and kept, and the student could not be written: "
+            f"{said.what if said else f'{type(error).__name__}: {first_sentence(error)}'}",
+            said.why if said else "",
+            "",
+        ) from error
 
 
 def _to_publish(settings: RunConfig) -> dict[str, Any]:

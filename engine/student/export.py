@@ -1,4 +1,7 @@
-"""The finished student as a Hugging Face folder: weights, config, tokenizer and a model card, whole or not there."""
+"""The finished student as a Hugging Face folder: weights, config, tokenizer and a model card, whole or not there.
+
+What needs no weights is tried before the teacher begins, with :func:`rehearse_export`.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,32 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from engine.errors import BadNumbers, DiskFull
+from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
 from engine.fault import commit_point
 from engine.files import fsync_file, fsync_folder
+from engine.models.load import UNUSABLE, first_sentence, quiet
+from engine.models.meta import read_config
+from engine.student.companions import write_companions
 
 _PIECE_ELEMENTS = 1 << 20
 _FULL = ("os error 28", "os error 122", "No space left", "Disk quota exceeded")
 
 
-def export_student(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, *, dtype: torch.dtype
-) -> None:
+def export_student(model: PreTrainedModel, source: Path, folder: Path, card: str, *, dtype: torch.dtype) -> list[str]:
     """Write ``folder``, which ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; an older one is replaced.
 
     Args:
         model: the student; its weights are converted in place.
-        tokenizer: the student's.
+        source: the folder of the model that it began as, whose tokenizer and configuration are passed on.
         folder: made, or replaced when it is whole.
         card: the text of its README.md.
         dtype: that the weights are stored in.
+
+    Returns:
+        What the person should know about it, as sentences.
 
     Raises:
         BadNumbers: a weight is not a number; nothing is written.
@@ -46,13 +53,13 @@ def export_student(
                 "A student like this is of no use, so it was not written.",
                 "Start a new run with a smaller --learning_rate.",
             )
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    for left_behind in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(left_behind, ignore_errors=True)
+    temporary = _aside(folder)
+    config = model.config
     model.config.use_cache = True  # it was off for training
+    model.generation_config = GenerationConfig()  # the source's is passed on; writing one that is invalid raises
     with _told(temporary, folder, needed_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize):
         model.to(dtype).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        notes = write_companions(source, temporary, config, dtype)
         for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
             shutil.copymode(temporary / "config.json", entry)
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -75,6 +82,61 @@ def export_student(
             commit_point("student-renamed")
             fsync_folder(folder.parent)
     commit_point("student-durable")
+    return notes
+
+
+def stored_dtype(name: str) -> torch.dtype:
+    """The format in which a student's weights are stored: that of the model that it began as, if it is a float's."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+
+
+def rehearse_export(source: Path, folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> list[str]:
+    """Write all of a student but its weights beside ``folder``, read it again, and remove it.
+
+    Args:
+        source: the folder of the model that the student will begin as.
+        folder: the student's, which need not be there.
+        dtype: that its weights will be stored in.
+        trust_remote_code: whether the model may bring code.
+
+    Returns:
+        What :func:`export_student` will say.
+
+    Raises:
+        ModelError: transformers cannot write or read again what belongs to the student.
+        FolderError: the student's folder cannot be made there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FolderError(f"{folder} is no folder.", "The student is written there.", "Remove it.")
+    temporary = _aside(folder)
+    try:
+        with quiet():
+            config: PretrainedConfig = read_config(source, trust_remote_code=trust_remote_code)
+            config.save_pretrained(temporary)
+            notes = write_companions(source, temporary, config, dtype)
+            AutoConfig.from_pretrained(temporary, local_files_only=True, trust_remote_code=trust_remote_code)
+        return notes
+    except PermissionError as error:
+        raise FolderError(
+            f"The student cannot be written to {folder} ({error.strerror}).", "", "Choose another --output_dir."
+        ) from error
+    except UNUSABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not the model's
+        raise ModelError(
+            f"A student that begins as {source} could not be written in the end: {first_sentence(error)}",
+            "That is tried before the teacher begins.",
+            "Download or save the model again.",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a student is written before it gets its name; what a killed process left there is removed."""
+    for left_behind in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -91,6 +153,7 @@ def model_card(
     figures: Mapping[str, Mapping[str, float]],
     settings: Mapping[str, Any],
     version: str,
+    opens: str,
 ) -> str:
     """The README.md of a student.
 
@@ -102,6 +165,7 @@ def model_card(
         figures: rows of the table of results: the name of a model to its metrics.
         settings: what it was trained with.
         version: of this program.
+        opens: which releases of transformers open it, in words.
     """
     rows = "\n".join(
         f"| {title} | {row['holdout_loss']:.4f} | {row['perplexity']:.2f} | {row['kl_to_teacher']:.4f} "
@@ -136,6 +200,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
+
+{opens}
 
 It has the biases of its teacher and of its text, and has been measured on nothing but the above. The teacher's licence
 applies to what is learned from it as far as that licence says so.

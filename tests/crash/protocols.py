@@ -27,7 +27,7 @@ from engine.student.export import export_student
 from tests.crash.disk import Cuts, Disk, unplugged
 from tests.engine.cache.some_records import wave
 from tests.engine.student.small_run import make_rows
-from tests.tiny import VOCAB_SIZE, tiny_model, tiny_tokenizer
+from tests.tiny import VOCAB_SIZE, tiny_model
 
 Done = Callable[[int], None]
 
@@ -183,7 +183,7 @@ def _begin_student(folder: Path) -> None:
 
 def _export(folder: Path, seed: int) -> None:
     model = load_causal_lm(tiny_model("llama", num_layers=1, seed=seed), dtype=torch.float32)
-    export_student(model, tiny_tokenizer(), folder / "student", f"# {seed}\n", dtype=torch.float32)
+    export_student(model, tiny_model(), folder / "student", f"# {seed}\n", dtype=torch.float32)
 
 
 def _replace_student(folder: Path, done: Done) -> None:

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import errno
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from engine.errors import BadNumbers, DiskFull
+from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
 from engine.models.load import load_causal_lm
-from engine.student.export import export_student, model_card
+from engine.student.companions import versions_told
+from engine.student.export import export_student, model_card, rehearse_export
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 FIGURES = {"holdout_loss": 3.25, "perplexity": 25.79, "kl_to_teacher": 0.5, "top1_agreement": 0.625, "ece": 0.03}
 
 
-def export(folder: Path, model: object | None = None, dtype: torch.dtype = torch.float32) -> None:
+def export(
+    folder: Path, model: object | None = None, dtype: torch.dtype = torch.float32, source: Path | None = None
+) -> None:
     model = model or load_causal_lm(tiny_model("llama"), dtype=torch.float32)
-    export_student(model, tiny_tokenizer(), folder, "# card\n", dtype=dtype)  # type: ignore[arg-type]
+    export_student(model, source or tiny_model("llama"), folder, "# card\n", dtype=dtype)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -26,7 +31,7 @@ def test_folder_loads_with_transformers_and_says_the_same(tmp_path: Path, archit
     ids = torch.arange(20)[None]
     with torch.no_grad():
         expected = model(ids).logits
-    export(tmp_path / "student", model)
+    export(tmp_path / "student", model, source=tiny_model(architecture))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, expected, rtol=0, atol=0)
@@ -98,9 +103,102 @@ def test_card_tells_teacher_data_figures_and_settings() -> None:
         figures={"teacher": FIGURES, "before": FIGURES, "after": FIGURES},
         settings={"temperature": 1.0, "steps": None},
         version="1.2",
+        opens="Opens in transformers 5.",
     )
     assert card.startswith("---\nlibrary_name: transformers\n")
     for text in ("# notes-run", "**big-model**", "notes/", "| after | 3.2500 | 25.79 | 0.5000 | 62.5% | 0.0300 |"):
         assert text in card
     assert "| `temperature` | 1.0 |" in card
     assert "`steps`" not in card
+
+
+def source_with(tmp_path: Path, **files: object) -> Path:
+    """A source of a student with other JSON files: a name with _ for the dot, and what is in it."""
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "source")
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / f"{name}.json").write_text(text)
+    return folder
+
+
+def test_tokenizer_files_are_passed_on_byte_for_byte(tmp_path: Path) -> None:
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|pad|>"], "x": 1}
+    source = source_with(tmp_path, tokenizer_config=settings, special_tokens_map={"pad_token": "<|pad|>"})
+    (source / "LICENSE").write_text("do what you like")
+    (source / "notes.txt").write_text("private")
+    export(tmp_path / "student", source=source)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "LICENSE"):
+        assert (tmp_path / "student" / name).read_bytes() == (source / name).read_bytes()
+    assert not (tmp_path / "student" / "notes.txt").exists()
+
+
+def test_config_names_rope_and_dtype_in_old_words_and_in_new_ones(tmp_path: Path) -> None:
+    raw = json.loads((tiny_model("llama") / "config.json").read_text())
+    raw.pop("rope_parameters", None)
+    source = source_with(tmp_path, config={**raw, "rope_theta": 1e6, "torch_dtype": "float32", "of_the_person": [1]})
+    export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), torch.bfloat16, source)
+    written = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 1e6
+    assert written["dtype"] == written["torch_dtype"] == "bfloat16"
+    assert written["of_the_person"] == [1]
+    assert written["tie_word_embeddings"] is False
+    assert "_name_or_path" not in written
+
+
+GENERATION = {
+    "valid": ({"do_sample": True, "temperature": 0.7, "eos_token_id": [0, 2]}, set()),
+    "sampling without do_sample": ({"temperature": 0.7, "top_p": 0.9, "eos_token_id": 0}, {"temperature", "top_p"}),
+    "two answers without sampling": ({"num_return_sequences": 2, "max_length": 50}, {"num_return_sequences"}),
+    "two beams, two answers": ({"num_beams": 2, "num_return_sequences": 2}, set()),
+    "no beams": ({"early_stopping": True, "length_penalty": 2.0, "num_beams": 1}, {"early_stopping", "length_penalty"}),
+    "no length at all": ({"max_new_tokens": 0, "pad_token_id": 1}, {"max_new_tokens"}),
+    "a word of tomorrow": ({"eos_token_id": 0, "of_tomorrow": {"a": 1}}, set()),
+    "wrong type": ({"max_new_tokens": "many", "eos_token_id": 0}, {"max_new_tokens"}),
+}
+
+
+@pytest.mark.parametrize(("raw", "dropped"), GENERATION.values(), ids=GENERATION)
+def test_generation_settings_are_kept_where_they_go_together(
+    tmp_path: Path, raw: dict[str, object], dropped: set[str]
+) -> None:
+    source = source_with(tmp_path, generation_config=raw)
+    notes = rehearse_export(source, tmp_path / "student", dtype=torch.float32)
+    export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), source=source)
+    written = (tmp_path / "student" / "generation_config.json").read_text()
+    assert json.loads(written) == {key: value for key, value in raw.items() if key not in dropped}
+    assert [key for key in sorted(dropped) if f"{key} = " not in " ".join(notes)] == []
+    if not dropped:
+        assert notes == []
+        assert written == (source / "generation_config.json").read_text()
+    GenerationConfig.from_pretrained(tmp_path / "student").validate(strict=True)
+
+
+def test_a_generation_config_that_is_no_json_is_left_out_and_told(tmp_path: Path) -> None:
+    source = source_with(tmp_path, generation_config="{")
+    export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), source=source)
+    assert not (tmp_path / "student" / "generation_config.json").exists()
+    assert "no JSON object" in rehearse_export(source, tmp_path / "student", dtype=torch.float32)[0]
+
+
+def test_a_rehearsal_leaves_nothing_behind_and_touches_no_student(tmp_path: Path) -> None:
+    export(tmp_path / "student")
+    before = {entry.name: entry.read_bytes() for entry in (tmp_path / "student").iterdir()}
+    rehearse_export(tiny_model("llama"), tmp_path / "student", dtype=torch.float32)
+    assert {entry.name: entry.read_bytes() for entry in (tmp_path / "student").iterdir()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_rehearsal_finds_what_would_fail_in_the_end(tmp_path: Path) -> None:
+    (tmp_path / "student").write_text("a file")
+    with pytest.raises(FolderError, match="is no folder"):
+        rehearse_export(tiny_model("llama"), tmp_path / "student", dtype=torch.float32)
+    raw = json.loads((tiny_model("llama") / "config.json").read_text())
+    source = source_with(tmp_path, config={**raw, "num_attention_heads": 5})
+    with pytest.raises(ModelError, match=r"could not be written in the end|cannot be used"):
+        rehearse_export(source, tmp_path / "other", dtype=torch.float32)
+
+
+def test_the_card_tells_which_releases_open_the_student(tmp_path: Path) -> None:
+    assert "need transformers 5" in versions_told(tiny_model("llama"))
+    source = source_with(tmp_path, tokenizer_config={"tokenizer_class": "GPT2TokenizerFast"})
+    assert "open in transformers 4 and 5" in versions_told(source)

@@ -1,0 +1,184 @@
+"""What the student's folder holds besides its weights, made from the files of the model that it began as.
+
+The tokenizer's files and the licence are passed on byte for byte: written anew by the library they would only open in
+its newest releases. config.json keeps what it says, and names rotary positions and dtype in the words of transformers 4
+and of transformers 5, so that both build the same model. generation_config.json is passed on where it is valid;
+settings that contradict each other are left out. Knows nothing of weights and training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import GenerationConfig, PretrainedConfig
+
+from engine.models.derive import companions
+from engine.models.headers import read_json
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+# Classes of a tokenizer that transformers 4 does not have.
+_NEW_CLASSES = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend")
+# What a generation configuration is built on: settings that others need come first.
+_FIRST = ("bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "num_beams", "return_dict_in_generate")
+# The names of rotary positions before transformers 5, in the families that had names of their own.
+_OLD_NAMES = {
+    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+}
+# Phi-3's class in transformers 4 takes these three and no other.
+_PHI3_SCALING = ("type", "short_factor", "long_factor")
+
+
+def write_companions(source: Path, folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> list[str]:
+    """Write config.json, the tokenizer's files, generation_config.json and the licence into the student's folder.
+
+    Args:
+        source: the folder of the model that the student began as.
+        folder: the student's, which is there.
+        config: as transformers reads the source's config.json.
+        dtype: that the weights are stored in.
+
+    Returns:
+        What the person should know about it, as sentences.
+    """
+    for file in companions(source):
+        shutil.copyfile(file, folder / file.name)
+    written = compatible_config(read_json(source / CONFIG), config, dtype)
+    (folder / CONFIG).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return _pass_on_generation_config(source / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+
+
+def compatible_config(raw: Mapping[str, Any], config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """A config.json that transformers 4 and 5 read as the same model.
+
+    Args:
+        raw: the config.json that came in; what it says stays.
+        config: the same, as this transformers reads it. Values that ``raw`` leaves to a default are spelled out, since
+            defaults differ between releases.
+        dtype: that the weights are stored in.
+    """
+    known: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    own = {key: value for key, value in known.items() if key not in PretrainedConfig().to_dict()}
+    name = str(dtype).removeprefix("torch.")
+    told = {"dtype": name, "torch_dtype": name, "use_cache": True}
+    if isinstance(known.get("tie_word_embeddings"), bool):
+        told["tie_word_embeddings"] = known["tie_word_embeddings"]
+    written = {**own, **raw, **told}
+    written.pop("_name_or_path", None)  # a folder of this machine
+    for key, value in _old_rope(str(raw.get("model_type")), config).items():
+        written.setdefault(key, value)
+    # Where this transformers would read the old names as something else, they stay out.
+    return written if _same_rope(written, config) else {**own, **raw, **told}
+
+
+def _old_rope(model_type: str, config: PretrainedConfig) -> dict[str, Any]:
+    """Rotary positions in the words of transformers 4; nothing where there are none, or none that it had."""
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict) or not parameters:
+        return {}
+    if "rope_theta" in parameters:
+        names = _OLD_NAMES.get(model_type, {})
+        old = {
+            names.get(key, key): parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters
+        }
+        return {**old, **_old_scaling(model_type, parameters, config)}
+    whole, local = parameters.get("full_attention"), parameters.get("sliding_attention")
+    if not isinstance(whole, dict) or not isinstance(local, dict):
+        return {}
+    old = {"rope_theta": whole.get("rope_theta"), **_old_scaling(model_type, whole, config)}
+    if local.get("rope_theta") != whole.get("rope_theta"):
+        old["rope_local_base_freq"] = local.get("rope_theta")
+    return old
+
+
+def _old_scaling(model_type: str, parameters: Mapping[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+    if parameters.get("rope_type", "default") == "default":
+        return {"rope_scaling": None}
+    scaling = {key: value for key, value in parameters.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    if model_type != "phi3":
+        return {"rope_scaling": scaling}
+    original = scaling.get(
+        "original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None)
+    )
+    scaling["type"] = scaling["rope_type"]
+    return {
+        "rope_scaling": {key: scaling.get(key) for key in _PHI3_SCALING},
+        "original_max_position_embeddings": original,
+    }
+
+
+def _same_rope(written: Mapping[str, Any], config: PretrainedConfig) -> bool:
+    with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):
+        again = type(config).from_dict(json.loads(json.dumps(written)))
+        wanted = getattr(config, "rope_parameters", None)
+        return bool(_plain(getattr(again, "rope_parameters", None)) == _plain(wanted))
+    return False
+
+
+def _plain(parameters: Any) -> Any:
+    """Rotary parameters without keys that repeat another one."""
+    if not isinstance(parameters, dict):
+        return parameters
+    return {key: _plain(value) for key, value in parameters.items() if key not in ("type", "partial_rotary_factor")} | {
+        "partial_rotary_factor": parameters.get("partial_rotary_factor", 1.0)
+    }
+
+
+def valid_generation_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """As many of a generation configuration's settings as go together, in the order that they came in."""
+    kept: dict[str, Any] = {}
+    if _is_valid(raw):
+        return dict(raw)
+    order = [key for key in _FIRST if key in raw] + [key for key in raw if key not in _FIRST]
+    for key in order:
+        if _is_valid({**kept, key: raw[key]}):
+            kept[key] = raw[key]
+    return {key: value for key, value in raw.items() if key in kept}
+
+
+def _is_valid(settings: Mapping[str, Any]) -> bool:
+    try:
+        GenerationConfig.from_dict(json.loads(json.dumps(settings))).validate(strict=True)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return False
+    return True
+
+
+def _pass_on_generation_config(source: Path, target: Path) -> list[str]:
+    target.unlink(missing_ok=True)
+    if not source.is_file():
+        return []
+    try:
+        raw = json.loads(source.read_bytes())
+    except (ValueError, RecursionError):
+        raw = None
+    if not isinstance(raw, dict):
+        return [f"{source} is no JSON object: the student has none, and generates as config.json says."]
+    kept = valid_generation_settings(raw)
+    dropped = [key for key in raw if key not in kept]
+    if not dropped:
+        shutil.copyfile(source, target)
+        return []
+    target.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    told = ", ".join(f"{key} = {raw[key]!r}" for key in dropped)
+    return [f"The student's {GENERATION_CONFIG} is without {told}: transformers refuses {source} with it."]
+
+
+def versions_told(folder: Path) -> str:
+    """Which releases of transformers open the student in a folder, for its card."""
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    is_new = settings.get("tokenizer_class") in _NEW_CLASSES or isinstance(settings.get("extra_special_tokens"), list)
+    need = "need transformers 5, with which they were written" if is_new else "open in transformers 4 and 5"
+    return (
+        f"Written with transformers {transformers.__version__}. config.json is in the words of transformers 4.57 and "
+        f"of transformers 5. The tokenizer's files were passed on unchanged, and {need}."
+    )

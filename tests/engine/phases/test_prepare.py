@@ -1,0 +1,79 @@
+"""What writing the student needs in the end is tried in the first phase."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import FolderError, ModelError, TokenizerMismatch
+from engine.events import EventWriter, read_events
+from engine.models.spec import read_spec
+from engine.phases.prepare import check_end
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> Iterator[EventWriter]:
+    writer = EventWriter(tmp_path / "events.jsonl", phase="prepare")
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_model("llama", num_layers=2, seed=1), tmp_path / "source")
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def check(folder: Path, events: EventWriter) -> None:
+    check_end(read_spec(folder), read_spec(tiny_model("llama")), folder.parent / "student", events)
+
+
+def test_a_student_with_the_teachers_tokenizer_passes_and_nothing_is_left(folder: Path, events: EventWriter) -> None:
+    check(folder, events)
+    assert sorted(entry.name for entry in folder.parent.iterdir()) == ["events.jsonl", "source"]
+    assert not list(read_events(folder.parent / "events.jsonl"))
+
+
+@pytest.mark.parametrize("kind", ["FutureSplit", "", None])
+def test_a_tokenizer_that_cannot_be_loaded_is_found(folder: Path, events: EventWriter, kind: str | None) -> None:
+    edit(folder / "tokenizer.json", pre_tokenizer={"type": kind})
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        check(folder, events)
+
+
+@pytest.mark.parametrize("value", [5, "x", {"a": 5}])
+def test_special_tokens_that_cannot_be_are_found(folder: Path, events: EventWriter, value: object) -> None:
+    edit(folder / "tokenizer_config.json", extra_special_tokens=value)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        check(folder, events)
+
+
+def test_a_tokenizer_that_cuts_text_in_another_way_is_found(folder: Path, events: EventWriter) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    edit(folder / "tokenizer.json", pre_tokenizer={**content["pre_tokenizer"], "add_prefix_space": True})
+    with pytest.raises(TokenizerMismatch, match="cut text in different ways"):
+        check(folder, events)
+
+
+def test_settings_that_generation_refuses_are_told_at_once(folder: Path, events: EventWriter) -> None:
+    edit(folder / "generation_config.json", num_return_sequences=2)
+    check(folder, events)
+    told = [event["message"] for event in read_events(folder.parent / "events.jsonl")]
+    assert len(told) == 1
+    assert "num_return_sequences = 2" in told[0]
+
+
+def test_a_place_where_no_folder_can_be_is_found(folder: Path, events: EventWriter) -> None:
+    (folder.parent / "student").write_text("a file")
+    with pytest.raises(FolderError, match="is no folder"):
+        check(folder, events)
