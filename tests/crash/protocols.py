@@ -183,7 +183,9 @@ def _begin_student(folder: Path) -> None:
 
 def _export(folder: Path, seed: int) -> None:
     model = load_causal_lm(tiny_model("llama", num_layers=1, seed=seed), dtype=torch.float32)
-    export_student(model, tiny_model(), folder / "student", f"# {seed}\n", dtype=torch.float32)
+    export_student(
+        model, tiny_model("llama", num_layers=1, seed=seed), folder / "student", f"# {seed}\n", dtype=torch.float32
+    )
 
 
 def _replace_student(folder: Path, done: Done) -> None:
