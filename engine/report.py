@@ -6,13 +6,14 @@ It is made from what the phases left behind and from the events; it measures not
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from engine.events import Event, read_events
 from engine.files import write_atomic
 from engine.format import format_bytes, format_duration
+from engine.planner.share import gemm_shares
 from engine.run import Run
 
 
@@ -55,6 +56,9 @@ def build(run: Run) -> dict[str, Any]:
     student = run.result("student") or {}
     spent = _spent(read_events(run.events_path))
     predicted = run.info["predicted"]
+    results = {"teacher": teacher, "student": student}
+    rates = {name: result.get("tokens_per_second") for name, result in results.items()}
+    shares = gemm_shares(run.settings, run.student_path, rates)
     phases = {
         name: {
             "seconds": round(spent[name]["seconds"], 3),
@@ -63,8 +67,10 @@ def build(run: Run) -> dict[str, Any]:
             "predicted_peak_bytes": predicted.get(name, {}).get("peak_bytes"),
             "peak_bytes": spent[name]["peak_bytes"],
             "device_peak_bytes": result.get("device_peak_bytes"),
+            "gemm_share": shares[name],
+            "overhead_seconds": _overhead(spent[name]["seconds"], result.get("working_seconds")),
         }
-        for name, result in (("teacher", teacher), ("student", student))
+        for name, result in results.items()
     }
     return {
         "teacher": student["teacher"],
@@ -82,6 +88,31 @@ def build(run: Run) -> dict[str, Any]:
         "versions": run.info["versions"],
         "hardware": run.info["hardware"],
     }
+
+
+def _overhead(seconds: float, working_seconds: float | None) -> float | None:
+    """What a phase took beside scoring or steps: start, loading, evaluations, checkpoints, samples, the student."""
+    return None if working_seconds is None else round(max(0.0, seconds - working_seconds), 3)
+
+
+def speed_in_words(phase: dict[str, Any], unit: str) -> str:
+    """How well a phase used the machine, for a person; empty where nothing is known.
+
+    Args:
+        phase: its entry in the report.
+        unit: "processor" or "GPU".
+    """
+    said = []
+    if share := phase.get("gemm_share"):
+        said.append(f"{share:.0%} of what this {unit} can do")
+    if (beside := phase.get("overhead_seconds")) is not None:
+        said.append(f"{format_duration(beside)} of it beside the work (start, looks, checkpoints)")
+    return ", ".join(said)
+
+
+def compute_unit(report: dict[str, Any]) -> str:
+    """What the phases computed on, in a word."""
+    return "GPU" if str((report.get("config") or {}).get("device")).startswith("cuda") else "processor"
 
 
 def gap_closed(result: dict[str, Any]) -> float | None:
@@ -119,6 +150,10 @@ def headline(report: dict[str, Any]) -> str:
     return f"The student closed {share:.0%} of the gap to its teacher."
 
 
+def _or_dash(value: float | None, shown: Callable[[float], str]) -> str:
+    return "–" if value is None else shown(value)
+
+
 def one_line(text: str | None) -> str:
     """A sample's text on one line; a dash where there is none: the teacher was not loaded in this run."""
     return "–" if text is None else " ".join(text.split())
@@ -139,10 +174,12 @@ def in_words(report: dict[str, Any], name: str) -> str:
             for measure in MEASURES
         ),
         "",
-        "| phase | time | tokens a second | peak memory | predicted |",
-        "|---|---:|---:|---:|---:|",
+        "| phase | time | beside the work | tokens a second | share of the machine | peak memory | predicted |",
+        "|---|---:|---:|---:|---:|---:|---:|",
         *(
-            f"| {phase} | {format_duration(figures['seconds'])} | {figures['tokens_per_second'] or 0:,.0f} | "
+            f"| {phase} | {format_duration(figures['seconds'])} | "
+            f"{_or_dash(figures['overhead_seconds'], format_duration)} | "
+            f"{figures['tokens_per_second'] or 0:,.0f} | {_or_dash(figures['gemm_share'], '{:.0%}'.format)} | "
             f"{format_bytes(figures['peak_bytes'])} | {format_bytes(figures['predicted_peak_bytes'])} |"
             for phase, figures in report["phases"].items()
         ),

@@ -14,7 +14,7 @@ from engine.cli.arguments import command_line
 from engine.config import RunConfig
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration
-from engine.report import MEASURES, Measure, headline, one_line
+from engine.report import MEASURES, Measure, compute_unit, headline, one_line, speed_in_words
 from engine.settings import layer_count
 from tinydistill_tui.words import number
 
@@ -68,6 +68,9 @@ def costs(report: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append(
                 (word, f"{format_duration(number(phase.get('seconds')))}, peak {peak} (predicted {predicted})")
             )
+            figures = {key: number(phase.get(key)) for key in ("gemm_share", "overhead_seconds")}
+            if speed := speed_in_words(figures, compute_unit(report)):
+                lines.append(("", speed))
     cache = _part(report, "cache")
     if cache:
         each = number(cache.get("bytes_per_token")) or 0.0

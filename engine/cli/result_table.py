@@ -11,7 +11,7 @@ from rich.table import Table
 
 from engine.cli.progress import wants_lines
 from engine.format import format_bytes, format_duration
-from engine.report import MEASURES, headline, one_line
+from engine.report import MEASURES, compute_unit, headline, one_line, speed_in_words
 
 
 def show_result(report: dict[str, Any], path: Path) -> None:
@@ -28,6 +28,8 @@ def show_result(report: dict[str, Any], path: Path) -> None:
             f"(predicted {format_bytes(figures['predicted_peak_bytes'])})",
             markup=False,
         )
+        if speed := speed_in_words(figures, compute_unit(report)):
+            console.print(f"       {speed}", markup=False, soft_wrap=True)
     cache = report["cache"]
     console.print(
         f"records: {cache['tokens']:,} tokens in {format_bytes(cache['bytes'])}, "

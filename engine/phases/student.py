@@ -123,6 +123,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
         "samples": _samples(run, tokenizer, prompts, learned),
         "tokens": learned.tokens,
         "tokens_per_second": learned.tokens_per_second,
+        "working_seconds": learned.seconds,
         "steps": learned.steps,
         "skipped_steps": learned.skipped,
         "best_step": learned.best_step,

@@ -157,6 +157,7 @@ def _score(
         "tokens": result.tokens,
         "seconds": time.monotonic() - began - control.paused_seconds,
         "tokens_per_second": result.tokens / max(result.seconds, 1e-9),
+        "working_seconds": result.seconds,
         "device_peak_bytes": device_peak_bytes(device),
     }
 

@@ -272,16 +272,19 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         "other": 0 if setting.on_gpu else _interpreter_bytes(shape) + kernels,
     }
     if setting.keeps_memory and not setting.on_gpu:
-        parts["other"] += _KEPT_FREE + int(_HOLES * (parts["activations"] + parts["logits"]))
+        comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
+        # The gradient of an embedding is one block, and seldom finds a hole of its size.
+        embedding = 0 if setting.is_lean else 4 * shape.embedding
+        parts["other"] += _KEPT_FREE + int(_HOLES * comes_and_goes + _EMBEDDING_HOLE * embedding)
     if not setting.on_gpu:
         return Footprint(parts, sum(parts.values()))
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
 
 
-# Where freed memory is kept in the process: what is free at any time, and the share of what comes and goes in a step
-# that lies between blocks in use and is too small for the next one.
+# Where freed memory is kept in the process: what is free at any time, the share of what comes and goes in a step that
+# lies between blocks in use and is too small for the next one, and the share of an embedding's gradient.
 _KEPT_FREE = 12 * MIB
-_HOLES = 0.2
+_HOLES, _EMBEDDING_HOLE = 0.3, 0.75
 # [C, V] float32 matrices that exist at a time in the teacher's scoring: the logits, which become log-probabilities
 # where they stand, the probabilities, and a little that the allocator keeps.
 _TEACHER_BLOCKS = 2.1

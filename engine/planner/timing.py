@@ -94,6 +94,13 @@ def prepare_seconds(tokens: int) -> float:
     return _START_SECONDS + tokens / 3e5
 
 
+def forward_flops_per_token(shape: ModelShape, length: int) -> float:
+    """Operations of a forward pass for each token in rows of ``length``: products with weights, and attention."""
+    # Scores and their use, half of them masked: T/2 * 2 products of width heads * head_dim.
+    attention = shape.num_layers * 2 * length * shape.num_heads * shape.head_dim
+    return 2.0 * shape.matmul_parameters + attention
+
+
 def _forward_seconds_per_token(
     shape: ModelShape, micro_batch: int, length: int, precision: str, rates: MachineRates, phase: str
 ) -> float:

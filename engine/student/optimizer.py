@@ -64,9 +64,6 @@ class AdamW:
         self._offload = offload
         self._scratch = scratch
         self._moments: dict[str, _Moments] = {}
-        # Taken before anything that comes and goes: taken in the first step, between two gradients, they would leave
-        # holes in the heap that no later gradient of an embedding fits.
-        self._waiting = {name: self._make_moments(parameter) for name, parameter in self.parameters.items()}
         self._learning_rate = 0.0
 
     def begin_step(self, learning_rate: float) -> None:
@@ -96,7 +93,7 @@ class AdamW:
         weights = _as_matrix(parameter.detach())
         moments = self._moments.get(name)
         if moments is None:
-            moments = self._moments[name] = self._new_moments(name)
+            moments = self._moments[name] = self._new_moments(weights)
         gradient = _as_matrix(gradient)
         decay = self._weight_decay if parameter.dim() >= 2 else 0.0
         for piece, part in moments.pieces(rows, weights.shape[0]):
@@ -125,7 +122,6 @@ class AdamW:
     def release(self) -> None:
         """Let go of the moments; nothing is trained any more."""
         self._moments = {}
-        self._waiting = {}
 
     def state(self) -> dict[str, Tensor]:
         """Every moment, under ``<parameter>/<part>``; the tensors themselves, not copies."""
@@ -135,20 +131,15 @@ class AdamW:
         """Take over what :meth:`state` gave; tensors are copied."""
         self.updates = updates
         self._moments = {}
-        for name in self.parameters:
+        for name, parameter in self.parameters.items():
             if not any(key.startswith(f"{name}/") for key in state):
                 continue
-            held = self._new_moments(name)
+            held = self._new_moments(_as_matrix(parameter.detach()))
             for part, tensor in held.parts.items():
                 tensor.copy_(state[f"{name}/{part}"])
             self._moments[name] = held
 
-    def _new_moments(self, name: str) -> _Moments:
-        waiting = self._waiting.pop(name, None)
-        return self._make_moments(self.parameters[name]) if waiting is None else waiting
-
-    def _make_moments(self, parameter: nn.Parameter) -> _Moments:
-        weights = _as_matrix(parameter.detach())
+    def _new_moments(self, weights: Tensor) -> _Moments:
         return _Moments(weights, self._bits, torch.device("cpu") if self._offload else weights.device, self._scratch)
 
 

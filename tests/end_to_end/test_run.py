@@ -56,7 +56,10 @@ def test_the_report_has_every_promised_key(finished):
             "predicted_peak_bytes",
             "peak_bytes",
             "device_peak_bytes",
+            "gemm_share",
+            "overhead_seconds",
         } <= set(figures)
+        assert 0 < figures["overhead_seconds"] < figures["seconds"]
         assert figures["peak_bytes"] > 50 * 2**20
         assert figures["tokens_per_second"] > 0
     assert report["samples"]

@@ -1,0 +1,64 @@
+"""How much of what this machine can multiply a phase has used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.config import RunConfig
+from engine.errors import TinyDistillError
+from engine.models.spec import ModelSpec, read_spec
+from engine.planner.measure import MachineRates, machine_rates
+from engine.planner.shape import ModelShape, shape_of
+from engine.planner.timing import forward_flops_per_token
+
+# Keys of configurations whose layers use some of their parameters for a token: how many is known to the model alone.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def gemm_shares(
+    settings: RunConfig,
+    student: Path,
+    tokens_per_second: dict[str, float | None],
+    rates: MachineRates | None = None,
+) -> dict[str, float | None]:
+    """Share of the measured rate of matrix products in the run's number format, for "teacher" and "student".
+
+    It is tokens a second times operations a token over operations a second: 2 operations for each parameter and token
+    in a forward pass, 6 in training, 8 where activations are computed again. Source: Kaplan et al. 2020,
+    https://arxiv.org/abs/2001.08361, section 2.1; the share is the "model FLOPs utilization" of Chowdhery et al. 2022,
+    https://arxiv.org/abs/2204.02311, appendix B, but for the activations that are computed again.
+
+    Args:
+        settings: the run's.
+        student: folder of the student.
+        tokens_per_second: of each phase, without what is done beside the tokens.
+        rates: of this machine; those that are kept when not given.
+
+    Returns:
+        None for a phase without tokens, for a mixture of experts, and where this machine was not measured.
+    """
+    if rates is None:
+        rates = machine_rates(device=settings.device or "cpu", threads=settings.threads)
+    passes = {"teacher": 1, "student": 4 if settings.gradient_checkpointing else 3}
+    found: dict[str, float | None] = {}
+    for phase, folder in (("teacher", str(settings.teacher)), ("student", str(student))):
+        rate, shape = tokens_per_second.get(phase), _shape(folder, settings)
+        if not rate or shape is None or not rates.measured:
+            found[phase] = None
+            continue
+        flops = passes[phase] * forward_flops_per_token(shape, settings.sequence_length or 1)
+        found[phase] = rate * flops / rates.flops_per_second(settings.precision or "fp32")
+    return found
+
+
+def _shape(folder: str, settings: RunConfig) -> ModelShape | None:
+    try:
+        spec = read_spec(folder, trust_remote_code=settings.trust_remote_code)
+    except TinyDistillError:  # it was moved since
+        return None
+    return None if _has_experts(spec) else shape_of(spec)
+
+
+def _has_experts(spec: ModelSpec) -> bool:
+    configurations = [spec.config, *(value for value in spec.config.values() if isinstance(value, dict))]
+    return any(part.get(key) for part in configurations for key in _EXPERTS)
