@@ -26,6 +26,7 @@ from types import FrameType
 
 from engine import backoff, hardware, report
 from engine.allocator import allocator_environment
+from engine.config import RunConfig
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_RECORDS_MISSING,
@@ -369,7 +370,11 @@ def resume_command(run: Run) -> str:
 
 def phase_environment(run: Run) -> dict[str, str]:
     """What a phase's process finds in its environment."""
-    settings = run.settings
+    return environment_for(run.settings)
+
+
+def environment_for(settings: RunConfig) -> dict[str, str]:
+    """The environment of a phase with these settings; benchmarks ask here too, so that they measure what runs do."""
     threads = str(settings.threads or hardware.usable_cores())
     return {
         **os.environ,

@@ -11,6 +11,7 @@ Both ways are differentiable. This file knows nothing of losses, records or wher
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -72,22 +73,48 @@ def last_hidden_states(model: PreTrainedModel, ids: Tensor, documents: Tensor | 
     Returns:
         [batch, length, hidden], in the model's dtype, with gradient where autograd is on.
     """
+    hidden_states, _ = _run(model, ids, documents, use_cache=False)
+    return hidden_states
+
+
+def hidden_states_and_cache(model: PreTrainedModel, ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    """As :func:`last_hidden_states`, for tokens that follow those of an earlier call.
+
+    Args:
+        model: any causal language model, in evaluation mode.
+        ids: int64 [batch, length].
+        cache: what the call before gave; None at the beginning.
+
+    Returns:
+        Hidden states of ``ids``, and the cache to go on with: None where the model has none.
+    """
+    return _run(model, ids, None, use_cache=True, **({} if cache is None else {_cache_name(model): cache}))
+
+
+def _cache_name(model: PreTrainedModel) -> str:
+    """What a forward pass calls its cache, given and handed out: ``past_key_values`` before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+
+
+def _run(model: PreTrainedModel, ids: Tensor, documents: Tensor | None, **how: Any) -> tuple[Tensor, Any]:
     core = find_core(model).core
     original = core.forward
     positions = {} if documents is None or not takes_positions(core) else {"position_ids": positions_in(documents)}
     kept: list[Tensor] = []
+    caches: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = original(*args, **(kwargs | positions))
         kept.append(output.last_hidden_state)
+        caches.append(getattr(output, _cache_name(model), None) if how["use_cache"] else None)
         shortened = copy.copy(output)
         # One token goes on to the head, so that the model's forward ends as it always does.
         shortened.last_hidden_state = output.last_hidden_state[:, :1]
         return shortened
 
     with _patched(core, forward), nullcontext() if documents is None else cut(documents):
-        model(input_ids=ids, use_cache=False, return_dict=True)
-    return _only(kept, model)
+        model(input_ids=ids, return_dict=True, **how)
+    return _only(kept, model), caches[0]
 
 
 def logits_of(model: PreTrainedModel, hidden_states: Tensor) -> Tensor:

@@ -231,14 +231,24 @@ def _reads_ahead(settings: RunConfig, device: torch.device) -> bool:
 
 def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> None:
     """Let the teacher go on with a few prompts while it is there; the report shows it beside the student."""
+    from engine.models.cached import GrowingRows
+    from engine.models.load import ResidentTeacher
     from engine.student.generate import continuations, holdout_prompts, lengthened
 
     path = run.phases_path / "teacher-samples.json"
     if path.exists():
         return
     make_folder(run.phases_path)
+
+    def whole_rows(ids: torch.Tensor) -> torch.Tensor:
+        return teacher.last_hidden_states([lengthened(ids)])[0]
+
+    def last_of_whole_rows(ids: torch.Tensor) -> torch.Tensor:
+        return whole_rows(ids)[:, ids.shape[1] - 1]
+
+    last = GrowingRows(teacher.model, whole_rows) if isinstance(teacher, ResidentTeacher) else last_of_whole_rows
     texts = continuations(
-        lambda ids: teacher.logits(teacher.last_hidden_states([lengthened(ids)])[0][:, ids.shape[1] - 1]),
+        lambda ids: teacher.logits(last(ids)),
         holdout_prompts(tokens),
         vocab_size=tokens.vocab_size,
         eos_id=tokens.eos_id,

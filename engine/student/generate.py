@@ -57,12 +57,12 @@ def continuations(
     eos_id: int | None,
     seed: int,
     max_new_tokens: int = 32,
-    max_seconds: float = 20.0,
+    max_seconds: float = 8.0,
 ) -> list[list[int]]:
     """Go on with each prompt by drawing token after token at a temperature of 0.7.
 
-    Every token runs the whole row again, without a key-value cache: rows are short, and so it works with any model,
-    streamed ones too.
+    ``next_logits`` is given the whole row each time: a streamed model runs it again, others keep what they computed
+    (:class:`engine.models.cached.GrowingRows`).
 
     Args:
         next_logits: ids [rows, length] to logits of the next token [rows, V].

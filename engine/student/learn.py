@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.errors import BadNumbers
 from engine.events import EventWriter
+from engine.models.cached import GrowingRows
 from engine.models.core import last_hidden_states
 from engine.models.memory import return_memory
 from engine.phase_control import PhaseControl
@@ -126,11 +127,11 @@ def learn(
 
 def next_logits_of(learner: Learner) -> Callable[[Tensor], Tensor]:
     """A function from ids [rows, length] to the logits of the token that follows, [rows, V]."""
+    rows = GrowingRows(learner.model, lambda ids: last_hidden_states(learner.model, lengthened(ids)))
 
     def next_logits(ids: Tensor) -> Tensor:
         with learner.evaluating():
-            hidden_states = last_hidden_states(learner.model, lengthened(ids).to(learner.device))
-            return learner.head(hidden_states[:, ids.shape[1] - 1])
+            return learner.head(rows(ids.to(learner.device)))
 
     return next_logits
 

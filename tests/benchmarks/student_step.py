@@ -3,7 +3,8 @@
     python -m tests.benchmarks.student_step --model 70m --out student_step.json
 
 Random weights in the shapes of Pythia. *plain* is the model's own forward with labels (full logits), its backward, and
-torch's fused AdamW; *record* is the usual step; *lean* has 8-bit moments and no whole gradient; *mapped* is lean with
+torch's fused AdamW, in the environment of whoever starts this script; the other sides have the environment that a run
+gives its phases. *record* is the usual step; *lean* has 8-bit moments and no whole gradient; *mapped* is lean with
 weights and moments in files. Every side learns from the same rows. Each runs in a process of its own, one right after
 the other, several times, so that a machine that is busy is busy for all. Written down are tokens a second, processor
 seconds (on a busy machine the steadier figure), and the peak of anonymous memory, sampled every 5 ms (of *mapped* that
@@ -26,6 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.config import RunConfig
+from engine.supervisor import environment_for
 from tests.benchmarks.pythia import SHAPES, VOCAB_ROWS
 
 SIDES = ("plain", "record", "lean", "mapped")
@@ -85,7 +88,10 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def _run_side(side: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.student_step", *sys.argv[1:], "--side", side]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    # A run keeps freed memory where there is room, and the lean ways are for where there is none.
+    ours = environment_for(RunConfig(keep_memory=side == "record"))
+    environment = None if side == "plain" else ours
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
