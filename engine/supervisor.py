@@ -378,7 +378,7 @@ def environment_for(settings: RunConfig) -> dict[str, str]:
     threads = str(settings.threads or hardware.usable_cores())
     return {
         **os.environ,
-        **_gpu_environment(run.settings.device or "cpu"),
+        **_gpu_environment(settings.device or "cpu"),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # Threads that wait spin by default, and take the cores from those that work as soon as another program wants
