@@ -44,6 +44,19 @@ class Documents:
         ]
         return np.frombuffer(b"".join(keys), "<u8").astype(np.uint64)
 
+    def places(
+        self, chosen: NDArray[np.int64], length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Where the tokens of some documents lie, each document a batch row.
+
+        Returns:
+            Row [chosen, 1] and column [chosen, length] of each token, and bool [chosen, length] whether it is one: past
+            a document's end the place is that of its first token. What is there is padding that nothing real sees.
+        """
+        starts, steps = self.starts[chosen, None], np.arange(length)
+        is_real = steps < self.lengths[chosen, None]
+        return self.rows[chosen, None], np.where(is_real, starts + steps, starts), is_real
+
 
 def find_documents(begins: NDArray[np.bool_], lengths: NDArray[np.int64]) -> Documents:
     """The documents of some rows.

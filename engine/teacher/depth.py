@@ -23,6 +23,7 @@ from torch.nn.functional import cosine_similarity
 
 from engine.data.tokens import Split, TokenFile
 from engine.errors import BadNumbers, ModelError
+from engine.models.documents import batches_of, find_documents
 from engine.models.skipping import cut_to, watched
 
 _TEXT_TOKENS = 1_024
@@ -104,7 +105,10 @@ class Depth:
 
 
 def piece_of(tokens: TokenFile, split: Split, micro_batch: int) -> list[Piece]:
-    """Some 1,024 tokens, from rows that are spread evenly over a split; nothing where it has no rows."""
+    """Some 1,024 tokens, from rows that are spread evenly over a split; nothing where it has no rows.
+
+    Each document of a row is a batch row of its own: documents do not see each other.
+    """
     num_rows = tokens.num_rows(split)
     wanted = max(_FEWEST_ROWS, _TEXT_TOKENS // tokens.sequence_length)
     indices = sorted({place * num_rows // wanted for place in range(wanted)}) if num_rows else []
@@ -112,12 +116,13 @@ def piece_of(tokens: TokenFile, split: Split, micro_batch: int) -> list[Piece]:
         return []
     rows = tokens.rows(split, indices)
     length = max(2, _TEXT_TOKENS // len(indices))
-    ids, scored = rows.tokens[:, :length], rows.scored[:, :length]
-    real = np.arange(ids.shape[1]) < rows.lengths[:, None]
-    return [
-        Piece(*(torch.from_numpy(part[start : start + micro_batch].copy()) for part in (ids, scored, real)))
-        for start in range(0, len(indices), micro_batch)
-    ]
+    documents = find_documents(rows.begins[:, :length], np.minimum(rows.lengths, length))
+    pieces = []
+    for chosen, longest in batches_of(documents.lengths, most_tokens=micro_batch * length, longest=length):
+        row, column, real = documents.places(chosen, longest)
+        parts = rows.tokens[row, column], rows.scored[row, column] & real, real
+        pieces.append(Piece(*map(torch.from_numpy, parts)))
+    return pieces
 
 
 def choose_depth(

@@ -212,10 +212,7 @@ class _Wave:
 def _batch(
     rows: Rows, documents: Documents, keys: NDArray[np.uint64], chosen: NDArray[np.int64], length: int
 ) -> _Batch:
-    row, start = documents.rows[chosen, None], documents.starts[chosen, None]
-    is_real = np.arange(length) < documents.lengths[chosen, None]
-    column = np.where(is_real, start + np.arange(length), start)
-    # What lies past a document's end is padding that nothing real sees: any id does.
+    row, column, is_real = documents.places(chosen, length)
     ids, is_label = rows.tokens[row, column], rows.scored[row, column] & is_real
     document, position = np.nonzero(is_label[:, 1:])
     place = documents.rows[chosen][document] * rows.tokens.shape[1] + documents.starts[chosen][document] + position

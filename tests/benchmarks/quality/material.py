@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from engine.data.sources import open_source
 from engine.data.tokens import SPLITS, Split, TokenFile
 from engine.events import EventWriter
 from engine.models.derive import derive_student
+from engine.models.documents import find_documents
 from engine.models.load import ResidentTeacher
+from engine.models.packed import packed_hidden_states
 from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
 from engine.planner.sizes import head_chunk_tokens
@@ -138,13 +141,15 @@ class Material:
             kept = np.lib.format.open_memmap(partial, "w+", np.float32, (count, length, width))
             for start in range(0, count, 16):
                 rows = self.tokens.rows(split, range(start, min(start + 16, count)))
-                states = self.teacher.last_hidden_states([torch.from_numpy(rows.tokens)])[0]
+                documents = torch.from_numpy(rows.begins).cumsum(1) - 1
+                with torch.no_grad():
+                    states = packed_hidden_states(self.teacher.model, torch.from_numpy(rows.tokens), documents)
                 kept[start : start + len(states), : states.shape[1]] = states.float().numpy()
             kept.flush()
             shutil.move(partial, path)
 
     def _states_path(self, split: Split) -> Path:
-        return self.folder / f"states-{split}.npy"
+        return self.folder / f"document-states-{split}.npy"
 
     def _store_path(self, kind: str, size: int, seed: int) -> Path:
         return self.folder / "caches" / f"{kind}-{size}-{seed}"
@@ -211,20 +216,30 @@ class _Remembered:
 
     def __init__(self, material: Material) -> None:
         self._material = material
-        self._by_tokens: dict[bytes, tuple[Split, int]] = {}
+        self._by_tokens: dict[tuple[int, ...], tuple[Split, int, int]] = {}
         for split in SPLITS:
             for index in range(material.tokens.num_rows(split)):
                 rows = material.tokens.rows(split, [index])
-                self._by_tokens[rows.tokens[0, : rows.lengths[0]].tobytes()] = (split, index)
+                found = find_documents(rows.begins, rows.lengths)
+                for start, length in zip(found.starts.tolist(), found.lengths.tolist(), strict=True):
+                    self._by_tokens[tuple(rows.tokens[0, start : start + length].tolist())] = (split, index, start)
+        self._lengths = sorted({len(tokens) for tokens in self._by_tokens}, reverse=True)
 
     def last_hidden_states(
         self, micro_batches: Sequence[Tensor], *, on_progress: Callable[[int, int], None] | None = None
     ) -> list[Tensor]:
-        found = []
-        for (ids,) in micro_batches:
-            split, index = self._by_tokens[ids.numpy().tobytes()]
-            found.append(torch.from_numpy(self._material._states[split][index][None, : len(ids)].copy()))
-        return found
+        return [torch.stack([self._states_of(row.tolist()) for row in ids]) for ids in micro_batches]
+
+    def _states_of(self, padded: list[int]) -> Tensor:
+        """Of a document that is padded with its first token: the longest that it can be."""
+        length = next(
+            length
+            for length in self._lengths
+            if length <= len(padded) and tuple(padded[:length]) in self._by_tokens and {*padded[length:]} <= {padded[0]}
+        )
+        split, index, start = self._by_tokens[tuple(padded[:length])]
+        states = torch.from_numpy(self._material._states[split][index][start : start + length].copy())
+        return torch.nn.functional.pad(states, (0, 0, 0, len(padded) - length))
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         return self._material.logits(hidden_states)
@@ -257,5 +272,5 @@ class ComparedSource(Source):
                 rows = self._tokens.rows(split, indices)
             row, position = np.nonzero(rows.scored[:, 1:])
             full = self._material.full_records(rows.hashes, row, position)
-            batch = MicroBatch(batch.tokens, batch.positions, batch.labels, full)
+            batch = replace(batch, records=full)
         return batch, records
