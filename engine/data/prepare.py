@@ -41,6 +41,7 @@ FEWEST_HOLDOUT_ROWS = 16
 """With --samples, reading goes on until this many rows are held out, or the data end."""
 
 _ROUGH_BELOW_TOKENS = 2_000
+_MOST_CUT = 0.05  # of the conversations; more are warned of
 _BATCH_CHARACTERS = 2**19
 _BATCH_TEXTS = 512
 _PROGRESS_SECONDS = 0.5
@@ -48,6 +49,7 @@ _PROGRESS_SECONDS = 0.5
 AS_ASKED = frozenset({WEIGHT_0, PREFERENCE})
 """What the data themselves ask for, and no surprise."""
 
+QUESTION_TOO_LONG = "conversation whose question alone fills a row"
 NOTHING_TO_LEARN = "row without a token to learn"
 NO_ROW = "text with a token that has no row in both embeddings"
 
@@ -60,6 +62,8 @@ class PrepareResult:
         documents, holdout_documents: stretches of text that were tokenised for each side.
         skipped: what was left out, reason to count.
         noted: what of the conversations that are used was changed or is not learned, reason to count.
+        conversations: how many of the documents are conversations.
+        cut: how many of these were longer than a row; labels behind its end are lost.
         plain_template: whether there are conversations and the tokenizer has no chat template, so that they are written
             plainly.
         sequence_length: most tokens in a row.
@@ -79,6 +83,8 @@ class PrepareResult:
     holdout_documents: int
     skipped: dict[str, int]
     noted: dict[str, int]
+    conversations: int
+    cut: int
     plain_template: bool
     sequence_length: int
     vocab_size: int
@@ -181,6 +187,8 @@ def prepare(
             holdout_documents=work.documents["holdout"],
             skipped=skipped,
             noted=dict(work.tokeniser.noted),
+            conversations=work.conversations[0],
+            cut=work.conversations[1],
             plain_template=work.has_messages and not work.tokeniser.has_template,
             sequence_length=sequence_length,
             vocab_size=vocabulary.size,
@@ -250,6 +258,10 @@ class _Preparation:
                 break
         for split in self.rows:
             self._write(split, self._packers[split].finish(), writer)
+        lost = sum(packer.num_lost for packer in self._packers.values())
+        if lost:
+            self.skipped[QUESTION_TOO_LONG] = lost
+        writer.keep("end_ids", " ".join(map(str, sorted(self.tokeniser.end_ids))))
         self._progress(source, at_end=True)
 
     def _batches(
@@ -291,6 +303,12 @@ class _Preparation:
                 continue
             writer.add(split, row)
             self.rows[split] += 1
+
+    @property
+    def conversations(self) -> tuple[int, int]:
+        """How many were packed, and how many of them were longer than a row."""
+        packers = self._packers.values()
+        return sum(packer.num_whole for packer in packers), sum(packer.num_cut for packer in packers)
 
     def _is_full(self, split: Split) -> bool:
         return self.rows[split] >= self.limits[split]
@@ -396,6 +414,13 @@ def _tell(
     if result.noted:
         level = "info" if set(result.noted) <= AS_ASKED else "warning"
         events.log(level, f"Of the conversations: {in_words(result.noted)}.", "conversations-noted")
+    if result.cut:
+        events.log(
+            "warning" if result.cut > _MOST_CUT * result.conversations else "info",
+            f"{result.cut:,} of {result.conversations:,} conversations are longer than a row of "
+            f"{result.sequence_length:,} tokens and were cut there. Longer rows hold more of them: --sequence_length.",
+            "cut-conversations",
+        )
     if result.plain_template:
         events.log(
             "warning",

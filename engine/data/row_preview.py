@@ -110,27 +110,17 @@ def _packed(
     """Packed rows, each with the name of the document that each of its tokens is of."""
     from engine.data.packing import Packer
 
-    def packer(length: int) -> Packer:
-        return Packer(length, eos_id=eos_id, packing=request.packing, bos_id=tokeniser.bos_id)
-
-    rows = packer(request.sequence_length)
-    waiting: list[tuple[int, str]] = []  # tokens that are in no row yet, with their documents' names
+    packer = Packer(request.sequence_length, eos_id=eos_id, packing=request.packing, bos_id=tokeniser.bos_id)
+    names: list[str] = []  # of the documents, in the order in which the packer is given them
 
     def named(row: PackedRow) -> tuple[PackedRow, list[str]]:
-        # A row that begins within a document may have a beginning-of-text token put before it, which is of no document.
-        put_before = bool(row.tokens[0] != waiting[0][0])
-        names = [name for _, name in waiting[: len(row.tokens) - put_before]]
-        del waiting[: len(names)]
-        return row, [names[0]] * put_before + names
+        which = row.document_begins().cumsum() - 1
+        return row, [names[row.documents[place]] for place in which.tolist()]
 
     for name, document in _tokenised(request, tokeniser):
-        alone = packer(sys.maxsize)  # what the packer makes of one document: its ids, and what begins and ends a text
-        for whole in (*alone.add(document), *alone.finish()):
-            waiting += [(token, name) for token in whole.tokens.tolist()]
-        for row in rows.add(document):
-            yield named(row)
-    for row in rows.finish():
-        yield named(row)
+        names.append(name)
+        yield from map(named, packer.add(document))
+    yield from map(named, packer.finish())
 
 
 def _tokenised(request: RowRequest, tokeniser: DocumentTokeniser) -> Iterator[tuple[str, TokenisedDocument]]:

@@ -204,7 +204,7 @@ class DocumentTokeniser:
             # Nothing of the template's says where the last answer ends: the end of the text does.
             ids, trained = [*ids[: ends + 1], eos_id], [*trained[: ends + 1], True]
             self.end_ids.add(eos_id)
-        return TokenisedDocument(ids, trained)
+        return TokenisedDocument(ids, trained, whole=True)
 
 
 def _reasoning(turn: Turn) -> str:

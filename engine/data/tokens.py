@@ -183,6 +183,10 @@ class TokenFileWriter:
         self._splits[split].add(row)
         self._raw.check()
 
+    def keep(self, name: str, value: str | int | float) -> None:
+        """Keep one more attribute with the file."""
+        self._file.attrs[name] = value
+
     def commit(self) -> None:
         """Make the file appear, whole, under its name."""
         for split in self._splits.values():
@@ -245,6 +249,12 @@ class TokenFile:
         except TokensDamaged:
             self._file.close()
             raise
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens after which nothing is said any more: the end of a text, and what ends an answer."""
+        named = {int(number) for number in str(self.attributes.get("end_ids", "")).split()}
+        return frozenset(named | ({self.eos_id} if self.eos_id is not None else set()))
 
     def num_rows(self, split: Split) -> int:
         """Rows in a split."""

@@ -84,7 +84,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
                 on_problem=lambda told: events.log("warning", told, "damaged-checkpoint"),
             ),
             prompts=prompts,
-            eos_id=tokens.eos_id,
+            end_ids=tokens.end_ids,
             seed=settings.seed,
             loss_scale=LossScale.of(dtype),
             events=events,

@@ -251,7 +251,7 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
         lambda ids: teacher.logits(last(ids)),
         holdout_prompts(tokens),
         vocab_size=tokens.vocab_size,
-        eos_id=tokens.eos_id,
+        end_ids=tokens.end_ids,
         seed=seed,
     )
     write_atomic(path, json.dumps(texts))

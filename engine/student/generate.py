@@ -5,8 +5,9 @@ It knows no model: it asks a function for the next token's logits. The same seed
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,25 +24,41 @@ _LENGTH_STEP = 16
 
 
 def holdout_prompts(tokens: TokenFile, *, count: int = 3, length: int = 16) -> list[list[int]]:
-    """The beginnings of some hold-out documents, evenly spread; all of one length, fewer where the text is short.
+    """Beginnings of some hold-out documents, evenly spread over the rows.
 
-    Of each row that is picked it is the longest document.
+    Of a text it is the first ``length`` tokens, or half of them where it is short. Of a conversation it is everything
+    up to where the first answer that is learned begins.
     """
     num_rows = tokens.num_rows("holdout")
     picked = sorted({number * num_rows // count for number in range(count)}) if num_rows else []
-    documents = [_longest_document(tokens, row) for row in picked]
-    if not documents:
-        return []
-    length = min(length, max(1, max(map(len, documents)) // 2))
-    return [document[:length] for document in documents if len(document) >= length]
+    prompts = (_prompt(tokens, row, length) for row in picked)
+    return [prompt for prompt in prompts if prompt]
 
 
-def _longest_document(tokens: TokenFile, row: int) -> list[int]:
+def _prompt(tokens: TokenFile, row: int, length: int) -> list[int]:
     rows = tokens.rows("holdout", [row])
-    borders = np.append(np.flatnonzero(rows.begins[0]), rows.lengths[0])
-    longest = int(np.diff(borders).argmax())
-    found: list[int] = rows.tokens[0, borders[longest] : borders[longest + 1]].tolist()
+    ids, scored = rows.tokens[0, : rows.lengths[0]], rows.scored[0, : rows.lengths[0]]
+    borders = [*np.flatnonzero(rows.begins[0]).tolist(), len(ids)]
+    pieces = [(start, end) for start, end in itertools.pairwise(borders) if scored[start:end].any()]
+    if not pieces:
+        return []
+    if len(pieces) > 1 and pieces[0][0] == 0 and _goes_on(tokens, row):
+        pieces = pieces[1:]
+    # Among texts the longest; a conversation is recognised by what stands before its answer.
+    is_chat = [not scored[start + 1 : end].all() for start, end in pieces]
+    start, end = pieces[is_chat.index(True)] if any(is_chat) else max(pieces, key=lambda piece: piece[1] - piece[0])
+    answer = start + int(scored[start:end].argmax())
+    is_text = not any(is_chat)
+    found: list[int] = ids[start : start + min(length, max(1, (end - start) // 2)) if is_text else answer].tolist()
     return found
+
+
+def _goes_on(tokens: TokenFile, row: int) -> bool:
+    """Whether a row begins with the rest of a text that the row before it did not hold."""
+    if row == 0 or tokens.eos_id is None:
+        return False
+    before = tokens.rows("holdout", [row - 1])
+    return int(before.tokens[0, before.lengths[0] - 1]) != tokens.eos_id
 
 
 def lengthened(ids: Tensor) -> Tensor:
@@ -54,40 +71,66 @@ def continuations(
     prompts: Sequence[Sequence[int]],
     *,
     vocab_size: int,
-    eos_id: int | None,
+    end_ids: Collection[int],
     seed: int,
     max_new_tokens: int = 32,
     max_seconds: float = 8.0,
 ) -> list[list[int]]:
     """Go on with each prompt by drawing token after token at a temperature of 0.7.
 
-    ``next_logits`` is given the whole row each time: a streamed model runs it again, others keep what they computed
-    (:class:`engine.models.cached.GrowingRows`).
+    Prompts of one length are gone on with together. Every token runs the whole row again, unless ``next_logits`` keeps
+    what it computed for the tokens before (:class:`engine.models.cached.GrowingRows`).
 
     Args:
         next_logits: ids [rows, length] to logits of the next token [rows, V].
-        prompts: token ids, all of one length.
+        prompts: token ids.
         vocab_size: V_eff; what lies beyond is never drawn.
-        eos_id: ends a text.
+        end_ids: any of them ends a text.
         seed: of the draws.
         max_new_tokens: most tokens that are added.
-        max_seconds: no further token is begun after so long.
+        max_seconds: for all of them; no further token of a prompt is begun when its share of it is over.
 
     Returns:
         The new ids of each prompt, up to the end of its text.
     """
-    if not prompts:
-        return []
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    ids = torch.tensor([list(prompt) for prompt in prompts], dtype=torch.int64)
-    began = time.monotonic()
+    found: list[list[int]] = [[] for _ in prompts]
+    lengths = list(dict.fromkeys(map(len, prompts)))
+    for number, length in enumerate(lengths):
+        alike = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
+        new = _drawn(
+            next_logits,
+            torch.tensor([list(prompts[place]) for place in alike], dtype=torch.int64),
+            vocab_size=vocab_size,
+            end_ids=end_ids,
+            generator=torch.Generator().manual_seed((seed + number) % 2**63),
+            max_new_tokens=max_new_tokens,
+            max_seconds=max_seconds / len(lengths),
+        )
+        for place, ids in zip(alike, new, strict=True):
+            found[place] = list(itertools.takewhile(lambda token: token not in end_ids, ids))
+    return found
+
+
+def _drawn(
+    next_logits: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    *,
+    vocab_size: int,
+    end_ids: Collection[int],
+    generator: torch.Generator,
+    max_new_tokens: int,
+    max_seconds: float,
+) -> list[list[int]]:
+    """New ids of rows [rows, length], until each has come to an end or one of the limits is reached."""
+    length, began = ids.shape[1], time.monotonic()
     with torch.no_grad():
         for _ in range(max_new_tokens):
             probs = (next_logits(ids)[:, :vocab_size].float().cpu() / _TEMPERATURE).softmax(dim=1)
             if not probs.isfinite().all():
                 break
             ids = torch.cat([ids, torch.multinomial(probs, 1, generator=generator)], dim=1)
-            if time.monotonic() - began > max_seconds:
+            is_over = all(set(row) & set(end_ids) for row in ids[:, length:].tolist())
+            if is_over or time.monotonic() - began > max_seconds:
                 break
-    new = ids[:, len(prompts[0]) :].tolist()
-    return [row[: row.index(eos_id)] if eos_id in row else row for row in new]
+    new: list[list[int]] = ids[:, length:].tolist()
+    return new

@@ -6,7 +6,7 @@ What it finds before the training (figures, samples) is kept in the checkpoints,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -62,7 +62,7 @@ def learn(
     checkpoints: Checkpoints,
     *,
     prompts: list[list[int]],
-    eos_id: int | None,
+    end_ids: Collection[int],
     seed: int,
     loss_scale: LossScale,
     events: EventWriter,
@@ -83,7 +83,7 @@ def learn(
             next_logits_of(training.learner),
             prompts,
             vocab_size=training.objective.vocab_size,
-            eos_id=eos_id,
+            end_ids=end_ids,
             seed=seed,
         )
 

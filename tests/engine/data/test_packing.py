@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.packing import PackedRow, TokenisedDocument, pack
+from engine.data.packing import PackedRow, Packer, TokenisedDocument, pack
 
 EOS, BOS = 0, 1
 
@@ -120,3 +120,55 @@ def test_nothing_gives_no_row(packing: bool) -> None:
 def test_a_conversation_that_brings_its_beginning_gets_no_second_one() -> None:
     rows = list(pack([TokenisedDocument([BOS, 5, 6, 7])], 3, eos_id=EOS, packing=True, bos_id=BOS))
     assert [row.tokens.tolist() for row in rows] == [[BOS, 5, 6], [BOS, 7, EOS]]
+
+
+@st.composite
+def mixed_documents(draw: st.DrawFn) -> list[TokenisedDocument]:
+    """Texts and conversations; a conversation is a question and an answer, each of one number."""
+    found = []
+    for number in range(draw(st.integers(0, 30))):
+        if draw(st.booleans()):
+            asked, answered = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+            ids = [2 * number + 10] * asked + [2 * number + 11] * answered
+            found.append(TokenisedDocument(ids, [False] * asked + [True] * answered, whole=True))
+        else:
+            found.append(TokenisedDocument([2 * number + 10] * draw(st.integers(1, 40))))
+    return found
+
+
+@given(mixed_documents(), lengths, st.booleans(), st.sampled_from([None, BOS]), st.sampled_from([None, EOS]))
+def test_conversations_stay_whole_or_are_cut_at_their_end_and_counted(
+    documents: list[TokenisedDocument], length: int, packing: bool, bos_id: int | None, eos_id: int | None
+) -> None:
+    packer = Packer(length, eos_id=eos_id, packing=packing, bos_id=bos_id)
+    rows = [row for document in documents for row in packer.add(document)] + list(packer.finish())
+    seen: list[int] = []
+    for row in rows:
+        assert len(row.tokens) <= length
+        starts = np.flatnonzero(row.document_begins())
+        assert len(row.documents) == len(starts)
+        for number, piece, scored in zip(
+            row.documents, np.split(row.tokens, starts[1:]), np.split(row.scored, starts[1:]), strict=True
+        ):
+            document = documents[number]
+            ids = [int(token) for token in piece if token not in (BOS, EOS)]
+            if document.whole:
+                assert ids == document.ids[: len(ids)], "from its beginning on"
+                assert len(ids) == len(document.ids) or len(row.tokens) == length
+                labels = [token for token, mark in zip(piece.tolist(), scored, strict=True) if mark]
+                assert set(labels) <= {2 * number + 11}
+                seen.append(number)
+            else:
+                assert set(ids) <= {2 * number + 10}
+    assert sorted(seen) == [number for number, document in enumerate(documents) if document.whole]
+    assert packer.num_whole == len(seen)
+    before = 0 if bos_id is None else 1
+    assert packer.num_cut == sum(document.whole and before + len(document.ids) > length for document in documents)
+
+
+def test_short_conversations_fill_what_longer_ones_leave() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(20, 200, 400).tolist()
+    rows = list(pack([TokenisedDocument([5] * size, whole=True) for size in sizes], 512, eos_id=None, packing=True))
+    assert sum(len(row.tokens) for row in rows) == sum(sizes)
+    assert sum(sizes) > 0.95 * 512 * len(rows)

@@ -15,7 +15,7 @@ from engine.data.holdout import is_holdout
 from engine.data.prepare import (
     FEWEST_HOLDOUT_ROWS,
     MOST_HOLDOUT_ROWS,
-    NOTHING_TO_LEARN,
+    QUESTION_TOO_LONG,
     PrepareResult,
     wanted_holdout_rows,
 )
@@ -265,14 +265,37 @@ def test_what_is_read_and_not_learned_is_told(tmp_path: Path, strict_model: Path
     assert "Of the conversations: 20 × answer with the weight 0" in (tmp_path / "events.jsonl").read_text()
 
 
-def test_row_without_a_label_is_left_out_and_counted(tmp_path: Path, chat_model: Path) -> None:
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_conversation_whose_question_fills_a_row_is_left_out_and_counted(
+    tmp_path: Path, chat_model: Path, packing: bool
+) -> None:
     path = write_chats(tmp_path / "chat.jsonl")
     long_question = [{"role": "user", "content": "long " * 300}, {"role": "assistant", "content": "short"}]
     path.write_text(path.read_text() + "\n" + json.dumps({"messages": long_question}))
-    result = run(path, tmp_path, teacher=read_spec(chat_model), student=None, packing=False, sequence_length=64)
-    assert result.skipped[NOTHING_TO_LEARN] > 3
+    result = run(path, tmp_path, teacher=read_spec(chat_model), student=None, packing=packing, sequence_length=64)
+    assert result.skipped == {QUESTION_TOO_LONG: 1}
+    assert (result.conversations, result.cut) == (41, 1)
     with TokenFile(tmp_path / "tokens.h5") as file:
         assert file.rows("train", range(file.num_rows("train"))).scored.any(axis=1).all()
+
+
+def test_rows_begin_with_a_conversation_and_cut_ones_are_told_with_a_way_out(tmp_path: Path, chat_model: Path) -> None:
+    path = write_chats(tmp_path / "chat.jsonl", answer="answer {} and more " + "words " * 40)
+    spec = read_spec(chat_model)
+    result = run(path, tmp_path, teacher=spec, student=None, sequence_length=64)
+    assert (result.conversations, result.cut) == (40, 40)
+    told = (tmp_path / "events.jsonl").read_text()
+    assert "40 of 40 conversations are longer than a row of 64 tokens" in told
+    assert "--sequence_length" in told
+    with TokenFile(tmp_path / "tokens.h5") as file:
+        rows = file.rows("train", range(file.num_rows("train")))
+        tokenizer = load_tokenizer(chat_model)
+        assert file.end_ids == {tokenizer.eos_token_id}
+    assert all(tokenizer.decode(row.tolist()).startswith("<user>question") for row in rows.tokens)
+    (tmp_path / "events.jsonl").unlink()
+    result = run(path, tmp_path, teacher=spec, student=None, sequence_length=128)
+    assert result.cut == 0
+    assert "longer than a row" not in (tmp_path / "events.jsonl").read_text()
 
 
 def test_models_that_expect_a_beginning_find_it_in_each_row(tmp_path: Path, notes: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.data.packing import PackedRow, TokenisedDocument, pack
+from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.student.generate import continuations, holdout_prompts, lengthened
 from engine.student.learn import next_logits_of
 from tests.engine.student.small_run import SmallRun, make_run
@@ -20,44 +22,82 @@ def counting(ids: Tensor) -> Tensor:
 
 
 def test_goes_on_until_the_text_ends_or_long_enough() -> None:
-    texts = continuations(counting, [[1, 2], [6, 7]], vocab_size=10, eos_id=0, seed=0, max_new_tokens=5)
+    texts = continuations(counting, [[1, 2], [6, 7]], vocab_size=10, end_ids={0}, seed=0, max_new_tokens=5)
     assert texts == [[3, 4, 5, 6, 7], [8, 9]]
 
 
+def test_prompts_may_be_of_different_lengths_and_end_in_different_ways() -> None:
+    texts = continuations(counting, [[4], [1, 2, 6], [5, 5]], vocab_size=10, end_ids={0, 7}, seed=0, max_new_tokens=5)
+    assert texts == [[5, 6], [], [6]]
+
+
 def test_no_prompt_gives_no_text() -> None:
-    assert continuations(counting, [], vocab_size=10, eos_id=0, seed=0) == []
+    assert continuations(counting, [], vocab_size=10, end_ids={0}, seed=0) == []
 
 
 def test_time_that_is_up_ends_the_text() -> None:
-    assert continuations(counting, [[1]], vocab_size=10, eos_id=None, seed=0, max_seconds=-1) == [[2]]
+    assert continuations(counting, [[1]], vocab_size=10, end_ids=(), seed=0, max_seconds=-1) == [[2]]
 
 
 def test_broken_model_ends_the_text_instead_of_the_run() -> None:
     def broken(ids: Tensor) -> Tensor:
         return torch.full((len(ids), 10), float("nan"))
 
-    assert continuations(broken, [[1]], vocab_size=10, eos_id=0, seed=0) == [[]]
+    assert continuations(broken, [[1]], vocab_size=10, end_ids={0}, seed=0) == [[]]
 
 
 def test_same_seed_says_the_same_and_leaves_torchs_generator_alone(run: SmallRun) -> None:
     next_logits = next_logits_of(run.learner(tiny_model("qwen2", num_layers=2)))
     state = torch.get_rng_state()
     first, again = (
-        continuations(next_logits, [[5, 6, 7]], vocab_size=VOCAB_SIZE, eos_id=0, seed=4, max_new_tokens=6)
+        continuations(next_logits, [[5, 6, 7]], vocab_size=VOCAB_SIZE, end_ids={0}, seed=4, max_new_tokens=6)
         for _ in range(2)
     )
-    other = continuations(next_logits, [[5, 6, 7]], vocab_size=VOCAB_SIZE, eos_id=0, seed=5, max_new_tokens=6)
+    other = continuations(next_logits, [[5, 6, 7]], vocab_size=VOCAB_SIZE, end_ids={0}, seed=5, max_new_tokens=6)
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_prompts_are_beginnings_of_holdout_rows(tmp_path: Path) -> None:
+def test_prompts_are_beginnings_of_holdout_texts(tmp_path: Path) -> None:
     run = make_run(tmp_path / "long", num_holdout=9)
     prompts = holdout_prompts(run.tokens, count=3, length=8)
     rows = run.tokens.rows("holdout", [0, 3, 6])
-    assert prompts == rows.tokens[:, :8].tolist()
+    assert prompts[0] == rows.tokens[0, : len(prompts[0])].tolist()
+    assert len(prompts) == 3
     assert len(holdout_prompts(make_run(tmp_path / "one", num_holdout=1).tokens)) == 1
     assert holdout_prompts(make_run(tmp_path / "none", num_holdout=0).tokens) == []
+
+
+def _holdout(path: Path, rows: list[PackedRow], eos_id: int = 0, end_ids: str = "") -> TokenFile:
+    with TokenFileWriter(path, sequence_length=16, vocab_size=100, pad_id=1, eos_id=eos_id, attributes={}) as writer:
+        for row in rows:
+            writer.add("holdout", row)
+        writer.keep("end_ids", end_ids)
+        writer.commit()
+    return TokenFile(path)
+
+
+def test_the_prompt_of_a_conversation_ends_where_its_answer_begins(tmp_path: Path) -> None:
+    asked, answered = [20, 21, 22, 23], [30, 31, 9]
+    chat = TokenisedDocument(asked + answered, [False] * 4 + [True] * 3, whole=True)
+    rows = list(
+        pack(
+            [chat, TokenisedDocument([40, 41, 42, 9], [False, False, True, True], whole=True)],
+            16,
+            eos_id=None,
+            packing=True,
+        )
+    )
+    tokens = _holdout(tmp_path / "tokens.h5", rows, end_ids="9")
+    assert holdout_prompts(tokens, count=1) == [asked]
+    assert tokens.end_ids == {0, 9}
+
+
+def test_the_rest_of_a_text_is_no_prompt(tmp_path: Path) -> None:
+    texts = [TokenisedDocument(list(range(10, 32))), TokenisedDocument(list(range(50, 57)))]
+    tokens = _holdout(tmp_path / "tokens.h5", list(pack(texts, 16, eos_id=0, packing=True)))
+    assert tokens.num_rows("holdout") == 2
+    assert holdout_prompts(tokens, count=2, length=4) == [[10, 11, 12, 13], [50, 51, 52, 53]]
 
 
 def test_rows_of_many_lengths_have_few_shapes() -> None:

@@ -24,7 +24,7 @@ def run_phase(run: SmallRun, training: Training, control: PhaseControl | None = 
         training,
         run.checkpoints(events),
         prompts=holdout_prompts(run.tokens, count=2, length=4),
-        eos_id=0,
+        end_ids={0},
         seed=1,
         loss_scale=LossScale(),
         events=events,
