@@ -199,7 +199,7 @@ def test_conversations_without_any_answer_are_an_error_that_says_why(tmp_path: P
 
 
 def test_conversations_for_a_model_without_a_template_are_written_plainly_and_that_is_told(tmp_path: Path) -> None:
-    result = run(write_chats(tmp_path / "chat.jsonl"), tmp_path)
+    result = run(write_chats(tmp_path / "chat.jsonl"), tmp_path, sequence_length=64)
     assert result.plain_template
     assert "no chat template" in (tmp_path / "events.jsonl").read_text()
     with TokenFile(tmp_path / "tokens.h5") as file:
@@ -280,7 +280,7 @@ def test_a_conversation_whose_question_fills_a_row_is_left_out_and_counted(
 
 
 def test_rows_begin_with_a_conversation_and_cut_ones_are_told_with_a_way_out(tmp_path: Path, chat_model: Path) -> None:
-    path = write_chats(tmp_path / "chat.jsonl", answer="answer {} and more " + "words " * 40)
+    path = write_chats(tmp_path / "chat.jsonl", answer="answer {} and more " + "words " * 12)
     spec = read_spec(chat_model)
     result = run(path, tmp_path, teacher=spec, student=None, sequence_length=64)
     assert (result.conversations, result.cut) == (40, 40)
