@@ -5,6 +5,18 @@ Importing this is free: what a name needs is imported when the name is first use
 
 from __future__ import annotations
 
+import os
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # ``python -m`` looks for every module in the current folder first: a random.py there would be run. The standard
+    # library has been loaded from elsewhere as far as Python itself has begun.
+    _folder = sys.path[0]
+    if os.path.isdir(_folder) and os.path.isdir(os.curdir) and os.path.samefile(_folder, os.curdir):
+        del sys.path[0]
+        if _folder == os.path.dirname(os.path.dirname(__file__)):
+            sys.path.append(_folder)  # a checkout: the packages lie here
+
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from engine import backoff, hardware, report
+from engine import backoff, hardware, report, safe_child
 from engine.allocator import allocator_environment
 from engine.config import RunConfig
 from engine.errors import (
@@ -68,7 +68,7 @@ def start(path: Path, *, tied: bool = False, environment: Mapping[str, str] | No
     Raises:
         FolderError: the folder cannot be written.
     """
-    command = [sys.executable, "-m", "engine.supervisor", str(path), *(["--tied"] if tied else [])]
+    command = safe_child.command("engine.supervisor", str(path), *(["--tied"] if tied else []))
     try:
         opened = (path / "run.log").open("ab")
     except OSError as error:
@@ -81,7 +81,7 @@ def start(path: Path, *, tied: bool = False, environment: Mapping[str, str] | No
             stderr=log,
             start_new_session=True,
             close_fds=True,
-            env=dict(environment) if environment is not None else None,
+            env=safe_child.environment(environment),
         )
 
 
@@ -255,7 +255,7 @@ class Supervisor:
         with self.run.log_path.open("ab") as log:
             said_from = log.tell()
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "engine.phase", phase, str(self.run.path), str(os.getpid())],
+                safe_child.command("engine.phase", phase, str(self.run.path), str(os.getpid())),
                 pass_fds=(self._lock,),  # a phase that outlives its supervisor keeps the run until it ends
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -377,7 +377,7 @@ def environment_for(settings: RunConfig) -> dict[str, str]:
     """The environment of a phase with these settings; benchmarks ask here too, so that they measure what runs do."""
     threads = str(settings.threads or hardware.usable_cores())
     return {
-        **os.environ,
+        **safe_child.environment(),
         **_gpu_environment(settings.device or "cpu"),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

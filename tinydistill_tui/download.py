@@ -1,20 +1,15 @@
-"""Downloads a model in a process of its own, so that it can be ended at any time."""
+"""Downloads a model in a process of its own, so that it can be ended at any time.
+
+The process is this file: ``python -m tinydistill_tui.download MODEL``.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
+from engine import safe_child
 from tinydistill_tui import helper
-
-_CODE = """
-import sys
-from engine.errors import ModelError
-from engine.models.hub import fetch_model
-try:
-    fetch_model(sys.argv[1])
-except ModelError as error:
-    sys.exit(error.paragraph())
-"""
 
 
 def download(model_id: str, cancelled: Callable[[], bool]) -> str:
@@ -27,5 +22,19 @@ def download(model_id: str, cancelled: Callable[[], bool]) -> str:
     Returns:
         What went wrong, a paragraph; empty when the model is there.
     """
-    answer = helper.ask(["-c", _CODE, model_id], "", cancelled)
+    answer = helper.ask(safe_child.command("tinydistill_tui.download", model_id), "", cancelled)
     return "The download was ended; what came so far is kept." if answer is None else answer.problem
+
+
+def _main() -> None:
+    from engine.errors import ModelError
+    from engine.models.hub import fetch_model
+
+    try:
+        fetch_model(sys.argv[1])
+    except ModelError as error:
+        sys.exit(error.paragraph())
+
+
+if __name__ == "__main__":
+    _main()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
+from engine import safe_child
 from engine.config import RunConfig
 from engine.data.row_preview import RowRequest, ShownRow, rows_from_json
 from tinydistill_tui import helper
@@ -32,7 +33,7 @@ def make(request: RowRequest, cancelled: Callable[[], bool]) -> tuple[list[Shown
         request: what they depend on.
         cancelled: asked some times a second; True ends it, with no rows and no reason.
     """
-    answer = helper.ask(["-m", "engine.data.row_preview"], json.dumps(asdict(request)), cancelled)
+    answer = helper.ask(safe_child.command("engine.data.row_preview"), json.dumps(asdict(request)), cancelled)
     if answer is None or answer.problem:
         return [], answer.problem if answer is not None else ""
     try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from engine import safe_child
 
 _POLL_SECONDS = 0.1
 _SECONDS_TO_END = 2.0
@@ -24,11 +25,11 @@ class Answer:
     problem: str
 
 
-def ask(words: Sequence[str], text: str, cancelled: Callable[[], bool]) -> Answer | None:
-    """Run Python with these arguments and wait for its end.
+def ask(command: Sequence[str], text: str, cancelled: Callable[[], bool]) -> Answer | None:
+    """Run a program and wait for its end.
 
     Args:
-        words: arguments of the interpreter.
+        command: such as :func:`engine.safe_child.command` makes.
         text: its standard input.
         cancelled: asked some times a second; True ends the process.
 
@@ -36,7 +37,8 @@ def ask(words: Sequence[str], text: str, cancelled: Callable[[], bool]) -> Answe
         None when it was cancelled.
     """
     process = subprocess.Popen(
-        [sys.executable, *words],
+        command,
+        env=safe_child.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

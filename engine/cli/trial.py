@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine import safe_child
 from engine.cache.record import Records
 from engine.config import RunConfig
 from engine.data.checks import check_models
@@ -167,7 +167,7 @@ def _phase_process(phase: str, run: Run) -> Iterator[subprocess.Popen[bytes]]:
     """A phase that is gone when this is left, however: before its folder goes."""
     with run.log_path.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "engine.phase", phase, str(run.path), str(os.getpid())],  # it ends when we do
+            safe_child.command("engine.phase", phase, str(run.path), str(os.getpid())),  # it ends when we do
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

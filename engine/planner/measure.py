@@ -13,13 +13,12 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from engine import hardware
+from engine import hardware, safe_child
 
 _FORMAT = 1
 _TIMEOUT_SECONDS = 60
@@ -133,8 +132,8 @@ def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None
     """Run the probe; None where it does not end well: a plan without measured rates is better than none."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "engine.planner.gemm_probe", "--threads", str(threads), "--device", device]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    command = safe_child.command("engine.planner.gemm_probe", "--threads", str(threads), "--device", device)
+    environment = {**safe_child.environment(), "OMP_NUM_THREADS": str(threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     try:
         done = subprocess.run(
             [*command, "--folder", str(folder)],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 
 import pytest
@@ -29,6 +30,9 @@ CHAT = ShownRow(
     6,
     (Piece("border", "chat 1"), Piece("read", "<user>Who learns?<assistant>"), Piece("learned", "The student.")),
 )
+
+
+PYTHON = [sys.executable]
 
 
 def in_the_preview(app):
@@ -146,22 +150,24 @@ async def test_rows_of_a_choice_that_changed_are_ended_and_never_shown(notes, mo
 
 def test_process_is_ended_when_nobody_wants_its_answer(tmp_path):
     code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    assert helper.ask(["-c", code], "", lambda: (tmp_path / "pid").exists()) is None
+    assert helper.ask([*PYTHON, "-c", code], "", lambda: (tmp_path / "pid").exists()) is None
     pid = int((tmp_path / "pid").read_text() or 0)
     assert not pid or not os.path.exists(f"/proc/{pid}")
 
 
 def test_process_that_fails_says_why_in_its_last_line():
-    answer = helper.ask(["-c", "import sys; sys.stderr.write('a warning\\n'); sys.exit('no room')"], "", lambda: False)
+    answer = helper.ask(
+        [*PYTHON, "-c", "import sys; sys.stderr.write('a warning\\n'); sys.exit('no room')"], "", lambda: False
+    )
     assert answer == helper.Answer("", "no room")
-    assert helper.ask(["-c", "import os; os._exit(3)"], "", lambda: False).problem.startswith(
+    assert helper.ask([*PYTHON, "-c", "import os; os._exit(3)"], "", lambda: False).problem.startswith(
         "It ended with exit code 3"
     )
 
 
 def test_long_request_and_long_answer_do_not_wait_for_each_other():
     text = "x" * 300_000
-    answer = helper.ask(["-c", "import sys; sys.stdout.write(sys.stdin.read() * 2)"], text, lambda: False)
+    answer = helper.ask([*PYTHON, "-c", "import sys; sys.stdout.write(sys.stdin.read() * 2)"], text, lambda: False)
     assert answer.text == text * 2
 
 

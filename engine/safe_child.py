@@ -1,0 +1,54 @@
+"""How this program starts its own processes: nothing that lies in the person's current folder is imported.
+
+``python -m`` looks for every module in the current folder first, so a ``random.py`` or ``token.py`` there would be run
+by us, with the person's rights. A child is started in Python's safe-path mode (``-P``), and is told where this package
+lies. What the person names in PYTHONPATH is theirs and stays.
+
+This file is the program that a child runs: ``python -P engine/safe_child.py MODULE [WORDS]``. It imports nothing but
+the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+
+def command(module: str, *words: str) -> list[str]:
+    """The command that runs a module of this program in a process of its own.
+
+    Args:
+        module: such as ``engine.phase``.
+        words: its arguments.
+    """
+    return [sys.executable, "-P", os.path.abspath(__file__), module, *words]
+
+
+def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a child finds in its environment: processes that libraries start are safe in the same way.
+
+    An empty entry of PYTHONPATH, as ``PYTHONPATH=$PYTHONPATH:/x`` leaves it, means the current folder without anybody
+    having named it: it goes.
+
+    Args:
+        of: instead of this process's own.
+    """
+    found = {**(os.environ if of is None else of), "PYTHONSAFEPATH": "1"}
+    if "PYTHONPATH" in found:
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, found["PYTHONPATH"].split(os.pathsep)))
+    return found
+
+
+def _main() -> None:
+    import runpy
+
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if here not in sys.path:
+        sys.path.append(here)  # behind the standard library and what is installed
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()
