@@ -10,7 +10,6 @@ This file knows nothing of torch, and nothing of what the events mean.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -18,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from engine import last_word
 
 Event = dict[str, Any]
 
@@ -40,11 +41,16 @@ class EventWriter:
         self._log = _Appended(log_path) if log_path else None
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one event. A full disk loses the event, never the run: the work itself says so where it matters."""
+        """Append one event.
+
+        A disk that refuses loses the event, never the run: the work itself says so where it matters.
+        """
         event: Event = {"time": round(time.time(), 3), "kind": kind}
         if self.phase is not None and "phase" not in fields:
             event["phase"] = self.phase
         event.update(fields)
+        if kind == "error":
+            last_word.say(event)
         self._file.append(json.dumps(_finite(event), ensure_ascii=False, default=str))
         if self._log is not None and kind not in _TOO_OFTEN_FOR_THE_LOG:
             self._log.append(_in_words(event))
@@ -126,7 +132,7 @@ class Tail:
 
 
 class _Appended:
-    """A file that whole lines are appended to; what a full disk does not take is lost."""
+    """A file that whole lines are appended to; what the disk does not take is lost."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -138,9 +144,7 @@ class _Appended:
         data = (b"\n" if self._is_torn else b"") + line.encode("utf-8", "replace") + b"\n"
         try:
             written = os.write(self._descriptor, data)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-                raise
+        except OSError:  # full, over its quota, read-only by now, failed: the next write of the work itself tells
             return
         self._is_torn = written < len(data)
 

@@ -11,6 +11,32 @@ from pathlib import Path
 from engine.errors import DiskFull
 from engine.fault import commit_point
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when a file takes no more."""
+
+# What file systems say that cannot flush a folder: some FUSE and network file systems, and mounts of shared folders.
+_NO_FOLDER_SYNC = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EISDIR, errno.EACCES, errno.EPERM}
+)
+
+
+def no_room(what: str, error: OSError, *, kept: str = "") -> DiskFull:
+    """The error for a file that takes no more.
+
+    Args:
+        what: what could not be written, a sentence.
+        error: its errno is one of :data:`NO_ROOM`.
+        kept: what is not lost, the end of a sentence.
+    """
+    why, todo = {
+        errno.EDQUOT: ("The quota of this user or project is used up", "Free some of it, or have it raised"),
+        errno.EFBIG: (
+            "A file may not become that large here: by the file system (FAT ends at 4 GB) or by a limit (ulimit -f)",
+            "Raise the limit, or use a folder on another file system",
+        ),
+    }.get(error.errno or 0, ("The disk is full", "Free some space"))
+    return DiskFull(what, f"{why}{f'; {kept}' if kept else ''}.", f"{todo}, then resume the run.")
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either the old one or the new one, whole, even after a power cut.
@@ -32,12 +58,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"There was no room to write {path}: it takes {len(data):,} bytes.",
-                "The disk is full.",
-                "Free some space, then resume the run.",
-            ) from error
+        if error.errno in NO_ROOM:
+            raise no_room(f"There was no room to write {path}: it takes {len(data):,} bytes.", error) from error
         raise
     fsync_folder(path.parent)
 
@@ -67,9 +89,19 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Make a rename in this folder outlast a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    """Make a rename in this folder outlast a power cut, where the file system can.
+
+    One that cannot says so with an error that means nothing else: the files themselves have been flushed.
+
+    Raises:
+        OSError: the disk failed.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise

@@ -11,7 +11,6 @@ the first error, swallows what follows, and whoever writes asks ``check`` before
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from engine.errors import DiskFull
+from engine.files import NO_ROOM, no_room
 
 
 class WrittenFile:
@@ -57,13 +56,12 @@ class WrittenFile:
         """
         if self.error is None:
             return
-        if self.error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if self.error.errno in NO_ROOM:
             free = shutil.disk_usage(self._path.parent).free
-            raise DiskFull(
+            raise no_room(
                 f"There was no room to write {self._final_path}: it has {self._size:,} bytes so far and grows, "
                 f"{free:,} are free.",
-                "The disk is full.",
-                "Free some space, then resume the run.",
+                self.error,
             ) from self.error
         raise self.error
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine import profiles, supervisor
 from engine.config import SETTINGS, RunConfig
 from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyDistillError
-from engine.events import read_events
+from engine.events import Event, read_events
+from engine.last_word import LastWord
 from engine.models.hub import fetch_model
 from engine.planner import Plan, plan
 from engine.planner.measure import machine_rates
@@ -110,27 +113,34 @@ def distill(config: RunConfig) -> dict[str, Any]:
     """
     run = resume_run(config) if config.resume else new_run(config)
     if not is_finished(run):
-        process = supervisor.start(run.path, tied=True)
-        code = process.wait()
+        word = LastWord()
+        code = supervisor.start(run.path, tied=True, last_word=word).wait()
+        said = word.said()
         if code != 0:
-            raise ended(run, code)
+            raise ended(run, code, said)
     if not run.report_json.exists():
         return {}
     report: dict[str, Any] = json.loads(run.report_json.read_text(encoding="utf-8"))
     return report
 
 
-def ended(run: Run, code: int) -> TinyDistillError:
+def ended(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyDistillError:
     """The error that ended a run; a run whose request was wrong, and in which nothing was done, is removed."""
-    error = failure(run, code)
+    error = failure(run, code, said)
     if code == RequestError.exit_code and run.result("prepare") is None:
         run.discard()
     return error
 
 
-def failure(run: Run, code: int) -> TinyDistillError:
-    """The error that ended a run, from its last ``error`` event."""
-    last = next((event for event in reversed(list(read_events(run.events_path))) if event["kind"] == "error"), None)
+def failure(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyDistillError:
+    """The error that ended a run.
+
+    Args:
+        run: the run.
+        code: of its supervisor.
+        said: its last word, where somebody listened; else it is the last ``error`` event.
+    """
+    last = said or _last_error(run)
     if code == 130:
         error: TinyDistillError = TinyDistillError(
             "The run was stopped.", "", f"Go on: {supervisor.resume_command(run)}"
@@ -138,13 +148,30 @@ def failure(run: Run, code: int) -> TinyDistillError:
     elif last:
         error = RunFailed(last.get("what", ""), last.get("why", ""), last.get("todo", ""))
     else:
-        error = RunFailed(
-            f"The run in {run.path} ended with exit code {code} and no word.",
-            "Its last lines are in run.log.",
-            f"Go on: {supervisor.resume_command(run)}",
-        )
+        error = _ended_without_a_word(run, code)
     error.exit_code = code  # type: ignore[misc]
     return error
+
+
+def _last_error(run: Run) -> Event | None:
+    """The last ``error`` event since the run was last begun."""
+    for event in reversed(list(read_events(run.events_path))):
+        if event["kind"] == "error":
+            return event
+        if event["kind"] in ("run_started", "run_resumed"):
+            break
+    return None
+
+
+def _ended_without_a_word(run: Run, code: int) -> RunFailed:
+    """What can be told of a supervisor that was killed, or could not begin: how it ended, and the end of its log."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    try:
+        lines = run.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    why = f"The last line of its run.log: {lines[-1][-300:]}" if lines else "It could write nothing into its folder."
+    return RunFailed(f"The run in {run.path} {how}.", why, f"Go on: {supervisor.resume_command(run)}")
 
 
 def _require_models(config: RunConfig) -> None:

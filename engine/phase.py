@@ -20,11 +20,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from engine import last_word
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_RECORDS_MISSING,
     EXIT_TOKENS_DAMAGED,
-    DiskFull,
     RecordsMissing,
     RequestError,
     Stopped,
@@ -32,10 +32,11 @@ from engine.errors import (
     TokensDamaged,
 )
 from engine.events import EventWriter
+from engine.files import NO_ROOM, no_room
 from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
 from engine.run import Run
-from engine.supervisor import PHASES, resume_command
+from engine.supervisor import PHASES, resume_command, unwritable
 
 _WATCH_SECONDS = 0.5
 _ORPHAN_SECONDS = 5.0  # for a step, and the checkpoint after it
@@ -47,9 +48,15 @@ def main(words: list[str] | None = None) -> int:
     assert name in PHASES
     parent = int(supervisor[0]) if supervisor else os.getppid()
     _die_with_parent(parent)
-    run = Run.open(Path(folder))
     _offer_itself()
-    events = EventWriter(run.events_path, phase=name, log_path=run.log_path)
+    try:
+        run = Run.open(Path(folder))
+        events = EventWriter(run.events_path, phase=name, log_path=run.log_path)
+    except (TinyDistillError, OSError) as error:
+        said = error if isinstance(error, TinyDistillError) else unwritable(Path(folder), error)
+        last_word.say({"what": said.what, "why": said.why, "todo": said.todo})
+        sys.stderr.write(said.paragraph() + "\n")
+        return said.exit_code
     control = PhaseControl.listening(
         parent, lambda paused: events.write("control", state="paused" if paused else "running")
     )
@@ -105,14 +112,31 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+_SYSTEM_WORDS = {
+    errno.EROFS: "The file system has become read-only, which many do when their disk fails.",
+    errno.EIO: "The disk, or the network that it is reached through, failed.",
+    errno.ESTALE: "The network file system was mounted anew, or the file was removed on its server.",
+    errno.EMFILE: "This process may have no more files open (ulimit -n).",
+    errno.ENFILE: "The system has too many files open.",
+    errno.EACCES: "The permissions of the file or of a folder above it do not allow it.",
+    errno.ENODEV: "The file system cannot map files into memory.",
+}
+
+
 def _in_our_words(error: Exception, name: str, run: Run) -> TinyDistillError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = error.filename or run.path
         needed, free = run.info["predicted"].get("disk_bytes", 0), shutil.disk_usage(run.path).free
-        return DiskFull(
-            f"There was no room to write {where}; {free:,} bytes are free, and the whole run takes some {needed:,}.",
-            "The disk is full; what was done is kept.",
-            f"Free some, then go on: {resume_command(run)}",
+        what = f"There was no room to write {where}; {free:,} bytes are free, and the whole run takes some {needed:,}."
+        said: TinyDistillError = no_room(what, error, kept="what was done is kept")
+        said.todo = f"{said.todo.removesuffix(' resume the run.')} go on: {resume_command(run)}"
+        return said
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        where = f" of {error.filename}" if error.filename else ""
+        return TinyDistillError(
+            f"The {name} phase ended: the system says {os.strerror(error.errno).lower()}{where}.",
+            _SYSTEM_WORDS.get(error.errno, "The traceback is in run.log."),
+            f"What was done is kept; once that is mended, go on: {resume_command(run)}",
         )
     return TinyDistillError(
         f"The {name} phase met something unexpected: {type(error).__name__}: {error}.",

@@ -39,7 +39,8 @@ class PhaseControl:
     def listening(cls, parent: int, on_pause: Callable[[bool], None]) -> PhaseControl:
         """One that hears the supervisor's signals; for the main thread of a phase's process."""
         control = cls(parent, on_pause)
-        signal.signal(signal.SIGTERM, control._heard)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, control._heard)
         signal.signal(signal.SIGUSR1, control._heard)
         signal.signal(signal.SIGUSR2, control._heard)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the supervisor's to answer
@@ -71,7 +72,7 @@ class PhaseControl:
         return self._stop or orphaned
 
     def _heard(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            self._stop = True
-        else:
+        if number in (signal.SIGUSR1, signal.SIGUSR2):
             self._paused = number == signal.SIGUSR1
+        else:
+            self._stop = True

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from engine import places
 from engine.config import RunConfig
 from engine.errors import Problem, RequestError, SettingsError, TinyDistillError
 from engine.files import write_atomic
@@ -26,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def folder() -> Path:
     """Where profiles are kept; it need not exist yet."""
-    return platformdirs.user_config_path("tinydistill") / "profiles"
+    return places.config() / "profiles"
 
 
 def names() -> list[str]:
@@ -75,8 +74,10 @@ def save(name: str, values: Mapping[str, Any]) -> Path:
 
     Raises:
         SettingsError: the name or a setting cannot be.
+        FolderError: the user has no home folder.
     """
     path = path_of(name)
+    places.check_somewhere(path, "profiles", "the settings themselves")
     asked = RunConfig.parse(values).asked()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(f"{key} = {_toml(value)}\n" for key, value in asked.items()))
@@ -121,7 +122,7 @@ def used(name: str, now: float) -> None:
 
 
 def _moments_path() -> Path:
-    return platformdirs.user_state_path("tinydistill") / "profiles-used.json"
+    return places.state() / "profiles-used.json"
 
 
 def _moments() -> dict[str, float]:

@@ -7,7 +7,6 @@ to write them whole; it knows nothing of what the phases put there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
+from engine import file_lock, hardware
 from engine.config import SETTINGS, RunConfig
 from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError, shown_value
 from engine.files import make_folder, remove_leftovers, write_atomic
@@ -46,6 +45,7 @@ class Run:
         path: the folder, absolute.
         info: the content of ``run.json``.
         made_folder: whether this process made the folder, which was not there before.
+        without_locks: the file system has no locks; a file says who holds the run.
     """
 
     def __init__(self, path: Path, info: dict[str, Any]) -> None:
@@ -64,6 +64,7 @@ class Run:
         self.report_json = path / "report.json"
         self.report_md = path / "report.md"
         self.made_folder = False
+        self.without_locks = False
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, plan: Plan) -> Run:
@@ -185,7 +186,8 @@ class Run:
         """Remove a run in which nothing was done, so that the same request can be made again when it is mended."""
         for folder in (self.phases_path, self.initial_student_path):
             shutil.rmtree(folder, ignore_errors=True)
-        files = (self.run_json, self.events_path, self.log_path, self.control_path, self.lock_path, self.tokens_path)
+        files = (self.run_json, self.events_path, self.log_path, self.control_path, self.lock_path, self.tokens_path,
+                 file_lock.marker_of(self.lock_path))  # fmt: skip
         for file in files:
             with contextlib.suppress(OSError):
                 file.unlink()
@@ -239,20 +241,39 @@ class Run:
         descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             deadline = time.monotonic() + _ORPHAN_SECONDS
-            while not _try_lock(descriptor):
-                if _holder_lives(descriptor) or time.monotonic() > deadline:
-                    raise FolderError(
-                        f"The run in {self.path} is already going.",
-                        "One process at a time works on a run.",
-                        f"Watch it: tinydistill-tui --attach {self.path}",
-                    )
+            while not self._try_lock(descriptor):
+                if self.without_locks or _holder_lives(descriptor) or time.monotonic() > deadline:
+                    raise self._already_going()
                 time.sleep(0.05)
             with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
-            yield descriptor
+            try:
+                yield descriptor
+            finally:
+                if self.without_locks:
+                    file_lock.drop_marker(self.lock_path)
         finally:
             os.close(descriptor)
+
+    def _try_lock(self, descriptor: int) -> bool:
+        try:
+            return file_lock.try_flock(descriptor)
+        except OSError as error:
+            if not file_lock.has_none(error):
+                raise
+        self.without_locks = True
+        return file_lock.take_marker(self.lock_path)
+
+    def _already_going(self) -> FolderError:
+        marker = file_lock.marker_of(self.lock_path)
+        elsewhere = self.without_locks and file_lock.marker_holder(self.lock_path) == -1
+        return FolderError(
+            f"The run in {self.path} is already going{' on another machine' if elsewhere else ''}.",
+            "One process at a time works on a run.",
+            f"Watch it: tinydistill-tui --attach {shlex.quote(str(self.path))}"
+            + (f"; if it is going nowhere any more, delete {marker}." if elsewhere else ""),
+        )
 
     def is_live(self) -> bool:
         """Whether a supervisor holds the run: its lock is tried, for pids are reused."""
@@ -261,23 +282,11 @@ class Run:
         except OSError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        else:
-            return False
+            return not file_lock.try_flock(descriptor, shared=True)
+        except OSError as error:
+            return file_lock.has_none(error) and file_lock.marker_holder(self.lock_path) is not None
         finally:
             os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _holder_lives(descriptor: int) -> bool:

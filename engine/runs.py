@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-import platformdirs
+from engine import places
 
 
 def default_runs_path() -> Path:
     """The folder of all runs: ``$TINYDISTILL_RUNS``, or the user's data folder."""
     named = os.environ.get("TINYDISTILL_RUNS")
-    return Path(named).expanduser() if named else platformdirs.user_data_path("tinydistill") / "runs"
+    return Path(named).expanduser() if named else places.data() / "runs"
 
 
 @contextlib.contextmanager
@@ -53,4 +53,4 @@ def announced_runs() -> list[Path]:
 
 
 def _notes_path() -> Path:
-    return platformdirs.user_state_path("tinydistill") / "going"
+    return places.state() / "going"

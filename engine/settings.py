@@ -5,15 +5,18 @@ Made from a pydantic model's fields; it knows no setting by name.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import os
 import re
+import shlex
 import types
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
@@ -72,6 +75,8 @@ def plain_path(value: object) -> object:
         ValueError: as above, or there is nobody of that name.
     """
     value = plain_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if isinstance(value, str):
+        value = _as_dropped(value)
     if isinstance(value, str) and value.startswith("~"):
         try:
             Path(value).expanduser()
@@ -119,6 +124,39 @@ def layer_count(value: int | str | None) -> int | None:
 
 def _is_count(word: str) -> bool:
     return word.isascii() and word.isdecimal() and len(word) <= 4
+
+
+def _as_dropped(text: str) -> str:
+    """A path as terminals and file managers paste it, read as the shell or a browser would: the first that is there.
+
+    They put quotes around it, a backslash before each blank, ``file://`` and ``%20``, or a line break behind it. A name
+    that is there as it stands is taken as it stands.
+    """
+    if not any(sign in text for sign in "'\"\\%\n\r\t") and text.strip() == text and "://" not in text:
+        return text
+    if _is_there(text):
+        return text
+    bare = text.strip()
+    plain = bare
+    if len(bare) > 2 and bare[0] == bare[-1] and bare[0] in "'\"":
+        plain = bare[1:-1]
+    elif "\\ " in bare:
+        plain = re.sub(r"\\(.)", r"\1", bare)
+    if plain.startswith(("file:///", "file://localhost/")):
+        plain = unquote(urlsplit(plain).path)
+    candidates = [bare, plain]
+    with contextlib.suppress(ValueError):  # an odd number of quotes
+        candidates += ["".join(shlex.split(bare))] if len(shlex.split(bare)) == 1 else []
+    good = [name for name in candidates if name.strip() and "\0" not in name]
+    # A name of which nothing is there may be that of a folder to come.
+    return next((name for name in good if _is_there(name)), plain if plain in good else text)
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return os.path.lexists(Path(name).expanduser())
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _is_unicode(text: str) -> bool:

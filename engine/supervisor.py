@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from engine import backoff, hardware, report, safe_child
+from engine import backoff, file_lock, hardware, last_word, report, safe_child
 from engine.allocator import allocator_environment
 from engine.config import RunConfig
 from engine.errors import (
@@ -35,11 +36,13 @@ from engine.errors import (
     FolderError,
     OutOfMemory,
     PhaseDied,
+    RunFailed,
     Stopped,
     TinyDistillError,
 )
 from engine.events import EventWriter, Tail
 from engine.format import format_bytes
+from engine.last_word import VARIABLE, LastWord
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
 from engine.planner.gpu_check import gpu_of, visible
@@ -49,6 +52,8 @@ from engine.version import __version__
 
 PHASES = ("prepare", "teacher", "student")
 COMMANDS = ("stop", "pause", "resume")
+STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+"""All of them stop a run in order: job schedulers warn by USR1 or USR2 before they kill, a lost terminal by HUP."""
 
 # Times that a phase is killed by somebody else than the kernel before memory is suspected after all.
 _MOST_KILLS = 3
@@ -57,32 +62,55 @@ _POLL_SECONDS = 0.1  # how often memory and control are looked at
 _MEMORY_EVENT_SECONDS = 2.0  # the promise is 5: readers tell "slow" from "dead" by it
 
 
-def start(path: Path, *, tied: bool = False, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(
+    path: Path,
+    *,
+    tied: bool = False,
+    environment: Mapping[str, str] | None = None,
+    last_word: LastWord | None = None,
+) -> subprocess.Popen[bytes]:
     """Start a supervisor for the run in ``path``, detached from this terminal and session.
 
     Args:
         path: the run's folder, with its ``run.json``.
         tied: stop the run in order when the calling process ends.
         environment: instead of this process's own.
+        last_word: hears why the run ended, where the disk takes no word of it.
 
     Raises:
         FolderError: the folder cannot be written.
+        RunFailed: the system starts no more processes.
     """
     command = safe_child.command("engine.supervisor", str(path), *(["--tied"] if tied else []))
     try:
         opened = (path / "run.log").open("ab")
     except OSError as error:
-        raise _unwritable(path, error) from error
-    with opened as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            close_fds=True,
-            env=safe_child.environment(environment),
-        )
+        raise unwritable(path, error) from error
+    environment = safe_child.environment(environment)
+    environment.pop(VARIABLE, None)
+    if last_word is not None:
+        environment[VARIABLE] = str(last_word.writing)
+    try:
+        with opened as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                close_fds=True,
+                pass_fds=() if last_word is None else (last_word.writing,),
+                env=environment,
+            )
+    except OSError as error:
+        raise RunFailed(
+            f"The run could not be started ({error.strerror or error}).",
+            "",
+            f"Free some memory or end other processes, then: {command_to_resume(path)}",
+        ) from error
+    finally:
+        if last_word is not None:
+            last_word.started()
 
 
 def request(path: Path, command: str, by: str) -> None:
@@ -119,7 +147,7 @@ class Supervisor:
             resumed = self.run.events_path.exists() and self.run.events_path.stat().st_size > 0
             self._events = EventWriter(self.run.events_path, log_path=self.run.log_path)
             self._control = Tail(self.run.control_path, from_end=True)  # what an earlier supervisor was asked is over
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOPPING_SIGNALS:
                 signal.signal(number, self._heard)
             self._events.write(
                 "run_resumed" if resumed else "run_started",
@@ -129,6 +157,8 @@ class Supervisor:
                 host=socket.gethostname(),
                 boot_id=hardware.boot_id(),
             )
+            if self.run.without_locks:
+                self._events.log("warning", file_lock.no_locks(self.run.path), "no-locks")
             self._events.write("plan", choices=self.run.info["choices"], predicted=self.run.info["predicted"])
             status, code = self._see_through()
             self._events.write("run_finished", status=status, exit_code=code)
@@ -256,7 +286,8 @@ class Supervisor:
             said_from = log.tell()
             self._child = subprocess.Popen(
                 safe_child.command("engine.phase", phase, str(self.run.path), str(os.getpid())),
-                pass_fds=(self._lock,),  # a phase that outlives its supervisor keeps the run until it ends
+                # A phase that outlives its supervisor keeps the run until it ends.
+                pass_fds=tuple(fd for fd in (self._lock, last_word.inherited()) if fd is not None),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -363,9 +394,12 @@ class _AlreadySaid(TinyDistillError):
 
 def resume_command(run: Run) -> str:
     """The command that goes on with a run."""
-    import shlex
+    return command_to_resume(run.path)
 
-    return f"tiny-distill --resume --output_dir {shlex.quote(str(run.path))}"
+
+def command_to_resume(path: Path) -> str:
+    """The command that goes on with the run in a folder."""
+    return f"tiny-distill --resume --output_dir {shlex.quote(str(path))}"
 
 
 def phase_environment(run: Run) -> dict[str, str]:
@@ -399,7 +433,8 @@ def _gpu_environment(device: str) -> dict[str, str]:
     return visible("" if gpu is None else gpu.uuid)
 
 
-def _unwritable(path: Path, error: OSError) -> FolderError:
+def unwritable(path: Path, error: OSError) -> FolderError:
+    """The error for a run whose folder cannot be used, in the words of the system."""
     return FolderError(
         f"The run in {path} cannot go on: {error.filename or path}: {error.strerror}.",
         "What happens in a run is written into its folder.",
@@ -435,16 +470,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of ``python -m engine.supervisor``."""
     words = sys.argv[1:] if arguments is None else arguments
     tied = "--tied" in words
+    folder = Path(next(word for word in words if word != "--tied"))
     try:
-        run = Run.open(Path(next(word for word in words if word != "--tied")))
-        return Supervisor(run, tied_to=os.getppid() if tied else None).supervise()
+        said: TinyDistillError
+        return Supervisor(Run.open(folder), tied_to=os.getppid() if tied else None).supervise()
     except TinyDistillError as error:
-        sys.stderr.write(error.paragraph() + "\n")
-        return error.exit_code
+        said = error
     except OSError as error:  # the lock or the events cannot be opened; nothing was begun
-        said = _unwritable(run.path, error)
-        sys.stderr.write(said.paragraph() + "\n")
-        return said.exit_code
+        said = unwritable(folder, error)
+    except Exception as error:  # the edge of the process: nothing may end without a word
+        traceback.print_exc()
+        said = RunFailed(
+            f"The supervisor met something unexpected: {type(error).__name__}: {error}.",
+            "This is a defect of the program; the traceback is in run.log.",
+            f"What was done is kept: {command_to_resume(folder)}",
+        )
+    last_word.say({"what": said.what, "why": said.why, "todo": said.todo})
+    sys.stderr.write(said.paragraph() + "\n")
+    return said.exit_code
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import platformdirs
 from rich.console import Console
 from textual import events
 from textual.app import App, SuspendNotSupported, SystemCommand
@@ -26,6 +25,7 @@ from textual.constants import DEFAULT_THEME
 from textual.filter import LineFilter
 from textual.screen import Screen
 
+from engine import places
 from engine.errors import TinyDistillError
 from tinydistill_tui import appearance, runs, window
 from tinydistill_tui.key_queue import KeyQueue, keep_escape
@@ -215,7 +215,7 @@ class TinyDistillApp(App[int]):
 
     def action_take_screenshot(self) -> None:
         """Save what is seen as SVG, beside the run that is shown."""
-        folder = (self.run_path or platformdirs.user_state_path("tinydistill")) / "screenshots"
+        folder = (self.run_path or places.state()) / "screenshots"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             name = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.clock())) + ".svg"
@@ -272,7 +272,7 @@ def run_app(
 
 
 def _crashed(run_path: Path | None, traceback: str, debug: bool) -> int:
-    folder = run_path or platformdirs.user_state_path("tinydistill")
+    folder = run_path or places.state()
     log = folder / "ui-crash.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)

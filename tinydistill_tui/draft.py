@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from engine import places
 from engine.config import SETTINGS, RunConfig, check_value
 from engine.errors import Problem
 from engine.files import write_atomic
@@ -148,7 +147,7 @@ class Draft:
 
 def draft_path() -> Path:
     """Where the draft is kept."""
-    return platformdirs.user_state_path("tinydistill") / "last.toml"
+    return places.state() / "last.toml"
 
 
 def budget_text(text: str, free_bytes: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine import places
 from engine.config import SETTINGS, RunConfig
 from engine.errors import SettingsError, TinyDistillError
 from engine.format import UNKNOWN, format_bytes, format_duration
@@ -243,7 +244,7 @@ def error_words(error: TinyDistillError) -> str:
 
 def home_as_tilde(path: str) -> str:
     """A path as a person writes it."""
-    home = str(Path.home())
+    home = str(places.home())
     return "~" + path[len(home) :] if path == home or path.startswith(home + "/") else path
 
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from engine import places
 from engine.errors import FolderError
 from engine.events import Event
 from engine.files import write_atomic
@@ -267,4 +266,4 @@ def _remembered() -> list[Path]:
 
 
 def _list_path() -> Path:
-    return platformdirs.user_state_path("tinydistill") / "runs.txt"
+    return places.state() / "runs.txt"

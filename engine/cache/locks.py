@@ -1,36 +1,44 @@
 """Who is at work in a cache: one writer at a time, any number of readers beside it, and nobody while it is removed.
 
 Locks of the operating system on two small files, which go with the process however it ends: ``lock`` for the writer,
-``in-use`` shared by everybody who has the cache open.
+``in-use`` shared by everybody who has the cache open. On a file system without locks the writer is told by a file
+(:mod:`engine.file_lock`), readers by nothing: there no cache is removed, for nobody can say that it is not in use.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from pathlib import Path
+
+from engine import file_lock
 
 WRITER = "lock"
 IN_USE = "in-use"
 
 
 class Locks:
-    """The locks that one open cache holds."""
+    """The locks that one open cache holds.
+
+    Attributes:
+        missing: the file system has no locks.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.missing = False
         self._folder = folder
+        self._marked = False
         self._held: list[int] = []
 
     def try_writer(self) -> bool:
         """Become the writer; False when another process is."""
-        return self._try(WRITER, fcntl.LOCK_EX)
+        return self._try(WRITER)
 
     def use(self) -> bool:
         """Say that the cache is in use, and when; False while it is being removed."""
         try:
-            if not self._try(IN_USE, fcntl.LOCK_SH):
+            if not self._try(IN_USE, shared=True):
                 return False
             os.utime(self._folder / IN_USE)
         except OSError as error:
@@ -40,14 +48,17 @@ class Locks:
 
     def try_alone(self) -> bool:
         """Be the only one who has the cache open; False when somebody else has."""
-        return self.try_writer() and self._try(IN_USE, fcntl.LOCK_EX, create=False)
+        return self.try_writer() and not self.missing and self._try(IN_USE, create=False)
 
     def release(self) -> None:
         """Let go of everything."""
         while self._held:
             os.close(self._held.pop())
+        if self._marked:
+            self._marked = False
+            file_lock.drop_marker(self._folder / WRITER)
 
-    def _try(self, name: str, kind: int, *, create: bool = True) -> bool:
+    def _try(self, name: str, *, shared: bool = False, create: bool = True) -> bool:
         path = self._folder / name
         while True:
             try:
@@ -57,16 +68,25 @@ class Locks:
                     raise
                 return True  # nobody has ever locked it
             try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
+                is_ours = file_lock.try_flock(descriptor, shared=shared)
+            except OSError as error:
+                os.close(descriptor)
+                if not file_lock.has_none(error):
+                    raise
+                return self._try_without_locks(path, shared=shared)
+            if not is_ours:
                 os.close(descriptor)
                 return False
-            except BaseException:
-                os.close(descriptor)
-                raise
             # The file may have been removed, with its cache, between opening and locking: then this lock is nobody's.
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                     self._held.append(descriptor)
                     return True
             os.close(descriptor)
+
+    def _try_without_locks(self, path: Path, *, shared: bool) -> bool:
+        self.missing = True
+        if shared:
+            return True
+        self._marked = file_lock.take_marker(path)
+        return self._marked

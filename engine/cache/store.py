@@ -42,13 +42,12 @@ from engine.cache.locks import Locks
 from engine.cache.record import EncodedRecords, Places, Records, decode, encode
 from engine.cache.shard import DamagedShard, Shard, shard_image, write_shard
 from engine.errors import CorruptState, DiskFull, FolderError, RecordsMissing, TinyDistillError
-from engine.files import make_folder
+from engine.files import NO_ROOM, make_folder, no_room
 
 __all__ = ["CacheIdentity", "CacheStore", "ShardEntry", "caches_below"]
 
 USED_BY = "used-by.jsonl"
 _WAIT_SECONDS = 0.5
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GONE = (errno.EIO, errno.ENOENT)  # what a bad disk says of a file; too many open files says nothing of it
 
 
@@ -143,6 +142,11 @@ class CacheStore:
         return store
 
     @property
+    def without_locks(self) -> bool:
+        """Whether the file system has no locks: a file says who writes."""
+        return self._locks.missing
+
+    @property
     def entries(self) -> list[ShardEntry]:
         """Its shards, in the order they were committed."""
         return list(self._entries.values())
@@ -217,8 +221,8 @@ class CacheStore:
                 path.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            if error.errno in _FULL:
-                raise self._full(len(image)) from error
+            if error.errno in NO_ROOM:
+                raise self._full(len(image), error) from error
             raise
         self._add([(entry, Shard(path))])
         return entry
@@ -367,13 +371,10 @@ class CacheStore:
                 with path.open("a", encoding="utf-8") as file:
                     file.write(line)
 
-    def _full(self, needed: int) -> DiskFull:
+    def _full(self, needed: int, error: OSError) -> DiskFull:
         free = shutil.disk_usage(self.path).free
-        return DiskFull(
-            f"There was no room for {needed:,} bytes of records in {self.path}; {free:,} are free.",
-            "The disk is full; the records before these are kept.",
-            "Free some space, then resume the run.",
-        )
+        what = f"There was no room for {needed:,} bytes of records in {self.path}; {free:,} are free."
+        return no_room(what, error, kept="the records before these are kept")
 
 
 def caches_below(folder: Path) -> Iterator[Path]:
@@ -407,8 +408,8 @@ def _locks_for_writing(path: Path, wait: Callable[[], None] | None) -> Locks:
 
 def _unusable(path: Path, error: OSError) -> TinyDistillError:
     reason = f"{error.filename or path}: {os.strerror(error.errno or 0)}"
-    if error.errno in _FULL:
-        return DiskFull(f"There was no room for {reason}.", "", "Free some space, then resume the run.")
+    if error.errno in NO_ROOM:
+        return no_room(f"There was no room for {reason}.", error)
     return FolderError(
         f"The cache {path} cannot be used ({reason}).",
         "The teacher's records are kept there.",

@@ -18,12 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine import launch, supervisor
-from engine.cli import arguments
+from engine import launch, places, supervisor
+from engine.cli import arguments, streams
 from engine.cli.progress import BarView, JsonView, LineView, View, follow, wants_lines
 from engine.config import RunConfig
 from engine.errors import Stopped, TinyDistillError
-from engine.events import Tail
+from engine.events import Event, Tail
+from engine.last_word import LastWord
 from engine.run import Run
 
 DESCRIPTION = "Make a small language model from a big one, in two phases that never share memory."
@@ -36,27 +37,43 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def guarded(words: Sequence[str], body: Callable[[Sequence[str]], int]) -> int:
     """Run a program's body; whatever it raises ends as one paragraph on standard error and a promised exit code."""
+    streams.make_fit()
     try:
-        return body(words)
+        code = body(words)
+        streams.flush()
+        return code
     except TinyDistillError as error:
         if "--debug" in words:
             traceback.print_exc()
-        sys.stderr.write(error.paragraph().rstrip() + "\n")
+        _tell(error.paragraph().rstrip() + "\n")
         return error.exit_code
     except KeyboardInterrupt:  # outside of a run, which hears Ctrl-C itself and stops in order
-        sys.stderr.write("\nStopped.\n")
+        _tell("\nStopped.\n")
         return Stopped.exit_code
-    except BrokenPipeError:  # whoever read our output has gone; nothing is left to say, and nobody to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 4
+    except SystemExit:  # after --help and --version
+        with contextlib.suppress(BrokenPipeError):
+            streams.flush()
+            raise
+        streams.silence()
+        return 0
+    except BrokenPipeError:  # the reader has gone (``| head -1``), with as much as it wanted
+        streams.silence()
+        return 0
     except Exception as error:  # the edge of the process
         if "--debug" in words:
             traceback.print_exc()
-        sys.stderr.write(
-            f"Something unexpected happened: {type(error).__name__}: {error}. "
-            "This is a defect of the program. Run again with --debug to see where.\n"
-        )
+        _tell(_unexpected(error))
         return 4
+
+
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:  # no defect of ours: a disk, a limit, a right
+        where = f" of {error.filename}" if error.filename else ""
+        return f"The system says {os.strerror(error.errno).lower()}{where}. Mend that, then try again.\n"
+    return (
+        f"Something unexpected happened: {type(error).__name__}: {error}. "
+        "This is a defect of the program. Run again with --debug to see where.\n"
+    )
 
 
 def _main(words: Sequence[str]) -> int:
@@ -66,6 +83,13 @@ def _main(words: Sequence[str]) -> int:
 
 def run_headless(config: RunConfig, front_end: arguments.FrontEnd) -> int:
     """Do what a request asks for, without a screen; returns the exit code."""
+    with _signals(_interrupt):
+        return _run_headless(config, front_end)
+
+
+def _run_headless(config: RunConfig, front_end: arguments.FrontEnd) -> int:
+    if note := places.nothing_is_kept():
+        _tell(f"Note: {note}\n")
     if config.dry_run:
         from engine.cli.plan_table import show_plan
 
@@ -80,19 +104,22 @@ def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int
     """Start the run's supervisor, show its events until it ends, and then the result."""
     view = _view(config, front_end, run)
     tail = Tail(run.events_path, from_end=True)
-    with _ctrl_c(run, config) as environment:
-        process = supervisor.start(run.path, tied=True, environment=environment)
-        code = follow(run, view, alive=lambda: process.poll() is None, tail=tail)
+    word = LastWord()
+    with _stopping(run, config) as started:
+        process = supervisor.start(run.path, tied=True, last_word=word)
+        started.append(process)
+        code = follow(run, _Lasting(view), alive=lambda: process.poll() is None, tail=tail)
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = process.wait(timeout=30) if code == 4 else (process.wait(timeout=30), code)[1]
+    said = word.said()
     if code == 0:
         if not config.json_events:
             _show_end(run)
         return 0
     if code == Stopped.exit_code:
-        sys.stderr.write(f"Stopped; everything so far is kept. Go on: {supervisor.resume_command(run)}\n")
+        _tell(f"Stopped; everything so far is kept. Go on: {supervisor.resume_command(run)}\n")
         return code
-    raise launch.ended(run, code)
+    raise launch.ended(run, code, said)
 
 
 def attach(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int:
@@ -117,31 +144,83 @@ def _view(config: RunConfig, front_end: arguments.FrontEnd, run: Run) -> View:
     return LineView()
 
 
+class _Lasting:
+    """A view whose reader may go: the run goes on without it, as it would without a window."""
+
+    def __init__(self, view: View) -> None:
+        self._view: View | None = view
+
+    def show(self, event: Event) -> None:
+        """Take one event."""
+        self._try(lambda view: view.show(event))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._try(lambda view: view.close())
+
+    def _try(self, action: Callable[[View], None]) -> None:
+        if self._view is None:
+            return
+        try:
+            action(self._view)
+        except BrokenPipeError:
+            self._view = None
+            streams.silence()
+
+
 @contextlib.contextmanager
-def _ctrl_c(run: Run, config: RunConfig) -> Iterator[dict[str, str]]:
-    """Ctrl-C once stops the run in order; a second one leaves at once, and the run still stops in order.
+def _stopping(run: Run, config: RunConfig) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Ctrl-C once stops the run in order, as all signals do that ask to end; a second one leaves at once.
 
     Yields:
-        The environment for the supervisor, as it was before any front end touched it.
+        To be filled with the supervisor's process: it is signalled where its folder takes no request.
     """
+    started: list[subprocess.Popen[bytes]] = []
     asked = 0
 
     def heard(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         asked += 1
         if asked > 1:
-            sys.stderr.write("\nLeaving; the run stops by itself after its current step.\n")
+            _tell("\nLeaving; the run stops by itself after its current step.\n")
             os._exit(Stopped.exit_code)
-        supervisor.request(run.path, "stop", by=signal.Signals(number).name)
+        try:
+            supervisor.request(run.path, "stop", by=signal.Signals(number).name)
+        except OSError:  # a full or read-only disk
+            for process in started:
+                process.terminate()
         if not config.json_events:
-            sys.stderr.write("\nStopping after the current step; press Ctrl-C again to leave at once.\n")
+            _tell("\nStopping after the current step; press Ctrl-C again to leave at once.\n")
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _signals(heard):
+        yield started
+
+
+@contextlib.contextmanager
+def _signals(heard: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Hear all signals that ask to end, but those that whoever started this program has set to be ignored (nohup)."""
+    numbers = [
+        number
+        for number in supervisor.STOPPING_SIGNALS
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, heard) for number in numbers}
     try:
-        yield dict(os.environ)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(text: str) -> None:
+    """Write to standard error, which may be a terminal that is gone."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _already_finished(run: Run, config: RunConfig) -> int:

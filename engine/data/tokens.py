@@ -227,7 +227,8 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
+            # HDF5's own lock is none too many where there are locks (the file never changes), and an error elsewhere.
+            self._file = h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES, locking=False)
         except OSError as error:
             raise self._damaged("it is missing" if not path.exists() else "it cannot be opened") from error
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +27,9 @@ _DTYPES = {
 # Conversions go through pieces of this many elements: they stay in the processor's cache, and torch starts its team of
 # threads only above 32,768 elements, so a reading thread never competes with the computing one for cores.
 _PIECE_ELEMENTS = 32_768
+
+# Files that stay open between two reads. A model may have more shards than a process may have files open.
+_MOST_OPEN = 16
 
 
 class Checkpoint:
@@ -43,6 +48,7 @@ class Checkpoint:
         self.folder = folder
         self.tensors = read_tensors(folder)
         self._handles: dict[Path, int] = {}
+        self._readers: dict[Path, int] = {}
         self._seek_lock = threading.Lock()
         for name, info in self.tensors.items():
             if info.dtype not in _DTYPES:
@@ -90,16 +96,16 @@ class Checkpoint:
         if flat.numel() == 0:
             return
         target = flat.view(torch.uint8).numpy().data
-        handle = self._handle(file)
-        while target:
-            count = self._read_some(handle, target, offset)
-            if count == 0:
-                raise ModelError(
-                    f"The file {file} is shorter than its header says.",
-                    "The download or the copy was cut off.",
-                    "Fetch the model again.",
-                )
-            target, offset = target[count:], offset + count
+        with self._opened(file) as handle:
+            while target:
+                count = self._read_some(handle, target, offset)
+                if count == 0:
+                    raise ModelError(
+                        f"The file {file} is shorter than its header says.",
+                        "The download or the copy was cut off.",
+                        "Fetch the model again.",
+                    )
+                target, offset = target[count:], offset + count
 
     def _read_some(self, handle: int, target: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
@@ -110,8 +116,20 @@ class Checkpoint:
         target[: len(data)] = data
         return len(data)
 
-    def _handle(self, file: Path) -> int:
+    @contextmanager
+    def _opened(self, file: Path) -> Iterator[int]:
+        """A file's descriptor; those that nobody reads from are closed again, the longest unused first."""
         with self._seek_lock:
-            if file not in self._handles:
-                self._handles[file] = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            return self._handles[file]
+            handle = self._handles.pop(file, None)
+            if handle is None:
+                handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_BINARY", 0))
+            self._handles[file] = handle  # now the last of the dictionary
+            self._readers[file] = self._readers.get(file, 0) + 1
+        try:
+            yield handle
+        finally:
+            with self._seek_lock:
+                self._readers[file] -= 1
+                unused = [name for name in self._handles if not self._readers[name]]
+                for name in unused[: max(0, len(self._handles) - _MOST_OPEN)]:
+                    os.close(self._handles.pop(name))

@@ -110,7 +110,10 @@ def hub_cache() -> Path:
             return Path(os.environ[variable]).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or str(Path(cache) / "huggingface")
-    return Path(home).expanduser() / "hub"
+    try:
+        return Path(home).expanduser() / "hub"
+    except RuntimeError:  # a user without a home folder has no cache: a name that no folder has
+        return Path(os.devnull) / "hub"
 
 
 def cached_models() -> list[str]:

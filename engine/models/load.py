@@ -6,6 +6,7 @@ refused, because transformers would make the rest up at random and only log it. 
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import ModelError
+from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import faithful
 from engine.models.slices import slice_resident_head
@@ -93,11 +95,19 @@ def load_causal_lm(
     return model if torch.device(device).type == "cpu" else model.to(device)
 
 
-def _load_in_main_memory(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+# What a file system or a limit says to transformers' way of reading, all shards mapped at once: it maps no files (some
+# FUSE and network file systems, folders shared with a virtual machine), or a process may have fewer open.
+_NOT_MAPPED = re.compile(r"\(?os error (1|13|19|22|24|38|95)\b|Errno 24\]")
+
+
+def _load_in_main_memory(
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool, weights: dict[str, Tensor] | None = None
+) -> PreTrainedModel:
     try:
         with quiet():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder,
+                state_dict=weights,
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
@@ -107,16 +117,21 @@ def _load_in_main_memory(folder: Path, dtype: torch.dtype, trust_remote_code: bo
                 output_loading_info=True,
             )
     except (*UNUSABLE, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if weights is None and _NOT_MAPPED.search(str(error)):
+            model = None  # read plainly below, when this error has let go of the files
+        elif is_out_of_memory(error):
             raise  # says nothing of the model
-        swallowed = _conversion_errors(error)
-        if tells_out_of_memory(swallowed):
-            raise MemoryError(f"a weight of {folder} could not be converted") from error
-        raise ModelError(
-            f"The model in {folder} cannot be loaded.",
-            first_sentence(error),
-            "Choose a causal language model that this version of transformers knows.",
-        ) from error
+        else:
+            swallowed = _conversion_errors(error)
+            if tells_out_of_memory(swallowed):
+                raise MemoryError(f"a weight of {folder} could not be converted") from error
+            raise ModelError(
+                f"The model in {folder} cannot be loaded.",
+                first_sentence(error),
+                "Choose a causal language model that this version of transformers knows.",
+            ) from error
+    if model is None:
+        return _load_in_main_memory(folder, dtype, trust_remote_code, _read_plainly(folder))
     unfilled = sorted({*loading["missing_keys"], *(name for name, *_shapes in loading["mismatched_keys"])})
     if unfilled:
         raise ModelError(
@@ -126,6 +141,19 @@ def _load_in_main_memory(folder: Path, dtype: torch.dtype, trust_remote_code: bo
             "Download or save the model again.",
         )
     return model.eval()
+
+
+def _read_plainly(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder in memory of this process's own, as they are stored; no file is mapped or stays open."""
+    checkpoint = Checkpoint(folder)
+    try:
+        weights = {}
+        for name, info in checkpoint.tensors.items():
+            weights[name] = torch.empty(info.shape, dtype=checkpoint.dtype(name))
+            checkpoint.read(name, weights[name])
+        return weights
+    finally:
+        checkpoint.close()
 
 
 @torch.no_grad()

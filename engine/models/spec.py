@@ -151,17 +151,20 @@ def fingerprint(spec: ModelSpec) -> str:
     digest = hashlib.blake2b(digest_size=16)
     told = {key: value for key, value in spec.config.items() if key not in ("transformers_version", "_name_or_path")}
     digest.update(json.dumps(told, sort_keys=True).encode())
-    descriptors: dict[Path, int] = {}
+    file, descriptor = Path(), -1  # one file at a time: a model may have more shards than a process may have open
     try:
         for name, tensor in sorted(spec.tensors.items()):
-            if tensor.file not in descriptors:
-                descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
+            if tensor.file != file:
+                if descriptor >= 0:
+                    os.close(descriptor)
+                    descriptor = -1
+                file, descriptor = tensor.file, os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
             digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
             for place in (0, tensor.nbytes // 2, max(0, tensor.nbytes - 256)):
                 length = min(256, tensor.nbytes - place)
-                digest.update(os.pread(descriptors[tensor.file], length, tensor.offset + place))
+                digest.update(os.pread(descriptor, length, tensor.offset + place))
     finally:
-        for descriptor in descriptors.values():
+        if descriptor >= 0:
             os.close(descriptor)
     return digest.hexdigest()
 

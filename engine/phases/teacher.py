@@ -14,6 +14,7 @@ from engine.cache.store import CacheIdentity, CacheStore
 from engine.config import RunConfig
 from engine.data.tokens import SPLITS, TokenFile
 from engine.events import EventWriter
+from engine.file_lock import no_locks
 from engine.files import make_folder, write_atomic
 from engine.models.spec import fingerprint
 from engine.models.vocabulary import read_vocabulary
@@ -76,6 +77,8 @@ def open_store(
     # A cache in the run's own folder is known to be the run's; a path in it would be wrong once the folder is moved.
     used_by = run.path if settings.cache_dir else None
     store = CacheStore.open(path, identity, writable=control is not None, used_by=used_by, wait=wait)
+    if store.without_locks:
+        events.log("warning", no_locks(store.path), "no-locks")
     for problem in store.problems:
         events.log("warning", problem, "damaged-records")
     return store

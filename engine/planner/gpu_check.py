@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from engine import places, safe_child
 from engine.hardware import Gpu, Hardware, find_gpus
 from engine.planner.measure import torch_version
 
@@ -68,7 +67,7 @@ def kept_at(gpu: Gpu) -> Path:
     """The file that keeps the answer for this GPU, driver and build of torch."""
     parts = [_FORMAT, gpu.name, gpu.driver, gpu.capability, gpu.total_bytes, torch_version(), sys.prefix]
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
-    return platformdirs.user_cache_path("tinydistill") / f"gpu-{digest}.json"
+    return places.cache() / f"gpu-{digest}.json"
 
 
 def _checked(gpu: Gpu, ask: bool) -> Gpu:
@@ -115,10 +114,10 @@ def _asked(gpu: Gpu) -> GpuAnswer:
 
 
 def _probe(uuid: str) -> GpuAnswer:
-    environment = {**os.environ, **visible(uuid), "OMP_NUM_THREADS": "1"}
+    environment = {**safe_child.environment(), **visible(uuid), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "engine.planner.gpu_probe"],
+            safe_child.command("engine.planner.gpu_probe"),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_SECONDS,

@@ -7,13 +7,13 @@ run.json; what it holds already is gone from the system's free memory anyhow.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import file_lock
 from engine.hardware import memory_of_tree
 
 
@@ -69,14 +69,13 @@ def _holder(lock: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if file_lock.try_flock(descriptor, shared=True):
+            return None
         with contextlib.suppress(OSError, ValueError):
             return int(os.pread(descriptor, 32, 0))
-        return None
-    except OSError:  # a file system without locks
-        return None
-    else:
-        return None
+    except OSError as error:
+        pid = file_lock.marker_holder(lock) if file_lock.has_none(error) else None
+        return None if pid == -1 else pid  # the memory of another machine is not ours to share
     finally:
         os.close(descriptor)
+    return None

@@ -13,12 +13,11 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
-from engine import hardware, safe_child
+from engine import hardware, places, safe_child
 
 _FORMAT = 1
 _TIMEOUT_SECONDS = 60
@@ -65,7 +64,7 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _from_measurements(json.loads(path.read_text(encoding="utf-8")), device)
     if measure:
-        found = _measure(device, threads, path.parent)
+        found = _measure(device, threads, _to_measure(path.parent))
         if found is not None:
             with contextlib.suppress(OSError):  # not kept: measured again next time
                 _keep(path, found)
@@ -80,7 +79,7 @@ def kept_at(device: str, threads: int) -> Path:
     identity = None if gpu is None else (gpu.name, gpu.driver, gpu.capability)
     parts = [_FORMAT, platform.node(), name, features, threads, device, torch_version(), identity]
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
-    return platformdirs.user_cache_path("tinydistill") / f"machine-{digest}.json"
+    return places.cache() / f"machine-{digest}.json"
 
 
 def _gpu(device: str) -> hardware.Gpu | None:
@@ -130,8 +129,6 @@ def _from_measurements(found: object, device: str) -> MachineRates:
 
 def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None:
     """Run the probe; None where it does not end well: a plan without measured rates is better than none."""
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
     command = safe_child.command("engine.planner.gemm_probe", "--threads", str(threads), "--device", device)
     environment = {**safe_child.environment(), "OMP_NUM_THREADS": str(threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     try:
@@ -148,6 +145,16 @@ def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None
     return dict(found)
+
+
+def _to_measure(folder: Path) -> Path:
+    """Where the disk's speed is tried: where the rates are kept, or where temporary files go."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        with contextlib.suppress(OSError):  # neither can be written: the disk is not measured
+            return Path(tempfile.gettempdir())
+    return folder
 
 
 def _keep(path: Path, found: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from engine.config import RunConfig
+from engine.places import check_somewhere
 from engine.runs import default_runs_path
 
 
@@ -15,6 +16,7 @@ def folder_for(config: RunConfig) -> tuple[Path, str]:
     if config.output_dir is not None:
         return config.output_dir, ""
     runs = default_runs_path()
+    check_somewhere(runs, "runs", "--output_dir")
     stem = f"{_name(config)}-{time.strftime('%m%d')}"
     number, folder = 1, runs / stem
     while folder.exists():

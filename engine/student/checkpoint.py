@@ -19,7 +19,6 @@ This file knows nothing of training: it moves tensors and a dictionary.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -36,9 +35,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from engine.errors import DiskFull
 from engine.fault import commit_point
-from engine.files import fsync_folder, make_folder
+from engine.files import NO_ROOM, fsync_folder, make_folder, no_room
 from engine.out_of_memory import is_out_of_memory
 from engine.student.tensor_file import write_tensors
 
@@ -130,14 +128,14 @@ class Checkpoints:
             fsync_folder(self.folder)
             commit_point("checkpoint-durable")
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_ROOM:
                 raise
             shutil.rmtree(temporary, ignore_errors=True)
             free = shutil.disk_usage(self.folder).free
-            raise DiskFull(
+            raise no_room(
                 f"There was no room for a checkpoint in {self.folder}: it takes {needed:,} bytes, {free:,} are free.",
-                "The disk is full; the checkpoint before it is kept.",
-                "Free some space, then resume the run.",
+                error,
+                kept="the checkpoint before it is kept",
             ) from error
         self._prune(best_step)
         return path, num_bytes

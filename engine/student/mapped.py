@@ -9,7 +9,6 @@ is mapped: a full disk is an error message then, and not a fault in mid-step.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import DiskFull
+from engine.files import NO_ROOM
 
 # Smaller tensors stay in memory: a file takes whole pages, and many small ones gain nothing.
 SMALLEST_BYTES = 2**18
@@ -41,7 +41,7 @@ def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tens
             os.posix_fallocate(descriptor, 0, num_bytes)
         return torch.from_file(name, shared=True, size=numel, dtype=dtype).view(shape)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         raise DiskFull(
             f"There was no room for {num_bytes:,} bytes in {folder}; {shutil.disk_usage(folder).free:,} are free.",

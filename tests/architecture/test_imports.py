@@ -41,7 +41,7 @@ LIGHT = [
 # What a part of the engine may import of the others; a part that is not named here may import anything but the screens.
 MAY_IMPORT = {
     "config": {"errors", "settings"},
-    "events": set(),
+    "events": {"last_word"},
     "errors": set(),
     "out_of_memory": {"errors"},
     "settings": set(),
@@ -76,6 +76,8 @@ MAY_IMPORT = {
         "runs",
         "run",
         "safe_child",
+        "file_lock",
+        "places",
         "models",
         "data",
         "planner",

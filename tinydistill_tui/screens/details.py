@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import ClassVar
 
-import platformdirs
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from engine import profiles
+from engine import places, profiles
 from engine.runs import default_runs_path
 from engine.version import __version__
 from tinydistill_tui.draft import draft_path
@@ -69,7 +68,7 @@ def installation_lines() -> list[str]:
         f"Runs        {default_runs_path()}",
         f"Profiles    {profiles.folder()}",
         f"Answers     {draft_path()}",
-        f"Screens' log of defects: {platformdirs.user_state_path('tinydistill') / 'ui-crash.log'}",
+        f"Screens' log of defects: {places.state() / 'ui-crash.log'}",
     ]
     return lines
 

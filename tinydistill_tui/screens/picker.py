@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DirectoryTree, Input, Static
 
 from engine.data.sources import SHOWN_SUFFIXES
+from engine.places import home
 
 
 class _Tree(DirectoryTree):
@@ -56,7 +57,7 @@ class PickerScreen(ModalScreen[str | None]):
         self._model = wanted == "model"
         path = Path(begin).expanduser()
         places = (path, path.parent) if begin and path.is_absolute() else ()
-        self._begin = next((place for place in places if place.is_dir()), Path.home())
+        self._begin = next((place for place in places if place.is_dir()), home())
 
     def compose(self) -> ComposeResult:
         """Path, tree, and what the keys do."""

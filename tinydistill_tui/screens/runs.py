@@ -17,6 +17,7 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static
 from textual.worker import get_current_worker
 
+from engine import places
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_duration, format_number, format_percent, format_when
 from engine.runs import default_runs_path
@@ -357,5 +358,5 @@ def _searched(each: RunSummary) -> str:
 
 
 def _home_as_tilde(path: Path) -> str:
-    home = str(Path.home())
+    home = str(places.home())
     return "~" + str(path)[len(home) :] if str(path).startswith(home + "/") else str(path)

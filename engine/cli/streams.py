@@ -1,0 +1,55 @@
+"""Standard output and error as they come: an encoding that lacks our signs, and a reader that has gone.
+
+A log that is ASCII, ``LC_ALL=C`` and ``PYTHONIOENCODING=latin-1`` get the nearest plain sign instead of an error.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+
+_HANDLER = "tinydistill-plain"
+_PLAIN = {
+    "±": "+/-", "·": "-", "…": "...", "–": "-", "—": "-", "×": "x", "→": "->", "←": "<-", "≥": ">=", "≤": "<=",
+    "“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "•": "*", "°": " deg", "µ": "u", "²": "^2", "³": "^3",
+    "━": "-", "─": "-", "│": "|", "╸": "-", "╺": "-", "█": "#", "▌": "#", "░": ".", "✓": "ok", "✗": "x",
+    "\N{NO-BREAK SPACE}": " ", "\N{NARROW NO-BREAK SPACE}": " ",
+}  # fmt: skip
+
+
+def make_fit() -> None:
+    """Let standard output and error take any text, whatever their encoding is."""
+    codecs.register_error(_HANDLER, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors=_HANDLER)
+
+
+def flush() -> None:
+    """Write what is still held back.
+
+    Raises:
+        BrokenPipeError: the reader has gone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def silence() -> None:
+    """Drop all that comes: nobody reads it any more, and the interpreter must not find that out when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(sign, "?") for sign in text), error.end

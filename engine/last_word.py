@@ -1,0 +1,59 @@
+"""Why a run ended, told through a pipe as well: a disk that takes no more takes no reason either.
+
+The front end makes the pipe and keeps its reading end; supervisor and phases inherit the other, and each error that
+they write into the events goes there too. Nothing waits for it: a pipe holds more than a run has last words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+VARIABLE = "TINYDISTILL_LAST_WORD"
+"""Names the descriptor of the writing end to the processes that inherit it."""
+
+
+class LastWord:
+    """The reading end, in the process that started a run."""
+
+    def __init__(self) -> None:
+        self._reading, self.writing = os.pipe()
+        os.set_blocking(self._reading, False)
+
+    def started(self) -> None:
+        """The child has its copy of the writing end."""
+        os.close(self.writing)
+
+    def said(self) -> dict[str, Any] | None:
+        """The last error that was told; None when there was none. To be asked once, at the end."""
+        content = b""
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._reading, 1 << 16):
+                content += part
+        os.close(self._reading)
+        told = None
+        for line in content.splitlines():
+            with contextlib.suppress(ValueError):
+                told = json.loads(line)
+        return told if isinstance(told, dict) else None
+
+
+def inherited() -> int | None:
+    """The writing end that this process was given; None when it was given none."""
+    with contextlib.suppress(KeyError, ValueError, OSError):
+        descriptor = int(os.environ[VARIABLE])
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return descriptor
+    return None
+
+
+def say(error: Mapping[str, Any]) -> None:
+    """Tell whoever started this run of an ``error`` event; nothing happens when they are gone."""
+    descriptor = inherited()
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, json.dumps(error, default=str).encode() + b"\n")

@@ -1,0 +1,48 @@
+"""Output that lacks our signs, and readers that go."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+from engine.cli.distill import guarded
+def body(words):
+    for _ in range(int(words[0])):
+        print("12 ± 3 · a → b … \\u4e2d")
+    return 0
+sys.exit(guarded(sys.argv[1:], body))
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [("ascii", "12 +/- 3 - a -> b ... ?"), ("latin-1", "12 ± 3 · a -> b ... ?"), ("utf-8", "12 ± 3 · a → b … 中")],
+)
+def test_a_sign_that_the_output_lacks_becomes_a_plain_one(encoding, expected):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "1"], env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True
+    )
+    assert done.stdout.decode(encoding).strip() == expected
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_goes_early_is_no_failure(lines):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(lines)], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_help_may_be_read_in_part():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "engine", "--help"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
