@@ -30,7 +30,7 @@ TODAY = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(gpu_check.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(gpu_check.places, "cache", lambda: tmp_path / "tinydistill")
     monkeypatch.setattr(gpu_check, "torch_version", lambda: "2.13.0+cu130")
     gpu_check._asked_once.cache_clear()
     return tmp_path / "tinydistill"

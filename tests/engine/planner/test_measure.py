@@ -12,7 +12,7 @@ from engine.planner import measure
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(measure.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(measure.places, "cache", lambda: tmp_path / "tinydistill")
     return tmp_path / "tinydistill"
 
 
