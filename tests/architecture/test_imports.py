@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "errors": set(),
     "out_of_memory": {"errors"},
     "settings": set(),
-    "cache": {"errors", "files", "fault", "settings", "out_of_memory"},
+    "cache": {"errors", "files", "file_lock", "fault", "settings", "out_of_memory"},
     "models": {"errors", "files", "fault", "models", "hardware", "settings", "out_of_memory"},
     "data": {"errors", "events", "files", "fault", "hdf5_file", "models", "phase_control", "hardware", "out_of_memory"},
     "memory_watch": {"hardware"},
