@@ -10,14 +10,27 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engine.errors import ModelError
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Float dtypes: the header's word, and the usual one."""
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+# What may stand in a model's folder instead of a file: how it begins, in small letters, and how to get the file.
+_INSTEAD = (
+    (b"version https://git-lfs", "a Git LFS pointer", "Run git lfs pull in {folder}."),
+    (b"/annex/objects/", "a git-annex pointer", "Run git annex get . in {folder}."),
+    (b"<!doctype html", "a web page", "Download the file again; its address may need a login."),
+    (b"<html", "a web page", "Download the file again; its address may need a login."),
+)
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -52,37 +65,77 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     Raises:
         ModelError: there are no safetensors files, or one is missing, cut short, or not what it says it is.
     """
+    index_path, single = folder / _INDEX, folder / _SINGLE
+    indexed = _indexed_files(index_path) if index_path.is_file() else {}
+    shards = [file.name for file in sorted(folder.glob("*.safetensors")) if _SHARD.fullmatch(file.name)]
+    if single.is_file() and set(indexed.values()) != {_SINGLE}:
+        beside = sorted({file for file in indexed.values() if (folder / file).is_file()} | set(shards))
+        if beside:
+            raise ModelError(
+                f"{folder} holds two sets of weights: {_SINGLE}, and {_some(beside)}.",
+                "They may be different models, and only one of them can be meant.",
+                "Move the set that is not meant to another folder, with its index.",
+            )
+        indexed = {}  # an index without its files, beside a whole model
+    if single.is_file() and not indexed:
+        return _read_header(single)
+    if not indexed:
+        raise _no_safetensors(folder, shards)
+    files = sorted(set(indexed.values()))
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        others = [shard for shard in shards if shard not in files]
+        raise ModelError(
+            f"Of the {len(files)} weight files of the model in {folder}, {len(missing)} are missing: {_some(missing)}.",
+            f"{_INDEX} names files that are not here, but {len(others)} others are: {_some(others)}."
+            if others
+            else "The download did not end, or files were removed.",
+            f"If the others are the model, delete {_INDEX} and make it again: {_make_index(folder)}"
+            if others
+            else "Download the model again.",
+        )
     tensors: dict[str, TensorInfo] = {}
-    index_path = folder / "model.safetensors.index.json"
-    if index_path.is_file() and not (folder / "model.safetensors").is_file():
-        weight_map = read_json(index_path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{index_path} has no weight_map.", "", "Download or save the model again.")
-        if not all(isinstance(file, str) and file == Path(file).name for file in weight_map.values()):
-            raise ModelError(
-                f"{index_path} names files that are not in the model's folder.", "", "Download or save the model again."
-            )
-        files = sorted({folder / file for file in weight_map.values()})
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ModelError(
-                f"Of the {len(files)} weight files of the model in {folder}, {len(missing)} are missing: "
-                f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}.",
-                "The download did not end, or files were removed.",
-                "Download the model again.",
-            )
-        for file in files:
-            tensors.update(_read_header(file))
-        absent = sorted(set(weight_map) - set(tensors))
-        if absent:
-            raise ModelError(
-                f"{index_path} names {absent[0]}, which no file holds.", "", "Download or save the model again."
-            )
-    elif (folder / "model.safetensors").is_file():
-        tensors = _read_header(folder / "model.safetensors")
-    else:
-        raise _no_safetensors(folder)
+    for file in files:
+        tensors.update(_read_header(folder / file))
+    absent = sorted(set(indexed) - set(tensors))
+    if absent:
+        raise ModelError(
+            f"{index_path} names {absent[0]}, which no file holds.", "", "Download or save the model again."
+        )
     return tensors
+
+
+def _indexed_files(index_path: Path) -> dict[str, str]:
+    """The file's name for each tensor, as an index has them.
+
+    Raises:
+        ModelError: it is no index, or names files elsewhere.
+    """
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index_path} has no weight_map.", "", "Download or save the model again.")
+    # ./name is the same file as name; every other path leads out of the folder.
+    if not all(
+        isinstance(file, str) and PurePosixPath(file).parts == (Path(file).name,) for file in weight_map.values()
+    ):
+        raise ModelError(
+            f"{index_path} names files that are not in the model's folder.", "", "Download or save the model again."
+        )
+    return {name: Path(file).name for name, file in weight_map.items()}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+def _make_index(folder: Path) -> str:
+    """A command that writes the index of the shards in a folder."""
+    where = shlex.quote(str(folder))
+    return (
+        f'cd {where} && python -c "import glob, json, safetensors as s; '
+        "m = {k: f for f in sorted(glob.glob('model-*.safetensors')) for k in s.safe_open(f, 'np').keys()}; "
+        f"json.dump({{'metadata': {{}}, 'weight_map': m}}, open('{_INDEX}', 'w'))\""
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -92,12 +145,39 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: it cannot be read, or is no JSON object.
     """
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        check_content(path, data)
+        value = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read.", f"{error}.", "Download or save the model again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object.", "", "Download or save the model again.")
     return value
+
+
+def read_text(path: Path) -> str:
+    """A text file of a model's folder.
+
+    Raises:
+        ModelError: it cannot be read, or only stands for the file.
+    """
+    try:
+        data = path.read_bytes()
+        check_content(path, data)
+        return data.decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read.", f"{error}.", "Download or save the model again.") from error
+
+
+def check_content(path: Path, start: bytes) -> None:
+    """Look at the first bytes of a file for what stands there instead of it.
+
+    Raises:
+        ModelError: it is a pointer of Git LFS or git-annex, or a web page.
+    """
+    for beginning, what, todo in _INSTEAD:
+        if start.lstrip()[: len(beginning)].lower() == beginning:
+            raise ModelError(f"{path} is {what}, not the file itself.", "", todo.format(folder=path.parent))
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:
@@ -106,10 +186,8 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
             length = int.from_bytes(start, "little")
-            if start.startswith(b"version "):
-                raise ModelError(
-                    f"{file} is a Git LFS pointer, not the weights.", "", "Run git lfs pull in the model's folder."
-                )
+            check_content(file, start + stream.read(56))
+            stream.seek(8)
             header = json.loads(stream.read(length)) if 2 <= length <= min(size - 8, 100_000_000) else None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read.", f"{error}.", "Download the model again.") from error
@@ -144,7 +222,13 @@ def _tensor(file: Path, start: int, entry: dict[str, Any]) -> TensorInfo:
     return tensor
 
 
-def _no_safetensors(folder: Path) -> ModelError:
+def _no_safetensors(folder: Path, shards: list[str]) -> ModelError:
+    if shards:
+        return ModelError(
+            f"{folder} holds {len(shards)} weight files ({_some(shards)}) and no {_INDEX}.",
+            "It says which file holds which tensor.",
+            f"Download it, or make it: {_make_index(folder)}",
+        )
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")) or any(folder.glob("*.pt")):
         return ModelError(
             f"The weights in {folder} are pickles (.bin), not safetensors.",

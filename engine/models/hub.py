@@ -7,14 +7,25 @@ only place that downloads. Layout of the cache: https://huggingface.co/docs/hugg
 from __future__ import annotations
 
 import difflib
+import errno
+import fnmatch
+import json
 import os
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import ModelError, shown_value
 
-# The files that a run reads; a repository may hold the same weights in three formats more.
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.py")
+# The files beside the weights that a run reads, all at the top of a repository, which may hold other formats as well.
+_WANTED = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json", "chat_template*", "LICENSE*", "NOTICE*", "*.py",
+)  # fmt: skip
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_ANSWER_SECONDS = 20.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -71,36 +82,142 @@ def fetch_model(model_id: str) -> Path:
     """The folder of a model, downloaded into the Hugging Face cache where it is not there yet.
 
     Raises:
-        ModelError: it cannot be downloaded: no network, no such model, or no right to it.
+        ModelError: it cannot be downloaded; each cause has its own sentence.
     """
     try:
         return resolve_model(model_id)
     except ModelError:
         if not is_hub_id(model_id):
             raise
-    from huggingface_hub import snapshot_download  # here, because it is slow to import and rarely needed
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, constants, hf_hub_download  # here: slow to import and rarely needed
 
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(
+            f"{model_id} is not on this machine, and HF_HUB_OFFLINE forbids to download it.",
+            _what_is_cached(model_id),
+            "Unset HF_HUB_OFFLINE, or name a model that is already here.",
+        )
     try:
-        return Path(snapshot_download(model_id, allow_patterns=list(_WANTED), cache_dir=hub_cache()))
-    except GatedRepoError as error:
+        info = HfApi(endpoint=constants.ENDPOINT).model_info(model_id, files_metadata=True, timeout=_ANSWER_SECONDS)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+        def fetch(name: str) -> Path:
+            return Path(hf_hub_download(model_id, name, cache_dir=hub_cache(), endpoint=constants.ENDPOINT))
+
+        indexed = list(json.loads(fetch(_INDEX).read_bytes())["weight_map"].values()) if _INDEX in sizes else []
+        names = wanted_files(model_id, list(sizes), indexed)
+        _check_room(model_id, sum(sizes.get(name, 0) for name in names))
+        for name in names:
+            fetch(name)
+        return fetch("config.json").parent  # the last: a snapshot with a config.json is taken for a model
+    except ModelError:
+        raise
+    except Exception as error:  # of the hub's client, of whichever HTTP library it uses, and of a proxy's package
+        raise _download_error(model_id, error) from error
+
+
+def wanted_files(model_id: str, names: Sequence[str], indexed: Sequence[str]) -> list[str]:
+    """The files of a repository that a run reads, without config.json: one set of weights, tokenizer and licence.
+
+    Args:
+        model_id: for messages.
+        names: of all files of the repository.
+        indexed: the weight files that its index names; none where there is no index.
+
+    Raises:
+        ModelError: there is no config.json, or there are no safetensors.
+    """
+    if "config.json" not in names:
         raise ModelError(
-            f"{model_id} is only given to people who accepted its terms.",
+            f"{model_id} on Hugging Face has no config.json.",
+            "It holds GGUF files." if any(name.endswith(".gguf") for name in names) else "",
+            "Choose the version of the model with config.json and safetensors.",
+        )
+    weights = sorted(set(indexed)) or [name for name in names if name == _SINGLE]
+    if not weights:
+        others = sorted({Path(name).suffix for name in names if name.endswith((".bin", ".pth", ".gguf", ".h5"))})
+        raise ModelError(
+            f"{model_id} on Hugging Face has no safetensors.",
+            f"Its weights are there as {', '.join(others)}." if others else "",
+            "Choose a version of the model with safetensors.",
+        )
+    beside = [name for name in names if "/" not in name and any(fnmatch.fnmatch(name, like) for like in _WANTED)]
+    return [name for name in (*beside, *weights) if name != "config.json"]
+
+
+def _check_room(model_id: str, needed: int) -> None:
+    place = hub_cache()
+    while not place.is_dir():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ModelError(
+            f"{model_id} takes {needed:,} bytes, and {free:,} are free where models are kept ({hub_cache()}).",
             "",
-            f"Accept them on https://huggingface.co/{model_id}, then run hf auth login.",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"Hugging Face has no model {model_id}.",
-            _what_is_cached(model_id),
-            "Check the spelling; for a private model run hf auth login first.",
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{model_id} cannot be downloaded: Hugging Face does not answer ({type(error).__name__}).",
-            _what_is_cached(model_id),
-            "Connect the machine, or name a model that is already here.",
-        ) from error
+            "Free some space, or set HF_HUB_CACHE to a folder on another disk.",
+        )
+
+
+def _download_error(model_id: str, error: BaseException) -> ModelError:
+    """Why a download failed, told from the whole chain of errors: a client's wrapper names none of the causes."""
+    chain = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None and deeper not in chain:
+        chain.append(deeper)
+    status = next((code for link in chain if (code := _status(link)) is not None), None)
+    kinds = " ".join(type(link).__name__ for link in chain)
+    said = " ".join(str(link) for link in chain)
+    has_token = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    what, todo = f"{model_id} cannot be downloaded: ", "Try again later, or name a model that is already here."
+    if "GatedRepo" in kinds or status == 403:
+        what = f"{model_id} is only given to people who accepted its terms, or have a right to it ({status or 403})."
+        todo = f"Accept them on https://huggingface.co/{model_id}, then run hf auth login."
+    elif status == 401 and has_token:
+        what += "Hugging Face refuses the token in HF_TOKEN (401)."
+        todo = "Make a new one on https://huggingface.co/settings/tokens, or unset HF_TOKEN for a public model."
+    elif status in (401, 404):
+        what = f"Hugging Face has no model {model_id}, or it is private ({status})."
+        todo = "Check the spelling; for a private model run hf auth login first."
+    elif status == 407:
+        what += "the proxy asks for a name and a password (407)."
+        todo = "Put them into HTTPS_PROXY, as in http://name:password@proxy:3128."
+    elif status == 429:
+        what += "too many requests came from here (429)."
+        todo = "Wait some minutes; with hf auth login more are allowed."
+    elif status is not None:
+        what += f"Hugging Face answers with a fault of its own ({status})."
+    elif "ImportError" in kinds or "ModuleNotFoundError" in kinds:
+        what += f"a package is missing ({_first_line(next(link for link in chain if isinstance(link, ImportError)))})."
+        todo = "Install it (for a SOCKS proxy: pip install socksio), or unset ALL_PROXY and HTTPS_PROXY."
+    elif "SSL" in kinds or "CERTIFICATE" in said or "[SSL" in said:
+        what += "the certificate of Hugging Face, or of a proxy before it, is not trusted here (TLS)."
+        todo = "Set SSL_CERT_FILE to your organisation's certificates, and check this machine's date."
+    elif "Timeout" in kinds:
+        what += "Hugging Face did not answer in time."
+        todo = "Check the connection and a proxy's settings, or name a model that is already here."
+    elif "Connect" in kinds or "gaierror" in kinds or "OfflineMode" in kinds:
+        what += "Hugging Face cannot be reached."
+        todo = "Connect the machine, or name a model that is already here."
+    elif any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
+        what += f"there is no room in {hub_cache()}."
+        todo = "Free some space, or set HF_HUB_CACHE to a folder on another disk."
+    elif any(isinstance(link, PermissionError) for link in chain):
+        what += f"{hub_cache()} cannot be written."
+        todo = "Set HF_HUB_CACHE to a folder that can be."
+    else:
+        what += f"the answer makes no sense ({type(error).__name__}: {_first_line(error)})."
+        todo = "Check HF_ENDPOINT and a proxy's settings; a login page of the network may be in between."
+    return ModelError(what, _what_is_cached(model_id), todo)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error tells of, where it is one of failure."""
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    return code if isinstance(code, int) and code >= 400 else None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return shown_value(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 def hub_cache() -> Path:
@@ -121,6 +238,11 @@ def cached_models() -> list[str]:
     folders = hub_cache().glob("models--*")
     names = [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
     return sorted(name for name in names if _snapshot(name) is not None)
+
+
+def cached_folder(model_id: str) -> Path | None:
+    """The folder of a model in the local cache; None where it is not there, or the text is no id."""
+    return _snapshot(model_id) if is_hub_id(model_id) else None
 
 
 def _snapshot(model_id: str) -> Path | None:

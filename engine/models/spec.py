@@ -21,7 +21,7 @@ from typing import Any
 
 from engine.errors import ModelError, shown_value
 from engine.models.headers import DTYPES, TensorInfo, no_gguf, read_json, read_tensors
-from engine.models.hub import resolve_model
+from engine.models.hub import cached_folder, is_hub_id, resolve_model
 from engine.models.known import causal_lm_types, masked_lm_types
 
 # The same quantity under the names that different families give it in config.json.
@@ -37,6 +37,10 @@ _SYNONYMS = {
 
 # Larger than any size in a model; some files say 1e30 for "no limit" of a tokenizer, never for these.
 _MOST = 2**40
+
+# How quantised weights are stored: whole numbers, with their scales beside them.
+_WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+_SCALES = ("scales", "weight_scale", "weight_scale_inv", "absmax", "weight.absmax", "qzeros", "SCB")
 
 # What old checkpoints carry besides parameters: causal masks and rotary tables.
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
@@ -94,9 +98,11 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
             damaged or missing, or config.json and the files contradict each other.
     """
     folder = resolve_model(path_or_id)
-    config = _read_config(folder)
+    config = _read_config(folder, str(path_or_id))
+    _check_not_quantised(folder, config)
     _check_causal_lm(folder, config, trust_remote_code)
     tensors = read_tensors(folder)
+    _check_not_packed(folder, config, tensors)
     parameters = {name: tensor for name, tensor in tensors.items() if not _is_buffer(name, tensor)}
 
     num_layers = _number(folder, config, "num_layers")
@@ -169,7 +175,7 @@ def fingerprint(spec: ModelSpec) -> str:
     return digest.hexdigest()
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, asked: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         if any(folder.glob("*.gguf")):
@@ -180,12 +186,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 "It is a change to another model's weights.",
                 "Merge it into its base model (peft: merge_and_unload, then save_pretrained) and name that folder.",
             )
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
-        raise ModelError(
-            f"{folder} has no config.json.",
-            f"There is {there}.",
-            "Name a folder as written by save_pretrained(), or a Hugging Face id.",
-        )
+        raise _no_config(folder, asked)
     config = read_json(path)
     if not isinstance(config.get("model_type"), str) or not config["model_type"]:
         raise ModelError(
@@ -217,13 +218,6 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
         )
     if architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
         raise ModelError(f"The model in {folder} ({named}) is not a causal language model.", "", todo)
-    if isinstance(config.get("quantization_config"), dict):
-        method = config["quantization_config"].get("quant_method", "an unnamed method")
-        raise ModelError(
-            f"The weights in {folder} are already quantised ({method}).",
-            "Only float weights can be read.",
-            "Use the model they were made from; --quantization int8 or nf4 saves the memory while it runs.",
-        )
     known = causal_lm_types()
     if known is not None and config["model_type"] not in known:
         brings_code = "AutoModelForCausalLM" in (config.get("auto_map") or {})
@@ -246,6 +240,72 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
             "A record speaks of the next token, which only a causal language model predicts.",
             todo,
         )
+
+
+def _no_config(folder: Path, asked: str) -> ModelError:
+    """A folder without a config.json: the model that may be meant is named."""
+    there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6])
+    cached = cached_folder(asked)
+    if cached is not None:
+        return ModelError(
+            f"The folder {folder} has no config.json.",
+            f"It hides the model {asked} in the Hugging Face cache.",
+            f"Remove or rename the folder, or name the model by its place: {cached}",
+        )
+    if not there and is_hub_id(asked):
+        return ModelError(
+            f"The folder {folder} is empty.",
+            f"It hides the model {asked}, which is looked for on Hugging Face only where no folder has its name.",
+            "Remove or rename the folder.",
+        )
+    models = sorted(
+        {path.parent for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(f"{pattern}/config.json")}
+    )
+    if models:
+        # The last checkpoint, or the snapshot that was downloaded last.
+        best = max(models, key=lambda path: (_last_number(path.name), path.stat().st_mtime))
+        more = f" It holds {len(models)} models." if len(models) > 1 else ""
+        return ModelError(f"{folder} has no config.json.", f"There is {there}.{more}", f"Try {best}.")
+    return ModelError(
+        f"{folder} has no config.json.",
+        f"There is {there or 'nothing'}.",
+        "Name a folder as written by save_pretrained(), or a Hugging Face id.",
+    )
+
+
+def _last_number(name: str) -> int:
+    match = re.search(r"-(\d{1,18})$", name)
+    return int(match[1]) if match else -1
+
+
+def _check_not_quantised(folder: Path, config: dict[str, Any]) -> None:
+    told = config.get("quantization_config")
+    if isinstance(told, dict):
+        raise _quantised(folder, config, str(told.get("quant_method", "an unnamed method")))
+    mlx = config.get("quantization")
+    if isinstance(mlx, dict) and "bits" in mlx:
+        raise _quantised(folder, config, f"MLX, {shown_value(mlx['bits'])} bits")
+
+
+def _check_not_packed(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
+    """Weights as whole numbers beside their scales are quantised, whether config.json says so or not."""
+    for name, tensor in tensors.items():
+        stem, _, last = name.rpartition(".")
+        packed = last in ("weight", "qweight", "weight_packed") and tensor.dtype in _WHOLE and len(tensor.shape) > 1
+        if packed and any(f"{stem}.{scale}" in tensors for scale in _SCALES):
+            how = "MLX's form" if f"{stem}.biases" in tensors else f"{name} is {tensor.dtype}, beside its scales"
+            raise _quantised(folder, config, how)
+
+
+def _quantised(folder: Path, config: dict[str, Any], how: str) -> ModelError:
+    original = config.get("_name_or_path")
+    named = isinstance(original, str) and is_hub_id(original) and original != folder.name
+    return ModelError(
+        f"The weights in {folder} are already quantised ({how}).",
+        "Only float weights can be read.",
+        f"Use the model they were made from{f' ({original})' if named else ''}; --quantization int8 or nf4 saves the "
+        "memory while it runs.",
+    )
 
 
 def _number(folder: Path, config: dict[str, Any], quantity: str, default: int | None = None) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, TokenizerMismatch
-from engine.models.headers import read_json
+from engine.models.headers import read_json, read_text
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SHOWN_TOKENS = 3
@@ -258,11 +258,11 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[str], list[str], dict[st
         return vocabulary, merges, [token["content"] for token in tokenizer.get("added_tokens") or []], wished
     if (folder / "vocab.json").is_file():
         merges_file = folder / "merges.txt"
-        lines = merges_file.read_text("utf-8").splitlines() if merges_file.is_file() else []
+        lines = read_text(merges_file).splitlines() if merges_file.is_file() else []
         merges = [line for line in lines if line and not line.startswith("#version")]
         return read_json(folder / "vocab.json"), merges, [], wished
     if (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text("utf-8").splitlines()
+        lines = read_text(folder / "vocab.txt").splitlines()
         return {token: number for number, token in enumerate(lines)}, [], [], wished
     pieces = sorted(file.name for pattern in ("*.model", "*.tiktoken") for file in folder.glob(pattern))
     if pieces:
@@ -292,7 +292,7 @@ def _special_id(ids: dict[str, int], settings: dict[str, Any], config: dict[str,
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text("utf-8")
+        return read_text(folder / "chat_template.jinja")
     template = settings.get("chat_template") or _optional_json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):  # several named ones
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
