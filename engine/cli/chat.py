@@ -1,0 +1,123 @@
+"""``tiny-distill-chat``: try a student, beside its teacher if wanted."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from engine.cli.distill import guarded
+from engine.cli.export import student_folder
+from engine.errors import FolderError, Problem, SettingsError
+from engine.models.headers import read_json
+from engine.models.hub import resolve_model
+from engine.talk.conversation import Conversation
+from engine.version import __version__
+
+PROGRAM = "tiny-distill-chat"
+LEAVE = ("/quit", "/exit", "/q")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of ``tiny-distill-chat``."""
+    return guarded(sys.argv[1:] if words is None else words, _main)
+
+
+def _main(words: Sequence[str]) -> int:
+    typed = _parse(words)
+    path = Path(typed.folder)
+    sides = {"student": _conversation(student_folder(path), typed)}
+    if typed.beside == "teacher":
+        sides["teacher"] = _conversation(_teacher(path), typed)
+    with contextlib.ExitStack() as stack:
+        for side in sides.values():
+            stack.enter_context(side)
+        if typed.prompt is not None:
+            _answer(sides, typed.prompt)
+            return 0
+        return _talk(sides)
+
+
+def _talk(sides: dict[str, Conversation]) -> int:
+    sys.stderr.write("Type a question and press Enter. An empty line or /quit leaves.\n")
+    for line in _lines():
+        if not line.strip() or line.strip() in LEAVE:
+            break
+        _answer(sides, line.strip())
+    return 0
+
+
+def _lines() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def _answer(sides: dict[str, Conversation], words: str) -> None:
+    """Print each side's answer as it comes; only one model is in memory at a time."""
+    for name, side in sides.items():
+        if len(sides) > 1:
+            print(f"{name}: ", end="", flush=True)
+        for piece in side.ask(words):
+            print(piece, end="", flush=True)
+        print(flush=True)
+        if len(sides) > 1:
+            side.close()
+
+
+def _conversation(folder: Path, typed: argparse.Namespace, trust_remote_code: bool = False) -> Conversation:
+    return Conversation(
+        folder,
+        trust_remote_code=trust_remote_code or typed.trust_remote_code,
+        max_tokens=typed.max_tokens,
+        temperature=typed.temperature,
+        seed=typed.seed,
+    )
+
+
+def _teacher(path: Path) -> Path:
+    """The folder of a run's teacher.
+
+    Raises:
+        FolderError: the folder is no run's, or the run does not say which teacher it had.
+    """
+    run = next((folder for folder in (path, path.parent) if (folder / "run.json").is_file()), None)
+    settings = read_json(run / "run.json").get("settings") if run is not None else None
+    teacher = settings.get("teacher") if isinstance(settings, dict) else None
+    if not teacher:
+        raise FolderError(
+            f"{path} does not say which teacher its student had.", "Only a run's folder does.", "Name the run's folder."
+        )
+    return resolve_model(teacher)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Talk to a student, beside its teacher if wanted.")
+    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, or a model's folder")
+    parser.add_argument("--beside", choices=("teacher",), help="Show the teacher's answer below the student's")
+    parser.add_argument("--prompt", metavar="TEXT", help="Answer this once on standard output, and end")
+    parser.add_argument("--max_tokens", type=int, default=256, metavar="N", help="Most tokens of an answer")
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, metavar="T", help="0 takes the likeliest token always"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the draws; the same seed answers alike")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Run Python code that comes with the model")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks")
+    typed = parser.parse_args(list(words))
+    problems = []
+    if typed.max_tokens < 1:
+        problems.append(Problem("max_tokens", typed.max_tokens, "expected a whole number from 1 up"))
+    if not 0 <= typed.temperature <= 10:
+        problems.append(Problem("temperature", typed.temperature, "expected a number from 0 to 10"))
+    if problems:
+        raise SettingsError(problems, "")
+    return typed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

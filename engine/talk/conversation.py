@@ -1,0 +1,122 @@
+"""A conversation with a model in a process of its own. No torch here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from engine import safe_child
+from engine.errors import ModelError
+
+
+class Conversation:
+    """Asks one model; remembers what was said.
+
+    Args:
+        folder: the model's folder.
+        trust_remote_code: run code that comes with the model.
+        max_tokens: most tokens of an answer.
+        temperature: 0 takes the likeliest token each time.
+        seed: of the draws.
+
+    Attributes:
+        messages: the turns so far.
+        tokens_per_second: of the last answer; None before the first.
+        has_template: the model was made for conversations.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        trust_remote_code: bool = False,
+        max_tokens: int = 256,
+        temperature: float = 0.7,
+        seed: int = 0,
+    ) -> None:
+        self.folder = folder
+        self.messages: list[dict[str, str]] = []
+        self.tokens_per_second: float | None = None
+        self.has_template = True
+        self._request = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        self._trust = ["--trust_remote_code"] if trust_remote_code else []
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Conversation:
+        """Nothing is loaded before the first question."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the model's process."""
+        self.close()
+
+    def ask(self, words: str) -> Iterator[str]:
+        """The answer, piece by piece.
+
+        Raises:
+            ModelError: the model cannot be loaded, or its process ended.
+        """
+        process = self._process or self._start()
+        self.messages.append({"role": "user", "content": words})
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps({"messages": self.messages, **self._request}, ensure_ascii=False) + "\n")
+            process.stdin.flush()
+        except OSError:
+            raise self._ended() from None
+        answer = ""
+        while True:
+            piece = self._read(process)
+            if "text" in piece:
+                answer += piece["text"]
+                yield piece["text"]
+            else:
+                self.tokens_per_second = piece["tokens"] / piece["seconds"] if piece["seconds"] else None
+                break
+        self.messages.append({"role": "assistant", "content": answer})
+
+    def close(self) -> None:
+        """End the model's process; the next question starts it again, and the conversation is remembered."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._process = subprocess.Popen(
+            safe_child.command("engine.talk.speaker", str(self.folder), *self._trust),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=safe_child.environment(),
+        )
+        self.has_template = bool(self._read(self._process).get("has_template"))
+        return self._process
+
+    def _read(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise self._ended()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _ended(self) -> ModelError:
+        assert self._process is not None
+        _, errors = self._process.communicate()
+        self._process = None
+        last = errors.strip().splitlines()[-1:] or ["It gave no reason."]
+        return ModelError(
+            f"The model in {self.folder} did not answer.",
+            last[0],
+            "If memory is short, close other programs; else check the folder with AutoModelForCausalLM.",
+        )

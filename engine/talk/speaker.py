@@ -1,0 +1,128 @@
+"""The process that holds a model and answers: ``python -m engine.talk.speaker FOLDER``.
+
+It reads one request a line on standard input, and writes one JSON object a line: pieces of the answer as they come,
+then its end. A process of its own keeps torch out of the program that the person types into, and two models out of one
+memory.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+from transformers.utils import logging as transformers_logging
+
+
+class Speaker:
+    """A model that answers.
+
+    Args:
+        folder: the model's folder.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        ).eval()
+        self.has_template = self.tokenizer.chat_template is not None
+
+    def prompt(self, messages: list[dict[str, str]]) -> str:
+        """The text that the model goes on with: through its chat template, or the last turn's words as they are."""
+        if not self.has_template:
+            return messages[-1]["content"]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        return text
+
+    def answer(
+        self, messages: list[dict[str, str]], *, max_tokens: int, temperature: float, seed: int
+    ) -> Iterator[dict[str, Any]]:
+        """Pieces of an answer, ``{"text": …}``, and its end: ``{"tokens": …, "seconds": …, "whole": …}``.
+
+        Args:
+            messages: the conversation so far; the last turn is the person's.
+            max_tokens: most tokens of the answer.
+            temperature: 0 takes the likeliest token each time.
+            seed: of the draws.
+        """
+        encoded = self.tokenizer(self.prompt(messages), return_tensors="pt", add_special_tokens=not self.has_template)
+        room = self._positions() - max_tokens
+        ids = encoded.input_ids[:, -max(1, room) :]
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        torch.manual_seed(seed)
+        began = time.monotonic()
+        drawn = {"do_sample": True, "temperature": temperature} if temperature > 0 else {
+            "do_sample": False, "temperature": None, "top_p": None, "top_k": None}  # fmt: skip
+        made: list[torch.Tensor] = []
+
+        def generate() -> None:
+            try:
+                made.append(
+                    self.model.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        max_new_tokens=max_tokens,
+                        streamer=streamer,
+                        pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
+                        **drawn,
+                    )
+                )
+            finally:
+                streamer.end()
+
+        thread = threading.Thread(target=generate, daemon=True)
+        thread.start()
+        for piece in streamer:
+            if piece:
+                yield {"text": piece}
+        thread.join()
+        tokens = int(made[0].shape[1] - ids.shape[1]) if made else 0
+        yield {"tokens": tokens, "seconds": time.monotonic() - began, "whole": tokens < max_tokens}
+
+    def _positions(self) -> int:
+        found = getattr(self.model.config, "max_position_embeddings", None) or 2048
+        return int(found)
+
+
+def serve(speaker: Speaker, requests: TextIO, out: TextIO) -> None:
+    """Answer request after request until the input ends."""
+
+    def write(value: dict[str, Any]) -> None:
+        out.write(json.dumps(value, ensure_ascii=False) + "\n")
+        out.flush()
+
+    write({"ready": True, "has_template": speaker.has_template})
+    for line in requests:
+        request = json.loads(line)
+        for piece in speaker.answer(
+            request["messages"],
+            max_tokens=request["max_tokens"],
+            temperature=request["temperature"],
+            seed=request["seed"],
+        ):
+            write(piece)
+
+
+def main() -> int:
+    """Serve the model that is named on the command line."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    serve(Speaker(Path(sys.argv[1]), trust_remote_code="--trust_remote_code" in sys.argv[2:]), sys.stdin, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

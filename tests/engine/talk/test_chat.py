@@ -1,0 +1,88 @@
+"""Talking to a model in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.cli import chat as command
+from engine.errors import ModelError
+from engine.talk.conversation import Conversation
+from tests.tiny import tiny_model
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    folder = tmp_path / "run" / "student"
+    shutil.copytree(tiny_model("llama"), folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def test_answers_are_the_models_and_the_conversation_is_remembered(student: Path) -> None:
+    with Conversation(student, max_tokens=6, temperature=0.0) as talk:
+        first = "".join(talk.ask("Who learns?"))
+        talk.close()  # the process is another one, the conversation the same
+        second = "".join(talk.ask("And then?"))
+        assert [turn["role"] for turn in talk.messages] == ["user", "assistant", "user", "assistant"]
+        assert talk.tokens_per_second is not None
+        assert talk.has_template
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student).eval(), AutoTokenizer.from_pretrained(student)
+    for words, turns in ((first, talk.messages[:1]), (second, talk.messages[:3])):
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        assert tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True) == words
+
+
+def test_model_that_cannot_be_loaded_is_told(student: Path) -> None:
+    (student / "config.json").write_text("{")
+    with Conversation(student) as talk, pytest.raises(ModelError, match="did not answer"):
+        "".join(talk.ask("Who?"))
+
+
+@pytest.mark.slow
+def test_command_answers_once_on_standard_output(student: Path, capfd: Any) -> None:
+    words = [str(student.parent), "--prompt", "Who learns?", "--max_tokens", "6", "--temperature", "0"]
+    assert command.main(words) == 0
+    once = capfd.readouterr().out
+    assert command.main(words) == 0
+    assert capfd.readouterr().out == once
+    assert once.endswith("\n")
+
+
+@pytest.mark.slow
+def test_teacher_answers_below_the_student(student: Path, capfd: Any) -> None:
+    settings = {"settings": {"teacher": str(tiny_model("llama", seed=3))}}
+    (student.parent / "run.json").write_text(json.dumps(settings))
+    words = [str(student.parent), "--beside", "teacher", "--prompt", "Who?", "--max_tokens", "4"]
+    assert command.main(words) == 0
+    lines = capfd.readouterr().out
+    assert lines.index("student: ") < lines.index("teacher: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_tokens", "0"], "expected a whole number from 1 up"),
+        (["--temperature", "-1"], "expected a number from 0 to 10"),
+        (["--beside", "teacher"], "does not say which teacher"),
+    ],
+)
+def test_bad_requests_are_told_before_a_model_is_loaded(
+    student: Path, words: list[str], said: str, capsys: Any
+) -> None:
+    assert command.main([str(student), *words]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
