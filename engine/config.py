@@ -88,6 +88,9 @@ class RunConfig(BaseModel):
         None, "The field or column that holds the text; found by looking when not set", group="data"
     )
     data_split: Text = setting("train", "The split of a data set, on the Hugging Face hub or in a folder", group="data")
+    allow_losses: bool = setting(
+        False, "Go on though more than half of the documents cannot be used", group="data", may_change=True
+    )
     samples: int | None = setting(
         None, "Rows of text to train on, at most; all of them when not set", group="data", unit="rows", ge=1, le=MOST
     )

@@ -16,6 +16,8 @@ from typing import Any
 
 from engine import profiles, supervisor
 from engine.config import SETTINGS, RunConfig
+from engine.data.left_out import ASKS_FOR_LOSSES
+from engine.data.survey import Survey
 from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyDistillError
 from engine.events import Event, read_events
 from engine.last_word import LastWord
@@ -23,8 +25,11 @@ from engine.models.hub import fetch_model
 from engine.planner import Plan, plan
 from engine.planner.measure import machine_rates
 from engine.planner.models import FROM_TEACHER
+from engine.planner.text import look
 from engine.request import check_request, with_absolute_paths
 from engine.run import Run
+
+_ALL_WAS_READ = 0.995
 
 
 def config_from(values: dict[str, Any]) -> RunConfig:
@@ -53,6 +58,7 @@ def new_run(config: RunConfig) -> Run:
         if model is not None and model != FROM_TEACHER:
             fetch_model(model)  # a folder or a model that is in the local cache costs no connection
     planned = checked_plan(config)
+    check_losses(planned.settings)
     output = planned.settings.output_dir
     assert output is not None, "the planner resolves every setting"
     return Run.create(output, config, planned)
@@ -69,6 +75,28 @@ def checked_plan(config: RunConfig, *, strict: bool = True) -> Plan:
     check_request(settings)
     rates = machine_rates(measure=True, device=settings.device or "cpu", threads=settings.threads)
     return plan(config, machine=rates, strict=strict)
+
+
+def look_at_text(settings: RunConfig) -> Survey | None:
+    """What a quick look at the text shows, for what is left out of it; None where it is not in files.
+
+    Raises:
+        DataError: there is no text, or none that can be used.
+    """
+    found = look(settings.data, settings) if settings.data is not None else None
+    return found if found is not None and found.files else None
+
+
+def check_losses(settings: RunConfig) -> None:
+    """Refuse a run that would leave out more than half of its text. Of text that was not read whole the run finds it.
+
+    Raises:
+        MostlyLeftOut: and --allow_losses was not given.
+    """
+    found = look_at_text(settings)
+    lost = found.left_out if found is not None else None
+    if lost is not None and lost.is_most and lost.share_looked_at > _ALL_WAS_READ and not settings.allow_losses:
+        raise lost.error()
 
 
 def resume_run(config: RunConfig) -> Run:
@@ -130,6 +158,12 @@ def ended(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyDis
     if code == RequestError.exit_code and run.result("prepare") is None:
         run.discard()
     return error
+
+
+def asks_for_losses(run: Run) -> bool:
+    """Whether a run ended because more than half of its text would have been left out."""
+    codes = [event.get("code") for event in read_events(run.events_path) if event["kind"] in ("log", "run_resumed")]
+    return run.result("prepare") is None and codes[-1:] == [ASKS_FOR_LOSSES]
 
 
 def failure(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyDistillError:

@@ -81,7 +81,7 @@ def build(run: Run) -> dict[str, Any]:
         "cache": teacher["cache"],
         "phases": phases,
         "samples": student["samples"],
-        "data": prepare.get("data", {}),
+        "data": _data(prepare.get("data", {})),
         "quantization_cost": teacher.get("quantization_cost"),
         "config": run.info["settings"],
         "choices": run.info["choices"],
@@ -113,6 +113,13 @@ def speed_in_words(phase: dict[str, Any], unit: str) -> str:
 def compute_unit(report: dict[str, Any]) -> str:
     """What the phases computed on, in a word."""
     return "GPU" if str((report.get("config") or {}).get("device")).startswith("cuda") else "processor"
+
+
+def _data(prepared: dict[str, Any]) -> dict[str, Any]:
+    """What was read, and what was left out of it."""
+    data = {key: value for key, value in prepared.items() if key not in ("skipped", "left_out", "read_as")}
+    told = " ".join(filter(None, (prepared.get("left_out", ""), *prepared.get("read_as", ()))))
+    return {**data, "left_out": prepared.get("skipped", {}), "told": told}
 
 
 def gap_closed(result: dict[str, Any]) -> float | None:
@@ -187,6 +194,7 @@ def in_words(report: dict[str, Any], name: str) -> str:
         f"Records: {report['cache']['tokens']:,} tokens in {format_bytes(report['cache']['bytes'])}, "
         f"{report['cache']['bytes_per_token']:.1f} bytes a token, {report['cache']['shards']} shards.",
         "",
+        *([f"Of the text: {report['data']['told']}", ""] if report["data"].get("told") else []),
         "## Samples",
         "",
     ]

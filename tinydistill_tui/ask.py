@@ -10,6 +10,7 @@ from typing import Any
 
 from engine import launch
 from engine.config import SETTINGS, RunConfig, check_value
+from engine.data.left_out import MostlyLeftOut
 from engine.errors import Stopped
 from engine.format import format_bytes
 from engine.planner.summary import summary
@@ -45,6 +46,10 @@ def ask(
     if not config.dry_run:
         for line in _plan_lines(config):
             write(line)
+        if _leaves_out_most(config):
+            if _line(read, "Go on without what is left out? [y/N] ").lower() not in ("y", "yes"):
+                raise Stopped("Nothing was started.", "", "The same command asks again.")
+            config = config.with_values({"allow_losses": True})
         while (word := _line(read, "Start? [Y/n] ").lower()) not in (*_YES, *_NO):
             write(f"{word}: expected yes or no.")
         if word in _NO:
@@ -64,7 +69,18 @@ def _plan_lines(config: RunConfig) -> list[str]:
     peak = max((figures.peak_bytes for figures in planned.predicted.values()), default=0)
     if peak and budget:
         lines.append(f"It takes up to {format_bytes(peak)} of memory; {format_bytes(budget)} are allowed.")
+    found = launch.look_at_text(planned.settings)
+    if found is not None:
+        lines += filter(None, (found.left_out.sentences() if found.left_out is not None else "", *found.notes))
     return lines
+
+
+def _leaves_out_most(config: RunConfig) -> bool:
+    try:
+        launch.check_losses(config)
+    except MostlyLeftOut:
+        return True
+    return False
 
 
 def _answer(name: str, read: Callable[[str], str], write: Callable[[str], object]) -> str:

@@ -28,17 +28,22 @@ def what_there_is(found: Survey) -> str:
 
 
 def what_is_special(found: Survey) -> str:
-    """The field, conversations and what is passed over, in a line; empty when there is nothing to say."""
+    """The field, conversations and how much was looked at, in a line; empty when there is nothing to say."""
     parts = []
     if found.text_field:
         parts.append(f"field {found.text_field}")
     if found.has_messages:
         parts.append("conversations: trained on the answers only")
-    if found.skipped:
-        parts.append("passed over: " + ", ".join(f"{count:,} {reason}" for reason, count in found.skipped.items()))
     if 0 < found.sampled < 0.995:
         parts.append(f"counted on {format_percent(found.sampled)} of the text")
     return " · ".join(parts)
+
+
+def what_is_left_out(found: Survey) -> tuple[str, bool]:
+    """What is left out or read in another way than its name promises, and whether it is much; empty when nothing is."""
+    lost = found.left_out
+    told = [lost.sentences() if lost is not None else "", *found.notes]
+    return " ".join(filter(None, told)), lost is not None and lost.is_much
 
 
 def preview_text(document: Document, note: str = "") -> Content:

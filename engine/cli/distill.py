@@ -22,6 +22,7 @@ from engine import launch, places, supervisor
 from engine.cli import arguments, streams
 from engine.cli.progress import BarView, JsonView, LineView, View, follow, wants_lines
 from engine.config import RunConfig
+from engine.data.left_out import MostlyLeftOut
 from engine.errors import Stopped, TinyDistillError
 from engine.events import Event, Tail
 from engine.last_word import LastWord
@@ -94,7 +95,12 @@ def _run_headless(config: RunConfig, front_end: arguments.FrontEnd) -> int:
         from engine.cli.plan_table import show_plan
 
         return show_plan(config)
-    run = launch.resume_run(config) if config.resume else launch.new_run(config)
+    try:
+        run = launch.resume_run(config) if config.resume else launch.new_run(config)
+    except MostlyLeftOut as error:
+        if not _goes_on(error, config):
+            raise
+        return run_headless(config.with_values({"allow_losses": True}), front_end)
     if config.resume and launch.is_finished(run):
         return _already_finished(run, config)
     return watch_run(run, config, front_end)
@@ -119,7 +125,20 @@ def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int
     if code == Stopped.exit_code:
         _tell(f"Stopped; everything so far is kept. Go on: {supervisor.resume_command(run)}\n")
         return code
+    error = launch.failure(run, code, said)
+    if launch.asks_for_losses(run) and _goes_on(error, config):
+        run.change({"allow_losses": True})
+        return watch_run(run, config, front_end)
     raise launch.ended(run, code, said)
+
+
+def _goes_on(error: TinyDistillError, config: RunConfig) -> bool:
+    """Ask whether to go on without most of the text, where a person is there to answer."""
+    if config.json_events or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write(f"{error.what} {error.why}\nGo on without what is left out? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def attach(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 from rich.console import Console
 from rich.table import Table
 
 from engine import launch
 from engine.config import RunConfig
+from engine.data import left_out
+from engine.data.survey import Survey
 from engine.format import format_bytes, format_duration
 from engine.planner import Plan
 from engine.planner.summary import summary
@@ -21,16 +24,34 @@ def show_plan(config: RunConfig) -> int:
 
     Raises:
         RequestError: the run could not be started, and would say the same.
-        DoesNotFit: after the plan was printed.
+        MostlyLeftOut, DoesNotFit: after the plan was printed.
     """
     planned = launch.checked_plan(config, strict=False)
+    found = launch.look_at_text(planned.settings)
     if config.json_events:
         sys.stdout.write(json.dumps({"kind": "plan", **plan_fields(planned)}, ensure_ascii=False) + "\n")
     else:
         print_plan(planned)
+    if found is not None:
+        _tell(found, as_json=config.json_events)
+    launch.check_losses(planned.settings)
     if planned.misfit is not None:
         raise planned.misfit
     return 0
+
+
+def _tell(found: Survey, *, as_json: bool) -> None:
+    """What is left out of the text, and what is read in another way than its name promises."""
+    lost = found.left_out
+    told = [("warning", note, "read-as") for note in found.notes]
+    if lost is not None and lost.sentences():
+        told.insert(0, ("warning" if lost.is_much else "info", lost.sentences(), left_out.CODE))
+    for level, message, code in told:
+        if as_json:
+            event = {"time": round(time.time(), 3), "kind": "log", "level": level, "message": message, "code": code}
+            print(json.dumps(event, ensure_ascii=False))
+        else:
+            print(f"warning: {message}" if level == "warning" else message)
 
 
 def print_plan(planned: Plan) -> None:

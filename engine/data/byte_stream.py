@@ -80,8 +80,10 @@ class ByteStream:
             while block := self._file.read(_BLOCK_BYTES):
                 yield block
             return
+        damaged = sum(self._tally.unread.values())
         try:
             yield from unpacked(self._file, self.packing, self._size, self._tally)
+            self.is_unreadable = sum(self._tally.unread.values()) > damaged
         except CannotUnpack as error:
             self.is_unreadable = True
             self._tally.skip_file(str(error), self._size)

@@ -38,6 +38,7 @@ def read_tsv(path: Path, tally: Tally) -> Iterator[dict[str, str]]:
 def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, str]]:
     # The csv module has one limit for the whole process, 128 KiB unless it is raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
+    begun_at = tally.bytes_read
     with ByteStream(path, tally) as stream:
         lines = _Lines(whole_lines(stream, tally, MAX_RECORD_BYTES), tally)
         header: list[str] = []
@@ -56,7 +57,8 @@ def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, st
                 tally.skip("CSV row with broken quotes")
                 lost_quotes += lines.ran_out
                 if lost_quotes > _MOST_LOST_QUOTES:
-                    tally.skip("rest of a CSV file whose quotes are broken")
+                    left_bytes = path.stat().st_size - (tally.bytes_read - begun_at)
+                    tally.skip_file("rest of a CSV file whose quotes are broken", max(0, left_bytes))
                     return
                 lines.back_to_second()
                 continue

@@ -119,7 +119,7 @@ def _look_at(
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         tally.pass_over("pipe, socket or device")
     elif is_archive(suffix):
-        tally.skip_file(f"{suffix} archive (unpack it first)", status.st_size, where=shown(path.relative_to(root)))
+        tally.skip_archive(f"{suffix} archive (unpack it first)", status.st_size, where=shown(path.relative_to(root)))
     elif not is_readable(suffix, suffixes):
         tally.pass_over(f"{shown(suffix)} file" if suffix else "file without a suffix")
     elif (status.st_dev, status.st_ino) in seen:

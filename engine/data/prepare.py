@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.data import left_out
 from engine.data.checks import check_models
 from engine.data.document import Document
 from engine.data.fields import PREFERENCE
 from engine.data.holdout import smallest_fraction
+from engine.data.left_out import LeftOut
 from engine.data.packing import PackedRow, Packer, TokenisedDocument
 from engine.data.sources import TextSource
 from engine.data.split import FINE, USUAL, Cutting, pieces, stretches
-from engine.data.tally import in_words
+from engine.data.tally import in_words, notes_in_words
 from engine.data.tokenise import WEIGHT_0
 from engine.data.tokens import Split, TokenFile, TokenFileWriter
 from engine.errors import DataError
@@ -49,6 +51,9 @@ _PROGRESS_SECONDS = 0.5
 AS_ASKED = frozenset({WEIGHT_0, PREFERENCE})
 """What the data themselves ask for, and no surprise."""
 
+READ_AS = "read-as"
+"""Code of the event that says what was read in another way than its name promises."""
+
 QUESTION_TOO_LONG = "conversation whose question alone fills a row"
 NOTHING_TO_LEARN = "row without a token to learn"
 NO_ROW = "text with a token that has no row in both embeddings"
@@ -61,6 +66,8 @@ class PrepareResult:
     Attributes:
         documents, holdout_documents: stretches of text that were tokenised for each side.
         skipped: what was left out, reason to count.
+        left_out: the same in words, with how much it is; empty where nothing was.
+        read_as: what was read in another way than its name promises, a sentence each.
         noted: what of the conversations that are used was changed or is not learned, reason to count.
         conversations: how many of the documents are conversations.
         cut: how many of these were longer than a row; labels behind its end are lost.
@@ -82,6 +89,8 @@ class PrepareResult:
     documents: int
     holdout_documents: int
     skipped: dict[str, int]
+    left_out: str
+    read_as: list[str]
     noted: dict[str, int]
     conversations: int
     cut: int
@@ -109,6 +118,7 @@ def prepare(
     events: EventWriter,
     control: PhaseControl,
     trust_remote_code: bool = False,
+    allow_losses: bool = False,
 ) -> PrepareResult:
     """Make the token file.
 
@@ -125,9 +135,11 @@ def prepare(
         events: told how far it is.
         control: asked between two batches whether to stop.
         trust_remote_code: whether a tokenizer may bring code.
+        allow_losses: whether more than half of the documents may be left out.
 
     Raises:
         DataError: there is no usable text, or too little to hold anything out.
+        MostlyLeftOut: more than half of it would be left out, and nobody has allowed that.
         TokenizerMismatch, ModelError, SettingsError: the models cannot be used like this.
         DiskFull: no room; nothing is left behind.
         Stopped: the person stopped it; nothing is left behind.
@@ -168,6 +180,10 @@ def prepare(
         ) as writer:
             work.run(source, fraction, cutting, writer)
             if work.rows["train"] and work.rows["holdout"]:
+                lost = work.left_out(source)
+                if lost.is_most and not allow_losses:
+                    events.log("info", "More than half of the text would not be used.", left_out.ASKS_FOR_LOSSES)
+                    raise lost.error()
                 writer.commit()
                 break
         if cutting is FINE or cutting is None or work.rows["train"] + work.rows["holdout"] == 0:
@@ -186,6 +202,8 @@ def prepare(
             documents=work.documents["train"],
             holdout_documents=work.documents["holdout"],
             skipped=skipped,
+            left_out=lost.sentences(),
+            read_as=notes_in_words(source.tally.notes),
             noted=dict(work.tokeniser.noted),
             conversations=work.conversations[0],
             cut=work.conversations[1],
@@ -199,7 +217,7 @@ def prepare(
             holdout_fraction=fraction,
             seconds=time.monotonic() - began,
         )
-    _tell(result, holdout, samples, vocabulary, events)
+    _tell(result, lost, holdout, samples, vocabulary, events)
     return result
 
 
@@ -232,6 +250,7 @@ class _Preparation:
         self.rows: dict[Split, int] = {"train": 0, "holdout": 0}
         self.documents: dict[Split, int] = {"train": 0, "holdout": 0}
         self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}  # a conversation for each reason for which one was left out
         self.has_messages = False
         self._packers: dict[Split, Packer] = {
             split: Packer(sequence_length, eos_id=vocabulary.eos_id, packing=packing, bos_id=tokeniser.bos_id)
@@ -264,6 +283,22 @@ class _Preparation:
         writer.keep("end_ids", " ".join(map(str, sorted(self.tokeniser.end_ids))))
         self._progress(source, at_end=True)
 
+    def left_out(self, source: TextSource) -> LeftOut:
+        """What was left out of what was read."""
+        refused = Counter(self.tokeniser.skipped)
+        for reason in (NO_ROW, QUESTION_TOO_LONG):
+            if self.skipped[reason]:
+                refused[reason] = self.skipped[reason]
+        return left_out.left_out(
+            source.tally,
+            files=len(source.files),
+            total_bytes=source.total_bytes,
+            conversations=self.has_messages,
+            refused=refused,
+            examples=self.examples,
+            rows={NOTHING_TO_LEARN: self.skipped[NOTHING_TO_LEARN]} if self.skipped[NOTHING_TO_LEARN] else None,
+        )
+
     def _batches(
         self, source: TextSource, fraction: float, cutting: Cutting | None
     ) -> Iterator[list[tuple[Split, str | Document]]]:
@@ -290,9 +325,14 @@ class _Preparation:
                 yield split, next(plain)
             else:
                 self.has_messages = True
+                before = dict(self.tokeniser.skipped)
                 conversation = self.tokeniser.conversation(item.messages or (), item.fields, item.notes)
                 if conversation is not None:
                     yield split, conversation
+                    continue
+                for reason, count in self.tokeniser.skipped.items():
+                    if count > before.get(reason, 0):
+                        self.examples.setdefault(reason, item.name)
 
     def _write(self, split: Split, rows: Iterator[PackedRow], writer: TokenFileWriter) -> None:
         for row in rows:
@@ -379,28 +419,27 @@ def _enough_for_one(
 
 
 def _too_little(source: TextSource, work: _Preparation) -> DataError:
-    counts = {**source.skipped, **work.skipped, **work.tokeniser.skipped}
-    left_out = ""
-    if work.has_messages and counts:
-        # Records that were no conversations did not come as far as the tokeniser.
-        left, tried = sum(work.tokeniser.skipped.values()), work.tokeniser.num_conversations
-        unread = sum(source.skipped.values())
-        left_out = f"{left + unread:,} of {tried + unread:,} left out: {in_words(counts)}."
+    lost = work.left_out(source).sentences()
     if work.has_messages and not sum(work.rows.values()):
         return DataError(
             f"No conversation of {source.data} can be trained on.",
-            left_out,
+            lost,
             "Use data with answers of the assistant in the form of the model's chat template.",
         )
     return DataError(
         f"There is too little text in {source.data}: nothing of it could be both trained on and held out.",
-        f"The student is measured with documents that it has not seen. {left_out}".strip(),
+        f"The student is measured with documents that it has not seen. {lost}".strip(),
         "Give more text, or another --holdout.",
     )
 
 
 def _tell(
-    result: PrepareResult, holdout: float, samples: int | None, vocabulary: Vocabulary, events: EventWriter
+    result: PrepareResult,
+    lost: LeftOut,
+    holdout: float,
+    samples: int | None,
+    vocabulary: Vocabulary,
+    events: EventWriter,
 ) -> None:
     events.log(
         "info",
@@ -409,8 +448,10 @@ def _tell(
     )
     for note in vocabulary.notes:
         events.log("warning", note, "untaught-ids")
-    if result.skipped:
-        events.log("info", f"Left out: {in_words(result.skipped)}.", "skipped")
+    if result.left_out:
+        events.log("warning" if lost.is_much else "info", result.left_out, left_out.CODE)
+    for note in result.read_as:
+        events.log("warning", note, READ_AS)
     if result.noted:
         level = "info" if set(result.noted) <= AS_ASKED else "warning"
         events.log(level, f"Of the conversations: {in_words(result.noted)}.", "conversations-noted")

@@ -219,9 +219,9 @@ def _is_binary(head: bytes) -> bool:
 def _decoded_line(raw: bytes, tally: Tally) -> str:
     """A line of text, or nothing where it cannot be read: the rest of the file is still good."""
     if b"\0" in raw:
-        tally.skip("line with NUL bytes")
+        tally.pass_over("line with NUL bytes")
         return ""
     if not is_utf8(raw):
-        tally.skip(_NO_UTF8)
+        tally.pass_over(_NO_UTF8)
         return ""
     return raw.decode().replace("\r\n", "\n").replace("\r", "\n")

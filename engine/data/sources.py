@@ -103,6 +103,16 @@ class TextSource:
         return dict(self._tally.skipped)
 
     @property
+    def found(self) -> Tally:
+        """What was passed over while looking for files."""
+        return self._found
+
+    @property
+    def tally(self) -> Tally:
+        """All counts of the reading so far."""
+        return self._tally
+
+    @property
     def notes(self) -> dict[str, Note]:
         """What was read so far in another way than its name promises."""
         return dict(self._tally.notes)
@@ -181,11 +191,16 @@ class TextSource:
             records = (
                 read_json(file.path, tally, self._split) if suffix == ".json" else READERS[suffix](file.path, tally)
             )
-            yield from self._documents_of(file.name, records, tally, unclear)
+            yield from self._documents_of(file.name, records, tally, unclear, file.size_bytes)
         tally.bytes_read = behind
 
     def _documents_of(
-        self, name: str, records: Iterable[Record], tally: Tally, unclear: list[tuple[str, Unclear]]
+        self,
+        name: str,
+        records: Iterable[Record],
+        tally: Tally,
+        unclear: list[tuple[str, Unclear]],
+        size_bytes: int = 0,
     ) -> Iterator[Document]:
         """The documents of one stream of records, all of them read from the same field."""
         stream = iter(records)
@@ -194,7 +209,8 @@ class TextSource:
         form = choose_form(rows, self._text_field) if rows else None
         if isinstance(form, Unclear):
             unclear.append((name, form))
-            tally.pass_over(_UNCLEAR.get(form.why) or f"file without the field {self._text_field!r}")
+            reason = _UNCLEAR.get(form.why) or f"file without the field {self._text_field!r}"
+            tally.skip_file(reason, size_bytes, where=name)
             form = None
         self.field = self.field or form
         self.fields = self.fields or tuple(all_fields(rows))

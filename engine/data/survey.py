@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from engine.data.document import Document
 from engine.data.folder import FoundFile
+from engine.data.left_out import LeftOut, left_out
 from engine.data.python_docs import python_documents
 from engine.data.sources import PYTHON_DOCS, TextSource, open_source
-from engine.data.tally import Tally
+from engine.data.tally import NO_ANSWER, Tally, notes_in_words
 
 CHARACTERS_PER_TOKEN = 4.0
 """Of English in the vocabularies of today's models; code and other languages have fewer."""
@@ -56,6 +57,8 @@ class Survey:
         preview: the first documents, each cut to its beginning.
         conversations: some of them, whole, to be counted with a chat template.
         cancelled: whether it ended early.
+        left_out: what is left out of what was looked at; None where nothing was.
+        notes: what was read in another way than its name promises, a sentence each.
     """
 
     files: int
@@ -72,6 +75,8 @@ class Survey:
     preview: tuple[Document, ...]
     cancelled: bool
     conversations: tuple[Document, ...] = ()
+    left_out: LeftOut | None = None
+    notes: tuple[str, ...] = ()
 
 
 def survey(
@@ -113,12 +118,15 @@ def survey(
         source.describe()  # reads on from the first file, and raises when there is no text at all
     share = sample.covered_bytes / source.total_bytes if source.total_bytes else 1.0
     known = sample.covered_bytes > 0
+    tally = Tally()
+    tally.add(source.found)
+    tally.add(sample.tally)
     characters = round(sample.characters / share) if known else None
     return Survey(
         files=len(source.files),
         bytes=source.total_bytes,
         kinds=dict(Counter(file.suffix for file in source.files)),
-        skipped={**source.skipped, **sample.skipped},
+        skipped=dict(tally.skipped),
         text_field=source.field.name if source.field else None,
         fields=source.fields,
         has_messages=sample.has_messages,
@@ -131,6 +139,14 @@ def survey(
         preview=tuple(sample.preview),
         cancelled=cancelled(),
         conversations=tuple(sample.conversations),
+        left_out=left_out(
+            tally,
+            files=len(source.files),
+            total_bytes=source.total_bytes,
+            conversations=sample.has_messages,
+            share_looked_at=min(1.0, share),
+        ),
+        notes=tuple(notes_in_words(tally.notes)),
     )
 
 
@@ -187,7 +203,7 @@ class _Sample:
     covered_bytes: float = 0.0
     turns: int = 0
     has_messages: bool = False
-    skipped: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
     preview: list[Document] = field(default_factory=list)
     conversations: list[Document] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -208,15 +224,18 @@ class _Sample:
                 characters += len(document.text)
                 if document.messages is not None:
                     self._conversation(document, characters)
+                if document.messages and not any(turn.get("role") == "assistant" for turn in document.messages):
+                    tally.documents -= 1
+                    tally.skip(NO_ANSWER, where=document.name)
                 if len(self.preview) < self.previews:
                     self.preview.append(_beginning(document))
                 if characters > self.characters_per_file or cancelled():
                     whole = False
                     break
         except OSError:
-            tally.skip("file that cannot be read")
+            tally.skip_file("file that cannot be read", file.size_bytes, where=file.name)
         self.characters += characters
-        self.skipped += tally.skipped
+        self.tally.add(tally)
         self.covered_bytes += file.size_bytes if whole else min(file.size_bytes, tally.bytes_read)
 
     def _conversation(self, document: Document, characters: int) -> None:

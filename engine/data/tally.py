@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_RECORD_BYTES = 16 * 2**20
 """A line or value of JSON or a CSV row longer than this is passed over: it would be in memory as a whole."""
+
+NO_ANSWER = "conversation without an answer"
 
 
 @dataclass
@@ -29,7 +32,8 @@ class Tally:
         skipped: everything that was passed over, reason to count.
         lost: the part of it that are documents: records, rows, lines. Not in it are files, and what is no text by its
             name (pictures, hidden files, another split).
-        lost_files, lost_bytes: files with text in them that could not be read, and their size.
+        unread, unread_bytes: files with text in them that could not be read, reason to count, and their size.
+        archives, archive_bytes: of them those that hold other files, which no one counts among the files to read.
         examples: where each reason was met first: a file's name, and the line or record in it.
         notes: what was read in another way than its name promises, sentence to files.
         documents: that were read.
@@ -41,8 +45,10 @@ class Tally:
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        self.lost_files = 0
-        self.lost_bytes = 0
+        self.unread: Counter[str] = Counter()
+        self.unread_bytes = 0
+        self.archives = 0
+        self.archive_bytes = 0
         self.examples: dict[str, str] = {}
         self.notes: dict[str, Note] = {}
         self.documents = 0
@@ -57,8 +63,10 @@ class Tally:
         return f"line {self.line} of {self.file}" if self.line else self.file
 
     def pass_over(self, reason: str, count: int = 1) -> None:
-        """Count what is no text of this data set; the reason is a noun phrase in the singular, as everywhere here."""
+        """Count what is no text of this data set, or a line of a text; the reason is a noun phrase in the singular."""
         self.skipped[reason] += count
+        if self.line:
+            self._remember(reason, self.here)
 
     def skip(self, reason: str, count: int = 1, *, where: str = "") -> None:
         """Count documents that are lost.
@@ -75,9 +83,15 @@ class Tally:
     def skip_file(self, reason: str, size_bytes: int, *, where: str = "") -> None:
         """Count a file, or the rest of one, that has text in it and could not be read."""
         self.skipped[reason] += 1
-        self.lost_files += 1
-        self.lost_bytes += size_bytes
+        self.unread[reason] += 1
+        self.unread_bytes += size_bytes
         self._remember(reason, where or self.file)
+
+    def skip_archive(self, reason: str, size_bytes: int, *, where: str) -> None:
+        """Count a file that holds other files."""
+        self.skip_file(reason, size_bytes, where=where)
+        self.archives += 1
+        self.archive_bytes += size_bytes
 
     def note(self, sentence: str, first: str) -> None:
         """Remember that a file was read in another way than its name promises."""
@@ -89,8 +103,10 @@ class Tally:
         """Take over all counts of another tally."""
         self.skipped += other.skipped
         self.lost += other.lost
-        self.lost_files += other.lost_files
-        self.lost_bytes += other.lost_bytes
+        self.unread += other.unread
+        self.unread_bytes += other.unread_bytes
+        self.archives += other.archives
+        self.archive_bytes += other.archive_bytes
         self.examples = {**other.examples, **self.examples}
         for sentence, note in other.notes.items():
             self.notes.setdefault(sentence, Note(0, note.first)).files += note.files
@@ -102,7 +118,7 @@ class Tally:
             self.examples.setdefault(reason, where)
 
 
-def in_words(skipped: dict[str, int]) -> str:
+def in_words(skipped: Mapping[str, int]) -> str:
     """``3 × empty document, 1 × broken JSON``; nothing for nothing."""
     return ", ".join(
         f"{count:,} × {reason}" for reason, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0]))

@@ -26,6 +26,7 @@ from engine.data.chat_template import (
 )
 from engine.data.packing import TokenisedDocument
 from engine.data.pieces import cut_text
+from engine.data.tally import NO_ANSWER
 from engine.data.turns import Messages, Turn, is_learned
 from engine.errors import DataError
 
@@ -33,7 +34,6 @@ from engine.errors import DataError
 # slower (3 MB in parts of 32k characters took 1.2 s of CPU and 20 MB, in parts of 512k 1.9 s and 165 MB).
 _SEGMENT_CHARACTERS = 32_768
 
-NO_ANSWER = "conversation without an answer"
 NOT_LEARNED = "conversation of which every answer has the weight 0"
 NOT_LOCATED = "conversation of which no answer can be located in what the chat template writes"
 

@@ -102,5 +102,6 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
         events=events,
         control=control,
         trust_remote_code=settings.trust_remote_code,
+        allow_losses=settings.allow_losses,
     )
     run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}})

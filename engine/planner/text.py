@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config import RunConfig
@@ -24,6 +24,7 @@ from engine.models.vocabulary import read_vocabulary
 _KEPT_SECONDS = 30
 # The vocabulary that the usual number of characters a token belongs to.
 _USUAL_VOCABULARY = 50_000
+REFUSED = "conversation that the chat template refuses"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,24 @@ def count_tokens(data: str, config: RunConfig, teacher: str, vocab_size: int) ->
             told = f"about {format_count(tokens)} tokens of conversations, the chat template included"
             return Amount(tokens, told, tuple(length for length in lengths if length))
     return Amount(tokens, f"about {format_count(tokens)} tokens of text")
+
+
+def look(data: str, config: RunConfig) -> Survey:
+    """What a quick look at the text shows; for some seconds the same one.
+
+    Raises:
+        DataError: there is no text, or none that can be used.
+    """
+    moment = int(time.monotonic() / _KEPT_SECONDS)
+    found = _look(data, config.text_field, config.data_split, moment)
+    lost = found.left_out
+    if lost is None or config.teacher is None or len(found.conversations) != found.documents:
+        return found
+    lengths = _lengths(str(resolve_model(config.teacher)), data, config.text_field, config.data_split, moment)
+    refused = lengths.count(0)
+    if not refused:
+        return found
+    return replace(found, left_out=replace(lost, lost={**lost.lost, REFUSED: refused}))
 
 
 def characters_per_token(vocab_size: int) -> float:

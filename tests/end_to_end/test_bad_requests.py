@@ -141,7 +141,16 @@ CASES: dict[str, Callable[[Path], list[object]]] = {
     "a packed file": lambda folder: ["--data", written(folder / "a.txt.gz", b"\x1f\x8b")],
     "a packed file under another name": lambda folder: ["--data", written(folder / "a.txt", b"\x1f\x8b\x08\0\0")],
     "a PDF under another name": lambda folder: ["--data", written(folder / "a.md", b"%PDF-1.7\n1 0 obj")],
-    "a file in UTF-16": lambda folder: ["--data", written(folder / "a.csv", "text\nwords".encode("utf-16"))],
+    "an archive": lambda folder: ["--data", written(folder / "a.tar.gz", b"\x1f\x8b")],
+    "a file in Cyrillic": lambda folder: ["--data", written(folder / "a.csv", "text\nснег\nлёд\n".encode("cp1251"))],
+    "a split that is not there": lambda folder: [
+        *("--data_split", "test"),
+        *("--data", written(folder / "photos" / "a.md", b"words").parent),
+    ],
+    "hardly any text among the rows": lambda folder: [
+        "--data",
+        written(folder / "a.jsonl", '{"text": "Some words."}\n' * 60 + '{"text": 5}\n' * 70),
+    ],
     "a wrong text field": lambda folder: ["--data", write_texts(folder / "data"), "--text_field", "body"],
     "an unclear text field": lambda folder: ["--data", written(folder / "a.csv", "title,words\nOn tea,Tea is hot\n")],
     "fields without text": lambda folder: ["--data", written(folder / "a.jsonl", '{"n": 1}\n')],

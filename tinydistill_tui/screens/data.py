@@ -10,6 +10,7 @@ from typing import ClassVar
 from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
+from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
@@ -28,6 +29,7 @@ from tinydistill_tui import data_facts, first_rows
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.marks import MARKS
 from tinydistill_tui.screens.base import marked
+from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
 from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.preview import Preview
@@ -149,6 +151,7 @@ class DataScreen(StepScreen):
     def changed(self, setting: str) -> None:
         """Look again when it is another text; count again in any case."""
         if setting in _DECIDES_THE_TEXT:
+            self.draft.set("allow_losses", "")  # it was said of other text
             self._wrong = ""
             self._asked = None
         self._look_soon()
@@ -203,7 +206,12 @@ class DataScreen(StepScreen):
             facts.update(marked("wrong", message.words))
         else:
             lines = [data_facts.what_there_is(message.found), data_facts.what_is_special(message.found)]
-            facts.update("\n".join(line for line in lines if line))
+            left_out, is_much = data_facts.what_is_left_out(message.found)
+            said = "\n".join(line for line in lines if line)
+            if is_much:
+                facts.update(Content.assemble(said, "\n", marked("look", left_out)))
+            else:
+                facts.update(f"{said}\n{left_out}".rstrip())
         self._rows_asked = None
         self.query_one(Preview).show_documents(
             message.found.preview if message.found is not None else (), "" if message.wrong else message.words
@@ -277,13 +285,31 @@ class DataScreen(StepScreen):
         """There must be text that can be read."""
         if self._wrong and self._asked == self._asking():
             return self._bad_setting(), SEE_ABOVE
+        found = self.found
         if self._asked != self._asking():
             data, field = self._asking()
             try:
-                await asyncio.to_thread(survey, data, text_field=field or None, previews=0)
+                found = await asyncio.to_thread(survey, data, text_field=field or None, previews=0)
             except DataError as error:
                 self.post_message(Surveyed((data, field), words=error.paragraph(), wrong=True))
                 return "data", SEE_ABOVE
+        return await self._mostly_left_out(found)
+
+    async def _mostly_left_out(self, found: Survey | None) -> tuple[str, str] | None:
+        """Ask whether to go on without most of the text; the field and the words where the answer is no."""
+        lost = found.left_out if found is not None else None
+        if lost is None or not lost.is_most or self.draft.get("allow_losses") == "on":
+            return None
+        answer = await self.app.push_screen_wait(
+            ConfirmScreen(
+                "More than half of the text would not be used",
+                f"{lost.sentences()}\n\nThe student would learn from the rest alone.",
+                [Answer("stay", "Choose other text", "s"), Answer("go", "Go on without it", "g", costs=True)],
+            )
+        )
+        if answer != "go":
+            return "data", "More than half of the text would not be used. Mend it, or choose other text."
+        self.draft.set("allow_losses", "on")
         return None
 
     def following(self) -> Screen[None]:
