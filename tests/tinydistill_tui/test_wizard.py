@@ -493,3 +493,28 @@ async def test_model_that_is_not_here_can_be_downloaded_and_the_refusal_is_said(
         assert "Downloading nobody/nothing-7b" in text_of(app)
         await until(pilot, lambda: "could not be downloaded" in text_of(app), "the refusal is said", 60)
         assert "cannot be downloaded" in text_of(app)
+
+
+@pytest.mark.parametrize(("key", "goes_on"), [("s", False), ("g", True)])
+async def test_text_of_which_most_is_left_out_is_told_and_asked_for(tmp_path, key, goes_on):
+    rows = ['{"text": "Some words of a row."}'] * 40 + ['{"text": 5}'] * 41
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    async with wizard() as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        screen = await until_data(app, pilot)
+        await paste(app, pilot, str(tmp_path))
+        await until(pilot, lambda: screen.found is not None and screen.found.files == 1, "the rows are found")
+        words = " ".join(text_of(app).split())
+        assert "! 41 of 81 documents left out: 41 × record whose 'text' is no text, for example rows.jsonl 41." in words
+        await pilot.press("enter")
+        await until(pilot, lambda: "More than half of the text would not be used" in text_of(app), "it is asked")
+        await pilot.press(key)
+        if goes_on:
+            await until_plan(app, pilot)
+            assert screen.draft.get("allow_losses") == "on"
+        else:
+            await until(pilot, lambda: "Mend it, or choose other text" in text_of(app), "the step stays")
+            assert app.screen is screen
+            assert screen.draft.get("allow_losses") == ""
