@@ -194,7 +194,7 @@ def in_words(report: dict[str, Any], name: str) -> str:
         f"Records: {report['cache']['tokens']:,} tokens in {format_bytes(report['cache']['bytes'])}, "
         f"{report['cache']['bytes_per_token']:.1f} bytes a token, {report['cache']['shards']} shards.",
         "",
-        *([f"Of the text: {report['data']['told']}", ""] if report["data"].get("told") else []),
+        *([f"Of the text: {report['data']['told']}", ""] if report.get("data", {}).get("told") else []),
         "## Samples",
         "",
     ]
