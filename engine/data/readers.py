@@ -116,7 +116,7 @@ def _of_one_object(path: Path, value: RawValue, split: str, tally: Tally) -> Ite
     wanted = list_of_rows(inside, split)
     if wanted is None:
         if value.data is None:
-            tally.skip(f"{too_long(MAX_RECORD_BYTES)} with no list of rows in it (write one object a line, as .jsonl)")
+            tally.skip(f"{too_long(MAX_RECORD_BYTES)} with no list of rows in it")
         else:
             yield from _parsed(value.data, tally)
         return
