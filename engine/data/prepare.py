@@ -466,7 +466,7 @@ def _tell(
         events.log(
             "warning",
             "The tokenizer has no chat template: conversations are written plainly, as User: and Assistant: with a "
-            "blank line between them. For another form put a chat_template.jinja into the teacher's folder.",
+            "blank line between them. For another form put a chat_template.jinja into the folders of both models.",
             "plain-template",
         )
     if samples is not None and result.train_rows < samples:

@@ -58,8 +58,11 @@ def count_tokens(data: str, config: RunConfig, teacher: str, vocab_size: int) ->
         lengths = _lengths(str(resolve_model(teacher)), data, config.text_field, config.data_split, moment)
         if lengths and any(lengths):
             tokens = max(1, round(found.documents * sum(lengths) / len(lengths)))
+            taken = tuple(length for length in lengths if length)
             told = f"about {format_count(tokens)} tokens of conversations, the chat template included"
-            return Amount(tokens, told, tuple(length for length in lengths if length))
+            if len(taken) < len(lengths):
+                told += f" (it refuses {len(lengths) - len(taken):,} of {len(lengths):,} that were looked at)"
+            return Amount(tokens, told, taken)
     return Amount(tokens, f"about {format_count(tokens)} tokens of text")
 
 

@@ -6,6 +6,7 @@ The weights come out of a package of the Python Package Index (4-bit, about 100 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -119,3 +120,73 @@ def test_of_conversations_only_what_the_assistant_says_is_scored(smollm2, tmp_pa
             assert "It is" in learned
             assert "What" not in learned
             assert "user" not in learned
+
+
+@pytest.mark.parametrize("form", ["messages", "sharegpt", "alpaca", "cells"])
+def test_of_every_form_the_same_tokens_are_learned(smollm2, tmp_path, form):
+    from transformers import AutoTokenizer
+
+    from engine.data.sources import open_source
+    from engine.data.tokenise import DocumentTokeniser
+
+    tokeniser = DocumentTokeniser(AutoTokenizer.from_pretrained(smollm2), "smollm2")
+    learned = [
+        tokeniser.conversation(document.messages, document.fields)
+        for document in open_source(str(_write_chats(tmp_path, form)), text_field=None, split="train").documents()
+    ]
+    assert len(learned) == 50
+    assert not tokeniser.skipped + tokeniser.noted
+    assert sum(len(document.ids) for document in learned) == 2_620
+    assert sum(sum(document.trained) for document in learned) == 630, "as with messages"
+
+
+def test_a_student_of_conversations_answers_in_its_template_and_stops(smollm2, tmp_path):
+    for form in ("messages", "sharegpt", "alpaca", "cells"):
+        _write_chats(tmp_path / "chats", form)
+    done = run(
+        *["--teacher", smollm2, "--student", "from-teacher", "--student_layers", 15, "--data", tmp_path / "chats"],
+        *["--samples", 64, "--steps", 30, "--learning_rate", "5e-4", "--precision", "fp32"],
+        *["--output_dir", tmp_path / "run"],
+        timeout=2400,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert all(sample["prompt"].endswith("<|im_start|>assistant\n") for sample in report["samples"])
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "student")
+    question = [{"role": "user", "content": "Where is the lamp number 70?"}]
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    said = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :]
+    answer = tokenizer.decode(said)
+    sys.stdout.write(answer)
+    assert answer.endswith("<|im_end|>"), "it stops by itself"
+    assert "lamp" in answer
+
+
+def _write_chats(folder: Path, form: str) -> Path:
+    """Fifty conversations in one of four forms."""
+    things = ["lamp", "river", "stone", "window", "map", "bird", "paper", "boat", "key", "bell"]
+    places = ("under the bridge", "near the old mill", "behind the blue door", "on the third shelf")
+    places += ("beside the quiet harbour",)
+    pairs = [
+        (f"Where is the {things[n % 10]} number {n}?", f"The {things[n % 10]} number {n} is {places[n % 5]}.")
+        for n in range(50)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs]
+    if form == "cells":
+        path = folder / "cells.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["id", "messages"], *([n, json.dumps(each)] for n, each in enumerate(turns))])
+        return path
+    records = {
+        "messages": [{"messages": each} for each in turns],
+        "sharegpt": [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in pairs],
+        "alpaca": [{"instruction": q, "input": "", "output": a} for q, a in pairs],
+    }
+    path = folder / f"{form}.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records[form]))
+    return path
