@@ -192,6 +192,10 @@ class _Devices(TorchFunctionMode):
             return self._pinned(args[0].clone())
         if func is Tensor.is_pinned:
             return _mark(args[0], "_pinned")
+        if func in (Tensor.tolist, Tensor.numpy) and is_on_gpu(args[0]):
+            if func is Tensor.numpy:
+                raise TypeError("a tensor on cuda:0 cannot be seen by numpy; use Tensor.cpu() first")
+            self._counts.syncs[_line()] += 1
         if func is Tensor.to:
             return self._to(args, kwargs)
         pins = kwargs.pop("pin_memory", False)

@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from engine.models.transfer import host_bytes
 
 
 class HiddenStore:
@@ -53,7 +54,7 @@ class HiddenStore:
             copy = None
             if self._folder is None:
                 storage = tensor.untyped_storage()
-                copy = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=tensor.is_cuda)
+                copy = host_bytes(storage.nbytes(), pinned=tensor.is_cuda)
                 copy.untyped_storage().copy_(storage)
             else:
                 self._write((place, number), tensor)

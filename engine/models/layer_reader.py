@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.models.checkpoint import Checkpoint
+from engine.models.transfer import host_bytes
 from engine.models.weight_plan import Recipe, WeightPlan
 
 _ALIGN = 64  # bytes; what torch gives every tensor, and what the widest vector instructions like
@@ -54,7 +55,7 @@ class Slot:
         if self._used + size > self._capacity:
             return None
         if self._bytes is None:
-            self._bytes = torch.empty(self._capacity, dtype=torch.uint8, pin_memory=self._pinned)
+            self._bytes = host_bytes(self._capacity, pinned=self._pinned)
         piece = self._bytes[self._used : self._used + math.prod(shape) * dtype.itemsize]
         self._used += size
         return piece.view(dtype).view(tuple(shape))

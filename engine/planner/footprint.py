@@ -240,7 +240,7 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
             "lean": {
                 "gradients": 4 * max(shape.layer_parameters) // 3,
                 "activations": kept + ends + backward,
-                "logits": min(_LEAN_LOGITS, 3 * logits),
+                "logits": min(_GPU_LEAN_LOGITS if setting.on_gpu else _LEAN_LOGITS, 3 * logits),
                 "optimizer": pieces,
             }
         }
@@ -301,6 +301,7 @@ _TRAINING_KERNELS = 25 * MIB
 _ENDS = 5
 # A lean step's head works on slices of 4 MiB: logits, their gradient, the slice's own gradient.
 _LEAN_LOGITS = 12 * MIB
+_GPU_LEAN_LOGITS = 8 * _LEAN_LOGITS  # larger slices there: engine.student.sliced_loss
 # 8-bit moments are unpacked a million elements at a time.
 _UPDATE_PIECES = 20 * MIB
 

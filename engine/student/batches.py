@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from engine.models.transfer import to_device
 from engine.student.loss import RecordTensors
 from engine.student.order import Order
 
@@ -48,9 +49,13 @@ class MicroBatch:
         """The same on another device."""
         if device.type == "cpu":
             return self
-        records = RecordTensors(*(getattr(self.records, field.name).to(device) for field in fields(self.records)))
-        documents = None if self.documents is None else self.documents.to(device)
-        return MicroBatch(self.tokens.to(device), self.positions.to(device), self.labels.to(device), records, documents)
+        records = [getattr(self.records, field.name) for field in fields(self.records)]
+        together = [self.tokens, self.positions, self.labels, *records]
+        if self.documents is not None:
+            together.append(self.documents)
+        tokens, positions, labels, *moved = to_device(together, device)
+        documents = moved.pop() if self.documents is not None else None
+        return MicroBatch(tokens, positions, labels, RecordTensors(*moved), documents)
 
     def at_positions(self, hidden_states: Tensor) -> Tensor:
         """The hidden states [rows, length, H] at the scored positions, [N, H]."""

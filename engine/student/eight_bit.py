@@ -19,13 +19,15 @@ import functools
 import torch
 from torch import Tensor
 
+from engine.models.transfer import to_device
+
 _FIRST_STEPS, _SECOND_STEPS = 127, 255
 
 
 @functools.lru_cache(maxsize=4)
 def dither(update: int, size: int, device: torch.device) -> Tensor:
     """What is added before rounding in this update, [size] in [0, 1); the same after a restart."""
-    return torch.rand(size, generator=torch.Generator().manual_seed(update)).to(device)
+    return to_device([torch.rand(size, generator=torch.Generator().manual_seed(update))], device)[0]
 
 
 def pack_first(values: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,28 +47,43 @@ class RunningNorms:
         self._clip_norm = clip_norm
         self._norms = norms
         self._total = math.sqrt(sum(norm**2 for norm in norms.values()))
-        self._seen: dict[str, float] = {}
+        self._seen: list[tuple[str, float | Tensor]] = []
         self.is_finite = True
 
-    def factor(self, name: str, norm: float | None = None) -> float:
-        """What a gradient is multiplied with; where its norm is not known yet, the usual one stands for it."""
+    def factor(self, name: str, norm: float | Tensor | None = None) -> float | Tensor:
+        """What a gradient is multiplied with; where its norm is not known yet, the usual one stands for it.
+
+        On a GPU it stays there as a scalar: to know it here would make the CPU wait for each tensor's gradient.
+        """
         usual = self._norms.get(name)
         if not self._clip_norm or usual is None or self._total == 0.0:
             return 1.0
-        return min(1.0, self._clip_norm * usual / self._total / max(usual if norm is None else norm, 1e-12))
+        share = self._clip_norm * usual / self._total
+        if isinstance(norm, Tensor) and norm.device.type != "cpu":
+            return (share / norm.double().clamp_min(1e-12)).clamp_max(1.0)
+        return min(1.0, share / max(usual if norm is None else float(norm), 1e-12))
 
-    def saw(self, name: str, norm: float) -> None:
-        """A gradient's norm in this step; slices of one tensor are added up."""
-        self._seen[name] = math.hypot(self._seen.get(name, 0.0), norm)
-        self.is_finite &= math.isfinite(norm)
+    def saw(self, name: str, norm: float | Tensor) -> None:
+        """A gradient's norm in this step, a number or a scalar; slices of one tensor are added up."""
+        self._seen.append((name, norm))
 
     def finish(self) -> float:
         """End the step: remember what was seen, and return the norm of the whole gradient."""
-        for name, norm in self._seen.items():
+        seen: dict[str, float] = {}
+        for name, norm in self._on_the_cpu():
+            seen[name] = math.hypot(seen.get(name, 0.0), norm)
+            self.is_finite &= math.isfinite(norm)
+        for name, norm in seen.items():
             if math.isfinite(norm):
                 before = self._norms.get(name)
                 self._norms[name] = norm if before is None else _MEMORY * before + (1 - _MEMORY) * norm
-        return math.sqrt(sum(norm**2 for norm in self._seen.values()))
+        return math.sqrt(sum(norm**2 for norm in seen.values()))
+
+    def _on_the_cpu(self) -> list[tuple[str, float]]:
+        """All norms as numbers: one question to the GPU."""
+        scalars = [norm for _, norm in self._seen if isinstance(norm, Tensor)]
+        values = iter(torch.stack(scalars).tolist() if scalars else [])
+        return [(name, next(values) if isinstance(norm, Tensor) else norm) for name, norm in self._seen]
 
 
 def can_be_lean(learner: Learner) -> bool:
@@ -98,14 +113,14 @@ def lean_step(
     with _sparse_embedding(learner):
         states = learner.hidden_states(batch)
     loss = sliced_loss(states, batch.labels, batch.records, learner.head, objective=objective)
-    ce, kd = loss.ce_sum.item() * scale, loss.kd_sum.item() * scale
+    ce, kd = (value * scale for value in torch.stack([loss.ce_sum, loss.kd_sum]).tolist())
     value = blended(ce, kd, objective)
     is_usable = math.isfinite(value) and value <= exploded_above
     if not is_usable or not part.num_scored:
         return StepResult(value, ce, kd, 0.0, part.num_scored, False, not is_usable)
 
     optimizer.begin_step(learning_rate)
-    update = _Update(learner.head, learner.tied, optimizer, norms)
+    update = _Update(learner.head, learner.tied, optimizer, norms, _padding_row(learner))
     gradient = loss.backward(scale, on_rows=None if learner.tied else update.head_rows)
     assert gradient is not None
     with update.in_backward():
@@ -120,14 +135,17 @@ def lean_step(
 class _Update:
     """Applies gradients as they come."""
 
-    def __init__(self, head: LinearHead, tied: bool, optimizer: AdamW, norms: RunningNorms) -> None:
+    def __init__(
+        self, head: LinearHead, tied: bool, optimizer: AdamW, norms: RunningNorms, padding: tuple[Tensor, int] | None
+    ) -> None:
         self._optimizer = optimizer
         self._norms = norms
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in optimizer.parameters.items()}
         self._weight, self._bias = head.weight, head.bias
         self._bias_gradient = None if head.bias is None else torch.zeros_like(head.bias)
         self._tied = tied
-        self._from_embedding: tuple[Tensor, Tensor] | None = None
+        self._padding = padding
+        self._from_embedding: tuple[Tensor, Tensor, Tensor] | None = None
 
     @contextmanager
     def in_backward(self) -> Iterator[None]:
@@ -146,9 +164,9 @@ class _Update:
         if self._weight not in self._names:
             return
         if self._from_embedding is not None:
-            ids, values = self._from_embedding
-            inside = (ids >= rows.start) & (ids < rows.stop)
-            gradient.index_add_(0, ids[inside] - rows.start, values[inside].to(gradient.dtype))
+            ids, values, ids_here = self._from_embedding
+            begin, end = torch.searchsorted(ids_here, torch.tensor([rows.start, rows.stop])).tolist()
+            gradient.index_add_(0, ids[begin:end] - rows.start, values[begin:end].to(gradient.dtype))
         self._apply(self._weight, gradient, rows, self._norms.factor(self._names[self._weight]))
 
     def head_bias(self) -> None:
@@ -160,37 +178,69 @@ class _Update:
         gradient = parameter.grad
         assert gradient is not None
         parameter.grad = None
-        rows: Tensor | None = None
+        rows = rows_here = None
         if gradient.is_sparse:
             gradient = gradient.coalesce()
             rows, gradient = gradient.indices()[0], gradient.values()
+            rows_here = rows.cpu()  # rising; what is cut at a place that the CPU knows needs no more questions
+        padding = self._padding[1] if self._padding is not None and self._padding[0] is parameter else None
+        if padding is not None and rows_here is None:
+            gradient[padding] = 0.0
+        elif padding is not None and rows is not None and rows_here is not None:
+            place = int(torch.searchsorted(rows_here, padding))
+            if place < len(rows_here) and rows_here[place] == padding:
+                rows, rows_here, gradient = (
+                    torch.cat([part[:place], part[place + 1 :]]) for part in (rows, rows_here, gradient)
+                )
         if self._tied and parameter is self._weight:
-            everything = torch.arange(len(gradient), device=gradient.device)
-            self._from_embedding = (everything if rows is None else rows, gradient)
+            if rows is None or rows_here is None:
+                rows, rows_here = torch.arange(len(gradient), device=gradient.device), torch.arange(len(gradient))
+            self._from_embedding = (rows, gradient, rows_here)
         else:
             self._apply(parameter, gradient, rows)
 
     def _apply(
-        self, parameter: Tensor, gradient: Tensor, rows: slice | Tensor | None = None, factor: float | None = None
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        rows: slice | Tensor | None = None,
+        factor: float | Tensor | None = None,
     ) -> None:
         name = self._names[parameter]
-        norm = float(torch.linalg.vector_norm(gradient))
+        norm = torch.linalg.vector_norm(gradient)
         self._norms.saw(name, norm)
-        if not math.isfinite(norm):
+        skip: Tensor | None = None
+        if norm.device.type != "cpu":
+            skip = torch.isfinite(norm).logical_not().float()  # the kernel looks, and the CPU need not wait
+        elif not torch.isfinite(norm):
             return
         factor = self._norms.factor(name, norm) if factor is None else factor
-        self._optimizer.update(name, gradient if factor == 1.0 else gradient.mul_(factor), rows)
+        is_one = isinstance(factor, float) and factor == 1.0
+        self._optimizer.update(name, gradient if is_one else gradient.mul_(factor), rows, skip=skip)
 
 
 @contextmanager
 def _sparse_embedding(learner: Learner) -> Iterator[None]:
-    """While this is open, a forward pass leaves an embedding whose gradient has only the rows that were read."""
+    """While this is open, a forward pass leaves an embedding whose gradient has only the rows that were read.
+
+    The row of the padding token is among them: torch would search for it twice, and each search makes the CPU wait for
+    the GPU. :class:`_Update` leaves it out.
+    """
     embedding = learner.model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
         yield
         return
-    before, embedding.sparse = embedding.sparse, True
+    sparse, padding_row = embedding.sparse, embedding.padding_idx
+    embedding.sparse, embedding.padding_idx = True, None
     try:
         yield
     finally:
-        embedding.sparse = before
+        embedding.sparse, embedding.padding_idx = sparse, padding_row
+
+
+def _padding_row(learner: Learner) -> tuple[Tensor, int] | None:
+    """The embedding's weight and the row of it that is never trained, where it has one."""
+    embedding = learner.model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding) or embedding.padding_idx is None:
+        return None
+    return embedding.weight, int(embedding.padding_idx)

@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from engine.student import eight_bit
 from engine.student.mapped import SMALLEST_BYTES, mapped_zeros
@@ -73,13 +72,26 @@ class AdamW:
 
     def step(self) -> None:
         """Update every parameter that has a gradient, and drop the gradients."""
+        together: dict[float, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
         for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
+            if parameter.grad is None:
+                continue
+            weights, moments, decay = self._state_of(name)
+            if moments.are_whole:  # all of these in one call: on a GPU a kernel for many of them instead of one each
+                gradient = _as_matrix(parameter.grad).contiguous()
+                state = (weights, gradient, moments.parts["first"], moments.parts["second"])
+                together.setdefault(decay, []).append(state)
+            else:
                 self.update(name, parameter.grad)
-                parameter.grad = None
+            parameter.grad = None
+        for decay, group in together.items():
+            weights_of, gradients, first, second = (list(tensors) for tensors in zip(*group, strict=True))
+            self._adamw(weights_of, gradients, first, second, decay)
 
     @torch.no_grad()
-    def update(self, name: str, gradient: Tensor, rows: slice | Tensor | None = None) -> None:
+    def update(
+        self, name: str, gradient: Tensor, rows: slice | Tensor | None = None, *, skip: Tensor | None = None
+    ) -> None:
         """Update one parameter, or some of its rows.
 
         Args:
@@ -87,37 +99,57 @@ class AdamW:
             gradient: of the parameter, or [number of rows, columns] of the rows.
             rows: which ones; None is all. Each at most once. A tensor of row numbers is *lazy*: rows that are not
                 named keep their moments as they are and do not decay (torch's SparseAdam does the same).
+            skip: float32 scalar on the parameter's device; 1 leaves everything as it is, 0 does not. For a condition
+                that only the GPU knows yet.
         """
+        weights, moments, decay = self._state_of(name)
+        gradient = _as_matrix(gradient)
+        for piece, part in moments.pieces(rows, weights.shape[0]):
+            touched = weights[piece]
+            first, second = moments.read(piece, weights.device)
+            self._adamw([touched], [gradient[part].contiguous()], [first], [second], decay, skip)
+            moments.write(piece, first, second, self.updates, skip)
+            if isinstance(piece, Tensor):
+                weights[piece] = touched
+
+    def _state_of(self, name: str) -> tuple[Tensor, _Moments, float]:
+        """A parameter as a matrix, its moments, and its weight decay."""
         parameter = self.parameters[name]
         assert parameter.is_contiguous(), f"{name} is a view that cannot be updated in place"
         weights = _as_matrix(parameter.detach())
         moments = self._moments.get(name)
         if moments is None:
             moments = self._moments[name] = self._new_moments(weights)
-        gradient = _as_matrix(gradient)
-        decay = self._weight_decay if parameter.dim() >= 2 else 0.0
-        for piece, part in moments.pieces(rows, weights.shape[0]):
-            touched = weights[piece]
-            first, second = moments.read(piece, weights.device)
-            adamw(
-                [touched],
-                [gradient[part].contiguous()],
-                [first],
-                [second],
-                [],
-                [torch.tensor(float(self.updates - 1), device=weights.device)],  # counted up inside
-                fused=True,
-                amsgrad=False,
-                beta1=BETAS[0],
-                beta2=BETAS[1],
-                lr=self._learning_rate,
-                weight_decay=decay,
-                eps=EPSILON,
-                maximize=False,
-            )
-            moments.write(piece, first, second, self.updates)
-            if isinstance(piece, Tensor):
-                weights[piece] = touched
+        return weights, moments, self._weight_decay if parameter.dim() >= 2 else 0.0
+
+    def _adamw(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        first: list[Tensor],
+        second: list[Tensor],
+        decay: float,
+        skip: Tensor | None = None,
+    ) -> None:
+        # What torch.optim.AdamW(fused=True) calls, without its counting of steps, which are the same for all here.
+        # A fill is launched and not waited for; a tensor made of a number would be copied there.
+        step = torch.full((), float(self.updates), device=weights[0].device)
+        torch._fused_adamw_(
+            weights,
+            gradients,
+            first,
+            second,
+            [],
+            [step] * len(weights),  # only read
+            lr=self._learning_rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=decay,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+            found_inf=skip,
+        )
 
     def release(self) -> None:
         """Let go of the moments; nothing is trained any more."""
@@ -163,6 +195,11 @@ class _Moments:
             self.parts[name] = _zeros(rows, columns, dtype, device, scratch)
             self.parts[f"{name}_scale"] = torch.zeros(rows, columns // self._block, device=device)
 
+    @property
+    def are_whole(self) -> bool:
+        """Whether they are stored as AdamW wants them, beside the weights."""
+        return not self._in_pieces
+
     def pieces(self, rows: slice | Tensor | None, num_rows: int) -> Iterator[tuple[slice | Tensor, slice]]:
         """Rows of the matrix that are updated together, each with the rows of the gradient that belong to them."""
         if isinstance(rows, Tensor):
@@ -189,8 +226,13 @@ class _Moments:
             eight_bit.unpack_second(second.view(-1, self._block), scales[1]).view_as(second),
         )
 
-    def write(self, piece: slice | Tensor, first: Tensor, second: Tensor, update: int) -> None:
-        """Put back what :meth:`read` gave, after it was changed in place; ``update`` decides the rounding."""
+    def write(
+        self, piece: slice | Tensor, first: Tensor, second: Tensor, update: int, skip: Tensor | None = None
+    ) -> None:
+        """Put back what :meth:`read` gave, after it was changed in place; ``update`` decides the rounding.
+
+        Where ``skip`` is 1 the values were not changed, and what is stored stays: rounding it anew would change it.
+        """
         if isinstance(piece, slice) and not self._in_pieces:
             return  # it was a view
         piece = self._here(piece)
@@ -201,15 +243,18 @@ class _Moments:
         noise = eight_bit.dither(update, self._block, first.device)
         for name, value, pack in (("first", first, eight_bit.pack_first), ("second", second, eight_bit.pack_second)):
             codes, scale = pack(value.view(-1, self._block), noise)
-            self._put(name, piece, codes.view_as(value))
-            self._put(f"{name}_scale", piece, scale.view(len(value), -1))
+            self._put(name, piece, codes.view_as(value), skip)
+            self._put(f"{name}_scale", piece, scale.view(len(value), -1), skip)
 
     def _here(self, piece: slice | Tensor) -> slice | Tensor:
         """Rows by their numbers on the moments' device: offloaded moments cannot be indexed from the GPU."""
         return piece.to(self.parts["first"].device) if isinstance(piece, Tensor) else piece
 
-    def _put(self, part: str, piece: slice | Tensor, value: Tensor) -> None:
-        self.parts[part][piece] = value.to(self.parts[part].device)
+    def _put(self, part: str, piece: slice | Tensor, value: Tensor, skip: Tensor | None = None) -> None:
+        held = self.parts[part]
+        if skip is not None:
+            value = torch.where(skip.to(torch.bool), held[piece].to(value.device), value)
+        held[piece] = value.to(held.device)
 
 
 def _as_matrix(tensor: Tensor) -> Tensor:

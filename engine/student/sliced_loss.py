@@ -20,9 +20,11 @@ from torch import Tensor
 from engine.student.head import LinearHead
 from engine.student.loss import Objective, RecordTensors, read_for, target_terms
 
-# Large enough for matrix products at full speed, small beside everything else.
+# Large enough for matrix products at full speed, small beside everything else. A GPU pays for each of a slice's some 80
+# kernels, whatever its size: slices are larger there.
 _LOGITS_BYTES = 4 * 2**20
 _GRADIENT_BYTES = 4 * 2**20
+_GPU_FACTOR = 8
 
 OnRows = Callable[[slice, Tensor, Tensor | None], None]
 """Takes some rows of the head: which, the gradient of the weight [rows, H], and that of the bias [rows] or None."""
@@ -204,8 +206,9 @@ class _LogSumExp:
 
 
 def _slices(head: LinearHead, hidden: Tensor, vocab_size: int) -> Iterator[slice]:
-    logits_rows = _LOGITS_BYTES // (4 * max(1, len(hidden)))
-    size = max(64, min(logits_rows, _GRADIENT_BYTES // (4 * head.weight.shape[1])))
+    factor = 1 if hidden.device.type == "cpu" else _GPU_FACTOR
+    logits_rows = factor * _LOGITS_BYTES // (4 * max(1, len(hidden)))
+    size = max(64, min(logits_rows, factor * _GRADIENT_BYTES // (4 * head.weight.shape[1])))
     for start in range(0, vocab_size, size):
         yield slice(start, min(start + size, vocab_size))
 

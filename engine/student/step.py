@@ -117,9 +117,11 @@ def train_step(
         sums += torch.stack([loss.ce_sum, loss.kd_sum])
         tokens = part.num_scored
         del loss
-    ce, kd = (value / max(1, tokens) for value in sums.tolist())
     gradients = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients)) / loss_scale.value
+    # One question to the device: each makes the CPU wait for all that was launched.
+    norm_of_all = torch.nn.utils.get_total_norm(gradients).to(sums)
+    ce_sum, kd_sum, norm = torch.cat([sums, norm_of_all.view(1)]).tolist()
+    ce, kd, norm = ce_sum / max(1, tokens), kd_sum / max(1, tokens), norm / loss_scale.value
     loss_value = blended(ce, kd, objective)
     is_finite = math.isfinite(loss_value) and math.isfinite(norm)
     searching = loss_scale.take(not is_finite)
@@ -145,5 +147,4 @@ def clip_factor(norm: float, clip_norm: float) -> float:
 
 def _scale(gradients: list[Tensor], factor: float) -> None:
     if factor != 1.0:
-        for gradient in gradients:
-            gradient.mul_(factor)
+        torch._foreach_mul_(gradients, factor)

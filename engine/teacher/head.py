@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.record import Records
+from engine.models.transfer import to_host
 from engine.teacher.sampling import draw_records, scratch_for
 
 LIVE_BLOCKS = 2
@@ -117,22 +118,26 @@ def _records_of_chunk(
         log_probs_CV = _log_softmax_(log_probs_CV.div_(temperature), vocab_size)
     log_probs_CV = log_probs_CV[:, :vocab_size]
     drawn = draw_records(log_probs_CV, record_size=record_size, uniforms=chunk.uniforms, scratch=scratch)
-    return {
-        "ids": drawn.ids.int().cpu().numpy(),
-        "num_head": drawn.num_head.to(torch.uint8).cpu().numpy(),
-        "head_log_probs": drawn.head_log_probs.cpu().numpy(),
-        "tail_mass": drawn.tail_mass.cpu().numpy(),
-        "label_log_prob": label_log_prob_C.cpu().numpy(),
-        "entropy": drawn.entropy.cpu().numpy(),
-        "top1_id": drawn.top1_id.int().cpu().numpy(),
-        "top1_log_prob": top1_log_prob_C.cpu().numpy(),
+    found = {
+        "ids": drawn.ids,
+        "num_head": drawn.num_head,
+        "head_log_probs": drawn.head_log_probs,
+        "tail_mass": drawn.tail_mass,
+        "label_log_prob": label_log_prob_C,
+        "entropy": drawn.entropy,
+        "top1_id": drawn.top1_id,
+        "top1_log_prob": top1_log_prob_C,
     }
+    kept_as = {"ids": torch.int32, "num_head": torch.uint8, "top1_id": torch.int32}
+    here = zip(found, to_host(list(found.values())), strict=True)
+    return {name: values.to(kept_as.get(name, values.dtype)).numpy() for name, values in here}
 
 
 def _log_softmax_(logits_CV: Tensor, vocab_size: int) -> Tensor:
     """Log-softmax over the first ``vocab_size`` columns, in place; -inf in the others."""
     # Cutting the padding off first would copy the block, as log_softmax wants its rows one behind the other.
-    logits_CV[:, vocab_size:] = -torch.inf
+    if vocab_size < logits_CV.shape[1]:
+        logits_CV[:, vocab_size:] = -torch.inf
     # Its kernels read a row for the last time when they write it, so that a row may be its own result; a test looks.
     return torch.log_softmax(logits_CV, -1, out=logits_CV)
 
@@ -152,8 +157,8 @@ def _in_chunks(parts: Iterable[Scored], chunk_tokens: int) -> Iterator[Scored]:
             yield _cut(whole, start, start + chunk_tokens)
         # A copy, so that what waits does not keep the whole micro-batch alive.
         rest = _cut(whole, last, count)
-        waiting = [Scored(rest.hidden_states.clone(), rest.labels, rest.uniforms)]
         count -= last
+        waiting = [Scored(rest.hidden_states.clone(), rest.labels, rest.uniforms)] if count else []
         del whole, rest, part
     if count:
         yield _joined(waiting)

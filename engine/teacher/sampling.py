@@ -14,6 +14,7 @@ ids in whatever batch they come.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,8 @@ from engine.errors import BadNumbers
 BLOCK = 128
 
 # Elements of a temporary matrix that is made again and again: half a MiB, below what the C library asks the system for.
-_PIECE = 2**17
+# A GPU has no such limit, and pays for each piece.
+_PIECE, _GPU_PIECE = 2**17, 2**24 + 2**20
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,12 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor, scrat
     torch.exp(log_probs, out=probs_NV[:, :vocab_size])
     entropy_N = _entropy(log_probs, probs_NV)
 
-    probs_NV[:, vocab_size:] = -1.0  # what fills the last block is never among the largest,
-    top_NK, top_ids_NK = _largest(probs_NV, size)
-    probs_NV[:, vocab_size:] = 0.0  # and weighs nothing
+    has_filling = vocab_size < probs_NV.shape[1]
+    if has_filling:
+        probs_NV[:, vocab_size:] = -1.0  # what fills the last block is never among the largest,
+    top_NK, top_ids_NK, top_blocks_NK = _largest(probs_NV, size)
+    if has_filling:
+        probs_NV[:, vocab_size:] = 0.0  # and weighs nothing
     # Small probabilities are what is left after the large ones are taken out, not 1 minus these: 1e-30 would be lost.
     probs_NV.scatter_(1, top_ids_NK, 0.0)
     sums_NG = probs_NGB.sum(-1).double()
@@ -94,10 +99,10 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor, scrat
     _check(total_N)
 
     num_head_N = _num_heads(top_NK, rest_N)
-    is_head_NK = torch.arange(size, device=log_probs.device) < num_head_N[:, None]
+    is_head_NK = _ranks(size, log_probs.device) < num_head_N[:, None]
     left_over_NK = top_NK.masked_fill(is_head_NK, 0.0)
     probs_NV.scatter_(1, top_ids_NK, left_over_NK.float())
-    sums_NG.scatter_add_(1, top_ids_NK // BLOCK, left_over_NK)
+    sums_NG.scatter_add_(1, top_blocks_NK, left_over_NK)
     tail_N = sums_NG.sum(-1)
 
     ids_NK = _draw_tail(probs_NGB, sums_NG, num_head_N, top_ids_NK, uniforms)
@@ -106,7 +111,7 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor, scrat
     return Drawn(
         ids=ids_NK,
         num_head=num_head_N,
-        head_log_probs=top_log_probs_NK.masked_fill(~is_head_NK, -torch.inf),
+        head_log_probs=torch.where(is_head_NK, top_log_probs_NK, -torch.inf),
         tail_mass=(tail_N / total_N).float(),
         entropy=entropy_N,
         top1_id=top_ids_NK[:, 0],
@@ -118,27 +123,29 @@ def _entropy(log_probs: Tensor, probs_NV: Tensor) -> Tensor:
     """-sum(p log p) of each row, block by block: no third block of the vocabulary's size."""
     entropy_N = log_probs.new_zeros(log_probs.shape[0])
     # Small enough to come from memory that is there already, however many rows there are.
-    piece = max(1, _PIECE // max(1, log_probs.shape[0]) // BLOCK) * BLOCK
+    elements = _PIECE if log_probs.device.type == "cpu" else _GPU_PIECE
+    piece = max(1, elements // max(1, log_probs.shape[0]) // BLOCK) * BLOCK
     for start in range(0, log_probs.shape[1], piece):
         log_probs_NP = log_probs[:, start : start + piece]
         probs_NP = probs_NV[:, start : start + log_probs_NP.shape[1]]
-        entropy_N -= (probs_NP * log_probs_NP.clamp_min(-1e4)).sum(1)  # 0 * -inf would be NaN
+        entropy_N -= log_probs_NP.clamp_min(-1e4).mul_(probs_NP).sum(1)  # 0 * -inf would be NaN
     return entropy_N
 
 
-def _largest(probs_NV: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The ``size`` largest of each row, falling, and their ids.
+def _largest(probs_NV: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``size`` largest of each row, falling, their ids, and the blocks that these lie in.
 
     They lie in the ``size`` blocks with the largest maxima, so only these are sorted through.
     """
     probs_NGB = probs_NV.unflatten(1, (-1, BLOCK))
     if probs_NGB.shape[1] <= 2 * size:
         values_NK, ids_NK = probs_NV.topk(size, dim=1)
-        return values_NK, ids_NK
+        return values_NK, ids_NK, ids_NK // BLOCK
     blocks_NK = probs_NGB.amax(-1).topk(size, dim=1).indices
     candidates_NKB = probs_NGB.gather(1, blocks_NK[:, :, None].expand(-1, -1, BLOCK))
     values_NK, places_NK = candidates_NKB.flatten(1).topk(size, dim=1)
-    return values_NK, blocks_NK.gather(1, places_NK // BLOCK) * BLOCK + places_NK % BLOCK
+    home_NK = blocks_NK.gather(1, places_NK // BLOCK)
+    return values_NK, home_NK * BLOCK + places_NK % BLOCK, home_NK
 
 
 def _num_heads(top_NK: Tensor, rest_N: Tensor) -> Tensor:
@@ -149,7 +156,7 @@ def _num_heads(top_NK: Tensor, rest_N: Tensor) -> Tensor:
     """
     size = top_NK.shape[1]
     after_NK = rest_N[:, None] + (top_NK.flip(1).cumsum(1).flip(1) - top_NK)
-    shares_K = torch.arange(size - 1, -1, -1, device=top_NK.device, dtype=top_NK.dtype)
+    shares_K = _shares(size, top_NK.device)
     first_N = (top_NK * shares_K < after_NK).int().argmax(1)  # the last rank is one when there is any rest
     # Nothing is left past the k largest: what has mass is exact, and nothing is drawn.
     return torch.where(rest_N > 0.0, first_N, (top_NK > 0.0).sum(1))
@@ -171,7 +178,7 @@ def _draw_tail(
     sums_to_NG = sums_NG.cumsum(1)
     tail_N = sums_to_NG[:, -1]
     draws_N = (size - num_head_N).clamp_min(1)
-    place_NK = (torch.arange(size, device=sums_NG.device) - num_head_N[:, None]).clamp_min(0)
+    place_NK = (_ranks(size, sums_NG.device) - num_head_N[:, None]).clamp_min(0)
     mark_NK = (uniforms_N.to(sums_NG)[:, None] + place_NK) * (tail_N / draws_N)[:, None]
     mark_NK = torch.minimum(mark_NK, _just_below(tail_N)[:, None])
 
@@ -195,9 +202,11 @@ def _without_doubles(ids_NK: Tensor, num_head_N: Tensor, probs_NGB: Tensor) -> T
     In exact numbers no id is drawn twice, as each has less mass than the distance of two marks; rounding can do it
     where an id's mass equals that distance to the last digit. The tail's mass is not changed.
     """
-    places_K = torch.arange(1, ids_NK.shape[1], device=ids_NK.device)
+    places_K = _ranks(ids_NK.shape[1], ids_NK.device)[1:]
     doubles_NK = (ids_NK[:, 1:] == ids_NK[:, :-1]) & (places_K > num_head_N[:, None])
-    for row in doubles_NK.any(1).nonzero().flatten().tolist():
+    for row, has_doubles in enumerate(doubles_NK.any(1).tolist()):
+        if not has_doubles:
+            continue
         first = int(num_head_N[row])
         has_mass_V = probs_NGB[row].flatten() > 0.0
         has_mass_V[ids_NK[row, first:]] = False
@@ -212,13 +221,24 @@ def _without_doubles(ids_NK: Tensor, num_head_N: Tensor, probs_NGB: Tensor) -> T
 
 
 def _just_below(values: Tensor) -> Tensor:
-    return torch.nextafter(values, torch.zeros((), dtype=values.dtype, device=values.device))
+    return torch.nextafter(values, torch.zeros((), dtype=values.dtype))  # a scalar may be on the CPU
+
+
+@functools.lru_cache(maxsize=8)
+def _ranks(size: int, device: torch.device) -> Tensor:
+    """0 to size - 1, int64; the same for every chunk."""
+    return torch.arange(size, device=device)
+
+
+@functools.lru_cache(maxsize=8)
+def _shares(size: int, device: torch.device) -> Tensor:
+    """Size - 1 down to 0, float64."""
+    return torch.arange(size - 1, -1, -1, device=device, dtype=torch.float64)
 
 
 def _check(total_N: Tensor) -> None:
-    bad = (~((total_N > 0.99) & (total_N < 1.01))).nonzero().flatten()
-    if bad.numel():
-        row = int(bad[0])
+    if total_N.numel() and not float((total_N - 1.0).abs().amax()) < 0.01:  # NaN is not, and comes through
+        row = int((~((total_N - 1.0).abs() < 0.01)).nonzero()[0])
         raise BadNumbers(
             f"The teacher's probabilities sum to {float(total_N[row]):g} in row {row} of {len(total_N)}.",
             "NaN or infinity came out of the model.",

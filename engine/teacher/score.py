@@ -30,6 +30,7 @@ from engine.cache.store import CacheStore
 from engine.data.tokens import Rows, Split, TokenFile
 from engine.events import EventWriter
 from engine.models.documents import Documents, batches_of, find_documents
+from engine.models.transfer import to_device
 from engine.phase_control import PhaseControl
 from engine.relief import Relief
 from engine.teacher.head import Scored, records_from_hidden
@@ -226,15 +227,12 @@ def _scored_positions(teacher: Teacher, wave: _Wave, progress: _Progress) -> Ite
     states = teacher.last_hidden_states(ids, on_progress=progress.layers)[::-1] if teacher.whole_waves else None
     for batch, batch_ids in zip(wave.batches, ids, strict=True):
         hidden_states = teacher.last_hidden_states([batch_ids])[0] if states is None else states.pop()
-        device = hidden_states.device
-        places = torch.from_numpy(batch.document).to(device), torch.from_numpy(batch.position).to(device)
         chance = uniforms(wave.seed, batch.key, batch.position, SAMPLING)
-        hidden_states = hidden_states[places]
-        yield Scored(
-            hidden_states=hidden_states,
-            labels=torch.from_numpy(batch.labels()).to(device),
-            uniforms=torch.from_numpy(chance).to(device),
+        arrays = batch.document, batch.position, batch.labels(), chance
+        document, position, labels, numbers = to_device(
+            [torch.from_numpy(array) for array in arrays], hidden_states.device
         )
+        yield Scored(hidden_states=hidden_states[document, position], labels=labels, uniforms=numbers)
         progress.micro_batch(len(batch.position))
 
 

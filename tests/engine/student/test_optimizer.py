@@ -139,3 +139,19 @@ def test_parameters_without_gradient_are_left_alone() -> None:
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     assert changed == ["large"]
     assert model.large.grad is None
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("rows", [None, torch.tensor([1, 5])])
+def test_an_update_that_is_skipped_leaves_weights_and_moments_as_they_are(bits, rows):
+    parameter = torch.nn.Parameter(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+    optimizer = AdamW([("weight", parameter)], weight_decay=0.1, bits=bits)
+    shape = (64, 64) if rows is None else (2, 64)
+    optimizer.begin_step(1e-2)
+    optimizer.update("weight", torch.ones(shape), rows, skip=torch.tensor(0.0))
+    before = parameter.detach().clone(), {name: part.clone() for name, part in optimizer.state().items()}
+    assert before[1]["weight/first"].any()
+    optimizer.begin_step(1e-2)
+    optimizer.update("weight", torch.full(shape, torch.nan), rows, skip=torch.tensor(1.0))
+    assert torch.equal(parameter, before[0])
+    assert all(torch.equal(part, before[1][name]) for name, part in optimizer.state().items())

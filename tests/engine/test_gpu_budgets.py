@@ -1,0 +1,118 @@
+"""How often a GPU is launched and waited for, counted on a pretend one: each launch costs microseconds, each wait more.
+
+The counts do not depend on the machine. What a step or a chunk may cost is asserted; what it takes is printed where a
+limit is broken, by line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.student.batches import StepPart
+from engine.student.lean_step import RunningNorms, lean_step
+from engine.student.step import LossScale, train_step
+from engine.student.train import Training
+from engine.teacher.head import Scored, records_from_hidden
+from tests.engine.student.small_run import SmallRun, make_run
+from tests.pretend_gpu import Counts, pretend_gpu
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(("positions", "vocab_size"), [(64, 5_120), pytest.param(667, 50_304, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_chunk_of_the_teachers_head(positions: int, vocab_size: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(positions, 32, generator=generator), torch.randn(vocab_size, 32, generator=generator)
+    with pretend_gpu() as gpu:
+        device = torch.device("cuda:0")
+        weight = weight.to(device)
+        scored = Scored(
+            states.to(device),
+            torch.zeros(positions, dtype=torch.int64, device=device),
+            torch.rand(positions, generator=generator, dtype=torch.float64).to(device),
+        )
+        gpu.clear()
+        records_from_hidden(
+            [scored],
+            lambda hidden: hidden @ weight.T,
+            vocab_size=vocab_size,
+            record_size=12,
+            temperature=temperature,
+            chunk_tokens=positions,
+        )
+    assert gpu.launches.total() <= 100, gpu.told()
+    assert gpu.syncs.total() <= 3, gpu.told()
+
+
+def counted(run: SmallRun, student: Path, step: Any, **settings: Any) -> Counts:
+    """The second step of a training on the pretend GPU: the first one makes the moments."""
+    with pretend_gpu() as gpu:
+        training = run.training(run.learner(student, device="cuda:0"), gradient_accumulation=1, **settings)
+        training.learner.model.train()
+        norms = RunningNorms(1.0, {})
+        for index in range(2):
+            gpu.clear()
+            parts = []
+            for group in training.order.micro_batches(index):
+                batch, _ = training.source.micro_batch("train", group)
+                parts.append(StepPart(batch, len(batch.labels), True))
+            result = step(training, parts, norms)
+            assert result.applied
+            norms = RunningNorms(1.0, norms._norms)
+    return gpu
+
+
+def plain(training: Training, parts: list[StepPart], _norms: RunningNorms) -> Any:
+    return train_step(
+        training.learner,
+        parts,
+        training.optimizer,
+        objective=training.objective,
+        learning_rate=1e-3,
+        clip_norm=1.0,
+        chunk_tokens=64,
+        loss_scale=LossScale(),
+    )
+
+
+def lean(training: Training, parts: list[StepPart], norms: RunningNorms) -> Any:
+    return lean_step(
+        training.learner, parts, training.optimizer, objective=training.objective, learning_rate=1e-3, norms=norms
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+FAMILIES = ["llama", pytest.param("qwen2", marks=pytest.mark.slow), pytest.param("gpt_neox", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_plain_step(run: SmallRun, family: str, bits: int) -> None:
+    student = tiny_model(family, num_layers=2, seed=5, hidden_size=64)
+    gpu = counted(run, student, plain, bits=bits)
+    assert gpu.syncs.total() <= 2, gpu.told()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", pytest.param("gpt_neox", marks=pytest.mark.slow)])
+def test_a_lean_step(run: SmallRun, family: str) -> None:
+    student = tiny_model(family, num_layers=2, seed=5, hidden_size=64)
+    gpu = counted(run, student, lean, bits=8)
+    assert gpu.syncs.total() <= 5, gpu.told()
+
+
+def test_a_plain_step_launches_few_kernels_for_the_update(run: SmallRun) -> None:
+    """AdamW's is one kernel for many tensors, not one for each."""
+    launches = [
+        counted(run, tiny_model("llama", num_layers=layers, seed=5, hidden_size=64), plain).launches
+        for layers in (1, 2)
+    ]
+    for_each = [sum(n for line, n in found.items() if line.startswith("student/optimizer")) for found in launches]
+    assert for_each[0] == for_each[1] <= 10, launches
