@@ -216,7 +216,11 @@ class _Update:
             return
         factor = self._norms.factor(name, norm) if factor is None else factor
         is_one = isinstance(factor, float) and factor == 1.0
-        self._optimizer.update(name, gradient if is_one else gradient.mul_(factor), rows, skip=skip)
+        gradient = gradient if is_one else gradient.mul_(factor)
+        if skip is None:
+            self._optimizer.update(name, gradient, rows)
+        else:
+            self._optimizer.update(name, gradient, rows, skip=skip)
 
 
 @contextmanager

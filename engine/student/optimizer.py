@@ -77,7 +77,8 @@ class AdamW:
             if parameter.grad is None:
                 continue
             weights, moments, decay = self._state_of(name)
-            if moments.are_whole:  # all of these in one call: on a GPU a kernel for many of them instead of one each
+            if moments.are_whole and weights.device.type != "cpu":
+                # All of these in one call: a kernel for many of them instead of one each.
                 gradient = _as_matrix(parameter.grad).contiguous()
                 state = (weights, gradient, moments.parts["first"], moments.parts["second"])
                 together.setdefault(decay, []).append(state)
