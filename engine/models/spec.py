@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,7 +217,14 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
         raise ModelError(
             f"The model in {folder} ({named}) is an encoder-decoder.", "Only causal language models can be used.", todo
         )
-    if architectures and not any("CausalLM" in name or "LMHead" in name for name in architectures):
+    causal = any("CausalLM" in name or "LMHead" in name for name in architectures)
+    if not causal and isinstance(config.get("text_config"), dict):
+        raise ModelError(
+            f"The model in {folder} ({named}) wraps a text model together with others: its text_config describes it.",
+            "Only the text model can be used, and it has to be a model of its own.",
+            f"Save it once, and name {folder}-text: {_save_text_model(folder)}",
+        )
+    if architectures and not causal:
         raise ModelError(f"The model in {folder} ({named}) is not a causal language model.", "", todo)
     known = causal_lm_types()
     if known is not None and config["model_type"] not in known:
@@ -240,6 +248,19 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
             "A record speaks of the next token, which only a causal language model predicts.",
             todo,
         )
+
+
+def _save_text_model(folder: Path) -> str:
+    """A command that saves the text model of a wrapper with its tokenizer."""
+    source, out = repr(str(folder)), repr(f"{folder}-text")
+    code = (
+        "from transformers import AutoModelForImageTextToText as V, AutoModelForCausalLM as M, AutoTokenizer as T\n"
+        f"v = V.from_pretrained({source}, dtype='auto'); t = M.from_config(v.config.get_text_config(), dtype=v.dtype); "
+        "t.base_model.load_state_dict(v.model.language_model.state_dict()); "
+        "t.get_output_embeddings().load_state_dict(v.get_output_embeddings().state_dict()); "
+        f"t.save_pretrained({out}); T.from_pretrained({source}).save_pretrained({out})"
+    )
+    return f"python -c {shlex.quote(code)}"
 
 
 def _no_config(folder: Path, asked: str) -> ModelError:

@@ -16,7 +16,7 @@ from engine.errors import ModelError
 from engine.models.load import load_causal_lm
 from engine.models.spec import fingerprint, read_spec
 from engine.models.vocabulary import read_vocabulary
-from tests.tiny import tiny_model
+from tests.tiny import VOCAB_SIZE, tiny_model, tiny_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SHARDED = {"shard_bytes": 40_000}
@@ -210,3 +210,36 @@ def test_a_gguf_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
     assert "is a GGUF file" in refused(tmp_path)
     assert "is a GGUF file" in refused(tmp_path / "model-Q4_K_M.gguf")
+
+
+def test_a_text_model_in_a_wrapper_is_told_with_the_way_to_save_it(whole: Path) -> None:
+    config = json.loads((whole / "config.json").read_text())
+    wrapper = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_config": config}
+    (whole / "config.json").write_text(json.dumps(wrapper))
+    message = refused(whole)
+    assert "text_config" in message
+    assert f"{whole}-text" in message
+
+
+@pytest.mark.slow
+def test_the_text_model_of_a_wrapper_is_saved_by_the_command_and_says_the_same(tmp_path: Path) -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    text = {**layers, "vocab_size": VOCAB_SIZE, "num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 16}
+    vision = {**layers, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=300)
+    wrapper = Gemma3ForConditionalGeneration(config).eval()
+    folder = tmp_path / "it's wrapped"
+    wrapper.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    message = refused(folder)
+    done = subprocess.run(["bash", "-c", message[message.index("python -c ") :]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    saved = Path(f"{folder}-text")
+    assert read_spec(saved).architecture == "Gemma3ForCausalLM"
+    assert read_vocabulary(saved).size == VOCAB_SIZE
+    ids = torch.arange(2, 20)[None]
+    with torch.no_grad():
+        alone = load_causal_lm(saved, dtype=torch.float32)(ids).logits
+        assert torch.equal(alone, wrapper(input_ids=ids).logits)
