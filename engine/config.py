@@ -73,6 +73,14 @@ class RunConfig(BaseModel):
         group="models",
         unit="layers",
     )
+    student_width: float = setting(
+        1.0,
+        "Share of the teacher's MLP neurons and key-value heads that a student from-teacher keeps, those that do most "
+        "on the text: 1 keeps all, 0.5 half",
+        group="models",
+        gt=0,
+        le=1,
+    )
     trust_remote_code: bool = setting(
         False, "Run Python code that comes with a model; off unless you have read that code", group="models"
     )
@@ -143,6 +151,14 @@ class RunConfig(BaseModel):
         group="distillation",
         ge=0.01,
         le=20,
+    )
+
+    compare: Literal["none", "labels"] = setting(
+        "none",
+        "What stands beside the student in the report: labels trains the same student again with the same steps, on "
+        "labels alone",
+        group="distillation",
+        may_change=True,
     )
 
     # training
@@ -301,6 +317,12 @@ class RunConfig(BaseModel):
             problems.append(
                 Problem(
                     "student_layers", self.student_layers, f"only goes with --student from-teacher, not {self.student}"
+                )
+            )
+        if self.student_width < 1 and self.student not in (None, "from-teacher"):
+            problems.append(
+                Problem(
+                    "student_width", self.student_width, f"only goes with --student from-teacher, not {self.student}"
                 )
             )
         if self.resume and self.output_dir is None:

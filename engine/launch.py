@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -114,17 +115,43 @@ def resume_run(config: RunConfig) -> Run:
         for name, value in config.asked().items()
         if name != "output_dir" and SETTINGS[name].group != "command"
     }
-    more_training = any(name in given and given[name] != run.info["settings"].get(name) for name in ("epochs", "steps"))
+    more_training = any(
+        name in given and given[name] != run.info["settings"].get(name) for name in ("epochs", "steps", "compare")
+    )
     for name, other in (("epochs", "steps"), ("steps", "epochs")):
         if name in given:  # one of the two says when to stop
             given[other] = None
     # A run that is going has its settings in its hands; where nothing can be written, nobody is at work.
+    _refuse_fewer_steps(run, given)
     with run.lock() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
         run.info = Run.open(run.path).info
         run.change({**given, "until": config.until})
         if more_training:
             run.reopen_phase("student")
     return run
+
+
+def _refuse_fewer_steps(run: Run, given: dict[str, Any]) -> None:
+    """A training cannot go on to a step that lies behind it.
+
+    Raises:
+        SettingsError: with how many steps are done.
+    """
+    done = run.steps_done()
+    settings = {**run.info["settings"], **given}
+    in_a_step = (settings.get("student_batch") or 1) * (settings.get("gradient_accumulation") or 1)
+    rows = ((run.result("prepare") or {}).get("data") or {}).get("train_rows")
+    for name in ("steps", "epochs"):
+        value = given.get(name)
+        if value is None:
+            continue
+        steps = value if name == "steps" else None if rows is None else math.ceil(value * rows / in_a_step)
+        if steps is not None and steps < done:
+            which = "" if name == "steps" else f", and {value} epochs are {steps:,}"
+            raise SettingsError(
+                [Problem(name, value, f"{done:,} steps are done already{which}; give no fewer")],
+                "To have a student of fewer steps, start a new run; with --cache_dir it takes the teacher's records.",
+            )
 
 
 def is_finished(run: Run) -> bool:

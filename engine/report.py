@@ -15,6 +15,7 @@ from engine.files import write_atomic
 from engine.format import format_bytes, format_duration
 from engine.planner.share import gemm_shares
 from engine.run import Run
+from engine.verdict import details, gap_of, headline
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Measure:
 MEASURES = (
     Measure("holdout_loss", "loss"),
     Measure("perplexity", "perplexity"),
+    Measure("bits_per_byte", "bits a byte"),
     Measure("kl_to_teacher", "KL to the teacher"),
     Measure("top1_agreement", "top-1 agreement", percent=True),
     Measure("ece", "calibration error"),
@@ -76,7 +78,10 @@ def build(run: Run) -> dict[str, Any]:
         "teacher": student["teacher"],
         "student_before": student["student_before"],
         "student_after": student["student_after"],
-        "gap_closed": gap_closed(student),
+        "gap_closed": gap_of(student),
+        "chance": student.get("chance"),
+        "intervals": student.get("intervals", {}),
+        "compare": student.get("compare", {}),
         "cut": (teacher.get("cut") or {}).get("cuts", []),
         "cache": teacher["cache"],
         "phases": phases,
@@ -122,41 +127,6 @@ def _data(prepared: dict[str, Any]) -> dict[str, Any]:
     return {**data, "left_out": prepared.get("skipped", {}), "told": told}
 
 
-def gap_closed(result: dict[str, Any]) -> float | None:
-    """Share of the hold-out loss gap between the student before and the teacher that training closed.
-
-    1 is the teacher's own loss, 0 no change, below 0 worse than before. None where there was no gap to close: the
-    student began at the teacher's loss or below it.
-    """
-    before = result["student_before"]["holdout_loss"]
-    after = result["student_after"]["holdout_loss"]
-    gap = before - result["teacher"]["holdout_loss"]
-    return (before - after) / gap if gap > 1e-6 else None
-
-
-def headline(report: dict[str, Any]) -> str:
-    """The result in one sentence, true also where it is not what one hoped for."""
-    share, before, after = (
-        report["gap_closed"],
-        report["student_before"]["holdout_loss"],
-        report["student_after"]["holdout_loss"],
-    )
-    if after > before:
-        return (
-            f"The student got worse: its hold-out loss rose from {before:.3f} to {after:.3f}. "
-            "Most often the learning rate is too high or there is too little text; try a lower --learning_rate."
-        )
-    if share is None:
-        return (
-            f"The student's hold-out loss fell from {before:.3f} to {after:.3f}; "
-            "it was not above its teacher's to begin with."
-        )
-    if share > 1:
-        teacher = report["teacher"]["holdout_loss"]
-        return f"The student went past its teacher: hold-out loss {after:.3f}, the teacher's {teacher:.3f}."
-    return f"The student closed {share:.0%} of the gap to its teacher."
-
-
 def _or_dash(value: float | None, shown: Callable[[float], str]) -> str:
     return "–" if value is None else shown(value)
 
@@ -172,7 +142,7 @@ def in_words(report: dict[str, Any], name: str) -> str:
     lines = [
         f"# {name}",
         "",
-        headline(report),
+        " ".join([headline(report), *details(report)]),
         "",
         "| hold-out | teacher | student before | student after |",
         "|---|---:|---:|---:|",
@@ -181,6 +151,7 @@ def in_words(report: dict[str, Any], name: str) -> str:
             for measure in MEASURES
         ),
         "",
+        *_cuts(report),
         "| phase | time | beside the work | tokens a second | share of the machine | peak memory | predicted |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *(
@@ -203,6 +174,13 @@ def in_words(report: dict[str, Any], name: str) -> str:
     lines += ["## Settings", "", "| setting | value | by | reason |", "|---|---|---|---|"]
     lines += [f"| {c['field']} | {c['value']} | {c['by']} | {c['reason']} |" for c in report["choices"]]
     return "\n".join(lines) + "\n"
+
+
+def _cuts(report: dict[str, Any]) -> list[str]:
+    """Hold-out loss of the teacher and of students right after the cut, by depth; nothing where none was cut."""
+    cuts = report.get("cut") or []
+    told = [f"{len(c['layers'])} layers {c['holdout_loss']:.2f}" for c in cuts if c["holdout_loss"] is not None]
+    return [f"Right after the cut, before any training: {', '.join(told)}.", ""] if told else []
 
 
 def _spent(events: Iterable[Event]) -> dict[str, dict[str, Any]]:

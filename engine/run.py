@@ -168,6 +168,14 @@ class Run:
             return None
         return _unsealed(found)
 
+    def steps_done(self) -> int:
+        """Optimizer steps that the student has behind it, by its newest checkpoint or its result."""
+        found = [int((self.result("student") or {}).get("steps") or 0)]
+        for folder in self.checkpoints_path.glob("step-*"):
+            if folder.name.removeprefix("step-").isdecimal():
+                found.append(int(folder.name.removeprefix("step-")))
+        return max(found)
+
     def damaged_results(self, phases: Sequence[str]) -> list[Path]:
         """Results that are there and cannot be believed; their phases are done again."""
         files = [self.phases_path / f"{phase}.json" for phase in phases if self.result(phase) is None]

@@ -14,8 +14,9 @@ from engine.cli.arguments import command_line
 from engine.config import RunConfig
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration
-from engine.report import MEASURES, Measure, compute_unit, headline, one_line, speed_in_words
+from engine.report import MEASURES, Measure, compute_unit, one_line, speed_in_words
 from engine.settings import layer_count
+from engine.verdict import headline
 from tinydistill_tui.words import number
 
 PEOPLE = ("teacher", "student_before", "student_after")
@@ -53,6 +54,8 @@ def table(report: dict[str, Any]) -> list[list[str]]:
     rows = [["Hold-out", "teacher", "before", "after", "change"]]
     for measure in MEASURES:
         values = [number(_part(report, who).get(measure.key)) for who in PEOPLE]
+        if all(value is None for value in values):  # of a report that does not have it yet
+            continue
         rows.append([measure.title, *(measure.shown(value) for value in values), _change(measure, *values[1:])])
     return rows
 

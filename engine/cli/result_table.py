@@ -11,7 +11,8 @@ from rich.table import Table
 
 from engine.cli.progress import wants_lines
 from engine.format import format_bytes, format_duration
-from engine.report import MEASURES, compute_unit, headline, one_line, speed_in_words
+from engine.report import MEASURES, compute_unit, one_line, speed_in_words
+from engine.verdict import details, headline
 
 
 def show_result(report: dict[str, Any], path: Path) -> None:
@@ -21,6 +22,8 @@ def show_result(report: dict[str, Any], path: Path) -> None:
     console.print()
     console.print(headline(report), style="bold", markup=False)
     console.print(_table(report))
+    for sentence in details(report):
+        console.print(sentence, markup=False, soft_wrap=True)
     for phase, word in (("teacher", "score"), ("student", "train")):
         figures = report["phases"][phase]
         console.print(

@@ -9,14 +9,17 @@ as bytes, in pieces of a few megabytes; what a layer computes is not known here.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig
@@ -27,6 +30,7 @@ from engine.models.core import find_core
 from engine.models.headers import DTYPES, TensorInfo
 from engine.models.load import UNUSABLE, quiet
 from engine.models.meta import build_on_meta, read_config
+from engine.models.narrow import Kept, Width, selection
 from engine.models.spec import ModelSpec, read_spec
 
 # What comes along unchanged: the tokenizer, the terms of use, a model's own code.
@@ -39,7 +43,13 @@ _COPY_BYTES = 8 * 2**20
 
 
 def derive_student(
-    teacher: Path, layers: int | Sequence[int], out: Path, *, trust_remote_code: bool = False
+    teacher: Path,
+    layers: int | Sequence[int],
+    out: Path,
+    *,
+    width: Width | None = None,
+    parts: Mapping[int, Kept] | None = None,
+    trust_remote_code: bool = False,
 ) -> list[int]:
     """Write a model folder with some of the teacher's layers.
 
@@ -47,6 +57,8 @@ def derive_student(
         teacher: a model folder with safetensors.
         layers: of the teacher, in rising order; or how many, from 1 to the teacher's, evenly spread.
         out: the folder to write; made where it is missing.
+        width: sizes of a narrower student; the teacher's where None.
+        parts: with a width, the neurons and heads that stay of each kept layer.
         trust_remote_code: whether a teacher that brings its own code is accepted.
 
     Returns:
@@ -64,8 +76,15 @@ def derive_student(
             f"Choose --student_layers from 1 to {spec.num_layers}.",
         )
     config = _student_config(spec, kept, trust_remote_code=trust_remote_code)
+    if width is not None:
+        config |= {
+            "intermediate_size": width.neurons,
+            "num_attention_heads": width.heads,
+            "num_key_value_heads": width.kv_heads,
+            "head_dim": spec.head_dim,
+        }
     make_folder(out)
-    _write_weights(spec, kept, out / "model.safetensors")
+    _write_weights(spec, kept, parts or {}, out / "model.safetensors")
     generation = [file for file in (spec.path / "generation_config.json",) if file.is_file()]
     for file in (*companions(spec.path), *generation):
         shutil.copyfile(file, out / file.name)
@@ -155,15 +174,50 @@ def _student_config(spec: ModelSpec, kept: list[int], *, trust_remote_code: bool
     return config
 
 
-def _write_weights(spec: ModelSpec, kept: list[int], path: Path) -> None:
+@dataclass(frozen=True)
+class _Slice:
+    """A tensor of the teacher's, or the rows or columns of it that stay."""
+
+    tensor: TensorInfo
+    rows: list[int] | None = None
+    columns: list[int] | None = None
+
+    @property
+    def shape(self) -> list[int]:
+        shape = list(self.tensor.shape)
+        for place, chosen in ((0, self.rows), (1, self.columns)):
+            if chosen is not None:
+                shape[place] = len(chosen)
+        return shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes // max(1, math.prod(self.tensor.shape)) * math.prod(self.shape)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes, some megabytes at a time."""
+        if self.rows is None and self.columns is None:
+            yield from _pieces(self.tensor)
+            return
+        size = self.tensor.nbytes // math.prod(self.tensor.shape)
+        shape = (self.tensor.shape[0], math.prod(self.tensor.shape[1:]), size)
+        stored = np.memmap(self.tensor.file, np.uint8, "r", self.tensor.offset, shape)
+        rows = list(range(shape[0])) if self.rows is None else self.rows
+        at_a_time = max(1, _COPY_BYTES // max(1, shape[1] * size))
+        for start in range(0, len(rows), at_a_time):
+            block = stored[rows[start : start + at_a_time]]
+            yield (block if self.columns is None else block[:, self.columns]).tobytes()
+
+
+def _write_weights(spec: ModelSpec, kept: list[int], parts: Mapping[int, Kept], path: Path) -> None:
     """One safetensors file with the kept layers under their new numbers; written aside, then renamed."""
-    tensors = dict(_renamed(spec, kept))
+    tensors = dict(_renamed(spec, kept, parts))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     for name, tensor in tensors.items():
         header[name] = {
-            "dtype": _HEADER_WORDS.get(tensor.dtype, tensor.dtype),
-            "shape": list(tensor.shape),
+            "dtype": _HEADER_WORDS.get(tensor.tensor.dtype, tensor.tensor.dtype),
+            "shape": tensor.shape,
             "data_offsets": [place, place + tensor.nbytes],
         }
         place += tensor.nbytes
@@ -173,7 +227,7 @@ def _write_weights(spec: ModelSpec, kept: list[int], path: Path) -> None:
     with aside.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            for piece in _pieces(tensor):
+            for piece in tensor.pieces():
                 stream.write(piece)
         stream.flush()
         os.fsync(stream.fileno())
@@ -181,14 +235,16 @@ def _write_weights(spec: ModelSpec, kept: list[int], path: Path) -> None:
     fsync_folder(path.parent)
 
 
-def _renamed(spec: ModelSpec, kept: list[int]) -> Iterator[tuple[str, TensorInfo]]:
+def _renamed(spec: ModelSpec, kept: list[int], parts: Mapping[int, Kept]) -> Iterator[tuple[str, _Slice]]:
     """The student's tensors by their new names."""
     for name, tensor in spec.tensors.items():
         match = re.match(rf"{re.escape(spec.layers_prefix)}\.(\d+)\.", name)
         if match is None:
-            yield name, tensor
+            yield name, _Slice(tensor)
         elif int(match[1]) in kept:
-            yield f"{spec.layers_prefix}.{kept.index(int(match[1]))}.{name[match.end() :]}", tensor
+            index, inner = int(match[1]), name[match.end() :]
+            chosen = selection(spec, inner, parts[index]) if index in parts else (None, None)
+            yield f"{spec.layers_prefix}.{kept.index(index)}.{inner}", _Slice(tensor, *chosen)
 
 
 def _pieces(tensor: TensorInfo) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,16 +63,12 @@ def cut_student(
         Stopped: the person asked to.
         ModelError: no layers of this number make a model.
     """
-    from engine.models.derive import derive_student
-
     found = run.result(CUT)
     if found is None:
         found = _measured(settings, spec, teacher(), tokens, control)
         for line in words(found, spec.num_layers):
             events.log("info", line, "cut")
-    shutil.rmtree(run.initial_student_path, ignore_errors=True)
-    derive_student(spec.path, found["kept"], run.initial_student_path, trust_remote_code=settings.trust_remote_code)
-    run.finish_phase(CUT, {**found, "files": checksums(run.initial_student_path)})
+    _write(run, settings, spec, found)
 
 
 def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, events: EventWriter) -> None:
@@ -80,8 +77,6 @@ def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, events: EventWr
     Raises:
         CorruptState: it is not known any more which layers they were.
     """
-    from engine.models.derive import derive_student
-
     found = run.result(CUT) or (run.result("teacher") or {}).get(CUT)
     if found is None:
         raise CorruptState(
@@ -90,8 +85,27 @@ def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, events: EventWr
             "Start a new run; with --cache_dir it takes the teacher's records from where they are.",
         )
     events.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
+    _write(run, settings, spec, found)
+
+
+def _write(run: Run, settings: RunConfig, spec: ModelSpec, found: dict[str, Any]) -> None:
+    from engine.models.derive import derive_student
+    from engine.models.narrow import Kept, Width
+
+    width = found.get("width")
+    parts = {
+        int(index): Kept(tuple(part["neurons"]), tuple(part["kv_heads"]))
+        for index, part in found.get("parts", {}).items()
+    }
     shutil.rmtree(run.initial_student_path, ignore_errors=True)
-    derive_student(spec.path, found["kept"], run.initial_student_path, trust_remote_code=settings.trust_remote_code)
+    derive_student(
+        spec.path,
+        found["kept"],
+        run.initial_student_path,
+        width=None if width is None else Width(**width),
+        parts=parts,
+        trust_remote_code=settings.trust_remote_code,
+    )
     run.finish_phase(CUT, {**found, "files": checksums(run.initial_student_path)})
 
 
@@ -105,9 +119,13 @@ def words(found: dict[str, Any], total: int) -> list[str]:
         "influence in rounds": "those that change their input most on the text, measured anew as layers go",
     }
     losses = ", ".join(f"{len(cut['layers'])} layers {_loss(cut['holdout_loss'])}" for cut in found["cuts"])
+    width = found.get("width")
+    narrow = f", each with {width['neurons']:,} neurons and {width['kv_heads']} key-value heads" if width else ""
+    way = ways.get(found["way"], found["way"])
+    at_full_width = " at full width" if width else ""
     return [
-        f"The student begins with layers {chosen} of its teacher's {total}: {ways.get(found['way'], found['way'])}.",
-        f"Hold-out loss right after the cut, before any training: {losses}.",
+        f"The student begins with layers {chosen} of its teacher's {total}: {way}{narrow}.",
+        f"Hold-out loss right after the cut{at_full_width}, before any training: {losses}.",
     ]
 
 
@@ -129,16 +147,19 @@ def _measured(
     settings: RunConfig, spec: ModelSpec, teacher: DeepTeacher, tokens: TokenFile, control: PhaseControl
 ) -> dict[str, Any]:
     from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
+    from engine.models.narrow import width_of
     from engine.teacher.depth import choose_depth, piece_of
+    from engine.teacher.width import choose_width
 
     num_layers = layer_count(settings.student_layers)
     assert num_layers is not None, "the planner gives every student that is cut a number of layers"
     batch = settings.teacher_batch or 1
     on_gpu = (settings.device or "cpu") != "cpu"
     remote = settings.trust_remote_code
+    train = piece_of(tokens, "train", batch)
     depth = choose_depth(
         teacher,
-        piece_of(tokens, "train", batch),
+        train,
         piece_of(tokens, "holdout", batch),
         num_layers=num_layers,
         named=layer_list(settings.student_layers),
@@ -155,7 +176,21 @@ def _measured(
         chunk_tokens=head_chunk_tokens(spec.vocab_size, on_gpu=on_gpu),
         safe_point=control.safe_point,
     )
+    narrower: dict[str, Any] = {}
+    if settings.student_width < 1:
+        width = width_of(spec, settings.student_width)
+        parts = choose_width(
+            teacher,
+            train,
+            depth.kept,
+            width,
+            head_dim=spec.head_dim,
+            outputs=depth.outputs,
+            safe_point=control.safe_point,
+        )
+        narrower = {"width": asdict(width), "parts": {str(index): asdict(part) for index, part in parts.items()}}
     return {
+        **narrower,
         "kept": list(depth.kept),
         "way": depth.way,
         "influence": list(depth.influence),

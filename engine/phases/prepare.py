@@ -10,10 +10,14 @@ from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.errors import TokenizerMismatch
 from engine.events import EventWriter
+from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
 from engine.phase_control import PhaseControl
 from engine.planner.models import FROM_TEACHER
+from engine.planner.shape import shape_of
+from engine.planner.workload import too_little_text
 from engine.run import Run
+from engine.settings import layer_count, layer_list
 
 
 def teacher_spec(settings: RunConfig) -> ModelSpec:
@@ -104,4 +108,13 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
         trust_remote_code=settings.trust_remote_code,
         allow_losses=settings.allow_losses,
     )
+    shape = shape_of(student or teacher)
+    if student is None and (count := layer_count(settings.student_layers)):
+        if settings.student_width < 1:
+            width = width_of(teacher, settings.student_width)
+            shape = shape.with_width(width.neurons, width.heads, width.kv_heads)
+        shape = shape.with_layers(count, layer_list(settings.student_layers))
+    little = too_little_text(result.train_scored, shape.parameters)
+    if little is not None:
+        events.log("warning", little, "little-text")
     run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
@@ -33,13 +34,14 @@ from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
 from engine.relief import Relief
-from engine.report import gap_closed
 from engine.run import Run
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
 from engine.student.companions import versions_told
+from engine.student.evaluate import Metrics
 from engine.student.export import export_student, model_card, stored_dtype
 from engine.student.generate import holdout_prompts
+from engine.student.judge import Unigram, bits_per_byte, chance_sums, intervals
 from engine.student.learn import Learned, learn
 from engine.student.learner import Learner
 from engine.student.loss import Objective
@@ -49,7 +51,13 @@ from engine.student.order import Order
 from engine.student.schedule import Schedule
 from engine.student.step import LossScale
 from engine.student.train import Training
+from engine.verdict import details, gap_of, headline
 from engine.version import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 _EVALUATION_ROWS = 64  # of the hold-out, at the looks during training; before and after, all of it counts
 
@@ -57,80 +65,182 @@ _EVALUATION_ROWS = 64  # of the hold-out, at the looks during training; before a
 def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     """Train, write ``student/`` and enter the phase's result."""
     settings = run.settings
-    device, dtype = prepare_torch(settings)
-    torch.manual_seed(settings.seed)
+    device, _ = prepare_torch(settings)
     folder = student_folder(run, settings, events)
     with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events) as store:
-        scratch = run.path / "scratch" if settings.cpu_offload and device.type == "cpu" else None
-        model = _load(folder, device, scratch, trust_remote_code=settings.trust_remote_code)
-        check_numbers(model, folder)
-        learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
-        if settings.packing and not can_be_cut(model):
-            events.log(
-                "info",
-                f"{type(model).__name__} cannot be cut between the documents of a row: each goes through it by itself, "
-                "which takes longer. With --packing off there is one document in a row.",
-                "documents-one-by-one",
-            )
-        training = _training(
-            settings, learner, Source(tokens, store), tokens, scratch=scratch, on_gpu=device.type == "cuda"
-        )
+        source = Source(tokens, store)
         prompts = holdout_prompts(tokens)
-        learned = learn(
-            training,
-            Checkpoints(
-                run.checkpoints_path,
-                keep=settings.keep_checkpoints,
-                on_problem=lambda told: events.log("warning", told, "damaged-checkpoint"),
-            ),
-            prompts=prompts,
-            end_ids=tokens.end_ids,
-            seed=settings.seed,
-            loss_scale=LossScale.of(dtype),
-            events=events,
-            control=control,
-            relief=Relief(StudentSaver.of(settings, learner, folder, on_gpu=device.type == "cuda"), events),
-        )
-    figures = {
-        "teacher": learned.teacher.as_dict(),
-        "student_before": learned.student_before.as_dict(),
-        "student_after": learned.student_after.as_dict(),
-    }
-    with _training_is_kept():
-        tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
-        card = model_card(
-            name=run.name,
-            teacher=_without_folders(str(settings.teacher)),
-            student=_beginning(run, settings),
-            data=_without_folders(str(settings.data)),
-            figures={
-                "teacher": figures["teacher"],
-                "before": figures["student_before"],
-                "after": figures["student_after"],
-            },
-            settings=_to_publish(settings),
-            version=__version__,
-            opens=versions_told(folder),
-        )
-        stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
-        for note in export_student(model, folder, run.student_path, card, dtype=stored):
-            events.log("warning", note, "student-files")
-        if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
-            # The form that the conversations were written in, so that a chat with the student is written alike.
-            write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)
-    result = {
-        **figures,
-        "samples": _samples(run, tokenizer, prompts, learned),
-        "tokens": learned.tokens,
-        "tokens_per_second": learned.tokens_per_second,
-        "working_seconds": learned.seconds,
-        "steps": learned.steps,
-        "skipped_steps": learned.skipped,
-        "best_step": learned.best_step,
-        "device_peak_bytes": device_peak_bytes(device),
-    }
-    events.write("evaluation", which="result", gap_closed=gap_closed(result))
+        model, learned = _learned(run, settings, folder, source, tokens, prompts, run.checkpoints_path, events, control)
+        chance = chance_sums(source, Unigram.of(tokens), micro_batch=settings.student_batch or 1, eos_id=tokens.eos_id)
+        with _training_is_kept():
+            tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
+            num_bytes = _holdout_bytes(tokens, tokenizer)
+            result = {
+                **_figures(learned, chance, num_bytes, settings.seed),
+                "samples": _samples(run, tokenizer, prompts, learned),
+                "tokens": learned.tokens,
+                "tokens_per_second": learned.tokens_per_second,
+                "working_seconds": learned.seconds,
+                "steps": learned.steps,
+                "skipped_steps": learned.skipped,
+                "best_step": learned.best_step,
+                "device_peak_bytes": device_peak_bytes(device),
+            }
+            _export(run, settings, folder, model, result, events)
+        if settings.compare == "labels":
+            del model  # two students are never in memory together
+            return_memory()
+            labels = _on_labels(run, settings, folder, source, tokens, num_bytes, events, control)
+            result["compare"] = {"labels": labels}
+            write_atomic(run.student_path / "README.md", _card(run, settings, folder, result))
+    events.write("evaluation", which="result", gap_closed=gap_of(result))
     run.finish_phase("student", result)
+
+
+def _learned(
+    run: Run,
+    settings: RunConfig,
+    folder: Path,
+    source: Source,
+    tokens: TokenFile,
+    prompts: list[list[int]],
+    checkpoints_path: Path,
+    events: EventWriter,
+    control: PhaseControl,
+) -> tuple[PreTrainedModel, Learned]:
+    """Train a student from its first weights in ``folder``; the model is the best one."""
+    device, dtype = prepare_torch(settings)
+    torch.manual_seed(settings.seed)
+    scratch = run.path / "scratch" if settings.cpu_offload and device.type == "cpu" else None
+    model = _load(folder, device, scratch, trust_remote_code=settings.trust_remote_code)
+    check_numbers(model, folder)
+    learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
+    if settings.packing and not can_be_cut(model):
+        events.log(
+            "info",
+            f"{type(model).__name__} cannot be cut between the documents of a row: each goes through it by itself, "
+            "which takes longer. With --packing off there is one document in a row.",
+            "documents-one-by-one",
+        )
+    on_gpu = device.type == "cuda"
+    learned = learn(
+        _training(settings, learner, source, tokens, scratch=scratch, on_gpu=on_gpu),
+        Checkpoints(
+            checkpoints_path,
+            keep=settings.keep_checkpoints,
+            on_problem=lambda told: events.log("warning", told, "damaged-checkpoint"),
+        ),
+        prompts=prompts,
+        end_ids=tokens.end_ids,
+        eos_id=tokens.eos_id,
+        seed=settings.seed,
+        loss_scale=LossScale.of(dtype),
+        events=events,
+        control=control,
+        relief=Relief(StudentSaver.of(settings, learner, folder, on_gpu=on_gpu), events),
+    )
+    return model, learned
+
+
+class _Beside(EventWriter):
+    """Events of a training that stands beside the run's own: its figures must not be taken for the student's."""
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Write the event; steps are left out, and evaluations carry another name."""
+        if kind == "metric":
+            return
+        if kind == "evaluation":
+            fields["which"] = f"labels_{fields['which']}"
+        super().write(kind, **fields)
+
+
+def _on_labels(
+    run: Run,
+    settings: RunConfig,
+    folder: Path,
+    source: Source,
+    tokens: TokenFile,
+    num_bytes: int,
+    events: EventWriter,
+    control: PhaseControl,
+) -> dict[str, Any]:
+    """The same student trained on labels alone, with the same steps from the same tokens: its figures."""
+    events.log("info", "The same student is trained on labels alone, to compare.", "compare")
+    beside = _Beside(run.events_path, phase="student", log_path=run.log_path)
+    path = run.path / "checkpoints-labels"
+    alone = settings.model_copy(update={"kd_weight": 0.0, "keep_checkpoints": 1})
+    _, learned = _learned(run, alone, folder, source, tokens, [], path, beside, control)
+    shutil.rmtree(path, ignore_errors=True)
+    return _with_bits(learned.student_after, num_bytes)
+
+
+def _figures(learned: Learned, chance: NDArray[np.float64], num_bytes: int, seed: int) -> dict[str, Any]:
+    """The report's figures: three models, chance, and how sure they are."""
+    tables = {**learned.documents, "chance": chance}
+    scored, loss = float(chance[:, 0].sum()), float(chance[:, 1].sum())
+    found = {
+        "teacher": _with_bits(learned.teacher, num_bytes),
+        "student_before": _with_bits(learned.student_before, num_bytes),
+        "student_after": _with_bits(learned.student_after, num_bytes),
+        "intervals": intervals(tables, seed=seed),
+    }
+    if scored:
+        mean = loss / scored
+        found["chance"] = {"holdout_loss": mean, "bits_per_byte": bits_per_byte(mean, int(scored), num_bytes)}
+    return found
+
+
+def _with_bits(metrics: Metrics, num_bytes: int) -> dict[str, Any]:
+    return {
+        **metrics.as_dict(),
+        "bits_per_byte": bits_per_byte(metrics.holdout_loss, metrics.tokens, num_bytes),
+    }
+
+
+def _holdout_bytes(tokens: TokenFile, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Bytes of text, in UTF-8, that the scored hold-out tokens stand for."""
+    total, num_rows = 0, tokens.num_rows("holdout")
+    for start in range(0, num_rows, 64):
+        rows = tokens.rows("holdout", range(start, min(start + 64, num_rows)))
+        for ids, scored in zip(rows.tokens, rows.scored, strict=True):
+            total += len(str(tokenizer.decode(ids[scored].tolist(), skip_special_tokens=True)).encode())
+    return total
+
+
+def _export(
+    run: Run,
+    settings: RunConfig,
+    folder: Path,
+    model: PreTrainedModel,
+    result: dict[str, Any],
+    events: EventWriter,
+) -> None:
+    """Write ``student/``, with a card that tells the result."""
+    stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
+    for note in export_student(model, folder, run.student_path, _card(run, settings, folder, result), dtype=stored):
+        events.log("warning", note, "student-files")
+    if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
+        # The form that the conversations were written in, so that a chat with the student is written alike.
+        write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)
+
+
+def _card(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any]) -> str:
+    judged = {**result, "gap_closed": gap_of(result)}
+    return model_card(
+        name=run.name,
+        teacher=_without_folders(str(settings.teacher)),
+        student=_beginning(run, settings),
+        data=_without_folders(str(settings.data)),
+        figures={
+            "teacher": result["teacher"],
+            "before": result["student_before"],
+            "after": result["student_after"],
+        },
+        settings=_to_publish(settings),
+        version=__version__,
+        opens=versions_told(folder),
+        verdict=" ".join([headline(judged), *details(judged)]),
+    )
 
 
 def _load(folder: Path, device: torch.device, scratch: Path | None, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -266,7 +376,9 @@ def _beginning(run: Run, settings: RunConfig) -> str:
     if settings.student != FROM_TEACHER:
         return f"**{Path(str(settings.student)).name}**"
     kept = (run.result(CUT) or {}).get("kept") or []
-    return f"layers {', '.join(map(str, kept))} of its teacher, with the teacher's embedding and head"
+    width = (run.result(CUT) or {}).get("width")
+    narrow = f" narrowed to {width['neurons']:,} neurons and {width['kv_heads']} key-value heads" if width else ""
+    return f"layers {', '.join(map(str, kept))} of its teacher{narrow}, with the teacher's embedding and head"
 
 
 def _samples(run: Run, tokenizer: Any, prompts: list[list[int]], learned: Learned) -> list[dict[str, str | None]]:

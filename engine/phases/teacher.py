@@ -27,6 +27,9 @@ from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.relief import Relief
 from engine.run import Run
+from engine.verdict import doubts
+
+_JUDGED_ROWS = 16
 
 if TYPE_CHECKING:
     import torch
@@ -99,8 +102,37 @@ def run_teacher(run: Run, events: EventWriter, control: PhaseControl) -> None:
             said = "Every row has its records already; the teacher is loaded to cut the student from it."
             events.log("info", said, "cache-hit")
             _only_cut(run, settings, tokens, events, control)
+        _judge(tokens, store, events)
         found = {**figures, "rows_scored": missing, "cache": cache_figures(store), "cut": run.result(CUT)}
         run.finish_phase("teacher", found)
+
+
+def _judge(tokens: TokenFile, store: CacheStore, events: EventWriter) -> None:
+    """Say what the teacher's loss on the text is worth, before a student is trained on it."""
+    from engine.student.batches import Source
+    from engine.student.evaluate import evaluate_teacher
+    from engine.student.judge import Unigram, chance_sums
+
+    source = Source(tokens, store)
+    teacher = evaluate_teacher(source, micro_batch=_JUDGED_ROWS)
+    if not teacher.tokens:
+        return
+    sums = chance_sums(source, Unigram.of(tokens), micro_batch=_JUDGED_ROWS, eos_id=tokens.eos_id)
+    chance = float(sums[:, 1].sum() / sums[:, 0].sum())
+    doubt = doubts(teacher.holdout_loss, chance)
+    if doubt is None:
+        said = (
+            f"The teacher's loss on the hold-out is {teacher.holdout_loss:.2f}, and {chance:.2f} that of a model that "
+            "only counts how often each token comes."
+        )
+        events.log("info", said, "judged")
+        return
+    events.log(
+        "warning",
+        f"{doubt} A student learns little from such records: take text of the kind that the teacher knows, or another "
+        "teacher; --kd_weight below 1 mixes in what the labels say.",
+        "teacher-doubt",
+    )
 
 
 def cache_figures(store: CacheStore) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from engine.errors import ModelError, Problem, SettingsError, TinyDistillError
 from engine.format import format_bytes, format_count
 from engine.models.demo import DEMO_TEACHER
 from engine.models.hub import cached_models, resolve_model
+from engine.models.narrow import width_of
 from engine.models.spec import read_spec
 from engine.planner.budget import Budget
 from engine.planner.footprint import StudentSetting, TeacherSetting, student_footprint, teacher_footprint
@@ -80,6 +81,9 @@ def models_for(config: RunConfig, budget: Budget) -> Models:
         accepted = f"the teacher has {most} layers to take from" + (f", 0 to {most - 1}" if named else "")
         if (layer_count(config.student_layers) or 0) > most or (named and named[-1] >= most):
             raise SettingsError([Problem("student_layers", config.student_layers, accepted)])
+    if config.student_width < 1 and student == FROM_TEACHER:
+        width = width_of(read_spec(teacher, trust_remote_code=config.trust_remote_code), config.student_width)
+        student_shape = student_shape.with_width(width.neurons, width.heads, width.kv_heads)
     notes = _vocabulary_notes(teacher, None if student == FROM_TEACHER else student, config.trust_remote_code)
     return Models(teacher, student, teacher_shape, student_shape, reasons, notes)
 

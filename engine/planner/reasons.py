@@ -10,12 +10,13 @@ from engine.planner import disk
 from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
 from engine.planner.recommend import Answer, Question, keeping_memory
 from engine.planner.timing import step_seconds
-from engine.planner.workload import Text, default_length, effective_rows, whole_told
+from engine.planner.workload import Text, default_length, effective_rows, too_little_text, whole_told
 
 NOT_CHOICES = frozenset({"resume", "use_recommended", "profile", "demo", "dry_run", "json_events", "until"})
 """Switches of the one command; they decide nothing about the run."""
 
 DEFAULTS: dict[str, str] = {
+    "student_width": "every layer that stays is kept whole",
     "trust_remote_code": "no code out of a model's folder is run",
     "text_field": "found by looking at the data",
     "data_split": "only for a Hugging Face data set",
@@ -23,6 +24,7 @@ DEFAULTS: dict[str, str] = {
     "holdout": "enough documents to measure with, few enough to miss",
     "target": "its mean is the teacher's whole distribution",
     "kd_weight": "the teacher alone: its distribution says more than the one word that came",
+    "compare": "a second training takes as long as the first",
     "temperature": "the teacher's distribution as it is",
     "warmup": "the first steps are careful while AdamW's averages settle",
     "schedule": "ends gently, at a tenth of the peak",
@@ -54,10 +56,13 @@ def answer_values(question: Question, answer: Answer) -> dict[str, tuple[Any, st
     }
 
 
-def samples(text: Text, length: int, counted: str) -> str:
-    """How many rows there are."""
+def samples(text: Text, length: int, counted: str, parameters: int) -> str:
+    """How many rows there are, and whether that is little for the student."""
     rows = text.train_rows(length)
-    return counted if rows is None else f"all of them: {counted}, some {rows:,} rows of {length}"
+    if rows is None:
+        return counted
+    little = too_little_text(text.train_tokens(length) or 0, parameters)
+    return f"all of them: {counted}, some {rows:,} rows of {length}" + (f". {little.rstrip('.')}" if little else "")
 
 
 def learning_rate(parameters: int) -> str:

@@ -32,6 +32,10 @@ from engine.planner.text import count_tokens
 from engine.planner.workload import Text
 from engine.runs import announced_runs, default_runs_path
 
+# What engine.teacher.depth computes, in tokens through the whole teacher: seven passes of 1,024 tokens for the layers'
+# influence, and one for each cut that is compared or shown, most of them with half of the layers.
+_CUT_TOKENS = 12_000
+
 DEFAULT_DATA = "python-docs"
 
 
@@ -112,7 +116,7 @@ def plan(
         "device": (budget.device, budget.reasons["device"]),
         "threads": (threads, f"all {hardware.cores} cores that may be used"),
         "output_dir": (folder, folder_reason),
-        "samples": (wished.samples, reasons.samples(text, answer.length, amount.told)),
+        "samples": (wished.samples, reasons.samples(text, answer.length, amount.told, answer.shape.parameters)),
         **reasons.answer_values(question, answer),
         **work,
     }
@@ -172,9 +176,15 @@ def _predict(
     question: Question, answer: Answer, work: dict[str, tuple[Any, str]], rates: MachineRates, config: RunConfig
 ) -> dict[str, PhasePrediction]:
     text, length = question.text, answer.length
-    scoring = timing.teacher_duration(question.teacher, answer.teacher.setting, text.all_tokens(length), rates)
+    # The choice of layers reads some text several times, with ever fewer layers.
+    read = text.all_tokens(length) + (_CUT_TOKENS if question.cut else 0)
+    scoring = timing.teacher_duration(question.teacher, answer.teacher.setting, read, rates)
     training = timing.student_duration(
-        answer.shape, answer.student.setting, work["total_steps"][0] or 0, text.holdout_tokens(length), rates
+        answer.shape,
+        answer.student.setting,
+        (work["total_steps"][0] or 0) * (1 if config.compare == "none" else 2),
+        text.holdout_tokens(length),
+        rates,
     )
     phases = {"teacher": (answer.teacher.footprint, scoring), "student": (answer.student.footprint, training)}
     if config.until is not None:
@@ -200,7 +210,8 @@ def _disk_bytes(question: Question, answer: Answer, config: RunConfig, models: M
         vocab_size=question.teacher.vocab_size,
         student=answer.shape,
         optimizer=answer.student.setting.optimizer,
-        keep_checkpoints=config.keep_checkpoints,
+        # Those of a second training: the newest, the best, and the one that is being written.
+        keep_checkpoints=config.keep_checkpoints + (0 if config.compare == "none" else 3),
         from_teacher=models.student == FROM_TEACHER,
         in_files=answer.offload and not question.budget.on_gpu,
     )

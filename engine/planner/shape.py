@@ -91,6 +91,18 @@ class ModelShape:
             return replace(self, layer_parameters=tuple(self.layer_parameters[index] for index in named))
         return replace(self, layer_parameters=tuple(sorted(self.layer_parameters, reverse=True)[:num_layers]))
 
+    def with_width(self, neurons: int, heads: int, kv_heads: int) -> ModelShape:
+        """The same model with fewer neurons in each MLP and fewer heads; see :mod:`engine.models.narrow`."""
+        gone = self.hidden_size * self.mlp_matrices * (self.intermediate_size - neurons)
+        gone += self.hidden_size * self.head_dim * 2 * (self.num_heads - heads + self.num_kv_heads - kv_heads)
+        return replace(
+            self,
+            intermediate_size=neurons,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            layer_parameters=tuple(parameters - gone for parameters in self.layer_parameters),
+        )
+
 
 def shape_of(spec: ModelSpec) -> ModelShape:
     """The sizes in a model's description."""

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.format import format_count
+
 # An optimizer step over 8k to 16k tokens is what small models are distilled with; fewer where the text is short, so
 # that there are enough steps to learn in.
 MOST_TOKENS_PER_STEP, FEWEST_TOKENS_PER_STEP = 16_384, 2_048
@@ -153,6 +155,28 @@ def learning_rate_for(parameters: int) -> float:
             rate = low_rate * (high_rate / low_rate) ** share
             return float(f"{rate:.1e}")
     return last
+
+
+# A rule of thumb for what is a beginning: the demo's student reads one token for each 20 of its parameters, twice, and
+# answers as its teacher in two thirds of the places.
+_PARAMETERS_FOR_A_TOKEN = 100
+
+
+def too_little_text(tokens: int, parameters: int) -> str | None:
+    """What is to be expected of a text that is small for a student, in numbers; None where it is not.
+
+    Args:
+        tokens: scored tokens to train on.
+        parameters: of the student.
+    """
+    wanted = parameters // _PARAMETERS_FOR_A_TOKEN
+    if not tokens or tokens >= wanted:
+        return None
+    return (
+        f"{tokens:,} tokens are little for a student of {format_count(parameters)} parameters, one for each "
+        f"{parameters // tokens:,}: expect it to take on the manner of this text and little else. Some "
+        f"{format_count(wanted)} tokens are a beginning."
+    )
 
 
 def checkpoint_every(step_seconds: float, checkpoint_bytes: int, write_rate: float, total_steps: int | None) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.student.batches import MicroBatch, Source
 from engine.student.head import Head, LinearHead, open_head
+from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.loss import Objective, logits_to_gradient
 from engine.student.sliced_loss import sliced_scores
@@ -84,6 +85,7 @@ def evaluate(
     chunk_tokens: int,
     limit_rows: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    documents: DocumentSums | None = None,
 ) -> Metrics:
     """Measure the student on the hold-out rows.
 
@@ -96,6 +98,7 @@ def evaluate(
         chunk_tokens: positions whose logits exist at a time.
         limit_rows: the first so many rows; all when None.
         on_batch: called after each micro-batch; may raise to stop.
+        documents: takes the sums of each document.
     """
     objective = Objective(vocab_size, "unbiased", 1.0, temperature)
     sums = torch.zeros(3, dtype=torch.float64)  # cross-entropy, KL, agreements
@@ -107,10 +110,15 @@ def evaluate(
             assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
             top1_ids = torch.from_numpy(records.top1_id.astype("int64")).to(learner.device)
             states = learner.hidden_states(batch)
+            each: list[Tensor] = []
             for part, ce, kl, best_log_prob, choice in _scores(learner.head, states, batch, objective, chunk_tokens):
                 calibration.add(best_log_prob.exp(), choice == batch.labels[part])
-                agreements = (choice == top1_ids[part]).sum()
-                sums += torch.stack([ce.double().sum(), kl.double().sum(), agreements]).cpu()
+                agrees = choice == top1_ids[part]
+                each.append(torch.stack([ce.double(), kl.double(), agrees.double()]).cpu())
+            found = torch.cat(each, dim=1) if each else torch.zeros(3, 0, dtype=torch.float64)
+            sums += found.sum(1)
+            if documents is not None:
+                documents.add(batch, *found)
             tokens += len(states)
             on_batch()
     return _metrics(sums, calibration, tokens)
@@ -138,8 +146,10 @@ def _scores(
         del logits, best, choice
 
 
-def evaluate_teacher(source: Source, *, micro_batch: int, limit_rows: int | None = None) -> Metrics:
-    """The teacher's figures on the same rows, from its records."""
+def evaluate_teacher(
+    source: Source, *, micro_batch: int, limit_rows: int | None = None, documents: DocumentSums | None = None
+) -> Metrics:
+    """The teacher's figures on the same rows, from its records; ``documents`` takes the sums of each document."""
     calibration = Calibration()
     loss, tokens = 0.0, 0
     for batch, records in _holdout(source, micro_batch, limit_rows):
@@ -149,6 +159,9 @@ def evaluate_teacher(source: Source, *, micro_batch: int, limit_rows: int | None
         is_right = torch.from_numpy(records.top1_id.astype("int64")) == batch.labels
         calibration.add(torch.from_numpy(records.top1_log_prob).double().exp(), is_right)
         tokens += len(batch.labels)
+        if documents is not None:
+            losses = -torch.from_numpy(records.label_log_prob.astype("float64"))
+            documents.add(batch, losses, torch.zeros_like(losses), torch.ones_like(losses))
     return _metrics(torch.tensor([loss, 0.0, float(tokens)], dtype=torch.float64), calibration, tokens)
 
 

@@ -154,6 +154,7 @@ def model_card(
     settings: Mapping[str, Any],
     version: str,
     opens: str,
+    verdict: str = "",
 ) -> str:
     """The README.md of a student.
 
@@ -166,6 +167,7 @@ def model_card(
         settings: what it was trained with.
         version: of this program.
         opens: which releases of transformers open it, in words.
+        verdict: what the results say, in sentences.
     """
     rows = "\n".join(
         f"| {title} | {row['holdout_loss']:.4f} | {row['perplexity']:.2f} | {row['kl_to_teacher']:.4f} "
@@ -185,6 +187,8 @@ A small language model, distilled from **{teacher}** with TinyDistill {version}.
 what the teacher would have said about this text: {data}.
 
 ## Results
+
+{verdict}
 
 On documents that were kept out of training:
 

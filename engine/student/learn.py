@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import BadNumbers
@@ -21,6 +23,7 @@ from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.evaluate import Metrics, evaluate_teacher
 from engine.student.generate import continuations, lengthened
+from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.step import LossScale
 from engine.student.train import Progress, Training, best_checkpoint, look, resume, train
@@ -32,6 +35,8 @@ class Learned:
 
     Attributes:
         teacher, student_before, student_after: on all hold-out rows.
+        documents: sums for each document of the hold-out, of ``teacher``, ``before`` and ``after``; the columns of
+            :data:`engine.student.judge.COLUMNS`.
         before_texts, after_texts: token ids that the student went on with after each prompt.
         tokens: scored tokens learned from.
         seconds: spent in training steps.
@@ -43,6 +48,7 @@ class Learned:
     teacher: Metrics
     student_before: Metrics
     student_after: Metrics
+    documents: dict[str, NDArray[np.float64]]
     before_texts: list[list[int]]
     after_texts: list[list[int]]
     tokens: int
@@ -63,6 +69,7 @@ def learn(
     *,
     prompts: list[list[int]],
     end_ids: Collection[int],
+    eos_id: int | None = None,
     seed: int,
     loss_scale: LossScale,
     events: EventWriter,
@@ -71,11 +78,14 @@ def learn(
 ) -> Learned:
     """Do it, or go on with it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
 
+    ``end_ids`` end a sample; ``eos_id`` ends a document of the hold-out, None where a row is one.
+
     Raises:
         Stopped: the person asked to; a checkpoint was written if a step was done.
         BadNumbers: the student came out with a loss that is not a number.
     """
-    teacher = evaluate_teacher(training.source, micro_batch=training.order.micro_batch)
+    of_teacher = DocumentSums(eos_id)
+    teacher = evaluate_teacher(training.source, micro_batch=training.order.micro_batch, documents=of_teacher)
     events.write("evaluation", which="teacher", **teacher.as_dict())
 
     def texts() -> list[list[int]]:
@@ -89,8 +99,10 @@ def learn(
 
     progress = resume(training, checkpoints, events)
     if progress is None:
-        before = _measured(training, "student_before", events, control)
-        progress = Progress(loss_scale=loss_scale, notes={"before": before.as_dict(), "before_texts": texts()})
+        of_before = DocumentSums(eos_id)
+        before = _measured(training, "student_before", events, control, of_before)
+        notes = {"before": before.as_dict(), "before_documents": of_before.table().tolist(), "before_texts": texts()}
+        progress = Progress(loss_scale=loss_scale, notes=notes)
         return_memory()
     train(training, progress, checkpoints, events, control, relief)
 
@@ -104,7 +116,8 @@ def learn(
         )
     training.optimizer.release()
     return_memory()
-    after = _measured(training, "student_after", events, control)
+    of_after = DocumentSums(eos_id)
+    after = _measured(training, "student_after", events, control, of_after)
     if not math.isfinite(after.holdout_loss):
         raise BadNumbers(
             "The student's loss on the hold-out text is not a number.",
@@ -115,6 +128,12 @@ def learn(
         teacher=teacher,
         student_before=Metrics(**progress.notes["before"]),
         student_after=after,
+        documents={
+            "teacher": of_teacher.table(),
+            # A checkpoint of an older version has none: then no intervals are told.
+            "before": np.array(progress.notes.get("before_documents", [])),
+            "after": of_after.table(),
+        },
         before_texts=progress.notes["before_texts"],
         after_texts=texts(),
         tokens=progress.tokens,
@@ -136,8 +155,10 @@ def next_logits_of(learner: Learner) -> Callable[[Tensor], Tensor]:
     return next_logits
 
 
-def _measured(training: Training, which: str, events: EventWriter, control: PhaseControl) -> Metrics:
+def _measured(
+    training: Training, which: str, events: EventWriter, control: PhaseControl, documents: DocumentSums
+) -> Metrics:
     # Before the first step nothing is lost by stopping here, and after the last one everything is in a checkpoint.
-    metrics = look(training, on_batch=control.safe_point)
+    metrics = look(training, on_batch=control.safe_point, documents=documents)
     events.write("evaluation", which=which, **metrics.as_dict())
     return metrics

@@ -22,6 +22,7 @@ from engine.relief import Relief
 from engine.student.batches import Prefetch, Source
 from engine.student.checkpoint import Checkpoint, Checkpoints
 from engine.student.evaluate import Metrics, evaluate
+from engine.student.judge import DocumentSums
 from engine.student.lean_step import RunningNorms, can_be_lean, lean_step
 from engine.student.learner import Learner
 from engine.student.loss import Objective
@@ -202,8 +203,17 @@ def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate
     )
 
 
-def look(training: Training, *, limit_rows: int | None = None, on_batch: Callable[[], None] = lambda: None) -> Metrics:
-    """The student on the hold-out text (the first ``limit_rows`` of it); ``on_batch`` may raise to stop."""
+def look(
+    training: Training,
+    *,
+    limit_rows: int | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+    documents: DocumentSums | None = None,
+) -> Metrics:
+    """The student on the hold-out text (the first ``limit_rows`` of it).
+
+    ``on_batch`` may raise to stop; ``documents`` takes the sums of each document.
+    """
     return evaluate(
         training.learner,
         training.source,
@@ -213,6 +223,7 @@ def look(training: Training, *, limit_rows: int | None = None, on_batch: Callabl
         chunk_tokens=training.chunk_tokens,
         limit_rows=limit_rows,
         on_batch=on_batch,
+        documents=documents,
     )
 
 

@@ -96,12 +96,14 @@ class Depth:
         way: how they were chosen: ``named``, ``influence``, ``influence in rounds`` or ``even``.
         influence: of each of the teacher's layers.
         cuts: the student, and what other depths would begin with; by falling depth, the whole teacher first.
+        outputs: how many values each layer returns, as :func:`engine.models.skipping.cut_to` takes them.
     """
 
     kept: tuple[int, ...]
     way: str
     influence: tuple[float, ...]
     cuts: tuple[Cut, ...]
+    outputs: tuple[int | None, ...] = ()
 
 
 def piece_of(tokens: TokenFile, split: Split, micro_batch: int) -> list[Piece]:
@@ -183,7 +185,7 @@ def choose_depth(
     shown = sorted({*shown, chosen}, key=lambda layers: -len(layers))
     losses = bench.losses(holdout or train, shown)
     cuts = tuple(Cut(layers, loss) for layers, loss in zip(shown, losses, strict=True))
-    return Depth(chosen, way, tuple(first), cuts)
+    return Depth(chosen, way, tuple(first), cuts, bench.outputs)
 
 
 def _candidates(
@@ -257,6 +259,11 @@ class _Bench:
         self._chunk_tokens = chunk_tokens
         self._safe_point = safe_point
         self._outputs: list[int | None] = [None] * len(teacher.layers)
+
+    @property
+    def outputs(self) -> tuple[int | None, ...]:
+        """How many values each layer returns; None where it returns its hidden states alone."""
+        return tuple(self._outputs)
 
     def influence(self, text: Sequence[Piece], kept: Sequence[int]) -> list[float]:
         """Of each layer, in a model that has only ``kept`` of them; 0 for the others.

@@ -33,6 +33,7 @@ LIGHT = [
     "engine.runs",
     "engine.settings",
     "engine.supervisor",
+    "engine.verdict",
     "engine.cli.arguments",
     "engine.cli.cache",
     "engine.cli.distill",
@@ -75,8 +76,10 @@ MAY_IMPORT = {
         "files",
         "hardware",
         "format",
+        "verdict",
         "version",
     },
+    "verdict": set(),
     "planner": {
         "config",
         "settings",

@@ -64,7 +64,12 @@ def test_the_report_has_every_promised_key(finished):
         assert figures["tokens_per_second"] > 0
     assert report["samples"]
     assert set(report["samples"][0]) == {"prompt", "teacher", "before", "after"}
-    assert {"config", "choices", "versions", "hardware", "gap_closed"} <= set(report)
+    assert {"config", "choices", "versions", "hardware", "gap_closed", "cut", "compare"} <= set(report)
+    assert report["chance"]["holdout_loss"] > 0 < report["chance"]["bits_per_byte"]
+    assert all(report[who]["bits_per_byte"] > 0 for who in ("teacher", "student_before", "student_after"))
+    for name in ("holdout_loss", "kl_to_teacher", "top1_agreement"):
+        low, high = report["intervals"][name]
+        assert low <= report["student_after"][name] <= high, name
     assert report["student_after"]["holdout_loss"] < report["student_before"]["holdout_loss"]
     assert report["hardware"]["ram_bytes"] > 0
 
@@ -164,6 +169,13 @@ def test_resuming_with_other_settings_names_those_that_differ(finished, capsys):
     assert "--seed 7" in said
 
 
+def test_a_resumed_run_cannot_have_fewer_steps_than_are_done(finished, capsys):
+    done = json.loads((finished / "phases/student.json").read_text())["steps"]
+    assert main(["--resume", "--output_dir", str(finished), "--steps", str(done - 1)]) == 2
+    assert f"{done} steps are done already; give no fewer" in capsys.readouterr().err
+    assert json.loads((finished / "phases/student.json").read_text())["steps"] == done, "nothing was taken back"
+
+
 def test_a_run_stopped_in_either_phase_and_resumed_ends_with_the_same_student(finished, tmp_path):
     words = [
         *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, "--samples", 200],
@@ -245,10 +257,18 @@ def test_streamed_offloaded_and_accumulated_as_in_the_seed_command(finished, tmp
         *["--samples", 40, "--sequence_length", 64, "--teacher_batch", 1, "--student_batch", 4],
         *["--gradient_checkpointing", "--gradient-accumulation", 8, "--cpu_offload", "--layer-by-layer"],
         *["--data", write_texts(tmp_path / "data"), "--output-dir", tmp_path / "run"],
-        *["--precision", "fp32", "--threads", 1],
+        *["--precision", "fp32", "--threads", 1, "--compare", "labels"],
     ]
     done = run(*words)
     assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    labels = report["compare"]["labels"]
+    assert labels["tokens"] == report["student_after"]["tokens"]
+    assert labels["holdout_loss"] != report["student_after"]["holdout_loss"]
+    assert "on labels alone" in (tmp_path / "run" / "student" / "README.md").read_text()
+    steps = [event["step"] for event in events(tmp_path / "run") if event["kind"] == "metric"]
+    assert len(steps) == len(set(steps)), "steps of the training that stands beside are not the student's"
+    assert not (tmp_path / "run" / "checkpoints-labels").exists()
     streamed, resident = content(tmp_path / "run", ["cache"]), content(finished, ["cache"])
     shards = [name for name in resident if name.endswith(".h5")]
     assert shards

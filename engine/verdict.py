@@ -1,0 +1,97 @@
+"""What a student's figures say in words: the same on the console, in report.md, on the model card and on the screen.
+
+Pure: it takes the report's own keys, and knows nothing of where they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# KL to the teacher in nats a token, up to which these words are used. Judged by reading samples of students of two
+# teachers beside their figures.
+_WORDS = ((0.1, "hardly different"), (0.25, "close to it"), (0.8, "close, with gaps"), (2.0, "not fluent yet"))
+_FAR = "far from fluent"
+
+# Of the loss of a model that only counts tokens: above the first share a teacher does not know a text, above the second
+# it hardly does. A language model on text of its kind has about half of it.
+_IGNORANT, _DOUBTFUL = 0.97, 0.75
+
+
+def gap_closed(teacher: float, before: float, chance: float | None, after: float) -> float | None:
+    """Share of the way to the teacher's hold-out loss, from the better of the student's beginning and chance.
+
+    A student that begins below chance, as most cuts do, gets no credit for what counting tokens would give. 1 is the
+    teacher's own loss, 0 no gain, below 0 worse. None where the beginning was at the teacher's loss or below it.
+    """
+    start = before if chance is None else min(before, chance)
+    gap = start - teacher
+    return (start - after) / gap if gap > 1e-6 else None
+
+
+def gap_of(result: Mapping[str, Any]) -> float | None:
+    """:func:`gap_closed` of a report, or of a student phase's result."""
+    losses = (_loss(result, name) for name in ("teacher", "student_before", "student_after"))
+    teacher, before, after = losses
+    chance = (result.get("chance") or {}).get("holdout_loss")
+    return gap_closed(teacher, before, None if chance is None else float(chance), after)
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The result in one sentence that fits a line, true also where it is not what one hoped for."""
+    teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
+    chance = (report.get("chance") or {}).get("holdout_loss")
+    if after > before:
+        return (
+            f"The student got worse: its hold-out loss rose from {before:.3f} to {after:.3f}. "
+            "Most often the learning rate is too high or there is too little text; try a lower --learning_rate."
+        )
+    if chance is not None and after >= chance:
+        return f"The student is no better than counting words: its loss is {after:.2f}, chance {chance:.2f}."
+    if after < teacher:
+        return f"The student went past its teacher: hold-out loss {after:.3f}, the teacher's {teacher:.3f}."
+    kl, agreement = report["student_after"]["kl_to_teacher"], report["student_after"]["top1_agreement"]
+    return f"It answers like its teacher in {agreement:.0%} of the places (KL {kl:.2f}): {in_a_word(kl)}."
+
+
+def in_a_word(kl: float) -> str:
+    """How far a student is from its teacher, by their KL in nats a token."""
+    return next((word for limit, word in _WORDS if kl <= limit), _FAR)
+
+
+def details(report: Mapping[str, Any]) -> list[str]:
+    """Further sentences: the gap and from where, chance, how sure the figures are, and labels alone."""
+    teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
+    chance = (report.get("chance") or {}).get("holdout_loss")
+    ranges = report.get("intervals") or {}
+    said = []
+    if (share := report.get("gap_closed")) is not None:
+        start = f"chance ({chance:.2f})" if chance is not None and chance < before else f"its beginning ({before:.2f})"
+        sure = ""
+        if "gap_closed" in ranges:
+            low, high = ranges["gap_closed"]
+            sure = f", 95% between {low:.0%} and {high:.0%}"
+        said.append(f"Its loss went {share:.0%} of the way from {start} to its teacher ({teacher:.2f}){sure}.")
+    if (doubt := doubts(teacher, chance)) is not None:
+        said.append(doubt)
+    labels = (report.get("compare") or {}).get("labels")
+    if labels:
+        said.append(
+            f"The same student on labels alone, with the same steps: loss {labels['holdout_loss']:.3f} (this one "
+            f"{after:.3f}), KL {labels['kl_to_teacher']:.3f} ({report['student_after']['kl_to_teacher']:.3f})."
+        )
+    return said
+
+
+def doubts(teacher: float, chance: float | None) -> str | None:
+    """What is to be said of a teacher that hardly knows the text; None where it does."""
+    if chance is None or teacher < _DOUBTFUL * chance:
+        return None
+    figures = f"its loss is {teacher:.2f}, and a model that only counts how often each token comes has {chance:.2f}"
+    if teacher >= _IGNORANT * chance:
+        return f"The teacher does not know this text: {figures}."
+    return f"The teacher hardly knows this text: {figures}."
+
+
+def _loss(result: Mapping[str, Any], name: str) -> float:
+    return float(result[name]["holdout_loss"])

@@ -1,0 +1,320 @@
+"""How good a student does a teacher give in so many minutes, cut in which way, and learning from what?
+
+    python -m tests.benchmarks.quality.students --teacher FOLDER --work FOLDER --minutes 0 5 20 60 --out FILE.json
+
+Every student learns from the same rows and, but for labels alone and full logits, the same records of 12 ids. An arm is
+a cut (how many layers, chosen by measurement or evenly spread, and at which width) and what is learned from. A training
+has as many steps as fit the minutes at the speed of its own first steps, so that the learning rate falls to its end
+within them; minutes are of the processor's time on ``--threads`` threads, since other work may share the machine. The
+text is the documentation that every Python carries. Hold-out figures are those of a run's report, with samples to read.
+Finished trainings stay in ``--work``: the command can be stopped and given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from engine.data.tokens import TokenFile
+from engine.events import EventWriter
+from engine.models.demo import DEMO_TEACHER
+from engine.models.derive import derive_student, is_valid_cut, layer_kinds, layers_to_keep
+from engine.models.load import load_causal_lm, load_tokenizer
+from engine.models.narrow import width_of
+from engine.models.spec import ModelSpec, read_spec
+from engine.phase_control import PhaseControl
+from engine.phases.student import _holdout_bytes
+from engine.planner.shape import shape_of
+from engine.planner.sizes import head_chunk_tokens
+from engine.planner.workload import learning_rate_for
+from engine.student.batches import Source
+from engine.student.checkpoint import Checkpoints
+from engine.student.generate import continuations, holdout_prompts
+from engine.student.judge import Unigram, bits_per_byte, chance_sums
+from engine.student.learn import next_logits_of
+from engine.student.learner import Learner
+from engine.student.loss import Objective
+from engine.student.optimizer import AdamW
+from engine.student.order import Order
+from engine.student.schedule import Schedule
+from engine.student.train import Progress, Training, look, train
+from engine.teacher.depth import choose_depth, piece_of
+from engine.teacher.width import choose_width
+from tests.benchmarks.quality.arms import Setting
+from tests.benchmarks.quality.material import ComparedSource, Material
+
+_RECORD_SIZE, _FIRST_STEPS = 12, 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A student.
+
+    Attributes:
+        name: in the table.
+        share: of the teacher's layers that it keeps.
+        even: evenly spread layers instead of measured ones.
+        narrow: all layers, but narrowed to the parameters that ``share`` of the layers has.
+        learns: from ``records``, ``labels`` alone or ``full`` logits.
+    """
+
+    name: str
+    share: float
+    even: bool = False
+    narrow: bool = False
+    learns: str = "records"
+
+
+ARMS = (
+    Arm("two thirds of the layers, measured", 2 / 3),
+    Arm("two thirds, evenly spread", 2 / 3, even=True),
+    Arm("half of the layers, measured", 1 / 2),
+    Arm("half, evenly spread", 1 / 2, even=True),
+    Arm("all layers, as narrow as two thirds", 2 / 3, narrow=True),
+    Arm("half, measured, labels alone", 1 / 2, learns="labels"),
+    Arm("half, measured, full logits", 1 / 2, learns="full"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, default=DEMO_TEACHER)
+    parser.add_argument("--work", type=Path, required=True, help="a folder for rows, records and what is finished")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[0, 5, 20, 60])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", help="only those whose name contains this")
+    parser.add_argument("--rows", type=int, default=1_000)
+    parser.add_argument("--holdout-rows", type=int, default=32)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, help="at its peak; the planner's when not given")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    setting = Setting(
+        "students",
+        arguments.teacher,
+        arguments.precision,
+        arguments.rows,
+        arguments.holdout_rows,
+        arguments.length,
+        1,
+        arguments.batch,
+        0,
+        arguments.learning_rate or 0.0,
+        arguments.seeds,
+    )
+    material = Material(setting, arguments.work)
+    material.make_store("sampled", _RECORD_SIZE, 0)
+    context = _context(material, arguments.teacher, arguments.work)
+    arms = [arm for arm in ARMS if (arguments.arms or "") in arm.name]
+    done = _finished(arguments.work)
+    for minutes in arguments.minutes:  # the short ones first, so that any end leaves a whole comparison
+        for seed in range(arguments.seeds if minutes else 1):
+            for arm in arms:
+                key = f"{arm.name}/{minutes:g}/{seed}"
+                if key not in done and not (minutes == 0 and arm.learns != "records"):
+                    done[key] = _train(arm, minutes, seed, setting, material, arguments)
+                    with (arguments.work / "students.jsonl").open("a") as file:
+                        file.write(json.dumps({"key": key, **done[key]}) + "\n")
+    print(_table(arms, done, arguments.minutes, context))
+    if arguments.out:
+        result = {
+            "question": (__doc__ or "").splitlines()[0],
+            "setting": {
+                name: str(value.name) if isinstance(value, Path) else value
+                for name, value in vars(arguments).items()
+                if name not in ("work", "out")
+            },
+            "context": context,
+            "arms": [asdict(arm) for arm in arms],
+            "trainings": done,
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _context(material: Material, teacher: Path, work: Path) -> dict[str, Any]:
+    """The teacher and chance on the hold-out."""
+    from engine.student.evaluate import evaluate_teacher
+
+    store = material.store("sampled", _RECORD_SIZE, 0)
+    source = Source(material.tokens, store)
+    figures = evaluate_teacher(source, micro_batch=8)
+    sums = chance_sums(source, Unigram.of(material.tokens), micro_batch=8, eos_id=material.tokens.eos_id)
+    num_bytes = _holdout_bytes(material.tokens, load_tokenizer(teacher))
+    return {
+        "teacher_loss": figures.holdout_loss,
+        "chance": float(sums[:, 1].sum() / sums[:, 0].sum()),
+        "holdout_tokens": figures.tokens,
+        "holdout_bytes": num_bytes,
+        "train_tokens": material.tokens.num_scored("train"),
+    }
+
+
+def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[str, Any]:
+    """Write an arm's first weights, in the way of a run; returns what was cut."""
+    spec, tokens, teacher = read_spec(setting.teacher), material.tokens, material.teacher
+    count = max(1, round(arm.share * spec.num_layers))
+    text = piece_of(tokens, "train", setting.batch)
+    if arm.narrow:
+        share = _share_of_width(spec, count)
+        width = width_of(spec, share)
+        layers = list(range(spec.num_layers))
+        parts = choose_width(
+            teacher,
+            text,
+            layers,
+            width,
+            head_dim=spec.head_dim,
+            outputs=[None] * spec.num_layers,
+            safe_point=lambda: None,
+        )
+        derive_student(setting.teacher, layers, folder, width=width, parts=parts)
+        return {"layers": layers, "width": share}
+    depth = choose_depth(
+        teacher,
+        text,
+        piece_of(tokens, "holdout", setting.batch),
+        num_layers=count,
+        named=layers_to_keep(spec.num_layers, count) if arm.even else None,
+        even=lambda number: layers_to_keep(spec.num_layers, number),
+        kinds=layer_kinds(spec),
+        is_valid=lambda kept: is_valid_cut(spec, kept),
+        vocab_size=tokens.vocab_size,
+        wave_tokens=4_096,
+        chunk_tokens=head_chunk_tokens(spec.vocab_size),
+        safe_point=lambda: None,
+    )
+    derive_student(setting.teacher, depth.kept, folder)
+    return {"layers": list(depth.kept), "way": depth.way}
+
+
+def _share_of_width(spec: ModelSpec, num_layers: int) -> float:
+    """The share of neurons and heads at which all layers have the parameters of so many whole ones."""
+    shape = shape_of(spec)
+    wanted = shape.with_layers(num_layers).parameters
+
+    def distance(share: float) -> int:
+        width = width_of(spec, share)
+        return abs(shape.with_width(width.neurons, width.heads, width.kv_heads).parameters - wanted)
+
+    return min((step / 100 for step in range(10, 100)), key=distance)
+
+
+def _train(
+    arm: Arm, minutes: float, seed: int, setting: Setting, material: Material, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        first = Path(folder) / "first"
+        cut = _cut(arm, material, setting, first)
+        store = material.store("sampled", _RECORD_SIZE, 0)
+        source: Source = Source(material.tokens, store)
+        if arm.learns == "full":
+            source = ComparedSource(material, [store], full=True)
+
+        def training(steps: int, model: transformers.PreTrainedModel) -> Training:
+            rate = arguments.learning_rate or learning_rate_for(model.num_parameters())
+            order = Order.plan(
+                num_rows=material.tokens.num_rows("train"),
+                micro_batch=setting.batch,
+                gradient_accumulation=1,
+                seed=seed,
+                steps=steps,
+            )
+            return Training(
+                learner=Learner(model, dtype=getattr(torch, setting.precision), gradient_checkpointing=False),
+                optimizer=AdamW(model.named_parameters(), weight_decay=0.01, bits=32),
+                source=source,
+                order=order,
+                schedule=Schedule(rate, steps),
+                objective=Objective(
+                    material.tokens.vocab_size, "unbiased", 0.0 if arm.learns == "labels" else 1.0, 1.0
+                ),
+                clip_norm=1.0,
+                chunk_tokens=head_chunk_tokens(material.tokens.vocab_size),
+                checkpoint_every=steps,
+                evaluation_rows=1,
+            )
+
+        def run(steps: int) -> tuple[Training, float]:
+            torch.manual_seed(seed)
+            made = training(steps, load_causal_lm(first, dtype=torch.float32))
+            began = time.process_time()
+            events = EventWriter(Path(folder) / "events.jsonl")
+            checkpoints = Checkpoints(Path(folder) / f"checkpoints-{steps}", keep=1, on_problem=lambda problem: None)
+            train(made, Progress(), checkpoints, events, PhaseControl.inert())
+            return made, time.process_time() - began
+
+        if minutes:
+            _, few = run(_FIRST_STEPS)
+            _, more = run(2 * _FIRST_STEPS)
+            each = max(1e-3, (more - few) / _FIRST_STEPS)
+            steps = max(1, round(minutes * 60 * arguments.threads / each))
+            trained, seconds = run(steps)
+        else:
+            steps, seconds, trained = 0, 0.0, training(1, load_causal_lm(first, dtype=torch.float32))
+        trained = Training(**{**vars(trained), "source": Source(material.tokens, store)})
+        found = look(trained)
+        return {
+            **found.as_dict(),
+            "parameters": trained.learner.model.num_parameters(),
+            **cut,
+            "steps": steps,
+            "processor_seconds": seconds,
+            "samples": _samples(trained, material.tokens, setting.teacher, seed),
+        }
+
+
+def _samples(trained: Training, tokens: TokenFile, teacher: Path, seed: int) -> list[str]:
+    tokenizer = load_tokenizer(teacher)
+    prompts = holdout_prompts(tokens, count=2)
+    texts = continuations(
+        next_logits_of(trained.learner), prompts, vocab_size=tokens.vocab_size, end_ids=tokens.end_ids, seed=seed
+    )
+    return [f"{tokenizer.decode(p)} | {tokenizer.decode(t)}" for p, t in zip(prompts, texts, strict=True)]
+
+
+def _table(arms: list[Arm], done: dict[str, Any], minutes: list[float], context: dict[str, Any]) -> str:
+    lines = [
+        f"teacher {context['teacher_loss']:.3f}, chance {context['chance']:.3f} nats a token",
+        "| student | minutes | loss | KL | top-1 | bits a byte |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        for budget in minutes:
+            runs = [entry for key, entry in done.items() if key.startswith(f"{arm.name}/{budget:g}/")]
+            if not runs:
+                continue
+            loss, kl, top1 = (
+                statistics.median(entry[name] for entry in runs)
+                for name in ("holdout_loss", "kl_to_teacher", "top1_agreement")
+            )
+            bits = bits_per_byte(loss, context["holdout_tokens"], context["holdout_bytes"]) or 0.0
+            lines.append(f"| {arm.name} | {budget:g} | {loss:.3f} | {kl:.3f} | {top1:.1%} | {bits:.3f} |")
+    return "\n".join(lines)
+
+
+def _finished(work: Path) -> dict[str, Any]:
+    path = work / "students.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {entry.pop("key"): entry for entry in entries}
+
+
+if __name__ == "__main__":
+    main()
