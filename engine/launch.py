@@ -21,6 +21,7 @@ from engine.data.left_out import ASKS_FOR_LOSSES
 from engine.data.survey import Survey
 from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyDistillError
 from engine.events import Event, read_events
+from engine.inputs import moved
 from engine.last_word import LastWord
 from engine.models.hub import fetch_model
 from engine.planner import Plan, plan
@@ -125,6 +126,9 @@ def resume_run(config: RunConfig) -> Run:
     _refuse_fewer_steps(run, given)
     with run.lock() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
         run.info = Run.open(run.path).info
+        found = moved(run, given)
+        run.move(found)
+        given = {name: value for name, value in given.items() if name not in found}
         run.change({**given, "until": config.until})
         if more_training:
             run.reopen_phase("student")

@@ -78,6 +78,7 @@ class Run:
         info = {
             "format": FORMAT,
             "name": path.name,
+            "folder": str(path),
             "created": time.time(),
             "version": __version__,
             "asked": config.asked(),
@@ -211,6 +212,14 @@ class Run:
         """Remove what killed writers have left half-written; the lock has to be held."""
         for folder in (self.path, self.phases_path):
             remove_leftovers(folder)
+
+    def move(self, places: dict[str, Any]) -> None:
+        """Enter where inputs of the same content lie now, and where the run itself does."""
+        if places or self.info.get("folder") not in (None, str(self.path)):
+            self.info["settings"].update(places)
+            self.info["asked"].update({name: value for name, value in places.items() if name in self.info["asked"]})
+            self.info["folder"] = str(self.path)
+            self.save()
 
     def change(self, values: dict[str, Any]) -> None:
         """Take new values for settings that may change in a run that exists.

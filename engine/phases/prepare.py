@@ -10,6 +10,7 @@ from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.errors import TokenizerMismatch
 from engine.events import EventWriter
+from engine.inputs import INPUTS, identity_of
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
 from engine.phase_control import PhaseControl
@@ -118,3 +119,9 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
     if little is not None:
         events.log("warning", little, "little-text")
     run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}})
+    named = {name: str(getattr(settings, name)) for name in INPUTS}
+    inputs = {
+        name: identity_of(name, value, trust_remote_code=settings.trust_remote_code) for name, value in named.items()
+    }
+    inputs["teacher"] = identity_of("teacher", str(teacher.path), trust_remote_code=settings.trust_remote_code)
+    run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}, "inputs": inputs})

@@ -13,11 +13,12 @@ from engine.cache.identity import MANIFEST
 from engine.cache.store import CacheIdentity, CacheStore
 from engine.config import RunConfig
 from engine.data.tokens import SPLITS, TokenFile
+from engine.errors import CacheMismatch
 from engine.events import EventWriter
 from engine.file_lock import no_locks
 from engine.files import make_folder, write_atomic
+from engine.inputs import identity_of
 from engine.models.spec import fingerprint
-from engine.models.vocabulary import read_vocabulary
 from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
@@ -37,14 +38,19 @@ if TYPE_CHECKING:
     from engine.teacher.score import Teacher
 
 
-def cache_identity(settings: RunConfig, vocab_size: int) -> CacheIdentity:
-    """What the records of this run belong to: everything that could change one of them."""
-    spec = teacher_spec(settings)
-    vocabulary = read_vocabulary(spec.path)
+def cache_identity(run: Run, settings: RunConfig, vocab_size: int) -> CacheIdentity:
+    """What the records of this run belong to: everything that could change one of them.
+
+    The teacher is what it was when the run was prepared; its folder is not needed once all records are there.
+    """
+    teacher = ((run.result("prepare") or {}).get("inputs") or {}).get("teacher")
+    if teacher is None:
+        teacher = identity_of("teacher", str(teacher_spec(settings).path), trust_remote_code=settings.trust_remote_code)
+    assert teacher is not None, "a teacher's folder is there"
     return CacheIdentity(
-        teacher=fingerprint(spec),
-        tokenizer=vocabulary.sha,
-        chat_template=vocabulary.chat_template_sha,
+        teacher=teacher["weights"],
+        tokenizer=teacher["tokenizer"],
+        chat_template=teacher["chat template"],
         temperature=settings.temperature,
         record_size=settings.record_size,
         vocab_size=vocab_size,
@@ -72,7 +78,7 @@ def open_store(
         events: told what was found damaged.
         control: of a phase that will write; it waits, and hears a stop, while another run writes. None only reads.
     """
-    identity = cache_identity(settings, vocab_size)
+    identity = cache_identity(run, settings, vocab_size)
     path = run.cache_path
     if settings.cache_dir and not (path / MANIFEST).exists():
         path = path / identity.digest()
@@ -158,6 +164,13 @@ def _score(
 
     device, dtype = prepare_torch(settings)
     spec = teacher_spec(settings)
+    if (found := fingerprint(spec)) != store.identity.teacher:
+        raise CacheMismatch(
+            f"{spec.path} is not the teacher that this run was prepared with: its weights' fingerprint is "
+            f"{found[:12]}…, not {store.identity.teacher[:12]}….",
+            "Records of two teachers would be mixed.",
+            "Put that teacher's folder back, or start a new run.",
+        )
     began = time.monotonic()
     teacher = load_teacher(run, settings, device, dtype)
     micro_batch = settings.teacher_batch or 1

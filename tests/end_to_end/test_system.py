@@ -204,3 +204,24 @@ def wait_for(condition, seconds: float = 200) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.05)
+
+
+def test_a_moved_project_goes_on_and_needs_no_teacher_once_its_records_are_there(tmp_path):
+    project = tmp_path / "before"
+    project.mkdir()
+    shutil.copytree(tiny_model("llama"), project / "T")
+    shutil.copytree(tiny_model("llama", num_layers=2, seed=1), project / "S")
+    done = program.run(*words(project, teacher=project / "T", student=project / "S", until="teacher"))
+    assert done.returncode == 0, done.stderr
+    moved_to = tmp_path / "after"
+    project.rename(moved_to)
+    shutil.copytree(moved_to / "S", tmp_path / "other")
+    given = "--resume", "--output_dir", moved_to / "run"
+    other = program.run(*given, "--teacher", tmp_path / "other")
+    assert other.returncode == 2, "another teacher is refused"
+    assert "teacher" in other.stderr
+    same = program.run(*given, "--teacher", moved_to / "T", "--until", "teacher")
+    assert same.returncode == 0, same.stderr
+    shutil.rmtree(moved_to / "T")
+    (moved_to / "texts.jsonl").unlink()
+    ends_well(program.run(*given), moved_to)
