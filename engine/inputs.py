@@ -1,6 +1,7 @@
 """What goes into a run is known by its content: a folder may be moved, deleted when it is done with, or named anew.
 
-The phase that prepares keeps what identifies the teacher, the student and the text; a run that goes on compares with it.
+The phase that prepares keeps what identifies the teacher, the student and the text; a run that goes on compares with
+it.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def identity_of(name: str, value: str, *, trust_remote_code: bool = False) -> di
 def moved(run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
     """New places of a run's inputs and records.
 
-    What was given anew with the same content is taken. What is gone from where it was is looked for where it would be if
-    it had been moved together with the run.
+    What was given anew with the same content is taken. What is gone from where it was is looked for where it would be
+    if it had been moved together with the run.
 
     Returns:
         The settings whose folder is another one now; what was given and differs is not among them.
@@ -67,6 +68,8 @@ def moved(run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
             if name in found or not before or not os.path.isabs(before) or os.path.lexists(before):
                 continue
             there = os.path.normpath(run.path / os.path.relpath(before, home))
+            if str(given.get(name) or there) != there:
+                continue  # another one was named, and its content is another: that is refused
             if os.path.lexists(there) and (name == "cache_dir" or _same(run, name, there)):
                 found[name] = there
     return found
