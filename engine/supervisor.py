@@ -425,12 +425,19 @@ def environment_for(settings: RunConfig) -> dict[str, str]:
     }
 
 
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # its name since torch 2.9, and before
+
+
 def _gpu_environment(device: str) -> dict[str, str]:
     """Which GPUs a phase sees: the one of the plan, by its own name, so that no order of GPUs can mean another one."""
     if device == "cpu":
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     gpu = gpu_of(device)
-    return visible("" if gpu is None else gpu.uuid)
+    found = visible("" if gpu is None else gpu.uuid)
+    if not any(name in os.environ for name in _ALLOCATOR):
+        # Chunks and rows differ in length; segments that grow leave no holes that the next one does not fit into.
+        found |= dict.fromkeys(_ALLOCATOR, "expandable_segments:True")
+    return found
 
 
 def unwritable(path: Path, error: OSError) -> FolderError:
