@@ -118,7 +118,6 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
     little = too_little_text(result.train_scored, shape.parameters)
     if little is not None:
         events.log("warning", little, "little-text")
-    run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}})
     named = {name: str(getattr(settings, name)) for name in INPUTS}
     inputs = {
         name: identity_of(name, value, trust_remote_code=settings.trust_remote_code) for name, value in named.items()
