@@ -215,7 +215,9 @@ def _child(side: str, teacher_folder: Path, student_folder: Path, device: str) -
     (_plain if side == "plain" else _trl)(teacher, student, batches, device)
     if not device.startswith("cuda"):
         return {"device_bytes": None}
-    return {"device_bytes": int(torch.cuda.max_memory_reserved())}
+    from engine.phases.device import device_peak_bytes
+
+    return {"device_bytes": device_peak_bytes(torch.device(device))}
 
 
 def _plain(teacher: Any, student: Any, batches: list[Any], device: str) -> None:
@@ -363,7 +365,7 @@ def _write_texts(path: Path) -> Path:
 
 
 def _counted(side: dict[str, Any], key: str) -> int:
-    """What counts of a side: on a GPU its allocator."""
+    """What counts of a side: on a GPU what the process held there, its CUDA context included."""
     return int(side.get("device_bytes") or side[key])
 
 
@@ -376,7 +378,8 @@ def _is_good(row: dict[str, Any]) -> bool:
         and _counted(one, "mapped_too_bytes") < row["published_gb"][1] * 1e9
         and all(
             other["exit_code"] == 0 and _counted(one, key) < _counted(other, key)
-            for other in others
+            # With a larger budget the plan rightly takes more rows at a time; the smallest has to take least.
+            for other in (others if one is ours[0] else ())
             for key in ("anonymous_bytes", "mapped_too_bytes")
         )
         for one in ours
