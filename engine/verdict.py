@@ -51,7 +51,7 @@ def headline(report: Mapping[str, Any]) -> str:
     if after < teacher:
         return f"The student went past its teacher: hold-out loss {after:.3f}, the teacher's {teacher:.3f}."
     kl, agreement = report["student_after"]["kl_to_teacher"], report["student_after"]["top1_agreement"]
-    return f"It answers like its teacher in {agreement:.0%} of the places (KL {kl:.2f}): {in_a_word(kl)}."
+    return f"It answers like its teacher in {agreement:.0%} of places (KL {kl:.2f}): {in_a_word(kl)}."
 
 
 def in_a_word(kl: float) -> str:

@@ -36,6 +36,10 @@ def test_every_flag_that_the_readme_names_exists():
         "no_animation",
         "yes",
         "rescore",
+        "beside",
+        "format",
+        "prompt",
+        "type",
     }
     for flag in re.findall(r"(?<![\w-])--([a-z][a-z_-]+)", README):
         flag = flag.replace("-", "_")

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, str] = {
     "trust_remote_code": "no code out of a model's folder is run",
     "text_field": "found by looking at the data",
     "data_split": "only for a Hugging Face data set",
+    "allow_losses": "a run ends where more than half of the documents cannot be used",
     "packing": "no token is spent on padding; the documents of a row do not see each other",
     "holdout": "enough documents to measure with, few enough to miss",
     "target": "its mean is the teacher's whole distribution",

@@ -18,7 +18,7 @@ async def test_result_comes_first_and_every_number_is_the_reports(runs_folder):
     async with watching(path) as (app, _):
         lines, screen = lines_of(app), text_of(app)
     assert "done in 3 h 44" in lines[0]
-    assert "✓ It answers like its teacher in 72% of the places (KL 0.27): close, with gaps." in lines[2]
+    assert "✓ It answers like its teacher in 72% of places (KL 0.27): close, with gaps." in lines[2]
     for words in (
         "2.104    2.918   2.397         -0.521",
         "18.50   10.99           -41%",
