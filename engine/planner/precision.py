@@ -39,6 +39,8 @@ def precision_for(
     if budget.on_gpu:
         gpu = next(gpu for gpu in hardware.gpus if f"cuda:{gpu.index}" == budget.device)
         major = int(gpu.capability.partition(".")[0] or 0)
+        if gpu.good_formats and "bf16" not in gpu.good_formats:
+            return "fp32", f"products in bf16 came out wrong or failed on the {gpu.name} when they were tried"
         if major >= 8:
             return (
                 "bf16",
