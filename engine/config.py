@@ -247,6 +247,14 @@ class RunConfig(BaseModel):
     checkpoint_every: int | None = setting(
         None, "Optimizer steps between checkpoints", group="run", unit="steps", may_change=True, ge=1, le=MOST
     )
+    evaluations: int | None = setting(
+        None,
+        "Times the hold-out loss is taken during training, each with a checkpoint; the last one is at its end",
+        group="run",
+        may_change=True,
+        ge=1,
+        le=1000,
+    )
     keep_checkpoints: int = setting(
         2, "Checkpoints kept beside the best one", group="run", may_change=True, ge=1, le=1000
     )

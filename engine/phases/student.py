@@ -33,6 +33,7 @@ from engine.planner.footprint import StudentSetting, student_footprint
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
+from engine.planner.workload import EVALUATION_ROWS, MOST_EVALUATIONS
 from engine.relief import Relief
 from engine.run import Run
 from engine.student.batches import Source
@@ -58,8 +59,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
-
-_EVALUATION_ROWS = 64  # of the hold-out, at the looks during training; before and after, all of it counts
 
 
 def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
@@ -367,7 +366,8 @@ def _training(
         clip_norm=settings.clip_norm,
         chunk_tokens=head_chunk_tokens(learner.model.get_input_embeddings().weight.shape[0], on_gpu=on_gpu),
         checkpoint_every=settings.checkpoint_every or order.total_steps,
-        evaluation_rows=_EVALUATION_ROWS,
+        evaluation_rows=EVALUATION_ROWS,
+        evaluations=settings.evaluations or MOST_EVALUATIONS,
         lean=settings.optimizer == "adamw-8bit",  # whoever saves on the moments saves on the gradients too
     )
 

@@ -78,6 +78,12 @@ def checkpoint_every(every: int, seconds: float, total: int | None) -> str:
     return f"at most {format_duration(every * seconds)} of work are lost in a crash"
 
 
+def evaluations(look_seconds: float, step_seconds: float, total: int | None) -> str:
+    """What each look costs."""
+    each = f"each takes about {format_duration(look_seconds)}, its checkpoint included"
+    return each if total is None else f"{each}; the steps take {format_duration(total * step_seconds)}"
+
+
 def _layers(question: Question, answer: Answer) -> str:
     if answer.layers is None:
         return "only for a student that is cut from the teacher"

@@ -165,10 +165,17 @@ def _work(config: RunConfig, question: Question, answer: Answer, rates: MachineR
     rate = config.learning_rate or workload.learning_rate_for(parameters)
     found["learning_rate"] = (rate, reasons.learning_rate(parameters))
     seconds = timing.step_seconds(answer.shape, setting, rates)
+    checkpoint_bytes = disk.checkpoint_bytes(answer.shape, setting.optimizer)
     every = config.checkpoint_every or workload.checkpoint_every(
-        seconds, disk.checkpoint_bytes(answer.shape, setting.optimizer), rates.disk_write_bytes_per_second, total
+        seconds, checkpoint_bytes, rates.disk_write_bytes_per_second, total
     )
     found["checkpoint_every"] = (every, reasons.checkpoint_every(every, seconds, total))
+    looked_at = min(workload.EVALUATION_ROWS * answer.length, question.text.holdout_tokens(answer.length))
+    look = timing.evaluation_seconds(answer.shape, setting, looked_at, rates)
+    look += checkpoint_bytes / rates.disk_write_bytes_per_second
+    looks = config.evaluations or workload.evaluations_for(total, seconds, look)
+    found["evaluations"] = (looks, reasons.evaluations(look, seconds, total))
+    found["looks_seconds"] = (looks * look, "")
     return found
 
 
@@ -185,6 +192,7 @@ def _predict(
         (work["total_steps"][0] or 0) * (1 if config.compare == "none" else 2),
         text.holdout_tokens(length),
         rates,
+        work["looks_seconds"][0] * (1 if config.compare == "none" else 2),
     )
     phases = {"teacher": (answer.teacher.footprint, scoring), "student": (answer.student.footprint, training)}
     if config.until is not None:

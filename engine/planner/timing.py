@@ -78,15 +78,25 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
     return setting.accumulation * passes * forward + adding + update
 
 
-def student_duration(
-    shape: ModelShape, setting: StudentSetting, steps: int, holdout_tokens: int, rates: MachineRates
-) -> Duration:
-    """How long training takes, with an evaluation before and one after."""
+def evaluation_seconds(shape: ModelShape, setting: StudentSetting, tokens: int, rates: MachineRates) -> float:
+    """How long the student takes to read so many tokens of the hold-out."""
     micro_batch = setting.batch * setting.sequence_length
-    evaluation = holdout_tokens * _forward_seconds_per_token(
+    return tokens * _forward_seconds_per_token(
         shape, micro_batch, setting.sequence_length, setting.precision, rates, "student"
     )
-    return _duration(steps * step_seconds(shape, setting, rates) + 2 * evaluation, rates)
+
+
+def student_duration(
+    shape: ModelShape,
+    setting: StudentSetting,
+    steps: int,
+    holdout_tokens: int,
+    rates: MachineRates,
+    looks_seconds: float = 0.0,
+) -> Duration:
+    """How long training takes, with an evaluation before and one after, and ``looks_seconds`` for those between."""
+    evaluation = evaluation_seconds(shape, setting, holdout_tokens, rates)
+    return _duration(steps * step_seconds(shape, setting, rates) + 2 * evaluation + looks_seconds, rates)
 
 
 def prepare_seconds(tokens: int) -> float:

@@ -186,3 +186,27 @@ def checkpoint_every(step_seconds: float, checkpoint_bytes: int, write_rate: flo
     if every > 10:
         every = int(float(f"{every:.1g}"))  # a round number is easier to find in a folder
     return every if total_steps is None else max(1, min(every, total_steps))
+
+
+MOST_EVALUATIONS = 5
+"""Looks at the hold-out text during a training, where they cost next to nothing."""
+EVALUATION_ROWS = 64
+"""Rows of the hold-out at each of them; before and after the training all of it counts."""
+_EVALUATIONS_SHARE = 0.04
+
+
+def evaluations_for(total_steps: int | None, step_seconds: float, look_seconds: float) -> int:
+    """Looks during a training, the last one at its end: as many as take a twenty-fifth of its time, and at most five.
+
+    The best student is kept at a look, so the number is planned: found out on the way, it would make another student on
+    a machine that is busy.
+
+    Args:
+        total_steps: optimizer steps; None where the amount of text is not known.
+        step_seconds: of one of them.
+        look_seconds: of an evaluation with the checkpoint after it.
+    """
+    if total_steps is None:
+        return MOST_EVALUATIONS
+    affordable = int(_EVALUATIONS_SHARE * total_steps * step_seconds / max(look_seconds, 1e-6))
+    return max(1, min(MOST_EVALUATIONS, affordable, total_steps))

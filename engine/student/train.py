@@ -39,7 +39,6 @@ BAD_STEPS_IN_A_ROW = 5
 _EXPLODED_FACTOR, _EXPLODED_MARGIN = 3.0, 3.0
 _USUAL_MEMORY, _STEPS_BEFORE_USUAL = 0.95, 20
 
-NUM_EVALUATIONS = 5
 _PROGRESS_SECONDS = 0.5
 
 
@@ -97,6 +96,7 @@ class Progress:
 class Training:
     """What is trained, on what, and how: the values that stay the same over a training.
 
+    ``evaluations`` looks at the hold-out text are spread over the steps, the last one at their end.
     ``lean`` updates in the backward pass and never holds a whole gradient; it needs a head that is a plain matrix, and
     has no effect where a step has several micro-batches. See :mod:`engine.student.lean_step`.
     """
@@ -112,6 +112,7 @@ class Training:
     checkpoint_every: int
     evaluation_rows: int
     lean: bool = False
+    evaluations: int = 5
 
     @property
     def is_lean(self) -> bool:
@@ -151,7 +152,7 @@ def train(
         RecordsMissing: a record is damaged or not there.
     """
     learner, order = training.learner, training.order
-    looks = evaluation_steps(order.total_steps)
+    looks = evaluation_steps(order.total_steps, training.evaluations)
     pace = _Pace(progress, order.total_steps, events, control)
     saved_step = progress.step
     learner.model.train()
@@ -246,9 +247,9 @@ def best_checkpoint(progress: Progress, checkpoints: Checkpoints) -> Checkpoint 
     return checkpoints.read(progress.best_step)
 
 
-def evaluation_steps(total_steps: int) -> frozenset[int]:
+def evaluation_steps(total_steps: int, count: int) -> frozenset[int]:
     """Steps after which the hold-out loss is taken: evenly spread, the last one among them."""
-    return frozenset(math.ceil(total_steps * number / NUM_EVALUATIONS) for number in range(1, NUM_EVALUATIONS + 1))
+    return frozenset(math.ceil(total_steps * number / count) for number in range(1, count + 1))
 
 
 def _keep_best(progress: Progress, metrics: Metrics) -> None:

@@ -49,7 +49,8 @@ def test_what_the_machine_decides_is_told_with_numbers(text: Path) -> None:
     reasons = {choice.field: choice.reason for choice in _plan(text).choices}
     numbered = (
         "student_layers samples record_size learning_rate teacher_batch student_batch gradient_accumulation "
-        "gradient_checkpointing layer_by_layer optimizer memory_budget ram_budget threads checkpoint_every steps"
+        "gradient_checkpointing layer_by_layer optimizer memory_budget ram_budget threads checkpoint_every evaluations "
+        "steps"
     )
     for field in numbered.split():
         assert re.search(r"\d", reasons[field]), (field, reasons[field])

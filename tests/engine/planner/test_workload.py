@@ -85,3 +85,24 @@ def test_rows_of_conversations_are_not_quite_full_and_what_is_cut_is_not_counted
     assert text.train_tokens(512) == 9_400
     assert text.kept_tokens(47) == 4_700
     assert text.train_rows(47) == 100
+
+
+@given(
+    total=st.none() | st.integers(1, 10**6),
+    step=st.floats(1e-4, 100, allow_nan=False),
+    look=st.floats(0, 1e4, allow_nan=False),
+)
+def test_looks_take_a_small_share_of_the_steps_and_the_last_one_always_comes(
+    total: int | None, step: float, look: float
+) -> None:
+    count = workload.evaluations_for(total, step, look)
+    assert 1 <= count <= min(workload.MOST_EVALUATIONS, total or workload.MOST_EVALUATIONS)
+    if total is not None and count > 1:
+        assert count * look <= 0.04 * total * step * (1 + 1e-9)
+
+
+def test_five_looks_where_they_cost_nothing_and_one_where_a_checkpoint_takes_as_long_as_a_step() -> None:
+    assert workload.evaluations_for(None, 1.0, 1.0) == 5
+    assert workload.evaluations_for(1000, 0.5, 0.1) == 5
+    assert workload.evaluations_for(24, 3.7, 4.0) == 1
+    assert workload.evaluations_for(3, 100.0, 0.0) == 3

@@ -123,6 +123,17 @@ def test_every_saving_at_once_goes_on_as_if_it_had_not_been_stopped(
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [6]), (2, [3, 6]), (5, [2, 3, 4, 5, 6]), (1000, [1, 2, 3, 4, 5, 6])]
+)
+def test_there_are_as_many_looks_as_were_asked_for_and_the_last_is_at_the_end(
+    run: SmallRun, count: int, expected: list[int]
+) -> None:
+    go(run, run.training(steps=6, evaluations=count))
+    assert [event["step"] for event in run.read_events("evaluation")] == expected
+    assert [event["step"] for event in run.read_events("checkpoint")] == expected
+
+
 def test_events_tell_each_step_and_each_look(run: SmallRun) -> None:
     go(run, run.training(steps=6))
     metrics = run.read_events("metric")
@@ -133,7 +144,7 @@ def test_events_tell_each_step_and_each_look(run: SmallRun) -> None:
     for event in metrics:
         assert math.isclose(event["loss"], 0.8 * event["kd"] + 0.2 * event["ce"], rel_tol=1e-6)
     looks = run.read_events("evaluation")
-    assert [event["step"] for event in looks] == sorted(evaluation_steps(6))
+    assert [event["step"] for event in looks] == sorted(evaluation_steps(6, 5))
     assert {event["which"] for event in looks} == {"student_during"}
     assert run.read_events("progress")[-1]["done"] == 6
     assert run.read_events("checkpoint")[-1]["step"] == 6
