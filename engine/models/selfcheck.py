@@ -30,6 +30,9 @@ _LENGTHS = (8, 5)  # tokens in the two rows
 # Mean difference with and without a mask, as a share of the mean size. Half precision rounds to 1 part in 256.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _HALF_TOLERANCE = 3e-2
+# Mean difference of two kernels' rounding after a few layers.
+_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}
+_HALF_ROUNDING = 1e-2
 _REMEDY = "Leave out --layer_by_layer for this teacher, and report its architecture."
 
 
@@ -41,8 +44,12 @@ def check_streaming(
     run_streamed: Callable[[Sequence[Tensor], int], list[Tensor]],
     load_layer: Callable[[int], None],
     drop_layer: Callable[[int], None],
-) -> None:
+) -> str:
     """Compare both ways on the model's first layers.
+
+    Equal to the last bit is what is promised, and what every processor has done that was tried. Where one takes another
+    kernel for memory that lies elsewhere, the two differ by its rounding: then streaming goes on, and the caller tells
+    what cannot be promised. A mistake (a layer mixed up with another, a wrong table) is far beyond rounding.
 
     Args:
         model: with everything but its layers' weights in place.
@@ -51,6 +58,9 @@ def check_streaming(
         run_streamed: last hidden states of micro-batches after the first n layers, streamed.
         load_layer: put a layer's weights in place.
         drop_layer: take them away.
+
+    Returns:
+        What cannot be promised here, in a sentence; empty where the two are equal to the last bit.
 
     Raises:
         ModelError: the two disagree; the message says where.
@@ -63,7 +73,7 @@ def check_streaming(
     mask = torch.arange(max(_LENGTHS)) < lengths[:, None]
     ids = ids.masked_fill(~mask, 0).to(_device_of(model))
     try:
-        _check(model, core, count, ids, mask, dtype, run_streamed, load_layer, drop_layer)
+        note = _check(model, core, count, ids, mask, dtype, run_streamed, load_layer, drop_layer)
     except (RuntimeError, NotImplementedError, IndexError, AttributeError, TypeError) as error:
         if is_out_of_memory(error):
             raise  # says nothing of the model, and there is a way on with less
@@ -73,6 +83,7 @@ def check_streaming(
             _REMEDY,
         ) from error
     _check_buffers(model, count, dtype)
+    return note
 
 
 def _check(
@@ -85,7 +96,8 @@ def _check(
     run_streamed: Callable[[Sequence[Tensor], int], list[Tensor]],
     load_layer: Callable[[int], None],
     drop_layer: Callable[[int], None],
-) -> None:
+) -> str:
+    worst = 0.0
     # Two micro-batches of different shapes, so that mixing them up would show.
     micro_batches = [ids, ids[:1, :-1]]
     streamed = run_streamed(micro_batches, count)
@@ -99,12 +111,31 @@ def _check(
                     "In half precision, try --precision fp32; in fp32 the weights are damaged: save or download them "
                     "again.",
                 )
-            _require(torch.equal(ours, plain), model, f"differs after {count} layers when its layers are streamed")
+            if not torch.equal(ours, plain):
+                _require(ours.shape == plain.shape, model, "gives another shape when its layers are streamed")
+                worst = max(worst, _relative(ours, plain))
+                _require(
+                    worst <= _ROUNDING.get(dtype, _HALF_ROUNDING),
+                    model,
+                    f"differs after {count} layers when its layers are streamed (relative difference {worst:.2g})",
+                )
         masked = core.core(input_ids=ids, attention_mask=mask.long().to(ids.device), use_cache=False)[0]
     real = mask.to(ids.device)
-    error = (streamed[0][real].float() - masked[real].float()).abs().mean() / masked[real].float().abs().mean()
+    error = _relative(streamed[0][real], masked[real])
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
-    _require(bool(error <= tolerance), model, f"sees padding on the right (relative difference {error:.2g})")
+    _require(error <= tolerance, model, f"sees padding on the right (relative difference {error:.2g})")
+    if not worst:
+        return ""
+    return (
+        f"On this processor a streamed {type(model).__name__} rounds otherwise than one in memory (relative difference "
+        f"{worst:.2g}): its records are as good, but not the same to the last bit."
+    )
+
+
+def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Mean difference as a share of the mean size; infinite where a value is not a number."""
+    error = float((ours.float() - theirs.float()).abs().mean() / theirs.float().abs().mean())
+    return error if error == error else float("inf")
 
 
 def _check_buffers(model: PreTrainedModel, count: int, dtype: torch.dtype) -> None:

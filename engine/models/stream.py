@@ -52,6 +52,7 @@ class StreamedTeacher:
 
     Attributes:
         whole_waves: True: each call reads all layers, so it is best given all micro-batches of a wave.
+        note: what cannot be promised on this processor; empty where nothing was found.
 
     Raises:
         ModelError: the model cannot be streamed faithfully; the message names the tensor or the module.
@@ -92,8 +93,7 @@ class StreamedTeacher:
         cut = self._cut_embedding() | self._cut_head(weight_bytes)
         self._load_resident([recipe for recipe in resident if not cut.intersection(recipe.targets)], cut)
         _move_buffers(self.model, device)
-        if check:
-            self._check()
+        self.note = self._check() if check else ""
 
     @property
     def vocab_rows(self) -> int:
@@ -248,7 +248,7 @@ class StreamedTeacher:
         for name in names:  # on meta again, not gone: whatever still used it would fail loudly
             _place(self.model, name, torch.empty_like(self.model.get_parameter_or_buffer(name), device="meta"))
 
-    def _check(self) -> None:
+    def _check(self) -> str:
         def run_streamed(micro_batches: Sequence[Tensor], count: int) -> list[Tensor]:
             with first_layers(self._core, count) as layers:
                 hidden_states = self._run(layers, micro_batches)
@@ -260,7 +260,7 @@ class StreamedTeacher:
         def load_layer(index: int) -> None:
             loaded[index] = self._fill(self._reader.layer(index))
 
-        check_streaming(
+        note = check_streaming(
             self.model,
             self._core,
             dtype=self.dtype,
@@ -269,6 +269,7 @@ class StreamedTeacher:
             drop_layer=lambda index: self._vacate(loaded.pop(index)),
         )
         return_memory()
+        return note
 
     def _quantizer(self, method: Method) -> Callable[[Weights], Weights]:
         """Swap the layers' linear modules; what turns an arrived layer's weights into what these hold."""

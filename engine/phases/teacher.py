@@ -173,6 +173,8 @@ def _score(
         )
     began = time.monotonic()
     teacher = load_teacher(run, settings, device, dtype)
+    if settings.layer_by_layer and teacher.note:
+        events.log("info", teacher.note, "not-bit-equal")
     micro_batch = settings.teacher_batch or 1
     on_gpu = device.type == "cuda"
     try:

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,27 @@ def test_lists_of_one_value_a_layer_are_cut_with_the_layers() -> None:
     assert short.num_hidden_layers == 3
     assert short.layer_types == config.layer_types[:3]
     assert len(config.layer_types) == 7, "the model's own configuration stays as it is"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_difference_of_rounding_is_told_and_a_larger_one_refused(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, own = tiny_architecture("llama"), StreamedTeacher._run
+    assert StreamedTeacher(folder, dtype=dtype, device=CPU).note == ""
+
+    def off_by(share: float) -> None:
+        def run(self: StreamedTeacher, *how: Any) -> list[Tensor]:
+            return [(states.double() * (1 + share)).to(states.dtype) for states in own(self, *how)]
+
+        monkeypatch.setattr(StreamedTeacher, "_run", run)
+
+    off_by(1e-6 if dtype == torch.float32 else 5e-3)
+    assert "not the same to the last bit" in StreamedTeacher(folder, dtype=dtype, device=CPU).note
+    for share in (0.05, float("nan")):
+        off_by(share)
+        with pytest.raises(ModelError, match="differs after 2 layers when its layers are streamed"):
+            StreamedTeacher(folder, dtype=dtype, device=CPU)
 
 
 def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Parity on processors that this one is not: the same tests with its newer instructions switched off.
+
+What oneDNN, PyTorch's own kernels and MKL choose by processor is told to them by environment variables. What is equal
+to the last bit must be so with each of their choices; a processor that has no AVX-512 runs the same case twice.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETS = {
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "avx512": {
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+    },
+    "all": {},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+PARITY = (
+    "tests/engine/models/test_stream.py",
+    "tests/engine/student/test_train.py",
+    "tests/engine/student/test_mapped.py",
+    "tests/engine/teacher/test_score.py",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_equal_to_the_last_bit_is_so_with_these_instructions(name: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+        *PARITY,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **SETS[name]}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
