@@ -129,7 +129,7 @@ def test_every_saving_at_once_goes_on_as_if_it_had_not_been_stopped(
 def test_there_are_as_many_looks_as_were_asked_for_and_the_last_is_at_the_end(
     run: SmallRun, count: int, expected: list[int]
 ) -> None:
-    go(run, run.training(steps=6, evaluations=count))
+    go(run, run.training(steps=6, evaluations=count, checkpoint_every=100))
     assert [event["step"] for event in run.read_events("evaluation")] == expected
     assert [event["step"] for event in run.read_events("checkpoint")] == expected
 
