@@ -13,7 +13,7 @@ from typing import Any
 from engine.events import Event, read_events
 from engine.files import write_atomic
 from engine.format import format_bytes, format_duration
-from engine.planner.share import gemm_shares
+from engine.planner.share import forget_slow_rates, gemm_shares
 from engine.run import Run
 from engine.verdict import details, gap_of, headline
 
@@ -46,6 +46,8 @@ MEASURES = (
 def write(run: Run) -> dict[str, Any]:
     """Build the report from the run's folder and write both files whole."""
     report = build(run)
+    rates = {name: report["phases"][name]["tokens_per_second"] for name in ("teacher", "student")}
+    forget_slow_rates(run.settings, run.student_path, rates)
     write_atomic(run.report_json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_atomic(run.report_md, in_words(report, run.name))
     return report

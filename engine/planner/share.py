@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+from engine import hardware
 from engine.config import RunConfig
 from engine.errors import TinyDistillError
 from engine.models.spec import ModelSpec, read_spec
-from engine.planner.measure import MachineRates, machine_rates
+from engine.planner.measure import MachineRates, kept_at, machine_rates
 from engine.planner.shape import ModelShape, shape_of
 from engine.planner.timing import forward_flops_per_token
 
 # Keys of configurations whose layers use some of their parameters for a token: how many is known to the model alone.
+_MOST_SHARE = 1.05  # the probe has noise of its own
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -35,7 +38,8 @@ def gemm_shares(
         rates: of this machine; those that are kept when not given.
 
     Returns:
-        None for a phase without tokens, for a mixture of experts, and where this machine was not measured.
+        None for a phase without tokens, for a mixture of experts, where this machine was not measured, and where the
+        phase was faster than the measured rate.
     """
     if rates is None:
         rates = machine_rates(device=settings.device or "cpu", threads=settings.threads)
@@ -47,8 +51,22 @@ def gemm_shares(
             found[phase] = None
             continue
         flops = passes[phase] * forward_flops_per_token(shape, settings.sequence_length or 1)
-        found[phase] = rate * flops / rates.flops_per_second(settings.precision or "fp32")
+        share = rate * flops / rates.flops_per_second(settings.precision or "fp32")
+        # A phase cannot be faster than the machine: its rate was measured while other programs took part of it.
+        found[phase] = share if share <= _MOST_SHARE else None
     return found
+
+
+def forget_slow_rates(settings: RunConfig, student: Path, tokens_per_second: dict[str, float | None]) -> None:
+    """Drop kept rates that a phase has outrun, so that the next plan measures this machine again."""
+    device = settings.device or "cpu"
+    rates = machine_rates(device=device, threads=settings.threads)
+    ideal = {name: rate for name, rate in tokens_per_second.items() if rate}
+    told = gemm_shares(settings, student, tokens_per_second, rates)
+    slow = gemm_shares(settings, student, dict.fromkeys(ideal, 1e-9), rates)
+    if any(told[name] is None and slow[name] is not None for name in ideal):
+        with contextlib.suppress(OSError):
+            kept_at(device, settings.threads or hardware.usable_cores()).unlink(missing_ok=True)
 
 
 def _shape(folder: str, settings: RunConfig) -> ModelShape | None:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import RunConfig
 from engine.models.spec import read_spec
+from engine.planner import share
 from engine.planner.measure import cautious_rates
 from engine.planner.share import gemm_shares
 from engine.report import speed_in_words
@@ -46,6 +47,21 @@ def test_nothing_is_said_where_nothing_is_known(tmp_path: Path) -> None:
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "experts")
     assert shares(student=tmp_path / "experts")["student"] is None  # how many experts a token uses is not known here
+
+
+def test_phase_that_outran_the_measured_rate_is_not_told_and_the_rate_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "machine.json"
+    settings = RunConfig.parse({"teacher": str(tiny_model("llama")), "sequence_length": 32, "precision": "fp32"})
+    monkeypatch.setattr(share, "machine_rates", lambda **_: RATES)
+    monkeypatch.setattr(share, "kept_at", lambda *_: kept)
+    for tokens, is_kept in ((1000.0, True), (1e12, False)):
+        kept.write_text("{}")
+        rates = {"teacher": tokens, "student": None}
+        assert (gemm_shares(settings, tiny_model("llama"), rates)["teacher"] is not None) is is_kept
+        share.forget_slow_rates(settings, tiny_model("llama"), rates)
+        assert kept.exists() is is_kept
 
 
 def test_share_and_overhead_are_told_in_plain_words() -> None:
