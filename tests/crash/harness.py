@@ -95,7 +95,9 @@ class Harness:
         folder = self.new_run()
         began = time.monotonic()
         life = Life(folder, count_to=scratch / "points")
-        assert life.wait() == 0, (folder.parent / "log").read_text()[-3000:]
+        assert life.wait() == 0, "\n".join(
+            log.read_text()[-3000:] for log in (folder.parent / "log", folder / "run.log")
+        )
         self.seconds = time.monotonic() - began
         self.points = [
             (role, f"{name}:{count}")
@@ -253,7 +255,7 @@ class ForkedPhase:
     """What the supervisor needs of ``subprocess.Popen``, for a phase that is forked."""
 
     def __init__(self, command: list[str], *, kill: Kill | None, count_to: Path | None, **how: Any) -> None:
-        role, folder, parent = command[3:]
+        role, folder, parent = _words_of_phase(command)
         self._with_supervisor = kill is not None and kill.target in ("both", "power")
         self._mark = Path(folder).parent / "killed"
         self.returncode: int | None = None
@@ -367,7 +369,7 @@ def _supervise(folder: Path, kill: Kill | None, notes: Path | None, count_to: Pa
 
     def start(command: list[str], **how: Any) -> ForkedPhase:
         first = pending[0]
-        if first is not None and first.point is not None and first.role == command[3]:
+        if first is not None and first.point is not None and first.role == _words_of_phase(command)[0]:
             pending[0] = None  # the phase that goes on after it is left alone
         return ForkedPhase(command, kill=first, count_to=count_to, **how)
 
@@ -378,6 +380,11 @@ def _supervise(folder: Path, kill: Kill | None, notes: Path | None, count_to: Pa
     os.fsync = Disk(folder, notes).fsync if notes else _no_flush  # type: ignore[assignment]
     _arm("supervisor", kill, count_to, folder.parent / "killed")
     return _counted(supervisor.Supervisor(Run.open(folder)).supervise(), "supervisor", count_to)
+
+
+def _words_of_phase(command: list[str]) -> list[str]:
+    """Phase, run folder and supervisor, out of the command that starts a phase."""
+    return command[command.index("engine.phase") + 1 :]
 
 
 def _small_wave(wave_tokens: Any, *args: Any, **kwargs: Any) -> int:

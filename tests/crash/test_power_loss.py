@@ -107,9 +107,9 @@ def configuration_before_weights(patch: Patch) -> None:
 
     weights = derive._write_weights
 
-    def config_first(spec: Any, kept: Any, path: Path) -> None:
+    def config_first(spec: Any, kept: Any, parts: Any, path: Path) -> None:
         derive.write_atomic(path.parent / "config.json", (spec.path / "config.json").read_bytes())
-        weights(spec, kept, path)
+        weights(spec, kept, parts, path)
 
     patch("engine.models.derive._write_weights", config_first)
 
