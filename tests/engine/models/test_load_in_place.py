@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import ModelError
 from engine.models import load_in_place as module
-from engine.models.load import load_causal_lm, load_tokenizer
+from engine.models.load import load_causal_lm
 from engine.models.load_in_place import load_in_place, move_weights
 from engine.student.export import export_student
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -69,7 +69,7 @@ def test_student_is_saved_as_after_transformers_own_loading(architecture: str, t
         ("theirs", lambda: load_causal_lm(folder, dtype=torch.float32)),
         ("ours", lambda: load_in_place(folder, dtype=torch.float32, new_tensor=Places())),
     ):
-        export_student(load(), load_tokenizer(folder), tmp_path / name, "a card", dtype=torch.bfloat16)
+        export_student(load(), folder, tmp_path / name, "a card", dtype=torch.bfloat16)
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     assert {entry.name for entry in ours.iterdir()} == {entry.name for entry in theirs.iterdir()}
     for entry in theirs.iterdir():
