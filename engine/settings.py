@@ -126,6 +126,9 @@ def _is_count(word: str) -> bool:
     return word.isascii() and word.isdecimal() and len(word) <= 4
 
 
+_EVERY_BLANK_ESCAPED = re.compile(r"(?:\\.|[^\\\s])+")
+
+
 def _as_dropped(text: str) -> str:
     """A path as terminals and file managers paste it, read as the shell or a browser would: the first that is there.
 
@@ -140,7 +143,7 @@ def _as_dropped(text: str) -> str:
     plain = bare
     if len(bare) > 2 and bare[0] == bare[-1] and bare[0] in "'\"":
         plain = bare[1:-1]
-    elif "\\ " in bare:
+    elif "\\ " in bare and _EVERY_BLANK_ESCAPED.fullmatch(bare):  # with another blank in it, it was typed as it is
         plain = re.sub(r"\\(.)", r"\1", bare)
     if plain.startswith(("file:///", "file://localhost/")):
         plain = unquote(urlsplit(plain).path)

@@ -41,6 +41,7 @@ def folder(tmp_path, monkeypatch):
         ("'~/with space'", "~/with space"),
         ("'nothing here'", "nothing here"),
         ("new\\ one", "new one"),
+        ('a "quoted" \\ name', 'a "quoted" \\ name'),
         ("it's bob's", "it's bob's"),
         ("EleutherAI/pythia-70m", "EleutherAI/pythia-70m"),
     ],

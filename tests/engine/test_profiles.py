@@ -28,6 +28,14 @@ def test_a_profile_holds_what_the_person_set_and_nothing_else():
     }
 
 
+@pytest.mark.parametrize(
+    "value", ["näme", "a \U0001f600 model", "del\x7fete", "tab\there", "a\u2028b", 'C:\\models\\"x"']
+)
+def test_any_text_comes_back_from_a_profile_as_it_was_saved(value):
+    profiles.save("laptop", {"teacher": value})
+    assert profiles.load("laptop") == {"teacher": value}
+
+
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden", "x" * 65, "a\x00b"])
 def test_a_name_cannot_leave_the_folder(name):
     with pytest.raises(SettingsError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.cache.identity import FORMAT
 from engine.cache.store import CacheStore
 from engine.cli.cache import main
 from tests.engine.cache.some_records import row, wave
@@ -242,10 +243,12 @@ def test_a_wrong_request_is_said_and_exits_2(words, said, capsys):
 
 def test_a_manifest_of_another_version_is_refused(cache, capsys):
     manifest = cache / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    written = manifest.read_text()
+    assert f'"format": {FORMAT}' in written
+    manifest.write_text(written.replace(f'"format": {FORMAT}', '"format": 1'))
     assert main(["verify", str(cache)]) == 2
-    assert "of format 1; this program reads format 2" in capsys.readouterr().err
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2').replace("300", '"many"'))
+    assert f"of format 1; this program reads format {FORMAT}" in capsys.readouterr().err
+    manifest.write_text(written.replace("300", '"many"'))
     assert main(["verify", str(cache)]) == 4
     assert "manifest.json cannot be read" in capsys.readouterr().err
 

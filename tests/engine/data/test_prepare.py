@@ -19,6 +19,7 @@ from engine.data.prepare import (
     PrepareResult,
     wanted_holdout_rows,
 )
+from engine.data.tally import Tally
 from engine.data.tokens import TokenFile
 from engine.errors import DataError, SettingsError, Stopped
 from engine.events import read_events
@@ -150,7 +151,8 @@ def test_no_word_of_the_text_is_in_the_events(tmp_path: Path) -> None:
     told = (tmp_path / "events.jsonl").read_text()
     assert "xyzzy" not in told
     assert logs(tmp_path)["skipped"] == (
-        "Left out: 1 × broken JSON, 1 × document with NUL characters, 1 × empty document."
+        "3 of 53 documents left out: 1 × broken JSON, 1 × document with NUL characters, 1 × empty document, "
+        "for example rows.jsonl 51."
     )
 
 
@@ -237,7 +239,13 @@ def strict_model(tmp_path: Path) -> Path:
 def test_the_hold_out_is_drawn_of_conversations_that_can_be_used(tmp_path: Path, strict_model: Path, good: int) -> None:
     _write_half_refused(tmp_path / "chat.jsonl", refused=40, good=good)
     result = run(
-        tmp_path / "chat.jsonl", tmp_path, teacher=read_spec(strict_model), student=None, holdout=0.001, packing=False
+        tmp_path / "chat.jsonl",
+        tmp_path,
+        teacher=read_spec(strict_model),
+        student=None,
+        holdout=0.001,
+        packing=False,
+        allow_losses=True,
     )
     assert min(result.train_rows, result.holdout_rows) >= 1
     assert result.documents + result.holdout_documents == good
@@ -248,7 +256,10 @@ def test_too_few_conversations_that_can_be_used_are_told_with_the_others(tmp_pat
     _write_half_refused(tmp_path / "chat.jsonl", refused=40, good=1)
     with pytest.raises(DataError, match="too little text") as caught:
         run(tmp_path / "chat.jsonl", tmp_path, teacher=read_spec(strict_model), student=None)
-    assert "40 of 41 left out: 40 × conversation that the chat template refuses (user first)." in caught.value.why
+    assert (
+        "40 of 41 conversations left out: 40 × conversation that the chat template refuses (user first), "
+        "for example chat.jsonl 1."
+    ) in caught.value.why
 
 
 def test_what_is_read_and_not_learned_is_told(tmp_path: Path, strict_model: Path) -> None:
@@ -327,6 +338,8 @@ class _Endless:
 
     def __init__(self, stop: Callable[[], None] = lambda: None, after: int = 0) -> None:
         self.skipped: dict[str, int] = {}
+        self.tally = Tally()
+        self.files: list[Path] = []
         self.count = 0
         self._stop = stop
         self._after = after
@@ -334,6 +347,7 @@ class _Endless:
     def documents(self) -> Iterator[Document]:
         while True:
             self.count += 1
+            self.tally.documents += 1
             if self.count == self._after:
                 self._stop()
             yield Document(f"{self.count}", f"{self.count} " * 40)
