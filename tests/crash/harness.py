@@ -311,6 +311,7 @@ def make_template(scratch: Path) -> Path:
             "steps": 6,
             "checkpoint_every": 2,
             "keep_checkpoints": 1,
+            "evaluations": 5,  # more than the planner takes for so few steps: the best step is kept on the way too
             "learning_rate": 1e-2,
             "precision": "fp32",
             "threads": 1,
