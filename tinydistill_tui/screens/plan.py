@@ -182,7 +182,10 @@ class PlanScreen(StepScreen):
 
     @on(PlanChanged)
     def _planned(self, message: PlanChanged) -> None:
-        if not self.is_there or message.answers != self.draft.answers:
+        if not self.is_there:
+            return
+        if message.answers != self.draft.answers:  # something was typed meanwhile
+            self._plan_soon()
             return
         self._planned_for, self.error = message.answers, message.error
         if message.planned is not None:
