@@ -36,6 +36,7 @@ HASH_BYTES = 16
 _CHUNK_TOKENS = 16_384  # 64 KiB: a row at random costs the decompression of one or two of these
 _BUFFER_TOKENS = 2**20
 _CHUNK_CACHE_BYTES = 8 * 2**20
+_BAD_FILE = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # h5py's, by the part that is damaged
 
 
 def row_hash(row: PackedRow) -> bytes:
@@ -244,7 +245,7 @@ class TokenFile:
             self._ends = {split: self._file[split]["ends"][:] for split in SPLITS}
             self._hashes = {split: self._file[split]["hashes"][:].tobytes() for split in SPLITS}
             self._check_hashes()
-        except (OSError, KeyError, RuntimeError) as error:
+        except _BAD_FILE as error:
             self._file.close()
             raise self._damaged("a part of it cannot be read") from error
         except TokensDamaged:
@@ -313,7 +314,7 @@ class TokenFile:
         try:
             scored, begins = (group[name][start:end].astype(np.bool_) for name in ("scored", "begins"))
             row = PackedRow(group["tokens"][start:end], scored, begins)
-        except (OSError, RuntimeError) as error:
+        except _BAD_FILE as error:
             raise self._damaged(f"row {index} of {split} cannot be read") from error
         if row_hash(row) != self._hash(split, index):
             raise self._damaged(f"row {index} of {split} is not what was written")

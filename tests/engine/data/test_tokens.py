@@ -211,6 +211,20 @@ def test_flipped_bit_is_noticed_or_harmless(tmp_path: Path, place: float) -> Non
     assert kept in (None, [each.tokens.tolist() for each in written])
 
 
+@pytest.mark.parametrize("name", ["", "tokens", "scored", "begins", "ends", "hashes"])
+@pytest.mark.parametrize("byte", [0, 4, 40])  # its signature, its version, and what a checksum covers
+def test_damaged_header_in_the_file_is_named(tmp_path: Path, name: str, byte: int) -> None:
+    path = tmp_path / "t.h5"
+    write(path, [row(2, 3), row(4, 5)], [])
+    with h5py.File(path) as file:
+        place = h5py.h5o.get_info(file[f"train/{name}"].id).addr + byte
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(CorruptState, match=r"t\.h5 is damaged"), TokenFile(path) as file:
+        file.rows("train", [0, 1])
+
+
 def test_row_that_is_not_what_was_written_is_named(tmp_path: Path) -> None:
     write(tmp_path / "t.h5", [row(2, 3), row(4, 5)], [])
     with h5py.File(tmp_path / "t.h5", "r+") as damaged:  # whole for HDF5, as a program's mistake would leave it
