@@ -192,6 +192,7 @@ class TokenFileWriter:
         """Make the file appear, whole, under its name."""
         for split in self._splits.values():
             split.finish()
+        self._file.attrs["checksum"] = _checksum(dict(self._file.attrs))
         self._file.close()
         commit_point("tokens-written")
         self._raw.sync()
@@ -236,6 +237,10 @@ class TokenFile:
             attributes = dict(self._file.attrs)
             if attributes.pop("format") != FORMAT:
                 raise self._damaged("it was written by another version")
+            # HDF5 keeps strings where it has no checksum. Files of before have none of ours either.
+            checksum = attributes.pop("checksum", None)
+            if checksum not in (None, _checksum({"format": FORMAT, **attributes})):
+                raise self._damaged("its attributes are not those that were written")
             self.sequence_length = int(attributes.pop("sequence_length"))
             self.vocab_size = int(attributes.pop("vocab_size"))
             self.pad_id = int(attributes.pop("pad_id"))
@@ -335,6 +340,10 @@ class TokenFile:
             "It holds the tokens that teacher and student read.",
             "Delete it and resume the run: it is made again from the data.",
         )
+
+
+def _checksum(attributes: Mapping[str, Any]) -> str:
+    return blake2b(repr([(key, str(attributes[key])) for key in sorted(attributes)]).encode()).hexdigest()
 
 
 def _append(dataset: Any, values: NDArray[Any]) -> None:

@@ -225,6 +225,22 @@ def test_damaged_header_in_the_file_is_named(tmp_path: Path, name: str, byte: in
         file.rows("train", [0, 1])
 
 
+def test_damaged_attribute_is_named_and_one_without_a_checksum_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.h5"
+    with writer(path, attributes={"end_ids": "31 32"}) as file:
+        file.add("train", row(2, 3))
+        file.commit()
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"31 32", b"31 36"))
+    with pytest.raises(CorruptState, match="its attributes are not those that were written"):
+        TokenFile(path)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as of_before:
+        del of_before.attrs["checksum"]
+    with TokenFile(path) as file:
+        assert file.end_ids == {0, 31, 32}
+
+
 def test_row_that_is_not_what_was_written_is_named(tmp_path: Path) -> None:
     write(tmp_path / "t.h5", [row(2, 3), row(4, 5)], [])
     with h5py.File(tmp_path / "t.h5", "r+") as damaged:  # whole for HDF5, as a program's mistake would leave it
