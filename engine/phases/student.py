@@ -18,7 +18,7 @@ from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
 from engine.errors import BadNumbers, DiskFull, OutOfMemory, RunFailed, Stopped, TinyDistillError
 from engine.events import EventWriter
-from engine.files import write_atomic
+from engine.files import NO_ROOM, write_atomic
 from engine.models.load import check_numbers, first_sentence, load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory
@@ -258,8 +258,8 @@ def _training_is_kept() -> Iterator[None]:
     except (Stopped, OutOfMemory, DiskFull, BadNumbers, MemoryError):
         raise  # say it themselves, or are answered with less memory
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in NO_ROOM):
+            raise  # the phase says how much room is needed
         said = error if isinstance(error, TinyDistillError) else None
         raise RunFailed(
             f"The training is done and kept, and the student could not be written: "

@@ -138,12 +138,15 @@ FULL = {
     "shard-written:2": "teacher",
     "journal-written:1": "teacher",
     "checkpoint-weights:2": "student",
+    "student-durable:1": "student",  # the student has its name, and the phase has more to write
     "tokens-written:1": "prepare",
     "report.json-written:1": "supervisor",
 }
 
 
-@pytest.mark.parametrize("point", ["shard-written:2", pytest.param("checkpoint-weights:2"), "report.json-written:1"])
+@pytest.mark.parametrize(
+    "point", ["shard-written:2", "checkpoint-weights:2", "student-durable:1", "report.json-written:1"]
+)
 def test_a_full_disk_ends_the_run_with_what_is_needed_and_resuming_goes_on(harness: Harness, point: str) -> None:
     assert full_disk(harness, FULL[point], point) == []
 
