@@ -127,8 +127,10 @@ def layer_kinds(spec: ModelSpec, *, trust_remote_code: bool = False) -> list[Has
 def is_valid_cut(spec: ModelSpec, kept: Sequence[int], *, trust_remote_code: bool = False) -> bool:
     """Whether the architecture can have these layers in this order: where it gives a layer its kind by its number, not.
 
-    A model without weights is made from the configuration that the student would have, and its layers' parameters are
-    compared with those of the teacher's layers. Code of the teacher's own is not tried; the student's loading tells.
+    A model without weights is made from the configuration that the student would have, and its layers' parameters and
+    constants are compared with those of the teacher's layers. Where layers are left out, the tensors outside of the
+    layers must keep their shapes, and no two layers may share a tensor: the files hold it under one layer's name. Code
+    of the teacher's own is not tried; the student's loading tells.
     """
     if trust_remote_code and spec.config.get("auto_map"):
         return True
@@ -137,17 +139,38 @@ def is_valid_cut(spec: ModelSpec, kept: Sequence[int], *, trust_remote_code: boo
         (Path(folder) / "config.json").write_text(json.dumps(_student_config(spec, kept, trust_remote_code=False)))
         try:
             with quiet():
-                student = find_core(build_on_meta(read_config(Path(folder)), dtype=torch.float32)).layers
-                teacher = find_core(build_on_meta(read_config(spec.path), dtype=torch.float32)).layers
+                student = build_on_meta(read_config(Path(folder)), dtype=torch.float32)
+                teacher = build_on_meta(read_config(spec.path), dtype=torch.float32)
+                for model in (student, teacher):
+                    model.tie_weights()
+                mine, theirs = find_core(student).layers, find_core(teacher).layers
         except UNUSABLE:
             return False
-    return len(student) == len(kept) and all(
-        _signature(mine) == _signature(teacher[index]) for mine, index in zip(student, kept, strict=True)
+    if kept == list(range(spec.num_layers)):
+        return len(mine) == len(kept)
+    held = [id(parameter) for layer in theirs for parameter in layer.parameters()]
+    return (
+        len(mine) == len(kept)
+        and len(set(held)) == len(held)
+        and _shapes_outside(student, mine) == _shapes_outside(teacher, theirs)
+        and all(_signature(layer) == _signature(theirs[index]) for layer, index in zip(mine, kept, strict=True))
     )
 
 
-def _signature(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
+def _shapes_outside(model: nn.Module, layers: nn.ModuleList) -> list[tuple[str, tuple[int, ...]]]:
+    inside = {id(parameter) for parameter in layers.parameters()}
+    return [(name, tuple(tensor.shape)) for name, tensor in model.named_parameters() if id(tensor) not in inside]
+
+
+def _signature(layer: nn.Module) -> list[Hashable]:
+    """Its parameters, and its constants: some architectures compute one from the layer's number, as DiffLlama does."""
+    shapes: list[Hashable] = [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
+    return shapes + [
+        (path, name, value)
+        for path, module in layer.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, float, str))
+    ]
 
 
 def _student_config(spec: ModelSpec, kept: list[int], *, trust_remote_code: bool) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
     _check_not_packed(folder, config, tensors)
     parameters = {name: tensor for name, tensor in tensors.items() if not _is_buffer(name, tensor)}
 
-    num_layers = _number(folder, config, "num_layers")
+    kinds = config.get("layers_block_type")  # NemotronH as transformers 5 writes it: the list alone tells how many
+    counted = len(kinds) if kinds and isinstance(kinds, list) else None
+    num_layers = _number(folder, config, "num_layers", default=counted)
     hidden_size = _number(folder, config, "hidden_size")
     num_heads = _number(folder, config, "num_heads", default=1)
     head_dim = _number(folder, config, "head_dim", default=max(1, hidden_size // num_heads))

@@ -175,7 +175,7 @@ def choose_depth(
         if not candidates:
             raise ModelError(
                 f"No {num_layers} of the teacher's {total} layers make a model of its architecture.",
-                "Its configuration gives each layer a kind by its number, and the kinds would not fit.",
+                "Its layers depend on their numbers or share weights, and the layers that stay would not fit together.",
                 "Choose another --student_layers: a divisor of the teacher's layers, or all of them.",
             )
         losses = bench.losses(train, list(candidates.values()))

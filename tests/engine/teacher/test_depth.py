@@ -70,7 +70,7 @@ def test_a_cut_model_is_the_model_with_these_layers_skipped_bit_for_bit(name: st
     spec = read_spec(folder)
     kept = [0, spec.num_layers - 1] if spec.num_layers < 4 else [0, spec.num_layers - 2, spec.num_layers - 1]
     if not is_valid_cut(spec, kept):
-        pytest.skip("its layers' kinds follow from their numbers")
+        pytest.skip("its layers depend on their numbers, or share weights")
     derive_student(folder, kept, tmp_path / "student")
     ids = torch.randint(3, FEWEST_IDS, (2, 20), generator=torch.Generator().manual_seed(0))
     teacher = ResidentTeacher(folder, dtype=torch.float32)
@@ -87,6 +87,14 @@ def test_a_cut_model_is_the_model_with_these_layers_skipped_bit_for_bit(name: st
     assert torch.equal(skipped, student.last_hidden_states([ids])[0])
     whole = teacher.last_hidden_states([ids])[0]
     assert not torch.equal(whole, skipped), "afterwards no layer is skipped any more"
+
+
+@pytest.mark.parametrize("name", ["diffllama", "zamba2", "gemma3n"])
+def test_layers_with_constants_of_their_numbers_or_shared_weights_stay_together(name: str) -> None:
+    spec = read_spec(tiny_architecture(name))
+    everything = list(range(spec.num_layers))
+    assert is_valid_cut(spec, everything)
+    assert not is_valid_cut(spec, [0, *everything[2:]])
 
 
 @pytest.mark.parametrize(
