@@ -211,11 +211,22 @@ def failure(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyD
             "The run was stopped.", "", f"Go on: {supervisor.resume_command(run)}"
         )
     elif last:
-        error = RunFailed(last.get("what", ""), last.get("why", ""), last.get("todo", ""))
+        error = RunFailed(
+            last.get("what", ""), last.get("why", ""), _with_command(run, code, str(last.get("todo", "")))
+        )
     else:
         error = _ended_without_a_word(run, code)
     error.exit_code = code  # type: ignore[misc]
     return error
+
+
+def _with_command(run: Run, code: int, todo: str) -> str:
+    """What to do, with the command that goes on where the state was kept."""
+    if code != RunFailed.exit_code or "--resume" in todo:
+        return todo
+    todo = todo.removesuffix(", then resume the run.").removesuffix(" and resume the run.").removesuffix(".")
+    command = f"Go on: {supervisor.resume_command(run)}"
+    return f"{todo}. {command}" if todo else command
 
 
 def _last_error(run: Run) -> Event | None:
