@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,6 +23,7 @@ from engine.errors import ModelError
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import faithful
+from engine.models.meta import causal_lm_class, read_config
 from engine.models.slices import slice_resident_head
 from engine.out_of_memory import is_out_of_memory, tells_out_of_memory
 
@@ -105,17 +106,20 @@ def _load_in_main_memory(
 ) -> PreTrainedModel:
     try:
         with quiet():
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                folder,
-                state_dict=weights,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                generation_config=GenerationConfig(),  # the file's is not needed, and one that is invalid raises
-                ignore_mismatched_sizes=True,  # told below, in one sentence
-                output_loading_info=True,
-            )
+            given: dict[str, Any] = {
+                "dtype": dtype,
+                "generation_config": GenerationConfig(),  # the file's is not needed, and one that is invalid raises
+                "ignore_mismatched_sizes": True,  # told below, in one sentence
+                "output_loading_info": True,
+            }
+            if weights is None:
+                model, loading = AutoModelForCausalLM.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code, **given
+                )
+            else:  # transformers takes weights in place of a folder, never both
+                config = read_config(folder, trust_remote_code=trust_remote_code)
+                kind = causal_lm_class(config, trust_remote_code=trust_remote_code)
+                model, loading = kind.from_pretrained(None, config=config, state_dict=weights, **given)
     except (*UNUSABLE, RuntimeError) as error:
         if weights is None and _NOT_MAPPED.search(str(error)):
             model = None  # read plainly below, when this error has let go of the files

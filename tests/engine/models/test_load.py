@@ -160,3 +160,17 @@ def test_what_transformers_swallows_while_it_fuses_experts_is_told(monkeypatch, 
     monkeypatch.setattr(core_model_loading.Concatenate, "convert", fail)
     with pytest.raises(kind):
         load_causal_lm(tiny_architecture("mixtral"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "qwen2", "gpt2", "gemma2"])
+def test_weights_that_cannot_be_mapped_are_read_plainly(architecture, monkeypatch):
+    folder = tiny_model(architecture)
+    wanted = load_causal_lm(folder, dtype=torch.float32).state_dict()
+
+    def refuse(*_given, **_named):
+        raise OSError("No such device (os error 19)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", refuse)
+    found = load_causal_lm(folder, dtype=torch.float32).state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
