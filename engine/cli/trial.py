@@ -15,8 +15,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +29,18 @@ from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.events import EventWriter, read_events
 from engine.hardware import PeakMemory
+from engine.models.narrow import width_of
 from engine.phase_control import PhaseControl
+from engine.phases.cut import CUT
 from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store
 from engine.planner import Plan, plan
 from engine.planner.footprint import context_bytes_on
 from engine.planner.gpu_check import gpu_of
 from engine.planner.measure import MachineRates
+from engine.planner.models import FROM_TEACHER
 from engine.run import Run
+from engine.settings import layer_count, layer_list
 from engine.supervisor import phase_environment
 
 STEPS = 2
@@ -97,6 +102,7 @@ def _make_run(phase: str, planned: Plan, rates: MachineRates, folder: Path) -> t
     _write_tokens(run, settings, train_rows, holdout_rows)
     if phase == "student":
         _write_records(run, settings)
+        _write_cut(run, settings)
     return run, (train_rows + holdout_rows) * length
 
 
@@ -147,6 +153,24 @@ def _write_records(run: Run, settings: RunConfig) -> None:
                 top1_log_prob=np.full(number, -1, np.float32),
             )
             store.commit(list(zip(hashes, counts, strict=True)), records)
+
+
+def _write_cut(run: Run, settings: RunConfig) -> None:
+    """Any layers of the right number, and any neurons: they take what the chosen ones take. The phase copies them."""
+    if settings.student != FROM_TEACHER:
+        return
+    spec = teacher_spec(settings)
+    count = layer_count(settings.student_layers) or 1
+    spread = [place * (spec.num_layers - 1) // max(1, count - 1) for place in range(count)]
+    found: dict[str, Any] = {
+        "kept": list(layer_list(settings.student_layers) or spread),
+        "files": {"": ""},  # not written yet
+    }
+    if settings.student_width < 1:
+        width = width_of(spec, settings.student_width)
+        part = {"neurons": list(range(width.neurons)), "kv_heads": list(range(width.kv_heads))}
+        found |= {"width": asdict(width), "parts": {str(layer): part for layer in range(spec.num_layers)}}
+    run.finish_phase(CUT, found)
 
 
 def _watch(phase: str, run: Run, tokens: int) -> Trial:
