@@ -393,8 +393,22 @@ def _tree(pid: int) -> list[int]:
             if parents is None:
                 parents = _children_of_all()
             children = parents.get(process, [])
-        waiting += children
+        waiting += [child for child in children if not _shares_memory(child, process)]
     return found
+
+
+def _shares_memory(child: int, parent: int) -> bool:
+    """Whether a child has its parent's memory still: between vfork() and exec() it would be counted twice."""
+    sizes = _memory_lines(child)
+    return bool(sizes) and sizes == _memory_lines(parent)
+
+
+def _memory_lines(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+            return [line for line in lines if line.startswith(("VmSize:", "VmRSS:", "RssAnon:", "VmData:"))]
+    except OSError:  # gone since it was listed
+        return []
 
 
 def _children(pid: int) -> list[int] | None:

@@ -237,3 +237,30 @@ def test_a_driver_without_names_of_gpus_still_lists_them(monkeypatch: pytest.Mon
     del driver.nvmlDeviceGetUUID
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     assert [gpu.uuid for gpu in hardware.find_gpus()[0]] == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_child_that_has_its_parents_memory_still_is_not_counted_twice() -> None:
+    code = (
+        "import os, sys, time\n"
+        "held = bytearray(60_000_000)\n"
+        "import subprocess\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "while True: subprocess.run(['true'])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            process.stdout.readline()
+            alone = hardware.memory_of_tree(process.pid)
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            with hardware.PeakMemory(process.pid, interval_seconds=0.0005) as peak:
+                time.sleep(1.0)
+            assert peak.peak_bytes < 1.5 * alone
+        finally:
+            process.kill()
