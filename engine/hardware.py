@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -340,6 +341,9 @@ def boot_id() -> str:
         return ""
 
 
+_BEFORE_EXEC_SECONDS = 1.0
+
+
 class PeakMemory:
     """Samples :func:`memory_of_tree` in a thread and keeps the highest value.
 
@@ -398,17 +402,22 @@ def _tree(pid: int) -> list[int]:
 
 
 def _shares_memory(child: int, parent: int) -> bool:
-    """Whether a child has its parent's memory still: between vfork() and exec() it would be counted twice."""
-    sizes = _memory_lines(child)
-    return bool(sizes) and sizes == _memory_lines(parent)
+    """Whether a child has its parent's memory still: between fork() and exec() it would be counted twice.
 
-
-def _memory_lines(pid: int) -> list[str]:
+    It then has the parent's command line, and was started a moment ago; a worker that goes on as a copy stays longer.
+    """
     try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
-            return [line for line in lines if line.startswith(("VmSize:", "VmRSS:", "RssAnon:", "VmData:"))]
-    except OSError:  # gone since it was listed
-        return []
+        with open(f"/proc/{child}/stat", encoding="ascii", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        age_seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return age_seconds < _BEFORE_EXEC_SECONDS and _command_line(child) == _command_line(parent)
+    except (OSError, ValueError, IndexError):  # gone since it was listed
+        return True
+
+
+def _command_line(pid: int) -> bytes:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read()
 
 
 def _children(pid: int) -> list[int] | None:
