@@ -8,13 +8,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from engine.cache.garbage import users
 from engine.cache.store import CacheStore
 from engine.cache.summary import ENTROPY_STEP, Summary, summarise
 from engine.cli.cache_text import ShownRecord, Words, find_words, some_records
+from engine.cli.console import Console
 from engine.format import format_bytes
 
 _PARTS = {

@@ -108,13 +108,13 @@ def _run_headless(config: RunConfig, front_end: arguments.FrontEnd) -> int:
 
 def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int:
     """Start the run's supervisor, show its events until it ends, and then the result."""
-    view = _view(config, front_end, run)
+    view = _Lasting(lambda: _view(config, front_end, run))
     tail = Tail(run.events_path, from_end=True)
     word = LastWord()
     with _stopping(run, config) as started:
         process = supervisor.start(run.path, tied=True, last_word=word)
         started.append(process)
-        code = follow(run, _Lasting(view), alive=lambda: process.poll() is None, tail=tail)
+        code = follow(run, view, alive=lambda: process.poll() is None, tail=tail)
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = process.wait(timeout=30) if code == 4 else (process.wait(timeout=30), code)[1]
     said = word.said()
@@ -166,8 +166,12 @@ def _view(config: RunConfig, front_end: arguments.FrontEnd, run: Run) -> View:
 class _Lasting:
     """A view whose reader may go: the run goes on without it, as it would without a window."""
 
-    def __init__(self, view: View) -> None:
-        self._view: View | None = view
+    def __init__(self, make: Callable[[], View]) -> None:
+        self._view: View | None = None
+        try:
+            self._view = make()
+        except BrokenPipeError:
+            streams.silence()
 
     def show(self, event: Event) -> None:
         """Take one event."""

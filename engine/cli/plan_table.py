@@ -6,10 +6,10 @@ import json
 import sys
 import time
 
-from rich.console import Console
 from rich.table import Table
 
 from engine import launch
+from engine.cli.console import Console
 from engine.config import RunConfig
 from engine.data import left_out
 from engine.data.survey import Survey

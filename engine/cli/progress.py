@@ -127,8 +127,9 @@ class BarView:
     """A rich progress bar for each phase; notes above it."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+
+        from engine.cli.console import Console
 
         self._console = Console()
         self._progress = Progress(

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from engine.cli.console import Console
 from engine.cli.progress import wants_lines
 from engine.format import format_bytes, format_duration
 from engine.report import MEASURES, compute_unit, one_line, speed_in_words

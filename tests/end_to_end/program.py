@@ -28,13 +28,18 @@ def write_texts(folder: Path, count: int = 60) -> Path:
 
 
 def run(
-    *words: object, module: str = "engine.cli.distill", timeout: float = 500, **environment: str
+    *words: object,
+    module: str = "engine.cli.distill",
+    timeout: float = 500,
+    encoding: str = "utf-8",
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``tiny-distill`` (or another of the programs) to its end."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, words)],
         capture_output=True,
         text=True,
+        encoding=encoding,
         cwd=ROOT,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,

@@ -230,4 +230,4 @@ def described(folder: Path) -> dict[str, Any]:
     """A configuration as it is read, without what an export may change."""
     may_change = ("dtype", "use_cache", "transformers_version", "_name_or_path")
     told = read_config(folder).to_dict()
-    return {key: json.dumps(value) for key, value in told.items() if key not in may_change}
+    return {key: json.dumps(value, sort_keys=True) for key, value in told.items() if key not in may_change}

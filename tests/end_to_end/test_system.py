@@ -169,22 +169,24 @@ def _children(pid: int) -> list[int]:
      {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
 )  # fmt: skip
 def test_a_terminal_of_few_signs_gets_plain_ones(environment, tmp_path):
-    plan = program.run(*words(tmp_path), "--dry_run", **environment)
+    encoding = environment.get("PYTHONIOENCODING", "ascii")
+    plan = program.run(*words(tmp_path), "--dry_run", encoding=encoding, **environment)
     assert plan.returncode == 0, plan.stderr
     assert "+/-" in plan.stdout or "±" in plan.stdout
-    done = program.run(*words(tmp_path), **environment)
+    done = program.run(*words(tmp_path), encoding=encoding, **environment)
     ends_well(done, tmp_path)
 
 
+@pytest.mark.parametrize("num_read", [0, 1])
 @pytest.mark.parametrize("flags", [["--help"], ["--dry_run"], ["--plain"]])
-def test_a_reader_that_goes_early_is_no_failure(flags, tmp_path):
+def test_a_reader_that_goes_early_is_no_failure(flags, num_read, tmp_path):
     reading, writing = os.pipe()
     started = subprocess.Popen(
         [sys.executable, "-m", "engine", *map(str, words(tmp_path)), *flags], stdout=writing, stderr=subprocess.PIPE,
         text=True, cwd=program.ROOT,
     )  # fmt: skip
     os.close(writing)
-    os.read(reading, 1)
+    os.read(reading, num_read)
     os.close(reading)
     _, said = started.communicate(timeout=300)
     assert started.returncode == 0, said
