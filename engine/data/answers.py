@@ -49,6 +49,9 @@ def locate(render: Render, messages: Sequence[Turn], number: int, whole: str) ->
         if found is not None:
             first = found[0] if start is None else start
             last = found[1] if end is None else end
+            if start is None and first is not None:
+                plain = _begin_of_plain(render, messages[:number], whole)
+                first = first if plain is None else min(first, plain)
             if first is not None and last is not None and first <= last:
                 return first, last
     return None
@@ -89,6 +92,18 @@ def _by_mark(
     # Between the invitation and the mark stands what is part of the answer: a blank, a thought that is empty.
     part = before_last[len(invited) :] if invited is not None and before_last.startswith(invited) else ""
     return len(before) - (len(part) if before.endswith(part) else 0), end
+
+
+def _begin_of_plain(render: Render, before: Sequence[Turn], whole: str) -> int | None:
+    """Where an answer of words alone would begin, as far as the whole begins with what a template writes before it.
+
+    What opens a tool call, or a thought, stands between this place and the first word of the call that can be marked.
+    """
+    text = render([*before, {"role": "assistant", "content": MARK}], False)
+    if text is None or text.count(MARK) != 1:
+        return None
+    opening = text.partition(MARK)[0]
+    return len(opening) if whole.startswith(opening) else None
 
 
 def _end_of_the_last(render: Render, messages: Sequence[Turn], whole: str) -> int:

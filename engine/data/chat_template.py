@@ -37,6 +37,23 @@ TOOLS_LOST = "conversation with tools that the chat template does not write"
 TURN_LOST = "conversation with a turn that the chat template leaves out"
 REFUSED = "conversation that the chat template refuses"
 
+
+class _NoContent(str):
+    """The content of a turn that says nothing but tool calls: an empty text for all who read turns here."""
+
+    __slots__ = ()
+
+
+NULL, ABSENT = _NoContent(), _NoContent()
+"""Given to a template as null, and not given at all. Templates ask for one or the other (DeepSeek's for null)."""
+
+# transformers 5.24 leaves out of a turn what is null, so the template puts it back before it reads the turns.
+_WITH_NULLS = (
+    "{%- set with_nulls = namespace(turns=[]) -%}{%- for turn in messages -%}"
+    "{%- set with_nulls.turns = with_nulls.turns + [turn if 'content' in turn else dict(turn, content=none)] -%}"
+    "{%- endfor -%}{%- set messages = with_nulls.turns -%}"
+)
+
 GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 _SYSTEMS = ("system", "developer")
 _GIVEN_ALWAYS = ("messages", "add_generation_prompt", "raise_exception", "strftime_now", "namespace", "range", "dict")
@@ -173,9 +190,19 @@ class ChatTemplate:
         return "tools" not in fields or rendered(self, messages, without, False) != text
 
     def _applied(self, messages: Sequence[Turn], fields: Mapping[str, Any], **options: Any) -> Any:
-        turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
+        turns = [
+            {
+                key: value
+                for key, value in turn.items()
+                if key != "weight" and not (key == "content" and isinstance(value, _NoContent))
+            }
+            for turn in messages
+        ]
+        source = self._source
+        if any(turn["content"] is NULL for turn in messages):
+            source = _WITH_NULLS + self.source(fields)
         try:
-            return self._tokenizer.apply_chat_template(turns, chat_template=self._source, **options, **fields)
+            return self._tokenizer.apply_chat_template(turns, chat_template=source, **options, **fields)
         except _template_errors() as error:
             said = str(error)
             # The template's words may quote the data; a sentence that stands in the template does not.
@@ -235,19 +262,19 @@ def _moved(messages: Messages) -> Messages | None:
 
 
 def _call_ways(messages: Messages) -> Iterator[Messages]:
-    """Tool calls with an empty content and with none, with their arguments as an object and as JSON."""
+    """Tool calls with an empty content, with null and with none, with their arguments as an object and as JSON."""
     yield messages
     if any(turn.get("tool_calls") for turn in messages):
-        for as_none, as_text in ((True, False), (False, True), (True, True)):
-            yield tuple(_call_way(turn, as_none=as_none, as_text=as_text) for turn in messages)
+        for as_text, content in list(itertools.product((False, True), ("", NULL, ABSENT)))[1:]:
+            yield tuple(_call_way(turn, content, as_text=as_text) for turn in messages)
 
 
-def _call_way(turn: Turn, *, as_none: bool, as_text: bool) -> Turn:
+def _call_way(turn: Turn, content: str, *, as_text: bool) -> Turn:
     if not turn.get("tool_calls"):
         return turn
     changed = dict(turn)
-    if as_none and not turn["content"].strip():
-        changed["content"] = None
+    if isinstance(content, _NoContent) and not turn["content"].strip():
+        changed["content"] = content
     if as_text:
         changed["tool_calls"] = [_with_text_arguments(call) for call in turn["tool_calls"]]
     return changed

@@ -167,6 +167,8 @@ def _joined(parts: list[Any]) -> Turn:
         kind = part.get("type", "text") if isinstance(part, Mapping) else None
         if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
             texts.append(part["text"])
+        elif kind in _TEXT_PARTS and part.get("text") is None and {"type", "text"} & part.keys():
+            continue  # a part of a turn that says nothing, as some write it beside a tool call
         elif kind == "thinking" and isinstance(part.get("thinking"), str):
             thoughts.append(part["thinking"])
         elif isinstance(kind, str):

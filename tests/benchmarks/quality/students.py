@@ -55,6 +55,8 @@ from tests.benchmarks.quality.arms import Setting
 from tests.benchmarks.quality.material import ComparedSource, Material
 
 _RECORD_SIZE, _FIRST_STEPS = 12, 3
+# Processor seconds of a step, measured once for all arms of one shape: they get the same number of steps.
+_SECONDS: dict[tuple[Any, ...], float] = {}
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Arm:
         even: evenly spread layers instead of measured ones.
         narrow: all layers, but narrowed to the parameters that ``share`` of the layers has.
         learns: from ``records``, ``labels`` alone or ``full`` logits.
+        kd_weight: of the records against the label.
+        rate: factor on the peak learning rate.
+        batch: factor on the rows in a step.
+        warmup: share of the steps over which the learning rate rises.
     """
 
     name: str
@@ -74,6 +80,10 @@ class Arm:
     even: bool = False
     narrow: bool = False
     learns: str = "records"
+    kd_weight: float = 1.0
+    rate: float = 1.0
+    batch: float = 1.0
+    warmup: float = 0.05
 
 
 ARMS = (
@@ -85,6 +95,21 @@ ARMS = (
     Arm("half, measured, labels alone", 1 / 2, learns="labels"),
     Arm("half, measured, full logits", 1 / 2, learns="full"),
 )
+# What a run should do where the person sets nothing: one thing at a time is other than in the first of them.
+_TWO_THIRDS = 2 / 3
+DEFAULTS = (
+    Arm("measured", _TWO_THIRDS),
+    Arm("evenly spread", _TWO_THIRDS, even=True),
+    Arm("labels alone", _TWO_THIRDS, learns="labels"),
+    Arm("learning rate x 3", _TWO_THIRDS, rate=3),
+    Arm("learning rate / 3", _TWO_THIRDS, rate=1 / 3),
+    Arm("kd_weight 0.5", _TWO_THIRDS, kd_weight=0.5),
+    Arm("kd_weight 0.9", _TWO_THIRDS, kd_weight=0.9),
+    Arm("half the batch", _TWO_THIRDS, batch=1 / 2),
+    Arm("twice the batch", _TWO_THIRDS, batch=2),
+    Arm("warm-up 0.2", _TWO_THIRDS, warmup=0.2),
+)
+SETS = {"students": ARMS, "defaults": DEFAULTS}
 
 
 def main() -> None:
@@ -93,7 +118,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder for rows, records and what is finished")
     parser.add_argument("--minutes", type=float, nargs="+", default=[0, 5, 20, 60])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", help="only those whose name contains this")
+    parser.add_argument("--set", choices=[*SETS], default="students", help="cuts and targets, or a run's defaults")
+    parser.add_argument("--arms", nargs="*", help="only those with these names")
     parser.add_argument("--rows", type=int, default=1_000)
     parser.add_argument("--holdout-rows", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
@@ -120,13 +146,13 @@ def main() -> None:
     material = Material(setting, arguments.work)
     material.make_store("sampled", _RECORD_SIZE, 0)
     context = _context(material, arguments.teacher, arguments.work)
-    arms = [arm for arm in ARMS if (arguments.arms or "") in arm.name]
+    arms = [arm for arm in SETS[arguments.set] if not arguments.arms or arm.name in arguments.arms]
     done = _finished(arguments.work)
     for minutes in arguments.minutes:  # the short ones first, so that any end leaves a whole comparison
         for seed in range(arguments.seeds if minutes else 1):
             for arm in arms:
                 key = f"{arm.name}/{minutes:g}/{seed}"
-                if key not in done and not (minutes == 0 and arm.learns != "records"):
+                if key not in done and (minutes or _is_a_cut(arm)):
                     done[key] = _train(arm, minutes, seed, setting, material, arguments)
                     with (arguments.work / "students.jsonl").open("a") as file:
                         file.write(json.dumps({"key": key, **done[key]}) + "\n")
@@ -165,6 +191,21 @@ def _context(material: Material, teacher: Path, work: Path) -> dict[str, Any]:
         "holdout_bytes": num_bytes,
         "train_tokens": material.tokens.num_scored("train"),
     }
+
+
+def _is_a_cut(arm: Arm) -> bool:
+    """Whether an arm's student is another one already before the first step."""
+    return arm == Arm(arm.name, arm.share, arm.even, arm.narrow)
+
+
+def _first_of(arm: Arm, material: Material, setting: Setting, work: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder with an arm's first weights, made once for all arms with its cut, and what was cut."""
+    name = f"first-{arm.share:.3f}{'-even' * arm.even}{'-narrow' * arm.narrow}"
+    folder, told = work / name, work / f"{name}.json"
+    if not told.exists():
+        told.write_text(json.dumps(_cut(arm, material, setting, folder)))
+    cut: dict[str, Any] = json.loads(told.read_text())
+    return folder, cut
 
 
 def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[str, Any]:
@@ -221,18 +262,18 @@ def _train(
     arm: Arm, minutes: float, seed: int, setting: Setting, material: Material, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-        first = Path(folder) / "first"
-        cut = _cut(arm, material, setting, first)
+        first, cut = _first_of(arm, material, setting, arguments.work)
+        batch = max(1, round(arm.batch * setting.batch))
         store = material.store("sampled", _RECORD_SIZE, 0)
         source: Source = Source(material.tokens, store)
         if arm.learns == "full":
             source = ComparedSource(material, [store], full=True)
 
         def training(steps: int, model: transformers.PreTrainedModel) -> Training:
-            rate = arguments.learning_rate or learning_rate_for(model.num_parameters())
+            rate = arm.rate * (arguments.learning_rate or learning_rate_for(model.num_parameters()))
             order = Order.plan(
                 num_rows=material.tokens.num_rows("train"),
-                micro_batch=setting.batch,
+                micro_batch=batch,
                 gradient_accumulation=1,
                 seed=seed,
                 steps=steps,
@@ -242,14 +283,15 @@ def _train(
                 optimizer=AdamW(model.named_parameters(), weight_decay=0.01, bits=32),
                 source=source,
                 order=order,
-                schedule=Schedule(rate, steps),
+                schedule=Schedule(rate, steps, arm.warmup),
                 objective=Objective(
-                    material.tokens.vocab_size, "unbiased", 0.0 if arm.learns == "labels" else 1.0, 1.0
+                    material.tokens.vocab_size, "unbiased", 0.0 if arm.learns == "labels" else arm.kd_weight, 1.0
                 ),
                 clip_norm=1.0,
                 chunk_tokens=head_chunk_tokens(material.tokens.vocab_size),
                 checkpoint_every=steps,
                 evaluation_rows=1,
+                evaluations=1,
             )
 
         def run(steps: int) -> tuple[Training, float]:
@@ -262,10 +304,12 @@ def _train(
             return made, time.process_time() - began
 
         if minutes:
-            _, few = run(_FIRST_STEPS)
-            _, more = run(2 * _FIRST_STEPS)
-            each = max(1e-3, (more - few) / _FIRST_STEPS)
-            steps = max(1, round(minutes * 60 * arguments.threads / each))
+            speed = (cut["width"] if arm.narrow else arm.share, arm.narrow, arm.learns == "full", batch)
+            if speed not in _SECONDS:
+                _, few = run(_FIRST_STEPS)
+                _, more = run(2 * _FIRST_STEPS)
+                _SECONDS[speed] = max(1e-3, (more - few) / _FIRST_STEPS)
+            steps = max(1, round(minutes * 60 * arguments.threads / _SECONDS[speed]))
             trained, seconds = run(steps)
         else:
             steps, seconds, trained = 0, 0.0, training(1, load_causal_lm(first, dtype=torch.float32))
@@ -275,6 +319,8 @@ def _train(
             **found.as_dict(),
             "parameters": trained.learner.model.num_parameters(),
             **cut,
+            "rate": trained.schedule.peak,
+            "rows_in_a_step": batch,
             "steps": steps,
             "processor_seconds": seconds,
             "samples": _samples(trained, material.tokens, setting.teacher, seed),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from engine.data import tokenise
 from engine.data.chat_template import CALL_LOST, DEVELOPER_AS_SYSTEM, REFUSED, SYSTEM_MOVED, TOOLS_LOST, TURN_LOST
 from engine.data.tokenise import EMPTY, NO_ANSWER, NO_REASONING, NOT_LEARNED, NOT_LOCATED, WEIGHT_0
 from engine.data.tokenise import DocumentTokeniser as Tokeniser
+from engine.data.turns import read_turns
 from tests.engine.data.chat_templates import (
     CHATML,
     CHATML_WITH_DEFAULT,
@@ -189,6 +191,65 @@ def test_a_tool_call_is_learned_as_the_template_writes_it(template: str | None, 
     assert len(learned) == 2 + len(more) // 2
     assert tokeniser.noted == ({} if template else {TOOLS_LOST: 1})
     assert ("adds" in read) == bool(template)
+
+
+# A turn that says nothing but calls, as the datasets of people write it.
+AS_TEXT = {"id": "c1", **CALL, "function": {"name": "add", "arguments": '{"x": 2}'}}
+SECOND = {"id": "c2", "type": "function", "function": {"name": "mul", "arguments": '{"y": 3}'}}
+SAYS_NOTHING: dict[str, dict[str, Any]] = {
+    "null": {"content": None},
+    "missing": {},
+    "empty": {"content": ""},
+    "blank": {"content": " \n"},
+    "no parts": {"content": []},
+    "an empty part": {"content": [{"type": "text", "text": ""}]},
+    "a part of null": {"content": [{"type": "text", "text": None}]},
+}
+CALLS: dict[str, dict[str, Any]] = {
+    "one": {"tool_calls": [AS_TEXT]},
+    "an object for arguments": {"tool_calls": [CALL]},
+    "two": {"tool_calls": [AS_TEXT, SECOND]},
+    "in JSON": {"tool_calls": json.dumps([AS_TEXT])},
+    "the old key": {"function_call": {"name": "add", "arguments": '{"x": 2}'}},
+    "the old key, the new one null": {"function_call": AS_TEXT["function"], "tool_calls": None},
+    "the new key, the old one null": {"tool_calls": [AS_TEXT], "function_call": None},
+}
+# Templates that write calls where the content is null, where it is not given, and beside any content.
+NOT_GIVEN = DEEPSEEK.replace("m['content'] is none", "'content' not in m")
+BESIDE = DEEPSEEK.replace("m['content'] is none", "m.tool_calls")
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.parametrize(
+    ("content", "calls"), [*((content, "one") for content in SAYS_NOTHING), *(("null", calls) for calls in CALLS)]
+)
+@pytest.mark.parametrize("template", [DEEPSEEK, NOT_GIVEN, BESIDE], ids=["null", "not given", "beside"])
+def test_a_turn_of_calls_alone_is_learned_however_it_is_written(
+    template: str, content: str, calls: str, is_last: bool
+) -> None:
+    answer = {"role": "assistant", **SAYS_NOTHING[content], **CALLS[calls]}
+    turns = [WITH_CALL[0], answer, *WITH_CALL[2:]]
+    learned, tokeniser, _ = learn(template, read_turns(turns[:2] if is_last else turns))
+    second = '<|call|>mul\n{"y": 3}<|call_end|>' if calls == "two" else ""
+    assert learned[0] == f'<|call|>add\n{{"x": 2}}<|call_end|>{second}<|end_of_sentence|>'
+    assert learned[1:] == ([] if is_last else ["It is 4.<|end_of_sentence|>"])
+    assert not tokeniser.noted
+
+
+def test_no_calls_beside_words_are_no_call() -> None:
+    for nothing in (None, [], ""):
+        turns = read_turns([TWO_ANSWERS[0], {**TWO_ANSWERS[1], "tool_calls": nothing, "function_call": None}])
+        learned, tokeniser, _ = learn(DEEPSEEK, turns)
+        assert learned == ["one<|end_of_sentence|>"]
+        assert not tokeniser.noted
+
+
+def test_what_opens_a_call_is_learned_though_no_invitation_tells_where_the_answer_begins() -> None:
+    opened = DEEPSEEK.replace(
+        "{%- for call in m['tool_calls'] -%}", "{{- '<|calls|>' }}{%- for call in m.tool_calls -%}"
+    )
+    learned, _, _ = learn(opened, WITH_CALL)
+    assert learned[0] == '<|calls|><|call|>add\n{"x": 2}<|call_end|><|end_of_sentence|>'
 
 
 def test_arguments_are_given_as_the_template_wants_them() -> None:
