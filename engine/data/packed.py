@@ -85,8 +85,7 @@ def _open_zstd(file: BinaryIO) -> _Opened:
     except ImportError:
         pass
     else:
-        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        return _Opened(reader, (zstandard.ZstdError, EOFError, OSError))
+        return _Opened(_ZstdFrames(file, zstandard), (zstandard.ZstdError, EOFError, OSError))
     try:
         import pyarrow
     except ImportError:
@@ -95,3 +94,40 @@ def _open_zstd(file: BinaryIO) -> _Opened:
         pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd"),
         (pyarrow.ArrowException, EOFError, OSError),
     )
+
+
+class _ZstdFrames:
+    """All frames of a zstd file. The stream reader of ``zstandard`` takes a file that is cut short for a whole one."""
+
+    # Four bytes may stand for a block of 128 KiB: what one step can unpack stays below 32 MiB.
+    _STEP_BYTES = 2**10
+
+    def __init__(self, file: BinaryIO, zstandard: Any) -> None:
+        self._file = file
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._rest = b""
+
+    def read(self, num_bytes: int) -> bytes:
+        """Some ``num_bytes`` (up to a step's more), and nothing at the end.
+
+        Raises:
+            EOFError: the file ends inside of a frame.
+        """
+        parts: list[bytes] = []
+        missing = num_bytes
+        while missing > 0:
+            step = self._rest or self._file.read(self._STEP_BYTES)
+            self._rest = b""
+            if not step:
+                if self._frame is not None and not parts:
+                    raise EOFError
+                break
+            if self._frame is None:
+                self._frame = self._new_frame()
+            parts.append(self._frame.decompress(step))
+            missing -= len(parts[-1])
+            if self._frame.eof:
+                self._rest = self._frame.unused_data
+                self._frame = None
+        return b"".join(parts)

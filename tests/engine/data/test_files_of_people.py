@@ -83,8 +83,15 @@ def test_a_compressed_text_without_another_suffix_is_known_by_its_content(tmp_pa
     assert read(tmp_path / f"rows{packing}")[0] == TEXTS
 
 
+@pytest.mark.parametrize("hidden", [None, "zstandard"])
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_a_damaged_compressed_file_is_read_to_the_damage_and_told(tmp_path: Path, packing: str) -> None:
+def test_a_damaged_compressed_file_is_read_to_the_damage_and_told(
+    tmp_path: Path, packing: str, hidden: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hidden is not None:
+        if packing != ".zst":
+            pytest.skip("Python reads it itself")
+        monkeypatch.setitem(sys.modules, hidden, None)
     many = b"".join(json.dumps({"text": f"{number} {hash((number, 1))}"}).encode() + b"\n" for number in range(60_000))
     whole = PACKINGS[packing](many)
     (tmp_path / f"a.jsonl{packing}").write_bytes(whole[: len(whole) - len(whole) // 4])
