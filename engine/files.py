@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from engine.errors import DiskFull
 from engine.fault import commit_point
@@ -20,13 +22,14 @@ _NO_FOLDER_SYNC = frozenset(
 )
 
 
-def no_room(what: str, error: OSError, *, kept: str = "") -> DiskFull:
+def no_room(what: str, error: OSError, *, kept: str = "", then: str = "then resume the run") -> DiskFull:
     """The error for a file that takes no more.
 
     Args:
         what: what could not be written, a sentence.
         error: its errno is one of :data:`NO_ROOM`.
         kept: what is not lost, the end of a sentence.
+        then: what to do when there is room, the end of a sentence.
     """
     why, todo = {
         errno.EDQUOT: ("The quota of this user or project is used up", "Free some of it, or have it raised"),
@@ -35,7 +38,7 @@ def no_room(what: str, error: OSError, *, kept: str = "") -> DiskFull:
             "Raise the limit, or use a folder on another file system",
         ),
     }.get(error.errno or 0, ("The disk is full", "Free some space"))
-    return DiskFull(what, f"{why}{f'; {kept}' if kept else ''}.", f"{todo}, then resume the run.")
+    return DiskFull(what, f"{why}{f'; {kept}' if kept else ''}.", f"{todo}, {then}.")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -45,22 +48,50 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         DiskFull: no room; the old file is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with written_whole(path) as file:
             file.write(data)
-            file.flush()
-            commit_point(f"{path.name}-written")
-            os.fsync(file.fileno())
-        commit_point(f"{path.name}-synced")
-        temporary.replace(path)
-        commit_point(f"{path.name}-renamed")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         if error.errno in NO_ROOM:
             raise no_room(f"There was no room to write {path}: it takes {len(data):,} bytes.", error) from error
         raise
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, point: str | None = None) -> Iterator[BinaryIO]:
+    """A new file to write to, which takes its name when it is whole and on the disk; else nothing of it is left.
+
+    Args:
+        path: the file's name; an old file there is replaced.
+        point: what its commit points are called; the file's name by default.
+
+    Raises:
+        OSError: it cannot be written; the old file is untouched.
+    """
+    point = point or path.name
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            commit_point(f"{point}-written")
+            os.fsync(file.fileno())
+        commit_point(f"{point}-synced")
+        commit_file(temporary, path, point=point)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def commit_file(temporary: Path, path: Path, *, point: str) -> None:
+    """Give a file that is whole and flushed its name, so that the name outlasts a power cut.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    temporary.replace(path)
+    commit_point(f"{point}-renamed")
     fsync_folder(path.parent)
 
 

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from engine.cache.id_layout import layout_from_bytes
 from engine.cache.record import COLUMNS, EncodedRecords
 from engine.fault import commit_point
-from engine.files import fsync_folder
+from engine.files import written_whole
 from engine.out_of_memory import is_out_of_memory
 
 HASH_BYTES = 16
@@ -82,20 +82,11 @@ def write_shard(path: Path, image: bytes) -> str:
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with written_whole(path, point="shard") as file:
             file.write(image)
-            file.flush()
-            commit_point("shard-written")
-            os.fsync(file.fileno())
-        commit_point("shard-synced")
-        temporary.replace(path)
-        commit_point("shard-renamed")
-        fsync_folder(path.parent)
         commit_point("shard-folder-synced")
     except OSError:
-        temporary.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise
     return hashlib.sha256(image).hexdigest()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from engine.data.packing import PackedRow
 from engine.errors import TokensDamaged
 from engine.fault import commit_point
-from engine.files import fsync_folder
+from engine.files import commit_file
 from engine.hdf5_file import WrittenFile
 
 Split = Literal["train", "holdout"]
@@ -197,9 +197,7 @@ class TokenFileWriter:
         commit_point("tokens-written")
         self._raw.sync()
         commit_point("tokens-synced")
-        self._temporary.replace(self._path)
-        commit_point("tokens-renamed")
-        fsync_folder(self._path.parent)
+        commit_file(self._temporary, self._path, point="tokens")
 
     def __enter__(self) -> Self:
         return self

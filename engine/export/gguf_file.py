@@ -7,7 +7,6 @@ vectors stay float32, as llama.cpp wants them.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import DiskFull, ModelError
+from engine.errors import ModelError
 from engine.export.architectures import Config, architecture_of, extra_tensors
 from engine.export.vocabulary import add_vocabulary
-from engine.files import fsync_file, fsync_folder
+from engine.files import NO_ROOM, commit_file, fsync_file, no_room
 from engine.models.headers import TensorInfo, read_json, read_tensors
 
 TYPES = ("f16", "bf16", "q8_0")
@@ -74,13 +73,10 @@ def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
             writer.write_tensor_data(gguf.quants.quantize(values, kind).view(np.uint8))
         writer.close()
         fsync_file(temporary)
-        temporary.replace(out)
-        fsync_folder(out.parent)
+        commit_file(temporary, out, point="gguf")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"There was no room to write {out}.", "The disk is full.", "Free some space, or choose another --out."
-            ) from error
+        if error.errno in NO_ROOM:
+            raise no_room(f"There was no room to write {out}.", error, then="or choose another --out") from error
         raise
     finally:
         with contextlib.suppress(OSError):

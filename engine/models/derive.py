@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from engine.errors import ModelError
-from engine.files import fsync_file, fsync_folder, make_folder, write_atomic
+from engine.files import fsync_file, fsync_folder, make_folder, write_atomic, written_whole
 from engine.models.core import find_core
 from engine.models.headers import DTYPES, TensorInfo
 from engine.models.load import UNUSABLE, quiet
@@ -246,16 +245,11 @@ def _write_weights(spec: ModelSpec, kept: list[int], parts: Mapping[int, Kept], 
         place += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the bytes behind it are read as numbers of up to 8 bytes
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as stream:
+    with written_whole(path) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             for piece in tensor.pieces():
                 stream.write(piece)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-    fsync_folder(path.parent)
 
 
 def _renamed(spec: ModelSpec, kept: list[int], parts: Mapping[int, Kept]) -> Iterator[tuple[str, _Slice]]:

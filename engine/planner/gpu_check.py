@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import places, safe_child
+from engine.errors import DiskFull
+from engine.files import write_atomic
 from engine.hardware import Gpu, Hardware, find_gpus
 from engine.planner.measure import torch_version
 
@@ -105,11 +106,9 @@ def _asked(gpu: Gpu) -> GpuAnswer:
     answer = _asked_once(gpu.uuid, torch_version())
     if answer.lasting:
         path = kept_at(gpu)
-        with contextlib.suppress(OSError):  # not kept: asked again next time
+        with contextlib.suppress(OSError, DiskFull):  # not kept: asked again next time
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(asdict(answer)) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            write_atomic(path, json.dumps(asdict(answer)) + "\n")
     return answer
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import hardware, places, safe_child
+from engine.errors import DiskFull
+from engine.files import write_atomic
 
 _FORMAT = 1
 _TIMEOUT_SECONDS = 60
@@ -66,8 +68,8 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     if measure:
         found = _measure(device, threads, _to_measure(path.parent))
         if found is not None:
-            with contextlib.suppress(OSError):  # not kept: measured again next time
-                _keep(path, found)
+            with contextlib.suppress(OSError, DiskFull):  # not kept: measured again next time
+                write_atomic(path, json.dumps(found, indent=1) + "\n")
             return _from_measurements(found, device)
     return cautious_rates(device, threads)
 
@@ -155,9 +157,3 @@ def _to_measure(folder: Path) -> Path:
         with contextlib.suppress(OSError):  # neither can be written: the disk is not measured
             return Path(tempfile.gettempdir())
     return folder
-
-
-def _keep(path: Path, found: dict[str, float]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)

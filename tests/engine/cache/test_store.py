@@ -200,9 +200,10 @@ def test_a_shard_is_on_the_disk_before_its_name_and_its_name_before_its_line(tmp
         monkeypatch.setattr(os, "fsync", spied_fsync)
         monkeypatch.setattr(Path, "replace", spied_replace)
         store.commit(*wave(1))
+    temporary = f"shard-00001.h5.{os.getpid()}.tmp"
     assert happened == [
-        "flush shard-00001.h5.tmp",
-        "rename shard-00001.h5.tmp",
+        f"flush {temporary}",
+        f"rename {temporary}",
         "flush folder",
         "flush journal.jsonl",
     ]
