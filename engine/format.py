@@ -46,6 +46,14 @@ def bytes_unit(reference: float) -> str:
     return _BYTE_UNITS[round(math.log(bytes_scale(reference)[0], 1024))]
 
 
+def exact_bytes(value: int) -> str:
+    """Bytes as a person types a size, without any rounding: ``3GiB``, ``340MB``; in bytes where no unit divides it."""
+    for unit, size in (("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20), ("MB", 10**6)):
+        if value and value % size == 0:
+            return f"{value // size}{unit}"
+    return str(value)
+
+
 def format_duration(seconds: float | None) -> str:
     """A time span in words, with two units at most: ``12 s``, ``41 min``, ``3 h 02``, ``4 d 5 h``."""
     if seconds is None or not math.isfinite(seconds):

@@ -48,10 +48,20 @@ def headline(report: Mapping[str, Any]) -> str:
         )
     if chance is not None and after >= chance:
         return f"The student is no better than counting words: its loss is {after:.2f}, chance {chance:.2f}."
+    if (grade := _doubt(teacher, chance)) is not None:
+        return f"The teacher {grade} this text, so there was little to learn: loss {after:.2f}, its own {teacher:.2f}."
     if after < teacher:
         return f"The student went past its teacher: hold-out loss {after:.3f}, the teacher's {teacher:.3f}."
     kl, agreement = report["student_after"]["kl_to_teacher"], report["student_after"]["top1_agreement"]
     return f"It answers like its teacher in {agreement:.0%} of places (KL {kl:.2f}): {in_a_word(kl)}."
+
+
+def is_success(report: Mapping[str, Any]) -> bool:
+    """Whether the first sentence tells of a student that learned from a teacher who knew the text."""
+    teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
+    chance = (report.get("chance") or {}).get("holdout_loss")
+    no_gain = after > before or (chance is not None and after >= chance)
+    return not no_gain and _doubt(teacher, chance) is None
 
 
 def in_a_word(kl: float) -> str:
@@ -85,12 +95,17 @@ def details(report: Mapping[str, Any]) -> list[str]:
 
 def doubts(teacher: float, chance: float | None) -> str | None:
     """What is to be said of a teacher that hardly knows the text; None where it does."""
-    if chance is None or teacher < _DOUBTFUL * chance:
+    grade = _doubt(teacher, chance)
+    if grade is None:
         return None
     figures = f"its loss is {teacher:.2f}, and a model that only counts how often each token comes has {chance:.2f}"
-    if teacher >= _IGNORANT * chance:
-        return f"The teacher does not know this text: {figures}."
-    return f"The teacher hardly knows this text: {figures}."
+    return f"The teacher {grade} this text: {figures}."
+
+
+def _doubt(teacher: float, chance: float | None) -> str | None:
+    if chance is None or teacher < _DOUBTFUL * chance:
+        return None
+    return "does not know" if teacher >= _IGNORANT * chance else "hardly knows"
 
 
 def _loss(result: Mapping[str, Any], name: str) -> float:

@@ -13,7 +13,7 @@ from engine.config import SETTINGS, RunConfig, check_value
 from engine.data.left_out import MostlyLeftOut
 from engine.errors import Stopped
 from engine.format import format_bytes
-from engine.planner.summary import summary
+from engine.planner.summary import cautions, summary
 
 QUESTIONS = ("teacher", "student", "data", "memory_budget", "samples", "epochs")
 _YES, _NO = ("", "y", "yes"), ("n", "no")
@@ -64,7 +64,7 @@ def _plan_lines(config: RunConfig) -> list[str]:
         TinyDistillError: the run cannot be started, or does not fit; the reason is the answer.
     """
     planned = launch.checked_plan(config)
-    lines = list(summary(planned))
+    lines = [*summary(planned), *cautions(planned)]
     budget = planned.settings.memory_budget
     peak = max((figures.peak_bytes for figures in planned.predicted.values()), default=0)
     if peak and budget:

@@ -19,6 +19,7 @@ from engine import places
 from engine.config import SETTINGS, RunConfig, check_value
 from engine.errors import Problem
 from engine.files import write_atomic
+from engine.format import exact_bytes
 from engine.planner import Plan
 
 _MOST_UNDONE = 200
@@ -44,7 +45,7 @@ class Draft:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Draft:
         """A draft of settings by name, as a profile or the command line gives them."""
-        return cls({name: _as_text(value) for name, value in values.items() if _is_answer(name, value)})
+        return cls({name: _as_text(value, name) for name, value in values.items() if _is_answer(name, value)})
 
     @classmethod
     def load(cls) -> Draft:
@@ -165,7 +166,9 @@ def _is_answer(name: str, value: Any) -> bool:
     return known and isinstance(value, (str, bool, int, float, Path)) and _as_text(value).strip() != ""
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: Any, name: str = "") -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if name and isinstance(value, int) and SETTINGS[name].kind == "bytes":
+        return exact_bytes(value)
     return str(value)

@@ -15,6 +15,7 @@ from engine.models.demo import DEMO_TEACHER
 from engine.models.spec import ModelSpec, read_spec
 from engine.planner import Plan, plan
 from engine.planner.models import FROM_TEACHER
+from engine.planner.summary import cautions
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def look(config: RunConfig) -> ModelFacts:
     if vocabulary.notes:
         checks = [("look", note) for note in vocabulary.notes]
     checks.append(("good", f"Long enough for rows of {settings.sequence_length:,} tokens"))
+    checks += [("look", sentence) for sentence in cautions(planned)]
     if planned.misfit is not None:
         checks.append(("look", "It does not fit as it is; the plan says what would."))
     else:

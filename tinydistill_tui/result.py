@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine import verdict
 from engine.cli.arguments import command_line
 from engine.config import RunConfig
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration
 from engine.report import MEASURES, Measure, compute_unit, one_line, speed_in_words
 from engine.settings import layer_count
-from engine.verdict import headline
 from tinydistill_tui.words import number
 
 PEOPLE = ("teacher", "student_before", "student_after")
@@ -38,15 +38,17 @@ class Command:
 def first_sentence(report: dict[str, Any]) -> str | None:
     """The result in one sentence; None when the report has none."""
     try:
-        return headline(report)
+        return verdict.headline(report)
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def got_worse(report: dict[str, Any]) -> bool:
-    """Whether the student is worse than before."""
-    before, after = (number(_part(report, who).get("holdout_loss")) for who in PEOPLE[1:])
-    return before is not None and after is not None and after > before
+def is_success(report: dict[str, Any]) -> bool:
+    """Whether the first sentence is a good one."""
+    try:
+        return verdict.is_success(report)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def table(report: dict[str, Any]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from engine.config import GROUPS, SETTINGS, RunConfig
 from engine.errors import Problem, SettingsError
+from engine.format import exact_bytes
 from engine.settings import SettingInfo, suggestion
 from engine.version import __version__
 
@@ -95,7 +96,8 @@ def command_line(config: RunConfig, program: str = "tiny-distill") -> str:
         elif value is False:
             words.append(f"--no_{name}")
         else:
-            words += [f"--{name}", shlex.quote(str(value))]
+            as_typed = exact_bytes(value) if SETTINGS[name].kind == "bytes" else str(value)
+            words += [f"--{name}", shlex.quote(as_typed)]
     return " ".join(words)
 
 

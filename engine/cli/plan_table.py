@@ -15,7 +15,7 @@ from engine.data import left_out
 from engine.data.survey import Survey
 from engine.format import format_bytes, format_duration
 from engine.planner import Plan
-from engine.planner.summary import summary
+from engine.planner.summary import cautions, summary
 from engine.run import plan_fields
 
 
@@ -58,6 +58,8 @@ def print_plan(planned: Plan) -> None:
     """The plan as tables for a person."""
     console = Console(highlight=False)
     console.print(" ".join(summary(planned)), markup=False, soft_wrap=True)
+    for sentence in cautions(planned):
+        console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
     budget = planned.settings.memory_budget
     for phase, figures in planned.predicted.items():
         fits = "" if budget is None else f" of {format_bytes(budget)}"

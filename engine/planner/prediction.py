@@ -63,6 +63,7 @@ class Plan:
         disk_bytes: the most that the run's folder will hold.
         total_steps: optimizer steps; None while the amount of text is not known.
         misfit: why it does not fit and what would, when plan() was asked not to raise.
+        text_rows: rows to train on that all of the text gives; None while its amount is not known.
     """
 
     settings: RunConfig
@@ -71,3 +72,4 @@ class Plan:
     disk_bytes: int
     total_steps: int | None
     misfit: DoesNotFit | None = None
+    text_rows: int | None = None

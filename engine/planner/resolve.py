@@ -18,7 +18,7 @@ from engine.format import format_bytes
 from engine.hardware import Hardware
 from engine.planner import disk, misfit, reasons, timing, workload
 from engine.planner.budget import budget_for
-from engine.planner.demo import DEMO_SETTINGS
+from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
 from engine.planner.gpu_check import checked
 from engine.planner.live_runs import live_runs
 from engine.planner.measure import MachineRates, machine_rates, torch_version
@@ -122,7 +122,8 @@ def plan(
     }
     choices, resolved = _resolve(config, values, {"student": " ".join(models.notes)})
     total_steps = work["total_steps"][0]
-    return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem)
+    text_rows = replace(text, samples=None).train_rows(answer.length)
+    return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem, text_rows)
 
 
 def _with_demo(config: RunConfig) -> RunConfig:
@@ -241,7 +242,7 @@ def _resolve(
             choices.append(Choice(name, given, "user", f"you set it. {note}" if note else "you set it"))
             continue
         if config.demo and name in DEMO_SETTINGS:
-            reason = "tried out for the demo: it ends within two minutes on two cores"
+            reason = DEMO_REASONS.get(name, reason)
         resolved[name] = value
         choices.append(Choice(name, value, "planner", f"{reason}. {note}" if note else reason))
     return tuple(choices), config.model_copy(update=resolved)

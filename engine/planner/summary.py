@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.format import format_bytes, format_count, format_duration
+from engine.planner.demo import caution
 from engine.planner.models import FROM_TEACHER
 from engine.planner.prediction import Plan
 
@@ -16,6 +17,11 @@ def summary(planned: Plan) -> tuple[str, ...]:
         sentences.append("The run ends there; a student can learn from the records later.")
     sentences.append(f"The run's folder takes up to {format_bytes(planned.disk_bytes)} on the disk.")
     return tuple(sentences)
+
+
+def cautions(planned: Plan) -> tuple[str, ...]:
+    """What to think about before the run is started; nothing where all is well."""
+    return tuple(filter(None, (caution(planned.settings.teacher, planned.settings.data),)))
 
 
 def _teacher(planned: Plan) -> str:

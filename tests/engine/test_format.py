@@ -2,8 +2,11 @@ import math
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine import format as units
+from engine.config import RunConfig
 
 
 @pytest.mark.parametrize(
@@ -86,3 +89,15 @@ def test_moments_are_short_when_they_are_near():
 
 def test_numbers_below_the_last_digit_are_not_shown_as_zero():
     assert [units.format_number(x) for x in (2.3164, 1.1e-05, 0.0, None)] == ["2.316", "1.1e-05", "0.000", "–"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3 * 2**30, "3GiB"), (340_000_000, "340MB"), (700 * 2**20, "700MiB"), (1_000_001, "1000001")]
+)
+def test_size_that_was_typed_is_written_as_it_was_typed(value, text):
+    assert units.exact_bytes(value) == text
+
+
+@given(st.integers(1, 2**45))
+def test_exact_size_is_read_back_whole(value):
+    assert RunConfig(ram_budget=units.exact_bytes(value)).ram_budget == value

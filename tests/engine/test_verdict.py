@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.verdict import details, doubts, gap_closed, gap_of, headline, in_a_word
+from engine.verdict import details, doubts, gap_closed, gap_of, headline, in_a_word, is_success
 
 losses = st.floats(min_value=0.0, max_value=20.0, allow_nan=False)
 
@@ -81,3 +81,19 @@ def test_a_teacher_that_does_not_know_the_text_is_told():
     assert "hardly knows" in str(doubts(5.5, 6.8))
     assert "does not know" in str(doubts(6.75, 6.8))
     assert any("hardly knows" in line for line in details(report(teacher=5.5)))
+
+
+@pytest.mark.parametrize(
+    ("figures", "said", "success"),
+    [
+        ({"teacher": 6.11, "before": 6.9, "after": 5.76, "chance": 7.0}, "The teacher hardly knows this text", False),
+        ({"teacher": 6.9, "before": 9.0, "after": 6.95, "chance": 7.0}, "The teacher does not know this text", False),
+        ({"teacher": 6.11, "before": 6.9, "after": 5.76, "chance": None}, "went past its teacher", True),
+        ({"after": 3.2}, "went past its teacher", True),
+        ({"before": 5.0, "after": 6.9}, "got worse", False),
+        ({"after": 6.9}, "no better than counting words", False),
+    ],
+)
+def test_a_student_of_a_teacher_that_does_not_know_the_text_is_no_success(figures, said, success):
+    assert said in headline(report(**figures))
+    assert is_success(report(**figures)) is success

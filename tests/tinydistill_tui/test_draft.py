@@ -2,6 +2,8 @@ import stat
 
 import pytest
 
+from engine.cli.arguments import command_line
+from engine.config import RunConfig
 from tinydistill_tui.draft import Draft, budget_text, draft_path
 
 
@@ -82,3 +84,10 @@ def test_file_is_for_its_owner_alone_or_at_least_whole():
     draft.save()
     assert draft_path().stat().st_mode & stat.S_IRUSR
     assert [path.name for path in draft_path().parent.iterdir()] == ["last.toml"]
+
+
+def test_size_of_the_command_line_stands_in_the_field_as_it_was_typed():
+    asked = RunConfig(ram_budget="340MB", memory_budget="3GiB").asked()
+    draft = Draft.of(asked)
+    assert (draft.get("ram_budget"), draft.get("memory_budget")) == ("340MB", "3GiB")
+    assert "--ram_budget 340MB" in command_line(RunConfig(ram_budget="340MB"))

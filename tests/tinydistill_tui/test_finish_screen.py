@@ -132,3 +132,18 @@ async def test_what_was_asked_becomes_a_profile_or_another_run(runs_folder):
         await pilot.press("n")
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen), "the wizard begins with it")
         assert app.screen.draft.get("data") == "/home/ada/notes"
+
+
+async def test_student_of_a_teacher_that_does_not_know_the_text_is_no_success(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    report = {
+        **REPORT,
+        "teacher": {**REPORT["teacher"], "holdout_loss": 6.112},
+        "student_before": {**REPORT["student_before"], "holdout_loss": 6.110},
+        "student_after": {**REPORT["student_after"], "holdout_loss": 5.761},
+        "chance": {"holdout_loss": 6.9},
+    }
+    (path / "report.json").write_text(json.dumps(report))
+    async with watching(path) as (app, _):
+        assert "! The teacher hardly knows this text, so there was little to learn" in text_of(app)
+        assert "went past" not in text_of(app)

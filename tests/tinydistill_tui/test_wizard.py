@@ -1,6 +1,7 @@
 """The wizard's way from the first screen to a run that is going, by keyboard alone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -519,3 +520,31 @@ async def test_text_of_which_most_is_left_out_is_told_and_asked_for(tmp_path, ke
             await until(pilot, lambda: "Mend it, or choose other text" in text_of(app), "the step stays")
             assert app.screen is screen
             assert screen.draft.get("allow_losses") == ""
+
+
+async def test_own_text_with_the_demos_teacher_is_warned_of_on_the_way_and_told_at_the_end(notes, runs_folder):
+    warning = "The demo's teacher knows Python's documentation only"
+    async with wizard({"demo": True, "data": str(notes)}, size=(120, 40)) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await until(pilot, lambda: f"! {warning}" in text_of(app), "the models say so")
+        await pilot.press("enter")
+        await until_data(app, pilot)
+        await until(pilot, lambda: f"! {warning}" in text_of(app), "the data says so")
+        await pilot.press("enter")
+        await until_plan(app, pilot)
+        await until(pilot, lambda: f"! {warning}" in text_of(app), "the plan says so")
+
+
+async def test_rows_there_are_is_one_number(notes):
+    async with wizard({"data": str(notes)}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        await until_data(app, pilot)
+        await until(pilot, lambda: re.search(r"some ([\d,]+) rows of", text_of(app)) is not None, "counted")
+        counted = re.search(r"some ([\d,]+) rows of", text_of(app))
+        await pilot.press("tab", "tab", "tab", *"12000")
+        await until(pilot, lambda: "! Samples 12,000 is more" in text_of(app), "it is said")
+        assert counted is not None
+        assert f"the about {counted[1]} rows there are" in text_of(app)

@@ -18,13 +18,12 @@ from textual.widget import Widget
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
-from engine.config import RunConfig
 from engine.data.row_preview import RowRequest, ShownRow
 from engine.data.sources import PYTHON_DOCS
 from engine.data.survey import Survey, survey
 from engine.errors import DataError, TinyDistillError
 from engine.planner import plan
-from engine.planner.workload import Text
+from engine.planner.summary import cautions
 from tinydistill_tui import data_facts, first_rows
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.marks import MARKS
@@ -239,19 +238,13 @@ class DataScreen(StepScreen):
             lines = [f"Rows of {planned.settings.sequence_length:,} tokens: {reasons['sequence_length']}"]
             if settings.samples is None:
                 lines.append(f"Samples: {reasons['samples']}")
-            elif beyond := self._beyond(settings):
-                lines.append(beyond)
+            elif planned.text_rows is not None and settings.samples > planned.text_rows:
+                there_are = f"the about {planned.text_rows:,} rows there are"
+                lines.append(f"! Samples {settings.samples:,} is more than {there_are}: all are taken.")
             lines.append(f"Records on disk: {reasons['record_size']}")
+            lines += [f"{MARKS['look']} {sentence}" for sentence in cautions(planned)]
         if not worker.is_cancelled:
             self.post_message(Counted(lines, rows))
-
-    def _beyond(self, settings: RunConfig) -> str:
-        """That more rows are asked for than there are; empty when there are enough, or nobody knows."""
-        tokens = self.found.estimated_tokens if self.found is not None else None
-        there_are = Text(tokens, settings.holdout, None).train_rows(settings.sequence_length or 1)
-        if there_are is None or settings.samples is None or settings.samples <= there_are:
-            return ""
-        return f"! Samples {settings.samples:,} is more than the about {there_are:,} rows there are: all are taken."
 
     @on(Counted)
     def _counted(self, message: Counted) -> None:

@@ -90,7 +90,7 @@ class FinishScreen(FrameScreen):
             return marked("look", "The run is done, but its report.json is missing or cannot be read.")
         if sentence is None:
             return marked("look", "The run is done, but its report.json is not of a kind that this version reads.")
-        return marked("look" if result.got_worse(self.report) else "good", sentence)
+        return marked("good" if result.is_success(self.report) else "look", sentence)
 
     def _why(self) -> Content:
         if not self.failed:

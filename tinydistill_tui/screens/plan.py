@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from textual import events, on, work
 from textual.binding import Binding, BindingType
+from textual.content import Content
 from textual.message import Message
 from textual.timer import Timer
 from textual.widget import Widget
@@ -26,7 +27,7 @@ from engine.errors import SettingsError, TinyDistillError
 from engine.hardware import Hardware
 from engine.planner import Plan, measure, plan
 from engine.planner.gpu_check import checked
-from engine.planner.summary import summary
+from engine.planner.summary import cautions, summary
 from engine.runs import default_runs_path
 from tinydistill_tui import plan_facts
 from tinydistill_tui.draft import Draft
@@ -210,7 +211,9 @@ class PlanScreen(StepScreen):
     def _draw(self) -> None:
         planned, machine = self.draft.plan, self._machine
         if planned is not None and machine is not None:
-            self.query_one("#in-words", Static).update(" ".join(summary(planned)))
+            careful = [marked("look", sentence) for sentence in cautions(planned)]
+            words = Content("\n").join([Content(" ".join(summary(planned))), *careful])
+            self.query_one("#in-words", Static).update(words)
             self.query_one(MemoryBars).needs = tuple(plan_facts.needs(planned, machine))
             self.query_one("#cost", Static).update(plan_facts.cost(planned, machine, self.size.width - 2))
             self.query_one("#parts", Static).update(plan_facts.parts(planned))

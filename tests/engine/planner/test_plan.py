@@ -13,9 +13,12 @@ import pytest
 from engine.cli import arguments
 from engine.config import RunConfig
 from engine.errors import DoesNotFit, SettingsError
+from engine.models.demo import DEMO_TEACHER
 from engine.planner import PARTS, Plan, plan
 from engine.planner import models as planner_models
+from engine.planner.demo import DEMO_SETTINGS
 from engine.planner.reasons import NOT_CHOICES
+from engine.planner.summary import cautions
 from tests.engine.planner.machines import BIG_GPU, GIB, MIB, RATES, computer
 from tests.tiny import MAX_POSITIONS, tiny_model
 
@@ -222,6 +225,30 @@ def test_the_demo_needs_nothing_named_and_stays_a_demo() -> None:
     assert {choice.by for choice in planned.choices} == {"planner"}
     own = plan(RunConfig(demo=True, student_batch=2, epochs=1), hardware=computer(), machine=RATES).settings
     assert (own.student_batch, own.epochs, own.steps) == (2, 1, None)
+
+
+def test_every_reason_of_the_demo_says_something_of_its_own() -> None:
+    choices = plan(RunConfig(demo=True), hardware=computer(), machine=RATES).choices
+    reasons = [choice.reason for choice in choices if choice.field in DEMO_SETTINGS]
+    assert all(reasons)
+    assert len(set(reasons)) == len(reasons)
+    assert sum(any(letter.isdigit() for letter in reason) for reason in reasons) > len(reasons) / 2
+    assert not [reason for reason in reasons if "minute" in reason]  # how long it takes is in the plan's figures
+
+
+@pytest.mark.parametrize(("own_text", "named"), [(True, False), (True, True), (False, True)])
+def test_the_demos_teacher_with_other_text_is_told_before_the_start(text: Path, own_text: bool, named: bool) -> None:
+    asked = {"data": str(text)} if own_text else {}
+    asked |= {"teacher": str(DEMO_TEACHER), "student": "from-teacher"} if named else {"demo": True}
+    told = cautions(plan(RunConfig(**asked), hardware=computer(), machine=RATES))
+    assert bool(told) is own_text
+    assert all("knows Python's documentation only" in sentence for sentence in told)
+
+
+def test_rows_of_the_text_do_not_depend_on_how_many_are_taken(text: Path) -> None:
+    rows = [_plan(text, sequence_length=128, samples=samples).text_rows for samples in (None, 1, 10_000)]
+    assert rows[0] is not None
+    assert len(set(rows)) == 1
 
 
 def _cached(cache: Path, name: str, source: Path) -> None:
