@@ -524,7 +524,8 @@ async def test_text_of_which_most_is_left_out_is_told_and_asked_for(tmp_path, ke
 
 async def test_own_text_with_the_demos_teacher_is_warned_of_on_the_way_and_told_at_the_end(notes, runs_folder):
     warning = "The demo's teacher knows Python's documentation only"
-    async with wizard({"demo": True, "data": str(notes)}, size=(120, 40)) as (app, pilot):
+    asked = {"teacher": str(DEMO_TEACHER), "student": "from-teacher", "data": str(notes)}
+    async with wizard(asked, size=(120, 40)) as (app, pilot):
         await pilot.press("enter")
         await until_models(app, pilot)
         await until(pilot, lambda: f"! {warning}" in text_of(app), "the models say so")
@@ -534,6 +535,19 @@ async def test_own_text_with_the_demos_teacher_is_warned_of_on_the_way_and_told_
         await pilot.press("enter")
         await until_plan(app, pilot)
         await until(pilot, lambda: f"! {warning}" in text_of(app), "the plan says so")
+
+
+async def test_answers_that_contradict_each_other_are_no_plan_that_is_being_thought_of(notes):
+    async with wizard({"demo": True, "data": str(notes)}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        await until_data(app, pilot)
+        await pilot.press("enter")
+        await until_plan(app, pilot)
+        await until(pilot, lambda: "the demo brings its own" in text_of(app), "the reason is said")
+        assert "There is no plan for these answers" in text_of(app)
+        assert "thinking" not in text_of(app)
 
 
 async def test_rows_there_are_is_one_number(notes):

@@ -27,6 +27,7 @@ from engine.planner.summary import cautions
 from tinydistill_tui import data_facts, first_rows
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.marks import MARKS
+from tinydistill_tui.once import after
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
 from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
@@ -158,7 +159,7 @@ class DataScreen(StepScreen):
     def _look_soon(self, seconds: float | None = None) -> None:
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(LOOK_AFTER_SECONDS if seconds is None else seconds, self._begin)
+        self._timer = after(self, LOOK_AFTER_SECONDS if seconds is None else seconds, self._begin)
 
     def _begin(self) -> None:
         if self._asked != self._asking():

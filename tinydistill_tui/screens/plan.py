@@ -31,6 +31,7 @@ from engine.planner.summary import cautions, summary
 from engine.runs import default_runs_path
 from tinydistill_tui import plan_facts
 from tinydistill_tui.draft import Draft
+from tinydistill_tui.once import after
 from tinydistill_tui.plan_facts import Row
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import StepScreen
@@ -150,7 +151,7 @@ class PlanScreen(StepScreen):
     def _plan_soon(self, seconds: float | None = None) -> None:
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(PLAN_AFTER_SECONDS if seconds is None else seconds, self._plan)
+        self._timer = after(self, PLAN_AFTER_SECONDS if seconds is None else seconds, self._plan)
 
     @work(thread=True, exclusive=True, group="plan")
     def _plan(self) -> None:
@@ -219,6 +220,7 @@ class PlanScreen(StepScreen):
             self.query_one("#parts", Static).update(plan_facts.parts(planned))
             self._draw_table(planned)
         if self.error is not None:
+            self.query_one(MemoryBars).instead = "There is no plan for these answers; the reason is below."
             self._say_fit("wrong", plan_facts.error_words(self.error))
         elif planned is not None and machine is not None:
             mark, words = plan_facts.verdict(planned, machine)

@@ -22,6 +22,7 @@ class MemoryBars(Widget):
     """One line for each phase and memory."""
 
     needs: reactive[Sequence[Need]] = reactive((), layout=True)
+    instead: reactive[str] = reactive("the planner is thinking…")
 
     def render(self) -> RenderResult:
         """The lines."""
@@ -37,7 +38,7 @@ class MemoryBars(Widget):
             parts: list[Any] = [f"Peak {need.memory} {need.noun}".ljust(_LABEL - 1), " "]
             parts += [(drawn, "$primary" if need.fits else "$error"), figures, (f"{MARKS[mark]} {words}", style)]
             lines.append(Content.assemble(*parts))
-        return Content("\n").join(lines) if lines else Content.styled("the planner is thinking…", "$text-quiet")
+        return Content("\n").join(lines) if lines else Content.styled(self.instead, "$text-quiet")
 
 
 def scale_bytes(need: Need) -> float:

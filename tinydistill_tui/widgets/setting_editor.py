@@ -17,6 +17,7 @@ from engine.config import SETTINGS, RunConfig
 from engine.hardware import Hardware
 from engine.planner import Plan, plan
 from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.once import after
 from tinydistill_tui.plan_facts import Row, cut_value, cut_words, row_sentence
 from tinydistill_tui.tries import Try, choices_of, tried, tries_words, values_around
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
@@ -132,7 +133,7 @@ class SettingEditor(Vertical):
             self._timer.stop()
         if setting not in _COST_NOTHING:
             values = values_around(setting, value)
-            self._timer = self.set_timer(TRY_AFTER_SECONDS, lambda: self._try(setting, values, config, machine))
+            self._timer = after(self, TRY_AFTER_SECONDS, lambda: self._try(setting, values, config, machine))
 
     @work(thread=True, exclusive=True, group="try")
     def _try(self, setting: str, values: list[str], config: RunConfig, machine: Hardware | None) -> None:
