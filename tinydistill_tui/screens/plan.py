@@ -13,7 +13,6 @@ from typing import ClassVar
 
 from textual import events, on, work
 from textual.binding import Binding, BindingType
-from textual.content import Content
 from textual.message import Message
 from textual.timer import Timer
 from textual.widget import Widget
@@ -212,9 +211,7 @@ class PlanScreen(StepScreen):
     def _draw(self) -> None:
         planned, machine = self.draft.plan, self._machine
         if planned is not None and machine is not None:
-            careful = [marked("look", sentence) for sentence in cautions(planned)]
-            words = Content("\n").join([Content(" ".join(summary(planned))), *careful])
-            self.query_one("#in-words", Static).update(words)
+            self.query_one("#in-words", Static).update(" ".join(summary(planned)))
             self.query_one(MemoryBars).needs = tuple(plan_facts.needs(planned, machine))
             self.query_one("#cost", Static).update(plan_facts.cost(planned, machine, self.size.width - 2))
             self.query_one("#parts", Static).update(plan_facts.parts(planned))
@@ -224,7 +221,11 @@ class PlanScreen(StepScreen):
             self._say_fit("wrong", plan_facts.error_words(self.error))
         elif planned is not None and machine is not None:
             mark, words = plan_facts.verdict(planned, machine)
-            self._say_fit(mark, f"{words} s starts it, y copies it as a command." if mark == "good" else words)
+            if mark == "good":
+                careful = cautions(planned)
+                mark, words = "look" if careful else mark, f"{words} s starts it, y copies it as a command."
+                words = " ".join([*careful, words])
+            self._say_fit(mark, words)
         self._draw_editor()
 
     def _say_fit(self, mark: str, words: str) -> None:
