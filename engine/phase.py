@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine import last_word
+from engine.disk.files import NO_ROOM, no_room
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_RECORDS_MISSING,
@@ -32,7 +33,6 @@ from engine.errors import (
     TokensDamaged,
 )
 from engine.events import EventWriter
-from engine.files import NO_ROOM, no_room
 from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
 from engine.run import Run

@@ -16,8 +16,8 @@ from typing import Any
 
 from engine import places
 from engine.config import RunConfig
+from engine.disk.files import write_atomic
 from engine.errors import Problem, RequestError, SettingsError, TinyDistillError
-from engine.files import write_atomic
 from engine.settings import suggestion
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

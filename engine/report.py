@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from engine.disk.files import write_atomic
 from engine.events import Event, read_events
-from engine.files import write_atomic
 from engine.format import format_bytes, format_duration
 from engine.planner.share import forget_slow_rates, gemm_shares
 from engine.run import Run

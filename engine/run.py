@@ -21,10 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine import file_lock, hardware
+from engine import hardware
 from engine.config import SETTINGS, RunConfig
+from engine.disk import file_lock
+from engine.disk.files import make_folder, remove_leftovers, write_atomic
 from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError, shown_value
-from engine.files import make_folder, remove_leftovers, write_atomic
 from engine.planner import Plan
 from engine.version import __version__
 

@@ -25,9 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from engine import backoff, file_lock, hardware, last_word, report, safe_child
+from engine import backoff, hardware, last_word, report, safe_child
 from engine.allocator import allocator_environment
 from engine.config import RunConfig
+from engine.disk import file_lock
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_RECORDS_MISSING,

@@ -17,8 +17,8 @@ from typing import Any
 
 from engine import places
 from engine.config import SETTINGS, RunConfig, check_value
+from engine.disk.files import write_atomic
 from engine.errors import Problem
-from engine.files import write_atomic
 from engine.format import exact_bytes
 from engine.planner import Plan
 

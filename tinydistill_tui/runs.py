@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from engine import places
+from engine.disk.files import write_atomic
 from engine.errors import FolderError
 from engine.events import Event
-from engine.files import write_atomic
 from engine.format import format_count, format_duration, format_percent
 from engine.runs import default_runs_path
 from tinydistill_tui.run_view import RunView

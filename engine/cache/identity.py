@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
 
+from engine.disk.files import write_atomic
 from engine.errors import CacheMismatch, CorruptState
-from engine.files import write_atomic
 
 FORMAT = 3  # 3: documents of a row do not see each other, and draws depend on the document, not on the row
 MANIFEST = "manifest.json"

@@ -14,8 +14,8 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.fault import commit_point
-from engine.files import fsync_folder, write_atomic
+from engine.disk.fault import commit_point
+from engine.disk.files import fsync_folder, write_atomic
 
 JOURNAL = "journal.jsonl"
 _NAME = re.compile(r"shard-(\d{5,9})\.h5")

@@ -2,7 +2,7 @@
 
 Locks of the operating system on two small files, which go with the process however it ends: ``lock`` for the writer,
 ``in-use`` shared by everybody who has the cache open. On a file system without locks the writer is told by a file
-(:mod:`engine.file_lock`), readers by nothing: there no cache is removed, for nobody can say that it is not in use.
+(:mod:`engine.disk.file_lock`), readers by nothing: there no cache is removed, for nobody can say that it is not in use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import errno
 import os
 from pathlib import Path
 
-from engine import file_lock
+from engine.disk import file_lock
 
 WRITER = "lock"
 IN_USE = "in-use"

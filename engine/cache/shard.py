@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 
 from engine.cache.id_layout import layout_from_bytes
 from engine.cache.record import COLUMNS, EncodedRecords
-from engine.fault import commit_point
-from engine.files import written_whole
+from engine.disk.fault import commit_point
+from engine.disk.files import written_whole
 from engine.out_of_memory import is_out_of_memory
 
 HASH_BYTES = 16

@@ -41,8 +41,8 @@ from engine.cache.journal import ShardEntry, append_entry, read_journal, rewrite
 from engine.cache.locks import Locks
 from engine.cache.record import EncodedRecords, Places, Records, decode, encode
 from engine.cache.shard import DamagedShard, Shard, shard_image, write_shard
+from engine.disk.files import NO_ROOM, make_folder, no_room
 from engine.errors import CorruptState, DiskFull, FolderError, RecordsMissing, TinyDistillError
-from engine.files import NO_ROOM, make_folder, no_room
 
 __all__ = ["CacheIdentity", "CacheStore", "ShardEntry", "caches_below"]
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cli.distill import guarded
+from engine.disk.files import make_folder, write_atomic
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
-from engine.files import make_folder, write_atomic
 from engine.format import format_bytes
 from engine.models.headers import read_json
 from engine.version import __version__

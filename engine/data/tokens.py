@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.packing import PackedRow
+from engine.disk.fault import commit_point
+from engine.disk.files import commit_file
+from engine.disk.hdf5_file import WrittenFile
 from engine.errors import TokensDamaged
-from engine.fault import commit_point
-from engine.files import commit_file
-from engine.hdf5_file import WrittenFile
 
 Split = Literal["train", "holdout"]
 SPLITS: tuple[Split, ...] = ("train", "holdout")

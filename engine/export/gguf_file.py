@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.disk.files import NO_ROOM, commit_file, fsync_file, no_room
 from engine.errors import ModelError
 from engine.export.architectures import Config, architecture_of, extra_tensors
 from engine.export.vocabulary import add_vocabulary
-from engine.files import NO_ROOM, commit_file, fsync_file, no_room
 from engine.models.headers import TensorInfo, read_json, read_tensors
 
 TYPES = ("f16", "bf16", "q8_0")

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from engine.disk.files import fsync_file, fsync_folder, make_folder, write_atomic, written_whole
 from engine.errors import ModelError
-from engine.files import fsync_file, fsync_folder, make_folder, write_atomic, written_whole
 from engine.models.core import find_core
 from engine.models.headers import DTYPES, TensorInfo
 from engine.models.load import UNUSABLE, quiet

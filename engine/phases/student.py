@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from engine.config import SETTINGS, RunConfig
 from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
+from engine.disk.files import NO_ROOM, write_atomic
 from engine.errors import BadNumbers, DiskFull, OutOfMemory, RunFailed, Stopped, TinyDistillError
 from engine.events import EventWriter
-from engine.files import NO_ROOM, write_atomic
 from engine.models.load import check_numbers, first_sentence, load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory

@@ -13,10 +13,10 @@ from engine.cache.identity import MANIFEST
 from engine.cache.store import CacheIdentity, CacheStore
 from engine.config import RunConfig
 from engine.data.tokens import SPLITS, TokenFile
+from engine.disk.file_lock import no_locks
+from engine.disk.files import make_folder, write_atomic
 from engine.errors import CacheMismatch
 from engine.events import EventWriter
-from engine.file_lock import no_locks
-from engine.files import make_folder, write_atomic
 from engine.inputs import identity_of
 from engine.models.spec import fingerprint
 from engine.phase_control import PhaseControl

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import places, safe_child
+from engine.disk.files import write_atomic
 from engine.errors import DiskFull
-from engine.files import write_atomic
 from engine.hardware import Gpu, Hardware, find_gpus
 from engine.planner.measure import torch_version
 

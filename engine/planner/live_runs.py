@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import file_lock
+from engine.disk import file_lock
 from engine.hardware import memory_of_tree
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import hardware, places, safe_child
+from engine.disk.files import write_atomic
 from engine.errors import DiskFull
-from engine.files import write_atomic
 
 _FORMAT = 1
 _TIMEOUT_SECONDS = 60

@@ -35,10 +35,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from engine.fault import commit_point
-from engine.files import NO_ROOM, fsync_folder, make_folder, no_room
+from engine.disk.fault import commit_point
+from engine.disk.files import NO_ROOM, fsync_folder, make_folder, no_room
+from engine.disk.tensor_file import write_tensors
 from engine.out_of_memory import is_out_of_memory
-from engine.student.tensor_file import write_tensors
 
 _NAME = re.compile(r"step-(\d{8})")
 _TENSOR_FILES = ("weights", "optimizer", "rng")

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from engine.disk.fault import commit_point
+from engine.disk.files import fsync_file, fsync_folder
 from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
-from engine.fault import commit_point
-from engine.files import fsync_file, fsync_folder
 from engine.models.load import UNUSABLE, first_sentence, quiet
 from engine.models.meta import read_config
 from engine.student.companions import write_companions

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.disk.files import NO_ROOM
 from engine.errors import DiskFull
-from engine.files import NO_ROOM
 
 # Smaller tensors stay in memory: a file takes whole pages, and many small ones gain nothing.
 SMALLEST_BYTES = 2**18

@@ -37,8 +37,9 @@ from typing import Any, Literal
 
 import psutil
 
-from engine import fault, phase, supervisor
+from engine import phase, supervisor
 from engine.config import RunConfig
+from engine.disk import fault
 from engine.events import read_events
 from engine.planner import plan
 from engine.run import Run

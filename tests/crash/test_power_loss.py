@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.cache import store
-from engine.hdf5_file import WrittenFile
+from engine.disk.hdf5_file import WrittenFile
 from engine.student import checkpoint
 from engine.student.checkpoint import Checkpoints
 from tests.crash.protocols import PROTOCOLS, problems
@@ -125,17 +125,17 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "the journal names a shard before it is there": ("shard and journal", journal_before_shard),
     "the journal is not flushed": ("shard and journal", without_flush("engine.cache.journal")),
     "the journal's name is not flushed": ("shard and journal", without("engine.cache.journal.fsync_folder")),
-    "weights are renamed before they are flushed": ("checkpoint", without_flush("engine.student.tensor_file")),
+    "weights are renamed before they are flushed": ("checkpoint", without_flush("engine.disk.tensor_file")),
     "a state is renamed before it is flushed": ("checkpoint", without_flush("engine.student.checkpoint")),
     "a checkpoint's names are not flushed": ("checkpoint", without("engine.student.checkpoint.fsync_folder")),
     "a checkpoint has its name while it is written": ("checkpoint", checkpoint_renamed_before_it_is_written),
     "old checkpoints go before the new one is there": ("checkpoint", old_checkpoints_go_first),
     "tokens are renamed before they are flushed": ("tokens", no_sync_of_tokens),
     "the tokens' name is not flushed": ("tokens", without("engine.data.tokens.fsync_folder")),
-    "run.json is renamed before it is flushed": ("run.json", without_flush("engine.files")),
+    "run.json is renamed before it is flushed": ("run.json", without_flush("engine.disk.files")),
     "run.json is written in place": ("run.json", written_in_place),
-    "run.json's name is not flushed": ("run.json", without("engine.files.fsync_folder")),
-    "a result is renamed before it is flushed": ("phase result", without_flush("engine.files")),
+    "run.json's name is not flushed": ("run.json", without("engine.disk.files.fsync_folder")),
+    "a result is renamed before it is flushed": ("phase result", without_flush("engine.disk.files")),
     "the student is renamed before it is flushed": ("student", without("engine.student.export.fsync_file")),
     "the student's names are not flushed": ("student", without("engine.student.export.fsync_folder")),
     "the first student's tokenizer is not flushed": ("first student", without("engine.models.derive.fsync_file")),

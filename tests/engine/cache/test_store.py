@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_the_cache_as_it_was_and_says_how_much_was_needed(tmp
     fill(tmp_path / "whole")
     fill(tmp_path / "full", waves=1)
     before = content(tmp_path / "full")
-    monkeypatch.setattr("engine.fault._passed", Counter())
+    monkeypatch.setattr("engine.disk.fault._passed", Counter())
     monkeypatch.setenv("TINYDISTILL_ENOSPC_AT", f"{point}:1")
     with CacheStore.open(tmp_path / "full", IDENTITY, writable=True) as store:
         with pytest.raises(DiskFull, match=r"no room for \d.* bytes of records in .*; .* are free"):

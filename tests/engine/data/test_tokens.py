@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import hdf5_file
 from engine.data import tokens
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter, row_hash
+from engine.disk import hdf5_file
 from engine.errors import CorruptState, DiskFull
 
 

@@ -154,7 +154,7 @@ def test_full_disk_says_how_much_is_needed_and_leaves_the_one_before(
     checkpoints: Checkpoints, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(checkpoints, 10)
-    monkeypatch.setattr("engine.fault._passed", Counter())
+    monkeypatch.setattr("engine.disk.fault._passed", Counter())
     monkeypatch.setenv("TINYDISTILL_ENOSPC_AT", f"{point}:1")
     with pytest.raises(DiskFull, match=r"takes [\d,]+ bytes, [\d,]+ are free") as caught:
         save(checkpoints, 20)

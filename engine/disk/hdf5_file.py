@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from engine.files import NO_ROOM, no_room
+from engine.disk.files import NO_ROOM, no_room
 
 
 class WrittenFile:

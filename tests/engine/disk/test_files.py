@@ -7,8 +7,8 @@ import os
 
 import pytest
 
+from engine.disk.files import fsync_folder, make_folder, no_room, write_atomic
 from engine.errors import DiskFull
-from engine.files import fsync_folder, make_folder, no_room, write_atomic
 
 
 def refusing(number):

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from engine import hdf5_file
+from engine.disk import hdf5_file
+from engine.disk.hdf5_file import WrittenFile
 from engine.errors import DiskFull
-from engine.hdf5_file import WrittenFile
 
 
 def test_what_hdf5_wrote_through_it_is_a_file_like_any_other(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_process_that_met_a_full_disk_ends_in_order(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 import h5py, numpy as np
-from engine.hdf5_file import WrittenFile
+from engine.disk.hdf5_file import WrittenFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with WrittenFile(Path(sys.argv[1]), Path(sys.argv[1])) as raw:

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from engine import file_lock
 from engine.cache.locks import Locks
+from engine.disk import file_lock
 from engine.errors import FolderError
 from engine.run import Run
 
@@ -48,7 +48,8 @@ def test_a_run_is_held_by_one_at_a_time(no_locks, tmp_path):
 
 def test_the_marker_of_a_process_that_is_gone_is_taken_over(no_locks, tmp_path):
     lock = tmp_path / "lock"
-    code = f"from engine import file_lock; from pathlib import Path; assert file_lock.take_marker(Path({str(lock)!r}))"
+    take = f"assert file_lock.take_marker(Path({str(lock)!r}))"
+    code = f"from engine.disk import file_lock; from pathlib import Path; {take}"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert file_lock.marker_of(lock).exists()
     assert file_lock.marker_holder(lock) is None

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from engine import fault
-from engine.fault import commit_point
+from engine.disk import fault
+from engine.disk.fault import commit_point
 
 PASS_THREE_TIMES = (
-    "from engine.fault import commit_point\nfor n in range(3): print(n, flush=True); commit_point('here')"
+    "from engine.disk.fault import commit_point\nfor n in range(3): print(n, flush=True); commit_point('here')"
 )
 
 
