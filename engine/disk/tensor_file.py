@@ -8,7 +8,6 @@ format is https://huggingface.co/docs/safetensors/index#format; reading is safet
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from engine.disk.safetensors_header import safetensors_header
 
 _NAMES = {
     torch.float64: "F64",
@@ -32,19 +33,14 @@ _NAMES = {
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write the tensors to a new file, flushed to the disk; returns its SHA-256 in hex."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    header = safetensors_header(
+        (name, _NAMES[tensor.dtype], tensor.shape, tensor.numel() * tensor.element_size())
+        for name, tensor in tensors.items()
+    )
     digest = hashlib.sha256()
     with path.open("xb", buffering=0) as file:
-        for part in (len(text).to_bytes(8, "little"), text):
-            digest.update(part)
-            _write(file.fileno(), memoryview(part))
+        digest.update(header)
+        _write(file.fileno(), memoryview(header))
         for tensor in tensors.values():
             if tensor.numel():
                 array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

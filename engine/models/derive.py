@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from engine.disk.files import fsync_file, fsync_folder, make_folder, write_atomic, written_whole
+from engine.disk.safetensors_header import safetensors_header
 from engine.errors import ModelError
 from engine.models.core import find_core
 from engine.models.headers import DTYPES, TensorInfo
@@ -234,19 +235,12 @@ class _Slice:
 def _write_weights(spec: ModelSpec, kept: list[int], parts: Mapping[int, Kept], path: Path) -> None:
     """One safetensors file with the kept layers under their new numbers; written aside, then renamed."""
     tensors = dict(_renamed(spec, kept, parts))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name, tensor in tensors.items():
-        header[name] = {
-            "dtype": _HEADER_WORDS.get(tensor.tensor.dtype, tensor.tensor.dtype),
-            "shape": tensor.shape,
-            "data_offsets": [place, place + tensor.nbytes],
-        }
-        place += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the bytes behind it are read as numbers of up to 8 bytes
+    header = safetensors_header(
+        (name, _HEADER_WORDS.get(tensor.tensor.dtype, tensor.tensor.dtype), tensor.shape, tensor.nbytes)
+        for name, tensor in tensors.items()
+    )
     with written_whole(path) as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(header)
         for tensor in tensors.values():
             for piece in tensor.pieces():
                 stream.write(piece)
