@@ -13,7 +13,7 @@ _SECONDS_TO_END = 2.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class HelperOutput:
     """What a process came to.
 
     Attributes:
@@ -25,7 +25,7 @@ class Answer:
     problem: str
 
 
-def ask(command: Sequence[str], text: str, cancelled: Callable[[], bool]) -> Answer | None:
+def ask(command: Sequence[str], text: str, cancelled: Callable[[], bool]) -> HelperOutput | None:
     """Run a program and wait for its end.
 
     Args:
@@ -58,9 +58,9 @@ def ask(command: Sequence[str], text: str, cancelled: Callable[[], bool]) -> Ans
                     _end(process)
                     return None
     if process.returncode == 0:
-        return Answer(out, "")
+        return HelperOutput(out, "")
     lines = complaints.strip().splitlines()
-    return Answer(out, lines[-1] if lines else f"It ended with exit code {process.returncode} and no word.")
+    return HelperOutput(out, lines[-1] if lines else f"It ended with exit code {process.returncode} and no word.")
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.cache.journal import ShardEntry, read_journal
 from engine.cache.record import LARGEST_ENTROPY, Records
 from engine.cache.shard import DamagedShard
-
-if TYPE_CHECKING:
-    from engine.cache.store import CacheStore
+from engine.cache.store import CacheStore
 
 _PIECE_TOKENS = 2**15  # some 10 MB of decoded records at a time
 _SUM_ERROR = 1e-5  # of weights in float32

@@ -33,7 +33,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.cache.check import damaged_shards
 from engine.cache.counter import row_key
 from engine.cache.identity import MANIFEST, CacheIdentity, check_identity, read_manifest, write_manifest
 from engine.cache.index import RowIndex
@@ -226,11 +225,6 @@ class CacheStore:
             raise
         self._add([(entry, Shard(path))])
         return entry
-
-    def verify(self) -> list[str]:
-        """Read every record; a sentence for each shard that is not whole, and what was found before."""
-        found = [f"The shard {self.path / entry.name} is damaged ({wrong})." for entry, wrong in damaged_shards(self)]
-        return [*self.problems, *found]
 
     def shard(self, entry: ShardEntry) -> Shard:
         """The file of an entry."""

@@ -13,7 +13,7 @@ from engine.cli.export import student_folder
 from engine.errors import FolderError, Problem, SettingsError
 from engine.models.headers import read_json
 from engine.models.hub import resolve_model
-from engine.talk.conversation import Conversation
+from engine.talk.conversation import ChatSession
 from engine.version import __version__
 
 PROGRAM = "tiny-distill-chat"
@@ -40,7 +40,7 @@ def _main(words: Sequence[str]) -> int:
         return _talk(sides)
 
 
-def _talk(sides: dict[str, Conversation]) -> int:
+def _talk(sides: dict[str, ChatSession]) -> int:
     sys.stderr.write("Type a question and press Enter. An empty line or /quit leaves.\n")
     for line in _lines():
         if not line.strip() or line.strip() in LEAVE:
@@ -57,7 +57,7 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _answer(sides: dict[str, Conversation], words: str) -> None:
+def _answer(sides: dict[str, ChatSession], words: str) -> None:
     """Print each side's answer as it comes; only one model is in memory at a time."""
     for name, side in sides.items():
         if len(sides) > 1:
@@ -69,8 +69,8 @@ def _answer(sides: dict[str, Conversation], words: str) -> None:
             side.close()
 
 
-def _conversation(folder: Path, typed: argparse.Namespace, trust_remote_code: bool = False) -> Conversation:
-    return Conversation(
+def _conversation(folder: Path, typed: argparse.Namespace, trust_remote_code: bool = False) -> ChatSession:
+    return ChatSession(
         folder,
         trust_remote_code=trust_remote_code or typed.trust_remote_code,
         max_tokens=typed.max_tokens,

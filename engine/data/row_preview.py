@@ -45,7 +45,7 @@ class RowRequest:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShownPiece:
     """Some text of a row.
 
     Attributes:
@@ -69,7 +69,7 @@ class ShownRow:
 
     tokens: int
     learned: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ShownPiece, ...]
 
 
 def first_rows(request: RowRequest, most: int = ROWS) -> list[ShownRow]:
@@ -141,7 +141,7 @@ def _ids(document: Document, text: str, tokeniser: DocumentTokeniser) -> Tokenis
     return tokeniser.texts([text])[0]
 
 
-def _pieces(tokenizer: Any, row: PackedRow, names: list[str]) -> Iterator[Piece]:
+def _pieces(tokenizer: Any, row: PackedRow, names: list[str]) -> Iterator[ShownPiece]:
     """A row's tokens as text, those that belong together in one piece."""
     scored = row.scored.tolist()
     for first in row.document_begins().nonzero()[0].tolist():
@@ -152,10 +152,10 @@ def _pieces(tokenizer: Any, row: PackedRow, names: list[str]) -> Iterator[Piece]
         zip(row.tokens.tolist(), names, scored, strict=True), key=lambda each: each[1:]
     ):
         if name != before:
-            yield Piece("border", name)
+            yield ShownPiece("border", name)
         before = name
         text = tokenizer.decode([token for token, _, _ in group], clean_up_tokenization_spaces=False)
-        yield Piece("learned" if is_learned else "read", text)
+        yield ShownPiece("learned" if is_learned else "read", text)
 
 
 def rows_from_json(text: str) -> list[ShownRow]:
@@ -166,7 +166,7 @@ def rows_from_json(text: str) -> list[ShownRow]:
     """
     try:
         return [
-            ShownRow(row["tokens"], row["learned"], tuple(Piece(**piece) for piece in row["pieces"]))
+            ShownRow(row["tokens"], row["learned"], tuple(ShownPiece(**piece) for piece in row["pieces"]))
             for row in json.loads(text)
         ]
     except (TypeError, KeyError) as error:

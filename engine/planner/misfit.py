@@ -9,7 +9,7 @@ from engine.errors import DoesNotFit
 from engine.format import format_bytes, format_count
 from engine.planner import disk as disk_formulas
 from engine.planner.footprint import Footprint
-from engine.planner.recommend import Answer, Question, nearest_that_fits
+from engine.planner.recommend import Proposal, Question, nearest_that_fits
 
 _PART_NAMES = {
     "weights": "weights",
@@ -21,7 +21,7 @@ _PART_NAMES = {
 }
 
 
-def memory(question: Question, answer: Answer) -> DoesNotFit:
+def memory(question: Question, answer: Proposal) -> DoesNotFit:
     """A phase needs more memory than there is."""
     budget = question.budget
     phases = {"teacher": answer.teacher.footprint, "student": answer.student.footprint}
@@ -38,7 +38,7 @@ def memory(question: Question, answer: Answer) -> DoesNotFit:
     return DoesNotFit(what, f"Most of it: {listed}.", todo, remedies)
 
 
-def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Question, answer: Answer) -> DoesNotFit:
+def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Question, answer: Proposal) -> DoesNotFit:
     """The run's folder will not have room."""
     text = question.text
     cache = disk_formulas.cache_bytes(text.all_tokens(answer.length), config.record_size, question.teacher.vocab_size)
@@ -69,7 +69,7 @@ def _where(question: Question, footprint: Footprint) -> tuple[int, int, str, str
     return footprint.needed_bytes, budget.ram_bytes, "main memory", "ram_budget"
 
 
-def _todo(question: Question, answer: Answer, flag: str) -> tuple[str, list[dict[str, object]]]:
+def _todo(question: Question, answer: Proposal, flag: str) -> tuple[str, list[dict[str, object]]]:
     """What would fit, in a sentence and as values to set."""
     budget = question.budget
     needs = max(_where(question, part.footprint)[0] for part in (answer.teacher, answer.student))
@@ -86,7 +86,7 @@ def _todo(question: Question, answer: Answer, flag: str) -> tuple[str, list[dict
     return f"It fits with {flags} ({format_bytes(peak)}), or as it is with {as_it_is}.", [changes, more]
 
 
-def _smaller_models(question: Question, answer: Answer) -> str:
+def _smaller_models(question: Question, answer: Proposal) -> str:
     phases = {"teacher": answer.teacher.footprint, "student": answer.student.footprint}
     too_large = [name for name, footprint in phases.items() if not question.budget.fits(footprint)]
     floor = min(footprint.parts["other"] for footprint in phases.values())

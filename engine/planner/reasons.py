@@ -8,7 +8,7 @@ from typing import Any
 from engine.format import format_bytes, format_count, format_duration
 from engine.planner import disk
 from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
-from engine.planner.recommend import Answer, Question, keeping_memory
+from engine.planner.recommend import Proposal, Question, keeping_memory
 from engine.planner.timing import step_seconds
 from engine.planner.workload import Text, default_length, effective_rows, too_little_text, whole_told
 
@@ -39,7 +39,7 @@ DEFAULTS: dict[str, str] = {
 """Why a setting has its default, where nothing about the models or the machine decides it."""
 
 
-def answer_values(question: Question, answer: Answer) -> dict[str, tuple[Any, str]]:
+def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, str]]:
     """What the search decided, with reasons."""
     teacher, student = answer.teacher.setting, answer.student.setting
     return {
@@ -84,7 +84,7 @@ def evaluations(look_seconds: float, step_seconds: float, total: int | None) -> 
     return each if total is None else f"{each}; the steps take {format_duration(total * step_seconds)}"
 
 
-def _layers(question: Question, answer: Answer) -> str:
+def _layers(question: Question, answer: Proposal) -> str:
     if answer.layers is None:
         return "only for a student that is cut from the teacher"
     share = f"{answer.layers} of {question.teacher.num_layers} layers"
@@ -94,7 +94,7 @@ def _layers(question: Question, answer: Answer) -> str:
     return f"{size}: more do not fit {_budget(question)}"
 
 
-def _length(question: Question, answer: Answer) -> str:
+def _length(question: Question, answer: Proposal) -> str:
     length, reason = default_length(question.text, question.length_limit)
     if answer.length < length and question.config.sequence_length is None:
         cut = f"; {whole_told(question.text, answer.length)}" if question.text.conversations else ""
@@ -102,7 +102,7 @@ def _length(question: Question, answer: Answer) -> str:
     return reason
 
 
-def _record(question: Question, answer: Answer) -> str:
+def _record(question: Question, answer: Proposal) -> str:
     each = disk.record_bytes(question.config.record_size, question.teacher.vocab_size)
     total = disk.cache_bytes(
         question.text.all_tokens(answer.length), question.config.record_size, question.teacher.vocab_size
@@ -110,12 +110,12 @@ def _record(question: Question, answer: Answer) -> str:
     return f"about {each:.0f} bytes a token, {format_bytes(total)} in all"
 
 
-def _teacher_batch(question: Question, answer: Answer) -> str:
+def _teacher_batch(question: Question, answer: Proposal) -> str:
     peak = answer.teacher.footprint.peak_bytes
     return f"the fastest that fits: {format_bytes(peak)} of {_budget(question)}"
 
 
-def _student_batch(question: Question, answer: Answer) -> str:
+def _student_batch(question: Question, answer: Proposal) -> str:
     setting, peak = answer.student.setting, answer.student.footprint.peak_bytes
     double = student_footprint(answer.shape, replace(setting, batch=2 * setting.batch)).peak_bytes
     said = f"{format_bytes(peak)} of {_budget(question)}"
@@ -124,7 +124,7 @@ def _student_batch(question: Question, answer: Answer) -> str:
     return f"{said}; more is hardly faster"
 
 
-def _accumulation(question: Question, answer: Answer) -> str:
+def _accumulation(question: Question, answer: Proposal) -> str:
     setting = answer.student.setting
     _, said = effective_rows(question.text, answer.length)
     rows = setting.batch * setting.accumulation
@@ -136,7 +136,7 @@ def _accumulation(question: Question, answer: Answer) -> str:
     return f"{rows} rows, {rows * answer.length:,} tokens a step"
 
 
-def _checkpointing(question: Question, answer: Answer) -> str:
+def _checkpointing(question: Question, answer: Proposal) -> str:
     setting = answer.student.setting
     with_it = student_footprint(answer.shape, replace(setting, checkpointing=True)).peak_bytes
     without = student_footprint(answer.shape, replace(setting, checkpointing=False)).peak_bytes
@@ -146,7 +146,7 @@ def _checkpointing(question: Question, answer: Answer) -> str:
     return f"{format_bytes(without)} fit; it would save {saved} and take a third longer"
 
 
-def _streaming(question: Question, answer: Answer) -> str:
+def _streaming(question: Question, answer: Proposal) -> str:
     setting = answer.teacher.setting
     whole, streamed = (
         _needed(question, teacher_footprint(question.teacher, replace(setting, layer_by_layer=on)))
@@ -158,7 +158,7 @@ def _streaming(question: Question, answer: Answer) -> str:
     return f"the whole teacher fits: {format_bytes(whole)} of {_budget(question)}"
 
 
-def _optimizer(question: Question, answer: Answer) -> str:
+def _optimizer(question: Question, answer: Proposal) -> str:
     setting = answer.student.setting
     full = student_footprint(answer.shape, replace(setting, optimizer="adamw"))
     small = student_footprint(answer.shape, replace(setting, optimizer="adamw-8bit"))
@@ -170,7 +170,7 @@ def _optimizer(question: Question, answer: Answer) -> str:
     return f"32-bit states of {format_bytes(full.parts['optimizer'])} fit; 8-bit ones are slower on a CPU"
 
 
-def _offload(question: Question, answer: Answer) -> str:
+def _offload(question: Question, answer: Proposal) -> str:
     if not answer.offload:
         return "nothing has to leave the compute device"
     kept = student_footprint(answer.shape, replace(answer.student.setting, cpu_offload=False)).peak_bytes
@@ -179,7 +179,7 @@ def _offload(question: Question, answer: Answer) -> str:
     return f"what waits lies in {where}: the student takes {peak} instead of {format_bytes(kept)}"
 
 
-def _keep_memory(question: Question, answer: Answer) -> str:
+def _keep_memory(question: Question, answer: Proposal) -> str:
     kept = keeping_memory(question, answer)
     peak = format_bytes(max(_needed(question, part.footprint) for part in (kept.teacher, kept.student)))
     if answer.keeps_memory:

@@ -77,7 +77,7 @@ class Candidate(Generic[SettingT]):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Proposal:
     """Settings for both phases.
 
     Attributes:
@@ -97,9 +97,9 @@ class Answer:
     keeps_memory: bool = False
 
 
-def recommend(question: Question) -> Answer:
+def recommend(question: Question) -> Proposal:
     """The fastest settings that fit; where none do, the smallest that the person's own allow (``fits`` is False)."""
-    smallest: Answer | None = None
+    smallest: Proposal | None = None
     for layers, length in itertools.product(_layer_options(question), _length_options(question)):
         answer = _answer(question, question.config, length, layers)
         if answer.fits:
@@ -110,7 +110,7 @@ def recommend(question: Question) -> Answer:
     return smallest
 
 
-def keeping_memory(question: Question, answer: Answer) -> Answer:
+def keeping_memory(question: Question, answer: Proposal) -> Proposal:
     """The same settings, with freed memory kept in the phases' processes."""
     teacher = replace(answer.teacher.setting, keeps_memory=True)
     student = replace(answer.student.setting, keeps_memory=True)
@@ -124,7 +124,7 @@ def keeping_memory(question: Question, answer: Answer) -> Answer:
     )
 
 
-def _with_memory_kept(question: Question, answer: Answer) -> Answer:
+def _with_memory_kept(question: Question, answer: Proposal) -> Proposal:
     """Speed is only bought with memory that is left over: no other setting gets smaller for it."""
     wished = question.config.keep_memory
     if wished is False:
@@ -135,7 +135,7 @@ def _with_memory_kept(question: Question, answer: Answer) -> Answer:
     return kept if wished or has_room else answer
 
 
-def nearest_that_fits(question: Question, asked: Answer) -> tuple[dict[str, object], Answer] | None:
+def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, object], Proposal] | None:
     """The settings of the person that would have to change, and what comes out; None where nothing fits.
 
     As few as possible are changed, and of those as little as possible.
@@ -242,7 +242,7 @@ def teacher_candidates(question: Question, config: RunConfig, length: int) -> It
         yield Candidate(setting, teacher_footprint(question.teacher, setting), seconds)
 
 
-def _answer(question: Question, config: RunConfig, length: int, layers: int | None) -> Answer:
+def _answer(question: Question, config: RunConfig, length: int, layers: int | None) -> Proposal:
     """The fastest settings at this length; what waits leaves the compute device only where nothing else fits."""
     if config.cpu_offload is not None:
         return _answer_with(question, config, length, layers, config.cpu_offload)
@@ -253,7 +253,7 @@ def _answer(question: Question, config: RunConfig, length: int, layers: int | No
     return moved if moved.fits or _needs(moved) < _needs(kept) else kept
 
 
-def _answer_with(question: Question, config: RunConfig, length: int, layers: int | None, offload: bool) -> Answer:
+def _answer_with(question: Question, config: RunConfig, length: int, layers: int | None, offload: bool) -> Proposal:
     config = config.model_copy(update={"cpu_offload": offload})
     shape = question.student if layers is None else question.student.with_layers(layers, named_layers(config, layers))
     budget = question.budget
@@ -262,7 +262,7 @@ def _answer_with(question: Question, config: RunConfig, length: int, layers: int
         list(student_candidates(question, config, shape, length)), budget, lambda s: (s.checkpointing, s.optimizer)
     )
     fits = budget.fits(teacher.footprint) and budget.fits(student.footprint)
-    return Answer(length, layers, offload, shape, teacher, student, fits)
+    return Proposal(length, layers, offload, shape, teacher, student, fits)
 
 
 def _choose(
@@ -356,7 +356,7 @@ def _loosened(config: RunConfig, freed: tuple[str, ...]) -> dict[str, object]:
     return values
 
 
-def _changes(config: RunConfig, answer: Answer, freed: tuple[str, ...]) -> dict[str, object]:
+def _changes(config: RunConfig, answer: Proposal, freed: tuple[str, ...]) -> dict[str, object]:
     teacher, student = answer.teacher.setting, answer.student.setting
     found: dict[str, object] = {
         "student_batch": student.batch,
@@ -373,5 +373,5 @@ def _changes(config: RunConfig, answer: Answer, freed: tuple[str, ...]) -> dict[
     return {name: value for name, value in found.items() if asked[name] not in (None, value)}
 
 
-def _needs(answer: Answer) -> int:
+def _needs(answer: Proposal) -> int:
     return max(answer.teacher.footprint.peak_bytes, answer.student.footprint.peak_bytes)

@@ -26,7 +26,7 @@ from engine.planner.models import FROM_TEACHER, Models, models_for
 from engine.planner.packing import packing_for
 from engine.planner.precision import precision_for, smaller_precision
 from engine.planner.prediction import Choice, PhasePrediction, Plan
-from engine.planner.recommend import Answer, Question, recommend
+from engine.planner.recommend import Proposal, Question, recommend
 from engine.planner.run_folder import folder_for
 from engine.planner.text import count_tokens
 from engine.planner.workload import Text
@@ -144,7 +144,7 @@ def _check_length(question: Question) -> None:
         raise SettingsError([Problem("sequence_length", length, f"{which} takes no more than {limit} tokens")])
 
 
-def _work(config: RunConfig, question: Question, answer: Answer, rates: MachineRates) -> dict[str, tuple[Any, str]]:
+def _work(config: RunConfig, question: Question, answer: Proposal, rates: MachineRates) -> dict[str, tuple[Any, str]]:
     """Epochs, steps, the learning rate and when to write a checkpoint."""
     setting = answer.student.setting
     rows = question.text.train_rows(answer.length)
@@ -181,7 +181,7 @@ def _work(config: RunConfig, question: Question, answer: Answer, rates: MachineR
 
 
 def _predict(
-    question: Question, answer: Answer, work: dict[str, tuple[Any, str]], rates: MachineRates, config: RunConfig
+    question: Question, answer: Proposal, work: dict[str, tuple[Any, str]], rates: MachineRates, config: RunConfig
 ) -> dict[str, PhasePrediction]:
     text, length = question.text, answer.length
     # The choice of layers reads some text several times, with ever fewer layers.
@@ -212,7 +212,7 @@ def _predict(
     }
 
 
-def _disk_bytes(question: Question, answer: Answer, config: RunConfig, models: Models) -> int:
+def _disk_bytes(question: Question, answer: Proposal, config: RunConfig, models: Models) -> int:
     return disk.run_bytes(
         tokens=question.text.all_tokens(answer.length),
         record_size=config.record_size,

@@ -45,7 +45,7 @@ _TENSOR_FILES = ("weights", "optimizer", "rng")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class StudentCheckpoint:
     """One that is on disk, whole at the time it was looked at.
 
     Attributes:
@@ -140,7 +140,7 @@ class Checkpoints:
         self._prune(best_step)
         return path, num_bytes
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self) -> StudentCheckpoint | None:
         """The newest that is whole; None where there is none. Those that are damaged are put aside and told of."""
         damaged = 0
         for step in reversed(self.steps()):
@@ -154,14 +154,14 @@ class Checkpoints:
             )
         return None
 
-    def read(self, step: int) -> Checkpoint | None:
+    def read(self, step: int) -> StudentCheckpoint | None:
         """The checkpoint of a step, if it is there and whole; a damaged one is put aside and told of."""
         path = self.folder / f"step-{step:08d}"
         if not path.is_dir():
             return None
         problem = find_damage(path)
         if problem is None:
-            return Checkpoint(path, step, json.loads((path / "state.json").read_text(encoding="utf-8")))
+            return StudentCheckpoint(path, step, json.loads((path / "state.json").read_text(encoding="utf-8")))
         aside = path.with_name(f"{path.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

@@ -20,7 +20,7 @@ from engine.models.memory import return_memory
 from engine.phase_control import PhaseControl
 from engine.relief import Relief
 from engine.student.batches import Prefetch, Source
-from engine.student.checkpoint import Checkpoint, Checkpoints
+from engine.student.checkpoint import Checkpoints, StudentCheckpoint
 from engine.student.evaluate import Metrics, evaluate
 from engine.student.judge import DocumentSums
 from engine.student.lean_step import RunningNorms, can_be_lean, lean_step
@@ -240,7 +240,7 @@ def save(training: Training, progress: Progress, checkpoints: Checkpoints, event
     events.write("checkpoint", path=str(path), step=progress.step, bytes=num_bytes)
 
 
-def best_checkpoint(progress: Progress, checkpoints: Checkpoints) -> Checkpoint | None:
+def best_checkpoint(progress: Progress, checkpoints: Checkpoints) -> StudentCheckpoint | None:
     """The checkpoint with the lowest hold-out loss where that is not the last step, and where it is still whole."""
     if progress.best_step is None or progress.best_step == progress.step:
         return None

@@ -13,7 +13,7 @@ from engine import safe_child
 from engine.errors import ModelError
 
 
-class Conversation:
+class ChatSession:
     """Asks one model; remembers what was said.
 
     Args:
@@ -46,7 +46,7 @@ class Conversation:
         self._trust = ["--trust_remote_code"] if trust_remote_code else []
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Conversation:
+    def __enter__(self) -> ChatSession:
         """Nothing is loaded before the first question."""
         return self
 

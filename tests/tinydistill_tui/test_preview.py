@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from engine.data.row_preview import Piece, ShownRow
+from engine.data.row_preview import ShownPiece, ShownRow
 from engine.models.demo import DEMO_TEACHER
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import until_data, until_models, wizard
@@ -19,16 +19,20 @@ ROW = ShownRow(
     48,
     48,
     (
-        Piece("border", "note-00.md"),
-        Piece("learned", "# Note 0<|endoftext|>"),
-        Piece("border", "note-01.md"),
-        Piece("learned", "# Note 1"),
+        ShownPiece("border", "note-00.md"),
+        ShownPiece("learned", "# Note 0<|endoftext|>"),
+        ShownPiece("border", "note-01.md"),
+        ShownPiece("learned", "# Note 1"),
     ),
 )
 CHAT = ShownRow(
     20,
     6,
-    (Piece("border", "chat 1"), Piece("read", "<user>Who learns?<assistant>"), Piece("learned", "The student.")),
+    (
+        ShownPiece("border", "chat 1"),
+        ShownPiece("read", "<user>Who learns?<assistant>"),
+        ShownPiece("learned", "The student."),
+    ),
 )
 
 
@@ -159,7 +163,7 @@ def test_process_that_fails_says_why_in_its_last_line():
     answer = helper.ask(
         [*PYTHON, "-c", "import sys; sys.stderr.write('a warning\\n'); sys.exit('no room')"], "", lambda: False
     )
-    assert answer == helper.Answer("", "no room")
+    assert answer == helper.HelperOutput("", "no room")
     assert helper.ask([*PYTHON, "-c", "import os; os._exit(3)"], "", lambda: False).problem.startswith(
         "It ended with exit code 3"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine import profiles
-from engine.data.row_preview import Piece, ShownRow
+from engine.data.row_preview import ShownPiece, ShownRow
 from engine.errors import DoesNotFit
 from engine.planner import PhasePrediction, plan, run_folder
 from tests.tinydistill_tui.fixtures import GIB, NOW
@@ -25,10 +25,10 @@ ROW = ShownRow(
     128,
     128,
     (
-        Piece("border", "assert"),
-        Piece("learned", "Assert statements are a convenient way to insert debugging assertions.<|endoftext|>"),
-        Piece("border", "assignment"),
-        Piece("learned", "Assignment statements are used to (re)bind names to values"),
+        ShownPiece("border", "assert"),
+        ShownPiece("learned", "Assert statements are a convenient way to insert debugging assertions.<|endoftext|>"),
+        ShownPiece("border", "assignment"),
+        ShownPiece("learned", "Assignment statements are used to (re)bind names to values"),
     ),
 )
 SCENES = ["welcome", "models", "data", "plan", "editing", "misfit", "profiles"]

@@ -37,7 +37,7 @@ AutocastContext = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DemoRecipe:
     """Everything that decides what the teacher becomes.
 
     The shape has many thin layers rather than few wide ones, so that half of the layers still make a student.
@@ -82,7 +82,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, max_positions: int) -
     )
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(recipe: DemoRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The untrained teacher, float32."""
     config = LlamaConfig(
         vocab_size=recipe.vocab_size,
@@ -113,7 +113,7 @@ def rows_of(encoded: Sequence[Tensor], sequence_length: int, offset: int = 0) ->
     return stream[: len(stream) // sequence_length * sequence_length].view(-1, sequence_length)
 
 
-def epoch_batches(encoded: Sequence[Tensor], recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
+def epoch_batches(encoded: Sequence[Tensor], recipe: DemoRecipe, generator: torch.Generator) -> Iterator[Tensor]:
     """One pass over the documents in a new order and cut at new places, so that no row comes twice."""
     order = torch.randperm(len(encoded), generator=generator).tolist()
     offset = int(torch.randint(recipe.sequence_length, (), generator=generator))
@@ -164,7 +164,7 @@ def fastest_precision(
     return best, contexts[best]
 
 
-def learning_rate_at(step: int, total_steps: int, recipe: Recipe) -> float:
+def learning_rate_at(step: int, total_steps: int, recipe: DemoRecipe) -> float:
     """Linear warm-up, then a half cosine down to zero."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
@@ -180,7 +180,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
     tokenizer.save_pretrained(output)
 
 
-def train(recipe: Recipe, output: Path) -> None:
+def train(recipe: DemoRecipe, output: Path) -> None:
     """Train tokenizer and model, keep the best epoch in ``output`` and describe it in its README."""
     torch.manual_seed(recipe.seed)
     documents = list(python_documents())
@@ -229,7 +229,7 @@ def train(recipe: Recipe, output: Path) -> None:
     print(f"hold-out loss of the saved model {stated:.4f} (epoch {best_epoch})", flush=True)
 
 
-def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def _optimizer(model: torch.nn.Module, recipe: DemoRecipe) -> torch.optim.AdamW:
     # Norm weights are scales around one: decaying them towards zero would only fight the layer behind.
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
@@ -237,7 +237,7 @@ def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _card(recipe: Recipe, parameters: int, tokens: int, holdout_tokens: int, loss: float, epoch: int) -> str:
+def _card(recipe: DemoRecipe, parameters: int, tokens: int, holdout_tokens: int, loss: float, epoch: int) -> str:
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in asdict(recipe).items())
     return f"""# The demo's teacher
 
@@ -266,7 +266,7 @@ def main() -> None:
     """Command line: ``--output``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, tokenizer and README.md")
-    train(Recipe(), parser.parse_args().output)
+    train(DemoRecipe(), parser.parse_args().output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engine.errors import DiskFull
-from engine.student.checkpoint import Checkpoint, Checkpoints, find_damage
+from engine.student.checkpoint import Checkpoints, StudentCheckpoint, find_damage
 
 
 class Tied(nn.Module):
@@ -50,7 +50,7 @@ def save(checkpoints: Checkpoints, step: int, model: nn.Module | None = None, **
     return path
 
 
-def newest(checkpoints: Checkpoints) -> Checkpoint:
+def newest(checkpoints: Checkpoints) -> StudentCheckpoint:
     found = checkpoints.latest()
     assert found is not None
     return found

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.cli import chat as command
 from engine.errors import ModelError
-from engine.talk.conversation import Conversation
+from engine.talk.conversation import ChatSession
 from tests.tiny import tiny_model
 
 TEMPLATE = (
@@ -31,7 +31,7 @@ def student(tmp_path: Path) -> Path:
 
 
 def test_answers_are_the_models_and_the_conversation_is_remembered(student: Path) -> None:
-    with Conversation(student, max_tokens=6, temperature=0.0) as talk:
+    with ChatSession(student, max_tokens=6, temperature=0.0) as talk:
         first = "".join(talk.ask("Who learns?"))
         talk.close()  # the process is another one, the conversation the same
         second = "".join(talk.ask("And then?"))
@@ -49,7 +49,7 @@ def test_answers_are_the_models_and_the_conversation_is_remembered(student: Path
 
 def test_model_that_cannot_be_loaded_is_told(student: Path) -> None:
     (student / "config.json").write_text("{")
-    with Conversation(student) as talk, pytest.raises(ModelError, match="did not answer"):
+    with ChatSession(student) as talk, pytest.raises(ModelError, match="did not answer"):
         "".join(talk.ask("Who?"))
 
 

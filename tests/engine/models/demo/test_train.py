@@ -14,7 +14,7 @@ from engine.data.holdout import is_holdout
 from engine.models.demo import train as module
 from engine.models.demo.train import (
     HOLDOUT_FRACTION,
-    Recipe,
+    DemoRecipe,
     build_model,
     epoch_batches,
     holdout_loss,
@@ -24,7 +24,7 @@ from engine.models.demo.train import (
     train_tokenizer,
 )
 
-TINY = Recipe(
+TINY = DemoRecipe(
     vocab_size=300, hidden_size=32, num_layers=2, num_heads=2, num_key_value_heads=1, intermediate_size=32,
     max_positions=64, sequence_length=16, effective_batch=4, epochs=2, warmup_steps=2,
 )  # fmt: skip
@@ -85,7 +85,7 @@ def test_training_shows_neither_tokenizer_nor_model_a_held_out_document(
 
     lengths: list[int] = []
 
-    def spy_on_batches(encoded: Sequence[Tensor], recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
+    def spy_on_batches(encoded: Sequence[Tensor], recipe: DemoRecipe, generator: torch.Generator) -> Iterator[Tensor]:
         lengths.append(len(encoded))
         return epoch_batches(encoded, recipe, generator)
 

@@ -1,0 +1,58 @@
+"""What keeps the house easy to change: no circle of imports, no class name twice, types for those who import us."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("engine", "tinydistill_tui")
+
+
+def _modules(package: str) -> dict[str, Path]:
+    found = {}
+    for path in (ROOT / package).rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _imported(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Modules of ours that a file imports: at its top, inside of functions and for types alike."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in modules else node.module for name in inner}
+    return names & modules.keys()
+
+
+@pytest.mark.parametrize("package", ["engine"])
+def test_no_circle_of_imports(package):
+    modules = _modules(package)
+    arrows = {name: _imported(path, modules) - {name} for name, path in modules.items()}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_the_name_of_a_public_class_is_there_once():
+    places = defaultdict(list)
+    for package in PACKAGES:
+        for name, path in _modules(package).items():
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places[node.name].append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_that_it_has_types(package):
+    assert (ROOT / package / "py.typed").is_file()
