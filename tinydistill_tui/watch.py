@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.events import Event
+from engine.format import format_duration
 from tinydistill_tui.run_view import METRICS, Evaluation, Failure, Memory, Notice, RunView
 from tinydistill_tui.words import LogLine, back_off_words, log_line, number, text
 
@@ -74,7 +75,7 @@ class _Folding:
             taker(event)
         line = log_line(event)
         if line is not None:
-            self.log.append(line)
+            self.log.append(line._replace(text=line.text + self._in_all(event)))
         self.last_time = self.now
         self.events += 1
 
@@ -99,6 +100,13 @@ class _Folding:
             log=log[dropped:] if dropped else log,
             log_dropped=base.log_dropped + dropped,
         )
+
+    def _in_all(self, event: Event) -> str:
+        """The whole time of a phase that took several processes: the event knows the last one alone."""
+        name = self._phase_of(event) if event["kind"] == "phase_finished" else None
+        if name is None or not self.phases[name].earlier_seconds or self.phases[name].seconds is None:
+            return ""
+        return f"; {format_duration(self.phases[name].seconds)} in all"
 
     def _close_phases(self, end: float) -> None:
         """A phase's process is over without having finished: its time counts, and it will begin again."""

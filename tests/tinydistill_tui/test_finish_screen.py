@@ -147,3 +147,13 @@ async def test_student_of_a_teacher_that_does_not_know_the_text_is_no_success(ru
     async with watching(path) as (app, _):
         assert "! The teacher hardly knows this text, so there was little to learn" in text_of(app)
         assert "went past" not in text_of(app)
+
+
+async def test_table_of_a_narrow_window_has_a_column_less_and_no_row_is_broken(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    async with watching(path, size=(60, 30)) as (app, _):
+        rows = [line.strip() for line in lines_of(app) if line.strip().startswith(("loss ", "perplexity ", "KL to"))]
+        assert [len(row.split("   ")) > 1 for row in rows] == [True] * 3
+        assert "-0.521" not in text_of(app)
+        assert "2.397" in rows[0]
+        assert "2.918" in rows[0]

@@ -251,6 +251,20 @@ async def test_log_filter_counts_marks_and_keeps_the_old_one_when_bad(runs_folde
             assert isinstance(app.screen, RunScreen)
 
 
+async def test_keys_below_are_those_that_work_where_one_is(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            assert all(words in lines_of(app)[-1] for words in ("? Help", "/ Filter", "Space Pause"))
+            await pilot.press("slash")
+            await until(pilot, lambda: "F1 Help" in lines_of(app)[-1], "the letters are the field's now")
+            assert not [words for words in ("? Help", "/ Filter", "Pause", "Stop") if words in lines_of(app)[-1]]
+            await pilot.press("f1")
+            await until(pilot, lambda: "Esc closes" in text_of(app), "the help is there")
+            await pilot.press("escape", "escape")
+            await until(pilot, lambda: "? Help" in lines_of(app)[-1], "the letters are keys again")
+
+
 async def test_enter_keeps_all_lines_and_n_goes_from_match_to_match(runs_folder):
     path = make_run(runs_folder)
     with held(path):

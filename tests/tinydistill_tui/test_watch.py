@@ -215,3 +215,19 @@ def test_a_phase_that_was_begun_twice_took_both_times():
         ],
     )
     assert view.phases["teacher"].seconds == 140
+
+
+def test_phase_of_several_processes_tells_its_whole_time():
+    before = fold(RunView(), events_of("stopped", "a-run"))
+    student = {"phase": "student"}
+    last = fold(
+        before,
+        [
+            {"time": NOW, "kind": "run_resumed", "pid": 5},
+            {"time": NOW + 1, "kind": "phase_started", **student},
+            {"time": NOW + 481, "kind": "phase_finished", "seconds": 480.0, "peak_bytes": 1, **student},
+        ],
+    )
+    assert "train finished in 8 min, peak 1 B; 1 h 4" in last.log[-1].text
+    assert last.log[-1].text.endswith("in all")
+    assert not [line for line in fold(RunView(), events_of("done", "a-run")).log if "in all" in line.text]

@@ -8,10 +8,11 @@ from textual.widgets import OptionList
 
 from engine import hardware, profiles
 from engine.hardware import Gpu, GpuUser
-from tests.tinydistill_tui.fixtures import GIB, held, make_run
+from tests.tinydistill_tui.fixtures import GIB, NOW, append, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import MACHINE, until_data, until_models, until_plan, wizard
 from tinydistill_tui.draft import Draft
+from tinydistill_tui.screens import welcome
 
 pytestmark = pytest.mark.usefixtures("same_machine")
 
@@ -103,6 +104,17 @@ async def test_enter_does_what_is_likeliest(runs_folder):
             assert chosen(app) == "run-0"
         async with wizard({"demo": True}) as (app, pilot):
             assert chosen(app) == "go-on"  # somebody typed flags
+
+
+async def test_where_a_run_is_moves_on_in_the_menu(runs_folder, monkeypatch):
+    monkeypatch.setattr(welcome, "RUNS_SECONDS", 0.05)
+    path = make_run(runs_folder, "a-live-one", "training")
+    with held(path):
+        async with wizard() as (app, pilot):
+            await until(pilot, lambda: "33 min left" in text_of(app), "where it is")
+            progress = {"phase": "student", "done": 215, "total": 287, "unit": "steps", "eta_seconds": 100}
+            append(path, [{"time": NOW, "kind": "progress", **progress}])
+            await until(pilot, lambda: "2 min left" in text_of(app), "where it is now")
 
 
 async def test_keys_that_come_in_one_piece_go_where_they_are_meant():

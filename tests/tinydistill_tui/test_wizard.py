@@ -9,7 +9,8 @@ import threading
 import time
 
 import pytest
-from textual.widgets import Input
+from textual import events
+from textual.widgets import Input, OptionList
 
 from engine import launch, profiles, supervisor
 from engine.config import SETTINGS
@@ -70,7 +71,13 @@ async def test_demo_by_enter_enter_enter_s_starts_a_run(runs_folder, monkeypatch
             welcome = await until_welcome(app, pilot)
             await until(pilot, lambda: f"Attach to {path.name}" in text_of(app), "the run is in the menu")
             assert len(app.screen_stack) == 1
-            assert welcome.draft.get("demo") == "on"
+            assert welcome.draft.answers == {}  # they are a run now
+            assert Draft.load().answers == {}
+            menu = welcome.query_one(OptionList)
+            await until(
+                pilot, lambda: str(menu.options[menu.highlighted or 0].id) == "menu-run-0", "Attach to it is chosen"
+            )
+            assert "as you left it" not in text_of(app)
     finally:
         if path is not None:
             stop(path)
@@ -251,6 +258,34 @@ async def test_full_disk_at_the_start_is_a_sentence_and_the_answers_stay(monkeyp
         assert app.screen is screen
         assert "your answers are kept" in text_of(app)
         assert Draft.load().answers == {"demo": "on"}
+
+
+async def test_answers_stay_as_they_are_while_their_run_is_being_made(monkeypatch):
+    may_go_on = threading.Event()
+
+    def slow(config):
+        may_go_on.wait(60)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(launch, "new_run", slow)
+    async with wizard({"demo": True}) as (app, pilot):
+        screen = await to_the_plan(app, pilot)
+        await choose(app, pilot, "student_batch")
+        await pilot.press("left")
+        await until_plan(app, pilot)
+        answers = dict(screen.draft.answers)
+        app.post_message(events.Key("s", "s"))
+        try:
+            await until(pilot, lambda: "Making the run…" in text_of(app), "it says so at once")
+            for action in ("undo", "give_back", "step(1)", "filter", "back", "start"):
+                await app.run_action(f"screen.{action}", screen)
+            screen.action_edit()
+            assert screen.draft.answers == answers
+            assert app.screen is screen
+            assert not screen.editing
+        finally:
+            may_go_on.set()
+        await until(pilot, lambda: "your answers are kept" in text_of(app), "the end of it is told")
 
 
 async def test_a_switch_is_changed_with_space():

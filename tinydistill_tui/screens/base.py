@@ -6,18 +6,20 @@ wrong with it. What a screen shows and does is not known here.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import events, on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
+from textual.keys import key_to_character
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Static
+from textual.widgets import Footer, Input, Static
 
 from tinydistill_tui.marks import MARK_STYLES, MARKS
 from tinydistill_tui.widgets.title_row import Rule, TitleRow
@@ -85,6 +87,19 @@ class FrameScreen(Screen[None]):
         title.left = left if isinstance(left, Content) else Content(left)
         title.right = right
 
+    @property
+    def active_bindings(self) -> dict[str, ActiveBinding]:
+        """The keys that work now: where a field takes letters, a letter is no command."""
+        field = self.focused
+        found = super().active_bindings
+        if not isinstance(field, Input):
+            return found
+        working = {key: active for key, active in found.items() if not field.check_consume_key(key, _typed_by(key))}
+        if "f1" in working:  # it is shown as its other key, which is a letter
+            binding = dataclasses.replace(working["f1"].binding, key_display="F1")
+            working["f1"] = working["f1"]._replace(binding=binding)
+        return working
+
     def say(self, sentence: str, mark: str = "") -> None:
         """Put a sentence above the keys, with a mark (a name of ``MARKS``) in front of it."""
         if self._said != (sentence, mark):  # it is said again with each event
@@ -98,12 +113,12 @@ class FrameScreen(Screen[None]):
             return
         sentence, mark = self._said
         width, height = self.size
-        small = (
-            f"{_WHOLE_SIZE[0]}×{_WHOLE_SIZE[1]} shows all. "
-            if width < _WHOLE_SIZE[0] or height < _WHOLE_SIZE[1]
-            else ""
-        )
-        words = marked(mark, small + sentence) if mark else Content(small + clause(sentence, width - 2 - len(small)))
+        small = f" {_WHOLE_SIZE[0]}×{_WHOLE_SIZE[1]} shows all."
+        is_small = width < _WHOLE_SIZE[0] or height < _WHOLE_SIZE[1]
+        said = sentence if mark else clause(sentence, width - 2)
+        if is_small and len(said) + len(small) + (2 if mark else 0) <= width - 2:  # where it takes nothing away
+            said = (said + small).lstrip()
+        words = marked(mark, said) if mark else Content(said)
         self.query_one("#verdict", Static).update(words, layout=False)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
@@ -126,6 +141,11 @@ class FrameScreen(Screen[None]):
     def action_help(self) -> None:
         """Show what this is and every key."""
         self.tiny.show_help()
+
+
+def _typed_by(key: str) -> str | None:
+    """The character of a key; Textual 8.2's own table lacks the slash, which it renames."""
+    return "/" if key == "slash" else key_to_character(key)
 
 
 def clause(sentence: str, room: int) -> str:

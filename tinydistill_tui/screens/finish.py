@@ -106,6 +106,8 @@ class FinishScreen(FrameScreen):
     def _numbers(self) -> Content:
         rows = result.table(self.report)
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        if sum(widths) + 3 * 4 + 2 > self.app.size.width - 4:  # the change can be seen from the others
+            rows, widths = [row[:4] for row in rows], widths[:4]
         lines = []
         for number, row in enumerate(rows):
             cells = [row[0].ljust(widths[0] + 2)] + [
@@ -113,7 +115,7 @@ class FinishScreen(FrameScreen):
             ]
             style = "$text-quiet" if number == 0 else ""
             after = "bold" if number else style
-            lines.append(Content.assemble(("".join(cells[:3]), style), (cells[3], after), (cells[4], style)))
+            lines.append(Content.assemble(("".join(cells[:3]), style), (cells[3], after), ("".join(cells[4:]), style)))
         lines += [
             Content.assemble((set_cell_size(name, 7), "$text-quiet"), words)
             for name, words in result.costs(self.report)

@@ -41,6 +41,8 @@ from tinydistill_tui.widgets.setting_editor import SettingEditor, SettingsTable
 
 PLAN_AFTER_SECONDS = 0.15
 _NEEDS_THE_PLAN = frozenset({"left", "right", "h", "l", "enter", "down", "up", "j", "k", "s", "a", "b", "y", "f6"})
+_CHANGES = frozenset({"start", "give_back", "undo", "profile", "filter", "remedy", "step", "back", "again"})
+"""What would change or leave the answers that a run is being made of."""
 
 
 @dataclass
@@ -321,7 +323,7 @@ class PlanScreen(StepScreen):
 
     def action_edit(self) -> None:
         """Change the setting under the cursor."""
-        if self.chosen is None or self.editing:
+        if self.chosen is None or self.editing or self._starting:
             return
         self.draft.remember()
         self._draw_editor()  # its fields begin with what is there
@@ -420,6 +422,8 @@ class PlanScreen(StepScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """While a setting is changed, the letters belong to it."""
+        if action in _CHANGES and self._starting:
+            return False
         if action in ("start", "give_back", "undo", "all", "profile", "copy", "filter", "remedy"):
             return not self.editing
         return True

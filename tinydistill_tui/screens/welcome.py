@@ -35,6 +35,7 @@ from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
 _MOST_RUNS = 2
+RUNS_SECONDS = 2.0  # between two looks at the runs in the menu
 _BAR = 12
 _MOST_PROGRAMS = 3
 
@@ -70,6 +71,7 @@ class WelcomeScreen(StepScreen):
         self.machine: Hardware | None = None
         self._going: list[RunSummary] = []
         self._first_look = True
+        self._go_to_the_run = False
 
     def compose_content(self) -> Iterable[Widget]:
         """The machine, the budget, the menu."""
@@ -100,12 +102,17 @@ class WelcomeScreen(StepScreen):
         self.query_one("#row-device").display = False
         self._draw_menu()
         self.action_measure()
+        self.set_interval(RUNS_SECONDS, self._look_at_runs)
         self.hint = self.draft.note or self.hint  # it stays above the keys, as long as nothing else is said there
         self.draft.note = ""
 
     def on_screen_resume(self) -> None:
         """Back from a run or from the steps: the menu may be another one."""
-        self.draft.started = False
+        if self.draft.started:  # the answers are a run now; a new one begins from none
+            self.tiny.config_values = {}
+            self.draft.replace(Draft())
+            self.draft.save()
+            self._go_to_the_run = True
         if self.machine is not None:
             for field in self.query(TextField):
                 with field.prevent(Input.Changed):
@@ -118,11 +125,9 @@ class WelcomeScreen(StepScreen):
         """Look at the machine and at the runs again."""
         worker = get_current_worker()
         machine = checked(hardware.detect(default_runs_path()), ask=False)  # the plan will ask
-        now = self.tiny.clock()
-        found = [runs.summary(path, now) for path in runs.find()[:20]]
-        going = [each for each in found if each.state.live] + [each for each in found if each.state.resumable]
+        going, has_runs = _runs_to_go_on_with(self.tiny.clock())
         if not worker.is_cancelled:
-            self.post_message(Measured(machine, going[:_MOST_RUNS], bool(found)))
+            self.post_message(Measured(machine, going, has_runs))
 
     @on(Measured)
     def _measured(self, message: Measured) -> None:
@@ -132,14 +137,32 @@ class WelcomeScreen(StepScreen):
         self.query_one("#machine", Static).update("\n".join(machine_lines(message.machine, self.size.width - 2)))
         self._offer_devices(message.machine)
         self._draw_budgets()
-        if [(each.path, each.state.word) for each in message.going] != [
-            (each.path, each.state.word) for each in self._going
-        ]:
-            self._going = message.going
-            self._draw_menu()
+        self._show_going(message.going)
+        if self._go_to_the_run:
+            self._go_to_the_run = False
+            self.query_one("#menu", OptionList).highlighted = 0
+            self._go_to_the_likeliest(message.has_runs)
         if self._first_look and self.is_current:
             self._go_to_the_likeliest(message.has_runs)
         self._first_look = False
+
+    def _show_going(self, going: list[RunSummary]) -> None:
+        """The runs in the menu, where they are now."""
+        shown = [[(each.path, _state_words(each)) for each in runs_shown] for runs_shown in (going, self._going)]
+        if shown[0] != shown[1]:
+            self._going = going
+            self._draw_menu()
+
+    def _look_at_runs(self) -> None:
+        if self.is_current and self.machine is not None:
+            self._see_runs()
+
+    @work(thread=True, exclusive=True, group="runs")
+    def _see_runs(self) -> None:
+        worker = get_current_worker()
+        going, _ = _runs_to_go_on_with(self.tiny.clock())
+        if not worker.is_cancelled:
+            self.app.call_from_thread(self._show_going, going)
 
     def _offer_devices(self, machine: Hardware) -> None:
         """Each GPU and the processor, where there is something to choose from."""
@@ -308,6 +331,13 @@ class WelcomeScreen(StepScreen):
     async def action_back(self) -> None:
         """There is no step before: to the menu."""
         self.query_one("#menu", OptionList).focus()
+
+
+def _runs_to_go_on_with(now: float) -> tuple[list[RunSummary], bool]:
+    """The runs that the menu offers, live ones first; and whether there are any runs at all."""
+    found = [runs.summary(path, now) for path in runs.find()[:20]]
+    going = [each for each in found if each.state.live] + [each for each in found if each.state.resumable]
+    return going[:_MOST_RUNS], bool(found)
 
 
 def _state_words(each: RunSummary) -> str:
