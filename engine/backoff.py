@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import RunConfig
+from engine.machine.device import Device
 from engine.planner.sizes import head_chunk_tokens, is_large_block, smaller_chunk
 
 HEAD_CHUNK = "head_chunk_tokens"
@@ -82,23 +83,23 @@ class HeadBlocks:
     Attributes:
         vocab_size: rows of the head.
         chunk_tokens: positions in a chunk.
-        on_gpu: where they are.
+        device: where they are.
     """
 
     vocab_size: int
     chunk_tokens: int
-    on_gpu: bool
+    device: Device
 
     @classmethod
     def of(cls, vocab_size: int, settings: RunConfig, chunk_tokens: int | None) -> HeadBlocks:
         """Those of a run; ``chunk_tokens`` is what an earlier step back left, None before one."""
-        on_gpu = str(settings.device).startswith("cuda")
-        return cls(vocab_size, chunk_tokens or head_chunk_tokens(vocab_size, on_gpu=on_gpu), on_gpu)
+        device = Device.of(settings.device or "cpu")
+        return cls(vocab_size, chunk_tokens or head_chunk_tokens(vocab_size, device=device), device)
 
     @property
     def is_large(self) -> bool:
         """See :func:`engine.planner.sizes.is_large_block`."""
-        return is_large_block(self.vocab_size, self.chunk_tokens, on_gpu=self.on_gpu)
+        return is_large_block(self.vocab_size, self.chunk_tokens, device=self.device)
 
     def quartered(self) -> Step | None:
         """The step to shorter chunks, where there is one."""

@@ -8,7 +8,6 @@ This file knows nothing of torch, of folders or of memory: whether a setting *fi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from engine.errors import Problem, SettingsError
+from engine.machine.device import NAMES, is_name
 from engine.settings import (
     MOST,
     SettingInfo,
@@ -231,9 +231,7 @@ class RunConfig(BaseModel):
         group="memory",
         may_change=True,
     )
-    device: Text | None = setting(
-        None, "cpu, cuda or cuda:N; the GPU with most free memory when not set", group="memory"
-    )
+    device: Text | None = setting(None, f"{NAMES}; the GPU with most free memory when not set", group="memory")
     threads: int | None = setting(None, "CPU threads", group="memory", unit="threads", may_change=True, ge=1, le=1024)
 
     # run
@@ -345,8 +343,8 @@ class RunConfig(BaseModel):
                     problems.append(
                         Problem(name, getattr(self, name), "the demo brings its own; leave out one of the two")
                     )
-        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            problems.append(Problem("device", self.device, "cpu, cuda or cuda:N"))
+        if self.device is not None and not is_name(self.device):
+            problems.append(Problem("device", self.device, NAMES))
         if self.precision == "fp16" and self.device == "cpu":
             problems.append(Problem("precision", "fp16", "is for GPUs; on the CPU use fp32 or bf16"))
         return problems

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from engine.cgroup import cpu_quota, memory_limits
+from engine.machine.device import NVIDIA, Device
 
 # Instruction sets that decide how fast matrix products are, as the kernel names them -> as people do.
 _FEATURES = {
@@ -54,6 +55,7 @@ class Gpu:
 
     Attributes:
         index: N of ``cuda:N`` in a process that sees the GPUs in the order of the bus.
+        kind: torch's device type.
         capability: compute capability, such as "8.6"; empty when the driver does not say.
         users: other processes that hold memory of it, the largest first.
         uuid: names it for CUDA, whatever the order of the GPUs; empty for one that was not found on this machine.
@@ -73,6 +75,12 @@ class Gpu:
     unusable: str = ""
     context_bytes: int | None = None
     good_formats: tuple[str, ...] = ()
+    kind: str = NVIDIA
+
+    @property
+    def device(self) -> str:
+        """Its name for ``--device``, such as ``cuda:0``."""
+        return str(Device(self.kind, self.index))
 
 
 @dataclass(frozen=True)
@@ -201,7 +209,7 @@ def _gpu(nvml: Any, index: int, handle: Any, driver: str) -> Gpu | None:
 def _uuid(nvml: Any, index: int, handle: Any) -> str:
     with contextlib.suppress(nvml.NVMLError, AttributeError):
         return _as_text(nvml.nvmlDeviceGetUUID(handle))
-    return f"cuda:{index}"
+    return str(Device(NVIDIA, index))
 
 
 def _users(nvml: Any, handle: Any) -> tuple[GpuUser, ...]:

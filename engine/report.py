@@ -13,6 +13,7 @@ from typing import Any
 from engine.disk.files import write_atomic
 from engine.events import Event, read_events
 from engine.format import format_bytes, format_duration
+from engine.machine.device import Device
 from engine.planner.share import forget_slow_rates, gemm_shares
 from engine.run import Run
 from engine.verdict import details, gap_of, headline
@@ -119,7 +120,8 @@ def speed_in_words(phase: dict[str, Any], unit: str) -> str:
 
 def compute_unit(report: dict[str, Any]) -> str:
     """What the phases computed on, in a word."""
-    return "GPU" if str((report.get("config") or {}).get("device")).startswith("cuda") else "processor"
+    device = (report.get("config") or {}).get("device") or "cpu"
+    return "processor" if Device.of(str(device)).is_host else "GPU"
 
 
 def _data(prepared: dict[str, Any]) -> dict[str, Any]:

@@ -44,9 +44,9 @@ from engine.errors import (
 from engine.events import EventWriter, Tail
 from engine.format import format_bytes
 from engine.last_word import VARIABLE, LastWord
+from engine.machine.gpu_check import gpu_of, visible
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
-from engine.planner.gpu_check import gpu_of, visible
 from engine.run import Run
 from engine.runs import announced
 from engine.version import __version__

@@ -9,6 +9,9 @@ What an operation makes is where its inputs are; inputs on two devices raise :cl
 ``cuda:0``, C++ sees the CPU: autograd, hooks and checkpointing work with real numbers. The counts are deterministic, so
 a test can hold a limit to them.
 
+It is a GPU of ``kind`` "cuda", "xpu" or "mps". The last has no float64, no pinned memory, no streams and no sparse
+gradients: whatever wants one there raises, as on a Mac.
+
 It cannot show races between streams, the allocator, what a kernel refuses, or how cuBLAS rounds.
 """
 
@@ -29,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+CPU = torch.device("cpu")
 TOTAL_BYTES = 4 * 2**30
 
 _own_device: Callable[[Tensor], torch.device] = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
@@ -58,6 +61,10 @@ _MAY_CROSS = frozenset({"copy_", "_to_copy", "set_", "is_same_size"})
 
 class MixedDevices(RuntimeError):
     """An operation got tensors of both devices."""
+
+
+class NotThere(TypeError):
+    """The device has no such thing, as MPS has no float64."""
 
 
 @dataclass
@@ -108,7 +115,11 @@ def _mark(tensor: Tensor, name: str, value: bool | None = None) -> bool:
 def _names_device(value: object) -> bool:
     if isinstance(value, torch.device):
         return True
-    return isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda", "meta")
+    return isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda", "xpu", "mps", "meta")
+
+
+def _is_gpu(value: object) -> bool:
+    return torch.device(value).type not in ("cpu", "meta")  # type: ignore[call-overload,no-any-return]
 
 
 def _line() -> str:
@@ -124,9 +135,10 @@ def _line() -> str:
 class _Check(TorchDispatchMode):
     """Looks at every operation: refuses mixed devices, marks what comes out, counts."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: Counts, can_little: bool) -> None:
         super().__init__()
         self._counts = counts
+        self._can_little = can_little
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, _ = tree_flatten((args, kwargs or {}))
@@ -159,6 +171,8 @@ class _Check(TorchDispatchMode):
         def marked(value: Any) -> Any:
             if isinstance(value, Tensor) and id(value) not in known:
                 _mark(value, "_pretend", is_result_on)
+                if self._can_little and is_result_on:
+                    _refuse(value)
             return value
 
         tree_map(marked, result)
@@ -175,12 +189,20 @@ class _Check(TorchDispatchMode):
             _in_kernel.on = before
 
 
-class _Devices(TorchFunctionMode):
-    """Takes "cuda" out of every call, and marks what the call was to make there."""
+def _refuse(tensor: Tensor) -> None:
+    if tensor.dtype in (torch.float64, torch.complex128):
+        raise NotThere(f"this device has no {tensor.dtype}, at {_line()}")
+    if tensor.layout is not torch.strided:
+        raise NotThere(f"this device has no {tensor.layout}, at {_line()}")
 
-    def __init__(self, counts: Counts) -> None:
+
+class _Devices(TorchFunctionMode):
+    """Takes the GPU out of every call, and marks what the call was to make there."""
+
+    def __init__(self, counts: Counts, can_little: bool) -> None:
         super().__init__()
         self._counts = counts
+        self._can_little = can_little
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -199,13 +221,15 @@ class _Devices(TorchFunctionMode):
         if func is Tensor.to:
             return self._to(args, kwargs)
         pins = kwargs.pop("pin_memory", False)
+        if pins and self._can_little:
+            raise NotThere(f"memory cannot be pinned for this device, at {_line()}")
         device = kwargs.get("device")
         if device is None or torch.device(device).type == "meta":
             result = func(*args, **kwargs)
             if func in (torch.from_numpy, torch.tensor, torch.as_tensor) and isinstance(result, Tensor):
                 _mark(result, "_pretend", False)
             return self._pinned(result) if pins else result
-        wanted = torch.device(device).type == "cuda"
+        wanted = _is_gpu(device)
         kwargs["device"] = CPU
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
@@ -214,6 +238,8 @@ class _Devices(TorchFunctionMode):
             elif wanted and func.__name__ not in _NO_LAUNCH:
                 self._counts.launches[_line()] += 1
             _mark(result, "_pretend", wanted)
+            if wanted and self._can_little:
+                _refuse(result)
         return result
 
     def _to(self, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -223,7 +249,7 @@ class _Devices(TorchFunctionMode):
         named = [value for value in (*rest, *kwargs.values()) if _names_device(value)]
         if not named or torch.device(named[0]).type == "meta":
             return tensor.to(*rest, **kwargs)
-        was_on, wanted = is_on_gpu(tensor), torch.device(named[0]).type == "cuda"
+        was_on, wanted = is_on_gpu(tensor), _is_gpu(named[0])
         non_blocking = kwargs.pop("non_blocking", False)
         rest = [CPU if _names_device(value) else value for value in rest]
         kwargs = {key: CPU if _names_device(value) else value for key, value in kwargs.items()}
@@ -236,6 +262,8 @@ class _Devices(TorchFunctionMode):
     def _moved(self, tensor: Tensor, wanted: bool, was_on: bool | None = None, overlaps: bool = False) -> Tensor:
         if (is_on_gpu(tensor) if was_on is None else was_on) == wanted:
             return tensor
+        if self._can_little and wanted:
+            _refuse(tensor)
         self._counts.launches[_line()] += 1
         if not overlaps:
             self._counts.syncs[_line()] += 1
@@ -275,25 +303,62 @@ class _Autocast(torch.autocast):  # type: ignore[misc]
         super().__init__("cpu", *args, **kwargs)
 
 
+_MODULES: dict[str, Any] = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}
+
+
+def _functions(kind: str, stream: Any) -> dict[str, Any]:
+    """What torch's module for a kind of device has."""
+    found: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "synchronize": lambda *_: None,
+        "empty_cache": lambda: None,
+        "set_per_process_memory_fraction": lambda *_: None,
+    }
+    if kind == "mps":
+        return found | {
+            "recommended_max_memory": lambda: TOTAL_BYTES,
+            "driver_allocated_memory": lambda: 2**20,
+            "get_rng_state": torch.get_rng_state,
+            "set_rng_state": lambda _: None,
+        }
+    properties = types.SimpleNamespace(total_memory=TOTAL_BYTES, major=8, minor=6, name="Pretend GPU", uuid="pretend")
+    return found | {
+        "Stream": stream,
+        "current_stream": lambda *_: stream(),
+        "stream": lambda *_: contextlib.nullcontext(),
+        "is_initialized": lambda: False,
+        "set_device": lambda *_: None,
+        "get_device_name": lambda *_: properties.name,
+        "get_device_properties": lambda *_: properties,
+        "get_device_capability": lambda *_: (8, 6),
+        "mem_get_info": lambda *_: (TOTAL_BYTES - 2**29, TOTAL_BYTES),
+        "memory_reserved": lambda *_: 0,
+        "max_memory_reserved": lambda *_: 0,
+    }
+
+
 @contextlib.contextmanager
-def pretend_gpu() -> Iterator[Counts]:
-    """Inside, ``cuda:0`` exists, in threads that begin here too."""
+def pretend_gpu(kind: str = "cuda") -> Iterator[Counts]:
+    """Inside, the first device of this kind exists, in threads that begin here too."""
     import bitsandbytes  # noqa: F401 - it registers kernels for the devices that it finds
 
     counts = Counts()
+    gpu = torch.device(kind, 0)
+    can_little = kind == "mps"
 
     @contextlib.contextmanager
     def modes() -> Iterator[None]:
-        with _Devices(counts), _Check(counts):
+        with _Devices(counts, can_little), _Check(counts, can_little):
             yield
 
     def device(tensor: Tensor) -> torch.device:
-        return GPU if is_on_gpu(tensor) and not getattr(_in_kernel, "on", False) else _real_device(tensor)
+        return gpu if is_on_gpu(tensor) and not getattr(_in_kernel, "on", False) else _real_device(tensor)
 
     own_backward, own_thread = torch.autograd._engine_run_backward, threading.Thread.run
 
     def backward(*args: Any, **kwargs: Any) -> Any:
-        with _Devices(counts):  # a mode is off while it handles a call, as of backward(); its hooks need it
+        with _Devices(counts, can_little):  # a mode is off while it handles a call, as of backward(); its hooks need it
             return own_backward(*args, **kwargs)
 
     def run_thread(thread: threading.Thread) -> None:
@@ -301,28 +366,16 @@ def pretend_gpu() -> Iterator[Counts]:
             own_thread(thread)
 
     stream = type("Stream", (_Stream,), {"counts": counts})
-    properties = types.SimpleNamespace(total_memory=TOTAL_BYTES, major=8, minor=6, name="Pretend GPU", uuid="pretend")
     stand_ins: list[tuple[Any, str, Any]] = [
         (torch.Tensor, "device", property(device)),
-        (torch.Tensor, "is_cuda", property(lambda tensor: device(tensor) == GPU)),
+        (torch.Tensor, "is_cuda", property(lambda tensor: device(tensor).type == "cuda")),
         (torch.Tensor, "record_stream", lambda *_: None),
         (torch.autograd, "_engine_run_backward", backward),
         (threading.Thread, "run", run_thread),
         (torch, "autocast", _Autocast),
-        (torch.cuda, "Stream", stream),
-        (torch.cuda, "current_stream", lambda *_: stream()),
-        (torch.cuda, "stream", lambda *_: contextlib.nullcontext()),
-        (torch.cuda, "is_available", lambda: True),
-        (torch.cuda, "is_initialized", lambda: False),
-        (torch.cuda, "device_count", lambda: 1),
-        (torch.cuda, "set_device", lambda *_: None),
-        (torch.cuda, "synchronize", lambda *_: None),
-        (torch.cuda, "get_device_properties", lambda *_: properties),
-        (torch.cuda, "get_device_capability", lambda *_: (8, 6)),
-        (torch.cuda, "mem_get_info", lambda *_: (TOTAL_BYTES - 2**29, TOTAL_BYTES)),
-        (torch.cuda, "set_per_process_memory_fraction", lambda *_: None),
-        (torch.cuda, "memory_reserved", lambda *_: 0),
-        (torch.cuda, "max_memory_reserved", lambda *_: 0),
+        (torch.accelerator, "is_available", lambda: True),
+        (torch.accelerator, "current_accelerator", lambda *_: torch.device(kind)),
+        *((_MODULES[kind], name, value) for name, value in _functions(kind, stream).items()),
     ]
     before = [(owner, name, vars(owner).get(name, ...)) for owner, name, _ in stand_ins]
     for owner, name, value in stand_ins:

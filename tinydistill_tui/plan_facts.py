@@ -154,7 +154,7 @@ def needs(planned: Plan, machine: Hardware) -> list[Need]:
     """What each phase takes, of the compute device and, beside a GPU, of main memory."""
     settings, found = planned.settings, []
     device = settings.device or "cpu"
-    gpu = next((gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device), None)
+    gpu = next((gpu for gpu in machine.gpus if gpu.device == device), None)
     budget, ram_budget = settings.memory_budget or 0, settings.ram_budget or 0
     for phase, figures in planned.predicted.items():
         noun = PHASE_NOUNS.get(phase, phase)

@@ -26,7 +26,7 @@ def fit_of(name: str, value: Any, machine: Hardware) -> tuple[str, str] | None:
         case "memory_budget" | "ram_budget":
             return _budget(int(value), machine.available_bytes)
         case "device":
-            known = ("cpu", *(("cuda",) if machine.gpus else ()), *(f"cuda:{gpu.index}" for gpu in machine.gpus))
+            known = {"cpu"} | {name for gpu in machine.gpus for name in (gpu.kind, gpu.device)}
             return ("good", "is here") if value in known else ("wrong", "is not here")
     return None
 

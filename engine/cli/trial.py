@@ -29,6 +29,7 @@ from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.events import EventWriter, read_events
 from engine.hardware import PeakMemory
+from engine.machine.gpu_check import gpu_of
 from engine.models.narrow import width_of
 from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT
@@ -36,7 +37,6 @@ from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store
 from engine.planner import Plan, plan
 from engine.planner.footprint import context_bytes_on
-from engine.planner.gpu_check import gpu_of
 from engine.planner.measure import MachineRates
 from engine.planner.models import FROM_TEACHER
 from engine.run import Run

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from engine.models.transfer import host_bytes
+from engine.machine.torch_device import host_bytes, kind_of
 
 
 class HiddenStore:
@@ -54,7 +54,7 @@ class HiddenStore:
             copy = None
             if self._folder is None:
                 storage = tensor.untyped_storage()
-                copy = host_bytes(storage.nbytes(), pinned=tensor.is_cuda)
+                copy = host_bytes(storage.nbytes(), pinned=kind_of(tensor.device).can_pin)
                 copy.untyped_storage().copy_(storage)
             else:
                 self._write((place, number), tensor)

@@ -2,7 +2,9 @@
 
 Two slots of memory hold the layer in use and the layer that comes next; they are allocated once, so that a model of a
 hundred layers takes no more memory than one of four, and none of it is handed back and forth with the system. Without
-prefetching one slot is enough. On a GPU the one slot is pinned host memory, and the two layers live on the device.
+prefetching one slot is enough. On a GPU these slots are on the device, and a layer passes through another one in pinned
+main memory. The slots there are memory of the stream that computes, whatever stream copies into them: torch's allocator
+has a pool for each stream, and what one has freed the other cannot use.
 
 Knows nothing of what a layer computes, nor of hidden states.
 """
@@ -17,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from engine.machine.torch_device import CopyStream, host_bytes, kind_of
 from engine.models.checkpoint import Checkpoint
-from engine.models.transfer import host_bytes
 from engine.models.weight_plan import Recipe, WeightPlan
 
 _ALIGN = 64  # bytes; what torch gives every tensor, and what the widest vector instructions like
@@ -29,9 +31,10 @@ Weights = dict[str, Tensor]
 class Slot:
     """A piece of memory that tensors are cut from, and that is used again as a whole."""
 
-    def __init__(self, capacity: int, *, pinned: bool = False) -> None:
+    def __init__(self, capacity: int, *, pinned: bool = False, device: torch.device | None = None) -> None:
         self._capacity = capacity
         self._pinned = pinned
+        self._device = device
         self._bytes: Tensor | None = None
         self._used = 0
 
@@ -39,6 +42,15 @@ class Slot:
     def is_held(self) -> bool:
         """Whether its memory was taken."""
         return self._bytes is not None
+
+    def hold(self) -> None:
+        """Take the memory now: on a GPU it belongs to the stream that is open."""
+        if self._bytes is not None:
+            return
+        if self._device is None:
+            self._bytes = host_bytes(self._capacity, pinned=self._pinned)
+        else:
+            self._bytes = torch.empty(self._capacity, dtype=torch.uint8, device=self._device)
 
     def clear(self) -> None:
         """Forget what was cut; it is overwritten from now on."""
@@ -55,7 +67,8 @@ class Slot:
         if self._used + size > self._capacity:
             return None
         if self._bytes is None:
-            self._bytes = host_bytes(self._capacity, pinned=self._pinned)
+            self.hold()
+        assert self._bytes is not None
         piece = self._bytes[self._used : self._used + math.prod(shape) * dtype.itemsize]
         self._used += size
         return piece.view(dtype).view(tuple(shape))
@@ -72,7 +85,7 @@ class LayerReader:
     Args:
         model: on the meta device; its config is looked at, its weights are not.
         layers: for each layer the recipes of its weights.
-        device: where the weights shall be; the slots are in main memory.
+        device: where the weights shall be.
         shrink: applied to each layer's weights as they arrive, by the reading thread (quantisation); the result must
             not share memory with its argument.
         prefetch: read the next layer while the caller computes with this one.
@@ -100,21 +113,38 @@ class LayerReader:
         self._shrink = shrink
         self.prefetch = prefetch
         self.layer_bytes = max((sum(map(self._slot_bytes, recipes)) for recipes in layers), default=0)
-        # A layer that moves on, to the GPU or into fewer bits, leaves its slot before the next one needs it.
-        moves_on = device.type != "cpu" or shrink is not None
-        self._slots = [Slot(self.layer_bytes, pinned=device.type == "cuda") for _ in range(1 if moves_on else 2)]
-        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_stream: CopyStream | None = None
+        # What a layer is read into, and passes through on its way to where it is used.
+        self._passed: list[Slot] = []
+        if kind_of(device).is_host:
+            # A layer that moves on, into fewer bits, leaves its slot before the next one needs it.
+            self._slots = [Slot(self.layer_bytes) for _ in range(1 if shrink is not None else 2)]
+        else:
+            self._copy_stream = CopyStream(device)
+            self._passed = [Slot(self.layer_bytes, pinned=kind_of(device).can_pin)]
+            self._slots = [Slot(self.layer_bytes, device=device) for _ in range(2 if shrink is None else 1)]
 
     @property
     def slots(self) -> list[Slot]:
-        """Main memory that layers are read into."""
+        """Memory on the device that layers are in while they are used; free for others between two passes."""
         return self._slots if self.prefetch else self._slots[:1]
+
+    @property
+    def host_slots(self) -> list[Slot]:
+        """Those of the slots that are main memory."""
+        return self._passed or self.slots
 
     def layers(self, count: int | None = None) -> Iterator[tuple[int, Weights]]:
         """All layers, or the first few, in order: (index, weights), good until the next one is asked for.
 
+        The caller asks for it when the device is done with this one: its memory is written again then.
+
         Closing the iterator early waits for the read that is under way.
         """
+        if self._copy_stream is not None:
+            for held in self.slots:
+                held.hold()  # by this thread, which computes
+            self._copy_stream.after_compute()  # what else used the slots may not be done yet
         with ThreadPoolExecutor(1, thread_name_prefix="layer-reader") as pool:
             coming: Future[Weights] | None = None
             slot = coming_slot = self._slots[0]
@@ -131,10 +161,9 @@ class LayerReader:
                 if self.prefetch and index + 1 < last:
                     # Chosen here, not by the thread: prefetching may have been off or on when this layer was read.
                     coming_slot = next((other for other in self._slots if other is not slot), slot)
+                    if self._copy_stream is not None:
+                        coming_slot.hold()
                     coming = pool.submit(self._load, index + 1, coming_slot)
-                if self._copy_stream is not None:
-                    for tensor in weights.values():
-                        tensor.record_stream(torch.cuda.current_stream(self._device))
                 yield index, weights
                 del weights
 
@@ -152,23 +181,30 @@ class LayerReader:
 
     def release(self) -> None:
         """Give the slots' memory back until layers are read again."""
-        for slot in self._slots:
+        for slot in (*self._slots, *self._passed):
             slot.release()
 
     def _load(self, index: int, slot: Slot) -> Weights:
         slot.clear()
+        read_into = self._passed[0] if self._passed else slot
+        read_into.clear()
         weights: Weights = {}
         for recipe in self._layers[index]:
-            weights.update(self._make(recipe, slot))
+            weights.update(self._make(recipe, read_into))
         if self._copy_stream is not None:
-            with torch.cuda.stream(self._copy_stream):
-                weights = {name: tensor.to(self._device, non_blocking=True) for name, tensor in weights.items()}
+            with self._copy_stream.open():
+                weights = {name: self._moved(tensor, slot) for name, tensor in weights.items()}
                 if self._shrink is not None:
                     weights = self._shrink(weights)
-            self._copy_stream.synchronize()  # in this thread: the slot may be overwritten from here on
+            self._copy_stream.synchronize()  # in this thread: what it came through may be overwritten from here on
         elif self._shrink is not None:
             weights = self._shrink(weights)
         return weights
+
+    def _moved(self, tensor: Tensor, slot: Slot) -> Tensor:
+        """A tensor on the device, in its slot as far as there is room (what a converter made is not counted there)."""
+        room = slot.cut(tensor.shape, tensor.dtype)
+        return tensor.to(self._device, non_blocking=True) if room is None else room.copy_(tensor, non_blocking=True)
 
     def _make(self, recipe: Recipe, slot: Slot | None) -> Weights:
         dtype = self._plan.dtypes[recipe.targets[0]]

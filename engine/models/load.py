@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import ModelError
+from engine.machine.torch_device import kind_of
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import faithful
@@ -93,7 +94,7 @@ def load_causal_lm(
         MemoryError: there was no room for a weight while it was converted.
     """
     model = _load_in_main_memory(folder, dtype, trust_remote_code)
-    return model if torch.device(device).type == "cpu" else model.to(device)
+    return model if kind_of(torch.device(device)).is_host else model.to(device)
 
 
 # What a file system or a limit says to transformers' way of reading, all shards mapped at once: it maps no files (some

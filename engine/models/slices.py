@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-# Bytes in float32: enough for full speed of the matrix product, small beside a layer. A GPU wants wider products.
-_SLICE_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
+from engine.machine.torch_device import kind_of
+
 _ROW_STEP = 256
 
 
 def slice_bounds(rows: int, columns: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Cut a head of [rows, columns] into slices: (first row, end row) of each."""
-    step = max(_ROW_STEP, _SLICE_BYTES.get(device.type, 2**27) // (4 * columns) // _ROW_STEP * _ROW_STEP)
+    step = max(_ROW_STEP, kind_of(device).slice_bytes // (4 * columns) // _ROW_STEP * _ROW_STEP)
     for first in range(0, rows, step):
         yield first, min(first + step, rows)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from engine.errors import ModelError
+from engine.machine.torch_device import kind_of, wait_for_compute
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, logits_of
 from engine.models.head_rows import StreamedRows
@@ -43,9 +44,10 @@ class StreamedTeacher:
         device: where it computes.
         trust_remote_code: run the model's own code.
         quantization: hold the decoder layers' linear weights in fewer bits; they are quantised as they arrive.
-        weight_bytes: most main memory for the weights of layers and of the head, which take turns. Below two layers,
-            nothing is read ahead; head rows that do not fit are read for each call of :meth:`logits`. None is enough
-            for two layers or the whole head, whichever is larger. One layer is always taken.
+        weight_bytes: most memory on the device for the weights of layers and of the head, which take turns. Below two
+            layers, nothing is read ahead; head rows that do not fit are read for each call of :meth:`logits`. None is
+            enough for two layers or the whole head, whichever is larger. One layer is always taken.
+        host_bytes: most main memory for head rows that do not fit on another device than the CPU; None is enough.
         hidden_bytes: most memory on the compute device for hidden states that wait; None keeps all of them there.
         spill_folder: hidden states beyond that go to a temporary file here; None moves them to main memory.
         check: compare streaming with a plain forward on the first layers before anything else.
@@ -69,6 +71,7 @@ class StreamedTeacher:
         trust_remote_code: bool = False,
         quantization: Literal["none", "int8", "nf4"] = "none",
         weight_bytes: int | None = None,
+        host_bytes: int | None = None,
         hidden_bytes: int | None = None,
         spill_folder: Path | None = None,
         check: bool = True,
@@ -83,6 +86,8 @@ class StreamedTeacher:
         self._plan = plan_weights(self.model, self._checkpoint, dtype)
         self._store = HiddenStore(limit_bytes=hidden_bytes, folder=spill_folder)
         self._hidden_bytes, self._can_spill = hidden_bytes, spill_folder is not None
+        self._head_bytes: int | None = None
+        self._host_bytes = host_bytes
 
         groups, resident = _group(self._plan, self._core.layers_prefix, len(self._core.layers))
         shrink = None if quantization == "none" else self._quantizer(quantization)
@@ -123,32 +128,43 @@ class StreamedTeacher:
     @property
     def growth_bytes(self) -> int:
         """Main memory that the next wave will take beyond what is held now: the layers' slots, until they are there."""
-        missing = sum(not slot.is_held for slot in self._reader.slots)
+        missing = sum(not slot.is_held for slot in self._reader.host_slots)
         return missing * self._reader.layer_bytes + (self._head_beyond_slots if missing else 0)
 
     @property
     def saved_bytes(self) -> int:
         """Main memory that is taken again when :meth:`save_memory` is turned off."""
-        slot = self._reader.layer_bytes if self._may_read_ahead and not self.prefetch else 0
+        is_host = kind_of(self.device).is_host  # elsewhere the second slot is not main memory
+        slot = self._reader.layer_bytes if is_host and self._may_read_ahead and not self.prefetch else 0
         return slot + self._head_beyond_slots
 
     @property
     def _head_beyond_slots(self) -> int:
         """Main memory for rows of the head that find no room where layers lie."""
-        if self._head_rows is None or self.device.type != "cpu":
+        if self._head_rows is None:
             return 0
         size = self.model.get_output_embeddings().weight.numel() * self.dtype.itemsize
+        if not kind_of(self.device).is_host:
+            room = len(self._reader.slots) * self._reader.layer_bytes
+            kept = size if self._head_bytes is None else min(size, room + self._head_bytes)
+            return max(0, size - kept if self._host_bytes is None else min(size - kept, self._host_bytes))
         return max(0, size - len(self._reader.slots) * self._reader.layer_bytes)
 
     def save_memory(self, on: bool) -> str:
         """Do with less main memory from here on, at any time, with the same result; or no longer.
 
-        One slot instead of two, rows of the head that are read for each call instead of kept, and on the CPU waiting
-        hidden states in the spill file.
+        On the CPU one slot instead of two, rows of the head that are read for each call instead of kept, and waiting
+        hidden states in the spill file. On another device only the rows that are kept in main memory: its own memory
+        is not what is short.
 
         Returns:
-            What is done, in words.
+            What is done, in words; empty when nothing.
         """
+        if not kind_of(self.device).is_host:
+            if self._head_rows is None or not self._head_beyond_slots:
+                return ""
+            self._head_rows.keep_less(on)
+            return "the output matrix is read from disk for each chunk"
         self.prefetch = self._may_read_ahead and not on
         if self._head_rows is not None:
             self._head_rows.keep_less(on)
@@ -230,10 +246,10 @@ class StreamedTeacher:
             names = self._fill(weights)
             del weights
             yield index
-            if self.device.type == "cuda":
+            if not kind_of(self.device).is_host:
                 # Python is ahead of the GPU: a layer that is let go before its last kernel has run keeps its memory
                 # until then, and with the two that come there would be three.
-                torch.cuda.current_stream(self.device).synchronize()
+                wait_for_compute(self.device)
             self._vacate(names)
             # The micro-batches' hidden states, freed and made anew for each layer, leave holes in the heap that grow by
             # 5 MB a layer at 2,048 tokens of width 1,024.
@@ -313,14 +329,16 @@ class StreamedTeacher:
         if recipe is None or not can_slice_head(head):
             return set()
         slot_bytes = len(self._reader.slots) * self._reader.layer_bytes
+        self._head_bytes = None if weight_bytes is None else max(0, weight_bytes - slot_bytes)
         self._head_rows = StreamedRows(
             self._checkpoint,
             recipe.sources[0],
             columns=head.weight.shape[1],
             dtype=head.weight.dtype,
             device=self.device,
-            slots=lambda: self._reader.slots if self.device.type == "cpu" else [],
-            keep_bytes=None if weight_bytes is None else max(0, weight_bytes - slot_bytes),
+            slots=lambda: self._reader.slots,
+            keep_bytes=self._head_bytes,
+            host_bytes=self._host_bytes,
         )
         slice_head(head, self._head_rows, device=self.device)
         return {_weight_name(self.model, head)}

@@ -11,21 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.machine.torch_device import host_bytes, kind_of
+
 _ALIGN = 64  # bytes; a piece of memory can be seen as any dtype from such places on
-
-
-def host_bytes(size: int, *, pinned: bool) -> Tensor:
-    """Uninitialised main memory, uint8 [size]; pinned where that is asked for and the system has such memory left.
-
-    Pinned memory is limited under WSL and by ``ulimit -l``, and CUDA reports that limit as a lack of GPU memory. Copies
-    from other memory are slower, and nothing else.
-    """
-    if pinned and size:
-        try:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        except RuntimeError:
-            pass
-    return torch.empty(size, dtype=torch.uint8)
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
@@ -33,15 +21,20 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
     Args:
         tensors: on the CPU, any dtypes and shapes.
-        device: where they shall be; on the CPU they are given back as they are.
+        device: where they shall be; on the CPU they are given back as they are, and so is
+            float64 for a device that has none.
     """
-    if device.type == "cpu":
+    kind = kind_of(device)
+    if kind.is_host:
         return list(tensors)
+    if not kind.has_float64 and any(tensor.dtype == torch.float64 for tensor in tensors):
+        others = iter(to_device([tensor for tensor in tensors if tensor.dtype != torch.float64], device))
+        return [tensor if tensor.dtype == torch.float64 else next(others) for tensor in tensors]
     starts, size = [], 0
     for tensor in tensors:
         starts.append(size)
         size += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
-    packed = host_bytes(size, pinned=device.type == "cuda")
+    packed = host_bytes(size, pinned=kind.can_pin)
     for tensor, start in zip(tensors, starts, strict=True):
         _seen_as(packed, start, tensor).copy_(tensor)
     # torch's allocator of pinned memory gives a block away again only after the copies from it are done.
@@ -51,7 +44,7 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same tensors in main memory, in one copy that the CPU waits for; those on the CPU as they are."""
-    if not tensors or tensors[0].device.type == "cpu":
+    if not tensors or kind_of(tensors[0].device).is_host:
         return list(tensors)
     # Larger elements first, so that each dtype begins at a multiple of its size.
     order = sorted(range(len(tensors)), key=lambda place: -tensors[place].element_size())

@@ -18,6 +18,7 @@ from engine.config import RunConfig
 from engine.data.tokens import TokenFile
 from engine.errors import CorruptState
 from engine.events import EventWriter
+from engine.machine.device import Device
 from engine.models.spec import ModelSpec
 from engine.phase_control import PhaseControl
 from engine.planner.models import FROM_TEACHER
@@ -154,7 +155,7 @@ def _measured(
     num_layers = layer_count(settings.student_layers)
     assert num_layers is not None, "the planner gives every student that is cut a number of layers"
     batch = settings.teacher_batch or 1
-    on_gpu = (settings.device or "cpu") != "cpu"
+    device = Device.of(settings.device or "cpu")
     remote = settings.trust_remote_code
     train = piece_of(tokens, "train", batch)
     depth = choose_depth(
@@ -171,9 +172,9 @@ def _measured(
             spec.hidden_size,
             batch * tokens.sequence_length,
             layer_by_layer=bool(settings.layer_by_layer),
-            on_gpu=on_gpu,
+            device=device,
         ),
-        chunk_tokens=head_chunk_tokens(spec.vocab_size, on_gpu=on_gpu),
+        chunk_tokens=head_chunk_tokens(spec.vocab_size, device=device),
         safe_point=control.safe_point,
     )
     narrower: dict[str, Any] = {}

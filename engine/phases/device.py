@@ -9,8 +9,10 @@ import torch
 from engine import hardware
 from engine.config import RunConfig
 from engine.errors import RequestError
+from engine.machine import torch_device
+from engine.machine.device import Device
+from engine.machine.gpu_check import gpu_of, sees_one
 from engine.planner.footprint import CUDA_CONTEXT, context_bytes_on
-from engine.planner.gpu_check import gpu_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -18,7 +20,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def prepare_torch(settings: RunConfig) -> tuple[torch.device, torch.dtype]:
     """Set torch up for a phase.
 
-    On CUDA the budget becomes the process's memory fraction, so that a 2 GB plan is tried on a 2 GB card's terms.
+    On a GPU the budget becomes the process's memory fraction, so that a 2 GB plan is tried on a 2 GB card's terms.
 
     Returns:
         The device, and the dtype of the matrix products.
@@ -29,34 +31,34 @@ def prepare_torch(settings: RunConfig) -> tuple[torch.device, torch.dtype]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = as_seen_here(settings.device or "cpu")
-    if device.type == "cuda":
-        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+    kind = torch_device.kind_of(device)
+    if not kind.is_host:
+        if not torch_device.is_there(device):
             raise RequestError(
                 f"--device {settings.device}: torch finds no such GPU.",
-                "This installation of torch was built without CUDA, or the driver does not answer.",
+                "This installation of torch was built without support for it, or the driver does not answer.",
                 "Use --device cpu, or install a build of torch for your GPU.",
             )
-        torch.cuda.set_device(device)
+        torch_device.select(device)
         if settings.memory_budget:
-            total_bytes = torch.cuda.get_device_properties(device).total_memory
+            _, total_bytes = torch_device.memory_of(device)
             fraction = allocator_fraction(settings.memory_budget, total_bytes, context_bytes(device))
-            torch.cuda.set_per_process_memory_fraction(fraction, device)
+            torch_device.limit_memory(device, fraction)
     return device, _DTYPES[settings.precision or "fp32"]
 
 
 def as_seen_here(device: str) -> torch.device:
-    """The device under its number in this process: a GPU that is the only one to be seen is ``cuda:0``."""
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    is_alone = seen.startswith(("GPU-", "MIG-")) and "," not in seen
-    return torch.device("cuda:0" if device.startswith("cuda") and is_alone else device)
+    """The device under its number in this process: a GPU that is the only one to be seen is the first."""
+    kind = Device.of(device)
+    return torch.device(str(Device.of(kind.kind)) if sees_one(kind) else device)
 
 
 def context_bytes(device: torch.device) -> int:
     """What this process takes on the GPU beside torch's allocator: as planned, or more where it already holds more."""
     planned = context_bytes_on(gpu_of(str(device)))
-    torch.zeros(1, device=device)  # starts CUDA
+    torch.zeros(1, device=device)  # starts the driver
     held = hardware.device_bytes(os.getpid()) or 0
-    return max(planned, held - int(torch.cuda.memory_reserved(device)))
+    return max(planned, held - torch_device.reserved_bytes(device))
 
 
 def allocator_fraction(budget_bytes: int, total_bytes: int, context: int = CUDA_CONTEXT) -> float:
@@ -72,9 +74,9 @@ def device_peak_bytes(device: torch.device) -> int | None:
 
     torch's allocator knows its own peak. What lies beside it only grows, so that its size now is that at the peak.
     """
-    if device.type != "cuda":
+    if torch_device.kind_of(device).is_host:
         return None
-    reserved = int(torch.cuda.max_memory_reserved(device))
+    reserved = torch_device.peak_reserved_bytes(device)
     held = hardware.device_bytes(os.getpid())
-    beside = context_bytes_on(gpu_of(str(device))) if held is None else held - int(torch.cuda.memory_reserved(device))
+    beside = context_bytes_on(gpu_of(str(device))) if held is None else held - torch_device.reserved_bytes(device)
     return reserved + max(0, beside)

@@ -19,6 +19,7 @@ from engine.data.tokens import TokenFile
 from engine.disk.files import NO_ROOM, write_atomic
 from engine.errors import BadNumbers, DiskFull, OutOfMemory, RunFailed, Stopped, TinyDistillError
 from engine.events import EventWriter
+from engine.machine.device import Device
 from engine.models.load import check_numbers, first_sentence, load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory
@@ -110,7 +111,7 @@ def _learned(
     """Train a student from its first weights in ``folder``; the model is the best one."""
     device, dtype = prepare_torch(settings)
     torch.manual_seed(settings.seed)
-    scratch = run.path / "scratch" if settings.cpu_offload and device.type == "cpu" else None
+    scratch = run.path / "scratch" if settings.cpu_offload and Device.of(str(device)).is_host else None
     model = _load(folder, device, scratch, trust_remote_code=settings.trust_remote_code)
     check_numbers(model, folder)
     learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
@@ -121,9 +122,9 @@ def _learned(
             "which takes longer. With --packing off there is one document in a row.",
             "documents-one-by-one",
         )
-    on_gpu = device.type == "cuda"
+    where = Device.of(str(device))
     learned = learn(
-        _training(settings, learner, source, tokens, scratch=scratch, on_gpu=on_gpu),
+        _training(settings, learner, source, tokens, scratch=scratch, where=where),
         Checkpoints(
             checkpoints_path,
             keep=settings.keep_checkpoints,
@@ -136,7 +137,7 @@ def _learned(
         loss_scale=LossScale.of(dtype),
         events=events,
         control=control,
-        relief=Relief(StudentSaver.of(settings, learner, folder, on_gpu=on_gpu), events),
+        relief=Relief(StudentSaver.of(settings, learner, folder, where=where), events),
     )
     return model, learned
 
@@ -244,7 +245,7 @@ def _card(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any]) -
 
 def _load(folder: Path, device: torch.device, scratch: Path | None, *, trust_remote_code: bool) -> PreTrainedModel:
     """The student in float32, each weight read to where it stays: the GPU, a file in ``scratch``, or memory."""
-    if device.type != "cpu":
+    if not Device.of(str(device)).is_host:
         return load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
     place = in_memory if scratch is None else weights_in_files(scratch)
     return load_in_place(folder, dtype=torch.float32, new_tensor=place, trust_remote_code=trust_remote_code)
@@ -291,7 +292,7 @@ class StudentSaver:
     growth_bytes: int = 0
 
     @classmethod
-    def of(cls, settings: RunConfig, learner: Learner, folder: Path, *, on_gpu: bool) -> StudentSaver:
+    def of(cls, settings: RunConfig, learner: Learner, folder: Path, *, where: Device) -> StudentSaver:
         """For this student: what it saves is the difference of two predictions."""
         shape = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code))
         without, with_it = (
@@ -304,7 +305,7 @@ class StudentSaver:
                     precision=settings.precision or "fp32",
                     checkpointing=checkpointing,
                     optimizer=settings.optimizer or "adamw",
-                    on_gpu=on_gpu,
+                    device=where,
                     packing=settings.packing,
                 ),
             )
@@ -315,7 +316,7 @@ class StudentSaver:
     def save_memory(self, on: bool) -> str:
         """See :class:`engine.relief.Saver`."""
         return_memory()
-        return self.learner.save_memory(on) if self.learner.device.type == "cpu" else ""
+        return self.learner.save_memory(on) if Device.of(str(self.learner.device)).is_host else ""
 
 
 def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
@@ -330,7 +331,7 @@ def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
 
 
 def _training(
-    settings: RunConfig, learner: Learner, source: Source, tokens: TokenFile, *, scratch: Path | None, on_gpu: bool
+    settings: RunConfig, learner: Learner, source: Source, tokens: TokenFile, *, scratch: Path | None, where: Device
 ) -> Training:
     order = Order.plan(
         num_rows=tokens.num_rows("train"),
@@ -364,7 +365,7 @@ def _training(
             temperature=settings.temperature,
         ),
         clip_norm=settings.clip_norm,
-        chunk_tokens=head_chunk_tokens(learner.model.get_input_embeddings().weight.shape[0], on_gpu=on_gpu),
+        chunk_tokens=head_chunk_tokens(learner.model.get_input_embeddings().weight.shape[0], device=where),
         checkpoint_every=settings.checkpoint_every or order.total_steps,
         evaluation_rows=EVALUATION_ROWS,
         evaluations=settings.evaluations or MOST_EVALUATIONS,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.cache.identity import MANIFEST
@@ -18,12 +19,13 @@ from engine.disk.files import make_folder, write_atomic
 from engine.errors import CacheMismatch
 from engine.events import EventWriter
 from engine.inputs import identity_of
+from engine.machine.device import Device
+from engine.machine.gpu_check import gpu_of
 from engine.models.spec import fingerprint
 from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
-from engine.planner.footprint import TeacherSetting, context_bytes_on, reads_ahead
-from engine.planner.gpu_check import gpu_of
+from engine.planner.footprint import SPARED, TeacherSetting, context_bytes_on, reads_ahead, teacher_footprint
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.relief import Relief
@@ -176,7 +178,7 @@ def _score(
     if settings.layer_by_layer and teacher.note:
         events.log("info", teacher.note, "not-bit-equal")
     micro_batch = settings.teacher_batch or 1
-    on_gpu = device.type == "cuda"
+    where = Device.of(str(device))
     try:
         if not is_cut(run, settings):
             cut_student(run, settings, spec, lambda: teacher, tokens, events, control)
@@ -191,9 +193,9 @@ def _score(
                 spec.hidden_size,
                 micro_batch * tokens.sequence_length,
                 layer_by_layer=bool(settings.layer_by_layer),
-                on_gpu=on_gpu,
+                device=where,
             ),
-            chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, on_gpu=on_gpu),
+            chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
             record_size=settings.record_size,
             temperature=settings.temperature,
             seed=settings.seed,
@@ -240,6 +242,7 @@ def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: tor
     if settings.layer_by_layer:
         from engine.models.stream import StreamedTeacher
 
+        room = _room(settings, device)
         return StreamedTeacher(
             folder,
             dtype=dtype,
@@ -247,8 +250,9 @@ def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: tor
             trust_remote_code=settings.trust_remote_code,
             quantization=settings.quantization,
             hidden_bytes=0 if settings.cpu_offload else None,
-            spill_folder=run.path if device.type == "cpu" else None,
-            weight_bytes=None if _reads_ahead(settings, device) else 0,
+            spill_folder=run.path if Device.of(str(device)).is_host else None,
+            weight_bytes=None if room.reads_ahead else 0,
+            host_bytes=room.host_bytes,
         )
     from engine.models.load import ResidentTeacher
 
@@ -261,8 +265,21 @@ def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: tor
     )
 
 
-def _reads_ahead(settings: RunConfig, device: torch.device) -> bool:
-    """Whether the budgets have room for two layers; without budgets there is room."""
+@dataclass(frozen=True)
+class _Room:
+    """What the budgets leave a streamed teacher.
+
+    Attributes:
+        reads_ahead: whether there is room for two layers.
+        host_bytes: main memory that is left over; None is as much as it wants.
+    """
+
+    reads_ahead: bool
+    host_bytes: int | None
+
+
+def _room(settings: RunConfig, device: torch.device) -> _Room:
+    """The room in the budgets; without budgets there is room for everything."""
     shape = shape_of(teacher_spec(settings))
     setting = TeacherSetting(
         batch=settings.teacher_batch or 1,
@@ -272,11 +289,15 @@ def _reads_ahead(settings: RunConfig, device: torch.device) -> bool:
         quantization=settings.quantization,
         cpu_offload=bool(settings.cpu_offload),
         record_size=settings.record_size,
-        on_gpu=device.type == "cuda",
+        device=Device.of(str(device)),
     )
-    context = context_bytes_on(gpu_of(str(device))) if setting.on_gpu else 0
+    context = 0 if setting.device.is_host else context_bytes_on(gpu_of(str(device)))
     memory, ram = settings.memory_budget, settings.ram_budget
-    return reads_ahead(shape, setting, (memory or 2**62) - context, ram or 2**62)
+    is_roomy = reads_ahead(shape, setting, (memory or 2**62) - context, ram or 2**62)
+    if ram is None:
+        return _Room(is_roomy, None)
+    planned = teacher_footprint(shape, replace(setting, reads_ahead=is_roomy)).ram_bytes
+    return _Room(is_roomy, max(0, int(SPARED * ram) - planned))
 
 
 def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> None:

@@ -9,6 +9,7 @@ from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
 from engine.format import format_bytes
 from engine.hardware import Hardware
+from engine.machine.device import Device
 from engine.planner.footprint import Footprint, context_bytes_on
 from engine.planner.live_runs import LiveRun
 
@@ -21,7 +22,7 @@ class Budget:
     """What a phase may take.
 
     Attributes:
-        device: cpu or cuda:N.
+        device: by its name.
         memory_bytes: on the compute device, the CUDA context included.
         ram_bytes: in main memory.
         reasons: why, for "device", "memory_budget" and "ram_budget".
@@ -35,9 +36,9 @@ class Budget:
     context_bytes: int = 0
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the compute device has a memory of its own."""
-        return self.device != "cpu"
+    def where(self) -> Device:
+        """The compute device."""
+        return Device.of(self.device)
 
     def fits(self, footprint: Footprint) -> bool:
         """Whether a phase stays inside, on the device and in main memory."""
@@ -45,8 +46,12 @@ class Budget:
 
     def excess(self, footprint: Footprint) -> int:
         """Bytes by which a phase is over, in the memory where it is over most; negative where there is room."""
-        on_device = footprint.peak_bytes + self.context_bytes - self.memory_bytes
-        return max(on_device, footprint.needed_bytes - self.ram_bytes)
+        on_device = footprint.peak_bytes + self.context_bytes
+        over = max(on_device - self.memory_bytes, footprint.needed_bytes - self.ram_bytes)
+        if self.where.is_host or not self.where.shares_main_memory:
+            return over
+        # What lies on the device is taken from main memory too: there is no more than the larger budget for both.
+        return max(over, on_device + footprint.needed_bytes - max(self.memory_bytes, self.ram_bytes))
 
 
 def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun], torch_version: str) -> Budget:
@@ -76,7 +81,7 @@ def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun],
         same = "on the CPU both budgets are of the same memory"
         reasons = {"memory_budget": same if given else ram_reason, "ram_budget": same if given else ram_reason}
         return Budget(device, memory, memory, {"device": device_reason, **reasons})
-    gpu = next(gpu for gpu in hardware.gpus if f"cuda:{gpu.index}" == device)
+    gpu = next(gpu for gpu in hardware.gpus if gpu.device == device)
     taken = sum(run.device_reserved_bytes for run in others if run.device == device)
     free_on_gpu = max(0, min(gpu.free_bytes, gpu.total_bytes - taken))
     reason = f"{FREE_SHARE:.0%} of the {format_bytes(free_on_gpu)} free on the {gpu.name}"
@@ -93,18 +98,18 @@ def _device(config: RunConfig, hardware: Hardware, torch_version: str) -> tuple[
     if config.device == "cpu":
         return "cpu", ""
     if config.device is not None:
-        index = int(config.device.partition(":")[2] or _roomiest(hardware))
-        unusable = next((gpu for gpu in hardware.gpus if gpu.index == index and gpu.unusable), None)
+        wished = _named(config.device, hardware)
+        unusable = next((gpu for gpu in hardware.gpus if gpu.device == wished and gpu.unusable), None)
         if unusable is not None:
-            others = [f"cuda:{gpu.index} ({gpu.name})" for gpu in hardware.gpus if not gpu.unusable]
+            others = [f"{gpu.device} ({gpu.name})" for gpu in hardware.gpus if not gpu.unusable]
             use = f"use {', '.join(others)} or cpu" if others else "use cpu"
             reason = f"the {unusable.name} cannot be used: {unusable.unusable}; {use}"
             raise SettingsError([Problem("device", config.device, reason)])
-        if all(gpu.index != index for gpu in hardware.gpus):
-            there = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in hardware.gpus)
+        if all(gpu.device != wished for gpu in hardware.gpus):
+            there = ", ".join(f"{gpu.device} ({gpu.name})" for gpu in hardware.gpus)
             accepted = f"there is {there} and cpu" if there else f"there is no GPU ({hardware.gpu_note}); use cpu"
             raise SettingsError([Problem("device", config.device, accepted)])
-        return f"cuda:{index}", ""
+        return wished, ""
     if not hardware.gpus:
         return "cpu", f"no GPU: {hardware.gpu_note}"
     if torch_version.endswith("+cpu"):
@@ -113,13 +118,17 @@ def _device(config: RunConfig, hardware: Hardware, torch_version: str) -> tuple[
     if not usable:
         return "cpu", "; ".join(f"the {gpu.name} cannot be used: {gpu.unusable}" for gpu in hardware.gpus)
     best = max(usable, key=lambda gpu: gpu.free_bytes)
-    return f"cuda:{best.index}", f"{best.name} has most free memory: {format_bytes(best.free_bytes)}"
+    return best.device, f"{best.name} has most free memory: {format_bytes(best.free_bytes)}"
 
 
-def _roomiest(hardware: Hardware) -> int:
-    """The GPU with most free memory among those that can be used; among all where none can."""
-    gpus = [gpu for gpu in hardware.gpus if not gpu.unusable] or hardware.gpus
-    return max(gpus, key=lambda gpu: gpu.free_bytes).index if gpus else 0
+def _named(device: str, hardware: Hardware) -> str:
+    """The device of a name; of a kind alone the GPU with most free memory among those of it that can be used."""
+    kind = Device.of(device).kind
+    gpus = [gpu for gpu in hardware.gpus if gpu.kind == kind]
+    gpus = [gpu for gpu in gpus if not gpu.unusable] or gpus
+    if ":" in device or not gpus:
+        return str(Device.of(device))
+    return max(gpus, key=lambda gpu: gpu.free_bytes).device
 
 
 def _names(runs: Sequence[LiveRun]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from engine.hardware import Gpu
+from engine.machine.device import CPU, Device
 from engine.planner.shape import PRECISION_BYTES, ModelShape
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 
@@ -65,7 +66,7 @@ class TeacherSetting:
     quantization: str = "none"
     cpu_offload: bool = False
     record_size: int = 12
-    on_gpu: bool = False
+    device: Device = CPU
     total_tokens: int | None = None
     reads_ahead: bool = True
     keeps_memory: bool = False
@@ -87,7 +88,7 @@ class StudentSetting:
     optimizer: str
     cpu_offload: bool = False
     record_size: int = 12
-    on_gpu: bool = False
+    device: Device = CPU
     keeps_memory: bool = False
     packing: bool = False
 
@@ -143,12 +144,12 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
         linear = _QUANTIZED_BYTES.get(setting.quantization, number)
         weights = int(sum(shape.layer_parameters) * linear) + outside
         head_rows = 0
-        if is_stored_so and not setting.on_gpu:
+        if is_stored_so and setting.device.is_host:
             # The weights are the file's own pages, mapped: no anonymous memory.
             mapped, weights = weights, 0
     if setting.quantization != "none" and setting.layer_by_layer:
         weights += int((2 if setting.reads_ahead else 1) * layer * _QUANTIZED_BYTES[setting.quantization])
-    wave = wave_tokens(shape.hidden_size, tokens, layer_by_layer=setting.layer_by_layer, on_gpu=setting.on_gpu)
+    wave = wave_tokens(shape.hidden_size, tokens, layer_by_layer=setting.layer_by_layer, device=setting.device)
     if setting.total_tokens is not None:
         wave = min(wave, max(tokens, setting.total_tokens))
     # A streamed wave has a state for each of its tokens; a whole teacher works on one micro-batch at a time, whose
@@ -156,12 +157,12 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     waiting = (wave if setting.layer_by_layer else tokens) * shape.hidden_size * number
     gathered = 2 * tokens * shape.hidden_size * number
     in_layers = _forward_bytes(shape, setting.batch, setting.sequence_length, number)
-    chunk = head_chunk_tokens(shape.vocab_size, on_gpu=setting.on_gpu)
+    chunk = head_chunk_tokens(shape.vocab_size, device=setting.device)
     blocks = chunk * shape.vocab_size * (4 * _TEACHER_BLOCKS + (number if number < 4 else 0))
     blocks += chunk * min(setting.record_size, shape.vocab_size) * _DRAW_BYTES
     in_head = int(blocks) + gathered + head_rows
     offloaded = setting.cpu_offload and setting.layer_by_layer
-    kernels = _KERNELS if number == 2 and not setting.on_gpu else 0
+    kernels = _KERNELS if number == 2 and setting.device.is_host else 0
     interpreter = _interpreter_bytes(shape) + (_BITSANDBYTES if setting.quantization != "none" else 0) + kernels
     is_head_higher = in_head >= in_layers
     parts = {
@@ -170,16 +171,16 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
         "optimizer": 0,
         "activations": (0 if offloaded else waiting) + (gathered if is_head_higher else in_layers),
         "logits": int(blocks) if is_head_higher else 0,
-        "other": 0 if setting.on_gpu else interpreter,
+        "other": interpreter if setting.device.is_host else 0,
     }
-    if setting.keeps_memory and not setting.on_gpu:
+    if setting.keeps_memory and setting.device.is_host:
         # Layers and head leave their holes side by side; so does what was needed to load and to check the layers.
         parts["other"] += _KEPT_FREE + min(in_layers, in_head - head_rows)
         if setting.layer_by_layer:
             parts["other"] += 3 * layer * number // 2
         elif not is_stored_so:
             parts["other"] += shape.embedding * number
-    if not setting.on_gpu:
+    if setting.device.is_host:
         return Footprint(parts, sum(parts.values()), mapped)
     if setting.layer_by_layer:
         staging = 2 * layer * shape.stored_bytes
@@ -213,7 +214,7 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     number = PRECISION_BYTES[setting.precision]
     parameters = shape.parameters
     states = int(parameters * _STATE_BYTES[setting.optimizer])
-    chunk = min(tokens, head_chunk_tokens(shape.vocab_size, on_gpu=setting.on_gpu))
+    chunk = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device))
     block = chunk * shape.vocab_size
     logits = block * 4 + (2 * block * number if number < 4 else 0)
     # Weights stay in float32, so that small steps are not rounded away; the products work on a copy in half precision,
@@ -240,7 +241,7 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
             "lean": {
                 "gradients": 4 * max(shape.layer_parameters) // 3,
                 "activations": kept + ends + backward,
-                "logits": min(_GPU_LEAN_LOGITS if setting.on_gpu else _LEAN_LOGITS, 3 * logits),
+                "logits": min(setting.device.loss_factor * _LEAN_LOGITS, 3 * logits),
                 "optimizer": pieces,
             }
         }
@@ -261,22 +262,22 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     highest = max(moments.values(), key=lambda moment: sum(moment.values()))
     # On a GPU the states go to main memory; on a CPU weights and states go to a mapped file.
     offloaded = setting.cpu_offload
-    in_files = offloaded and not setting.on_gpu
-    kernels = _TRAINING_KERNELS if number == 2 and not setting.on_gpu else 0
+    in_files = offloaded and setting.device.is_host
+    kernels = _TRAINING_KERNELS if number == 2 and setting.device.is_host else 0
     parts = {
         "weights": (0 if in_files else 4 * parameters) + copies + highest.get("weights", 0),
         "gradients": highest["gradients"],
         "optimizer": (0 if offloaded else states) + highest.get("optimizer", 0),
         "activations": highest.get("activations", 0),
         "logits": highest.get("logits", 0),
-        "other": 0 if setting.on_gpu else _interpreter_bytes(shape) + kernels,
+        "other": _interpreter_bytes(shape) + kernels if setting.device.is_host else 0,
     }
-    if setting.keeps_memory and not setting.on_gpu:
+    if setting.keeps_memory and setting.device.is_host:
         comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
         # The gradient of an embedding is one block, and seldom finds a hole of its size.
         embedding = 0 if setting.is_lean else 4 * shape.embedding
         parts["other"] += _KEPT_FREE + int(_HOLES * comes_and_goes + _EMBEDDING_HOLE * embedding)
-    if not setting.on_gpu:
+    if setting.device.is_host:
         return Footprint(parts, sum(parts.values()))
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
 
@@ -301,7 +302,6 @@ _TRAINING_KERNELS = 25 * MIB
 _ENDS = 5
 # A lean step's head works on slices of 4 MiB: logits, their gradient, the slice's own gradient.
 _LEAN_LOGITS = 12 * MIB
-_GPU_LEAN_LOGITS = 8 * _LEAN_LOGITS  # larger slices there: engine.student.sliced_loss
 # 8-bit moments are unpacked a million elements at a time.
 _UPDATE_PIECES = 20 * MIB
 

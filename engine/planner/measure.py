@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -20,6 +19,8 @@ from pathlib import Path
 from engine import hardware, places, safe_child
 from engine.disk.files import write_atomic
 from engine.errors import DiskFull
+from engine.machine.device import Device
+from engine.machine.gpu_check import gpu_of, torch_version
 
 _FORMAT = 1
 _TIMEOUT_SECONDS = 60
@@ -36,7 +37,8 @@ class MachineRates:
         seconds_per_operation: what an operation costs that has nothing to do.
         disk_read_bytes_per_second: from the disk itself, not from the page cache.
         measured: whether these are measurements of this machine.
-        device: that the products were made on, cpu or cuda:N.
+        copy_bytes_per_second: between main memory and a device that has another; 0 where there is none.
+        device: that the products were made on.
     """
 
     gemm_flops: dict[str, float]
@@ -46,6 +48,7 @@ class MachineRates:
     disk_write_bytes_per_second: float
     measured: bool
     device: str = "cpu"
+    copy_bytes_per_second: float = 0.0
 
     def flops_per_second(self, precision: str, size: str = "large") -> float:
         """The rate of matrix products in a number format; that of fp32 where the format was not measured."""
@@ -58,7 +61,7 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     Args:
         measure: measure now when nothing is kept (about three seconds, most of it torch starting); otherwise cautious
             figures stand in.
-        device: cpu or cuda:N.
+        device: by its name.
         threads: CPU threads; all usable cores when not set.
     """
     threads = threads or hardware.usable_cores()
@@ -85,27 +88,24 @@ def kept_at(device: str, threads: int) -> Path:
 
 
 def _gpu(device: str) -> hardware.Gpu | None:
-    index = device.partition(":")[2] or "0"
-    gpus = hardware.find_gpus()[0] if device.startswith("cuda") else ()
-    return next((gpu for gpu in gpus if str(gpu.index) == index), None)
-
-
-def torch_version() -> str:
-    """The installed torch's version, such as ``2.13.0+cpu``; empty when there is none. Imports nothing."""
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    if Device.of(device).is_host:
+        return None
+    return gpu_of(device)
 
 
 def cautious_rates(device: str, threads: int) -> MachineRates:
     """Figures of a slow machine of the kind, for when nothing was measured."""
-    if device.startswith("cuda"):
+    if not Device.of(device).is_host:
         gemm = {f"{kind}_{size}": rate for kind, rate in _SLOW_GPU.items() for size in ("small", "large")}
-        return MachineRates(gemm, 1.5e11, 8e-6, 5e8, 3e8, measured=False, device=device)
+        return MachineRates(gemm, 1.5e11, 8e-6, 5e8, 3e8, False, device, _copy_rate(device))
     # 20 GFLOP/s a core is an AVX2 core at 1 GHz; bf16 is left at fp32's rate or below, so that it is never chosen.
     gemm = {f"fp32_{size}": 2e10 * threads for size in ("small", "large")}
     return MachineRates(gemm, 8e9, 4e-6, 5e8, 3e8, measured=False)
+
+
+def _copy_rate(device: str) -> float:
+    """Of a slow slot (PCIe 3.0 with 8 lanes), where the device has a memory of its own."""
+    return 0.0 if Device.of(device).shares_main_memory else 5e9
 
 
 _SLOW_GPU = {"fp32": 3e12, "bf16": 6e12, "fp16": 6e12}
@@ -126,12 +126,13 @@ def _from_measurements(found: object, device: str) -> MachineRates:
         disk_write_bytes_per_second=float(found.get("disk_write_bytes_per_second", 3e8)),
         measured=True,
         device=device,
+        copy_bytes_per_second=float(found.get("copy_bytes_per_second", _copy_rate(device))),
     )
 
 
 def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None:
     """Run the probe; None where it does not end well: a plan without measured rates is better than none."""
-    command = safe_child.command("engine.planner.gemm_probe", "--threads", str(threads), "--device", device)
+    command = safe_child.command("engine.machine.gemm_probe", "--threads", str(threads), "--device", device)
     environment = {**safe_child.environment(), "OMP_NUM_THREADS": str(threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     try:
         done = subprocess.run(

@@ -61,7 +61,7 @@ def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Ques
 
 def _where(question: Question, footprint: Footprint) -> tuple[int, int, str, str]:
     budget = question.budget
-    if not budget.on_gpu:
+    if budget.where.is_host:
         return footprint.needed_bytes, budget.memory_bytes, "memory", "memory_budget"
     on_device = footprint.peak_bytes + budget.context_bytes
     if on_device - budget.memory_bytes >= footprint.needed_bytes - budget.ram_bytes:
@@ -90,7 +90,7 @@ def _smaller_models(question: Question, answer: Proposal) -> str:
     phases = {"teacher": answer.teacher.footprint, "student": answer.student.footprint}
     too_large = [name for name, footprint in phases.items() if not question.budget.fits(footprint)]
     floor = min(footprint.parts["other"] for footprint in phases.values())
-    if not question.budget.on_gpu and floor >= question.budget.memory_bytes:
+    if question.budget.where.is_host and floor >= question.budget.memory_bytes:
         return "another machine, as Python and torch alone need more"
     return " and ".join(f"a smaller {name}" for name in too_large)
 

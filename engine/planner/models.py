@@ -146,7 +146,7 @@ def _pick_teacher(config: RunConfig, budget: Budget) -> tuple[str, str]:
 
 
 def _smallest_fits(shape: ModelShape, budget: Budget) -> bool:
-    teacher = TeacherSetting(1, 128, "fp32", layer_by_layer=True, on_gpu=budget.on_gpu)
-    student = StudentSetting(1, 1, 128, "fp32", checkpointing=True, optimizer="adamw-8bit", on_gpu=budget.on_gpu)
+    teacher = TeacherSetting(1, 128, "fp32", layer_by_layer=True, device=budget.where)
+    student = StudentSetting(1, 1, 128, "fp32", checkpointing=True, optimizer="adamw-8bit", device=budget.where)
     half = shape.with_layers(max(1, shape.num_layers // 2))
     return budget.fits(teacher_footprint(shape, teacher)) and budget.fits(student_footprint(half, student))

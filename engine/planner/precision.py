@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
-from engine.hardware import Hardware
+from engine.hardware import Gpu, Hardware
 from engine.planner.budget import Budget
 from engine.planner.measure import MachineRates
 from engine.planner.models import Models
@@ -17,36 +17,32 @@ _BEARABLE = 0.5
 _SMALLEST_WIDTH = 384
 
 
-def smaller_precision(config: RunConfig, precision: str, rates: MachineRates) -> str | None:
+def smaller_precision(
+    config: RunConfig, precision: str, budget: Budget, hardware: Hardware, rates: MachineRates
+) -> str | None:
     """The number format to try when this one does not fit; None where there is none that is not very slow here."""
     if config.precision is not None or precision != "fp32" or not rates.measured:
         return None
-    return "bf16" if rates.flops_per_second("bf16") >= _BEARABLE * rates.flops_per_second("fp32") else None
+    for half in _halves(budget, hardware):
+        if rates.flops_per_second(half) >= _BEARABLE * rates.flops_per_second("fp32"):
+            return half
+    return None
 
 
 def precision_for(
     config: RunConfig, budget: Budget, hardware: Hardware, rates: MachineRates, models: Models
 ) -> tuple[str, str]:
-    """fp32 or bf16, and why with the rates.
+    """The number format of the matrix products, and why with the rates.
 
     Raises:
         SettingsError: fp16 was asked for where there is no GPU.
     """
-    if config.precision == "fp16" and not budget.on_gpu:
+    if config.precision == "fp16" and budget.where.is_host:
         raise SettingsError([Problem("precision", "fp16", "is for GPUs; on the CPU use fp32 or bf16")])
     if config.precision is not None:
         return config.precision, ""
-    if budget.on_gpu:
-        gpu = next(gpu for gpu in hardware.gpus if f"cuda:{gpu.index}" == budget.device)
-        major = int(gpu.capability.partition(".")[0] or 0)
-        if gpu.good_formats and "bf16" not in gpu.good_formats:
-            return "fp32", f"products in bf16 came out wrong or failed on the {gpu.name} when they were tried"
-        if major >= 8:
-            return (
-                "bf16",
-                f"the {gpu.name} (capability {gpu.capability}) multiplies bf16 several times faster than fp32",
-            )
-        return "fp32", f"the {gpu.name} (capability {gpu.capability or 'unknown'}) has no fast bf16"
+    if not budget.where.is_host:
+        return _for_gpu(budget, hardware, rates)
     if not rates.measured:
         return "fp32", "nothing was measured on this machine yet, and bf16 may be very slow without support for it"
     width = min(models.teacher_shape.hidden_size, models.student_shape.hidden_size)
@@ -55,3 +51,46 @@ def precision_for(
     fp32, bf16 = rates.flops_per_second("fp32"), rates.gemm_flops.get("bf16_large", 0.0)
     figures = f"bf16 does {bf16 / 1e9:,.0f} GFLOP/s here, fp32 {fp32 / 1e9:,.0f}"
     return ("bf16", f"{figures}: worth its rounding") if bf16 > _WORTH_IT * fp32 else ("fp32", figures)
+
+
+def _halves(budget: Budget, hardware: Hardware) -> tuple[str, ...]:
+    """Half-precision formats to consider, the better one first.
+
+    bf16 has float32's range and is taken where the device multiplies it fast. NVIDIA's GPUs before capability 8.0 have
+    no fast bf16; fp16 overflows above 65,504, so that it is taken only where its products were tried.
+    """
+    if budget.where.is_host:
+        return ("bf16",)
+    gpu = _gpu(budget, hardware)
+    if gpu.capability and _major(gpu) < 8:
+        return ("fp16",) if "fp16" in gpu.good_formats else ()
+    tried_well = gpu.good_formats or ("bf16",)
+    return tuple(name for name in budget.where.formats if name in tried_well)
+
+
+def _for_gpu(budget: Budget, hardware: Hardware, rates: MachineRates) -> tuple[str, str]:
+    gpu = _gpu(budget, hardware)
+    which = f"the {gpu.name} (capability {gpu.capability})" if gpu.capability else f"the {gpu.name}"
+    halves = _halves(budget, hardware)
+    if halves and halves[0] == "bf16" and gpu.capability:
+        return "bf16", f"{which} multiplies bf16 several times faster than fp32"
+    if gpu.good_formats and "bf16" not in gpu.good_formats and _major(gpu) >= 8:
+        return "fp32", f"products in bf16 came out wrong or failed on {which} when they were tried"
+    if not halves:
+        return "fp32", f"{which} has no fast bf16"
+    if not rates.measured:
+        return "fp32", f"nothing was measured on {which} yet"
+    half = halves[0]
+    fast, fp32 = rates.flops_per_second(half), rates.flops_per_second("fp32")
+    figures = f"{half} does {fast / 1e9:,.0f} GFLOP/s on {which}, fp32 {fp32 / 1e9:,.0f}"
+    if fast <= _WORTH_IT * fp32:
+        return "fp32", figures
+    return half, figures + ("; should a model overflow in it, fp32 is used instead" if half == "fp16" else "")
+
+
+def _gpu(budget: Budget, hardware: Hardware) -> Gpu:
+    return next(gpu for gpu in hardware.gpus if gpu.device == budget.device)
+
+
+def _major(gpu: Gpu) -> int:
+    return int(gpu.capability.partition(".")[0] or 0)

@@ -174,7 +174,7 @@ def _offload(question: Question, answer: Proposal) -> str:
     if not answer.offload:
         return "nothing has to leave the compute device"
     kept = student_footprint(answer.shape, replace(answer.student.setting, cpu_offload=False)).peak_bytes
-    where = "main memory" if question.budget.on_gpu else "files"
+    where = "files" if question.budget.where.is_host else "main memory"
     peak = format_bytes(answer.student.footprint.peak_bytes)
     return f"what waits lies in {where}: the student takes {peak} instead of {format_bytes(kept)}"
 
@@ -190,7 +190,7 @@ def _keep_memory(question: Question, answer: Proposal) -> str:
 
 
 def _needed(question: Question, footprint: Footprint) -> int:
-    return footprint.peak_bytes if question.budget.on_gpu else footprint.needed_bytes
+    return footprint.needed_bytes if question.budget.where.is_host else footprint.peak_bytes
 
 
 def _budget(question: Question) -> str:

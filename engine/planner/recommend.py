@@ -28,8 +28,6 @@ from engine.planner.timing import step_seconds, teacher_duration
 from engine.planner.workload import Text, default_length, effective_rows
 from engine.settings import layer_count, layer_list
 
-# Tokens of a micro-batch beyond which nothing gets faster, on a CPU and on a GPU.
-_MOST_TOKENS = {False: 4_096, True: 65_536}
 # Settings whose times differ by less are taken for equally fast, and the smaller one wins.
 _SAME_SPEED = 1.05
 _SHORTEST_ROW = 64
@@ -179,7 +177,7 @@ def student_candidates(
 ) -> Iterator[Candidate[StudentSetting]]:
     """Every way of training the student that the settings leave open."""
     rows, _ = effective_rows(question.text, length)
-    most = max(1, _MOST_TOKENS[question.budget.on_gpu] // length)
+    most = max(1, question.budget.where.most_tokens // length)
     if config.student_batch is not None:
         batches = [config.student_batch]
     elif config.gradient_accumulation is not None:
@@ -205,7 +203,7 @@ def student_candidates(
             optimizer=optimizer,
             cpu_offload=bool(config.cpu_offload),
             record_size=config.record_size,
-            on_gpu=question.budget.on_gpu,
+            device=question.budget.where,
             packing=config.packing,
         )
         seconds = step_seconds(shape, setting, question.rates) / (setting.batch * setting.accumulation)
@@ -217,7 +215,7 @@ def student_candidates(
 def teacher_candidates(question: Question, config: RunConfig, length: int) -> Iterator[Candidate[TeacherSetting]]:
     """Every way of scoring that the settings leave open."""
     tokens = max(question.text.all_tokens(length), 16_384)
-    most = max(1, _MOST_TOKENS[question.budget.on_gpu] // length)
+    most = max(1, question.budget.where.most_tokens // length)
     batches = _powers(most) if config.teacher_batch is None else [config.teacher_batch]
     streamed = [False, True] if config.layer_by_layer is None else [config.layer_by_layer]
     for batch, layer_by_layer in itertools.product(batches, streamed):
@@ -229,7 +227,7 @@ def teacher_candidates(question: Question, config: RunConfig, length: int) -> It
             quantization=config.quantization,
             cpu_offload=bool(config.cpu_offload),
             record_size=config.record_size,
-            on_gpu=question.budget.on_gpu,
+            device=question.budget.where,
             total_tokens=question.text.all_tokens(length) or None,
         )
         if layer_by_layer:

@@ -16,12 +16,12 @@ from engine.config import RunConfig
 from engine.errors import DoesNotFit, Problem, SettingsError
 from engine.format import format_bytes
 from engine.hardware import Hardware
+from engine.machine.gpu_check import checked, torch_version
 from engine.planner import disk, misfit, reasons, timing, workload
 from engine.planner.budget import budget_for
 from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
-from engine.planner.gpu_check import checked
 from engine.planner.live_runs import live_runs
-from engine.planner.measure import MachineRates, machine_rates, torch_version
+from engine.planner.measure import MachineRates, machine_rates
 from engine.planner.models import FROM_TEACHER, Models, models_for
 from engine.planner.packing import packing_for
 from engine.planner.precision import precision_for, smaller_precision
@@ -88,7 +88,7 @@ def plan(
     )
     _check_length(question)
     answer = recommend(question)
-    smaller = None if answer.fits else smaller_precision(wished, precision, machine)
+    smaller = None if answer.fits else smaller_precision(wished, precision, budget, hardware, machine)
     if smaller is not None:
         in_half = replace(question, precision=smaller)
         if (other := recommend(in_half)).fits:
@@ -222,7 +222,7 @@ def _disk_bytes(question: Question, answer: Proposal, config: RunConfig, models:
         # Those of a second training: the newest, the best, and the one that is being written.
         keep_checkpoints=config.keep_checkpoints + (0 if config.compare == "none" else 3),
         from_teacher=models.student == FROM_TEACHER,
-        in_files=answer.offload and not question.budget.on_gpu,
+        in_files=answer.offload and question.budget.where.is_host,
     )
 
 

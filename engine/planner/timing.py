@@ -51,7 +51,7 @@ def teacher_duration(shape: ModelShape, setting: TeacherSetting, tokens: int, ra
     stored = shape.parameters * shape.stored_bytes
     if setting.layer_by_layer:
         micro_batch = setting.batch * setting.sequence_length
-        wave = wave_tokens(shape.hidden_size, micro_batch, layer_by_layer=True, on_gpu=setting.on_gpu)
+        wave = wave_tokens(shape.hidden_size, micro_batch, layer_by_layer=True, device=setting.device)
         reading = math.ceil(tokens / wave) * stored / rates.disk_read_bytes_per_second
         # The next layer is read while one computes: the slower of the two decides, where there is room for both.
         together = max(compute, reading) if setting.reads_ahead else compute + reading
@@ -73,7 +73,7 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
     update = shape.parameters * 28 / rates.memory_bytes_per_second
     # Each micro-batch but the first adds its gradient to the sum: two reads and a write.
     adding = (setting.accumulation - 1) * shape.parameters * 12 / rates.memory_bytes_per_second
-    if setting.optimizer == "adamw-8bit" and not setting.on_gpu:
+    if setting.optimizer == "adamw-8bit" and setting.device.is_host:
         update *= 10
     return setting.accumulation * passes * forward + adding + update
 

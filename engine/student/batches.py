@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from engine.machine.torch_device import kind_of
 from engine.models.transfer import to_device
 from engine.student.loss import RecordTensors
 from engine.student.order import Order
@@ -47,7 +48,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        if device.type == "cpu":
+        if kind_of(device).is_host:
             return self
         records = [getattr(self.records, field.name) for field in fields(self.records)]
         together = [self.tokens, self.positions, self.labels, *records]

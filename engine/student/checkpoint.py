@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from engine.disk.fault import commit_point
 from engine.disk.files import NO_ROOM, fsync_folder, make_folder, no_room
 from engine.disk.tensor_file import write_tensors
+from engine.machine.torch_device import generator_states, restore_generators
 from engine.out_of_memory import is_out_of_memory
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -74,10 +75,7 @@ class StudentCheckpoint:
     def restore_generators(self) -> None:
         """Put every random number generator where it was."""
         with self.tensors("rng") as saved:
-            torch.set_rng_state(saved["cpu"])
-            for index in range(torch.cuda.device_count()):
-                if f"cuda:{index}" in saved:
-                    torch.cuda.set_rng_state(saved[f"cuda:{index}"], index)
+            restore_generators(saved)
         version, words, gauss = self.state["generators"]["python"]
         random.setstate((version, tuple(words), gauss))
         name, keys, place, has_gauss, cached = self.state["generators"]["numpy"]
@@ -116,7 +114,7 @@ class Checkpoints:
         self.sweep()
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
-        tensors = {"weights": _own_tensors(model), "optimizer": optimizer, "rng": _generator_tensors()}
+        tensors = {"weights": _own_tensors(model), "optimizer": optimizer, "rng": generator_states()}
         needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
         try:
             num_bytes = _write_folder(temporary, tensors, {**state, "step": step, "generators": _generators()})
@@ -270,13 +268,6 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
         if key not in seen or not tensor.numel():
             seen.add(key)
             found[name] = tensor.detach()
-    return found
-
-
-def _generator_tensors() -> dict[str, Tensor]:
-    found = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        found |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     return found
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.machine.torch_device import exact
 from engine.student.batches import MicroBatch, Source
 from engine.student.head import Head, LinearHead, open_head
 from engine.student.judge import DocumentSums
@@ -63,9 +64,9 @@ class Calibration:
 
     def add(self, confidence: Tensor, is_right: Tensor) -> None:
         """Count some positions: the probability of the first choice, and whether it was the label."""
-        confidence = confidence.double().cpu()
+        confidence = exact(confidence).cpu()
         bins = (confidence * NUM_BINS).ceil().long().sub_(1).clamp_(0, NUM_BINS - 1)  # (0, 1/15], (1/15, 2/15] …
-        for row, values in enumerate((torch.ones_like(confidence), confidence, is_right.double().cpu())):
+        for row, values in enumerate((torch.ones_like(confidence), confidence, exact(is_right).cpu())):
             self._sums[row].index_add_(0, bins, values)
 
     @property
@@ -114,7 +115,7 @@ def evaluate(
             for part, ce, kl, best_log_prob, choice in _scores(learner.head, states, batch, objective, chunk_tokens):
                 calibration.add(best_log_prob.exp(), choice == batch.labels[part])
                 agrees = choice == top1_ids[part]
-                each.append(torch.stack([ce.double(), kl.double(), agrees.double()]).cpu())
+                each.append(exact(torch.stack([ce, kl, agrees.to(ce.dtype)])).cpu())
             found = torch.cat(each, dim=1) if each else torch.zeros(3, 0, dtype=torch.float64)
             sums += found.sum(1)
             if documents is not None:

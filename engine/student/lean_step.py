@@ -16,10 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from engine.machine.torch_device import kind_of
 from engine.student.batches import StepPart
 from engine.student.head import LinearHead
 from engine.student.learner import Learner
@@ -59,8 +61,9 @@ class RunningNorms:
         if not self._clip_norm or usual is None or self._total == 0.0:
             return 1.0
         share = self._clip_norm * usual / self._total
-        if isinstance(norm, Tensor) and norm.device.type != "cpu":
-            return (share / norm.double().clamp_min(1e-12)).clamp_max(1.0)
+        if isinstance(norm, Tensor) and not kind_of(norm.device).is_host:
+            precise = norm.double() if kind_of(norm.device).has_float64 else norm
+            return (share / precise.clamp_min(1e-12)).clamp_max(1.0)
         return min(1.0, share / max(usual if norm is None else float(norm), 1e-12))
 
     def saw(self, name: str, norm: float | Tensor) -> None:
@@ -120,7 +123,7 @@ def lean_step(
         return StepResult(value, ce, kd, 0.0, part.num_scored, False, not is_usable)
 
     optimizer.begin_step(learning_rate)
-    update = _Update(learner.head, learner.tied, optimizer, norms, _padding_row(learner))
+    update = _Update(learner.head, learner.tied, optimizer, norms, _Embedding.of(learner, part.batch.tokens))
     gradient = loss.backward(scale, on_rows=None if learner.tied else update.head_rows)
     assert gradient is not None
     with update.in_backward():
@@ -136,7 +139,7 @@ class _Update:
     """Applies gradients as they come."""
 
     def __init__(
-        self, head: LinearHead, tied: bool, optimizer: AdamW, norms: RunningNorms, padding: tuple[Tensor, int] | None
+        self, head: LinearHead, tied: bool, optimizer: AdamW, norms: RunningNorms, embedding: _Embedding
     ) -> None:
         self._optimizer = optimizer
         self._norms = norms
@@ -144,7 +147,7 @@ class _Update:
         self._weight, self._bias = head.weight, head.bias
         self._bias_gradient = None if head.bias is None else torch.zeros_like(head.bias)
         self._tied = tied
-        self._padding = padding
+        self._embedding = embedding
         self._from_embedding: tuple[Tensor, Tensor, Tensor] | None = None
 
     @contextmanager
@@ -183,7 +186,11 @@ class _Update:
             gradient = gradient.coalesce()
             rows, gradient = gradient.indices()[0], gradient.values()
             rows_here = rows.cpu()  # rising; what is cut at a place that the CPU knows needs no more questions
-        padding = self._padding[1] if self._padding is not None and self._padding[0] is parameter else None
+        elif parameter is self._embedding.weight and self._embedding.read is not None:
+            rows_here = self._embedding.read
+            rows = rows_here.to(gradient.device)
+            gradient = gradient.index_select(0, rows)
+        padding = self._embedding.padding if parameter is self._embedding.weight else None
         if padding is not None and rows_here is None:
             gradient[padding] = 0.0
         elif padding is not None and rows is not None and rows_here is not None:
@@ -210,7 +217,7 @@ class _Update:
         norm = torch.linalg.vector_norm(gradient)
         self._norms.saw(name, norm)
         skip: Tensor | None = None
-        if norm.device.type != "cpu":
+        if not kind_of(norm.device).is_host:
             skip = torch.isfinite(norm).logical_not().float()  # the kernel looks, and the CPU need not wait
         elif not torch.isfinite(norm):
             return
@@ -235,16 +242,33 @@ def _sparse_embedding(learner: Learner) -> Iterator[None]:
         yield
         return
     sparse, padding_row = embedding.sparse, embedding.padding_idx
-    embedding.sparse, embedding.padding_idx = True, None
+    embedding.sparse, embedding.padding_idx = kind_of(embedding.weight.device).has_sparse, None
     try:
         yield
     finally:
         embedding.sparse, embedding.padding_idx = sparse, padding_row
 
 
-def _padding_row(learner: Learner) -> tuple[Tensor, int] | None:
-    """The embedding's weight and the row of it that is never trained, where it has one."""
-    embedding = learner.model.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding) or embedding.padding_idx is None:
-        return None
-    return embedding.weight, int(embedding.padding_idx)
+@dataclass(frozen=True)
+class _Embedding:
+    """What a step has to know of the embedding.
+
+    Attributes:
+        weight: its matrix; None where it is none.
+        padding: the row that is never trained, where it has one.
+        read: rows that the step reads, rising, on the CPU, where the device has no sparse gradients: the gradient is
+            whole there for a moment, and these rows are taken from it.
+    """
+
+    weight: Tensor | None = None
+    padding: int | None = None
+    read: Tensor | None = None
+
+    @classmethod
+    def of(cls, learner: Learner, tokens: Tensor) -> _Embedding:
+        """That of a student, for a step with these tokens on the CPU."""
+        embedding = learner.model.get_input_embeddings()
+        if not isinstance(embedding, nn.Embedding):
+            return cls()
+        read = None if kind_of(learner.device).has_sparse else tokens.unique()
+        return cls(embedding.weight, embedding.padding_idx, read)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from engine.machine.torch_device import exact_home, exact_sum
 from engine.student.head import Head, HeadPass, open_head
 
 if TYPE_CHECKING:
@@ -185,14 +186,16 @@ class _RecordLoss(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden_states) if wants_gradient else None
         if wants_gradient:
             head.begin(work.accumulate)
-        ce_sum, kd_sum = (torch.zeros((), dtype=torch.float64, device=hidden_states.device) for _ in range(2))
+        ce_sum, kd_sum = (
+            torch.zeros((), dtype=torch.float64, device=exact_home(hidden_states.device)) for _ in range(2)
+        )
         for chunk in _chunks(len(work.labels), work.chunk_tokens):
             logits_CV = head.forward(hidden_states[chunk].detach(), wants_gradient)
             ce, kd = logits_to_gradient(
                 logits_CV, work.labels[chunk], work.records.at(chunk), objective, work.scale, wants_gradient
             )
-            ce_sum += ce.sum(dtype=torch.float64)
-            kd_sum += kd.sum(dtype=torch.float64)
+            ce_sum += exact_sum(ce)
+            kd_sum += exact_sum(kd)
             if hidden_gradient is not None:
                 hidden_gradient[chunk] = head.backward(logits_CV)
             del logits_CV
@@ -200,7 +203,8 @@ class _RecordLoss(torch.autograd.Function):
             ctx.save_for_backward(hidden_gradient, *head.end())
         ctx.mark_non_differentiable(ce_sum, kd_sum)
         loss = blend(ce_sum, kd_sum, objective) * work.scale
-        return loss.to(torch.promote_types(hidden_states.dtype, torch.float32)), ce_sum, kd_sum
+        loss = loss.to(torch.promote_types(hidden_states.dtype, torch.float32)).to(hidden_states.device)
+        return loss, ce_sum, kd_sum
 
     @staticmethod
     @once_differentiable

@@ -20,15 +20,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from engine.machine.torch_device import kind_of
 from engine.student import eight_bit
 from engine.student.mapped import SMALLEST_BYTES, mapped_zeros
 
 BETAS = (0.9, 0.95)
 EPSILON = 1e-8
 
-# Elements of 8-bit or offloaded moments that are unpacked at a time: what stays in a core's cache; a GPU wants more.
-PIECE_ELEMENTS = 1 << 16
-_GPU_PIECES = 64
 # Smaller tensors keep 32-bit moments: there is nothing to save.
 _SMALLEST_8BIT = 4096
 
@@ -77,7 +75,7 @@ class AdamW:
             if parameter.grad is None:
                 continue
             weights, moments, decay = self._state_of(name)
-            if moments.are_whole and weights.device.type != "cpu":
+            if moments.are_whole and not kind_of(weights.device).is_host:
                 # All of these in one call: a kernel for many of them instead of one each.
                 gradient = _as_matrix(parameter.grad).contiguous()
                 state = (weights, gradient, moments.parts["first"], moments.parts["second"])
@@ -186,7 +184,7 @@ class _Moments:
     def __init__(self, weights: Tensor, bits: int, device: torch.device, scratch: Path | None) -> None:
         self._block = _block_size(weights) if bits == 8 else None
         self._in_pieces = self._block is not None or device != weights.device
-        self._piece_elements = PIECE_ELEMENTS * (_GPU_PIECES if weights.device.type == "cuda" else 1)
+        self._piece_elements = kind_of(weights.device).piece_elements
         rows, columns = weights.shape
         if self._block is None:
             self.parts = {name: _zeros(rows, columns, torch.float32, device, scratch) for name in ("first", "second")}
@@ -270,6 +268,6 @@ def _block_size(weights: Tensor) -> int | None:
 
 
 def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device, scratch: Path | None) -> Tensor:
-    if scratch is not None and device.type == "cpu" and rows * columns * dtype.itemsize >= SMALLEST_BYTES:
+    if scratch is not None and kind_of(device).is_host and rows * columns * dtype.itemsize >= SMALLEST_BYTES:
         return mapped_zeros(scratch, (rows, columns), dtype)
     return torch.zeros(rows, columns, dtype=dtype, device=device)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.machine.torch_device import exact_sum, kind_of
 from engine.student.head import LinearHead
 from engine.student.loss import Objective, RecordTensors, read_for, target_terms
 
@@ -24,7 +25,6 @@ from engine.student.loss import Objective, RecordTensors, read_for, target_terms
 # kernels, whatever its size: slices are larger there.
 _LOGITS_BYTES = 4 * 2**20
 _GRADIENT_BYTES = 4 * 2**20
-_GPU_FACTOR = 8
 
 OnRows = Callable[[slice, Tensor, Tensor | None], None]
 """Takes some rows of the head: which, the gradient of the weight [rows, H], and that of the bias [rows] or None."""
@@ -97,8 +97,8 @@ def sliced_loss(
     records = read_for(objective.target, records, labels)
     scores = _first_pass(hidden, labels, records, head, objective)
     return SlicedLoss(
-        scores.ce.sum(dtype=torch.float64),
-        scores.kd.sum(dtype=torch.float64),
+        exact_sum(scores.ce),
+        exact_sum(scores.kd),
         hidden,
         labels,
         records,
@@ -206,7 +206,7 @@ class _LogSumExp:
 
 
 def _slices(head: LinearHead, hidden: Tensor, vocab_size: int) -> Iterator[slice]:
-    factor = 1 if hidden.device.type == "cpu" else _GPU_FACTOR
+    factor = kind_of(hidden.device).loss_factor
     logits_rows = factor * _LOGITS_BYTES // (4 * max(1, len(hidden)))
     size = max(64, min(logits_rows, factor * _GRADIENT_BYTES // (4 * head.weight.shape[1])))
     for start in range(0, vocab_size, size):

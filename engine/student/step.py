@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.machine.torch_device import exact, exact_home
 from engine.student.batches import StepPart
 from engine.student.learner import Learner
 from engine.student.loss import Objective, record_loss
@@ -97,7 +98,7 @@ def train_step(
         loss_scale: for float16.
         exploded_above: a step with a larger loss changes nothing.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=learner.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=exact_home(learner.device))
     tokens = 0
     for part in parts:
         batch = part.batch.to(learner.device)
@@ -119,7 +120,7 @@ def train_step(
         del loss
     gradients = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
     # One question to the device: each makes the CPU wait for all that was launched.
-    norm_of_all = torch.nn.utils.get_total_norm(gradients).to(sums)
+    norm_of_all = exact(torch.nn.utils.get_total_norm(gradients))
     ce_sum, kd_sum, norm = torch.cat([sums, norm_of_all.view(1)]).tolist()
     ce, kd, norm = ce_sum / max(1, tokens), kd_sum / max(1, tokens), norm / loss_scale.value
     loss_value = blended(ce, kd, objective)

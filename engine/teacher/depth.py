@@ -23,6 +23,7 @@ from torch.nn.functional import cosine_similarity
 
 from engine.data.tokens import Split, TokenFile
 from engine.errors import BadNumbers, ModelError
+from engine.machine.torch_device import exact, exact_sum
 from engine.models.documents import batches_of, find_documents
 from engine.models.skipping import cut_to, watched
 
@@ -280,7 +281,7 @@ class _Bench:
             # A whole model takes one micro-batch through all layers, a streamed one all of them through one layer: the
             # n-th call of a layer is for the n-th piece either way.
             piece = next(queues.setdefault(index, iter(text)))
-            turned = 1.0 - cosine_similarity(given.float(), output.float(), dim=-1).double().cpu()
+            turned = 1.0 - exact(cosine_similarity(given.float(), output.float(), dim=-1)).cpu()
             if turned.dim() > 2:  # several streams beside each other (Gemma 3n)
                 turned = turned.flatten(0, -3).mean(0)
             sums[index] += turned[piece.real].sum()
@@ -332,7 +333,7 @@ class _Bench:
             chunk = slice(start, start + self._chunk_tokens)
             logits = self._teacher.logits(states[chunk])[:, : self._vocab_size]
             own = logits.gather(1, labels[chunk, None])[:, 0]
-            total += float((logits.logsumexp(1) - own).double().sum())
+            total += float(exact_sum(logits.logsumexp(1) - own))
         return total
 
     def _progress(self, _done: int, _total: int) -> None:

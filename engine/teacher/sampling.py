@@ -21,14 +21,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadNumbers
+from engine.machine.torch_device import exact, kind_of
 
 # Ids are looked for in two steps, block then place, so that no running sum over the vocabulary is ever written. Blocks
 # this long make both steps short; any length gives the same record up to rounding.
 BLOCK = 128
-
-# Elements of a temporary matrix that is made again and again: half a MiB, below what the C library asks the system for.
-# A GPU has no such limit, and pays for each piece.
-_PIECE, _GPU_PIECE = 2**17, 2**24 + 2**20
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,7 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor, scrat
     """
     # N = positions, V = vocabulary, K = record size, G = blocks of the vocabulary, B = ids in a block
     num_rows, vocab_size = log_probs.shape
+    device = log_probs.device
     size = min(record_size, vocab_size)
     if scratch is None:
         scratch = scratch_for(num_rows, vocab_size, like=log_probs)
@@ -92,39 +90,53 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor, scrat
         probs_NV[:, vocab_size:] = 0.0  # and weighs nothing
     # Small probabilities are what is left after the large ones are taken out, not 1 minus these: 1e-30 would be lost.
     probs_NV.scatter_(1, top_ids_NK, 0.0)
-    sums_NG = probs_NGB.sum(-1).double()
+    sums_NG = exact(probs_NGB.sum(-1))
     rest_N = sums_NG.sum(-1)
-    top_NK = top_NK.double()
+    top_NK = exact(top_NK)
     total_N = rest_N + top_NK.sum(-1)
     _check(total_N)
 
     num_head_N = _num_heads(top_NK, rest_N)
-    is_head_NK = _ranks(size, log_probs.device) < num_head_N[:, None]
+    is_head_NK = _ranks(size, top_NK.device) < num_head_N[:, None]
     left_over_NK = top_NK.masked_fill(is_head_NK, 0.0)
-    probs_NV.scatter_(1, top_ids_NK, left_over_NK.float())
-    sums_NG.scatter_add_(1, top_blocks_NK, left_over_NK)
+    probs_NV.scatter_(1, top_ids_NK, left_over_NK.float().to(device))
+    _add_to_blocks(sums_NG, top_blocks_NK.to(sums_NG.device), left_over_NK)
     tail_N = sums_NG.sum(-1)
 
-    ids_NK = _draw_tail(probs_NGB, sums_NG, num_head_N, top_ids_NK, uniforms)
+    ids_NK = _draw_tail(probs_NGB, sums_NG, num_head_N, top_ids_NK.to(sums_NG.device), uniforms).to(device)
+    is_head_NK = is_head_NK.to(device)
     ids_NK = torch.where(is_head_NK, top_ids_NK, ids_NK)
     top_log_probs_NK = log_probs.gather(1, top_ids_NK)
     return Drawn(
         ids=ids_NK,
-        num_head=num_head_N,
+        num_head=num_head_N.to(device),
         head_log_probs=torch.where(is_head_NK, top_log_probs_NK, -torch.inf),
-        tail_mass=(tail_N / total_N).float(),
+        tail_mass=(tail_N / total_N).float().to(device),
         entropy=entropy_N,
         top1_id=top_ids_NK[:, 0],
         top1_log_prob=top_log_probs_NK[:, 0],
     )
 
 
+def _add_to_blocks(sums_NG: Tensor, blocks_NK: Tensor, amounts_NK: Tensor) -> None:
+    """Add each amount to its block.
+
+    A GPU's ``scatter_add_`` adds what falls into one block in any order: a draw on the edge could differ between two
+    runs. There each block's amounts are summed first, always in one order, and ranks of one block write the same value.
+    """
+    if kind_of(sums_NG.device).is_host:
+        sums_NG.scatter_add_(1, blocks_NK, amounts_NK)  # one thread a row, in order
+        return
+    is_same_NKK = blocks_NK[:, :, None] == blocks_NK[:, None, :]
+    before_NK1 = sums_NG.gather(1, blocks_NK)[:, :, None]
+    sums_NG.scatter_(1, blocks_NK, torch.baddbmm(before_NK1, is_same_NKK.double(), amounts_NK[:, :, None])[:, :, 0])
+
+
 def _entropy(log_probs: Tensor, probs_NV: Tensor) -> Tensor:
     """-sum(p log p) of each row, block by block: no third block of the vocabulary's size."""
     entropy_N = log_probs.new_zeros(log_probs.shape[0])
     # Small enough to come from memory that is there already, however many rows there are.
-    elements = _PIECE if log_probs.device.type == "cpu" else _GPU_PIECE
-    piece = max(1, elements // max(1, log_probs.shape[0]) // BLOCK) * BLOCK
+    piece = max(1, kind_of(log_probs.device).scratch_elements // max(1, log_probs.shape[0]) // BLOCK) * BLOCK
     for start in range(0, log_probs.shape[1], piece):
         log_probs_NP = log_probs[:, start : start + piece]
         probs_NP = probs_NV[:, start : start + log_probs_NP.shape[1]]
@@ -184,7 +196,7 @@ def _draw_tail(
 
     block_NK = torch.searchsorted(sums_to_NG, mark_NK, right=True).clamp_max(num_blocks - 1)
     into_NK = mark_NK - (sums_to_NG - sums_NG).gather(1, block_NK).clamp_min(0.0)
-    inside_NKB = probs_NGB.gather(1, block_NK[:, :, None].expand(-1, -1, BLOCK)).double().cumsum(-1)
+    inside_NKB = exact(probs_NGB.gather(1, block_NK.to(probs_NGB.device)[:, :, None].expand(-1, -1, BLOCK))).cumsum(-1)
     whole_NK = inside_NKB[:, :, -1]
     # The block's sum was rounded another way than this running sum: meet in the same proportion.
     into_NK = into_NK * whole_NK / sums_NG.gather(1, block_NK)
@@ -208,7 +220,7 @@ def _without_doubles(ids_NK: Tensor, num_head_N: Tensor, probs_NGB: Tensor) -> T
         if not has_doubles:
             continue
         first = int(num_head_N[row])
-        has_mass_V = probs_NGB[row].flatten() > 0.0
+        has_mass_V = probs_NGB[row].flatten().to(ids_NK.device) > 0.0
         has_mass_V[ids_NK[row, first:]] = False
         free = has_mass_V.nonzero().flatten()
         for place in (doubles_NK[row].nonzero().flatten() + 1).tolist():

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.machine.torch_device import exact
 from engine.models.narrow import Kept, Width
 from engine.models.skipping import cut_to
 from engine.teacher.depth import DeepTeacher, Piece
@@ -76,10 +77,10 @@ def _hear(
     # The n-th call is for the n-th piece, whole or streamed; a padded position's activations are not of the text.
     calls[key] = calls.get(key, -1) + 1
     real = text[calls[key]].real.to(given.device)
-    squares = given.reshape(*real.shape, -1)[real].double().square().sum(0).cpu()
+    squares = exact(given.reshape(*real.shape, -1)[real]).square().sum(0).cpu()
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta:
-        squares = squares * weight.detach().float().square().sum(0).double().cpu()
+        squares = squares * exact(weight.detach().float().square().sum(0)).cpu()
     scores[key] = scores.get(key, torch.zeros_like(squares)) + squares
 
 

@@ -22,6 +22,8 @@ LIGHT = [
     "engine.format",
     "engine.hardware",
     "engine.launch",
+    "engine.machine.device",
+    "engine.machine.gpu_check",
     "engine.memory_watch",
     "engine.models.spec",
     "engine.models.vocabulary",
@@ -41,18 +43,30 @@ LIGHT = [
 ]
 # What a part of the engine may import of the others; a part that is not named here may import anything but the screens.
 MAY_IMPORT = {
-    "config": {"errors", "settings"},
+    "config": {"errors", "settings", "machine"},
+    "machine": {"errors", "disk", "hardware", "places", "safe_child", "out_of_memory"},
     "events": {"last_word"},
     "errors": set(),
     "disk": {"errors", "disk"},
     "out_of_memory": {"errors"},
     "settings": set(),
     "cache": {"errors", "disk", "settings", "out_of_memory"},
-    "models": {"errors", "disk", "models", "hardware", "settings", "out_of_memory"},
+    "models": {"errors", "disk", "models", "hardware", "settings", "out_of_memory", "machine"},
     "data": {"errors", "events", "disk", "format", "models", "phase_control", "hardware", "out_of_memory"},
     "memory_watch": {"hardware"},
     "relief": {"events", "format", "memory_watch"},
-    "teacher": {"errors", "events", "phase_control", "relief", "models", "cache", "data", "disk", "hardware"},
+    "teacher": {
+        "errors",
+        "events",
+        "phase_control",
+        "relief",
+        "models",
+        "cache",
+        "data",
+        "disk",
+        "hardware",
+        "machine",
+    },
     "student": {
         "errors",
         "out_of_memory",
@@ -67,6 +81,7 @@ MAY_IMPORT = {
         "format",
         "verdict",
         "version",
+        "machine",
     },
     "verdict": set(),
     "planner": {
@@ -86,6 +101,7 @@ MAY_IMPORT = {
         "version",
         "cgroup",
         "out_of_memory",
+        "machine",
     },
 }
 

@@ -31,10 +31,10 @@ from typing import Any
 
 from engine import hardware
 from engine.cache.store import CacheStore
+from engine.machine.gpu_check import gpu_of
 from engine.models.demo import DEMO_TEACHER
 from engine.phases.rescore import rescore
 from engine.planner.footprint import context_bytes_on
-from engine.planner.gpu_check import gpu_of
 from engine.run import Run, versions
 from tests.benchmarks import low_memory
 
@@ -200,7 +200,7 @@ def _limited(command: list[str], seconds: float) -> subprocess.CompletedProcess[
 
 
 def _probe(seconds: float) -> dict[str, Any]:
-    done = _limited([sys.executable, "-m", "engine.planner.gpu_probe"], seconds)
+    done = _limited([sys.executable, "-m", "engine.machine.gpu_probe"], seconds)
     answer = json.loads(done.stdout.splitlines()[-1])
     return {**answer, "kept": not answer["why_not"]}
 

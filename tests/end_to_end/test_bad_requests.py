@@ -18,7 +18,8 @@ from engine.cli.distill import main
 from engine.config import RunConfig
 from engine.errors import FolderError
 from engine.hardware import Gpu
-from engine.planner import gpu_check, plan
+from engine.machine import gpu_check
+from engine.planner import plan
 from engine.planner.measure import cautious_rates
 from engine.run import Run
 from tests.end_to_end.program import QUICK, run, write_texts

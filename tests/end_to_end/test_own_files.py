@@ -22,7 +22,7 @@ LIBRARIES = (
 )
 SCRIPTS = ("tiny-distill", "tiny-distill-cache", "tiny-distill-profile", "tinydistill-tui")
 MODULES = ("engine", "engine.cli.distill", "engine.cli.cache", "tinydistill_tui", "tinydistill_tui.cli")
-CHILDREN = ("engine.supervisor", "engine.phase", "engine.data.row_preview", "engine.planner.gemm_probe",
+CHILDREN = ("engine.supervisor", "engine.phase", "engine.data.row_preview", "engine.machine.gemm_probe",
             "tinydistill_tui.download")  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import pytest
 from engine import hardware, supervisor
 from engine.errors import EXIT_OUT_OF_MEMORY, OutOfMemory, PhaseDied
 from engine.events import EventWriter, read_events
-from engine.planner import gpu_check
+from engine.machine import gpu_check
 from engine.run import Run
 from engine.supervisor import Supervisor
 from tests.engine.test_run import make_run

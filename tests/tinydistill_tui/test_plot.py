@@ -1,5 +1,6 @@
 import pytest
 
+from engine.machine.device import CPU, Device
 from tests.tinydistill_tui.fixtures import NOW, events_of
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.watch import fold
@@ -63,7 +64,7 @@ def test_any_samples_in_any_size_are_drawn(samples, size, log):
 @pytest.mark.parametrize("scene", ["starting", "preparing", "scoring", "training", "done", "backed-off"])
 def test_runs_drawings_fit_their_size(scene):
     view = fold(RunView(), events_of(scene, "r"))
-    drawings = [memory_drawing(view, NOW, on_gpu=False)]
+    drawings = [memory_drawing(view, NOW, device=CPU)]
     drawings += [
         metric_drawing(view, metric, by_step=step, log=log)
         for metric in METRICS
@@ -76,7 +77,7 @@ def test_runs_drawings_fit_their_size(scene):
 
 
 def test_memory_drawing_has_budget_and_one_prediction_for_each_phase():
-    drawing = memory_drawing(fold(RunView(), events_of("training", "r")), NOW, on_gpu=True)
+    drawing = memory_drawing(fold(RunView(), events_of("training", "r")), NOW, device=Device.of("cuda:0"))
     assert drawing.title == "GPU memory, GiB"
     assert [level.name for level in drawing.levels] == ["predicted", "predicted", "budget"]
     assert [round(level.value, 1) for level in drawing.levels] == [1.1, 2.6, 3.0]

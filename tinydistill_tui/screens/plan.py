@@ -24,8 +24,8 @@ from engine.cli.arguments import command_line
 from engine.config import SETTINGS
 from engine.errors import SettingsError, TinyDistillError
 from engine.hardware import Hardware
+from engine.machine.gpu_check import checked
 from engine.planner import Plan, measure, plan
-from engine.planner.gpu_check import checked
 from engine.planner.summary import cautions, summary
 from engine.runs import default_runs_path
 from tinydistill_tui import plan_facts

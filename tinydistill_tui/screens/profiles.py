@@ -17,7 +17,7 @@ from engine import hardware, profiles
 from engine.errors import Problem, SettingsError, TinyDistillError
 from engine.format import format_when
 from engine.hardware import Hardware
-from engine.planner.gpu_check import checked
+from engine.machine.gpu_check import checked
 from engine.runs import default_runs_path
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.plan_facts import cut_value, cut_words, home_as_tilde, shown

@@ -19,6 +19,7 @@ from textual.worker import get_current_worker
 
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration, format_percent
+from engine.machine.device import CPU, Device
 from tinydistill_tui import control, logout, run_words, runs, watcher
 from tinydistill_tui.messages import RunGone, RunUpdated
 from tinydistill_tui.run_view import RunView
@@ -96,7 +97,7 @@ class RunScreen(FrameScreen):
         self.live = False
         self.read_share = 0.0
         self.created: float | None = None
-        self._on_gpu = False
+        self._device = CPU
         self._asked: _Asked | None = None
         self._last_focus: Widget | None = None
         self._offered: tuple[bool, bool] | None = None
@@ -123,7 +124,7 @@ class RunScreen(FrameScreen):
         created = info.get("created")
         self.created = float(created) if isinstance(created, (int, float)) else None
         settings = info.get("settings")
-        self._on_gpu = isinstance(settings, dict) and str(settings.get("device") or "").startswith("cuda")
+        self._device = Device.of(str(settings.get("device") or "cpu")) if isinstance(settings, dict) else CPU
         self._asked, self._seen_notices, self._result_shown_for = None, 0, None
         self._draw()
         self._read_events(path)
@@ -177,7 +178,7 @@ class RunScreen(FrameScreen):
         state, now = self._draw_state()
         view = self.view
         self.query_one(PhaseList).show(view, state)
-        self.query_one(RunPlots).show(view, now, on_gpu=self._on_gpu)
+        self.query_one(RunPlots).show(view, now, device=self._device)
         self._draw_notice()
         self.query_one(LogPane).show(view)
 

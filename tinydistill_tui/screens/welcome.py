@@ -22,8 +22,8 @@ from engine import hardware, profiles
 from engine.errors import TinyDistillError
 from engine.format import format_bytes
 from engine.hardware import GpuUser, Hardware
+from engine.machine.gpu_check import checked
 from engine.planner.budget import FREE_SHARE
-from engine.planner.gpu_check import checked
 from engine.runs import default_runs_path
 from tinydistill_tui import runs
 from tinydistill_tui.draft import Draft, budget_text
@@ -167,7 +167,7 @@ class WelcomeScreen(StepScreen):
     def _offer_devices(self, machine: Hardware) -> None:
         """Each GPU and the processor, where there is something to choose from."""
         self.query_one("#row-device").display = bool(machine.gpus)
-        devices = [f"cuda:{gpu.index}" for gpu in machine.gpus]
+        devices = [gpu.device for gpu in machine.gpus]
         asked = self.draft.get("device")
         others = [(name, name) for name in (*devices, "cpu")]
         if asked and asked not in (*devices, "cpu"):
@@ -177,8 +177,8 @@ class WelcomeScreen(StepScreen):
     def _draw_budgets(self) -> None:
         """What stands in the fields while nothing is typed, and what a budget is a part of."""
         assert self.machine is not None
-        on_gpu = bool(self.machine.gpus) and self.draft.get("device") != "cpu"
-        self.query_one("#row-memory_budget").display = on_gpu
+        is_gpu = bool(self.machine.gpus) and self.draft.get("device") != "cpu"
+        self.query_one("#row-memory_budget").display = is_gpu
         for field in self.query(TextField):
             field.placeholder = f"{format_bytes(FREE_SHARE * self._free(field.setting))} (the planner's)"
         self._draw_shares()
@@ -206,7 +206,7 @@ class WelcomeScreen(StepScreen):
         assert self.machine is not None
         gpus, device = self.machine.gpus, self.draft.get("device")
         if setting == "memory_budget" and gpus and device != "cpu":
-            asked = [gpu.free_bytes for gpu in gpus if f"cuda:{gpu.index}" == device]
+            asked = [gpu.free_bytes for gpu in gpus if gpu.device == device]
             return asked[0] if asked else max(gpu.free_bytes for gpu in gpus)
         return self.machine.available_bytes
 

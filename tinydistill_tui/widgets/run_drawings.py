@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from engine.format import bytes_scale, bytes_unit, format_bytes, format_count, format_duration, format_number
+from engine.machine.device import Device
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.series import Series
 from tinydistill_tui.widgets.plot import Curve, Drawing, Level
@@ -38,7 +39,7 @@ METRICS = (
 )
 
 
-def memory_drawing(view: RunView, now: float, *, on_gpu: bool) -> Drawing:
+def memory_drawing(view: RunView, now: float, *, device: Device) -> Drawing:
     """Memory over the whole run, with the budget and each phase's prediction as lines.
 
     A budget far above everything else is a word in the border: as a line it would press the curve to the ground.
@@ -65,7 +66,7 @@ def memory_drawing(view: RunView, now: float, *, on_gpu: bool) -> Drawing:
     if view.finished is not None and (peak := view.peak_bytes()) is not None:
         newest = f"peak {peak / scale:.{digits}f}"
     return Drawing(
-        title=f"{'GPU memory' if on_gpu else 'Memory'}, {bytes_unit(highest)}",
+        title=f"{'Memory' if device.is_host else 'GPU memory'}, {bytes_unit(highest)}",
         newest=newest,
         note=f"budget {format_bytes(budget)}" if budget is not None and not budget_in_sight else "",
         x_end=end,

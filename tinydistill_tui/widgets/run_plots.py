@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from textual.containers import Horizontal
 from textual.widget import Widget
 
+from engine.machine.device import Device
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.widgets.plot import Plot
 from tinydistill_tui.widgets.run_drawings import METRICS, memory_drawing, metric_drawing
@@ -22,7 +23,7 @@ class RunPlots(Horizontal):
         self._metric = 0
         self._by_step = True
         self._log = False
-        self._shown: tuple[RunView, float, bool] | None = None
+        self._shown: tuple[RunView, float, Device] | None = None
 
     def compose(self) -> Iterable[Widget]:
         """The three."""
@@ -36,10 +37,10 @@ class RunPlots(Horizontal):
             plot.hint = hint
             yield plot
 
-    def show(self, view: RunView, now: float, *, on_gpu: bool) -> None:
+    def show(self, view: RunView, now: float, *, device: Device) -> None:
         """Draw a view; ``now`` in Unix seconds."""
-        self._shown = view, now, on_gpu
-        self.query_one("#memory", Plot).show(memory_drawing(view, now, on_gpu=on_gpu))
+        self._shown = view, now, device
+        self.query_one("#memory", Plot).show(memory_drawing(view, now, device=device))
         metric = METRICS[self._metric]
         self.query_one("#metric", Plot).show(metric_drawing(view, metric, by_step=self._by_step, log=self._log))
         self.query_one("#speed", Plot).show(metric_drawing(view, _SPEED, by_step=self._by_step, log=False))
@@ -61,5 +62,5 @@ class RunPlots(Horizontal):
 
     def _again(self) -> None:
         if self._shown is not None:
-            view, now, on_gpu = self._shown
-            self.show(view, now, on_gpu=on_gpu)
+            view, now, device = self._shown
+            self.show(view, now, device=device)

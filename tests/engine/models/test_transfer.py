@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.models.transfer import host_bytes, to_device, to_host
+from engine.machine.torch_device import host_bytes
+from engine.models.transfer import to_device, to_host
 from tests.pretend_gpu import pretend_gpu
 
 TENSORS = [

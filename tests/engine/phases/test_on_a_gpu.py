@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from engine.cache.record import Records
+from engine.cache.store import CacheStore
+from engine.data.tokens import SPLITS, Split, TokenFile
 from engine.events import EventWriter
 from engine.phase_control import PhaseControl
 from engine.phases.prepare import run_prepare
@@ -74,7 +78,7 @@ def go(phase: Any, run: Run) -> None:
 
 
 def on_the_gpu(phase: Any, run: Run) -> Counts:
-    with pretend_gpu() as gpu:
+    with pretend_gpu(str(run.settings.device).partition(":")[0]) as gpu:
         go(phase, run)
     return gpu
 
@@ -102,6 +106,39 @@ def test_a_teacher_scores_on_a_gpu(tmp_path: Path, text: Path, settings: dict[st
     result = run.result("teacher")
     assert result is not None
     assert result["tokens"] > 0
+
+
+OTHERS = [
+    pytest.param(device, settings, id=f"{device} {name}", marks=() if name == "streamed offload" else pytest.mark.slow)
+    for device in ("xpu:0", "mps")
+    for name, settings in (
+        ("whole", {}),
+        ("whole bf16", {"precision": "bf16"}),
+        ("whole hot nf4", {"temperature": 2.0, "quantization": "nf4"}),
+        ("streamed offload", {**STREAMED, "cpu_offload": True}),
+        ("streamed without read-ahead", {**STREAMED, "memory_budget": 2**20}),
+    )
+]
+
+
+@pytest.mark.parametrize(("device", "settings"), OTHERS)
+def test_a_teacher_scores_on_other_devices_and_the_records_are_those_of_a_cpu(
+    tmp_path: Path, text: Path, device: str, settings: dict[str, Any]
+) -> None:
+    """Where there is no float64 the draws are made on the CPU: they are the same."""
+    run = made(tmp_path, text, **settings, device=device)
+    on_the_gpu(run_teacher, run)
+    cpu = made(tmp_path / "cpu", text, **settings | {"device": "cpu", "memory_budget": None})
+    go(run_teacher, cpu)
+    for split in SPLITS:
+        there, here = (records_of(each, split) for each in (run, cpu))
+        for name in ("ids", "num_head", "label_log_prob", "tail_mass"):
+            np.testing.assert_allclose(getattr(there, name), getattr(here, name), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def records_of(run: Run, split: Split) -> Records:
+    with TokenFile(run.tokens_path) as tokens, CacheStore.look(run.cache_path) as store:
+        return store.fetch(tokens.hashes(split))
 
 
 LEAN = {"optimizer": "adamw-8bit"}
@@ -146,3 +183,20 @@ def test_a_student_learns_on_a_gpu(tmp_path: Path, text: Path, family: str, sett
     result = run.result("student")
     assert result is not None
     assert result["steps"] == 3
+
+
+@pytest.mark.parametrize("device", ["xpu:0", "mps"])
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        pytest.param("gpt_neox", {}, id="untied"),
+        pytest.param("gpt_neox", {**LEAN, **OFFLOADED}, id="untied lean offload", marks=pytest.mark.slow),
+        pytest.param("gpt_neox", {**LEAN, **ADDED_UP}, id="untied 8-bit", marks=pytest.mark.slow),
+        pytest.param("qwen2", {**LEAN, **CHECKPOINTED}, id="tied lean checkpointed"),
+        pytest.param("qwen2", {"precision": "bf16", "target": "ghost"}, id="tied bf16 ghost", marks=pytest.mark.slow),
+    ],
+)
+def test_a_student_learns_on_other_devices(
+    tmp_path: Path, text: Path, device: str, family: str, settings: dict[str, Any]
+) -> None:
+    test_a_student_learns_on_a_gpu(tmp_path, text, family, {**settings, "device": device})

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.machine.device import Device
 from engine.planner.footprint import StudentSetting, TeacherSetting, student_footprint, teacher_footprint
 from engine.planner.prediction import PARTS
 from tests.engine.planner.machines import MIB, PYTHIA_70M, PYTHIA_410M, pythia
@@ -12,16 +13,17 @@ TEACHER = TeacherSetting(4, 128, "fp32", layer_by_layer=False)
 STUDENT = StudentSetting(4, 1, 128, "fp32", checkpointing=False, optimizer="adamw")
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_the_parts_are_those_that_are_shown_and_sum_to_the_peak(on_gpu: bool) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "xpu:0", "mps"])
+def test_the_parts_are_those_that_are_shown_and_sum_to_the_peak(device: str) -> None:
+    where = Device.of(device)
     for found in (
-        teacher_footprint(PYTHIA_410M, replace(TEACHER, on_gpu=on_gpu)),
-        student_footprint(PYTHIA_70M, replace(STUDENT, on_gpu=on_gpu)),
+        teacher_footprint(PYTHIA_410M, replace(TEACHER, device=where)),
+        student_footprint(PYTHIA_70M, replace(STUDENT, device=where)),
     ):
         assert tuple(found.parts) == PARTS
         assert sum(found.parts.values()) == found.peak_bytes
         assert min(found.parts.values()) >= 0
-        assert (found.ram_bytes == found.peak_bytes) is not on_gpu
+        assert (found.ram_bytes == found.peak_bytes) is where.is_host
 
 
 def test_a_streamed_teacher_does_not_grow_with_its_layers() -> None:
@@ -73,7 +75,7 @@ def test_a_full_attention_matrix_is_counted_where_the_model_builds_one() -> None
 
 
 def test_offloading_moves_the_states_from_the_gpu_to_main_memory() -> None:
-    there = replace(STUDENT, on_gpu=True)
+    there = replace(STUDENT, device=Device.of("cuda:0"))
     here = replace(there, cpu_offload=True)
     states = 8 * PYTHIA_70M.parameters
     assert student_footprint(PYTHIA_70M, there).parts["optimizer"] == states
@@ -84,7 +86,7 @@ def test_offloading_moves_the_states_from_the_gpu_to_main_memory() -> None:
 
 def test_hidden_states_that_leave_a_gpu_wait_in_pieces_of_a_power_of_two() -> None:
     shape = pythia(768, 12, 12)
-    setting = TeacherSetting(4, 128, "fp16", layer_by_layer=True, on_gpu=True, total_tokens=2048)
+    setting = TeacherSetting(4, 128, "fp16", layer_by_layer=True, device=Device.of("cuda:0"), total_tokens=2048)
     kept = teacher_footprint(shape, setting)
     moved = teacher_footprint(shape, replace(setting, cpu_offload=True))
     assert kept.parts["activations"] - moved.parts["activations"] == 2048 * 768 * 2

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.machine.device import CPU
 from engine.student import optimizer as module
 from engine.student.optimizer import BETAS, EPSILON, AdamW
 
@@ -79,7 +81,7 @@ def test_eight_bits_follow_closely_in_a_quarter_of_the_memory() -> None:
 def test_pieces_give_what_the_whole_gives(bits: Literal[32, 8], monkeypatch: pytest.MonkeyPatch) -> None:
     whole, pieces = Matrices(), Matrices()
     train(whole, AdamW(whole.named_parameters(), weight_decay=0.1, bits=bits), range(4))
-    monkeypatch.setattr(module, "PIECE_ELEMENTS", 600)
+    monkeypatch.setattr(module, "kind_of", lambda _: replace(CPU, piece_elements=600))
     train(pieces, AdamW(pieces.named_parameters(), weight_decay=0.1, bits=bits), range(4))
     torch.testing.assert_close(pieces.state_dict(), whole.state_dict(), rtol=0, atol=0)
 

@@ -15,11 +15,11 @@ import torch
 from engine.config import RunConfig
 from engine.errors import SettingsError
 from engine.hardware import Gpu
-from engine.planner import gpu_check, gpu_probe
+from engine.machine import gpu_check, gpu_probe
+from engine.machine.gpu_check import GpuAnswer, checked
+from engine.machine.gpu_probe import has_kernels
 from engine.planner.budget import budget_for
 from engine.planner.footprint import CUDA_CONTEXT, context_bytes_on
-from engine.planner.gpu_check import GpuAnswer, checked
-from engine.planner.gpu_probe import has_kernels
 from tests.engine.planner.machines import BIG_GPU, GIB, LAPTOP_GPU, MIB, computer
 from tests.pretend_gpu import pretend_gpu
 

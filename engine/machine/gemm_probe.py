@@ -2,7 +2,7 @@
 
 Run in a process of its own, so that the planner and the screens never load torch:
 
-    python -m engine.planner.gemm_probe --threads 2 --device cpu --folder ~/.cache
+    python -m engine.machine.gemm_probe --threads 2 --device cpu --folder ~/.cache
 
 Takes about a second beside the import of torch. It knows nothing of models; measure.py makes rates of it.
 """
@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from engine.machine.torch_device import host_bytes, kind_of, synchronize
 
 # Rows, inner and outer size of the products: a layer of a small model, and one of a big one.
 _SHAPES = {"small": (512, 256, 1024), "large": (512, 1024, 4096)}
@@ -35,14 +37,15 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     found: dict[str, float] = {}
-    formats = {"fp32": torch.float32, "bf16": torch.bfloat16} | (
-        {"fp16": torch.float16} if device.type == "cuda" else {}
-    )
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    formats = {name: dtypes[name] for name in ("fp32", *kind_of(device).formats)}
     for size, shape in _SHAPES.items():
         for name, dtype in formats.items():
             found[f"{name}_{size}"] = _gemm_flops_per_second(shape, dtype, device)
     found["memory_bytes_per_second"] = _memory_bytes_per_second(device)
     found["seconds_per_operation"] = _seconds_per_operation(device)
+    if not kind_of(device).shares_main_memory:
+        found["copy_bytes_per_second"] = _copy_bytes_per_second(device)
     found |= _disk(arguments.folder)
     print(json.dumps(found))  # noqa: T201 - this is the result
 
@@ -54,15 +57,14 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     while time.perf_counter() < end:
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best
 
 
 def _gemm_flops_per_second(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
     rows, inner, outer = shape
-    if device.type == "cuda":
+    if not kind_of(device).is_host:
         rows *= 8  # a GPU is not filled by what fills a CPU core
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(outer, inner, device=device).to(dtype)
@@ -74,6 +76,18 @@ def _memory_bytes_per_second(device: torch.device) -> float:
     block = torch.zeros(8 * 2**20, device=device)  # 32 MiB: more than the caches hold
     target = torch.empty_like(block)
     return 2.0 * block.numel() * 4 / _best_seconds(lambda: torch.add(block, 1.0, out=target), device)
+
+
+def _copy_bytes_per_second(device: torch.device) -> float:
+    """From pinned main memory to the device and back."""
+    here = host_bytes(32 * 2**20, pinned=kind_of(device).can_pin)
+    there = here.to(device)
+
+    def to_and_fro() -> None:
+        there.copy_(here, non_blocking=True)
+        here.copy_(there, non_blocking=True)
+
+    return 2.0 * here.numel() / _best_seconds(to_and_fro, device)
 
 
 def _seconds_per_operation(device: torch.device) -> float:

@@ -2,7 +2,9 @@
 
 Run in a process of its own, with the GPU as the only one that CUDA sees:
 
-    CUDA_VISIBLE_DEVICES=GPU-… python -m engine.planner.gpu_probe
+    CUDA_VISIBLE_DEVICES=GPU-… python -m engine.machine.gpu_probe
+
+Without a library that lists GPUs, as for AMD's, Intel's and Apple's, ``--all`` lists what torch finds, one answer each.
 
 The driver's library lists GPUs that torch cannot use: the driver may be older than torch needs, the build may have no
 kernels for an old GPU, or no CUDA at all. Only torch itself knows, so it is asked before a plan is made. Knows nothing
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +24,8 @@ from typing import Any
 import torch
 
 from engine import hardware
+from engine.machine import torch_device
+from engine.machine.device import Device
 from engine.out_of_memory import is_out_of_memory
 
 # Half precision keeps 8 to 11 bits; a product of 256 terms of either sign stays within this share of its size.
@@ -31,15 +36,33 @@ def main() -> None:
     """Print the answer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an old GPU or driver is warned of; it is told in the answer
-        print(json.dumps(answer()))  # noqa: T201 - this is the result
+        found = every_answer() if sys.argv[1:] == ["--all"] else answer()
+        print(json.dumps(found))  # noqa: T201 - this is the result
 
 
-def answer() -> dict[str, Any]:
-    """What torch says of the GPU, in the fields of :class:`engine.planner.gpu_check.GpuAnswer`."""
+def every_answer() -> list[dict[str, Any]]:
+    """What torch says of each GPU that it finds, with its kind, index, name and free memory."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if found is None:
+        return []
+    answers = []
+    for index in range(torch_device.count(found)):
+        device = torch.device(str(Device(found.type, index)))
+        told = {"kind": device.type, "index": index, "name": torch_device.name_of(device)}
+        answers.append({**told, **answer(device), "free_bytes": torch_device.memory_of(device)[0]})
+    return answers
+
+
+def answer(device: torch.device | None = None) -> dict[str, Any]:
+    """What torch says of a GPU, in the fields of :class:`engine.machine.gpu_check.GpuAnswer`.
+
+    Args:
+        device: the first that CUDA sees where it is not given.
+    """
     try:
-        why_not = _why_not_available() or _why_no_kernels()
+        why_not = "" if device is not None else _why_not_available() or _why_no_kernels()
         if not why_not:
-            return _tried(torch.device("cuda:0"))
+            return _tried(torch.device("cuda:0") if device is None else device)
     except (RuntimeError, AssertionError, OSError) as error:
         if is_out_of_memory(error):
             return {"why_not": "other programs fill its memory", "lasting": False}
@@ -101,14 +124,13 @@ def _why_no_kernels() -> str:
 
 def _tried(device: torch.device) -> dict[str, Any]:
     """Compute a little, and see whether it is right."""
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = torch_device.memory_of(device)
     if not 0 < free <= total:
         return {"why_not": "it does not tell how much memory it has"}
     # Whole numbers below 2**11: exact in any format that a product may go through.
     left = torch.arange(64 * 32, dtype=torch.float32).view(64, 32) % 13 - 6
     right = torch.arange(32 * 48, dtype=torch.float32).view(32, 48) % 11 - 5
-    on_gpu = (left.to(device) @ right.to(device)).cpu()
-    if not torch.equal(on_gpu, left @ right):
+    if not torch.equal((left.to(device) @ right.to(device)).cpu(), left @ right):
         return {"why_not": "it multiplies matrices wrongly"}
     formats = {
         name: _is_half_good(dtype, device) for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16))
@@ -142,13 +164,13 @@ def _train_a_little(device: torch.device) -> None:
     attended = torch.nn.functional.scaled_dot_product_attention(inputs, inputs, inputs, is_causal=True)
     attended.square().mean().backward()
     attended.detach().flatten().sort()
-    torch.cuda.synchronize(device)
+    torch_device.synchronize(device)
 
 
 def _context_bytes(device: torch.device) -> int | None:
     """What the process takes on the GPU beside torch's allocator; None where the driver does not tell."""
     held = hardware.device_bytes(os.getpid())
-    return None if not held else max(0, held - int(torch.cuda.memory_reserved(device)))
+    return None if not held else max(0, held - torch_device.reserved_bytes(device))
 
 
 def _first_line(error: BaseException) -> str:

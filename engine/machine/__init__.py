@@ -1,0 +1,1 @@
+"""The machine that a run computes on: what its devices can do, and what torch says of them."""
