@@ -1,4 +1,4 @@
-"""The child process of one phase: ``python -m engine.phase prepare|teacher|student RUN_DIR [SUPERVISOR_PID]``.
+"""The process of one phase: ``python -m engine.phase prepare|teacher|student RUN_DIR [SUPERVISOR_PID]``.
 
 It takes the run's settings apart and hands each part the values that it uses. When it ends, its memory goes back to
 the operating system: teacher and student can never be in memory together. What it raises becomes an ``error`` event
@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import last_word
+from engine import last_word, preloaded
 from engine.disk.files import NO_ROOM, no_room
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
@@ -45,8 +45,13 @@ _ORPHAN_SECONDS = 5.0  # for a step, and the checkpoint after it
 def main(words: list[str] | None = None) -> int:
     """Run one phase to its end; returns what the supervisor expects."""
     name, folder, *supervisor = sys.argv[1:] if words is None else words
-    assert name in PHASES
     parent = int(supervisor[0]) if supervisor else os.getppid()
+    if name == preloaded.WAITING:
+        made = preloaded.serve(parent, int(supervisor[1]))
+        if made is None:
+            return 0
+        name, parent = made
+    assert name in PHASES
     _die_with_parent(parent)
     _offer_itself()
     try:
@@ -60,6 +65,7 @@ def main(words: list[str] | None = None) -> int:
     control = PhaseControl.listening(
         parent, lambda paused: events.write("control", state="paused" if paused else "running")
     )
+    preloaded.let_signals_in()
     try:
         _body(name)(run, events, control)
     except Stopped:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shlex
 import signal
 import socket
@@ -24,8 +23,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
-from engine import backoff, hardware, last_word, report, safe_child
+from engine import backoff, hardware, last_word, preloaded, report, safe_child
 from engine.allocator import allocator_environment
 from engine.config import RunConfig
 from engine.disk import file_lock
@@ -47,6 +47,7 @@ from engine.last_word import VARIABLE, LastWord
 from engine.machine.gpu_check import gpu_of, visible
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
+from engine.preloaded import Child, Preloaded, Started
 from engine.run import Run
 from engine.runs import announced
 from engine.version import __version__
@@ -133,7 +134,8 @@ class Supervisor:
     _events: EventWriter = field(init=False)
     _control: Tail = field(init=False)
     _lock: int = field(init=False, default=-1)
-    _child: subprocess.Popen[bytes] | None = field(init=False, default=None)
+    _child: Child | None = field(init=False, default=None)
+    _preloaded: Preloaded | None = field(init=False, default=None)
     _last_words: str = field(init=False, default="")
     _stopping: bool = field(init=False, default=False)
     _paused: bool = field(init=False, default=False)
@@ -169,6 +171,7 @@ class Supervisor:
         for file in self.run.damaged_results(PHASES):
             self._events.log("warning", f"{file} is damaged: what it stands for is done again.", "damaged-result")
         try:
+            self._preload()
             for phase in self._phases_asked():
                 if self.run.result(phase) is None:
                     self._run_phase(phase)
@@ -190,6 +193,8 @@ class Supervisor:
                 todo=f"What was done is kept: {resume_command(self.run)}",
             )
             return "failed", 4
+        finally:
+            self._end_preloaded()
         return "done", 0
 
     def _phases_asked(self) -> tuple[str, ...]:
@@ -282,18 +287,10 @@ class Supervisor:
     def _run_process(self, phase: str) -> int:
         self.run.sweep()  # no phase is there, and what a killed one left half-written is nobody's
         self._events.write("phase_started", phase=phase)
-        began, spent_before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        began = time.monotonic()
         with self.run.log_path.open("ab") as log:
-            said_from = log.tell()
-            self._child = subprocess.Popen(
-                safe_child.command("engine.phase", phase, str(self.run.path), str(os.getpid())),
-                # A phase that outlives its supervisor keeps the run until it ends.
-                pass_fds=tuple(fd for fd in (self._lock, last_word.inherited()) if fd is not None),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=phase_environment(self.run),
-            )
+            said_from = log.seek(0, os.SEEK_END)
+            self._child = self._preloaded_phase(phase) or Started(self._new_process(phase, log))
         if self._paused:
             self._child.send_signal(signal.SIGUSR1)
         try:
@@ -302,22 +299,64 @@ class Supervisor:
             if self._child.poll() is None:
                 self._child.kill()
             code = self._child.wait()
+            usage = self._child.usage
             self._child = None
         self._last_words = _end_of(self.run.log_path, said_from)
         if code == 0:
-            spent = resource.getrusage(resource.RUSAGE_CHILDREN)
             self._events.write(
                 "phase_finished",
                 phase=phase,
                 seconds=round(time.monotonic() - began, 3),
                 peak_bytes=peak_bytes,
-                user_seconds=round(spent.ru_utime - spent_before.ru_utime, 2),
-                system_seconds=round(spent.ru_stime - spent_before.ru_stime, 2),
-                minor_faults=spent.ru_minflt - spent_before.ru_minflt,
+                user_seconds=round(usage.user_seconds, 2),
+                system_seconds=round(usage.system_seconds, 2),
+                minor_faults=usage.minor_faults,
             )
         return code
 
-    def _watch(self, phase: str, child: subprocess.Popen[bytes]) -> int:
+    def _new_process(self, phase: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            safe_child.command("engine.phase", phase, str(self.run.path), str(os.getpid())),
+            pass_fds=self._inherited(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=phase_environment(self.run),
+        )
+
+    def _inherited(self) -> tuple[int, ...]:
+        """Descriptors for a phase: with the lock's, one that outlives its supervisor keeps the run until it ends."""
+        return tuple(fd for fd in (self._lock, last_word.inherited()) if fd is not None)
+
+    def _preload(self) -> None:
+        """Start the process that phases are made from, where there is room for it and several are to be done."""
+        to_do = [phase for phase in self._phases_asked() if self.run.result(phase) is None]
+        is_tight = bool(self.run.info.get("backed_off"))
+        if is_tight or not preloaded.is_worth_it(self.run.settings, self.run.info["predicted"], to_do):
+            return
+        with self.run.log_path.open("ab") as log:
+            self._preloaded = Preloaded(self.run.path, phase_environment(self.run), log, self._inherited())
+
+    def _preloaded_phase(self, phase: str) -> Child | None:
+        """A phase out of the process that has imported everything; None where there is none, or it does not suit."""
+        server = self._preloaded
+        if server is None:
+            return None
+        if server.environment != phase_environment(self.run) or self.run.info.get("backed_off"):
+            self._end_preloaded()  # memory was short, or a setting of the environment has changed
+            return None
+        is_last = phase == self._phases_asked()[-1]
+        found = server.begin(phase, is_last=is_last)
+        if found is None or is_last:
+            self._preloaded = None  # gone, or a phase itself now
+        return found
+
+    def _end_preloaded(self) -> None:
+        if self._preloaded is not None:
+            self._preloaded.end()
+            self._preloaded = None
+
+    def _watch(self, phase: str, child: Child) -> int:
         """Sample memory and obey control until the child ends; returns the peak of its anonymous memory."""
         settings = self.run.settings
         on_cpu = (settings.device or "cpu") == "cpu"
@@ -326,7 +365,7 @@ class Supervisor:
         is_over = False
         next_event = 0.0
         while True:
-            used = hardware.memory_of_tree(child.pid)
+            used = 0 if child.pid is None else hardware.memory_of_tree(child.pid)
             peak_bytes = max(peak_bytes, used)
             if used > (budget or used) and not is_over:
                 is_over = True
@@ -340,7 +379,7 @@ class Supervisor:
                     bytes=used,
                     peak_bytes=peak_bytes,
                     budget_bytes=settings.memory_budget,
-                    device_bytes=hardware.device_bytes(child.pid),
+                    device_bytes=None if child.pid is None else hardware.device_bytes(child.pid),
                     system_available_bytes=hardware.available_bytes(),
                 )
             if ended:

@@ -376,6 +376,8 @@ def _supervise(folder: Path, kill: Kill | None, notes: Path | None, count_to: Pa
         return ForkedPhase(command, kill=first, count_to=count_to, **how)
 
     supervisor.subprocess.Popen = start  # type: ignore[misc,assignment]
+    # Each phase is forked from here; how a run does it by itself is tried in tests/crash/test_preloaded.py.
+    supervisor.preloaded.is_worth_it = lambda *_: False  # type: ignore[assignment]
     supervisor._POLL_SECONDS = 0.02
     small = functools.partial(_small_wave, engine.phases.teacher.wave_tokens)
     engine.phases.teacher.wave_tokens = small
