@@ -60,7 +60,9 @@ class RunConfig(BaseModel):
     )
 
     # models
-    teacher: Source | None = setting(None, "The model that knows: a folder, or a Hugging Face id", group="models")
+    teacher: Source | None = setting(
+        None, "The model that knows: a folder, a GGUF file, or a Hugging Face id", group="models"
+    )
     student: Source | None = setting(
         None,
         "The model that learns: a folder, a Hugging Face id, or from-teacher to cut it from the teacher's layers",

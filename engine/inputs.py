@@ -35,7 +35,7 @@ def identity_of(name: str, value: str, *, trust_remote_code: bool = False) -> di
     path = Path(value).expanduser()
     if name == "data":
         return {"content": _content(path)} if path.exists() else None
-    if not path.is_dir():
+    if not path.exists():
         return None
     spec = read_spec(path, trust_remote_code=trust_remote_code)
     vocabulary = read_vocabulary(spec.path)

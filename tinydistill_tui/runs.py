@@ -84,7 +84,10 @@ def recent_models() -> list[str]:
         asked = read_info(path).get("asked")
         for role in ("teacher", "student"):
             name = asked.get(role) if isinstance(asked, dict) else None
-            if isinstance(name, str) and name not in names and (Path(name) / "config.json").is_file():
+            is_there = isinstance(name, str) and (
+                (Path(name) / "config.json").is_file() or (name.endswith(".gguf") and Path(name).is_file())
+            )
+            if is_there and name not in names:
                 names.append(name)
     return names[:_MOST_MODELS]
 

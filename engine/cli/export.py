@@ -13,7 +13,9 @@ from engine.disk.files import make_folder, write_atomic
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
 from engine.format import format_bytes
+from engine.models.gguf.folder import gguf_in
 from engine.models.headers import read_json
+from engine.models.hub import resolve_model
 from engine.version import __version__
 
 PROGRAM = "tiny-distill-export"
@@ -67,6 +69,8 @@ def student_folder(path: Path) -> Path:
         FolderError: there is no finished student and no model.
     """
     path = path.expanduser()
+    if path.is_file() or (path.is_dir() and gguf_in(path)):
+        return resolve_model(path)
     for folder in (path / "student", path):
         if (folder / "config.json").is_file():
             return folder

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from engine.disk.files import NO_ROOM, commit_file, fsync_file, no_room
 from engine.errors import ModelError
-from engine.export.architectures import Config, architecture_of, extra_tensors
 from engine.export.vocabulary import add_vocabulary
-from engine.models.headers import TensorInfo, read_json, read_tensors
+from engine.models.gguf.architectures import Config, architecture_of, extra_tensors
+from engine.models.headers import TensorInfo, read_bytes, read_json
+from engine.models.weight_files import read_tensors
 
 TYPES = ("f16", "bf16", "q8_0")
 _FILE_TYPES = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
@@ -58,7 +59,7 @@ def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
         for name, values in extras:
             writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
         for target, (source, info) in tensors.items():
-            shape = architecture.change(config, source, np.empty(info.shape, dtype=np.bool_)).shape
+            shape = architecture.layout(config, source, info.shape[0]).shape(info.shape)
             kind = _kind(shape, weight_type)
             stored = _stored_shape(shape, kind)
             writer.add_tensor_info(target, stored, np.dtype(np.uint8), int(np.prod(stored)), raw_dtype=kind)
@@ -68,7 +69,8 @@ def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
         for _, values in extras:
             writer.write_tensor_data(values)
         for source, info in tensors.values():
-            values = np.ascontiguousarray(architecture.change(config, source, _read(info)))
+            layout = architecture.layout(config, source, info.shape[0])
+            values = np.ascontiguousarray(layout.stored(_read(info)))
             kind = _kind(values.shape, weight_type)
             writer.write_tensor_data(gguf.quants.quantize(values, kind).view(np.uint8))
         writer.close()
@@ -112,7 +114,9 @@ def _named(folder: Path, config: Config) -> Iterator[tuple[str, tuple[str, Tenso
 
 
 def _read(info: TensorInfo) -> NDArray[np.float32]:
-    """A tensor of a safetensors file as float32."""
+    """A tensor as float32."""
+    if info.decoder is not None:
+        return info.decoder.values(read_bytes, 0, info.numel).reshape(info.shape)
     with info.file.open("rb") as file:
         file.seek(info.offset)
         values: NDArray[Any] = np.fromfile(file, dtype=_NUMPY[info.dtype], count=info.numel)

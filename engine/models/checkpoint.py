@@ -1,4 +1,4 @@
-"""The tensors of a safetensors folder, read with ``pread`` into memory that the caller owns.
+"""The tensors of a model's files, read with ``pread`` into memory that the caller owns.
 
 A memory-mapped checkpoint stands in the process's file pages as a whole once it has been read once (measured: 860 MB
 for a 221 M-parameter model, against 15 MB here), so a program that promises a small peak must not map it. This file
@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.models.headers import read_tensors
+from engine.models.headers import TensorInfo
+from engine.models.weight_files import read_tensors
 
 _DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -28,12 +31,15 @@ _DTYPES = {
 # threads only above 32,768 elements, so a reading thread never competes with the computing one for cores.
 _PIECE_ELEMENTS = 32_768
 
+# Numbers that a decoder is asked for at once: its arithmetic has several arrays of that many.
+_DECODED_ELEMENTS = 262_144
+
 # Files that stay open between two reads. A model may have more shards than a process may have files open.
 _MOST_OPEN = 16
 
 
 class Checkpoint:
-    """All tensors of a model folder's safetensors files.
+    """All tensors of a model folder's files.
 
     Only the headers are read at first. Reading is safe from several threads.
 
@@ -41,7 +47,7 @@ class Checkpoint:
         folder: the model's folder.
 
     Raises:
-        ModelError: there are no safetensors, or they are damaged, or a tensor is of a kind that only code can read.
+        ModelError: there are no weights, or they are damaged, or a tensor is of a kind that only code can read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +65,7 @@ class Checkpoint:
                 )
 
     def dtype(self, name: str) -> torch.dtype:
-        """What a tensor is stored as."""
+        """What a tensor is stored as; where it is decoded, what it would be written as."""
         return _DTYPES[self.tensors[name].dtype]
 
     def read(self, name: str, out: Tensor, *, first: int = 0) -> None:
@@ -75,6 +81,9 @@ class Checkpoint:
         """
         stored = self.tensors[name]
         flat = out.view(-1)
+        if stored.decoder is not None:
+            self._decode(stored, flat, first)
+            return
         dtype = self.dtype(name)
         start = stored.offset + first * dtype.itemsize
         if out.dtype == dtype:
@@ -85,6 +94,22 @@ class Checkpoint:
             count = min(_PIECE_ELEMENTS, flat.numel() - begin)
             self._fill(stored.file, start + begin * dtype.itemsize, piece[:count])
             flat[begin : begin + count].copy_(piece[:count])
+
+    def _decode(self, stored: TensorInfo, flat: Tensor, first: int) -> None:
+        assert stored.decoder is not None
+        step = stored.decoder.step
+        at_once = max(step, _DECODED_ELEMENTS // step * step)
+        for begin in range(0, flat.numel(), at_once):
+            count = min(at_once, flat.numel() - begin)
+            values = torch.from_numpy(stored.decoder.values(self._bytes, first + begin, count))
+            for start in range(0, count, _PIECE_ELEMENTS):
+                end = min(start + _PIECE_ELEMENTS, count)
+                flat[begin + start : begin + end].copy_(values[start:end])
+
+    def _bytes(self, file: Path, offset: int, count: int) -> NDArray[np.uint8]:
+        data = np.empty(count, dtype=np.uint8)
+        self._fill(file, offset, torch.from_numpy(data))
+        return data
 
     def close(self) -> None:
         """Close the files."""

@@ -3,7 +3,8 @@
 The caller says which layers (engine.teacher.depth measures it); a number of layers means the first, the last, and
 evenly spread ones between: DistilBERT's start (Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 3). The
 result is a model folder like any other: the teacher with the other layers left out. Weights are copied tensor by tensor
-as bytes, in pieces of a few megabytes; what a layer computes is not known here.
+as bytes, in pieces of a few megabytes; quantised ones are dequantised on the way. What a layer computes is not known
+here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from engine.disk.files import fsync_file, fsync_folder, make_folder, write_atomi
 from engine.disk.safetensors_header import safetensors_header
 from engine.errors import ModelError
 from engine.models.core import find_core
-from engine.models.headers import DTYPES, TensorInfo
+from engine.models.headers import DTYPES, TensorInfo, read_bytes
 from engine.models.load import UNUSABLE, quiet
 from engine.models.meta import build_on_meta, read_config
 from engine.models.narrow import Kept, Width, selection
@@ -215,10 +216,13 @@ class _Slice:
 
     @property
     def nbytes(self) -> int:
-        return self.tensor.nbytes // max(1, math.prod(self.tensor.shape)) * math.prod(self.shape)
+        return self.tensor.value_bytes // max(1, math.prod(self.tensor.shape)) * math.prod(self.shape)
 
     def pieces(self) -> Iterator[bytes]:
         """The bytes, some megabytes at a time."""
+        if self.tensor.decoder is not None:
+            yield from self._decoded()
+            return
         if self.rows is None and self.columns is None:
             yield from _pieces(self.tensor)
             return
@@ -230,6 +234,20 @@ class _Slice:
         for start in range(0, len(rows), at_a_time):
             block = stored[rows[start : start + at_a_time]]
             yield (block if self.columns is None else block[:, self.columns]).tobytes()
+
+    def _decoded(self) -> Iterator[bytes]:
+        """The same of a quantised tensor: its numbers in the format that the student will be stored in."""
+        decoder, dtype = self.tensor.decoder, getattr(torch, self.tensor.dtype)
+        assert decoder is not None
+        width = math.prod(self.tensor.shape[1:])
+        at_a_time = max(1, _COPY_BYTES // 4 // max(1, width)) if decoder.step <= width else self.tensor.shape[0]
+        for start in range(0, self.tensor.shape[0], at_a_time):
+            end = min(start + at_a_time, self.tensor.shape[0])
+            block = decoder.values(read_bytes, start * width, (end - start) * width).reshape(end - start, width)
+            if self.rows is not None:
+                block = block[[row - start for row in self.rows if start <= row < end]]
+            chosen = np.ascontiguousarray(block if self.columns is None else block[:, self.columns])
+            yield torch.from_numpy(chosen).to(dtype).view(torch.uint8).numpy().tobytes()
 
 
 def _write_weights(spec: ModelSpec, kept: list[int], parts: Mapping[int, Kept], path: Path) -> None:

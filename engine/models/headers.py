@@ -12,11 +12,16 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Float dtypes: the header's word, and the usual one."""
@@ -33,6 +38,25 @@ _INSTEAD = (
 )
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_VALUE_BYTES = {DTYPES[word]: size for word, size in _BYTES.items()}
+
+ReadBytes = Callable[[Path, int, int], "NDArray[np.uint8]"]
+"""Reads a number of bytes of a file from an offset on."""
+
+
+class Decoder(Protocol):
+    """How stored bytes become a tensor's numbers, where that is more than a dtype."""
+
+    @property
+    def name(self) -> str:
+        """The format's name, as in ``Q4_K``."""
+
+    @property
+    def step(self) -> int:
+        """How many numbers are best asked for at once, or a multiple."""
+
+    def values(self, read: ReadBytes, first: int, count: int) -> NDArray[np.float32]:
+        """Numbers ``first`` to ``first + count`` in the tensor's flat order: float32, flat."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,8 @@ class TensorInfo:
         nbytes: its bytes in the file.
         file: the file that holds it.
         offset: where its bytes begin, from the start of the file.
+        decoder: makes the numbers of the bytes; None where they are of ``dtype``. With a decoder, ``dtype`` is the
+            float format that the numbers are written in when they are written anew.
     """
 
     shape: tuple[int, ...]
@@ -52,14 +78,36 @@ class TensorInfo:
     nbytes: int
     file: Path
     offset: int
+    decoder: Decoder | None = None
 
     @property
     def numel(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
 
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of its numbers in ``dtype``."""
+        return self.nbytes if self.decoder is None else self.numel * _VALUE_BYTES[self.dtype]
 
-def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+
+def read_bytes(file: Path, offset: int, count: int) -> NDArray[np.uint8]:
+    """Bytes of a file; a :data:`ReadBytes` for one who reads a tensor now and then.
+
+    Raises:
+        ModelError: the file ends before.
+    """
+    import numpy as np
+
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        data = np.frombuffer(stream.read(count), dtype=np.uint8)
+    if len(data) != count:
+        raise ModelError(f"{file} ended early.", "It changed while it was read.", "Try again.")
+    return data
+
+
+def read_safetensors(folder: Path) -> dict[str, TensorInfo]:
     """All tensors of a folder's safetensors files, by name, from the headers alone.
 
     Raises:
@@ -236,19 +284,8 @@ def _no_safetensors(folder: Path, shards: list[str]) -> ModelError:
             'If you trust them, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"",
         )
-    if any(folder.glob("*.gguf")):
-        return no_gguf(folder)
     return ModelError(
         f"{folder} has a config.json but no weights.",
         "There is no model.safetensors and no model.safetensors.index.json.",
         "Download or save the model again.",
-    )
-
-
-def no_gguf(folder: Path) -> ModelError:
-    """The refusal of a folder that holds GGUF files."""
-    return ModelError(
-        f"The model in {folder} is a GGUF file.",
-        "GGUF weights cannot be read yet.",
-        "Use the safetensors version of the model.",
     )

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import ModelError, shown_value
+from engine.models.gguf.folder import folder_of_gguf, gguf_in
+from engine.models.gguf.header import is_gguf
 
 # The files beside the weights that a run reads, all at the top of a repository, which may hold other formats as well.
 _WANTED = (
@@ -32,8 +34,10 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def resolve_model(path_or_id: str | Path) -> Path:
     """The folder of a model that is on this machine; nothing is downloaded.
 
+    For a GGUF file, or a folder that holds one, it is a folder that stands for it (:mod:`engine.models.gguf.folder`).
+
     Args:
-        path_or_id: a folder, or a Hugging Face id such as ``EleutherAI/pythia-410m``.
+        path_or_id: a folder, a GGUF file, or a Hugging Face id such as ``EleutherAI/pythia-410m``.
 
     Raises:
         ModelError: there is no such folder, and no such model in the local cache.
@@ -48,14 +52,10 @@ def resolve_model(path_or_id: str | Path) -> Path:
             f"There is no folder {shown_value(text)}.", f"{reason}.", "Name a model's folder, or a Hugging Face id."
         ) from None
     if is_folder:
-        return path
+        return _folder_or_gguf(path)
     if is_file:
-        if path.suffix == ".gguf":
-            raise ModelError(
-                f"{text} is a GGUF file.",
-                "GGUF weights cannot be read yet.",
-                "Use the safetensors version of the model.",
-            )
+        if path.suffix == ".gguf" or is_gguf(path):
+            return folder_of_gguf(path)
         raise ModelError(f"{text} is a file, not a model's folder.", "", f"Try {path.parent}.")
     if not is_hub_id(text):
         raise ModelError(
@@ -70,7 +70,13 @@ def resolve_model(path_or_id: str | Path) -> Path:
             _what_is_cached(text),
             "Name a model's folder, or let the model be downloaded once while the machine is online.",
         )
-    return snapshot
+    return _folder_or_gguf(snapshot)
+
+
+def _folder_or_gguf(folder: Path) -> Path:
+    """The folder; where it holds a GGUF file and no other weights, the folder that stands for that file."""
+    found = gguf_in(folder)
+    return folder if found is None else folder_of_gguf(found)
 
 
 def is_hub_id(text: str) -> bool:
@@ -234,7 +240,7 @@ def hub_cache() -> Path:
 
 
 def cached_models() -> list[str]:
-    """Ids of the models in the local cache that have a config.json, in alphabetical order."""
+    """Ids of the models in the local cache, in alphabetical order."""
     folders = hub_cache().glob("models--*")
     names = [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
     return sorted(name for name in names if _snapshot(name) is not None)
@@ -246,13 +252,15 @@ def cached_folder(model_id: str) -> Path | None:
 
 
 def _snapshot(model_id: str) -> Path | None:
-    """The snapshot that ``main`` points to, else the newest one; None where there is none with a config.json."""
+    """The snapshot that ``main`` points to, else the newest one; None where there is none with a model."""
     repository = hub_cache() / ("models--" + model_id.replace("/", "--"))
     reference = repository / "refs" / "main"
     snapshots = sorted((repository / "snapshots").glob("*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
     if reference.is_file():
         snapshots.insert(0, repository / "snapshots" / reference.read_text().strip())
-    return next((folder for folder in snapshots if (folder / "config.json").is_file()), None)
+    return next(
+        (folder for folder in snapshots if (folder / "config.json").is_file() or any(folder.glob("*.gguf"))), None
+    )
 
 
 def _what_is_cached(wanted: str) -> str:

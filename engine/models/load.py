@@ -1,7 +1,8 @@
 """Loading a whole model, and the teacher that is held in memory as a whole.
 
-The weights come from safetensors only: a pickle can run any code. A model whose files do not fill all of its weights is
-refused, because transformers would make the rest up at random and only log it. Knows nothing of records or training.
+The weights come from safetensors or GGUF files only: a pickle can run any code. A model whose files do not fill all of
+its weights is refused, because transformers would make the rest up at random and only log it. Knows nothing of records
+or training.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import faithful
 from engine.models.meta import causal_lm_class, read_config
 from engine.models.slices import slice_resident_head
+from engine.models.weight_files import is_decoded
 from engine.out_of_memory import is_out_of_memory, tells_out_of_memory
 
 UNUSABLE = (
@@ -77,11 +79,11 @@ def load_tokenizer(
 def load_causal_lm(
     folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, all weights from the folder's safetensors.
+    """A causal language model in evaluation mode, all weights from the folder's files.
 
     The model is always built in main memory, where weights that are stored in ``dtype`` are mapped pages of the file,
     and moved from there one parameter after the other. transformers' own ``device_map`` needs accelerate, and takes
-    the whole model's size from the device's allocator at once.
+    the whole model's size from the device's allocator at once. Quantised weights are dequantised one by one.
 
     Args:
         folder: as written by ``save_pretrained``.
@@ -93,8 +95,14 @@ def load_causal_lm(
         ModelError: transformers does not know the model, or the files do not fill it.
         MemoryError: there was no room for a weight while it was converted.
     """
+<<<<<<< HEAD
     model = _load_in_main_memory(folder, dtype, trust_remote_code)
     return model if kind_of(torch.device(device)).is_host else model.to(device)
+=======
+    weights = _read_plainly(folder, dtype) if is_decoded(folder) else None
+    model = _load_in_main_memory(folder, dtype, trust_remote_code, weights)
+    return model if torch.device(device).type == "cpu" else model.to(device)
+>>>>>>> 2677fb6 (A GGUF file is a teacher, and a student to begin from: dequantised tensor by tensor as it is read)
 
 
 # What a file system or a limit says to transformers' way of reading, all shards mapped at once: it maps no files (some
@@ -136,7 +144,7 @@ def _load_in_main_memory(
                 "Choose a causal language model that this version of transformers knows.",
             ) from error
     if model is None:
-        return _load_in_main_memory(folder, dtype, trust_remote_code, _read_plainly(folder))
+        return _load_in_main_memory(folder, dtype, trust_remote_code, _read_plainly(folder, dtype))
     unfilled = sorted({*loading["missing_keys"], *(name for name, *_shapes in loading["mismatched_keys"])})
     if unfilled:
         raise ModelError(
@@ -148,13 +156,17 @@ def _load_in_main_memory(
     return model.eval()
 
 
-def _read_plainly(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder in memory of this process's own, as they are stored; no file is mapped or stays open."""
+def _read_plainly(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All weights of a folder in memory of this process's own; no file is mapped or stays open.
+
+    They are as they are stored, and matrices that had to be dequantised in ``dtype``: none is there twice.
+    """
     checkpoint = Checkpoint(folder)
     try:
         weights = {}
         for name, info in checkpoint.tensors.items():
-            weights[name] = torch.empty(info.shape, dtype=checkpoint.dtype(name))
+            is_matrix = info.decoder is not None and len(info.shape) > 1
+            weights[name] = torch.empty(info.shape, dtype=dtype if is_matrix else checkpoint.dtype(name))
             checkpoint.read(name, weights[name])
         return weights
     finally:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, shown_value
-from engine.models.headers import DTYPES, TensorInfo, no_gguf, read_json, read_tensors
+from engine.models.headers import DTYPES, TensorInfo, read_json
 from engine.models.hub import cached_folder, is_hub_id, resolve_model
 from engine.models.known import causal_lm_types, masked_lm_types
+from engine.models.weight_files import read_tensors
 
 # The same quantity under the names that different families give it in config.json.
 _SYNONYMS = {
@@ -88,10 +89,10 @@ class ModelSpec:
 
 
 def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> ModelSpec:
-    """Describe a model from its config.json and the headers of its safetensors files.
+    """Describe a model from its config.json and the headers of its weight files.
 
     Args:
-        path_or_id: a folder, or a Hugging Face id whose files are in the local cache.
+        path_or_id: a folder, a GGUF file, or a Hugging Face id whose files are in the local cache.
         trust_remote_code: whether a model that needs code out of its own folder is accepted.
 
     Raises:
@@ -168,7 +169,8 @@ def fingerprint(spec: ModelSpec) -> str:
                     os.close(descriptor)
                     descriptor = -1
                 file, descriptor = tensor.file, os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
-            digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
+            stored = tensor.dtype if tensor.decoder is None else tensor.decoder.name
+            digest.update(f"{name} {tensor.shape} {stored}".encode())
             for place in (0, tensor.nbytes // 2, max(0, tensor.nbytes - 256)):
                 length = min(256, tensor.nbytes - place)
                 digest.update(os.pread(descriptor, length, tensor.offset + place))
@@ -181,8 +183,6 @@ def fingerprint(spec: ModelSpec) -> str:
 def _read_config(folder: Path, asked: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        if any(folder.glob("*.gguf")):
-            raise no_gguf(folder)
         if (folder / "adapter_config.json").is_file():
             raise ModelError(
                 f"{folder} holds an adapter (LoRA), not a model.",
@@ -436,9 +436,12 @@ def _is_tied(folder: Path, config: dict[str, Any], head: str | None) -> bool:
 def _common_dtype(parameters: dict[str, TensorInfo]) -> str:
     bytes_of: Counter[str] = Counter()
     for tensor in parameters.values():
-        bytes_of[tensor.dtype] += tensor.nbytes
+        bytes_of[tensor.dtype] += tensor.value_bytes
     return bytes_of.most_common(1)[0][0]
 
 
 def _name(path_or_id: str | Path, folder: Path) -> str:
-    return folder.resolve().name if Path(path_or_id).expanduser().is_dir() else str(path_or_id)
+    path = Path(path_or_id).expanduser()
+    if path.is_file():
+        return path.name.removesuffix(".gguf")
+    return path.resolve().name if path.is_dir() else str(path_or_id)

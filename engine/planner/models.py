@@ -68,7 +68,7 @@ def models_for(config: RunConfig, budget: Budget) -> Models:
         student = FROM_TEACHER
         reasons["student"] = "cut from the teacher's layers: the same vocabulary, and a head start on random weights"
     missing = [
-        Problem(name, "", "is needed: a folder, or a Hugging Face id")
+        Problem(name, "", "is needed: a folder, a GGUF file, or a Hugging Face id")
         for name, value in (("teacher", teacher), ("student", student))
         if value is None
     ]

@@ -24,7 +24,8 @@ class ModelShape:
         layer_parameters: of each decoder layer.
         head: 0 where the head is the embedding.
         stored_bytes: bytes of one parameter in the files.
-        stored_precision: the files' number format as ``--precision`` names it; empty where it has no such name.
+        stored_precision: the files' number format as ``--precision`` names it; empty where it has no such name, or
+            weights are dequantised.
         max_positions: longest sequence; None without a limit.
         fused_attention: whether query, key and value come out of one matrix.
         plain_norms: whether norms have a bias (LayerNorm), and are not root-mean-square norms.
@@ -106,6 +107,7 @@ class ModelShape:
 
 def shape_of(spec: ModelSpec) -> ModelShape:
     """The sizes in a model's description."""
+    is_decoded = any(tensor.decoder is not None for tensor in spec.tensors.values())
     return ModelShape(
         name=spec.name,
         hidden_size=spec.hidden_size,
@@ -119,7 +121,8 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         head=spec.head_parameters,
         other=spec.other_parameters,
         stored_bytes=DTYPE_BYTES.get(spec.dtype, 4),
-        stored_precision=_PRECISIONS.get(spec.dtype, ""),
+        # Dequantised weights are never the file's own pages.
+        stored_precision="" if is_decoded else _PRECISIONS.get(spec.dtype, ""),
         max_positions=spec.max_positions,
         model_type=spec.model_type,
         fused_attention=any(_FUSED.search(name) for name in spec.tensors),

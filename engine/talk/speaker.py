@@ -16,8 +16,29 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    TextIteratorStreamer,
+)
 from transformers.utils import logging as transformers_logging
+
+from engine.models.load import load_causal_lm
+from engine.models.weight_files import is_decoded
+
+
+def _loaded(folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:
+    if not is_decoded(folder):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        return model.eval()
+    model = load_causal_lm(folder, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
 
 
 class Speaker:
@@ -32,9 +53,7 @@ class Speaker:
         self.tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        ).eval()
+        self.model = _loaded(folder, trust_remote_code=trust_remote_code)
         self.has_template = self.tokenizer.chat_template is not None
 
     def prompt(self, messages: list[dict[str, str]]) -> str:

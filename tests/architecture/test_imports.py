@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "out_of_memory": {"errors"},
     "settings": set(),
     "cache": {"errors", "disk", "settings", "out_of_memory"},
-    "models": {"errors", "disk", "models", "hardware", "settings", "out_of_memory", "machine"},
+    "models": {"errors", "disk", "models", "hardware", "places", "settings", "out_of_memory", "machine"},
     "data": {"errors", "events", "disk", "format", "models", "phase_control", "hardware", "out_of_memory"},
     "memory_watch": {"hardware"},
     "relief": {"events", "format", "memory_watch"},

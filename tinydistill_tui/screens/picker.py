@@ -41,7 +41,7 @@ class PickerScreen(ModalScreen[str | None]):
     Args:
         title: what is looked for.
         begin: where to begin; the home folder when it is no path.
-        wanted: "model" (a folder with config.json) or "data" (a file or a folder).
+        wanted: "model" (a folder with config.json, or a GGUF file) or "data" (a file or a folder).
     """
 
     AUTO_FOCUS = "#picker-tree"
@@ -61,12 +61,12 @@ class PickerScreen(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         """Path, tree, and what the keys do."""
-        suffixes = ("config.json", ".safetensors") if self._model else SHOWN_SUFFIXES
+        suffixes = ("config.json", ".safetensors", ".gguf") if self._model else SHOWN_SUFFIXES
         with Vertical(id="picker", classes="dialog") as box:
             box.border_title = self._title
             yield Input(str(self._begin), id="picker-path", compact=True)
             yield _Tree(self._begin, suffixes)
-            what = "a model's folder" if self._model else "a file or a folder"
+            what = "a model" if self._model else "a file or a folder"
             yield Static(f"↵ opens · c chooses {what} · Backspace goes up · Tab path · Esc", markup=False)
 
     @on(Input.Submitted)
@@ -92,10 +92,13 @@ class PickerScreen(ModalScreen[str | None]):
             self._take(node.data.path)
 
     def _take(self, path: Path) -> None:
-        if self._model and path.is_file():
+        is_gguf = path.suffix == ".gguf" and path.is_file()
+        if self._model and path.is_file() and not is_gguf:
             path = path.parent
-        if self._model and not (path / "config.json").is_file():
-            self.notify(f"{path} is no model's folder: it has no config.json.", severity="warning", markup=False)
+        if self._model and not is_gguf and not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+            self.notify(
+                f"{path} is no model: it has no config.json and no GGUF file.", severity="warning", markup=False
+            )
             return
         self.dismiss(str(path))
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ModelError
-from engine.models.headers import read_tensors
 from engine.models.vocabulary import read_vocabulary
+from engine.models.weight_files import read_tensors
 from tests.tiny import tiny_model, tiny_tokenizer_folder
 
 GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}

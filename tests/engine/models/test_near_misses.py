@@ -206,10 +206,12 @@ def test_the_model_that_a_quantised_one_was_made_from_is_named(whole: Path) -> N
     assert "Use the model they were made from (someone/big)" in refused(whole)
 
 
-def test_a_gguf_file_is_named(tmp_path: Path) -> None:
+def test_a_broken_gguf_file_is_named_and_of_two_one_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    assert "is a GGUF file" in refused(tmp_path)
-    assert "is a GGUF file" in refused(tmp_path / "model-Q4_K_M.gguf")
+    assert "damaged GGUF header" in refused(tmp_path)
+    assert "damaged GGUF header" in refused(tmp_path / "model-Q4_K_M.gguf")
+    (tmp_path / "model-Q8_0.gguf").write_bytes(b"GGUF")
+    assert "holds 2 GGUF files" in refused(tmp_path)
 
 
 def test_a_text_model_in_a_wrapper_is_told_with_the_way_to_save_it(whole: Path) -> None:

@@ -186,10 +186,10 @@ def test_pickles_are_refused_with_the_way_to_convert_them(folder):
     assert "save_pretrained" in message
 
 
-def test_gguf_is_refused(tmp_path):
+def test_a_damaged_gguf_is_refused(tmp_path):
     (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
-    assert "GGUF" in refused(tmp_path)
-    assert "GGUF" in refused(tmp_path / "model-q4.gguf")
+    assert "damaged GGUF header" in refused(tmp_path)
+    assert "damaged GGUF header" in refused(tmp_path / "model-q4.gguf")
 
 
 def test_weights_that_are_cut_short_are_refused(folder):

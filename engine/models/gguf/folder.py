@@ -1,0 +1,283 @@
+"""A folder that stands for a GGUF file: config.json, tokenizer and chat template made of its header, and no weights.
+
+Everything that reads a model's folder reads this one too; the weights stay where they are, and are dequantised tensor
+by tensor as they are read (:mod:`engine.models.gguf.values`). The folder is made once for each state of a file, in the
+user's cache, and takes some megabytes for the vocabulary. Knows nothing of torch or transformers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import places
+from engine.errors import ModelError
+from engine.disk.files import make_folder
+from engine.models.gguf.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Facts,
+    llama3_scaling,
+    model_type_of,
+)
+from engine.models.gguf.header import Header, StoredTensor, parts_of, read_header, type_name
+from engine.models.gguf.tokenizer import special_ids, write_tokenizer
+from engine.models.gguf.values import GgufValues, can_dequantize, dequantize
+from engine.models.headers import TensorInfo, read_json
+
+_FORMAT = 1  # of the folder; another number makes all folders anew
+_CONFIG = "config.json"
+_WEIGHTS = "gguf_weights.json"  # in the folder: which file it stands for
+# Tensors that tell numbers of the configuration.
+_OF_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_DTYPES = {"F32": "float32", "F64": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NOT_A_MODEL = re.compile(r"(^|[-_.])mmproj[-_.]", re.IGNORECASE)
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """The GGUF file that a folder is about; None where it holds other weights, or no GGUF file.
+
+    Raises:
+        ModelError: it holds several models.
+    """
+    if (folder / _WEIGHTS).is_file() or any(folder.glob("*.safetensors")):
+        return None
+    files = [file for file in sorted(folder.glob("*.gguf")) if not _NOT_A_MODEL.search(file.name)]
+    files = [file for file in files if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", file.name)]
+    if len(files) > 1:
+        raise ModelError(
+            f"{folder} holds {len(files)} GGUF files ({', '.join(file.name for file in files[:3])}"
+            + (" …)." if len(files) > 3 else ")."),
+            "Only one of them can be meant.",
+            f"Name the file: {files[0]}",
+        )
+    return files[0] if files else None
+
+
+def folder_of_gguf(file: Path) -> Path:
+    """The folder that stands for a GGUF file; made where it is not there yet.
+
+    Raises:
+        ModelError: the file is damaged, or its architecture, tokenizer or types cannot be read.
+    """
+    states = [(str(part.absolute()), (told := part.stat()).st_size, told.st_mtime_ns) for part in parts_of(file)]
+    key = hashlib.blake2b(json.dumps([_FORMAT, states]).encode(), digest_size=8).hexdigest()
+    folder = _home() / f"{file.name.removesuffix('.gguf')[:80]}-{key}"
+    if not (folder / _WEIGHTS).is_file():
+        _make(file, folder)
+    return folder
+
+
+def stands_for_gguf(folder: Path) -> bool:
+    """Whether a folder was made by :func:`folder_of_gguf`."""
+    return (folder / _WEIGHTS).is_file()
+
+
+def gguf_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """All tensors of the GGUF file that a folder stands for, under transformers' names.
+
+    Raises:
+        ModelError: the file is gone, changed, or damaged.
+    """
+    told = read_json(folder / _WEIGHTS)
+    try:
+        files = [Path(name) for name in told["files"]]
+        states = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    except OSError as error:
+        raise ModelError(
+            f"The GGUF file of the model is gone: {error.filename}.",
+            "Its weights are read from there.",
+            "Put it back, or name it by its new place.",
+        ) from None
+    if states != told["states"]:
+        raise ModelError(f"{files[0]} changed while it was in use.", "", "Start again.")
+    return dict(_tensors(folder, str(files[0]), json.dumps(states)))
+
+
+@functools.lru_cache(maxsize=4)
+def _tensors(folder: Path, file: str, states: str) -> dict[str, TensorInfo]:
+    header = read_header(Path(file))
+    config = read_json(folder / _CONFIG)
+    return {name: info for name, info in _named(header, config, Path(file))}
+
+
+def _home() -> Path:
+    """Where the folders are kept; a temporary place of this process's own where the user's cache cannot be written."""
+    home = places.cache() / "gguf"
+    with contextlib.suppress(OSError):
+        if not places.is_nowhere(home):
+            home.mkdir(parents=True, exist_ok=True)
+            if os.access(home, os.W_OK | os.X_OK):
+                return home
+    return _temporary_home()
+
+
+@functools.cache
+def _temporary_home() -> Path:
+    temporary = Path(tempfile.mkdtemp(prefix="tinydistill-gguf-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
+
+
+def _make(file: Path, folder: Path) -> None:
+    header = read_header(file)
+    config = _config(header, file)
+    tensors = dict(_named(header, config, file))
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=_home()))
+    try:
+        end_ids = write_tokenizer(header.metadata, aside, str(file))
+        (aside / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if end_ids:
+            generation = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
+            (aside / "generation_config.json").write_text(
+                json.dumps({**generation, "eos_token_id": end_ids if len(end_ids) > 1 else end_ids[0]}, indent=2) + "\n"
+            )
+        states = [[part.stat().st_size, part.stat().st_mtime_ns] for part in header.files]
+        told = {"files": [str(part.absolute()) for part in header.files], "states": states, "tensors": len(tensors)}
+        (aside / _WEIGHTS).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        make_folder(folder.parent)
+        aside.chmod(0o755)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not (folder / _WEIGHTS).is_file():  # else another process was quicker
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _config(header: Header, file: Path) -> dict[str, Any]:
+    """What config.json says of such a model."""
+    metadata = header.metadata
+    if metadata.get("general.type", "model") != "model" or str(metadata.get("general.architecture")) == "clip":
+        raise ModelError(
+            f"{file} is no language model but {metadata.get('general.type', 'an image encoder')}.",
+            "It belongs to a model's other file.",
+            "Name the file with the language model's weights.",
+        )
+    model_type = model_type_of(str(metadata.get("general.architecture")), str(file))
+    architecture = ARCHITECTURES[model_type]
+    facts = Facts(architecture.name, metadata, frozenset(header.tensors), str(file))
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelError(f"{file} holds no token embedding.", "", "Name the file with the language model's weights.")
+    if facts.count("block_count") > len(header.tensors):
+        raise ModelError(
+            f"{file} speaks of {facts.count('block_count'):,} layers and holds {len(header.tensors):,} tensors.",
+            "The header is damaged.",
+            "Download the file again.",
+        )
+    config = {
+        "architectures": [_CLASSES[model_type]],
+        "model_type": model_type,
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": "output.weight" not in header.tensors,
+        "dtype": "float16",
+        **architecture.read(facts),
+        **special_ids(metadata),
+    }
+    return {**config, **_scaled_positions(header, config, facts)}
+
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
+
+
+def _scaled_positions(header: Header, config: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    """Rotary factors that llama.cpp keeps as tensors, in config.json's words."""
+    factors = {name: _vector(header.tensors[name]) for name in _OF_CONFIG if name in header.tensors}
+    if "rope_freqs.weight" in factors:
+        return {"rope_scaling": llama3_scaling(factors["rope_freqs.weight"], config, facts.where)}
+    if len(factors) == 2:
+        return {
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": factors["rope_factors_long.weight"].tolist(),
+                "short_factor": factors["rope_factors_short.weight"].tolist(),
+            }
+        }
+    return {}
+
+
+def _vector(stored: StoredTensor) -> Any:
+    with stored.file.open("rb") as stream:
+        stream.seek(stored.offset)
+        return dequantize(np.frombuffer(stream.read(stored.nbytes), dtype=np.uint8), stored.kind)
+
+
+def _named(header: Header, config: dict[str, Any], file: Path) -> Iterator[tuple[str, TensorInfo]]:
+    """Each weight under transformers' name."""
+    model_type = str(config["model_type"])
+    architecture = ARCHITECTURES[model_type]
+    theirs = _names(architecture, int(config.get("num_hidden_layers") or config["n_layer"]))
+    for name, stored in header.tensors.items():
+        if name in _OF_CONFIG:
+            continue
+        if name not in theirs:
+            raise ModelError(
+                f"{file} holds a tensor {name}, which {_CLASSES[model_type]} of transformers does not have.",
+                "The model would be another one without it.",
+                "Use the safetensors version of the model.",
+            )
+        if not can_dequantize(stored.kind):
+            raise ModelError(
+                f"The tensor {name} in {file} is of the type {type_name(stored.kind)}, which cannot be dequantised.",
+                "The installed gguf package has no arithmetic for it.",
+                "Use another quantisation of the model, such as Q4_K_M or Q8_0.",
+            )
+        yield theirs[name], _info(architecture, config, theirs[name], stored)
+
+
+def _info(architecture: Architecture, config: dict[str, Any], name: str, stored: StoredTensor) -> TensorInfo:
+    turned = architecture.layout(config, name, stored.shape[0]).turned
+    shape = tuple(reversed(stored.shape)) if turned else stored.shape
+    try:
+        layout = architecture.layout(config, name, shape[0])
+    except ValueError:  # rows that no heads fill
+        raise ModelError(
+            f"The tensor {name} in {stored.file} has the shape {shape}, which the heads of its header do not fill.",
+            "The header and the tensors belong to different models.",
+            "Download the file again.",
+        ) from None
+    dtype = _DTYPES.get(type_name(stored.kind), "float16")
+    return TensorInfo(shape, dtype, stored.nbytes, stored.file, stored.offset, GgufValues(stored, layout))
+
+
+def _names(architecture: Architecture, layers: int) -> dict[str, str]:
+    """Transformers' name of each tensor by its GGUF name."""
+    import gguf
+
+    kind = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
+    ours = gguf.get_tensor_name_map(kind, layers)
+    found = {}
+    for template in architecture.tensors:
+        for layer in range(layers if "{}" in template else 1):
+            stem = template.format(layer)
+            name = ours.get_name(stem)
+            if name is None:  # a head, where llama.cpp has no place for one beside the embedding
+                continue
+            for ending in (".weight", ".bias"):
+                found[name + ending] = stem + ending
+    return found
