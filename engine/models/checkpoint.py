@@ -32,7 +32,7 @@ _DTYPES = {
 _PIECE_ELEMENTS = 32_768
 
 # Numbers that a decoder is asked for at once: its arithmetic has several arrays of that many.
-_DECODED_ELEMENTS = 262_144
+_DECODED_ELEMENTS = 65_536
 
 # Files that stay open between two reads. A model may have more shards than a process may have files open.
 _MOST_OPEN = 16

@@ -78,7 +78,7 @@ class ModelsScreen(StepScreen):
                 "teacher",
                 self.draft.get("teacher"),
                 placeholder="empty: the planner picks one that is here and fits",
-                hint="Teacher: a folder with config.json and .safetensors, a GGUF file, or a Hugging Face id.",
+                hint="Teacher: a model's folder, a GGUF file, or a Hugging Face id.",
                 suggester=suggester,
             )
         yield Static("reading…", id="teacher-facts", classes="facts", markup=False)

@@ -51,7 +51,9 @@ def test_a_file_is_the_model_that_it_was_made_of(name: str, tmp_path: Path) -> N
     assert torch.equal(logits(in_place), logits(ours))
 
 
-@pytest.mark.parametrize("weight_type", ["f16", "bf16", "q8_0"])
+@pytest.mark.parametrize(
+    "weight_type", ["q8_0", pytest.param("f16", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["llama-untied", "qwen2", "gemma2", "gpt2", "gpt_neox"])
 def test_streamed_and_whole_give_the_same_hidden_states_bit_for_bit(
     name: str, weight_type: str, tmp_path: Path
