@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from engine import places
-from engine.errors import ModelError
 from engine.disk.files import make_folder
+from engine.errors import ModelError
 from engine.models.gguf.architectures import (
     ARCHITECTURES,
     Architecture,
