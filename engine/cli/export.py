@@ -16,6 +16,8 @@ from engine.format import format_bytes
 from engine.models.gguf.folder import gguf_in
 from engine.models.headers import read_json
 from engine.models.hub import resolve_model
+from engine.models.spec import read_spec
+from engine.models.weight_files import is_decoded
 from engine.version import __version__
 
 PROGRAM = "tiny-distill-export"
@@ -31,11 +33,18 @@ def main(words: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     typed = _parse(words)
     model = student_folder(Path(typed.folder))
-    out = Path(typed.out).expanduser() if typed.out else _default_out(model, typed.format, typed.type)
+    named = Path(typed.folder).expanduser()
+    home = named if is_decoded(model) else model  # what stands for a GGUF file lies in the user's cache
+    out = Path(typed.out).expanduser() if typed.out else _default_out(home, typed.format, typed.type)
     if out.exists() and not typed.force:
         raise SettingsError([Problem("out", str(out), "exists already; choose another path, or add --force")], "")
     make_folder(out.parent)
-    if typed.format == "hf":
+    if typed.format == "hf" and is_decoded(model):
+        from engine.models.derive import derive_student  # torch takes seconds to import
+
+        derive_student(model, read_spec(model).num_layers, out)
+        print(f"Wrote the model to {out}, its weights as float16.")
+    elif typed.format == "hf":
         shutil.copytree(model, out, dirs_exist_ok=typed.force)
         print(f"Copied the model to {out}. AutoModelForCausalLM.from_pretrained({str(out)!r}) loads it.")
     elif typed.format == "gguf":
@@ -69,11 +78,13 @@ def student_folder(path: Path) -> Path:
         FolderError: there is no finished student and no model.
     """
     path = path.expanduser()
-    if path.is_file() or (path.is_dir() and gguf_in(path)):
+    if path.is_file():
         return resolve_model(path)
     for folder in (path / "student", path):
         if (folder / "config.json").is_file():
             return folder
+    if path.is_dir() and not (path / "run.json").is_file() and gguf_in(path):
+        return resolve_model(path)
     if not path.is_dir():
         raise FolderError(f"There is no folder {path}.", "", "Name a run's folder, or a model's.")
     if (path / "run.json").is_file():
@@ -90,6 +101,10 @@ def student_folder(path: Path) -> Path:
 
 
 def _default_out(model: Path, wanted: str, weight_type: str) -> Path:
+    if model.is_file():
+        stem = model.name.removesuffix(".gguf")
+        ending = {"gguf": f"{weight_type}.gguf", "ollama": "ollama", "hf": "hf"}[wanted]
+        return model.with_name(f"{stem}-{ending}")
     run = model.parent if model.name == "student" else model
     if wanted == "gguf":
         return run / f"{run.resolve().name}-{weight_type}.gguf"
@@ -100,7 +115,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Write a student for other programs: Hugging Face, llama.cpp (GGUF) or Ollama."
     )
-    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, or a model's folder")
+    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, a model's folder, or a GGUF file")
     parser.add_argument("--format", choices=FORMATS, required=True,
                         help="hf: a folder for transformers; gguf: one file for llama.cpp; ollama: a GGUF file with a "
                         "Modelfile")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.cli import export
 from engine.export import write_gguf
 from engine.models.checkpoint import Checkpoint
 from engine.models.hub import resolve_model
@@ -133,6 +134,15 @@ def test_a_folder_with_one_file_and_a_blob_without_an_ending_are_models(tmp_path
     assert read_spec(blob).num_layers == 3
     os.link(file, tmp_path / "alone" / "model.gguf")
     assert read_spec(tmp_path / "alone").num_layers == 3
+
+
+def test_a_gguf_file_becomes_a_folder_of_safetensors(tmp_path: Path) -> None:
+    _, file = gguf_of("llama", tmp_path)
+    assert export.main([str(file), "--format", "hf"]) == 0
+    written = load_causal_lm(tmp_path / "out-hf", dtype=torch.float32)
+    assert torch.equal(logits(written), logits(load_causal_lm(resolve_model(file), dtype=torch.float32)))
+    assert export.main([str(file), "--format", "gguf", "--type", "q8_0"]) == 0
+    assert read_spec(tmp_path / "out-q8_0.gguf").num_layers == 3
 
 
 def test_a_gguf_file_becomes_another_one(tmp_path: Path) -> None:
