@@ -101,7 +101,7 @@ def read_bytes(file: Path, offset: int, count: int) -> NDArray[np.uint8]:
 
     with file.open("rb") as stream:
         stream.seek(offset)
-        data = np.frombuffer(stream.read(count), dtype=np.uint8)
+        data = np.fromfile(stream, dtype=np.uint8, count=count)
     if len(data) != count:
         raise ModelError(f"{file} ended early.", "It changed while it was read.", "Try again.")
     return data
