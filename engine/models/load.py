@@ -95,14 +95,9 @@ def load_causal_lm(
         ModelError: transformers does not know the model, or the files do not fill it.
         MemoryError: there was no room for a weight while it was converted.
     """
-<<<<<<< HEAD
-    model = _load_in_main_memory(folder, dtype, trust_remote_code)
-    return model if kind_of(torch.device(device)).is_host else model.to(device)
-=======
     weights = _read_plainly(folder, dtype) if is_decoded(folder) else None
     model = _load_in_main_memory(folder, dtype, trust_remote_code, weights)
-    return model if torch.device(device).type == "cpu" else model.to(device)
->>>>>>> 2677fb6 (A GGUF file is a teacher, and a student to begin from: dequantised tensor by tensor as it is read)
+    return model if kind_of(torch.device(device)).is_host else model.to(device)
 
 
 # What a file system or a limit says to transformers' way of reading, all shards mapped at once: it maps no files (some
