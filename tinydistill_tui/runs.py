@@ -84,12 +84,13 @@ def recent_models() -> list[str]:
         asked = read_info(path).get("asked")
         for role in ("teacher", "student"):
             name = asked.get(role) if isinstance(asked, dict) else None
-            is_there = isinstance(name, str) and (
-                (Path(name) / "config.json").is_file() or (name.endswith(".gguf") and Path(name).is_file())
-            )
-            if is_there and name not in names:
+            if isinstance(name, str) and name not in names and _is_model(Path(name)):
                 names.append(name)
     return names[:_MOST_MODELS]
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
 
 
 def read_info(path: Path) -> dict[str, Any]:
