@@ -8,9 +8,11 @@ is left out, and for GPUs ``gpu_note`` says why.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -267,10 +269,25 @@ def _system_memory() -> tuple[int, int]:
             values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Mem")}
         return values["MemTotal"], values["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
-        import psutil  # slower to import, and only needed elsewhere than on Linux
+        return _memory_elsewhere()
 
-        memory = psutil.virtual_memory()
-        return int(memory.total), int(memory.available)
+
+def _memory_elsewhere() -> tuple[int, int]:
+    """Total and available main memory where there is no /proc; without psutil half of it is taken for available."""
+    try:
+        import psutil  # slower to import, and only needed elsewhere than on Linux
+    except ImportError:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total // 2
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
+
+
+def memory_note() -> str:
+    """Why it is not known how much main memory is free, as a sentence; empty where it is."""
+    if os.path.exists("/proc/meminfo") or importlib.util.find_spec("psutil") is not None:
+        return ""
+    return "half of all memory, as the package psutil, which tells how much is free, is not installed"
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
@@ -286,8 +303,19 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ..
             elif not key and (name or flags):
                 break  # the next core's entry
     if not name:
-        name = platform.processor() or platform.machine()
+        name = _brand() or platform.processor() or platform.machine()
     return " ".join(name.split()), tuple(text for flag, text in _FEATURES.items() if flag in flags)
+
+
+def _brand() -> str:
+    """The processor's name where sysctl tells it: on macOS."""
+    try:
+        said = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said.stdout.strip()
 
 
 def memory_of_tree(pid: int) -> int:
@@ -453,13 +481,22 @@ def _children_of_all() -> dict[int, list[int]]:
 
 
 def _memory_of_tree_by_psutil(pid: int) -> int:
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:
+        return 0
     total = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for member in (process, *process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
-                info = member.memory_full_info()
-                total += int(getattr(info, "uss", info.rss))
+                total += _bytes_by_psutil(member, psutil)
     return total
+
+
+def _bytes_by_psutil(process: Any, psutil: Any) -> int:
+    """What would be free without the process; macOS tells that of others to root alone, and then all it has counts."""
+    try:
+        return int(process.memory_full_info().uss)
+    except (psutil.AccessDenied, AttributeError):
+        return int(process.memory_info().rss)

@@ -18,7 +18,6 @@ import ctypes
 import gc
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -31,6 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+if sys.platform != "win32":
+    import resource
+
 from engine import safe_child
 from engine.config import RunConfig
 
@@ -38,7 +40,11 @@ WAITING = "waiting"
 """Stands in its command where a phase has its name, and is as long as each of them: see :func:`_rename`."""
 
 _IMPORTED_BYTES = 300 * 2**20  # what it holds beside a phase, if not one page of it were shared
-_PHASE_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_PHASE_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # Windows, where nothing is run, has two of them
+)
 
 
 @dataclass(frozen=True)

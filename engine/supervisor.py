@@ -44,6 +44,7 @@ from engine.errors import (
 from engine.events import EventWriter, Tail
 from engine.format import format_bytes
 from engine.last_word import VARIABLE, LastWord
+from engine.machine import system
 from engine.machine.gpu_check import gpu_of, visible
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
@@ -54,7 +55,11 @@ from engine.version import __version__
 
 PHASES = ("prepare", "teacher", "student")
 COMMANDS = ("stop", "pause", "resume")
-STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # Windows has the first two; a run is refused there, but its help is not
+)
 """All of them stop a run in order: job schedulers warn by USR1 or USR2 before they kill, a lost terminal by HUP."""
 
 # Times that a phase is killed by somebody else than the kernel before memory is suspected after all.
@@ -83,6 +88,7 @@ def start(
         FolderError: the folder cannot be written.
         RunFailed: the system starts no more processes.
     """
+    system.require()
     command = safe_child.command("engine.supervisor", str(path), *(["--tied"] if tied else []))
     try:
         opened = (path / "run.log").open("ab")

@@ -26,6 +26,7 @@ from engine.data.left_out import MostlyLeftOut
 from engine.errors import Stopped, TinyDistillError
 from engine.events import Event, Tail
 from engine.last_word import LastWord
+from engine.machine import system
 from engine.run import Run
 
 DESCRIPTION = "Make a small language model from a big one, in two phases that never share memory."
@@ -40,6 +41,8 @@ def guarded(words: Sequence[str], body: Callable[[Sequence[str]], int]) -> int:
     """Run a program's body; whatever it raises ends as one paragraph on standard error and a promised exit code."""
     streams.make_fit()
     try:
+        if not {"-h", "--help", "--version"} & {*words}:
+            system.require()
         code = body(words)
         streams.flush()
         return code

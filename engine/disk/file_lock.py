@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
+import sys
 import time
 from pathlib import Path
+
+if sys.platform != "win32":  # where help works, and nothing is locked (engine.machine.system)
+    import fcntl
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 """What flock(2) says where the file system has no locks."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
 from engine.format import format_bytes
-from engine.hardware import Hardware
+from engine.hardware import Hardware, memory_note
 from engine.machine.device import Device
 from engine.planner.footprint import Footprint, context_bytes_on
 from engine.planner.live_runs import LiveRun
@@ -72,6 +72,8 @@ def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun],
     ram = int(FREE_SHARE * free)
     where = "the container's limit leaves" if hardware.cgroup_limit_bytes else "the system has"
     ram_reason = f"{FREE_SHARE:.0%} of the {format_bytes(free)} free memory that {where}"
+    if note := memory_note():
+        ram_reason = f"{FREE_SHARE:.0%} of {format_bytes(free)}: {note}"
     if reserved:
         ram_reason += f" beside {format_bytes(reserved)} that {_names(others)} will still take"
     if device == "cpu":
