@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from engine import afterwards
 from engine.disk.files import write_atomic
 from engine.events import Event, read_events
 from engine.format import format_bytes, format_duration
@@ -51,6 +52,7 @@ def write(run: Run) -> dict[str, Any]:
     forget_slow_rates(run.settings, run.student_path, rates)
     write_atomic(run.report_json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_atomic(run.report_md, in_words(report, run.name))
+    write_atomic(run.next_txt, afterwards.in_words(report, run.path))
     return report
 
 

@@ -64,6 +64,7 @@ class Run:
         self.student_path = path / "student"
         self.report_json = path / "report.json"
         self.report_md = path / "report.md"
+        self.next_txt = path / "next.txt"
         self.made_folder = False
         self.without_locks = False
 

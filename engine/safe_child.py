@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def command(module: str, *words: str) -> list[str]:
@@ -23,6 +23,22 @@ def command(module: str, *words: str) -> list[str]:
         words: its arguments.
     """
     return [sys.executable, "-P", os.path.abspath(__file__), module, *words]
+
+
+_OWN = {
+    "tiny-distill": "engine.cli.distill",
+    "tiny-distill-cache": "engine.cli.cache",
+    "tiny-distill-chat": "engine.cli.chat",
+    "tiny-distill-export": "engine.cli.export",
+    "tiny-distill-profile": "engine.cli.profile",
+}
+
+
+def own_program(words: Sequence[str]) -> list[str]:
+    """The same command with this installation's own programs and interpreter, wherever the shell would look."""
+    if words[0] in _OWN:
+        return command(_OWN[words[0]], *words[1:])
+    return [sys.executable, *words[1:]] if words[0] == "python" else list(words)
 
 
 def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from textual.constants import DEFAULT_THEME
 from textual.filter import LineFilter
 from textual.screen import Screen
 
-from engine import places
+from engine import places, safe_child
 from engine.errors import TinyDistillError
 from tinydistill_tui import appearance, runs, window
 from tinydistill_tui.key_queue import KeyQueue, keep_escape
@@ -203,6 +203,27 @@ class TinyDistillApp(App[int]):
                 subprocess.run([*pager, str(path)], check=False)
         except (OSError, SuspendNotSupported):
             self.notify(f"It could not be opened here; read it elsewhere: {path}", severity="warning", markup=False)
+
+    def run_in_the_terminal(self, words: Sequence[str], folder: Path | None = None) -> None:
+        """Run a program where the screen was; the screen comes back when the person has read what it said.
+
+        Args:
+            words: the program and its arguments; our own programs are run whatever the shell's path says.
+            folder: where it runs; where this program was started unless given.
+        """
+        import subprocess
+
+        try:
+            with self.suspend():
+                sys.stdout.write(f"$ {shlex.join(words)}\n")
+                sys.stdout.flush()
+                with contextlib.suppress(KeyboardInterrupt):
+                    subprocess.run(safe_child.own_program(words), check=False, cwd=folder)
+                with contextlib.suppress(KeyboardInterrupt, EOFError):
+                    input("\nEnter comes back to TinyDistill. ")
+        except (OSError, SuspendNotSupported) as error:
+            why = getattr(error, "strerror", None) or "this terminal cannot be shared"
+            self.notify(f"It could not be run here: {why}. y copies the command.", severity="warning", markup=False)
 
     async def action_interrupt(self) -> None:
         """Ctrl+C is ``q``; twice within a second leaves at once, and a run goes on."""

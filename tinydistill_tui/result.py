@@ -1,38 +1,18 @@
-"""The end of a run, for a screen: the first sentence, the table, the samples, the commands that go on. Pure.
+"""The end of a run, for a screen: the first sentence, the table, the samples. Pure.
 
 Numbers and sentences are the report's own (``engine.report``); here they are only laid out.
 """
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from engine import verdict
-from engine.cli.arguments import command_line
-from engine.config import RunConfig
-from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration
 from engine.report import MEASURES, Measure, compute_unit, one_line, speed_in_words
-from engine.settings import layer_count
 from tinydistill_tui.words import number
 
 PEOPLE = ("teacher", "student_before", "student_after")
-
-
-@dataclass(frozen=True)
-class Command:
-    """Something that goes on from here.
-
-    Attributes:
-        title: what it does.
-        line: the command, as it runs in a shell.
-    """
-
-    title: str
-    line: str
 
 
 def first_sentence(report: dict[str, Any]) -> str | None:
@@ -92,56 +72,6 @@ def samples(report: dict[str, Any]) -> list[dict[str, str]]:
         for sample in (found if isinstance(found, list) else [])
         if isinstance(sample, dict)
     ]
-
-
-def commands(report: dict[str, Any], path: Path) -> list[Command]:
-    """What can be done next with a finished run; each line runs as it is."""
-    config = _part(report, "config")
-    folder = shlex.quote(str(path))
-    go_on = f"tiny-distill --resume --output_dir {folder}"
-    steps, epochs = number(config.get("steps")), number(config.get("epochs")) or 1
-    longer = ("steps", int(2 * steps)) if steps else ("epochs", int(2 * epochs))
-    student = shlex.quote(str(path / "student"))
-    prompt = shlex.quote(samples(report)[0]["prompt"] if samples(report) else "Once upon a time")
-    code = (
-        "import sys; from transformers import pipeline; "
-        "print(pipeline('text-generation', sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]['generated_text'])"
-    )
-    again = _another_student(config, path)
-    return [
-        Command("Try the student", f'python -c "{code}" {student} {prompt}'),
-        Command(f"Train longer, to {longer[1]} {longer[0]}", f"{go_on} --{longer[0]} {longer[1]}"),
-        *([Command("Train another student from the same records", again)] if again else []),
-        Command("See what the cache holds", f"tiny-distill-cache inspect {shlex.quote(str(_cache(config, path)))}"),
-        Command("Open the folder", f"cd {folder}"),
-    ]
-
-
-# What a record belongs to: which rows there are, and what the teacher computes in.
-_OF_THE_RECORDS = (
-    *("teacher", "data", "text_field", "data_split", "samples", "sequence_length", "packing", "holdout", "seed"),
-    *("record_size", "temperature", "precision", "quantization", "trust_remote_code"),
-)
-
-
-def _another_student(config: dict[str, Any], path: Path) -> str | None:
-    """A smaller student of the teacher's layers that learns from the records that are there."""
-    fields = RunConfig.model_fields
-    values = {name: config[name] for name in _OF_THE_RECORDS if config.get(name) not in (None, fields[name].default)}
-    layers = config.get("student_layers")
-    count = layer_count(layers) if isinstance(layers, int | str) else None
-    if count:
-        values["student_layers"] = max(1, count - 1)
-    values |= {"student": "from-teacher", "cache_dir": str(_cache(config, path))}
-    try:
-        return command_line(RunConfig.parse(values))
-    except TinyDistillError:  # of another version, or changed by hand
-        return None
-
-
-def _cache(config: dict[str, Any], path: Path) -> Path:
-    shared = config.get("cache_dir")
-    return Path(shared) if isinstance(shared, str) and shared else path / "cache"
 
 
 def _change(measure: Measure, before: float | None, after: float | None) -> str:

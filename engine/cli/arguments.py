@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from engine.config import GROUPS, SETTINGS, RunConfig
 from engine.errors import Problem, SettingsError
-from engine.format import exact_bytes
 from engine.settings import SettingInfo, suggestion
 from engine.version import __version__
 
@@ -83,22 +82,6 @@ def parse(
         raise SettingsError(problems + _bad_values({name: typed[name] for name in typed if name not in own}))
     switches = {name: typed.pop(name) for name in list(typed) if name in own}
     return typed, FrontEnd(debug=switches.pop("debug", False), plain=switches.pop("plain", False), switches=switches)
-
-
-def command_line(config: RunConfig, program: str = "tiny-distill") -> str:
-    """The command that asks for the same run, ready to be pasted into a shell."""
-    import shlex
-
-    words = [program]
-    for name, value in config.asked().items():
-        if value is True:
-            words.append(f"--{name}")
-        elif value is False:
-            words.append(f"--no_{name}")
-        else:
-            as_typed = exact_bytes(value) if SETTINGS[name].kind == "bytes" else str(value)
-            words += [f"--{name}", shlex.quote(as_typed)]
-    return " ".join(words)
 
 
 class _Parser(argparse.ArgumentParser):

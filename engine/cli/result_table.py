@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from engine.afterwards import FILE, about_the_student, next_steps
 from engine.cli.console import Console
 from engine.cli.progress import wants_lines
 from engine.format import format_bytes, format_duration
@@ -44,16 +44,16 @@ def show_result(report: dict[str, Any], path: Path) -> None:
         for name in ("prompt", "teacher", "before", "after"):
             console.print(f"{name:>8}  {one_line(sample[name])}", markup=False, soft_wrap=True)
     console.print()
-    console.print(f"The student: {path / 'student'}", markup=False, soft_wrap=True)
-    console.print(f"The report:  {path / 'report.md'}", markup=False, soft_wrap=True)
-    config = report["config"]
-    name = "steps" if config.get("steps") else "epochs"
-    console.print(
-        f"Longer:      tiny-distill --resume --output_dir {shlex.quote(str(path))} "
-        f"--{name} {2 * int(config.get(name) or 1)}",
-        markup=False,
-        soft_wrap=True,
-    )
+    steps = {step.key: step.line for step in next_steps(report, path)}
+    lines = [
+        *about_the_student(report, path),
+        f"The report:  {path / 'report.md'}",
+        f"Talk to it:  {steps['talk']}",
+        f"Longer:      {steps['longer']}",
+        f"What else:   {path / FILE} (transformers, llama.cpp, Ollama, a second student)",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _table(report: dict[str, Any]) -> Table:

@@ -82,6 +82,12 @@ class ChatSession:
                 break
         self.messages.append({"role": "assistant", "content": answer})
 
+    def stop(self) -> None:
+        """End the model's process from another thread; whoever waits for its answer gets a ModelError."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the model's process; the next question starts it again, and the conversation is remembered."""
         if self._process is not None:

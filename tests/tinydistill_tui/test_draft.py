@@ -2,7 +2,7 @@ import stat
 
 import pytest
 
-from engine.cli.arguments import command_line
+from engine.command import command_line
 from engine.config import RunConfig
 from tinydistill_tui.draft import Draft, budget_text, draft_path
 

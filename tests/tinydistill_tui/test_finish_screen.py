@@ -1,21 +1,23 @@
 import json
-import shlex
-import subprocess
 
 import pytest
+from textual.widgets import OptionList
 
 from engine import profiles
-from engine.cli.arguments import parse
-from engine.config import RunConfig
+from engine.afterwards import next_steps
 from tests.tinydistill_tui.fixtures import REPORT, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui import result
+from tinydistill_tui.app import TinyDistillApp
+from tinydistill_tui.screens.confirm import ConfirmScreen
+from tinydistill_tui.screens.details import PageScreen
+from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.models import ModelsScreen
 
 
 async def test_result_comes_first_and_every_number_is_the_reports(runs_folder):
     path = make_run(runs_folder, scene="done")
-    async with watching(path) as (app, _):
+    async with watching(path, size=(120, 40)) as (app, _):
         lines, screen = lines_of(app), text_of(app)
     assert "done in 3 h 44" in lines[0]
     assert "✓ It answers like its teacher in 72% of places (KL 0.27): close, with gaps." in lines[2]
@@ -53,17 +55,71 @@ async def test_worse_student_is_said_in_the_first_sentence(runs_folder):
         assert "! The student got worse: its hold-out loss rose from 2.918 to 3.100." in text_of(app)
 
 
-async def test_samples_are_turned_and_commands_copied(runs_folder):
+async def test_samples_are_turned_and_read_whole_and_commands_copied(runs_folder):
     path = make_run(runs_folder, scene="done")
-    async with watching(path) as (app, pilot):
+    async with watching(path, size=(120, 40)) as (app, pilot):
         await pilot.press("right")
         await until(
             pilot, lambda: "Samples ── 2 of 2" in text_of(app) and "took the early train" in text_of(app), "next"
         )
-        await pilot.press("down", "y")
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: isinstance(app.screen, PageScreen), "all of them on a page")
+        for sample in REPORT["samples"]:
+            assert all(words in app.screen.text for words in sample.values())
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "back")
+        for _ in range(4):
+            await pilot.press("down")
+        await pilot.press("y")
         assert app.clipboard == f"tiny-distill --resume --output_dir {path} --epochs 2"
-        await pilot.press("down", "down", "enter")
-        assert app.clipboard == f"tiny-distill-cache inspect {path}/cache"
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_every_command_is_shown_whole(runs_folder, size):
+    path = make_run(runs_folder, scene="done")
+    async with watching(path, size=size) as (app, pilot):
+        menu = app.screen.query_one("#next", OptionList)
+        for step in next_steps(REPORT, path):
+            if step.key != "beside":
+                menu.highlighted = [str(option.id) for option in menu.options].index(f"step-{step.key}")
+                await pilot.pause()
+                shown = "".join(line.rstrip("\n") for line in lines_of(app)).replace(" ", "")
+                assert step.line.replace(" ", "") in shown, step.key
+
+
+@pytest.mark.parametrize("key", ["transformers", "gguf", "ollama", "cache", "folder"])
+async def test_enter_runs_the_command(runs_folder, monkeypatch, key):
+    path = make_run(runs_folder, scene="done")
+    ran = []
+    monkeypatch.setattr(
+        TinyDistillApp, "run_in_the_terminal", lambda self, words, folder=None: ran.append((list(words), folder))
+    )
+    monkeypatch.setenv("SHELL", "/bin/their-shell")
+    async with watching(path) as (app, pilot):
+        menu = app.screen.query_one("#next", OptionList)
+        menu.highlighted = [str(option.id) for option in menu.options].index(f"step-{key}")
+        await pilot.press("enter")
+        await pilot.pause()
+    step = next(step for step in next_steps(REPORT, path) if step.key == key)
+    assert ran == ([(["/bin/their-shell"], path)] if key == "folder" else [(list(step.words), None)])
+
+
+async def test_train_longer_asks_first_and_a_second_student_begins_in_the_wizard(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    async with watching(path) as (app, pilot):
+        menu = app.screen.query_one("#next", OptionList)
+        keys = [str(option.id) for option in menu.options]
+        menu.highlighted = keys.index("step-longer")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "it asks")
+        assert "Train it longer, to 2 epochs?" in text_of(app)
+        await pilot.press("enter")  # the first answer starts nothing
+        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "back")
+        menu.highlighted = keys.index("step-another")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen), "the wizard")
+        assert app.screen.draft.get("cache_dir") == str(path / "cache")
+        assert app.screen.draft.get("student") == "from-teacher"
 
 
 @pytest.mark.parametrize(
@@ -85,29 +141,6 @@ async def test_run_until_the_teacher_is_done_without_a_report(runs_folder):
     (path / "run.json").write_text(json.dumps(info))
     async with watching(path) as (app, _):
         assert "✓ Everything that was asked for is done: the run goes until teacher." in text_of(app)
-
-
-def test_commands_run_in_a_shell_as_they_are(tmp_path):
-    folder = tmp_path / "a folder; rm -rf $HOME 'x'"
-    for command in result.commands(REPORT, folder):
-        words = shlex.split(command.line)
-        assert any(str(folder) in word for word in words), command.line
-        subprocess.run(["sh", "-n", "-c", command.line], check=True)
-    try_it = shlex.split(result.commands(REPORT, folder)[0].line)
-    compile(try_it[2], "command", "exec")
-    assert try_it[3:] == [str(folder / "student"), "The best time to visit Porto is"]
-
-
-def test_another_student_is_asked_for_with_the_records_that_are_there(tmp_path):
-    line = next(command.line for command in result.commands(REPORT, tmp_path) if "another student" in command.title)
-    typed, _ = parse(shlex.split(line)[1:], program="tiny-distill", description="")
-    asked = RunConfig.parse(typed)
-    made_with = RunConfig.parse(REPORT["config"])
-    for name in ("teacher", "data", "samples", "sequence_length", "packing", "holdout", "seed", "record_size"):
-        assert getattr(asked, name) == getattr(made_with, name), name
-    assert asked.student == "from-teacher"
-    assert asked.cache_dir == tmp_path / "cache"
-    assert asked.output_dir is None
 
 
 def test_change_is_signed_and_worded():

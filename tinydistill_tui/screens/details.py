@@ -22,11 +22,12 @@ from tinydistill_tui.draft import draft_path
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "h5py", "bitsandbytes", "textual", "datasets")
 
 
-class DetailsScreen(ModalScreen[None]):
-    """Shows the page.
+class PageScreen(ModalScreen[None]):
+    """Shows a text whole; the arrows scroll.
 
     Args:
-        lines: the machine, a line for each thing it has.
+        title: what it is.
+        text: the page.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -34,14 +35,15 @@ class DetailsScreen(ModalScreen[None]):
         Binding("y", "copy", "Copy", id="details-copy", tooltip="Copy the page"),
     ]
 
-    def __init__(self, lines: Sequence[str]) -> None:
+    def __init__(self, title: str, text: str) -> None:
         super().__init__()
-        self.text = "\n".join([*lines, "", *installation_lines()])
+        self._title = title
+        self.text = text
 
     def compose(self) -> ComposeResult:
         """The box."""
         with VerticalScroll(id="details", classes="dialog") as box:
-            box.border_title = "Details"
+            box.border_title = self._title
             box.border_subtitle = "y copies · Esc closes"
             yield Static(self.text, markup=False)
 
@@ -57,6 +59,17 @@ class DetailsScreen(ModalScreen[None]):
     def action_close(self) -> None:
         """Back to the start."""
         self.dismiss(None)
+
+
+class DetailsScreen(PageScreen):
+    """The machine, versions and folders.
+
+    Args:
+        lines: the machine, a line for each thing it has.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("Details", "\n".join([*lines, "", *installation_lines()]))
 
 
 def installation_lines() -> list[str]:

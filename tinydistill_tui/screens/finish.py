@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
 from rich.cells import set_cell_size
-from textual import on, work
+from textual import events, on, work
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
@@ -15,14 +17,22 @@ from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from engine import profiles
+from engine import launch, profiles
+from engine.afterwards import FILE, FIRST_WORDS, NextStep, about_the_student, next_steps
+from engine.config import RunConfig
 from engine.errors import TinyDistillError
 from engine.format import format_duration
 from tinydistill_tui import result, runs
+from tinydistill_tui.data_facts import printable
 from tinydistill_tui.marks import MARK_STYLES, MARKS
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.screens.base import FrameScreen, marked
+from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
+from tinydistill_tui.screens.details import PageScreen
 from tinydistill_tui.widgets.sample_box import SampleBox
+
+_ROOMY = 36  # rows from which on everything is shown
+_LEFT_OUT_FIRST = ("bits a byte", "calibration error")
 
 
 class FinishScreen(FrameScreen):
@@ -53,16 +63,20 @@ class FinishScreen(FrameScreen):
         self.path, self.view = path, view
         self.failed = view.finished == "failed"
         self.report = {} if self.failed else runs.read_json(path / "report.json")
-        self.commands = result.commands(self.report, path) if self.report else []
+        # Talking is to all three at once here, so that the second command for it is one too many.
+        found = next_steps(self.report, path) if self.report else []
+        self.steps = [step for step in found if step.key != "beside"]
 
     def compose_content(self) -> Iterable[Widget]:
         """One sentence, then the numbers, then what to do."""
         yield Static(self._first_sentence(), id="headline", markup=False)
         with VerticalScroll(id="finish", can_focus=not self.report):
             if self.report:
-                yield Static(self._numbers(), id="numbers")
+                yield Static("\n".join(about_the_student(self.report, self.path)), id="student", markup=False)
+                yield Static(id="numbers")
                 yield SampleBox(result.samples(self.report), id="samples", classes="pane")
                 yield OptionList(*self._options(), id="next", compact=True, markup=False)
+                yield Static(id="command", markup=False)
             else:
                 yield Static(self._why(), id="why", markup=False)
 
@@ -77,6 +91,13 @@ class FinishScreen(FrameScreen):
         )
         self.set_title(title, "report.md  report.json" if self.report else "")
         self._say_command()
+
+    @on(events.Resize)
+    def _draw_numbers(self) -> None:
+        """The table; where there are few rows, its first measures, and what the run took is in the report."""
+        for numbers in self.query("#numbers").results(Static):
+            numbers.update(self._numbers(whole=self.app.size.height >= _ROOMY))
+        self.call_after_refresh(self.refresh_bindings)
 
     def _first_sentence(self) -> Content:
         if self.failed:
@@ -103,8 +124,9 @@ class FinishScreen(FrameScreen):
         ]
         return Content("\n\n".join(line for line in lines if line))
 
-    def _numbers(self) -> Content:
+    def _numbers(self, *, whole: bool) -> Content:
         rows = result.table(self.report)
+        rows = rows if whole else [row for row in rows if row[0] not in _LEFT_OUT_FIRST]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         if sum(widths) + 3 * 4 + 2 > self.app.size.width - 4:  # the change can be seen from the others
             rows, widths = [row[:4] for row in rows], widths[:4]
@@ -118,35 +140,101 @@ class FinishScreen(FrameScreen):
             lines.append(Content.assemble(("".join(cells[:3]), style), (cells[3], after), ("".join(cells[4:]), style)))
         lines += [
             Content.assemble((set_cell_size(name, 7), "$text-quiet"), words)
-            for name, words in result.costs(self.report)
+            for name, words in (result.costs(self.report) if whole else ())
         ]
         return Content("\n").join(lines)
 
     def _options(self) -> list[Option]:
-        options = [Option(command.title, id=f"command-{number}") for number, command in enumerate(self.commands)]
+        options = [Option(step.title, id=f"step-{step.key}") for step in self.steps]
+        if result.samples(self.report):
+            options.insert(1, Option("Read the samples", id="step-samples"))
         return options
 
     @on(OptionList.OptionHighlighted)
     def _say_command(self) -> None:
         chosen = self._chosen()
         again = "R tries again from where it was; l shows the log, at the error."
-        self.hint = f"y copies: {chosen.line}" if chosen else again if self.failed else ""
+        self.hint = (
+            f"Enter does it, y copies the command; {FILE} in the run's folder has all of them."
+            if chosen
+            else again
+            if self.failed
+            else ""
+        )
         self.say(self.hint)
+        for command in self.query("#command").results(Static):
+            command.update(f"$ {chosen.line}" if chosen else "")
 
     @on(OptionList.OptionSelected)
-    def _do(self) -> None:
-        self.action_copy()
+    def _do(self, event: OptionList.OptionSelected) -> None:
+        chosen = self._chosen()
+        if chosen is None:
+            self._show_samples()
+        elif chosen.key == "talk":
+            self._talk()
+        elif chosen.key == "longer":
+            self._train_longer(chosen)
+        elif chosen.key == "another":
+            self._train_another(chosen)
+        elif chosen.key == "folder":
+            self.tiny.run_in_the_terminal([os.environ.get("SHELL") or "sh"], folder=self.path)
+        else:
+            self.tiny.run_in_the_terminal(chosen.words)
 
-    def _chosen(self) -> result.Command | None:
-        options = self.query(OptionList)
-        number = options.first().highlighted if options else None
-        return self.commands[number] if number is not None and number < len(self.commands) else None
+    def _show_samples(self) -> None:
+        samples = result.samples(self.report)
+        text = "\n\n".join("\n".join(f"{name.ljust(9)}{words}" for name, words in each.items()) for each in samples)
+        self.app.push_screen(PageScreen("Samples", printable(text)))
+
+    def _talk(self) -> None:
+        from tinydistill_tui.screens.talk import TalkScreen
+
+        samples = result.samples(self.report)
+        self.app.push_screen(TalkScreen(self.path, samples[0]["prompt"] if samples else FIRST_WORDS))
+
+    @work(group="dialog")
+    async def _train_longer(self, step: NextStep) -> None:
+        """The run goes on, once the person has said so: it may take as long as the first time."""
+        answer = await self.app.push_screen_wait(
+            ConfirmScreen(
+                f"{step.title}?",
+                f"The first time took {format_duration(self._train_seconds)}. The student of now is replaced "
+                "when it is done.",
+                [Answer("stay", "Not now", "n"), Answer("go", "Train it", "t", costs=True)],
+            )
+        )
+        if answer != "go":
+            return
+        try:
+            await asyncio.to_thread(launch.resume_run, RunConfig.parse(dict(step.values)))
+            await self.tiny.start_run(self.path)
+        except TinyDistillError as error:
+            self.tiny.tell(error)
+
+    @property
+    def _train_seconds(self) -> float | None:
+        phase = self.view.phases.get("student")
+        return phase.seconds if phase is not None else None
+
+    @work(group="dialog")
+    async def _train_another(self, step: NextStep) -> None:
+        await self.tiny.ask_for(step.values)
+
+    def _chosen(self) -> NextStep | None:
+        """The step under the cursor; None on the samples, and where there is no menu."""
+        for menu in self.query("#next").results(OptionList):
+            if menu.highlighted is not None:
+                key = str(menu.options[menu.highlighted].id).removeprefix("step-")
+                return next((step for step in self.steps if step.key == key), None)
+        return None
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only what makes sense for this end."""
         if action == "resume_run":
             return self.failed
-        if action in ("sample", "copy"):
+        if action == "sample":
+            return any(box.size.height for box in self.query(SampleBox))
+        if action == "copy":
             return bool(self.report)
         return True
 

@@ -20,7 +20,7 @@ from textual.widgets import DataTable, Input, Static
 from textual.worker import get_current_worker
 
 from engine import hardware, launch, profiles
-from engine.cli.arguments import command_line
+from engine.command import command_line
 from engine.config import SETTINGS
 from engine.errors import SettingsError, TinyDistillError
 from engine.hardware import Hardware

@@ -25,7 +25,8 @@ class SampleBox(Widget):
 
     def on_mount(self) -> None:
         """Say which sample this is."""
-        self.display = bool(self._samples)
+        if not self._samples:
+            self.display = False
         self.turn(0)
 
     def turn(self, step: int) -> None:

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from engine.cli.arguments import command_line, parse
+from engine.cli.arguments import parse
+from engine.command import command_line
 from engine.config import SETTINGS, RunConfig
 from engine.errors import SettingsError
 

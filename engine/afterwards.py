@@ -1,0 +1,176 @@
+"""What a person can do with a finished run: each thing with the command that does it. No torch.
+
+The same list is shown by the wizard, printed by the command line, and kept in the run's folder as ``next.txt``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.command import command_words
+from engine.config import RunConfig
+from engine.errors import TinyDistillError
+from engine.format import format_bytes, format_count
+from engine.models.spec import ModelSpec, read_spec
+from engine.settings import layer_count
+from engine.verdict import headline
+
+FILE = "next.txt"
+_LOAD_AND_PRINT = (
+    "import sys; from transformers import pipeline; "
+    "print(pipeline('text-generation', sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]['generated_text'])"
+)
+# What a record belongs to: which rows there are, and what the teacher computes in.
+_OF_THE_RECORDS = (
+    *("teacher", "data", "text_field", "data_split", "samples", "sequence_length", "packing", "holdout", "seed"),
+    *("record_size", "temperature", "precision", "quantization", "trust_remote_code", "allow_losses"),
+)
+FIRST_WORDS = "Once upon a time"
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """One thing that can be done.
+
+    Attributes:
+        key: ``talk``, ``beside``, ``transformers``, ``gguf``, ``ollama``, ``longer``, ``another``, ``cache`` or
+            ``folder``.
+        title: what it does.
+        words: the command, word by word.
+        then: what is typed after it, in the same line; empty where the command does it all.
+        values: settings of another run, where the command starts one.
+    """
+
+    key: str
+    title: str
+    words: tuple[str, ...]
+    then: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """The command as it runs in a shell."""
+        return shlex.join(self.words) + (f" && {self.then}" if self.then else "")
+
+
+def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
+    """What can be done next, the likeliest first; each line runs as it is.
+
+    Args:
+        report: the run's report.
+        path: the run's folder.
+    """
+    config = _part(report, "config")
+    run, student = str(path), str(path / "student")
+    name = _tag(path.name)
+    steps, epochs = _number(config.get("steps")), _number(config.get("epochs")) or 1
+    more, times = ("steps", int(2 * steps)) if steps else ("epochs", int(2 * epochs))
+    modelfile = shlex.quote(str(path / "ollama" / "Modelfile"))
+    again = _another_student(config, path)
+    return [
+        NextStep("talk", "Talk to the student", ("tiny-distill-chat", run)),
+        NextStep("beside", "Talk to it beside its teacher", ("tiny-distill-chat", run, "--beside", "teacher")),
+        NextStep(
+            "transformers",
+            "Use it in Python (transformers)",
+            ("python", "-c", _LOAD_AND_PRINT, student, _prompt(report)),
+        ),
+        NextStep("gguf", "Write it for llama.cpp (GGUF)", ("tiny-distill-export", run, "--format", "gguf")),
+        NextStep(
+            "ollama",
+            "Write it for Ollama",
+            ("tiny-distill-export", run, "--format", "ollama"),
+            f"ollama create {name} -f {modelfile} && ollama run {name}",
+        ),
+        NextStep(
+            "longer",
+            f"Train it longer, to {times:,} {more}",
+            ("tiny-distill", "--resume", "--output_dir", run, f"--{more}", str(times)),
+            values={"resume": True, "output_dir": run, more: times},
+        ),
+        *again,
+        NextStep("cache", "See what the records hold", ("tiny-distill-cache", "inspect", str(_cache(config, path)))),
+        NextStep("folder", "Open the run's folder", ("cd", run)),
+    ]
+
+
+def about_the_student(report: Mapping[str, Any], path: Path) -> list[str]:
+    """Where the student is, and how large it is beside its teacher; lines for a person."""
+    student = _spec(path / "student")
+    teacher = _spec(_part(report, "config").get("teacher"))
+    lines = [f"The student: {path / 'student'}"]
+    if student is not None:
+        beside = ("", "")
+        if teacher is not None:
+            beside = f" (its teacher {format_count(teacher.num_parameters)})", f" ({format_bytes(teacher.file_bytes)})"
+        lines.append(
+            f"{format_count(student.num_parameters)} parameters{beside[0]}, {student.num_layers} layers, "
+            f"{format_bytes(student.file_bytes)}{beside[1]}, {student.dtype}"
+        )
+    return lines
+
+
+def in_words(report: Mapping[str, Any], path: Path) -> str:
+    """The content of ``next.txt``."""
+    lines = [headline(report), "", *about_the_student(report, path), ""]
+    for step in next_steps(report, path):
+        lines += [f"{step.title}:", f"    {step.line}", ""]
+    return "\n".join(lines)
+
+
+def _another_student(config: Mapping[str, Any], path: Path) -> list[NextStep]:
+    """A smaller student of the teacher's layers that learns from the records that are there."""
+    fields = RunConfig.model_fields
+    values = {
+        name: config[name]
+        for name in _OF_THE_RECORDS
+        if name in fields and config.get(name) not in (None, fields[name].default)
+    }
+    layers = config.get("student_layers")
+    count = layer_count(layers) if isinstance(layers, int | str) else None
+    if count:
+        values["student_layers"] = max(1, count - 1)
+    values |= {"student": "from-teacher", "cache_dir": str(_cache(config, path))}
+    try:
+        asked = RunConfig.parse(values)
+    except TinyDistillError:  # of another version, or changed by hand
+        return []
+    title = "Train a second student from the same records"
+    return [NextStep("another", title, tuple(command_words(asked)), values=asked.asked())]
+
+
+def _spec(model: object) -> ModelSpec | None:
+    try:
+        return read_spec(model) if isinstance(model, str | Path) else None
+    except TinyDistillError:  # it was moved or deleted: the rest is true without it
+        return None
+
+
+def _prompt(report: Mapping[str, Any]) -> str:
+    samples = report.get("samples")
+    first = samples[0] if isinstance(samples, list) and samples and isinstance(samples[0], dict) else {}
+    return " ".join(str(first.get("prompt") or FIRST_WORDS).split())
+
+
+def _tag(name: str) -> str:
+    """A name that Ollama takes."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "student"
+
+
+def _cache(config: Mapping[str, Any], path: Path) -> Path:
+    shared = config.get("cache_dir")
+    return Path(shared) if isinstance(shared, str) and shared else path / "cache"
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _part(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = report.get(name)
+    return part if isinstance(part, Mapping) else {}

@@ -1,0 +1,203 @@
+"""Talk to the student: one question, and the answers of before, after and teacher side by side, as they come.
+
+Each model answers in a process of its own, one after the other, so that no two of them are ever in memory together. It
+is asked as ``tiny-distill-chat`` asks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on, work
+from textual.binding import Binding, BindingType
+from textual.containers import Container, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import Input, Static
+from textual.worker import get_current_worker
+
+from engine import hardware
+from engine.errors import TinyDistillError
+from engine.format import format_rate
+from engine.talk.conversation import ChatSession
+from engine.talk.sides import SIDES, Side, sides_of, trusts_code
+from tinydistill_tui.data_facts import printable
+from tinydistill_tui.screens.base import FrameScreen
+
+_HEADS = {"after": "after: the student now", "before": "before: the student at its start", "teacher": "the teacher"}
+
+
+@dataclass
+class Spoken(Message):
+    """What became of a question with one model.
+
+    Attributes:
+        side: its name.
+        text: a further piece of its answer.
+        state: how it stands with it, in words; empty when that has not changed.
+    """
+
+    side: str
+    text: str = ""
+    state: str = ""
+
+
+@dataclass
+class AllSpoken(Message):
+    """Every model has answered, or the person has stopped it."""
+
+    stopped: bool
+
+
+class AnswerPane(VerticalScroll):
+    """One model's answer.
+
+    Args:
+        side: the model's name.
+    """
+
+    hint = "The arrows scroll."
+
+    def __init__(self, side: str) -> None:
+        super().__init__(id=f"side-{side}", classes="pane")
+        self.border_title = _HEADS[side]
+        self.answer = ""
+
+    def compose(self) -> Iterable[Widget]:
+        """The text."""
+        yield Static(markup=False)
+
+    def clear(self) -> None:
+        """Another question."""
+        self.answer = ""
+        self.add("")
+        self.border_subtitle = ""
+
+    def add(self, text: str) -> None:
+        """A further piece of the answer."""
+        self.answer += printable(text)
+        self.query_one(Static).update(self.answer)
+        self.scroll_end(animate=False)
+
+
+class TalkScreen(FrameScreen):
+    """A prompt line, and three answers.
+
+    Args:
+        path: the run's folder.
+        first: what an empty line asks: the beginning of a text of the hold-out.
+    """
+
+    AUTO_FOCUS = "#prompt"
+    HELP = (
+        "Type a question, or the beginning of a text, and press Enter. The student answers first, then the student as "
+        "it was before the run, then the teacher; each is loaded alone and is gone before the next one is. Esc stops "
+        "the answers, and goes back when there are none."
+    )
+    hint = "Enter asks all three, one after the other; Esc stops them, then goes back."
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "Stop, or back", key_display="Esc", id="talk-back", tooltip="Stop the answers; back"),
+        Binding("enter", "ask", "Ask", key_display="↵", id="talk-ask", tooltip="Ask all three"),
+    ]
+
+    def __init__(self, path: Path, first: str) -> None:
+        super().__init__()
+        self.path, self.first = path, first
+        self.answering = False
+        self._sides: list[Side] = []
+        self._sessions: dict[str, ChatSession] = {}
+        self._stopped = False
+
+    def compose_content(self) -> Iterable[Widget]:
+        """The question, the answers, the prompt line."""
+        yield Static(id="asked", markup=False)
+        with Container(id="answers"):
+            for side in SIDES:
+                yield AnswerPane(side)
+        yield Input(placeholder=f"empty: {self.first}", id="prompt", compact=True)
+
+    def on_mount(self) -> None:
+        """Nothing is loaded before the first question."""
+        super().on_mount()
+        self.set_title(Content.assemble((f"{self.path.name}  ", "bold"), "talk to the student"))
+
+    @on(Input.Submitted, "#prompt")
+    def action_ask(self) -> None:
+        """Ask every model."""
+        if self.answering:
+            self.say("They are still answering; Esc stops them.", "look")
+            return
+        field = self.query_one("#prompt", Input)
+        words = field.value.strip() or self.first
+        field.value = ""
+        self.answering, self._stopped = True, False
+        self.query_one("#asked", Static).update(Content.assemble(("You  ", "$text-quiet"), (printable(words), "bold")))
+        for pane in self.query(AnswerPane):
+            pane.clear()
+        self.say(self.hint)
+        self._ask(words)
+
+    @work(thread=True, exclusive=True, group="talk")
+    def _ask(self, words: str) -> None:
+        worker = get_current_worker()
+        if not self._sides:
+            self._sides = sides_of(self.path, hardware.detect(self.path).available_bytes)
+        for side in self._sides:
+            self.post_message(Spoken(side.name, state="waits" if side.folder is not None else side.problem))
+        for side in self._sides:
+            if not worker.is_cancelled and not self._stopped and side.folder is not None:
+                self._ask_one(side, side.folder, words)
+        self.post_message(AllSpoken(self._stopped))
+
+    def _ask_one(self, side: Side, folder: Path, words: str) -> None:
+        """One model's answer; its process is gone afterwards."""
+        session = self._sessions.get(side.name) or ChatSession(folder, trust_remote_code=trusts_code(self.path))
+        self._sessions[side.name] = session
+        turns = len(session.messages)
+        self.post_message(Spoken(side.name, state=f"loading, {side.about}…"))
+        try:
+            for piece in session.ask(words):
+                self.post_message(Spoken(side.name, text=piece, state=side.about))
+        except TinyDistillError as error:
+            del session.messages[turns:]  # what was not answered was not said
+            self.post_message(Spoken(side.name, state="stopped" if self._stopped else error.paragraph()))
+        else:
+            rate = format_rate(session.tokens_per_second, "tokens")
+            self.post_message(Spoken(side.name, state=f"{rate}, {side.about}"))
+        finally:
+            session.close()
+
+    @on(Spoken)
+    def _spoken(self, message: Spoken) -> None:
+        pane = self.query_one(f"#side-{message.side}", AnswerPane)
+        if message.text:
+            pane.add(message.text)
+        if len(message.state) > pane.size.width - 4:  # a reason, not a word: it is said whole
+            pane.add(message.state)
+        elif message.state:
+            pane.border_subtitle = Content(message.state)
+
+    @on(AllSpoken)
+    def _all_spoken(self, message: AllSpoken) -> None:
+        self.answering = False
+        self.say("Stopped." if message.stopped else self.hint)
+
+    def _stop(self) -> None:
+        self._stopped = True
+        for session in list(self._sessions.values()):
+            session.stop()
+
+    async def action_back(self) -> None:
+        """Stop the answers; without any, back to the result."""
+        if self.answering:
+            self._stop()
+        else:
+            await super().action_back()
+
+    def on_unmount(self) -> None:
+        """No process outlives the screen."""
+        self._stop()
