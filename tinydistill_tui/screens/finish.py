@@ -155,7 +155,7 @@ class FinishScreen(FrameScreen):
         chosen = self._chosen()
         again = "R tries again from where it was; l shows the log, at the error."
         self.hint = (
-            f"Enter does it, y copies the command; {FILE} in the run's folder has all of them."
+            f"Enter does it, y copies the command; {FILE} in its folder has all of them."
             if chosen
             else again
             if self.failed

@@ -115,7 +115,7 @@ class TalkScreen(FrameScreen):
     def compose_content(self) -> Iterable[Widget]:
         """The question, the answers, the prompt line."""
         yield Static(id="asked", markup=False)
-        with Container(id="answers"):
+        with Container(id="spoken"):
             for side in SIDES:
                 yield AnswerPane(side)
         yield Input(placeholder=f"empty: {self.first}", id="prompt", compact=True)
