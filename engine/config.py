@@ -141,8 +141,8 @@ class RunConfig(BaseModel):
     )
     kd_weight: float = setting(
         1.0,
-        "Weight of the teacher against the label: 0 trains on labels only, 1 on the teacher only; less than 1 where "
-        "the labels know what the teacher does not",
+        "Weight of the teacher against the label: 0 trains on labels only, 1 on the teacher only (the end of an answer "
+        "is half the label's all the same); less than 1 where the labels know what the teacher does not",
         group="distillation",
         ge=0,
         le=1,

@@ -19,14 +19,22 @@ _IGNORANT, _DOUBTFUL = 0.97, 0.75
 
 
 def gap_closed(teacher: float, before: float, chance: float | None, after: float) -> float | None:
-    """Share of the way to the teacher's hold-out loss, from the better of the student's beginning and chance.
+    """Share of the way from chance to the teacher's hold-out loss at which a student has arrived.
 
-    A student that begins below chance, as most cuts do, gets no credit for what counting tokens would give. 1 is the
-    teacher's own loss, 0 no gain, below 0 worse. None where the beginning was at the teacher's loss or below it.
+    1 is the teacher's own loss, 0 that of a model that counts tokens, below 0 worse. From the same data, of two
+    students the one with the higher loss never has the higher share, whatever they began with. A share measured from a
+    student's own beginning, where that is better than chance, cannot keep this order: of two students with one loss,
+    the one that began worse would have the higher share. So the beginning counts only where chance is not known.
+
+    Returns:
+        None where chance (or the beginning, in its place) is at the teacher's loss or below it.
     """
-    start = before if chance is None else min(before, chance)
-    gap = start - teacher
-    return (start - after) / gap if gap > 1e-6 else None
+    return _way(before if chance is None else chance, after, teacher)
+
+
+def _way(start: float, now: float, goal: float) -> float | None:
+    gap = start - goal
+    return (start - now) / gap if gap > 1e-6 else None
 
 
 def gap_of(result: Mapping[str, Any]) -> float | None:
@@ -76,12 +84,14 @@ def details(report: Mapping[str, Any]) -> list[str]:
     ranges = report.get("intervals") or {}
     said = []
     if (share := report.get("gap_closed")) is not None:
-        start = f"chance ({chance:.2f})" if chance is not None and chance < before else f"its beginning ({before:.2f})"
-        sure = ""
+        start = f"chance ({chance:.2f})" if chance is not None else f"its beginning ({before:.2f})"
+        sure = own = ""
         if "gap_closed" in ranges:
             low, high = ranges["gap_closed"]
             sure = f", 95% between {low:.0%} and {high:.0%}"
-        said.append(f"Its loss went {share:.0%} of the way from {start} to its teacher ({teacher:.2f}){sure}.")
+        if chance is not None and before < chance and (gained := _way(before, after, teacher)) is not None:
+            own = f"; from its beginning ({before:.2f}) it went {gained:.0%}"
+        said.append(f"Its loss went {share:.0%} of the way from {start} to its teacher ({teacher:.2f}){sure}{own}.")
     if (doubt := doubts(teacher, chance)) is not None:
         said.append(doubt)
     labels = (report.get("compare") or {}).get("labels")

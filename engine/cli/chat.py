@@ -35,17 +35,17 @@ def _main(words: Sequence[str]) -> int:
         for side in sides.values():
             stack.enter_context(side)
         if typed.prompt is not None:
-            _answer(sides, typed.prompt)
+            _answer(sides, typed.prompt, typed.max_tokens)
             return 0
-        return _talk(sides)
+        return _talk(sides, typed.max_tokens)
 
 
-def _talk(sides: dict[str, ChatSession]) -> int:
+def _talk(sides: dict[str, ChatSession], most_tokens: int) -> int:
     sys.stderr.write("Type a question and press Enter. An empty line or /quit leaves.\n")
     for line in _lines():
         if not line.strip() or line.strip() in LEAVE:
             break
-        _answer(sides, line.strip())
+        _answer(sides, line.strip(), most_tokens)
     return 0
 
 
@@ -57,7 +57,7 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _answer(sides: dict[str, ChatSession], words: str) -> None:
+def _answer(sides: dict[str, ChatSession], words: str, most_tokens: int) -> None:
     """Print each side's answer as it comes; only one model is in memory at a time."""
     for name, side in sides.items():
         if len(sides) > 1:
@@ -65,6 +65,8 @@ def _answer(sides: dict[str, ChatSession], words: str) -> None:
         for piece in side.ask(words):
             print(piece, end="", flush=True)
         print(flush=True)
+        if not side.is_whole:
+            sys.stderr.write(f"(Cut off after {most_tokens} tokens: see --max_tokens.)\n")
         if len(sides) > 1:
             side.close()
 

@@ -203,7 +203,7 @@ class ChatTemplate:
             source = _WITH_NULLS + self.source(fields)
         try:
             return self._tokenizer.apply_chat_template(turns, chat_template=source, **options, **fields)
-        except _template_errors() as error:
+        except template_errors() as error:
             said = str(error)
             # The template's words may quote the data; a sentence that stands in the template does not.
             own = bool(said) and len(said) < 200 and said in self.source(fields)
@@ -318,7 +318,7 @@ def _reserved(tokenizer: Any) -> set[str]:
     return {*_GIVEN_ALWAYS, *tokenizer.special_tokens_map, *options}
 
 
-def _template_errors() -> tuple[type[Exception], ...]:
+def template_errors() -> tuple[type[Exception], ...]:
     """What a chat template raises on messages it does not take: its own refusal, or a field it expects."""
     from jinja2 import TemplateError
 

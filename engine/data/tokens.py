@@ -258,8 +258,12 @@ class TokenFile:
     @property
     def end_ids(self) -> frozenset[int]:
         """Tokens after which nothing is said any more: the end of a text, and what ends an answer."""
-        named = {int(number) for number in str(self.attributes.get("end_ids", "")).split()}
-        return frozenset(named | ({self.eos_id} if self.eos_id is not None else set()))
+        return self.answer_end_ids | ({self.eos_id} if self.eos_id is not None else set())
+
+    @property
+    def answer_end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer of a conversation; none where there are only texts."""
+        return frozenset(int(number) for number in str(self.attributes.get("end_ids", "")).split())
 
     def num_rows(self, split: Split) -> int:
         """Rows in a split."""

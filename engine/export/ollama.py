@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.data.chat_template import template_errors
+from engine.errors import ModelError
 from engine.export.vocabulary import chat_template, end_tokens
 
 Render = Callable[[list[dict[str, str]], bool], str]
@@ -23,8 +25,18 @@ def modelfile(folder: Path, weights: str, *, context: int) -> str:
         folder: the model's folder, with its tokenizer.
         weights: name of the GGUF file beside it.
         context: most tokens of a conversation.
+
+    Raises:
+        ModelError: the chat template writes no conversation of a question, an answer and a question.
     """
-    turns = Turns.of(_renderer(folder)) if chat_template(folder) else None
+    try:
+        turns = Turns.of(_renderer(folder)) if chat_template(folder) else None
+    except template_errors() as error:
+        raise ModelError(
+            f"The chat template in {folder} does not write a conversation of a question, an answer and a question.",
+            f"It says: {error}",
+            "The GGUF file is whole. llama.cpp reads the chat template itself; for Ollama, write a Modelfile by hand.",
+        ) from error
     lines = [f"FROM ./{weights}", f'TEMPLATE """{turns.go_template() if turns else "{{ .Prompt }}"}"""']
     if turns and turns.default_system:
         lines.append(f'SYSTEM """{turns.default_system}"""')
@@ -88,7 +100,7 @@ class Turns:
 def _system(render: Render, user: dict[str, str], before_user: str) -> tuple[str, str, bool]:
     try:
         text = render([{"role": "system", "content": _SYSTEM}, user], True)
-    except Exception:  # a template refuses system turns by an error of its own kind
+    except template_errors():  # the template takes no system turn, and says so or looks for what is not there
         return "", "", False
     before, found, rest = text.partition(_SYSTEM)
     if not found:

@@ -8,7 +8,7 @@ from pathlib import Path
 from engine.config import RunConfig
 from engine.data.prepare import prepare
 from engine.data.sources import open_source
-from engine.errors import TokenizerMismatch
+from engine.errors import Problem, SettingsError, TokenizerMismatch
 from engine.events import EventWriter
 from engine.inputs import INPUTS, identity_of
 from engine.models.narrow import width_of
@@ -40,6 +40,33 @@ def _check_fit(model: ModelSpec, settings: RunConfig) -> None:
     from engine.models.fit import check_fit  # transformers takes seconds to import, and what comes before is quick
 
     check_fit(model.path)
+
+
+def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
+    """Refuse layers that the person named and that cannot be a model, before the teacher has read the text for it."""
+    named = layer_list(settings.student_layers)
+    if settings.student != FROM_TEACHER or named is None:
+        return
+    from engine.models.derive import is_valid_cut, layers_to_keep
+
+    remote = settings.trust_remote_code
+    if is_valid_cut(teacher, named, trust_remote_code=remote):
+        return
+    total = teacher.num_layers
+    even = layers_to_keep(total, len(named))
+    fits = is_valid_cut(teacher, even, trust_remote_code=remote)
+    others = f"--student_layers {','.join(map(str, even))} would" if fits else f"all {total} layers do"
+    raise SettingsError(
+        [
+            Problem(
+                "student_layers",
+                settings.student_layers,
+                f"these layers do not fit together: in {teacher.name}, what a layer is follows from its number, or "
+                f"layers share weights",
+            )
+        ],
+        f"Choose others ({others}), or give their number alone: then layers that fit are chosen by measurement.",
+    )
 
 
 def check_end(
@@ -94,6 +121,7 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
     for model in (teacher, student):
         if model is not None:
             _check_fit(model, settings)
+    check_named_layers(teacher, settings)
     check_end(student or teacher, teacher, run.student_path, events, trust_remote_code=settings.trust_remote_code)
     result = prepare(
         source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ from engine.student.checkpoint import Checkpoints
 from engine.student.companions import versions_told
 from engine.student.evaluate import Metrics
 from engine.student.export import export_student, model_card, stored_dtype
-from engine.student.generate import holdout_prompts
+from engine.student.generate import holdout_prompts, most_new_tokens
 from engine.student.judge import Unigram, bits_per_byte, chance_sums, intervals
 from engine.student.learn import Learned, learn
 from engine.student.learner import Learner
@@ -77,7 +77,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
             num_bytes = _holdout_bytes(tokens, tokenizer)
             result = {
                 **_figures(learned, chance, num_bytes, settings.seed),
-                "samples": _samples(run, tokenizer, prompts, learned),
+                "samples": _samples(run, tokenizer, prompts, learned, tokens.end_ids),
                 "tokens": learned.tokens,
                 "tokens_per_second": learned.tokens_per_second,
                 "working_seconds": learned.seconds,
@@ -86,7 +86,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
                 "best_step": learned.best_step,
                 "device_peak_bytes": device_peak_bytes(device),
             }
-            _export(run, settings, folder, model, result, events)
+            _export(run, settings, folder, model, result, tokens.end_ids, events)
         if settings.compare == "labels":
             del model  # two students are never in memory together
             return_memory()
@@ -133,6 +133,7 @@ def _learned(
         prompts=prompts,
         end_ids=tokens.end_ids,
         eos_id=tokens.eos_id,
+        most_new_tokens=most_new_tokens(tokens),
         seed=settings.seed,
         loss_scale=LossScale.of(dtype),
         events=events,
@@ -213,11 +214,13 @@ def _export(
     folder: Path,
     model: PreTrainedModel,
     result: dict[str, Any],
+    end_ids: Collection[int],
     events: EventWriter,
 ) -> None:
     """Write ``student/``, with a card that tells the result."""
     stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
-    for note in export_student(model, folder, run.student_path, _card(run, settings, folder, result), dtype=stored):
+    card = _card(run, settings, folder, result)
+    for note in export_student(model, folder, run.student_path, card, dtype=stored, end_ids=end_ids):
         events.log("warning", note, "student-files")
     if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
         # The form that the conversations were written in, so that a chat with the student is written alike.
@@ -382,15 +385,25 @@ def _beginning(run: Run, settings: RunConfig) -> str:
     return f"layers {', '.join(map(str, kept))} of its teacher{narrow}, with the teacher's embedding and head"
 
 
-def _samples(run: Run, tokenizer: Any, prompts: list[list[int]], learned: Learned) -> list[dict[str, str | None]]:
-    """Prompts with what each model went on with; the teacher's are there when it was loaded in this run."""
+def _samples(
+    run: Run, tokenizer: Any, prompts: list[list[int]], learned: Learned, end_ids: Collection[int]
+) -> list[dict[str, str | None]]:
+    """Prompts with what each model went on with; the teacher's are there when it was loaded in this run.
+
+    A text that did not end by itself has three dots behind it.
+    """
     path = run.phases_path / "teacher-samples.json"
     teacher_texts: list[Any] = json.loads(path.read_text()) if path.exists() else [None] * len(prompts)
-    texts = zip(prompts, teacher_texts, learned.before_texts, learned.after_texts, strict=True)
+
+    def told(ids: list[int] | None) -> str | None:
+        if ids is None:
+            return None
+        ended = bool(ids) and ids[-1] in end_ids
+        return tokenizer.decode(ids[:-1]) if ended else f"{tokenizer.decode(ids)} …"
+
+    texts = zip(teacher_texts, learned.before_texts, learned.after_texts, strict=True)
+    names = ("teacher", "before", "after")
     return [
-        {
-            name: None if ids is None else tokenizer.decode(ids)
-            for name, ids in zip(("prompt", "teacher", "before", "after"), row, strict=True)
-        }
-        for row in texts
+        {"prompt": tokenizer.decode(prompt), **{name: told(ids) for name, ids in zip(names, row, strict=True)}}
+        for prompt, row in zip(prompts, texts, strict=True)
     ]

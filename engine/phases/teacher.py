@@ -304,7 +304,7 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     """Let the teacher go on with a few prompts while it is there; the report shows it beside the student."""
     from engine.models.cached import GrowingRows
     from engine.models.load import ResidentTeacher
-    from engine.student.generate import continuations, holdout_prompts, lengthened
+    from engine.student.generate import continuations, holdout_prompts, lengthened, most_new_tokens
 
     path = run.phases_path / "teacher-samples.json"
     if path.exists():
@@ -324,5 +324,6 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
         vocab_size=tokens.vocab_size,
         end_ids=tokens.end_ids,
         seed=seed,
+        max_new_tokens=most_new_tokens(tokens),
     )
     write_atomic(path, json.dumps(texts))

@@ -64,6 +64,7 @@ class Plan:
         total_steps: optimizer steps; None while the amount of text is not known.
         misfit: why it does not fit and what would, when plan() was asked not to raise.
         text_rows: rows to train on that all of the text gives; None while its amount is not known.
+        little_text: what is to be expected of a text that is small for the student; None where it is not.
     """
 
     settings: RunConfig
@@ -73,3 +74,4 @@ class Plan:
     total_steps: int | None
     misfit: DoesNotFit | None = None
     text_rows: int | None = None
+    little_text: str | None = None

@@ -123,7 +123,10 @@ def plan(
     choices, resolved = _resolve(config, values, {"student": " ".join(models.notes)})
     total_steps = work["total_steps"][0]
     text_rows = replace(text, samples=None).train_rows(answer.length)
-    return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem, text_rows)
+    little = None
+    if "student" in predicted:
+        little = workload.too_little_text(text.train_tokens(answer.length) or 0, answer.shape.parameters)
+    return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem, text_rows, little)
 
 
 def _with_demo(config: RunConfig) -> RunConfig:

@@ -21,7 +21,7 @@ def summary(planned: Plan) -> tuple[str, ...]:
 
 def cautions(planned: Plan) -> tuple[str, ...]:
     """What to think about before the run is started; nothing where all is well."""
-    return tuple(filter(None, (caution(planned.settings.teacher, planned.settings.data),)))
+    return tuple(filter(None, (caution(planned.settings.teacher, planned.settings.data), planned.little_text)))
 
 
 def _teacher(planned: Plan) -> str:

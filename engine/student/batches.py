@@ -21,6 +21,10 @@ from engine.models.transfer import to_device
 from engine.student.loss import RecordTensors
 from engine.student.order import Order
 
+# Of the mass at the end of an answer, what the label gets. A teacher that was not trained on these conversations, or
+# that would have said more, does not end there, and its student would never stop.
+END_SHARE = 0.5
+
 if TYPE_CHECKING:
     from engine.cache.record import Records
     from engine.cache.store import CacheStore
@@ -64,11 +68,16 @@ class MicroBatch:
 
 
 class Source:
-    """Rows with their records. One at a time reads: HDF5 files and the store's open shards are not made for two."""
+    """Rows with their records. One at a time reads: HDF5 files and the store's open shards are not made for two.
+
+    Where an answer of the training rows ends, half of what is learned is the label: see :data:`END_SHARE`. The records
+    of the hold-out are the teacher's alone.
+    """
 
     def __init__(self, tokens: TokenFile, store: CacheStore) -> None:
         self._tokens = tokens
         self._store = store
+        self._ends = torch.tensor(sorted(tokens.answer_end_ids), dtype=torch.int64)
         self._lock = threading.Lock()
 
     def num_rows(self, split: Split) -> int:
@@ -95,7 +104,10 @@ class Source:
         labels_at = scored.flatten().nonzero()[:, 0]
         documents = torch.from_numpy(rows.begins).cumsum(1) - 1 if rows.begins[:, 1:].any() else None
         labels = tokens.flatten()[labels_at]
-        batch = MicroBatch(tokens, labels_at - 1, labels, RecordTensors.from_records(records), documents)
+        learned = RecordTensors.from_records(records)
+        if split == "train" and len(self._ends):
+            learned = learned.with_labels(labels, torch.isin(labels, self._ends), END_SHARE)
+        batch = MicroBatch(tokens, labels_at - 1, labels, learned, documents)
         assert len(batch.labels) == len(batch.records.num_head), "a row has as many records as scored tokens"
         return batch, records
 

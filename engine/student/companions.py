@@ -3,7 +3,8 @@
 The tokenizer's files and the licence are passed on byte for byte: written anew by the library they would only open in
 its newest releases. config.json keeps what it says, and names rotary positions and dtype in the words of transformers 4
 and of transformers 5, so that both build the same model. generation_config.json is passed on where it is valid;
-settings that contradict each other are left out. Knows nothing of weights and training.
+settings that contradict each other are left out, and the tokens that the student learned to end with are put in:
+without them it would go on after its answer. Knows nothing of weights and training.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ _OLD_NAMES = {
 _PHI3_SCALING = ("type", "short_factor", "long_factor")
 
 
-def write_companions(source: Path, folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> list[str]:
+def write_companions(
+    source: Path, folder: Path, config: PretrainedConfig, dtype: torch.dtype, end_ids: Collection[int] = ()
+) -> list[str]:
     """Write config.json, the tokenizer's files, generation_config.json and the licence into the student's folder.
 
     Args:
@@ -46,6 +49,7 @@ def write_companions(source: Path, folder: Path, config: PretrainedConfig, dtype
         folder: the student's, which is there.
         config: as transformers reads the source's config.json.
         dtype: that the weights are stored in.
+        end_ids: tokens with which an answer or a text of the training data ends.
 
     Returns:
         What the person should know about it, as sentences.
@@ -54,7 +58,9 @@ def write_companions(source: Path, folder: Path, config: PretrainedConfig, dtype
         shutil.copyfile(file, folder / file.name)
     written = compatible_config(read_json(source / CONFIG), config, dtype)
     (folder / CONFIG).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return _pass_on_generation_config(source / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+    notes = _pass_on_generation_config(source / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+    _end_with(end_ids, folder / GENERATION_CONFIG, config)
+    return notes
 
 
 def compatible_config(raw: Mapping[str, Any], config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -171,6 +177,25 @@ def _pass_on_generation_config(source: Path, target: Path) -> list[str]:
     target.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     told = ", ".join(f"{key} = {raw[key]!r}" for key in dropped)
     return [f"The student's {GENERATION_CONFIG} is without {told}: transformers refuses {source} with it."]
+
+
+def _end_with(end_ids: Collection[int], path: Path, config: PretrainedConfig) -> None:
+    """Name the tokens that end an answer in generation_config.json, beside those that are named already."""
+    written = read_json(path) if path.is_file() else None
+    # Where there is no file, transformers generates as config.json says.
+    named = _ids(getattr(config, "eos_token_id", None) if written is None else written.get("eos_token_id"))
+    ends = [*named, *sorted(set(end_ids) - set(named))]
+    if ends == named:
+        return
+    if written is None:
+        others = {name: getattr(config, name, None) for name in ("bos_token_id", "pad_token_id")}
+        written = {name: number for name, number in others.items() if isinstance(number, int)}
+    written["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _ids(value: object) -> list[int]:
+    return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
 
 
 def versions_told(folder: Path) -> str:

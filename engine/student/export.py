@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,15 @@ _PIECE_ELEMENTS = 1 << 20
 _FULL = ("os error 28", "os error 122", "No space left", "Disk quota exceeded")
 
 
-def export_student(model: PreTrainedModel, source: Path, folder: Path, card: str, *, dtype: torch.dtype) -> list[str]:
+def export_student(
+    model: PreTrainedModel,
+    source: Path,
+    folder: Path,
+    card: str,
+    *,
+    dtype: torch.dtype,
+    end_ids: Collection[int] = (),
+) -> list[str]:
     """Write ``folder``, which ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; an older one is replaced.
 
     Args:
@@ -38,6 +46,7 @@ def export_student(model: PreTrainedModel, source: Path, folder: Path, card: str
         folder: made, or replaced when it is whole.
         card: the text of its README.md.
         dtype: that the weights are stored in.
+        end_ids: tokens with which an answer or a text of the training data ends; generation stops at them.
 
     Returns:
         What the person should know about it, as sentences.
@@ -59,7 +68,7 @@ def export_student(model: PreTrainedModel, source: Path, folder: Path, card: str
     model.generation_config = GenerationConfig()  # the source's is passed on; writing one that is invalid raises
     with _told(temporary, folder, needed_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize):
         model.to(dtype).save_pretrained(temporary)
-        notes = write_companions(source, temporary, config, dtype)
+        notes = write_companions(source, temporary, config, dtype, end_ids)
         for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
             shutil.copymode(temporary / "config.json", entry)
         (temporary / "README.md").write_text(card, encoding="utf-8")

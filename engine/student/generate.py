@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from engine.data.tokens import TokenFile
 
 _TEMPERATURE = 0.7
+MOST_NEW_TOKENS, MOST_ANSWER_TOKENS = 32, 96
+"""Of a text a few lines say enough; of an answer it is to be seen whether the model ends it by itself."""
+
 # Rows are lengthened to a multiple of this: a product in half precision compiles a kernel for each shape it meets and
 # keeps it (measured: 220 MB after 32 lengths of a model of 70M parameters).
 _LENGTH_STEP = 16
@@ -61,6 +64,11 @@ def _goes_on(tokens: TokenFile, row: int) -> bool:
     return int(before.tokens[0, before.lengths[0] - 1]) != tokens.eos_id
 
 
+def most_new_tokens(tokens: TokenFile) -> int:
+    """How long a sample of a run may be."""
+    return MOST_ANSWER_TOKENS if tokens.answer_end_ids else MOST_NEW_TOKENS
+
+
 def lengthened(ids: Tensor) -> Tensor:
     """Ids [rows, length] with zeros on the right up to a multiple of 16; what is before them does not see them."""
     return torch.nn.functional.pad(ids, (0, -ids.shape[1] % _LENGTH_STEP))
@@ -73,7 +81,7 @@ def continuations(
     vocab_size: int,
     end_ids: Collection[int],
     seed: int,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = MOST_NEW_TOKENS,
     max_seconds: float = 8.0,
 ) -> list[list[int]]:
     """Go on with each prompt by drawing token after token at a temperature of 0.7.
@@ -91,7 +99,8 @@ def continuations(
         max_seconds: for all of them; no further token of a prompt is begun when its share of it is over.
 
     Returns:
-        The new ids of each prompt, up to the end of its text.
+        The new ids of each prompt, up to the end of its text and with the token that ends it, if one of the limits did
+        not come first.
     """
     found: list[list[int]] = [[] for _ in prompts]
     lengths = list(dict.fromkeys(map(len, prompts)))
@@ -107,7 +116,8 @@ def continuations(
             max_seconds=max_seconds / len(lengths),
         )
         for place, ids in zip(alike, new, strict=True):
-            found[place] = list(itertools.takewhile(lambda token: token not in end_ids, ids))
+            end = next((number for number, token in enumerate(ids) if token in end_ids), len(ids))
+            found[place] = ids[: end + 1]
     return found
 
 

@@ -22,7 +22,7 @@ from engine.phase_control import PhaseControl
 from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.evaluate import Metrics, evaluate_teacher
-from engine.student.generate import continuations, lengthened
+from engine.student.generate import MOST_NEW_TOKENS, continuations, lengthened
 from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.step import LossScale
@@ -70,6 +70,7 @@ def learn(
     prompts: list[list[int]],
     end_ids: Collection[int],
     eos_id: int | None = None,
+    most_new_tokens: int = MOST_NEW_TOKENS,
     seed: int,
     loss_scale: LossScale,
     events: EventWriter,
@@ -78,7 +79,8 @@ def learn(
 ) -> Learned:
     """Do it, or go on with it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
 
-    ``end_ids`` end a sample; ``eos_id`` ends a document of the hold-out, None where a row is one.
+    ``end_ids`` end a sample, which has at most ``most_new_tokens``; ``eos_id`` ends a document of the hold-out, None
+    where a row is one.
 
     Raises:
         Stopped: the person asked to; a checkpoint was written if a step was done.
@@ -95,6 +97,7 @@ def learn(
             vocab_size=training.objective.vocab_size,
             end_ids=end_ids,
             seed=seed,
+            max_new_tokens=most_new_tokens,
         )
 
     progress = resume(training, checkpoints, events)

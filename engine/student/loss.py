@@ -70,6 +70,38 @@ class RecordTensors:
         """The same for some of the positions; views, no copies."""
         return RecordTensors(*(getattr(self, field.name)[positions] for field in fields(self)))
 
+    def with_labels(self, labels: Tensor, at: Tensor, share: float) -> RecordTensors:
+        """The same, but at some positions a part of the mass is the label's, whatever the teacher said.
+
+        There every id counts as exact and nothing is outside of them, so that all targets read the same. Where the
+        label is not among the ids, it takes the place of the last one.
+
+        Args:
+            labels: [N], the tokens that follow.
+            at: [N] bool, the positions.
+            share: of the mass that the label gets, beside what the teacher gave it.
+        """
+        place = at.nonzero()[:, 0]
+        if not len(place):
+            return self
+        ids, weights, label = self.ids[place], self.weights[place], labels[place, None]
+        last = torch.arange(ids.shape[1], device=ids.device) == ids.shape[1] - 1
+        is_new = last & ~(ids == label).any(dim=1, keepdim=True)
+        ids = torch.where(is_new, label, ids)
+        weights = torch.where(is_new, 0, weights)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        is_label = (ids == label).to(weights.dtype)
+        is_label = is_label / is_label.sum(dim=1, keepdim=True)
+        weights = (1 - share) * weights + share * is_label
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        return RecordTensors(
+            ids=self.ids.index_copy(0, place, ids),
+            weights=self.weights.index_copy(0, place, weights),
+            num_head=self.num_head.index_fill(0, place, ids.shape[1]),
+            tail_mass=self.tail_mass.index_fill(0, place, 0),
+            entropy=self.entropy.index_copy(0, place, torch.special.entr(weights).sum(dim=1)),
+        )
+
     def rest_to_label(self, labels: Tensor) -> RecordTensors:
         """The head as it is, and all the mass outside it on the label: what ``blend`` learns from.
 

@@ -26,6 +26,7 @@ class ChatSession:
     Attributes:
         messages: the turns so far.
         tokens_per_second: of the last answer; None before the first.
+        is_whole: the model ended its last answer by itself, before it had the most tokens; None before the first.
         has_template: the model was made for conversations.
     """
 
@@ -41,6 +42,7 @@ class ChatSession:
         self.folder = folder
         self.messages: list[dict[str, str]] = []
         self.tokens_per_second: float | None = None
+        self.is_whole: bool | None = None
         self.has_template = True
         self._request = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         self._trust = ["--trust_remote_code"] if trust_remote_code else []
@@ -78,6 +80,7 @@ class ChatSession:
                 answer += piece["text"]
                 yield piece["text"]
             else:
+                self.is_whole = bool(piece["whole"])
                 self.tokens_per_second = piece["tokens"] / piece["seconds"] if piece["seconds"] else None
                 break
         self.messages.append({"role": "assistant", "content": answer})

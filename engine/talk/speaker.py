@@ -55,6 +55,7 @@ class Speaker:
         )
         self.model = _loaded(folder, trust_remote_code=trust_remote_code)
         self.has_template = self.tokenizer.chat_template is not None
+        self._end_with_the_tokenizers_end()
 
     def prompt(self, messages: list[dict[str, str]]) -> str:
         """The text that the model goes on with: through its chat template, or the last turn's words as they are."""
@@ -68,6 +69,8 @@ class Speaker:
         self, messages: list[dict[str, str]], *, max_tokens: int, temperature: float, seed: int
     ) -> Iterator[dict[str, Any]]:
         """Pieces of an answer, ``{"text": …}``, and its end: ``{"tokens": …, "seconds": …, "whole": …}``.
+
+        It is whole where the model ended it by itself.
 
         Args:
             messages: the conversation so far; the last turn is the person's.
@@ -107,7 +110,19 @@ class Speaker:
                 yield {"text": piece}
         thread.join()
         tokens = int(made[0].shape[1] - ids.shape[1]) if made else 0
-        yield {"tokens": tokens, "seconds": time.monotonic() - began, "whole": tokens < max_tokens}
+        whole = bool(tokens) and int(made[0][0, -1]) in self._ends()
+        yield {"tokens": tokens, "seconds": time.monotonic() - began, "whole": whole}
+
+    def _end_with_the_tokenizers_end(self) -> None:
+        """Stop at the token with which the tokenizer ends a text, though the generation's settings do not name it."""
+        end = self.tokenizer.eos_token_id
+        if end is not None and end not in self._ends():
+            self.model.generation_config.eos_token_id = [*self._ends(), end]
+
+    def _ends(self) -> list[int]:
+        """The tokens at which an answer ends."""
+        named = self.model.generation_config.eos_token_id
+        return list(named) if isinstance(named, list) else [named] if named is not None else []
 
     def _positions(self) -> int:
         found = getattr(self.model.config, "max_position_embeddings", None) or 2048

@@ -136,6 +136,22 @@ async def test_escape_goes_back_at_once_and_keeps_what_is_there():
         assert app.screen.query_one("#field-samples").has_class("-bad")
 
 
+async def test_the_split_of_a_profile_is_the_one_that_is_looked_at(tmp_path):
+    for split, count in (("train", 30), ("dev", 3)):
+        lines = [json.dumps({"text": f"{split} text number {number}"}) for number in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    async with wizard({"demo": True, "data": str(tmp_path), "data_split": "dev"}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("enter")
+        screen = await until_data(app, pilot)
+        assert screen.found.documents == 3
+        assert "dev text number" in text_of(app)
+        screen.draft.set("data_split", "")
+        screen.changed("data")
+        await until(pilot, lambda: screen.found.documents == 30, "the training split is looked at")
+
+
 async def test_too_large_a_batch_does_not_fit_and_is_not_started():
     async with wizard({"demo": True}) as (app, pilot):
         await to_the_plan(app, pilot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from textual import on, work
 from textual.binding import Binding, BindingType
@@ -51,10 +51,15 @@ class Surveyed(Message):
         wrong: whether the words say what is wrong.
     """
 
-    asked: tuple[str, str]
+    asked: tuple[str, str, str]
     found: Survey | None = None
     words: str = ""
     wrong: bool = False
+
+
+class _How(TypedDict):
+    text_field: str | None
+    split: str
 
 
 @dataclass
@@ -92,7 +97,7 @@ class DataScreen(StepScreen):
         super().__init__(draft)
         self.found: Survey | None = None
         self._wrong = ""
-        self._asked: tuple[str, str] | None = None
+        self._asked: tuple[str, str, str] | None = None
         self._timer: Timer | None = None
         self._rows_asked: RowRequest | None = None
 
@@ -166,24 +171,25 @@ class DataScreen(StepScreen):
             self._survey(self._asking())
         self._count()
 
-    def _asking(self) -> tuple[str, str]:
-        return self.draft.get("data") or PYTHON_DOCS, self.draft.get("text_field")
+    def _asking(self) -> tuple[str, str, str]:
+        """The text, its field, and the split that a profile or the settings may name: all that a survey depends on."""
+        return self.draft.get("data") or PYTHON_DOCS, self.draft.get("text_field"), self.draft.get("data_split")
 
     @work(thread=True, exclusive=True, group="survey", exit_on_error=False)
-    def _survey(self, asked: tuple[str, str]) -> None:
+    def _survey(self, asked: tuple[str, str, str]) -> None:
         worker = get_current_worker()
 
         def tell(message: Surveyed) -> None:
             if not worker.is_cancelled:
                 self.post_message(message)
 
-        data, field = asked
+        data = asked[0]
         try:
             if data == PYTHON_DOCS:  # what is known of it at once, the preview in seconds
                 tell(Surveyed(asked, survey(data, previews=0), words="Its first documents are being read."))
             found = survey(
                 data,
-                text_field=field or None,
+                **_how(asked),
                 cancelled=lambda: worker.is_cancelled,
                 on_progress=lambda done, files: tell(Surveyed(asked, words=f"looking… {done:,} of {files:,} files")),
             )
@@ -280,12 +286,11 @@ class DataScreen(StepScreen):
         if self._wrong and self._asked == self._asking():
             return self._bad_setting(), SEE_ABOVE
         found = self.found
-        if self._asked != self._asking():
-            data, field = self._asking()
+        if (asked := self._asking()) != self._asked:
             try:
-                found = await asyncio.to_thread(survey, data, text_field=field or None, previews=0)
+                found = await asyncio.to_thread(survey, asked[0], **_how(asked), previews=0)
             except DataError as error:
-                self.post_message(Surveyed((data, field), words=error.paragraph(), wrong=True))
+                self.post_message(Surveyed(asked, words=error.paragraph(), wrong=True))
                 return "data", SEE_ABOVE
         return await self._mostly_left_out(found)
 
@@ -327,3 +332,9 @@ class DataScreen(StepScreen):
         if found is not None:
             field.value = found
         field.focus()
+
+
+def _how(asked: tuple[str, str, str]) -> _How:
+    """How a survey reads the text: what is not typed is as in a run."""
+    _, field, split = asked
+    return {"text_field": field or None, "split": split or RunConfig().data_split}

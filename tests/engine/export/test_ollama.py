@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
 
-from engine.export.ollama import Turns
+from engine.errors import ModelError
+from engine.export.ollama import Turns, modelfile
+from tests.tiny import tiny_model
 
 CHATML = (
     "{% for m in messages %}"
@@ -82,3 +86,41 @@ def test_conversations_read_alike(template: str, system: str) -> None:
 def test_default_system_words_are_told() -> None:
     assert Turns.of(renderer(CHATML)).default_system == "Be kind."
     assert Turns.of(renderer(PLAIN_CHATML)).default_system == ""
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "{{ raise_exception('No system turns') }}",
+        "{{ messages[0].tools.names }}",
+        "{{ messages[0]['content'] + 1 }}",
+        "{{ {}['system'].words }}",
+    ],
+)
+def test_a_template_that_refuses_system_turns_in_its_own_way_has_none(refusal: str) -> None:
+    turns = Turns.of(renderer("{% if messages[0].role == 'system' %}" + refusal + "{% endif %}" + PLAIN_CHATML))
+    assert (turns.before_system, turns.after_system) == ("", "")
+    assert turns.before_user == "<|im_start|>user\n"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("of the program"), KeyboardInterrupt(), MemoryError(), OSError(28, "full")]
+)
+def test_what_is_no_refusal_of_a_template_is_not_taken_for_one(error: BaseException) -> None:
+    plain = renderer(PLAIN_CHATML)
+
+    def render(turns: list[dict[str, str]], begin: bool) -> str:
+        if turns[0]["role"] == "system":
+            raise error
+        return plain(turns, begin)  # type: ignore[no-any-return]
+
+    with pytest.raises(type(error)):
+        Turns.of(render)
+
+
+def test_a_template_that_refuses_every_conversation_is_told(tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('Only tools may speak') }}")
+    with pytest.raises(ModelError, match="does not write a conversation") as caught:
+        modelfile(folder, "model.gguf", context=64)
+    assert "Only tools may speak" in caught.value.paragraph()

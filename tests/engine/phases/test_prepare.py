@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from engine.errors import FolderError, ModelError, TokenizerMismatch
+from engine.config import RunConfig
+from engine.errors import FolderError, ModelError, SettingsError, TokenizerMismatch
 from engine.events import EventWriter, read_events
 from engine.models.spec import read_spec
-from engine.phases.prepare import check_end
+from engine.phases.prepare import check_end, check_named_layers
+from tests.engine.models.architectures import tiny_architecture
 from tests.tiny import tiny_model
 
 
@@ -77,3 +79,26 @@ def test_a_place_where_no_folder_can_be_is_found(folder: Path, events: EventWrit
     (folder.parent / "student").write_text("a file")
     with pytest.raises(FolderError, match="is no folder"):
         check(folder, events)
+
+
+def _named(teacher: Path, layers: object, student: str = "from-teacher") -> None:
+    settings = RunConfig.parse({"teacher": str(teacher), "student": student, "student_layers": layers})
+    check_named_layers(read_spec(teacher), settings)
+
+
+@pytest.mark.parametrize("name", ["diffllama", "zamba2", "gemma3n"])
+def test_named_layers_that_are_no_model_are_refused_in_words(name: str) -> None:
+    folder = tiny_architecture(name)
+    total = read_spec(folder).num_layers
+    layers = ",".join(map(str, [0, *range(2, total)]))
+    with pytest.raises(SettingsError) as refusal:
+        _named(folder, layers)
+    assert f"--student_layers {layers}: these layers do not fit together" in str(refusal.value)
+    assert "give their number alone" in refusal.value.todo
+    _named(folder, ",".join(map(str, range(total))))
+    _named(folder, total - 1)  # a number alone: layers that fit are chosen
+
+
+def test_named_layers_that_are_a_model_pass() -> None:
+    _named(tiny_model("llama"), "0,2,3")
+    _named(tiny_model("llama"), None)

@@ -19,6 +19,7 @@ from engine.planner import models as planner_models
 from engine.planner.demo import DEMO_SETTINGS
 from engine.planner.reasons import NOT_CHOICES
 from engine.planner.summary import cautions
+from tests.engine.data.small_data import write_chats
 from tests.engine.planner.machines import BIG_GPU, GIB, MIB, RATES, computer
 from tests.tiny import MAX_POSITIONS, tiny_model
 
@@ -46,6 +47,23 @@ def test_every_setting_is_resolved_and_has_a_reason(text: Path) -> None:
         assert choice.value is not None or choice.field in MAY_STAY_OPEN, choice.field
         assert getattr(planned.settings, choice.field) == choice.value
     assert RunConfig.parse(planned.settings.model_dump()) == planned.settings
+
+
+def test_a_text_that_is_small_for_the_student_is_told_in_numbers_before_the_run(text: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("A small model learns from what a large one would have said. " * 20)
+    chats = write_chats(tmp_path / "chats.jsonl", count=30)
+    for data, given in ((few, {}), (few, {"samples": 4}), (chats, {})):
+        planned = _plan(data, teacher=str(DEMO_TEACHER), **given)
+        assert planned.little_text is not None
+        told = re.search(r"^([\d,]+) tokens are little .* Some (\S+) tokens are", planned.little_text)
+        assert told is not None
+        tokens, wanted = told.groups()
+        assert 0 < int(tokens.replace(",", "")) < 1_000
+        assert wanted
+        assert planned.little_text in cautions(planned)
+    assert _plan(text, teacher=str(DEMO_TEACHER)).little_text is None
+    assert _plan(few, teacher=str(DEMO_TEACHER), until="teacher").little_text is None
 
 
 def test_what_the_machine_decides_is_told_with_numbers(text: Path) -> None:

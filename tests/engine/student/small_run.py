@@ -113,12 +113,18 @@ def make_run(
     kd_weight: float = 0.8,
     temperature: float = 1.0,
     short: bool = False,
+    end_ids: str = "",
 ) -> SmallRun:
     """Write rows and records of them, and open both."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tokens.h5"
     with TokenFileWriter(
-        path, sequence_length=SEQUENCE_LENGTH, vocab_size=VOCAB_SIZE, pad_id=1, eos_id=0, attributes={}
+        path,
+        sequence_length=SEQUENCE_LENGTH,
+        vocab_size=VOCAB_SIZE,
+        pad_id=1,
+        eos_id=0,
+        attributes={"end_ids": end_ids},
     ) as writer:
         for row in make_rows(num_rows, 1, short=short):
             writer.add("train", row)

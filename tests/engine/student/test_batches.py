@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from engine.data.tokens import SPLITS
 from engine.errors import RecordsMissing
-from engine.student.batches import Prefetch
+from engine.student.batches import END_SHARE, Prefetch
+from engine.student.loss import RecordTensors
 from engine.student.order import Order
 from tests.engine.student.small_run import SmallRun, make_run, open_run
 
@@ -37,6 +39,24 @@ def test_positions_are_those_before_the_labels_and_records_stand_beside_them(tmp
         alone, _ = run.source.micro_batch("train", [index])
         start = {3: 0, 0: int(rows.scored[0].sum()), 7: int(rows.scored[:2].sum())}[index]
         assert torch.equal(alone.records.ids, batch.records.ids[start : start + len(alone.labels)])
+
+
+def test_where_an_answer_ends_half_of_what_is_learned_is_the_label(tmp_path: Path) -> None:
+    texts = make_run(tmp_path / "texts")
+    labels = {split: texts.source.micro_batch(split, [0, 1, 2, 3])[0].labels for split in SPLITS}
+    ends = {int(labels[split][0]) for split in SPLITS}
+    run = make_run(tmp_path / "answers", end_ids=" ".join(map(str, sorted(ends))))
+    for split, share in (("train", END_SHARE), ("holdout", 0.0)):
+        batch, records = run.source.micro_batch(split, [0, 1, 2, 3])
+        is_end = torch.isin(batch.labels, torch.tensor(sorted(ends)))
+        assert 0 < is_end.sum() < len(is_end)
+        plain = RecordTensors.from_records(records)
+        on_label = torch.where(batch.records.ids == batch.labels[:, None], batch.records.weights, 0).sum(1)
+        assert torch.equal(batch.records.weights[~is_end], plain.weights[~is_end])
+        assert (on_label[is_end] >= share - 1e-6).all()
+        assert torch.equal(batch.records.weights, plain.weights) == (split == "holdout")
+    batch, records = texts.source.micro_batch("train", [0])
+    assert torch.equal(batch.records.weights, RecordTensors.from_records(records).weights)
 
 
 def test_every_step_comes_once_in_order_with_the_tokens_of_the_whole_step(tmp_path: Path) -> None:

@@ -173,6 +173,39 @@ def test_generation_settings_are_kept_where_they_go_together(
     GenerationConfig.from_pretrained(tmp_path / "student").validate(strict=True)
 
 
+# What generation_config.json (None: there is none) and config.json name, what the student learned to end with, and
+# what has to be named in the end; None: no file is needed.
+ENDS: dict[str, tuple[dict[str, object] | None, object, set[int], object]] = {
+    "the end of a turn is another token": ({"eos_token_id": 0, "do_sample": True}, 0, {0, 5}, [0, 5]),
+    "one that is named": ({"eos_token_id": [0, 5], "top_k": 3, "do_sample": True}, 0, {5}, [0, 5]),
+    "several": ({"eos_token_id": [3]}, 3, {7, 5, 3}, [3, 5, 7]),
+    "none is named": ({"max_length": 64}, 0, {0}, 0),
+    "no file, and config.json says it": (None, 0, {0}, None),
+    "no file, and config.json says another": (None, 0, {4}, [0, 4]),
+    "no file, and config.json says nothing": (None, None, {4, 9}, [4, 9]),
+    "nothing was learned": ({"eos_token_id": 3}, 0, set(), 3),
+}
+
+
+@pytest.mark.parametrize(("generation", "end", "learned", "wanted"), ENDS.values(), ids=ENDS)
+def test_generation_stops_where_the_student_learned_to_end(
+    tmp_path: Path, generation: dict[str, object] | None, end: object, learned: set[int], wanted: object
+) -> None:
+    raw = json.loads((tiny_model("llama") / "config.json").read_text())
+    source = source_with(tmp_path, config={**raw, "eos_token_id": end})
+    (source / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (source / "generation_config.json").write_text(json.dumps(generation))
+    model = load_causal_lm(source, dtype=torch.float32)
+    export_student(model, source, tmp_path / "student", "# card\n", dtype=torch.float32, end_ids=learned)
+    path = tmp_path / "student" / "generation_config.json"
+    assert (json.loads(path.read_text())["eos_token_id"] if path.exists() else None) == wanted
+    others = {key: value for key, value in (generation or {}).items() if key != "eos_token_id"}
+    assert not others or others.items() <= json.loads(path.read_text()).items()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "student").generation_config.eos_token_id
+    assert learned <= set(again if isinstance(again, list) else [again])
+
+
 def test_a_generation_config_that_is_no_json_is_left_out_and_told(tmp_path: Path) -> None:
     source = source_with(tmp_path, generation_config="{")
     export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), source=source)

@@ -23,12 +23,12 @@ def counting(ids: Tensor) -> Tensor:
 
 def test_goes_on_until_the_text_ends_or_long_enough() -> None:
     texts = continuations(counting, [[1, 2], [6, 7]], vocab_size=10, end_ids={0}, seed=0, max_new_tokens=5)
-    assert texts == [[3, 4, 5, 6, 7], [8, 9]]
+    assert texts == [[3, 4, 5, 6, 7], [8, 9, 0]]
 
 
 def test_prompts_may_be_of_different_lengths_and_end_in_different_ways() -> None:
     texts = continuations(counting, [[4], [1, 2, 6], [5, 5]], vocab_size=10, end_ids={0, 7}, seed=0, max_new_tokens=5)
-    assert texts == [[5, 6], [], [6]]
+    assert texts == [[5, 6, 7], [7], [6, 7]]
 
 
 def test_no_prompt_gives_no_text() -> None:

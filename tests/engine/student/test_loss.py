@@ -400,3 +400,44 @@ def test_no_tensor_is_larger_than_one_chunk_of_logits_and_it_is_made_once(
     assert max(watch.sizes) == chunk * vocab_size
     whole_chunks = {pointer for size, pointer in pointers if size == 4 * chunk * vocab_size}
     assert len(whole_chunks) == 1, "more than one [chunk, vocabulary] matrix was made"
+
+
+@pytest.mark.parametrize("k", [1, 2, 6])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_records_with_labels_are_a_mixture_of_the_teacher_and_the_label(k: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(k)
+    records = make_records(generator, 40, 20, k)
+    labels = torch.randint(0, 20, (40,), generator=generator)
+    at = torch.rand(40, generator=generator) < 0.5
+    mixed = records.with_labels(labels, at, share)
+    for n in range(40):
+        if not at[n]:
+            for field in dataclasses.fields(records):
+                assert torch.equal(getattr(mixed, field.name)[n], getattr(records, field.name)[n])
+            continue
+        before, after = ({}, {})
+        for found, source in ((before, records), (after, mixed)):
+            for number, weight in zip(source.ids[n].tolist(), source.weights[n].tolist(), strict=True):
+                found[number] = found.get(number, 0.0) + weight
+        label = int(labels[n])
+        if label not in before:  # the label takes the last one's place
+            before.pop(int(records.ids[n, -1]))
+        kept = sum(before.values())
+        wanted = {number: (1 - share) * weight / kept for number, weight in before.items()} if kept else {}
+        wanted[label] = wanted.get(label, 0.0) + (share if kept else 1.0)
+        assert after.keys() == wanted.keys()
+        assert all(math.isclose(after[number], wanted[number], abs_tol=1e-9) for number in after)
+        assert math.isclose(float(mixed.entropy[n]), -sum(w * math.log(w) for w in after.values() if w), abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_learns_the_label_where_records_have_it(target: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    records = make_records(generator, 8, 20, 4)
+    labels = torch.randint(0, 20, (8,), generator=generator)
+    whole = records.with_labels(labels, torch.ones(8, dtype=torch.bool), 1.0)
+    hidden = torch.randn(8, 16, generator=generator, dtype=torch.float64)
+    head = nn.Linear(16, 20, bias=False, dtype=torch.float64)
+    objective = Objective(20, target, 1.0, 1.0)  # type: ignore[arg-type]
+    found = record_loss(hidden, labels, whole, head, objective=objective, chunk_tokens=3)
+    assert math.isclose(float(found.kd_sum), float(found.ce_sum), rel_tol=1e-6)
