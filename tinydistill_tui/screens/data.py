@@ -18,6 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
+from engine.config import RunConfig
 from engine.data.row_preview import RowRequest, ShownRow
 from engine.data.sources import PYTHON_DOCS
 from engine.data.survey import Survey, survey
