@@ -24,6 +24,11 @@ def text_of(app: TinyDistillApp) -> str:
     return "\n".join(lines_of(app))
 
 
+def words_of(app: TinyDistillApp) -> str:
+    """The text on the terminal without its line ends: a path before a sentence decides where the sentence wraps."""
+    return " ".join(text_of(app).split())
+
+
 async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
     """Wait until something is so; fails with the screen's text."""
     until_when = time.monotonic() + seconds
