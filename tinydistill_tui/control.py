@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from engine import supervisor
 from engine.errors import FolderError, RunFailed
+from engine.last_word import LastWord
 from engine.run import Run
 
 # Kept, so that a supervisor that ends while we are here is no zombie; it does not end with us.
 _started: list[subprocess.Popen[bytes]] = []
+# What the runs that were started here have to say when their disk takes no word any more.
+_last_words: dict[Path, LastWord] = {}
 
 
 def start(path: Path) -> None:
@@ -28,14 +32,23 @@ def start(path: Path) -> None:
     if run.is_live():
         raise FolderError(f"{run.name} is already going.", "", "Watch it instead.")
     _started[:] = [process for process in _started if process.poll() is None]
+    last_word(run.path)  # of an earlier start
+    word = LastWord()
     try:
-        _started.append(supervisor.start(run.path))
+        _started.append(supervisor.start(run.path, last_word=word))
+        _last_words[run.path] = word
     except OSError as error:
         raise RunFailed(
             f"The run could not be started ({error.strerror or error}).",
             "",
             "Free some memory or disk, then try again.",
         ) from error
+
+
+def last_word(path: Path) -> dict[str, Any] | None:
+    """The last error that a run told the program that started it; None where there is none, or it was asked before."""
+    word = _last_words.pop(path, None)
+    return None if word is None else word.said()
 
 
 def ask(path: Path, command: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.verdict import gap_closed
 from tinydistill_tui.series import Series
 from tinydistill_tui.words import LogLine
 
@@ -158,6 +159,22 @@ class RunView:
             return self.earlier_seconds
         end = now if self.finished is None else self.last_time or now
         return self.earlier_seconds + max(0.0, end - self.session_started)
+
+    def holdout_loss(self, which: str) -> float | None:
+        """The newest hold-out loss of ``teacher``, ``student_before``, ``student_during`` or ``chance``."""
+        for each in reversed(self.evaluations):
+            if each.which == which and "holdout_loss" in each.values:
+                return each.values["holdout_loss"]
+        return None
+
+    @property
+    def gap_closed(self) -> float | None:
+        """How much of the way to its teacher the student has gone so far; None where that cannot be told yet."""
+        teacher, before = self.holdout_loss("teacher"), self.holdout_loss("student_before")
+        now = self.holdout_loss("student_after") or self.holdout_loss("student_during")
+        if teacher is None or before is None or now is None:
+            return None
+        return gap_closed(teacher, before, self.holdout_loss("chance"), now)
 
     def typical_gap(self) -> float:
         """Median of the last seconds between two events; 0 when there are none."""

@@ -14,6 +14,8 @@ from tinydistill_tui.state import RunState
 
 _BESIDE_A_NOTICE = 32  # cells for its mark, its time, how many more there are, and the key
 
+_WIDE = 110  # columns in which all of it has room
+
 _VERDICTS = {
     "lost": ("Nobody works on it: killed, or the machine went off. R goes on with it.", "lost"),
     "stopped": ("Stopped; everything is kept. R goes on with it.", "stopped"),
@@ -46,11 +48,19 @@ def title(name: str, view: RunView, state: RunState, now: float, *, width: int, 
     return Content.assemble(*parts)
 
 
-def right_end(view: RunView, *, live: bool) -> str:
-    """What stands at the right end of the first line."""
+def right_end(view: RunView, *, live: bool, width: int) -> str:
+    """What stands at the right end of the first line: the share of the gap that is closed, once there is one.
+
+    It is an estimate: on the way only some of the hold-out rows are looked at.
+    """
     if view.bad_lines:
         return f"{format_count(view.bad_lines)} unreadable line{'s' if view.bad_lines > 1 else ''}"
-    return "attached, live" if live else ""
+    said = []
+    if (share := view.gap_closed) is not None and view.finished is None:
+        said.append(f"gap {share:.0%} closed" if width < _WIDE else f"{share:.0%} of the gap closed")
+    if live and (width >= _WIDE or not said):
+        said.append("attached, live")
+    return " · ".join(said)
 
 
 def notice(notices: Sequence[Notice], width: int) -> Content | None:

@@ -127,6 +127,7 @@ def _judge(tokens: TokenFile, store: CacheStore, events: EventWriter) -> None:
         return
     sums = chance_sums(source, Unigram.of(tokens), micro_batch=_JUDGED_ROWS, eos_id=tokens.eos_id)
     chance = float(sums[:, 1].sum() / sums[:, 0].sum())
+    events.write("evaluation", which="chance", holdout_loss=chance)
     doubt = doubts(teacher.holdout_loss, chance)
     if doubt is None:
         said = (

@@ -14,7 +14,7 @@ from engine.data import survey
 from engine.data.document import Document
 from engine.planner import measure
 from tests.tinydistill_tui.wizard import MACHINE, RATES
-from tinydistill_tui import watcher
+from tinydistill_tui import busy, watcher
 from tinydistill_tui.screens import data, models, plan
 from tinydistill_tui.widgets import setting_editor
 
@@ -27,6 +27,7 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("TINYDISTILL_RUNS", str(folder))
     monkeypatch.delenv("TEXTUAL_THEME", raising=False)
     monkeypatch.setattr(watcher, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(busy, "load", lambda: 0.0)  # what else this machine does is no part of a screen's look
     # What waits for the person to stop typing need not wait for a test, nor Textual's pilot for a process at rest:
     # it has waited for every message of the screen by then, and each pause would cost 40 ms and more.
     monkeypatch.setattr(textual._wait, "SLEEP_GRANULARITY", 0.004)

@@ -1,16 +1,21 @@
 import asyncio
 import json
+import os
 
 import pytest
 
+from engine.last_word import LastWord
+from engine.verdict import gap_closed
 from tests.tinydistill_tui.fixtures import NOW, append, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
+from tinydistill_tui import busy, control
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.screens.confirm import ConfirmScreen
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.widgets.log_pane import LogPane
 from tinydistill_tui.widgets.log_view import LogView
+from tinydistill_tui.widgets.plot import Plot
 
 
 def commands_of(path):
@@ -337,12 +342,12 @@ async def test_plot_keys_change_metric_axis_and_scale(runs_folder):
     with held(path):
         async with watching(path) as (app, pilot):
             for title in (
+                "Loss",
                 "Teacher loss (kd)",
-                "Label loss (ce)",
                 "Learning rate",
                 "Tokens per second",
                 "Gradient norm",
-                "Loss",
+                "Label loss (ce)",
             ):
                 await pilot.press("v")
                 await until(pilot, lambda title=title: title in text_of(app), title)
@@ -350,7 +355,7 @@ async def test_plot_keys_change_metric_axis_and_scale(runs_folder):
             await pilot.press("x")
             await until(pilot, lambda: "step 1 " not in text_of(app).split("Log")[0], "over time")
             await pilot.press("g")
-            await until(pilot, lambda: "Loss (log)" in text_of(app), "logarithmic")
+            await until(pilot, lambda: "Label loss (ce) (log)" in text_of(app), "logarithmic")
 
 
 async def test_zoom_shows_one_pane_and_escape_ends_it(runs_folder):
@@ -425,3 +430,76 @@ async def test_run_that_cannot_be_resumed_says_why(runs_folder):
         await pilot.press("R")
         await until(pilot, lambda: any("cannot go on" in note.message for note in app._notifications), "it says why")
         assert isinstance(app.screen, RunScreen)
+
+
+@pytest.mark.parametrize(("size", "words"), [((80, 24), "gap 6"), ((120, 40), "% of the gap closed")])
+async def test_gap_that_is_closed_so_far_is_in_the_title(runs_folder, size, words):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path, size=size) as (app, _):
+            share = gap_closed(2.104, 2.918, None, app.screen.view.holdout_loss("student_during"))
+            assert words in lines_of(app)[0]
+            assert f"{share:.0%}" in lines_of(app)[0]
+
+
+async def test_no_gap_is_told_before_a_student_was_looked_at(runs_folder):
+    path = make_run(runs_folder, scene="scoring")
+    with held(path):
+        async with watching(path) as (app, _):
+            assert "gap" not in lines_of(app)[0]
+
+
+async def test_chance_is_where_the_way_begins_when_the_student_began_below_it(runs_folder):
+    path = make_run(runs_folder)
+    append(path, [{"time": NOW, "kind": "evaluation", "which": "chance", "holdout_loss": 2.5}])
+    with held(path):
+        async with watching(path) as (app, _):
+            view = app.screen.view
+            assert view.gap_closed == gap_closed(2.104, 2.918, 2.5, view.holdout_loss("student_during"))
+
+
+async def test_teachers_loss_is_a_line_and_the_hold_out_rows_are_marks(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, _):
+            plot = app.screen.query_one("#metric", Plot)
+            assert [(level.value, level.name) for level in plot.drawing.levels] == [(2.104, "teacher 2.10")]
+            assert len(plot.drawing.points) == 4
+            rows = [line[40:] for line in lines_of(app)[6:13]]
+            assert any("teacher 2.10" in row for row in rows)
+            assert any("o" in row.replace("teacher", "").replace("Label loss", "").replace("now", "") for row in rows)
+
+
+@pytest.mark.parametrize(("load", "said"), [(2.1, False), (9.2, True)])
+async def test_other_programs_that_slow_the_run_are_told(runs_folder, monkeypatch, load, said):
+    monkeypatch.setattr(busy, "load", lambda: load)
+    monkeypatch.setattr(busy, "cores", lambda: 2)
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, _):
+            assert ("! Other programs slow this run: some 7 of them want 2 cores too." in text_of(app)) is said
+
+
+async def test_other_programs_are_nothing_to_a_run_that_is_over(runs_folder, monkeypatch):
+    monkeypatch.setattr(busy, "load", lambda: 50.0)
+    async with watching(make_run(runs_folder, scene="stopped")) as (app, _):
+        assert "Other programs" not in text_of(app)
+
+
+async def test_reason_that_the_disk_did_not_take_is_heard_through_the_pipe(runs_folder):
+    path = make_run(runs_folder)
+    word = LastWord()
+    control._last_words[path] = word
+    lock = held(path)
+    lock.__enter__()
+    async with watching(path) as (app, pilot):
+        error = {"what": "There was no room for a checkpoint.", "why": "The disk is full.", "todo": "Free some."}
+        os.write(word.writing, json.dumps(error).encode() + b"\n")
+        word.started()
+        lock.__exit__(None, None, None)
+        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "the end is shown")
+        assert "✗ There was no room for a checkpoint." in text_of(app)
+        assert "The disk is full." in text_of(app)
+        await pilot.press("l")
+        await until(pilot, lambda: "✗ failed" in lines_of(app)[0], "the run has failed, and is not lost")
+    assert control.last_word(path) is None

@@ -53,7 +53,9 @@ async def test_demo_by_enter_enter_enter_s_starts_a_run(runs_folder, monkeypatch
     if engine == "fake":  # its own program with the run's lock, so that no phase has to load torch
         words = [sys.executable, "-m", "tests.tinydistill_tui.fake_engine"]
         monkeypatch.setattr(
-            supervisor, "start", lambda path: subprocess.Popen([*words, path], stdout=subprocess.DEVNULL)
+            supervisor,
+            "start",
+            lambda path, last_word: subprocess.Popen([*words, path], stdout=subprocess.DEVNULL),
         )
     path = None
     try:

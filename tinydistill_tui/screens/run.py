@@ -6,10 +6,11 @@ Nothing is kept here that is not in the run's folder: leaving loses nothing, com
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import events, on, work
 from textual.binding import Binding, BindingType
@@ -20,9 +21,9 @@ from textual.worker import get_current_worker
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration, format_percent
 from engine.machine.device import CPU, Device
-from tinydistill_tui import control, logout, run_words, runs, watcher
+from tinydistill_tui import busy, control, logout, run_words, runs, watcher
 from tinydistill_tui.messages import RunGone, RunUpdated
-from tinydistill_tui.run_view import RunView
+from tinydistill_tui.run_view import Failure, RunView
 from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
 from tinydistill_tui.state import RunState, run_state
@@ -30,6 +31,7 @@ from tinydistill_tui.widgets.log_pane import FilterField, LogPane
 from tinydistill_tui.widgets.log_view import LogView
 from tinydistill_tui.widgets.phase_list import PhaseList
 from tinydistill_tui.widgets.run_plots import RunPlots
+from tinydistill_tui.words import text
 
 _ASKED_SECONDS = 20.0  # how long "pausing…" stands before the engine has said so
 
@@ -98,6 +100,10 @@ class RunScreen(FrameScreen):
         self.read_share = 0.0
         self.created: float | None = None
         self._device = CPU
+        self._threads: int | None = None
+        self._told = self.view
+        self._last_word: dict[str, Any] | None = None
+        self._was_live = False
         self._asked: _Asked | None = None
         self._last_focus: Widget | None = None
         self._offered: tuple[bool, bool] | None = None
@@ -124,8 +130,11 @@ class RunScreen(FrameScreen):
         created = info.get("created")
         self.created = float(created) if isinstance(created, (int, float)) else None
         settings = info.get("settings")
+        threads = settings.get("threads") if isinstance(settings, dict) else None
+        self._threads = threads if isinstance(threads, int) else None
         self._device = Device.of(str(settings.get("device") or "cpu")) if isinstance(settings, dict) else CPU
         self._asked, self._seen_notices, self._result_shown_for = None, 0, None
+        self._told, self._last_word, self._was_live = self.view, None, False
         self._draw()
         self._read_events(path)
 
@@ -152,8 +161,9 @@ class RunScreen(FrameScreen):
 
     @on(RunUpdated)
     def _updated(self, message: RunUpdated) -> None:
-        nothing_new = message.view is self.view and message.live == self.live
-        self.view, self.live, self.read_share = message.view, message.live, message.read_share
+        nothing_new = message.view is self._told and message.live == self.live
+        self._told = message.view
+        self.view, self.live, self.read_share = self._with_last_word(message), message.live, message.read_share
         if self._asked is not None:
             answered = self.view.control is not None or self.view.finished is not None or not self.live
             if answered or self.tiny.clock() - self._asked.at > _ASKED_SECONDS:
@@ -163,6 +173,19 @@ class RunScreen(FrameScreen):
         else:
             self._draw()
         self._show_result_once()
+
+    def _with_last_word(self, message: RunUpdated) -> RunView:
+        """The view, with the reason that a run could tell us alone: its disk took no more."""
+        view = message.view
+        if message.live or message.read_share < 1.0 or view.finished is not None or not self._was_live:
+            self._was_live = self._was_live or message.live
+            return view
+        said = self._last_word or control.last_word(self.path)
+        if said is None:
+            return view
+        self._last_word = said
+        failure = Failure(*(text(said.get(part)) for part in ("what", "why", "todo")))
+        return dataclasses.replace(view, finished="failed", failure=failure)
 
     @on(RunGone)
     def _gone(self, message: RunGone) -> None:
@@ -198,7 +221,7 @@ class RunScreen(FrameScreen):
         whole = self.read_share >= 1.0
         self.set_title(
             run_words.title(self.path.name, self.view, state, now, width=self.size.width, whole=whole),
-            run_words.right_end(self.view, live=self.live and whole),
+            run_words.right_end(self.view, live=self.live and whole, width=self.size.width),
         )
 
     def _draw_notice(self) -> None:
@@ -211,6 +234,11 @@ class RunScreen(FrameScreen):
     def _verdict(self, state: RunState) -> tuple[str, str]:
         """The sentence above the keys."""
         hint = getattr(self.focused, "hint", "") or LogView.hint
+        phase = self.view.current
+        if state.live and phase is not None and phase.state == "running" and run_words.verdict(state) is None:
+            slow = busy.words(busy.load(), busy.cores(), self._threads or busy.cores())
+            if slow:
+                return slow, "look"
         return run_words.verdict(state) or (hint, "")
 
     # the result

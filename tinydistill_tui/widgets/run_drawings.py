@@ -30,9 +30,9 @@ class Metric:
 _BUDGET_IN_SIGHT = 3  # times the highest value
 
 METRICS = (
+    Metric("ce", "Label loss (ce)"),
     Metric("loss", "Loss"),
     Metric("kd", "Teacher loss (kd)"),
-    Metric("ce", "Label loss (ce)"),
     Metric("learning_rate", "Learning rate", 6),
     Metric("tokens_per_second", "Tokens per second", 0, from_zero=True),
     Metric("grad_norm", "Gradient norm"),
@@ -80,7 +80,7 @@ def memory_drawing(view: RunView, now: float, *, device: Device) -> Drawing:
 
 
 def metric_drawing(view: RunView, metric: Metric, *, by_step: bool, log: bool) -> Drawing:
-    """One metric over steps or time; with the cross-entropy, that of the hold-out rows as points."""
+    """One metric over steps or time; the label loss with that of the hold-out rows, and the teacher's as a line."""
     series = view.metrics[metric.name]
     samples = _samples(series, by_step=by_step)
     start = samples[0][0] if samples else 0.0
@@ -93,6 +93,10 @@ def metric_drawing(view: RunView, metric: Metric, *, by_step: bool, log: bool) -
             if each.which.startswith("student") and "holdout_loss" in each.values
         ]
         points = [(x, y) for x, y in points if start <= x <= end]
+    levels = []
+    teacher = view.holdout_loss("teacher") if metric.name == "ce" else None
+    if teacher is not None and samples:
+        levels = [Level(start, end, teacher, "╌", "$text-secondary", f"teacher {metric.write(teacher)}")]
     word = format_count if by_step else format_duration
     newest = f"now {metric.write(series.last)}" if series.last is not None else ""
     return Drawing(
@@ -101,6 +105,7 @@ def metric_drawing(view: RunView, metric: Metric, *, by_step: bool, log: bool) -
         x_start=start,
         x_end=max(end, start + 1e-9),
         curves=[Curve(samples)],
+        levels=levels,
         points=points,
         ticks=[(start, f"step {word(start)}" if by_step else word(start)), (end, word(end))],
         write=metric.write,

@@ -29,7 +29,7 @@ class RunPlots(Horizontal):
         """The three."""
         hints = {
             "memory": "Memory over the whole run; dotted: the budget, dashed: the plan's prediction.",
-            "metric": "v another metric, x steps or time, g logarithmic; o: the hold-out rows.",
+            "metric": "o: the hold-out rows; dashed: the teacher on them. v another metric, x time, g log.",
             "speed": "Tokens a second that the student reads.",
         }
         for name, hint in hints.items():

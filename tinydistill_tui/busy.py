@@ -1,0 +1,35 @@
+"""Whether other programs keep this machine busy while a run is going, so that it is slower than planned."""
+
+from __future__ import annotations
+
+import os
+
+_MOST_FREE_SHARE = 0.5  # of the cores that others may keep busy before it is worth a word
+
+
+def load() -> float:
+    """Processes that want to run, on the mean of the last minute; 0 where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return 0.0
+
+
+def cores() -> int:
+    """Cores of the machine, for the load is the whole machine's."""
+    return os.cpu_count() or 1
+
+
+def words(load_now: float, core_count: int, own: int) -> str:
+    """What to say; empty where the machine is the run's.
+
+    Args:
+        load_now: processes that want to run.
+        core_count: of the machine.
+        own: threads that the run itself keeps busy.
+    """
+    others = load_now - min(own, core_count)
+    if others < max(1.0, _MOST_FREE_SHARE * core_count):
+        return ""
+    machine = f"{core_count} core{'s' if core_count > 1 else ''}"
+    return f"Other programs slow this run: some {others:.0f} of them want {machine} too."
