@@ -1,9 +1,9 @@
 """RunConfig: every setting of a run, defined here and nowhere else.
 
 The command line, the wizard's form, the profile files, ``run.json`` and the table in the documentation are all made
-from this one model. A field that is ``None`` is the planner's to decide; what a person sets is never changed.
+from this model. The planner chooses a value for each field that is ``None``; it never changes a value that was set.
 
-This file knows nothing of torch, of folders or of memory: whether a setting *fits* is the planner's question.
+This file knows nothing of torch, folders or memory: the planner decides whether a setting *fits*.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from engine.settings import (
 )
 
 GROUPS: dict[str, str] = {
-    "models": "Which model learns from which",
-    "data": "What they read",
-    "distillation": "What the student learns from",
-    "training": "How the student learns",
-    "memory": "How much fits at a time",
-    "run": "Where it happens and what is kept",
-    "command": "How this command behaves",
+    "models": "Models",
+    "data": "Data",
+    "distillation": "Distillation",
+    "training": "Training",
+    "memory": "Memory and speed",
+    "run": "Run folder",
+    "command": "Command",
 }
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -53,38 +53,36 @@ Folder = Annotated[Path, BeforeValidator(plain_path)]
 
 
 class RunConfig(BaseModel):
-    """Everything that can be set about a run. ``None`` leaves the choice to the planner."""
+    """All settings of a run. ``None`` leaves the choice to the planner."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
     )
 
     # models
-    teacher: Source | None = setting(
-        None, "The model that knows: a folder, a GGUF file, or a Hugging Face id", group="models"
-    )
+    teacher: Source | None = setting(None, "Teacher model: a folder, a GGUF file, or a Hugging Face id", group="models")
     student: Source | None = setting(
         None,
-        "The model that learns: a folder, a Hugging Face id, or from-teacher to cut it from the teacher's layers",
+        "Student model: a folder, a Hugging Face id, or from-teacher to build it from the teacher's layers",
         group="models",
     )
     student_layers: Layers | None = setting(
         None,
-        "Layers kept from the teacher when the student is from-teacher: how many, and measurement on the text chooses, "
-        "or which, such as 0,1,5",
+        "Teacher layers to keep with --student from-teacher: a number (the layers are selected by measurements on the "
+        "text), or a list such as 0,1,5",
         group="models",
         unit="layers",
     )
     student_width: float = setting(
         1.0,
-        "Share of the teacher's MLP neurons and key-value heads that a student from-teacher keeps, those that do most "
-        "on the text: 1 keeps all, 0.5 half",
+        "Share of the teacher's MLP neurons and key-value heads to keep with --student from-teacher: 1 keeps all, 0.5 "
+        "the more important half, measured on the text",
         group="models",
         gt=0,
         le=1,
     )
     trust_remote_code: bool = setting(
-        False, "Run Python code that comes with a model; off unless you have read that code", group="models"
+        False, "Run Python code that comes with a model; switch on only if you have read that code", group="models"
     )
 
     # data
@@ -94,30 +92,28 @@ class RunConfig(BaseModel):
         "them, or a data set id",
         group="data",
     )
-    text_field: Text | None = setting(
-        None, "The field or column that holds the text; found by looking when not set", group="data"
-    )
-    data_split: Text = setting("train", "The split of a data set, on the Hugging Face hub or in a folder", group="data")
+    text_field: Text | None = setting(None, "Field or column that holds the text; detected when not set", group="data")
+    data_split: Text = setting("train", "Split of a data set, on the Hugging Face hub or in a folder", group="data")
     allow_losses: bool = setting(
-        False, "Go on though more than half of the documents cannot be used", group="data", may_change=True
+        False, "Continue even if more than half of the documents cannot be used", group="data", may_change=True
     )
     samples: int | None = setting(
-        None, "Rows of text to train on, at most; all of them when not set", group="data", unit="rows", ge=1, le=MOST
+        None, "Maximum number of training rows; all rows when not set", group="data", unit="rows", ge=1, le=MOST
     )
     sequence_length: int | None = setting(
         None,
-        "Tokens in a row; longer sees more context and takes more memory",
+        "Tokens per row; longer rows give more context and take more memory",
         group="data",
         unit="tokens",
         ge=2,
         le=1_048_576,
     )
     packing: bool = setting(
-        True, "Fill each row with several documents; off puts one document in a row and pads it", group="data"
+        True, "Fill each row with several documents; off puts one document in each row and pads it", group="data"
     )
     holdout: float = setting(
         0.05,
-        "Share of the documents kept out of training, to measure with: 0.01 is hardly enough, 0.5 is half",
+        "Share of the documents held out of training for evaluation: 0.01 is usually too little, 0.5 is half",
         group="data",
         gt=0,
         le=0.5,
@@ -126,14 +122,16 @@ class RunConfig(BaseModel):
     # distillation
     target: Literal["unbiased", "topk", "ghost", "blend"] = setting(
         "unbiased",
-        "What is read from a record: unbiased, all of it, as full logits on average; topk, its exact ids alone; ghost, "
-        "these and one class for the rest; blend, these and the rest on the label. The last three are for comparisons",
+        "Target made from a record: unbiased, all ids (matches full logits in expectation); topk, exact ids, "
+        "renormalised; ghost, exact ids plus one class for the remaining mass; blend, exact ids, and the remaining "
+        "mass "
+        "goes to the label. The last three are for comparisons",
         group="distillation",
     )
     record_size: int = setting(
         12,
-        "Token ids kept of the teacher's distribution at each position: 8 give nine tenths of what full logits would, "
-        "24 nearly all, at 1.8 times the bytes of 12; fewer than 6 are for trying out",
+        "Token ids stored per position: 8 keep about 90 % of the gain of full logits, 12 about 93 %, 24 about 97 % at "
+        "1.8 times the bytes of 12; use fewer than 6 only for quick trials",
         group="distillation",
         unit="ids",
         ge=1,
@@ -141,15 +139,15 @@ class RunConfig(BaseModel):
     )
     kd_weight: float = setting(
         1.0,
-        "Weight of the teacher against the label: 0 trains on labels only, 1 on the teacher only (the end of an answer "
-        "is half the label's all the same); less than 1 where the labels know what the teacher does not",
+        "Weight of the teacher's loss against the label's: 0 trains on labels only, 1 on the teacher only (the "
+        "end of an answer is always half the label's); try less than 1 if the teacher does not know this kind of text",
         group="distillation",
         ge=0,
         le=1,
     )
     temperature: float = setting(
         1.0,
-        "Softens both distributions: 1 leaves them as they are, 2 and more show what is unlikely",
+        "Softmax temperature of teacher and student: 1 changes nothing, 2 and more give unlikely tokens more weight",
         group="distillation",
         ge=0.01,
         le=20,
@@ -157,66 +155,75 @@ class RunConfig(BaseModel):
 
     compare: Literal["none", "labels"] = setting(
         "none",
-        "What stands beside the student in the report: labels trains the same student again with the same steps, on "
-        "labels alone",
+        "Baseline in the report: labels trains the same student again with the same steps, on labels only",
         group="distillation",
         may_change=True,
     )
 
     # training
     epochs: int | None = setting(
-        None, "Times the student reads the data", group="training", may_change=True, ge=1, le=10_000
+        None, "Passes of the student over the training rows", group="training", may_change=True, ge=1, le=10_000
     )
     steps: int | None = setting(
-        None, "Optimizer steps, instead of epochs", group="training", unit="steps", may_change=True, ge=1, le=MOST
+        None,
+        "Number of optimizer steps, instead of --epochs",
+        group="training",
+        unit="steps",
+        may_change=True,
+        ge=1,
+        le=MOST,
     )
     learning_rate: float | None = setting(None, "Peak learning rate", group="training", gt=0, le=1)
     warmup: float = setting(
-        0.05, "Share of the steps over which the learning rate rises from 0", group="training", ge=0, lt=1
+        0.05, "Share of the steps during which the learning rate rises from 0", group="training", ge=0, lt=1
     )
     schedule: Literal["cosine", "linear", "constant"] = setting(
-        "cosine", "How the learning rate falls after the warm-up: to a tenth, to 0, or not at all", group="training"
+        "cosine",
+        "Learning rate after the warm-up: cosine falls to a tenth of the peak, linear to 0, constant stays",
+        group="training",
     )
     weight_decay: float = setting(
-        0.01, "AdamW's weight decay, on matrices only: 0 is none", group="training", ge=0, le=1
+        0.01, "AdamW's weight decay, applied to matrices only; 0 disables it", group="training", ge=0, le=1
     )
-    clip_norm: float = setting(1.0, "Largest norm of the whole gradient: 0 never clips", group="training", ge=0)
-    seed: int = setting(0, "Seed of every random choice", group="training", ge=0, le=2**63 - 1)
+    clip_norm: float = setting(1.0, "Maximum gradient norm; 0 disables clipping", group="training", ge=0)
+    seed: int = setting(0, "Seed of all random number generators", group="training", ge=0, le=2**63 - 1)
 
     # memory
     teacher_batch: int | None = setting(
-        None, "Rows the teacher reads at a time", group="memory", unit="rows", ge=1, le=4096
+        None, "Rows in a micro-batch of the teacher", group="memory", unit="rows", ge=1, le=4096
     )
     student_batch: int | None = setting(
-        None, "Rows the student trains on at a time (micro-batch)", group="memory", unit="rows", ge=1, le=4096
+        None, "Rows in a micro-batch of the student", group="memory", unit="rows", ge=1, le=4096
     )
     gradient_accumulation: int | None = setting(
-        None, "Micro-batches in one optimizer step", group="memory", unit="micro-batches", ge=1, le=65_536
+        None, "Micro-batches per optimizer step", group="memory", unit="micro-batches", ge=1, le=65_536
     )
     gradient_checkpointing: bool | None = setting(
-        None, "Compute activations again instead of keeping them: less memory, about a third more time", group="memory"
+        None, "Recompute activations instead of storing them: less memory, about a third more time", group="memory"
     )
     layer_by_layer: bool | None = setting(
-        None, "Stream the teacher's layers from disk, so that only two are in memory", group="memory"
+        None, "Stream the teacher's layers from disk; two layers are in memory at a time", group="memory"
     )
     cpu_offload: bool | None = setting(
         None,
-        "Keep what waits off the compute device: hidden states, moments, on a CPU the student's weights too; on a GPU "
-        "in main memory, else in files; slower",
+        "Keep hidden states and optimizer states, on a CPU also the student's weights, off the compute device while "
+        "they are not used: with a GPU in main memory, else in files; slower",
         group="memory",
     )
     quantization: Literal["none", "int8", "nf4"] = setting(
-        "none", "The teacher's weights in fewer bits: int8 halves and nf4 quarters them, at some loss", group="memory"
+        "none",
+        "Quantize the teacher's weights: int8 halves and nf4 quarters their memory, with some loss of accuracy",
+        group="memory",
     )
     precision: Literal["fp32", "bf16", "fp16"] | None = setting(
-        None, "Number format of the matrix products; probed on this machine when not set", group="memory"
+        None, "Number format of matrix products; chosen by measuring this machine when not set", group="memory"
     )
     optimizer: Literal["adamw", "adamw-8bit"] | None = setting(
         None, "AdamW with 32-bit or with 8-bit states", group="memory"
     )
     memory_budget: Bytes | None = setting(
         None,
-        "Most memory that a phase may take on the compute device",
+        "Maximum memory of a phase on the compute device",
         group="memory",
         unit="bytes",
         may_change=True,
@@ -224,12 +231,12 @@ class RunConfig(BaseModel):
         le=MOST,
     )
     ram_budget: Bytes | None = setting(
-        None, "Most main memory that a phase may take", group="memory", unit="bytes", may_change=True, ge=1, le=MOST
+        None, "Maximum main memory of a phase", group="memory", unit="bytes", may_change=True, ge=1, le=MOST
     )
     keep_memory: bool | None = setting(
         None,
-        "Keep freed memory in the phase's process for the next step instead of handing it back to the system: faster, "
-        "takes some more",
+        "Keep freed memory in the phase's process for the next step instead of returning it to the system: faster, "
+        "takes somewhat more memory",
         group="memory",
         may_change=True,
     )
@@ -237,11 +244,11 @@ class RunConfig(BaseModel):
     threads: int | None = setting(None, "CPU threads", group="memory", unit="threads", may_change=True, ge=1, le=1024)
 
     # run
-    output_dir: Folder | None = setting(None, "The run's folder", group="run")
+    output_dir: Folder | None = setting(None, "Folder of the run", group="run")
     cache_dir: Folder | None = setting(
         None,
-        "Keep the teacher's records here, to share them between runs; else they are in the run's folder. "
-        "Another run's cache folder is used as it is",
+        "Folder for the teacher's records, to share them between runs; inside the run's folder when not set. "
+        "The cache folder of another run can be given too",
         group="run",
     )
     checkpoint_every: int | None = setting(
@@ -249,37 +256,35 @@ class RunConfig(BaseModel):
     )
     evaluations: int | None = setting(
         None,
-        "Times the hold-out loss is taken during training, each with a checkpoint; the last one is at its end",
+        "Evaluations on the hold-out during training, the last one at its end; each also saves a checkpoint",
         group="run",
         may_change=True,
         ge=1,
         le=1000,
     )
     keep_checkpoints: int = setting(
-        2, "Checkpoints kept beside the best one", group="run", may_change=True, ge=1, le=1000
+        2, "Checkpoints to keep besides the best one", group="run", may_change=True, ge=1, le=1000
     )
 
     # command
     until: Literal["prepare", "teacher"] | None = setting(
-        None, "Stop after this phase; --resume goes on from there", group="command", may_change=True
+        None, "Stop after this phase; --resume continues from there", group="command", may_change=True
     )
-    resume: bool = setting(False, "Go on with the run in --output_dir", group="command", may_change=True)
+    resume: bool = setting(False, "Continue the run in --output_dir", group="command", may_change=True)
     use_recommended: bool = setting(
         False,
-        "Let the planner pick everything that is not given, the models and the data too",
+        "Let the planner choose everything that is not given, including the models and the data",
         group="command",
         may_change=True,
     )
-    profile: Text | None = setting(None, "Start from a saved profile", group="command", may_change=True)
-    demo: bool = setting(
-        False, "A run in two minutes with the small teacher and the text that are already here", group="command"
-    )
+    profile: Text | None = setting(None, "Load settings from a saved profile", group="command", may_change=True)
+    demo: bool = setting(False, "Run a two-minute demo with the built-in teacher and text", group="command")
     dry_run: bool = setting(
-        False, "Show the plan, its reasons and predictions; start nothing", group="command", may_change=True
+        False, "Show the plan with its reasons and predictions; do not start the run", group="command", may_change=True
     )
     json_events: bool = setting(
         False,
-        "Print events, one JSON object a line, and nothing else",
+        "Print events as JSON, one object per line, and nothing else",
         group="command",
         may_change=True,
         alias="json",  # a field of this name would hide a method of pydantic's
@@ -288,7 +293,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _in_our_words(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """Whoever makes a RunConfig with a value that cannot be gets the same error as on the command line."""
+        """Convert pydantic's errors, so that Python callers get the same error as the command line."""
         try:
             return validate(values)
         except ValidationError as error:
@@ -296,7 +301,7 @@ class RunConfig(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Make a RunConfig, or say everything that is wrong with it at once.
+        """Make a RunConfig from a mapping; report all problems at once.
 
         Raises:
             SettingsError: with one Problem for each bad value, unknown name or contradiction.
@@ -307,7 +312,7 @@ class RunConfig(BaseModel):
         except SettingsError as error:
             problems += error.problems
             bad = {problem.setting for problem in problems}
-            try:  # contradictions between the values that are good are said in the same breath
+            try:  # also report contradictions between the valid values
                 config = cls.model_validate({name: value for name, value in values.items() if name not in bad})
             except SettingsError:
                 raise SettingsError(problems) from None
@@ -317,33 +322,29 @@ class RunConfig(BaseModel):
         return config
 
     def contradictions(self) -> list[Problem]:
-        """Pairs of settings that cannot both be meant."""
+        """Return the problems of settings that contradict each other."""
         problems = []
         if self.epochs is not None and self.steps is not None:
             problems.append(Problem("steps", self.steps, f"give either --steps or --epochs ({self.epochs}), not both"))
         if self.student_layers is not None and self.student not in (None, "from-teacher"):
             problems.append(
-                Problem(
-                    "student_layers", self.student_layers, f"only goes with --student from-teacher, not {self.student}"
-                )
+                Problem("student_layers", self.student_layers, f"needs --student from-teacher, not {self.student}")
             )
         if self.student_width < 1 and self.student not in (None, "from-teacher"):
             problems.append(
-                Problem(
-                    "student_width", self.student_width, f"only goes with --student from-teacher, not {self.student}"
-                )
+                Problem("student_width", self.student_width, f"needs --student from-teacher, not {self.student}")
             )
         if self.resume and self.output_dir is None:
-            problems.append(Problem("resume", "", "needs --output_dir, the folder of the run to go on with"))
+            problems.append(Problem("resume", "", "needs --output_dir, the folder of the run to continue"))
         if self.resume and self.dry_run:
-            problems.append(Problem("dry_run", "", "plans a new run; the plan of a run that exists is in its run.json"))
+            problems.append(Problem("dry_run", "", "plans a new run; the plan of an existing run is in its run.json"))
         if self.teacher == "from-teacher":
-            problems.append(Problem("teacher", self.teacher, "is for --student; name the model that knows"))
+            problems.append(Problem("teacher", self.teacher, "is for --student; give a teacher model"))
         if self.demo:
             for name in ("teacher", "data", "text_field"):
                 if getattr(self, name) is not None:
                     problems.append(
-                        Problem(name, getattr(self, name), "the demo brings its own; leave out one of the two")
+                        Problem(name, getattr(self, name), "the demo has its own; leave out one of the two")
                     )
         if self.device is not None and not is_name(self.device):
             problems.append(Problem("device", self.device, NAMES))
@@ -352,19 +353,19 @@ class RunConfig(BaseModel):
         return problems
 
     def asked(self) -> dict[str, Any]:
-        """What was set by the person, as plain JSON or TOML values, without the switches of the one command."""
+        """Return the values that the user set, as plain JSON or TOML, without settings of the group "command"."""
         chosen = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
         return {name: value for name, value in chosen.items() if SETTINGS[name].group != "command" or name == "demo"}
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
-        """A copy with other values, checked like new ones."""
+        """Return a copy with other values; all values are validated again."""
         return self.parse({**self.model_dump(by_alias=True, exclude_unset=True), **values})
 
 
 def check_value(name: str, value: object) -> str | None:
-    """Check one value as it is typed; the sentence says what is accepted, None that it is good.
+    """Check one value as it is typed; return what is accepted as a sentence, or None if the value is valid.
 
-    The wizard's form calls this on each key; the words are those of the command line.
+    The wizard's form calls this on each key press; the texts are those of the command line.
     """
     try:
         RunConfig.model_validate({name: value})

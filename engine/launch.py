@@ -254,13 +254,13 @@ def _require_models(config: RunConfig) -> None:
     if config.demo or config.use_recommended:
         return
     missing = [
-        Problem(name, "", f"is needed: {SETTINGS[name].help[0].lower()}{SETTINGS[name].help[1:]}")
+        Problem(name, "", f"required; {SETTINGS[name].help[0].lower()}{SETTINGS[name].help[1:]}")
         for name in ("teacher", "student")
         if getattr(config, name) is None
     ]
     if missing:
         raise SettingsError(
-            missing, "Or let the planner pick: --use_recommended; or see it work first: --demo. All settings: --help."
+            missing, "Or let the planner choose: --use_recommended; or try the demo: --demo. All settings: --help."
         )
 
 

@@ -337,7 +337,7 @@ def check_new_folder(path: Path) -> None:
                 raise FolderError(
                     f"{path} already holds a run.",
                     "Nothing of it is overwritten.",
-                    f"Go on with it: tiny-distill --resume --output_dir {shlex.quote(str(path))}, or choose another "
+                    f"Continue it: tiny-distill --resume --output_dir {shlex.quote(str(path))}, or choose another "
                     "--output_dir.",
                 )
             if not all(_KILLED_EARLY.fullmatch(entry.name) for entry in path.iterdir()):

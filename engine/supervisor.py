@@ -267,7 +267,7 @@ class Supervisor:
 
     def _back_off(self, phase: str, *, killed: bool) -> None:
         step = backoff.next_step(phase, self.run.settings, self._head_blocks())
-        reason = "the process was killed, most likely for its memory" if killed else "out of memory"
+        reason = "the process was killed, probably by the OOM killer" if killed else "out of memory"
         if step is None:
             raise OutOfMemory(
                 f"The {phase} phase ran out of memory with the smallest settings there are.",

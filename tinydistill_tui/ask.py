@@ -47,7 +47,7 @@ def ask(
         for line in _plan_lines(config):
             write(line)
         if _leaves_out_most(config):
-            if _line(read, "Go on without what is left out? [y/N] ").lower() not in ("y", "yes"):
+            if _line(read, "Continue without the documents that are left out? [y/N] ").lower() not in ("y", "yes"):
                 raise Stopped("Nothing was started.", "", "The same command asks again.")
             config = config.with_values({"allow_losses": True})
         while (word := _line(read, "Start? [Y/n] ").lower()) not in (*_YES, *_NO):

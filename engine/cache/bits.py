@@ -1,7 +1,8 @@
-"""Whole numbers of any width behind each other in bytes, least significant bit first; and sets of numbers in few bits.
+"""Bit-packed integers of any width, least significant bit first, and compact sets of integers.
 
-A set is told by the code of Elias (1974, https://doi.org/10.1145/321812.321820) and Fano (1971): sorted, the low bits
-of each number as they are, the high bits in unary, as the places of m ones among ``m + (V - 1 >> low)`` bits.
+A set uses the code of Elias (1974, https://doi.org/10.1145/321812.321820) and Fano (1971): the numbers are sorted, the
+low bits of each are stored as they are, the high bits in unary, as the positions of m ones in ``m + (V - 1 >> low)``
+bits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _WINDOW_BYTES = 8  # a number and the up to 7 bits before it lie within so many 
 
 
 def write_bits(values: NDArray[np.int64], widths: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Write numbers at their places; what lies between them is 0.
+    """Write numbers at given bit positions; bits between them are 0.
 
     Args:
         values: [n], each below ``2 ** width``.
@@ -25,7 +26,7 @@ def write_bits(values: NDArray[np.int64], widths: NDArray[np.int64], starts: NDA
         starts: [n], the bit that each begins at; no two share a bit.
 
     Returns:
-        As few bytes as hold the last bit.
+        The smallest number of bytes that holds the last bit.
     """
     if not len(values):
         return np.empty(0, np.uint8)
@@ -40,13 +41,13 @@ def write_bits(values: NDArray[np.int64], widths: NDArray[np.int64], starts: NDA
 
 
 def read_bits(data: NDArray[np.uint8], widths: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers that :func:`write_bits` wrote, in the shape of ``starts``.
+    """Return the numbers that :func:`write_bits` wrote, in the shape of ``starts``.
 
     Raises:
-        ValueError: they do not lie within the data.
+        ValueError: a number ends outside of the data.
     """
     if starts.size and (int(starts.min()) < 0 or int((starts + widths).max()) > 8 * len(data)):
-        raise ValueError("numbers that lie outside of the data")
+        raise ValueError("numbers outside of the data")
     padded = np.zeros(len(data) + _WINDOW_BYTES, np.uint8)
     padded[: len(data)] = data
     windows: NDArray[np.uint64] = np.ndarray((len(data) + 1,), "<u8", padded, strides=(1,))
@@ -56,13 +57,13 @@ def read_bits(data: NDArray[np.uint8], widths: NDArray[np.int64], starts: NDArra
 
 
 def set_bytes(size: int, below: int) -> int:
-    """Bytes of a set of so many different numbers below ``below``."""
+    """Return the bytes of a set of this many different numbers below ``below``."""
     low = _low_bits(size, below)
     return -(-(size + ((below - 1) >> low) + size * low) // 8)
 
 
 def pack_set(values: NDArray[np.int64], below: int) -> NDArray[np.uint8]:
-    """Pack numbers that rise; ``set_bytes`` bytes.
+    """Pack increasing numbers into ``set_bytes`` bytes.
 
     Args:
         values: [m], all different.
@@ -80,13 +81,13 @@ def pack_set(values: NDArray[np.int64], below: int) -> NDArray[np.uint8]:
 
 
 def unpack_set(packed: NDArray[np.uint8], size: int, below: int) -> NDArray[np.int64]:
-    """The numbers that :func:`pack_set` packed, rising.
+    """Return the numbers that :func:`pack_set` packed, in increasing order.
 
     Raises:
-        ValueError: these bytes are no such set.
+        ValueError: the bytes are not a packed set.
     """
     if len(packed) != set_bytes(size, below):
-        raise ValueError("a set that is cut off")
+        raise ValueError("a truncated set")
     low = _low_bits(size, below)
     num_high = size + ((below - 1) >> low)
     ranks = np.arange(size)

@@ -1,4 +1,4 @@
-"""Whether a cache is whole: every byte, every record, and what the folder holds beside what the journal names."""
+"""Verification of a cache: every byte, every record, and files in the folder that the journal does not name."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SUM_ERROR = 1e-5  # of weights in float32
 def damaged_shards(
     store: CacheStore, on_progress: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[ShardEntry, str]]:
-    """Read every shard to its last record.
+    """Read and check every record of every shard.
 
     Args:
-        store: an open cache; nothing in it is changed.
-        on_progress: told the bytes done and those of all shards.
+        store: an open cache; it is not changed.
+        on_progress: called with the bytes done and the bytes of all shards.
 
     Yields:
-        Each shard that is not whole, and what is wrong with it, as half a sentence.
+        Each damaged shard and a description of the damage, a sentence fragment.
     """
     done = 0
     for entry in store.entries:
@@ -39,7 +39,7 @@ def damaged_shards(
 
 
 def leftovers(store: CacheStore) -> list[Path]:
-    """Files that a kill or damage has left in the folder: what nothing reads any more."""
+    """Return files that a kill or damage has left in the folder and that no code reads."""
     journal = read_journal(store.path)
     found = [file for file in store.path.glob("*") if file.suffix in (".tmp", ".bad")]
     if not journal.damaged_lines:  # a damaged line may have named any of them
@@ -49,7 +49,7 @@ def leftovers(store: CacheStore) -> list[Path]:
 
 
 def record_problem(records: Records, vocab_size: int) -> str | None:
-    """What is wrong with decoded records, as half a sentence."""
+    """Return the problem of decoded records as a sentence fragment."""
     size = records.ids.shape[1]
     if not len(records):
         return None
@@ -85,7 +85,7 @@ def _shard_problem(store: CacheStore, entry: ShardEntry) -> str | None:
 
 
 def pieces(store: CacheStore, entry: ShardEntry, most_tokens: int) -> Iterator[tuple[int, int]]:
-    """A shard's rows in pieces of so many records, or of one row where that has more."""
+    """Yield a shard's rows in pieces of at most this many records, or of one row if that has more."""
     shard = store.shard(entry)
     first = tokens = 0
     for row in range(shard.num_rows):

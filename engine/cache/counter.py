@@ -1,4 +1,4 @@
-"""Random numbers that depend on a counter alone: the same record comes out whatever the order or the restarts.
+"""Counter-based random numbers: a record does not depend on the order of scoring or on restarts.
 
 A number is a hash of (seed, row, position, stream), by the finaliser of SplitMix64 (Steele, Lea and Flood 2014,
 https://doi.org/10.1145/2660193.2660195, figure 16) applied after each part.
@@ -43,7 +43,7 @@ def uniforms(
 
 
 def row_key(row_hash: bytes) -> int:
-    """The number that stands for a row here."""
+    """Return the counter value of each row."""
     return int.from_bytes(row_hash[:8], "little")
 
 

@@ -1,6 +1,7 @@
-"""What in a folder of caches can go: what kills and damage left, and caches that no run uses.
+"""Removable files in a folder of caches: remains of kills and damage, and caches that no run uses.
 
-Nothing is removed that a program has open, and nothing that is not ours: a folder goes when it is empty afterwards.
+Files that a program has open and files of other programs are not removed; a folder is removed if it is empty
+afterwards.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _OURS = ("shard-*.h5", "*.tmp", "*.bad", USED_BY)
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that can go.
+    """A removable file or cache.
 
     Attributes:
         path: a file, or the folder of a whole cache.
         kind: which of the two.
-        bytes: what its going frees.
-        why: half a sentence.
+        bytes: bytes that its removal frees.
+        why: the reason, a sentence fragment.
     """
 
     path: Path
@@ -42,16 +43,16 @@ class Garbage:
 def find_garbage(
     folder: Path, *, now: float, older_than_seconds: float | None = None, keep: int | None = None
 ) -> tuple[list[Garbage], list[str]]:
-    """What can go in a cache, or in the caches right below a folder.
+    """Return what can be removed in a cache, or in the caches directly below a folder.
 
     Args:
         folder: a cache, or a shared folder of caches.
         now: Unix seconds.
-        older_than_seconds: whole caches go that nobody has opened for so long.
-        keep: whole caches go but for this many of those opened last.
+        older_than_seconds: also remove caches that no program has opened for this long.
+        keep: also remove caches, except this many of those opened last.
 
     Returns:
-        What can go, and sentences about what was asked for and cannot.
+        The removable items, and sentences about requested items that cannot be removed.
     """
     found: list[Garbage] = []
     kept: list[str] = []
@@ -71,7 +72,7 @@ def find_garbage(
 
 
 def remove(garbage: Garbage) -> int:
-    """Remove it unless somebody has opened it meanwhile; returns the bytes that were freed."""
+    """Remove the item unless a program has opened it meanwhile; return the freed bytes."""
     cache = garbage.path if garbage.kind == "cache" else garbage.path.parent
     locks = Locks(cache)
     try:
@@ -87,7 +88,7 @@ def remove(garbage: Garbage) -> int:
 
 
 def last_used(cache: Path) -> float:
-    """When somebody opened a cache last, in Unix seconds."""
+    """Return when a cache was last opened, in Unix seconds."""
     for name in (IN_USE, JOURNAL, MANIFEST):
         if (cache / name).exists():
             return (cache / name).stat().st_mtime
@@ -95,7 +96,7 @@ def last_used(cache: Path) -> float:
 
 
 def users(cache: Path) -> list[Path]:
-    """The folders of the runs that opened a cache, those that are still there."""
+    """Return the existing folders of the runs that opened a cache."""
     found = []
     try:
         lines = (cache / USED_BY).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -129,13 +130,13 @@ def _needed_by(cache: Path) -> str | None:
 def _leftovers(cache: Path, kept: list[str]) -> list[Garbage]:
     locks = Locks(cache)
     try:
-        if not locks.try_writer():  # what looks left over may be what is being written
-            kept.append(f"{cache} is left alone: a run is writing to it.")
+        if not locks.try_writer():  # a file that looks left over may be one that is being written
+            kept.append(f"{cache} was not touched: a run is writing to it.")
             return []
         with CacheStore.look(cache) as store:
             files = leftovers(store)
     except TinyDistillError as error:
-        kept.append(f"{cache} is left alone: {error.what}")
+        kept.append(f"{cache} was not touched: {error.what}")
         return []
     finally:
         locks.release()
@@ -149,7 +150,7 @@ def _why(file: Path) -> str:
 
 
 def _remove_cache(cache: Path) -> None:
-    # The journal first, the manifest last: a kill in between leaves a cache without records, not records of nobody.
+    # Remove the journal first and the manifest last: a kill in between leaves an empty cache, not unidentified records.
     (cache / JOURNAL).unlink(missing_ok=True)
     for pattern in _OURS:
         for file in cache.glob(pattern):

@@ -1,13 +1,13 @@
-"""Which ids a shard's records name in few bits: the ones that the teacher names often.
+"""A shard's order of the vocabulary, which encodes frequent ids in few bits.
 
-All ids of the vocabulary stand in one order, the shard's own: first those that its records name most, then all
-others by rising id. The order is cut into buckets of 2^w places. An id is told by its bucket (in unary, the ids of a
-record being sorted) and, with w bits, its place in there. Buckets that double, 8, 16, 32, …, fit text, where few words
-are frequent; where all ids are alike frequent, buckets of one size are the code of Elias and Fano for sets. What takes
-least for the ids at hand is chosen; which ids are the frequent ones is told once in the shard, in some 2,000 bytes.
+Each shard has its own order of the ids: first those that are most frequent in its records, then all others by
+increasing id. The order is divided into buckets of 2^w places. An id is encoded by its bucket (in unary, as the ids of
+a record are sorted) and, in w bits, its place in the bucket. Buckets of doubling size, 8, 16, 32, …, fit text, where
+few ids are frequent; if all ids are equally frequent, buckets of one size are the code of Elias and Fano for sets. The
+layout with the fewest bytes is chosen; the list of frequent ids is stored once per shard, in some 2,000 bytes.
 
-This is the idea of Golomb's and Elias' codes for integers (1975, https://doi.org/10.1109/TIT.1975.1055349) with a
-measured order in the place of magnitude, as compressors of inverted indexes do.
+The idea is that of Golomb's and Elias' codes for integers (1975, https://doi.org/10.1109/TIT.1975.1055349), with a
+measured order instead of magnitude, as in compressors of inverted indexes.
 
 Knows nothing of records and files.
 """
@@ -26,13 +26,13 @@ from engine.cache.bits import LARGEST_WIDTH, pack_set, set_bytes, unpack_set
 
 _FIRST_WIDTHS = (1, 3, 5)  # of buckets that grow
 _TIMES = (1, 2)  # buckets of each width
-_FEWEST_COMMON = 30  # fewer are never the best, and each number is a look at all ids
+_FEWEST_COMMON = 30  # fewer are never the best, and each number costs a pass over all ids
 _HEAD_BYTES = 12
 
 
 @dataclass(frozen=True, eq=False)
 class IdLayout:
-    """An order of the vocabulary, and how it is cut into buckets.
+    """An order of the vocabulary and its division into buckets.
 
     Attributes:
         vocab_size: V.
@@ -96,10 +96,10 @@ class IdLayout:
 
 @lru_cache(maxsize=64)  # some 70 KB each; to make one again takes a fifth of a millisecond
 def layout_from_bytes(data: bytes) -> IdLayout:
-    """The layout that :meth:`IdLayout.to_bytes` wrote.
+    """Return the layout that :meth:`IdLayout.to_bytes` wrote.
 
     Raises:
-        ValueError: these bytes are no layout.
+        ValueError: the bytes are not a layout.
     """
     vocab_size, num_buckets, num_common = np.frombuffer(data, "<u4", 3).tolist()
     raw = np.frombuffer(data, np.uint8)
@@ -113,12 +113,12 @@ def layout_from_bytes(data: bytes) -> IdLayout:
         common.append(unpack_set(raw[at : at + size], last - first, vocab_size))
         at += size
     if at != len(raw):
-        raise ValueError("bytes behind the layout")
+        raise ValueError("extra bytes after the layout")
     return IdLayout(vocab_size, widths, np.concatenate(common))
 
 
 def fitting_layout(ids: NDArray[np.integer], vocab_size: int) -> IdLayout:
-    """The layout that takes the fewest bytes for some records.
+    """Return the layout that takes the fewest bytes for some records.
 
     Args:
         ids: [N, k].
@@ -135,19 +135,19 @@ def fitting_layout(ids: NDArray[np.integer], vocab_size: int) -> IdLayout:
 
 
 def flag_bits(record_size: int, num_buckets: int) -> int:
-    """Bits for which of k ids are heads (one each), and for their buckets (in unary)."""
+    """Return the bits that mark heads (one per id) plus the bits of the buckets (in unary), for k ids."""
     return 2 * record_size + num_buckets - 1
 
 
 def uniform_widths(record_size: int, vocab_size: int) -> tuple[int, ...]:
-    """Buckets of one size, the best for k ids any of which could be any."""
+    """Return equal buckets of the best size for k uniformly distributed ids."""
     bits = range((vocab_size - 1).bit_length() + 1)
     low = min(bits, key=lambda low: ((vocab_size - 1) >> low) + record_size * low)
     return (low,) * (((vocab_size - 1) >> low) + 1)
 
 
 def growing_widths(first: int, times: int, vocab_size: int) -> tuple[int, ...]:
-    """Buckets that double, as many as hold the vocabulary."""
+    """Return buckets of doubling size that hold the vocabulary."""
     widths: list[int] = []
     while sum(2**width for width in widths) < vocab_size:
         widths.append(first + len(widths) // times)
@@ -162,7 +162,7 @@ def _candidates(
     num_records: int,
     record_size: int,
 ) -> Iterator[tuple[int, tuple[int, ...], int]]:
-    """Bits, widths and number of common ids of each layout that is worth a look."""
+    """Yield bits, widths and number of common ids of each candidate layout."""
     uniform = uniform_widths(record_size, vocab_size)
     bits = flag_bits(record_size, len(uniform)) + record_size * uniform[0]
     yield num_records * bits, uniform, 0
@@ -190,7 +190,7 @@ def _rest_bits(
     widths: tuple[int, ...],
     starts: list[int],
 ) -> int:
-    """Bits for the places of all ids but the common ones."""
+    """Return the bits of the places of all ids except the common ones."""
     is_other = np.ones(len(present), np.bool_)
     is_other[common] = False
     common_below = (~is_other).cumsum()[is_other]

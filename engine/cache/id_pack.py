@@ -1,12 +1,12 @@
-"""The ids of some rows' records in bits, by their places in a shard's order (id_layout.py), and which are heads.
+"""Bit-packed ids of rows' records, as places in a shard's order (id_layout.py), with marks for heads.
 
 ::
 
     | row: | record: k bits, is it a head? | its k buckets in unary | record ... | places in the buckets, all records' |
 
-A row begins with a byte, so that it can be read by itself. The buckets of a record are the places of k ones among
-``k + buckets - 1`` bits, as its ids are sorted; they take the same number of bits in each record, so that those of a
-row are found without reading them, and tell how wide the places are that follow.
+A row begins at a byte boundary, so that it can be read alone. The buckets of a record are the positions of k ones in
+``k + buckets - 1`` bits, as its ids are sorted. They take the same number of bits in each record, so their position in
+a row is known in advance, and they determine the widths of the places that follow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pack_ids(
         row_records: [rows], how many of the N records are of each row.
 
     Returns:
-        The bytes, and how many of them are of each row.
+        The bytes, and the number of bytes of each row.
     """
     num, size = in_order.shape
     num_flags = flag_bits(size, len(layout.widths))
@@ -62,10 +62,10 @@ def unpack_ids(
     row_bytes: NDArray[np.int64],
     record_size: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The places and the marks that :func:`pack_ids` packed, [N, k] each; of the layout the widths alone are used.
+    """Return the places and the marks that :func:`pack_ids` packed, [N, k] each; only the layout's widths are used.
 
     Raises:
-        ValueError: these bytes are no such rows.
+        ValueError: the bytes are not packed rows.
     """
     num, num_flags = int(row_records.sum()), flag_bits(record_size, len(layout.widths))
     words = read_bits(packed, *_words_of_flags(num_flags, row_records, row_bytes)).astype("<u4")
@@ -74,7 +74,7 @@ def unpack_ids(
     # Without the start of the record and the ones before, a one's place is its id's bucket.
     bucket = ones - (np.arange(num) * (num_flags - record_size))[:, None] - np.arange(record_size)
     if bucket.size and not 0 <= int(bucket.min()) <= int(bucket.max()) < len(layout.widths):
-        raise ValueError("a record with more ids than it has, or fewer")
+        raise ValueError("a record with a wrong number of ids")
     widths = layout.widths_of[bucket]
     places = read_bits(packed, widths, _place_starts(widths, num_flags, row_records, row_bytes))
     return layout.firsts[bucket] + places, flags[:, :record_size]
@@ -94,7 +94,7 @@ def _words_of_flags(
 def _place_starts(
     widths: NDArray[np.int64], num_flags: int, row_records: NDArray[np.int64], row_bytes: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The bit at which each place begins, [N, k]: behind all flags of its row."""
+    """Return the bit at which each place begins, [N, k]: after all flags of its row."""
     within = _before(widths.ravel()).reshape(widths.shape)
     begins = _before(8 * row_bytes) + num_flags * row_records - _before(_sums(widths.sum(1), row_records))
     starts: NDArray[np.int64] = within + np.repeat(begins, row_records)[:, None]
@@ -102,13 +102,13 @@ def _place_starts(
 
 
 def _before(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each of some things begins that lie one behind the other."""
+    """Return the start of each of several contiguous items."""
     before: NDArray[np.int64] = sizes.cumsum() - sizes
     return before
 
 
 def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sums of runs of so many values each; a run may be empty."""
+    """Return the sums of contiguous groups of values with the given sizes; a group may be empty."""
     to = np.concatenate([[0], values.cumsum()])
     ends = counts.cumsum()
     return to[ends] - to[ends - counts]

@@ -1,4 +1,4 @@
-"""What a cache belongs to: everything that could change one of its records, and the manifest that says so."""
+"""Identity of a cache: all settings that could change one of its records, and the manifest that stores them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN = 12  # characters of a fingerprint: enough to tell two apart
 
 @dataclass(frozen=True)
 class CacheIdentity:
-    """What records belong to. The data is not part of it: records are found by the hash of their row.
+    """Teacher and settings of records. The data is not part of it: a row's hash finds its records.
 
     Attributes:
         teacher: fingerprint of the weights.
@@ -58,15 +58,15 @@ class CacheIdentity:
 
     @property
     def ids_in_record(self) -> int:
-        """Ids that a record really has: never more than there are."""
+        """Number of ids in a record: the record size, or fewer if the vocabulary is smaller."""
         return min(self.record_size, self.vocab_size)
 
     def check_format(self, folder: Path) -> None:
-        """Make sure that this program can read the records.
+        """Check that this program can read the records.
 
         Raises:
             CacheMismatch: another version wrote them.
-            CorruptState: the manifest says something that cannot be.
+            CorruptState: the manifest has an invalid value.
         """
         if self.format != FORMAT:
             raise CacheMismatch(
@@ -83,11 +83,11 @@ class CacheIdentity:
             raise _unreadable(folder)
 
     def digest(self) -> str:
-        """A short name for all of it; a folder's name where caches are shared."""
+        """Return a short hash of the identity; it names the folder of a shared cache."""
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def differences(self, there: CacheIdentity) -> list[str]:
-        """What differs from ``there``, in words: ``the temperature (2.0 there, 1.0 here)``."""
+        """Describe the differences from ``there``: ``the temperature (2.0 there, 1.0 here)``."""
         return [
             f"{_WORDS[name]} ({_short(theirs)} there, {_short(ours)} here)"
             for name, ours in asdict(self).items()
@@ -95,12 +95,12 @@ class CacheIdentity:
         ]
 
     def in_words(self) -> dict[str, str]:
-        """Every part with its value, for a person."""
+        """Describe every part with its value, as text for users."""
         return {_WORDS[name].removeprefix("the "): str(value) or "none" for name, value in asdict(self).items()}
 
 
 def read_manifest(folder: Path) -> CacheIdentity | None:
-    """What the cache in a folder belongs to; None where there is no manifest.
+    """Read the identity of the cache in a folder; None if there is no manifest.
 
     Raises:
         CorruptState: the manifest cannot be read.
@@ -119,7 +119,7 @@ def read_manifest(folder: Path) -> CacheIdentity | None:
 
 
 def write_manifest(folder: Path, identity: CacheIdentity) -> None:
-    """Say what the cache in a folder belongs to.
+    """Write the manifest of the cache in a folder.
 
     Raises:
         DiskFull: no room.
@@ -128,15 +128,16 @@ def write_manifest(folder: Path, identity: CacheIdentity) -> None:
 
 
 def check_identity(folder: Path, there: CacheIdentity, here: CacheIdentity) -> None:
-    """Refuse records of something else.
+    """Refuse records of another teacher or other settings.
 
     Raises:
-        CacheMismatch: naming everything that differs.
+        CacheMismatch: with all differences.
     """
     if differing := here.differences(there):
         raise CacheMismatch(
             f"The records in {folder} belong to something else: {'; '.join(differing)}.",
-            "Records name token ids and probabilities of one teacher; those of another would teach nonsense.",
+            "Records name token ids and probabilities of one teacher; those of another teacher would train the "
+            "student on wrong targets.",
             "Use the same teacher and settings as before, or choose a new --cache_dir or --output_dir.",
         )
 
@@ -144,7 +145,7 @@ def check_identity(folder: Path, there: CacheIdentity, here: CacheIdentity) -> N
 def _unreadable(folder: Path) -> CorruptState:
     return CorruptState(
         f"{folder / MANIFEST} cannot be read.",
-        "It says what the records beside it belong to.",
+        "It names the teacher and settings that the records belong to.",
         f"Delete {folder} and resume the run: the rows are scored again.",
     )
 

@@ -1,6 +1,6 @@
-"""Where each row is: from its hash to a shard and a place in it.
+"""Index of a cache's rows: from a row's hash to a shard and a place in it.
 
-Arrays of 24 bytes a row, so that the index of a cache far larger than memory is small: 20 million rows (10 billion
+The arrays take 24 bytes per row, so the index of a cache far larger than memory is small: 20 million rows (10 billion
 tokens in rows of 512, some 310 GB of records) take 480 MB.
 """
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 class RowIndex:
     """Rows by hash.
 
-    A row may be there twice: scored first to train on, and then, for another run, to measure with. The one that has
-    the teacher's first choice serves both, and is the one that is found.
+    A row may occur twice: scored first for training, and then, for another run, for evaluation. The one with the
+    teacher's first choice serves both purposes, so a lookup returns that one.
     """
 
     def __init__(self) -> None:
@@ -36,22 +36,22 @@ class RowIndex:
         self._keys = np.concatenate([self._keys, *keys])
         self._places = np.concatenate([self._places, *places])
         self._with_top1 |= {number for number, _, has_top1 in shards if has_top1}
-        order = np.argsort(self._keys[:, 0], kind="stable")  # a merge where most is sorted already
+        order = np.argsort(self._keys[:, 0], kind="stable")  # merges, as most values are already sorted
         self._keys, self._places = self._keys[order], self._places[order]
 
     def drop(self, shard: int) -> None:
-        """Forget the rows of a shard."""
+        """Remove the rows of a shard."""
         kept = self._places >> 32 != shard
         self._keys, self._places = self._keys[kept], self._places[kept]
         self._with_top1.discard(shard)
 
     def find(self, hashes: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shard and the place in it of each row; -1 and 0 where it is not there."""
+        """Return the shard and the place in it of each row; -1 and 0 for a missing row."""
         wanted = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
         best = np.full(len(wanted), -1, np.int64)
         at = np.searchsorted(self._keys[:, 0], wanted[:, 0])
         searching = np.arange(len(wanted))
-        while True:  # mostly once: more often only where first halves are the same
+        while True:  # usually one iteration; more only for equal first halves
             searching = searching[at[searching] < len(self._keys)]
             searching = searching[self._keys[at[searching], 0] == wanted[searching, 0]]
             if not len(searching):
@@ -64,5 +64,5 @@ class RowIndex:
         return np.where(best < 0, -1, best >> 32), np.where(best < 0, 0, best & 0xFFFF_FFFF)
 
     def has_top1(self, shards: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each of these shards keeps the teacher's first choices."""
+        """Return whether each of these shards has the teacher's first choices."""
         return np.isin(shards, list(self._with_top1))

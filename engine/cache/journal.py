@@ -1,7 +1,7 @@
-"""journal.jsonl: one line for each shard that is whole. What it does not name is not there.
+"""journal.jsonl: one line for each complete shard. Shards that are not in the journal do not belong to the cache.
 
-A line is appended and flushed to the disk after its shard was. A torn last line is what a kill leaves; any other line
-that is none is damage, and is told of.
+A line is appended and flushed to the disk after its shard. A kill can leave a torn last line; any other invalid line
+is damage, which is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAME = re.compile(r"shard-(\d{5,9})\.h5")
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A line of the journal: one whole shard.
+    """A line of the journal: one complete shard.
 
     Attributes:
         name: file name.
@@ -31,7 +31,7 @@ class ShardEntry:
         tokens: positions with a record.
         bytes: size of the file.
         sha256: of the file.
-        has_top1: whether it keeps the teacher's first choices, as measuring needs them.
+        has_top1: whether it has the teacher's first choices, which evaluation needs.
     """
 
     name: str
@@ -60,12 +60,12 @@ def shard_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Journal:
-    """What a journal says.
+    """Content of a journal.
 
     Attributes:
         entries: the shards, in the order they were committed.
-        damaged_lines: lines before the last that are none.
-        is_clean: whether the file is exactly these entries.
+        damaged_lines: invalid lines before the last one.
+        is_clean: whether the file has exactly these entries.
     """
 
     entries: list[ShardEntry]
@@ -74,7 +74,7 @@ class Journal:
 
 
 def read_journal(folder: Path) -> Journal:
-    """The journal of a cache; empty where there is none."""
+    """Read the journal of a cache; empty if there is none."""
     try:
         content = (folder / JOURNAL).read_bytes()
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def read_journal(folder: Path) -> Journal:
 
 
 def rewrite_journal(folder: Path, entries: list[ShardEntry]) -> None:
-    """Make the journal say exactly this, or leave it as it was.
+    """Replace the journal's entries; on an error the old journal stays.
 
     Raises:
         DiskFull: no room.
@@ -96,10 +96,10 @@ def rewrite_journal(folder: Path, entries: list[ShardEntry]) -> None:
 
 
 def append_entry(folder: Path, entry: ShardEntry) -> None:
-    """Add a line, for good.
+    """Append a line and flush it to the disk.
 
     Raises:
-        OSError: it was not written; the journal is as it was.
+        OSError: the line was not written; the journal is unchanged.
     """
     path = folder / JOURNAL
     is_new = not path.exists()
@@ -129,7 +129,7 @@ def _entry(line: bytes) -> ShardEntry | None:
         numbers = (entry.rows, entry.tokens, entry.bytes)
         good = (
             isinstance(entry.name, str)
-            and _NAME.fullmatch(entry.name) is not None  # a name can lead nowhere but into this folder
+            and _NAME.fullmatch(entry.name) is not None  # a name cannot point outside of this folder
             and all(type(number) is int and number >= 0 for number in numbers)
             and isinstance(entry.sha256, str)
             and isinstance(entry.has_top1, bool)

@@ -1,8 +1,8 @@
-"""Who is at work in a cache: one writer at a time, any number of readers beside it, and nobody while it is removed.
+"""Locks of a cache: one writer at a time, any number of readers, and no user during removal.
 
-Locks of the operating system on two small files, which go with the process however it ends: ``lock`` for the writer,
-``in-use`` shared by everybody who has the cache open. On a file system without locks the writer is told by a file
-(:mod:`engine.disk.file_lock`), readers by nothing: there no cache is removed, for nobody can say that it is not in use.
+The operating system locks two small files and releases them when the process ends: ``lock`` for the writer, ``in-use``
+shared by all processes that have the cache open. On a file system without locks, a file names the writer
+(:mod:`engine.disk.file_lock`) and readers are unknown; no cache is removed there, because it might be in use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IN_USE = "in-use"
 
 
 class Locks:
-    """The locks that one open cache holds.
+    """Locks that one open cache holds.
 
     Attributes:
         missing: the file system has no locks.
@@ -32,26 +32,30 @@ class Locks:
         self._held: list[int] = []
 
     def try_writer(self) -> bool:
-        """Become the writer; False when another process is."""
+        """Become the writer; False if another process is the writer."""
         return self._try(WRITER)
 
     def use(self) -> bool:
-        """Say that the cache is in use, and when; False while it is being removed."""
+        """Mark the cache as in use, with the time; False while it is being removed."""
         try:
             if not self._try(IN_USE, shared=True):
                 return False
             os.utime(self._folder / IN_USE)
         except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):  # where we cannot write, nobody removes
+            if error.errno not in (
+                errno.EROFS,
+                errno.EACCES,
+                errno.EPERM,
+            ):  # a cache that is not writable cannot be removed
                 raise
         return True
 
     def try_alone(self) -> bool:
-        """Be the only one who has the cache open; False when somebody else has."""
+        """Become the only user of the cache; False if another process has it open."""
         return self.try_writer() and not self.missing and self._try(IN_USE, create=False)
 
     def release(self) -> None:
-        """Let go of everything."""
+        """Release all locks."""
         while self._held:
             os.close(self._held.pop())
         if self._marked:
@@ -66,7 +70,7 @@ class Locks:
             except FileNotFoundError:
                 if create:
                     raise
-                return True  # nobody has ever locked it
+                return True  # it has never been locked
             try:
                 is_ours = file_lock.try_flock(descriptor, shared=shared)
             except OSError as error:
@@ -77,7 +81,7 @@ class Locks:
             if not is_ours:
                 os.close(descriptor)
                 return False
-            # The file may have been removed, with its cache, between opening and locking: then this lock is nobody's.
+            # The file may have been removed, with its cache, between opening and locking: then this lock is worthless.
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                     self._held.append(descriptor)

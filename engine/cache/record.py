@@ -1,23 +1,23 @@
-"""One token's record: what is kept of the teacher's distribution, and its bytes.
+"""Records: the stored part of the teacher's distribution at each scored token, and its encoding in bytes.
 
-A record has k ids. The first ``num_head`` are the *head*, with their own log-probs; the others were drawn by chance and
-share the rest of the mass equally. The weights sum to 1, and their expectation is the teacher's distribution.
+A record has k ids. The first ``num_head`` are the exact ids, the *head*, with their own log-probs. The others, the
+*tail*, are sampled and share the remaining mass equally. The weights sum to 1; their expectation is the teacher's
+distribution.
 
-Bytes of a position at k = 12, a vocabulary of 49,152 and real text, where 3 ids are heads::
+Bytes per position at k = 12, a vocabulary of 49,152 and real text, where 3 ids are heads::
 
     ids, and which are heads      16     as a set, the frequent ones in fewer bits, see id_layout.py
     log-prob of each head          3     over [-16, 0]
     mass of the tail               1
     label's log-prob, entropy      2     over [-64, 0] and [0, 16] nats
 
-Rows to measure with (the hold-out) have 8 more: the label's log-prob and the entropy as half floats, and the teacher's
-first choice.
+Rows of the hold-out have 8 more: the label's log-prob and the entropy as half floats, and the teacher's first choice.
 
-A byte b stands for ``largest * (b / 255)^2``, finer where it matters: near probability 1, near no tail, near certainty.
-What lies between two bytes is rounded to one of them by chance, so that its expectation is the value itself (for
-log-probs: the expected probability is the probability). Rounding to the nearest would move a head always the same way.
-Scaling the heads to 1 - tail mass afterwards leaves a bias below 0.05 % of a head. On the demo teacher's distributions
-these bytes add 0.1 % to the squared error of a record at k = 12, which is all from the draw of the tail.
+A byte b encodes ``largest * (b / 255)^2``, which is finer near probability 1, tail mass 0 and entropy 0. Values between
+two bytes are rounded stochastically, so that the expectation is exact (for log-probs: the expected probability is the
+probability). Rounding to the nearest byte would bias a head always in the same direction. Scaling the heads to 1 - tail
+mass afterwards leaves a bias below 0.05 % of a head. On the demo teacher's distributions these bytes add 0.1 % to the
+squared error of a record at k = 12; the rest comes from sampling the tail.
 
 Knows nothing of files or torch.
 """
@@ -56,8 +56,8 @@ class Records:
         tail_mass: float32 [N], the probability outside the head.
         label_log_prob: float32 [N], of the true next token, at temperature 1.
         entropy: float32 [N], of the teacher's distribution at the run's temperature, in nats.
-        top1_id: int32 [N], the teacher's first choice; None where it was not kept.
-        top1_log_prob: float32 [N], its log-prob at temperature 1; None where it was not kept.
+        top1_id: int32 [N], the teacher's first choice; None if it was not stored.
+        top1_log_prob: float32 [N], its log-prob at temperature 1; None if it was not stored.
     """
 
     ids: NDArray[np.int32]
@@ -73,7 +73,7 @@ class Records:
         return len(self.num_head)
 
     def weights(self) -> NDArray[np.float32]:
-        """What each id stands for: float32 [N, k], rows sum to 1.
+        """Return the weight of each id: float32 [N, k], rows sum to 1.
 
         Heads have ``exp(log_prob)`` scaled to ``1 - tail_mass``, the tail's ids ``tail_mass / (k - num_head)`` each. A
         record whose ids are all heads has no tail to give mass to: its heads are scaled to 1.
@@ -225,12 +225,14 @@ def encode(records: Records, vocab_size: int, places: Places, row_records: Seque
 
 
 def decode(parts: Sequence[EncodedRecords], record_size: int) -> Records:
-    """Turn bytes back into records, one part behind the other.
+    """Decode bytes into records, one part after the other.
 
     Raises:
-        ValueError: these bytes are no records.
+        ValueError: the bytes are not records.
     """
-    runs = groupby(parts, key=lambda part: part.decodes_with)  # of one kind, in one go: rows of a batch are many parts
+    runs = groupby(
+        parts, key=lambda part: part.decodes_with
+    )  # parts of the same kind are decoded together: a batch has many parts
     decoded = [_decode(list(run), record_size) for _, run in runs]
     return Records.concatenate(decoded) if decoded else Records.none(record_size)
 
@@ -266,7 +268,7 @@ _ROW_FIELDS = ("row_records", "row_bytes")
 
 
 def _concatenated(values: list[Any]) -> Any:
-    """Arrays one behind the other; None where one of them is."""
+    """Concatenate arrays; None if one of them is None."""
     return None if any(value is None for value in values) else np.concatenate(values)
 
 
@@ -274,7 +276,7 @@ _LOG_PROBS = np.append(LOWEST_LOG_PROB * _SQUARES, -np.inf).astype(np.float32)
 
 
 def _to_bytes(values: NDArray[np.float32], largest: float, chance: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Bytes whose expected value is ``values``, for those in [0, largest]; others become the nearest end."""
+    """Return bytes whose expected value is ``values``; values outside of [0, largest] are clamped."""
     share = np.clip(values.astype(np.float64) / largest, 0.0, 1.0)
     lower = np.minimum(np.sqrt(share) * 255, 254).astype(np.int64)
     below, above = _SQUARES[lower], _SQUARES[lower + 1]
@@ -282,7 +284,7 @@ def _to_bytes(values: NDArray[np.float32], largest: float, chance: NDArray[np.fl
 
 
 def _log_probs_to_bytes(log_probs: NDArray[np.float32], chance: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Bytes whose expected probability is ``exp(log_probs)``, for those within the range."""
+    """Return bytes whose expected probability is ``exp(log_probs)``, for values within the range."""
     share = np.clip(log_probs.astype(np.float64) / LOWEST_LOG_PROB, 0.0, 1.0)
     lower = np.minimum(np.sqrt(share) * 255, 254).astype(np.int64)
     probs = np.exp(LOWEST_LOG_PROB * _SQUARES)

@@ -1,4 +1,4 @@
-"""A shard: the records of some rows in one HDF5 file that is never changed once it has its name.
+"""A shard: the records of some rows in one HDF5 file, immutable after its rename.
 
 ::
 
@@ -9,12 +9,12 @@
 
 HDF5 describes the seven data sets of a training row's shard in 2 KiB; more than eight would take 4.
 
-HDF5 makes and describes the file, in memory; the bytes are written and read by plain system calls. So a full disk is an
-error like any other (HDF5 dies of it), the checksum is of what was meant, reading a row costs some microseconds and no
-open file, and a file that shrinks under a reader is an error and not the end of the process, as it would be with a
-mapped one. Data sets are contiguous, and the file holds no times: the same records give the same bytes.
+HDF5 builds the file in memory; plain system calls write and read the bytes. Therefore a full disk is an ordinary error
+(HDF5 crashes on it), the checksum is that of the intended bytes, reading a row takes some microseconds and no open
+file, and a file that shrinks during a read causes an error instead of killing the process, as a mapped file would. Data
+sets are contiguous, and the file has no timestamps: the same records give the same bytes.
 
-Knows nothing of journals and of which shard a row is in.
+Knows nothing of journals or of the index of rows.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _NAMES = ("rows", "layout", *COLUMNS)
 
 
 class DamagedShard(Exception):
-    """A shard that is not what was written, or not there; the text says what is wrong, as half a sentence."""
+    """A shard is damaged or missing; the text describes the damage as a sentence fragment."""
 
 
 def shard_image(
     hashes: Sequence[bytes], encoded: EncodedRecords, num_heads: NDArray[np.int64], *, belongs_to: str
 ) -> bytes:
-    """The bytes of a shard.
+    """Return the bytes of a shard.
 
     Args:
         hashes: of the rows, in the order of the records.
@@ -67,7 +67,9 @@ def shard_image(
     rows["id_bytes"] = encoded.row_bytes.cumsum()
     image = io.BytesIO()
     with h5py.File(image, "w", libver="v110") as file:
-        file.attrs["belongs_to"] = np.bytes_(belongs_to)  # of fixed length: the other kind takes a heap of 4 KiB
+        file.attrs["belongs_to"] = np.bytes_(
+            belongs_to
+        )  # of fixed length: strings of variable length take a heap of 4 KiB
         file.create_dataset("rows", data=rows)
         file.create_dataset("layout", data=encoded.layout.to_bytes())
         for name in COLUMNS:
@@ -77,10 +79,10 @@ def shard_image(
 
 
 def write_shard(path: Path, image: bytes) -> str:
-    """Write a shard so that it has its name only when it is whole and on the disk; returns its SHA-256 in hex.
+    """Write a shard and rename it once it is complete on the disk; return its SHA-256 in hex.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; no file remains.
     """
     try:
         with written_whole(path, point="shard") as file:
@@ -97,13 +99,13 @@ class Shard:
 
     Attributes:
         path: the file.
-        belongs_to: what was said of the cache that it was made for.
-        hashes: uint8 [rows, 16]; whoever has taken them may delete them.
+        belongs_to: short name of the cache that it was made for.
+        hashes: uint8 [rows, 16]; the caller may delete them after use.
         num_rows: rows.
         num_records: records.
 
     Raises:
-        DamagedShard: it cannot be made sense of.
+        DamagedShard: it cannot be parsed.
         OSError: the disk failed, or too many files are open.
     """
 
@@ -129,13 +131,13 @@ class Shard:
         except KeyError as error:
             raise DamagedShard(f"it has no {error.args[0]}") from None
         except ValueError:
-            raise DamagedShard("it does not say where its rows are") from None
+            raise DamagedShard("it has no table of its rows") from None
         if not ends_are_right:
-            raise DamagedShard("it does not say where its rows are")
+            raise DamagedShard("it has no table of its rows")
         self.num_records = int(self._record_ends[-1]) if self.num_rows else 0
 
     def read(self, first: int, last: int) -> EncodedRecords:
-        """The records of the rows from ``first`` up to before ``last``.
+        """Return the records of the rows in [first, last).
 
         Raises:
             DamagedShard: bytes are missing.
@@ -167,17 +169,17 @@ class Shard:
         return last - first
 
     def check(self, sha256: str) -> None:
-        """Read every byte.
+        """Verify every byte.
 
         Raises:
-            DamagedShard: they are not those that were written.
+            DamagedShard: the checksum differs.
             OSError: the disk failed, or too many files are open.
         """
         try:
             with self.path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
-            raise DamagedShard("it is not there") from None
+            raise DamagedShard("it is missing") from None
         if found != sha256:
             raise DamagedShard("its checksum is not the one in the journal")
 
@@ -187,7 +189,7 @@ class Shard:
 
 
 class _Column(NamedTuple):
-    """A data set's place in its file: values of one size, one behind the other. Some per shard, so they are small."""
+    """Position of a data set in its file: contiguous values of one size. Each shard has several, so they are small."""
 
     offset: int | None
     dtype: np.dtype[Any]
@@ -206,7 +208,7 @@ class _Column(NamedTuple):
         assert self.offset is not None
         data = os.pread(descriptor, wanted, self.offset + first * one)
         if len(data) < wanted:
-            raise DamagedShard("it is shorter than it was")
+            raise DamagedShard("it was truncated")
         return np.frombuffer(data, self.dtype).reshape(shape)
 
 
@@ -215,7 +217,7 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise DamagedShard("it is not there") from None
+        raise DamagedShard("it is missing") from None
     try:
         yield descriptor
     finally:
@@ -223,12 +225,12 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _layout(path: Path) -> tuple[dict[str, _Column], str]:
-    """Where the data sets are, and whom the shard belongs to.
+    """Return the positions of the data sets, and the name of the cache that the shard belongs to.
 
-    h5py's lower interface, as the upper one takes three times as long and a large cache has thousands of shards.
+    Uses h5py's low-level API: the high-level one takes three times as long, and a large cache has thousands of shards.
     """
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_file_locking(False, True)  # what never changes needs no lock, and some network disks have none
+    access.set_file_locking(False, True)  # an immutable file needs no lock, and some network disks have none
     try:
         file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access)
         try:
@@ -243,8 +245,8 @@ def _layout(path: Path) -> tuple[dict[str, _Column], str]:
             file.close()
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or is_out_of_memory(error):
-            raise  # says nothing of the file
-        raise DamagedShard("it is no whole HDF5 file") from error
+            raise  # an error of the system, not of the file
+        raise DamagedShard("it is not a complete HDF5 file") from error
 
 
 def _column(dataset: Any) -> _Column:
@@ -260,7 +262,7 @@ def _shared(dtype: str) -> np.dtype[Any]:
 
 
 def _lead_to(ends: NDArray[np.uint32], num_rows: int, column: _Column) -> bool:
-    """Whether the ends of rows rise, and the last is that of the column."""
+    """Return whether the ends of rows increase and the last one is the column's end."""
     last = int(ends[-1]) if len(ends) else 0
     return len(ends) == num_rows and bool((ends[1:] >= ends[:-1]).all()) and last == column.shape[0]
 
@@ -270,7 +272,7 @@ def _between(ends: NDArray[np.uint32], first: int, last: int) -> tuple[int, int]
 
 
 def _sizes(ends: NDArray[np.uint32], first: int, last: int) -> NDArray[np.int64]:
-    """Of the rows from ``first`` up to before ``last``."""
+    """Return the part of the rows in [first, last)."""
     to = np.concatenate([[_between(ends, first, first)[0]], ends[first:last]]).astype(np.int64)
     sizes: NDArray[np.int64] = to[1:] - to[:-1]
     return sizes

@@ -1,20 +1,20 @@
-"""A folder of shards: what it belongs to, which shards are whole, and where each row's records are.
+"""A cache: a folder of shards with its identity, journal and index of rows.
 
 ::
 
-    manifest.json     what the records belong to (identity.py)
-    journal.jsonl     the shards that are whole, in the order they were committed (journal.py)
+    manifest.json     teacher and settings of the records (identity.py)
+    journal.jsonl     the complete shards, in the order of their commits (journal.py)
     shard-00000.h5    records of some rows (shard.py)
-    lock, in-use      who is at work here (locks.py)
-    used-by.jsonl     the runs that opened it, for cleaning up
-    *.bad             shards that turned out to be damaged; their rows are missing again
+    lock, in-use      locks of the writer and of all users (locks.py)
+    used-by.jsonl     the runs that opened the cache, for garbage collection
+    *.bad             damaged shards; their rows count as missing
 
-A shard is made in memory, written under a temporary name, flushed, renamed, the folder flushed, and then entered in the
-journal. Whatever is in the journal is whole; a kill at any moment leaves at most a file that the journal does not know,
-and the next writer removes it. (Such a shard could be adopted, but the moment between its name and its line in the
-journal is some milliseconds long, and what nobody vouched for would have to be vouched for twice.)
+A shard is made in memory, written under a temporary name, flushed and renamed; then the folder is flushed and the shard
+is entered in the journal. Every shard in the journal is complete. A kill leaves at most one file that is not in the
+journal, and the next writer removes it. (Shards that are not in the journal are not adopted: they would need full
+verification, and the window between rename and journal entry is only some milliseconds.)
 
-One process writes at a time; another one may wait for it, and finds what it scored. Readers need no lock.
+One process writes at a time; another one can wait for it and then use the rows that it scored. Readers need no lock.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ __all__ = ["CacheIdentity", "CacheStore", "ShardEntry", "caches_below"]
 
 USED_BY = "used-by.jsonl"
 _WAIT_SECONDS = 0.5
-_GONE = (errno.EIO, errno.ENOENT)  # what a bad disk says of a file; too many open files says nothing of it
+_GONE = (errno.EIO, errno.ENOENT)  # errors of a bad disk; too many open files is not an error of the file
 
 
 class CacheStore:
-    """An open cache; a context manager, not for two threads at once.
+    """An open cache; a context manager, not thread-safe.
 
     Attributes:
         path: the folder.
-        identity: what it belongs to.
-        problems: what was found damaged, in words; its rows are missing.
+        identity: teacher and settings of its records.
+        problems: descriptions of damage; the rows concerned count as missing.
     """
 
     def __init__(self, path: Path, identity: CacheIdentity, locks: Locks, *, writable: bool) -> None:
@@ -82,20 +82,20 @@ class CacheStore:
         used_by: Path | None = None,
         wait: Callable[[], None] | None = None,
     ) -> Self:
-        """Open a cache; a writer makes it when it is not there, and mends what a kill left.
+        """Open a cache; a writer creates it if it is missing, and repairs what a kill left.
 
         Args:
             path: the folder.
-            identity: what its records have to belong to.
+            identity: required teacher and settings of its records.
             writable: whether shards will be committed.
-            used_by: the run's folder, remembered so that cleaning up can ask whether that run is finished.
-            wait: called twice a second while another process writes; may raise to give up. Without it the cache is
-                refused at once.
+            used_by: the run's folder, stored so that garbage collection can check whether that run is finished.
+            wait: called twice per second while another process writes; may raise to give up. Without it the cache
+                is refused at once.
 
         Raises:
-            CacheMismatch: the records there belong to something else; every difference is named.
-            FolderError: another process is writing to it, or it cannot be made or read.
-            CorruptState: nobody can say what the records there belong to.
+            CacheMismatch: the records have another teacher or other settings; the message lists all differences.
+            FolderError: another process is writing to it, or it cannot be created or read.
+            CorruptState: the teacher and settings of the records are unknown.
             DiskFull: there is no room for a manifest.
         """
         locks = _locks_for_writing(path, wait) if writable else Locks(path)
@@ -117,12 +117,12 @@ class CacheStore:
 
     @classmethod
     def look(cls, path: Path) -> Self:
-        """Open whatever cache is there, to look at it: not even what is damaged is moved.
+        """Open an existing cache read-only; damaged files are not moved.
 
         Raises:
             FolderError: there is no cache.
             CacheMismatch: another version wrote it.
-            CorruptState: nobody can say what the records there belong to.
+            CorruptState: the teacher and settings of the records are unknown.
         """
         identity = read_manifest(path)
         if identity is None:
@@ -142,12 +142,12 @@ class CacheStore:
 
     @property
     def without_locks(self) -> bool:
-        """Whether the file system has no locks: a file says who writes."""
+        """Whether the file system has no locks, so that a file names the writer."""
         return self._locks.missing
 
     @property
     def entries(self) -> list[ShardEntry]:
-        """Its shards, in the order they were committed."""
+        """The shards, in the order of their commits."""
         return list(self._entries.values())
 
     @property
@@ -166,7 +166,7 @@ class CacheStore:
         return len(self.entries)
 
     def missing(self, hashes: Sequence[bytes], *, top1: bool = False) -> list[int]:
-        """Places in ``hashes`` of the rows without records; with ``top1``, without any that have the first choice."""
+        """Return the indices in ``hashes`` of rows without records; with ``top1``, of rows without the first choice."""
         shards, _ = self._index.find(hashes)
         absent = shards < 0
         if top1:
@@ -174,32 +174,32 @@ class CacheStore:
         return np.flatnonzero(absent).tolist()
 
     def fetch(self, hashes: Sequence[bytes]) -> Records:
-        """The records of some rows, one row behind the other.
+        """Return the records of some rows, one row after the other.
 
         Raises:
-            RecordsMissing: a row has none, or its shard turned out to be damaged; that shard is set aside, and the
-                teacher makes its rows again.
+            RecordsMissing: a row has none, or its shard is damaged; that shard is set aside, and the teacher scores
+                its rows again.
         """
         shards, rows = self._index.find(hashes)
         if (shards < 0).any():
             raise RecordsMissing(
                 f"{int((shards < 0).sum())} of {len(hashes)} rows have no record in {self.path}.",
-                "The student learns only from what the teacher said of the same tokens.",
+                "The student can only train on rows with records.",
                 "Resume the run: they are scored again.",
             )
         parts = [self._read(shard, row, row + 1) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
         return decode(parts, self.identity.ids_in_record)
 
     def commit(self, rows: Sequence[tuple[bytes, int]], records: Records, places: Places | None = None) -> ShardEntry:
-        """Add one shard: after this returns, its rows outlast a power cut.
+        """Add one shard; after this returns, its rows survive a power loss.
 
         Args:
             rows: each row's hash and number of records.
             records: row after row.
-            places: what the chance in rounding each record depends on; its row and its number there when not given.
+            places: counters of the stochastic rounding of each record; its row and its number in the row by default.
 
         Raises:
-            DiskFull: no room; the cache is as it was.
+            DiskFull: no room; the cache is unchanged.
         """
         assert self._writable, "opened for reading"
         assert sum(count for _, count in rows) == len(records), "each row brings its records"
@@ -231,7 +231,7 @@ class CacheStore:
         return self._shards[entry.number]
 
     def peek(self, entry: ShardEntry, first: int, last: int) -> Records:
-        """Records of some rows of a shard, by their place in it; not checked, for looking at.
+        """Return the records of some rows of a shard, by their place in it, without verification.
 
         Raises:
             DamagedShard: they cannot be read.
@@ -243,7 +243,7 @@ class CacheStore:
             raise DamagedShard("a record cannot be decoded") from error
 
     def close(self) -> None:
-        """Let go of the locks."""
+        """Release the locks."""
         self._locks.release()
 
     def __enter__(self) -> Self:
@@ -259,11 +259,11 @@ class CacheStore:
         if there is not None:
             check_identity(self.path, there, self.identity)
             return
-        # The manifest is the first thing that a cache gets, so no kill leaves shards without one.
+        # The manifest is written first, so no kill leaves shards without one.
         if read_journal(self.path).entries:
             raise CorruptState(
                 f"{self.path / MANIFEST} is missing.",
-                "Nobody can say what the records beside it belong to.",
+                "Without it, the teacher and settings of the records are unknown.",
                 f"Delete {self.path} and resume the run: the rows are scored again.",
             )
         if self._writable:
@@ -284,14 +284,14 @@ class CacheStore:
             self._mend(journal.is_clean and len(found) == len(journal.entries), sweep=not journal.damaged_lines)
 
     def _opened(self, entry: ShardEntry) -> Shard:
-        """A shard whose outside is right; its bytes are checked when it is first read."""
+        """Open a shard and check its header; its bytes are verified at the first read."""
         path = self.path / entry.name
         with contextlib.suppress(FileNotFoundError):
             if (size := path.stat().st_size) != entry.bytes:
                 raise DamagedShard(f"it has {size:,} bytes, not {entry.bytes:,}")
         shard = Shard(path)
         if (shard.num_rows, shard.num_records) != (entry.rows, entry.tokens):
-            raise DamagedShard("it holds other rows than the journal says")
+            raise DamagedShard("it holds other rows than the journal lists")
         if shard.belongs_to != self._digest:
             raise DamagedShard("it belongs to another cache")
         return shard
@@ -304,7 +304,7 @@ class CacheStore:
             del shard.hashes  # the index has them
 
     def _mend(self, is_clean: bool, *, sweep: bool) -> None:
-        """Bring the folder in order: the journal says what is there, and what it does not know is gone."""
+        """Make folder and journal consistent: files that are not in the journal are removed."""
         if not is_clean:
             rewrite_journal(self.path, self.entries)
         known = {entry.name for entry in self.entries}
@@ -316,10 +316,10 @@ class CacheStore:
             if sweep:
                 file.unlink(missing_ok=True)
             else:  # a damaged line may have been this one's
-                self._set_aside(file.name, "the journal does not name it")
+                self._set_aside(file.name, "it is not in the journal")
 
     def _read(self, number: int, first: int, last: int) -> EncodedRecords:
-        """Some rows of a shard, which is checked at its first reading in this process."""
+        """Return some rows of a shard, which is verified at its first read in this process."""
         entry = self._entries[number]
         shard = self._shards[number]
         try:
@@ -346,7 +346,7 @@ class CacheStore:
         self._index.drop(entry.number)
 
     def _set_aside(self, name: str, wrong: str) -> str:
-        """Keep a damaged shard out of the way, and say so."""
+        """Set a damaged shard aside and report it."""
         file = self.path / name
         aside = file.with_name(name + ".bad")
         if not self._only_looks:
@@ -357,7 +357,7 @@ class CacheStore:
         return self.problems[-1]
 
     def _remember_user(self, run: Path) -> None:
-        """Enter the run; a cache that cannot be written cannot be cleaned up either."""
+        """Add the run to the list of users; a read-only cache needs none, as it cannot be cleaned up."""
         path = self.path / USED_BY
         line = json.dumps({"run": str(run)}) + "\n"
         with contextlib.suppress(OSError):
@@ -368,11 +368,11 @@ class CacheStore:
     def _full(self, needed: int, error: OSError) -> DiskFull:
         free = shutil.disk_usage(self.path).free
         what = f"There was no room for {needed:,} bytes of records in {self.path}; {free:,} are free."
-        return no_room(what, error, kept="the records before these are kept")
+        return no_room(what, error, kept="earlier records are kept")
 
 
 def caches_below(folder: Path) -> Iterator[Path]:
-    """The caches in a folder: itself, or those right below it."""
+    """Return the caches in a folder: itself, or those directly below it."""
     if (folder / MANIFEST).exists():
         yield folder
     elif folder.is_dir():
@@ -386,7 +386,7 @@ def _locks_for_writing(path: Path, wait: Callable[[], None] | None) -> Locks:
             locks = Locks(path)
             if locks.try_writer():
                 return locks
-        except FileNotFoundError:  # it is being removed at this moment
+        except FileNotFoundError:  # it is being removed now
             continue
         except OSError as error:
             raise _unusable(path, error) from error
@@ -394,7 +394,8 @@ def _locks_for_writing(path: Path, wait: Callable[[], None] | None) -> Locks:
             raise FolderError(
                 f"Another run is writing the records in {path}.",
                 "One process at a time writes to a cache.",
-                "Wait until that run has scored its rows, then resume this one: what it scored is not scored again.",
+                "Wait until that run has scored its rows, then resume this one: rows that it scored are not scored "
+                "again.",
             )
         wait()
         time.sleep(_WAIT_SECONDS)
@@ -407,7 +408,7 @@ def _unusable(path: Path, error: OSError) -> TinyDistillError:
     return FolderError(
         f"The cache {path} cannot be used ({reason}).",
         "The teacher's records are kept there.",
-        "Mend that, or choose another --cache_dir or --output_dir.",
+        "Fix that, or choose another --cache_dir or --output_dir.",
     )
 
 

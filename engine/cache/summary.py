@@ -1,4 +1,4 @@
-"""What is in a cache, in figures: bytes by part, heads and tails, how sure the teacher was."""
+"""Statistics of a cache: bytes by part, heads and tails, the teacher's entropy."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ENTROPY_STEP = 0.5  # nats
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures of a cache.
+    """Statistics of a cache.
 
     Attributes:
         rows, tokens, shards, bytes: of the whole cache.
         measured_tokens: tokens with the teacher's first choice, as the hold-out has it.
         parts: bytes of each part of the records, and of what is around them.
-        sampled_tokens: tokens that the figures below are taken from, from shards all over the cache.
+        sampled_tokens: number of tokens behind the statistics below, from shards all over the cache.
         mean_heads: exact ids in a record.
-        mean_tail_mass: probability that the drawn ids stand for.
+        mean_tail_mass: probability of the sampled ids together.
         mean_entropy: of the teacher, in nats.
         mean_label_log_prob: the teacher's own loss, negated, in nats.
         entropy_counts: tokens in each step of half a nat, from 0.
@@ -49,12 +49,12 @@ class Summary:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes on the disk for each token."""
+        """Bytes on disk per token."""
         return self.bytes / max(1, self.tokens)
 
 
 def summarise(store: CacheStore) -> Summary:
-    """Look through a cache; reads the places of all shards and some 200,000 records."""
+    """Compute the statistics of a cache; reads the headers of all shards and some 200,000 records."""
     sample = _sample(store)
     count = max(1, len(sample))
     steps = (sample.entropy / ENTROPY_STEP).astype(np.int64)
@@ -80,7 +80,7 @@ def _sample(store: CacheStore) -> Records:
     found = []
     for entry in chosen:
         for first, last in pieces(store, entry, SAMPLE_TOKENS // len(chosen)):
-            with contextlib.suppress(DamagedShard):  # verifying tells of it
+            with contextlib.suppress(DamagedShard):  # verification reports it
                 found.append(store.peek(entry, first, last))
             break
     return Records.concatenate(found) if found else Records.none(store.identity.ids_in_record)

@@ -73,7 +73,7 @@ def parse(
     for info in _settings():
         _add(groups[info.group], info)
     if "--" in words:  # where others begin to take names of files
-        raise SettingsError([Problem("--", "", "is not needed here: every value belongs behind a flag")])
+        raise SettingsError([Problem("--", "", "is not accepted here: every value belongs to a flag")])
     found, unknown = parser.parse_known_args([_underscored(word) for word in words])
     typed = vars(found)
     if unknown:
@@ -109,7 +109,7 @@ def _unknown(word: str, known: Sequence[str]) -> Problem:
 
 
 def _stray(word: str) -> Problem:
-    return Problem("the word", word, "every value belongs behind a flag, and every flag begins with --")
+    return Problem("the word", word, "every value belongs to a flag, and every flag begins with --")
 
 
 def _bad_values(typed: dict[str, Any]) -> list[Problem]:

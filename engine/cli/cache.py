@@ -76,7 +76,7 @@ def _verify(typed: argparse.Namespace) -> int:
             )
             continue
         what = f"{store.num_shards} shards, {store.num_tokens:,} tokens, {format_bytes(store.num_bytes)}"
-        print(f"{cache}: {what}: {'not whole' if found else 'whole'}.")
+        print(f"{cache}: {what}: {'damaged' if found else 'complete'}.")
         for problem in found:
             print(f"  {problem}")
         if again is not None:
@@ -85,12 +85,12 @@ def _verify(typed: argparse.Namespace) -> int:
                 f"have the same ids, and {again.overlap:.2%} of the probability lies on the same ids."
             )
         elif typed.rescore:
-            print("  Nothing was scored again: that is for a cache which is whole and has records.")
+            print("  No row was scored again: only an undamaged cache with records can be rescored.")
         if extra:
             what = "1 file is" if len(extra) == 1 else f"{len(extra)} files are"
             print(f"  {what} left over; {PROGRAM} gc {cache} removes what is.")
     if is_damaged and not typed.json:
-        print("Resume the run that uses it: what is damaged is set aside, and its rows are scored again.")
+        print("Resume the run that uses it: damaged files are set aside, and their rows are scored again.")
     return 0 if is_whole else NOT_WHOLE
 
 
@@ -131,7 +131,8 @@ def _agreed(typed: argparse.Namespace, found: list[Garbage]) -> bool:
         return True
     if typed.json or not sys.stdin.isatty():
         raise RequestError(
-            f"Something in {typed.folder} can go ({len(found)} in all), and nobody can be asked here.",
+            f"Something in {typed.folder} can be removed ({len(found)} in all), but this terminal cannot ask for "
+            "confirmation.",
             "",
             "Add --yes to remove them, or --dry_run to see them.",
         )
@@ -154,7 +155,7 @@ def _rescored(store: CacheStore, typed: argparse.Namespace, found: list[str]) ->
     again = rescore(store, typed.rescore, typed.teacher)
     if not again.agrees:
         found.append(
-            f"The teacher says something else now: only {again.overlap:.0%} of the probability lies on the same ids "
+            f"The teacher gives other records now: only {again.overlap:.0%} of the probability lies on the same ids "
             f"({AGREEING:.0%} is the least where only rounding differs)."
         )
     return again
@@ -182,7 +183,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog=PROGRAM, description="The teacher's records: what is in them, whether they are whole.")
+    parser = _Parser(prog=PROGRAM, description="Inspect, verify and clean up the teacher's records.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|verify|gc", parser_class=_Parser)
 
@@ -193,27 +194,35 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         made.add_argument("--debug", action="store_true", help="Show the traceback of an error")
         return made
 
-    inspect = command("inspect", "What a cache belongs to, its bytes by part, how sure the teacher was, some records")
+    inspect = command("inspect", "Show a cache's teacher and settings, its bytes by part, statistics and some records")
     inspect.add_argument("--records", type=_count, default=3, metavar="N", help="Records to show (default: 3)")
     inspect.add_argument(
-        "--tokenizer", type=_path, metavar="MODEL", help="A model's folder, to show ids as text; else the run's teacher"
+        "--tokenizer",
+        type=_path,
+        metavar="MODEL",
+        help="Model folder whose tokenizer shows ids as text (default: the run's teacher)",
     )
-    verify = command("verify", "Read everything: checksums, weights, ids, journal; exit code 4 when it is not whole")
+    verify = command("verify", "Check checksums, weights, ids and journal; exit code 4 if anything is damaged")
     verify.add_argument(
         "--rescore",
         type=_count,
         default=0,
         metavar="N",
-        help="Let the teacher score N rows by chance again, and compare",
+        help="Score N random rows again with the teacher, and compare",
     )
-    verify.add_argument("--teacher", metavar="MODEL", help="Where the teacher is now; else where the run had it")
-    gc = command("gc", "Remove what kills and damage left, and caches that no run uses")
+    verify.add_argument(
+        "--teacher", metavar="MODEL", help="The teacher's folder (default: the folder that the run used)"
+    )
+    gc = command("gc", "Remove files that crashes and damage left, and caches that no run uses")
     gc.add_argument(
-        "--older_than", type=_age, metavar="AGE", help="Whole caches too that nobody opened for so long: 30d, 12h, 4w"
+        "--older_than",
+        type=_age,
+        metavar="AGE",
+        help="Also remove caches that were not opened for this time: 30d, 12h, 4w",
     )
-    gc.add_argument("--keep", type=_count, metavar="N", help="Whole caches too, but for the N opened last")
-    gc.add_argument("--yes", action="store_true", help="Do not ask")
-    gc.add_argument("--dry_run", action="store_true", help="Only show what would go")
+    gc.add_argument("--keep", type=_count, metavar="N", help="Also remove caches except the N opened last")
+    gc.add_argument("--yes", action="store_true", help="Do not ask for confirmation")
+    gc.add_argument("--dry_run", action="store_true", help="Only show what would be removed")
     typed, unknown = parser.parse_known_args([_underscored(word) for word in words])
     if unknown:
         known = ("json", "debug", "records", "tokenizer", "rescore", "teacher", "older_than", "keep", "yes", "dry_run")
@@ -240,14 +249,14 @@ def _path(text: str) -> Path:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; 0 or more is accepted")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; expected 0 or more")
     return int(text)
 
 
 def _age(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw]?)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no age; 30d, 12h or 4w is accepted")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age; expected 30d, 12h or 4w")
     return float(match[1]) * _SECONDS[match[2]]
 
 

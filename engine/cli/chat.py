@@ -91,22 +91,28 @@ def _teacher(path: Path) -> Path:
     settings = read_json(run / "run.json").get("settings") if run is not None else None
     teacher = settings.get("teacher") if isinstance(settings, dict) else None
     if not teacher:
-        raise FolderError(
-            f"{path} does not say which teacher its student had.", "Only a run's folder does.", "Name the run's folder."
-        )
+        raise FolderError(f"{path} does not say which teacher its student had.", "", "Name the run's folder.")
     return resolve_model(teacher)
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Talk to a student, beside its teacher if wanted.")
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Chat with a student, optionally next to its teacher.")
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, or a model's folder")
     parser.add_argument("--beside", choices=("teacher",), help="Show the teacher's answer below the student's")
-    parser.add_argument("--prompt", metavar="TEXT", help="Answer this once on standard output, and end")
-    parser.add_argument("--max_tokens", type=int, default=256, metavar="N", help="Most tokens of an answer")
+    parser.add_argument("--prompt", metavar="TEXT", help="Print the answer to this prompt and exit")
     parser.add_argument(
-        "--temperature", type=float, default=0.7, metavar="T", help="0 takes the likeliest token always"
+        "--max_tokens", type=int, default=256, metavar="N", help="Maximum number of tokens in an answer"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the draws; the same seed answers alike")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        metavar="T",
+        help="Sampling temperature; 0 always takes the most likely token",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="Seed of the sampling; the same seed gives the same answers"
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="Run Python code that comes with the model")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="Show tracebacks")

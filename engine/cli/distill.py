@@ -29,7 +29,7 @@ from engine.last_word import LastWord
 from engine.machine import system
 from engine.run import Run
 
-DESCRIPTION = "Make a small language model from a big one, in two phases that never share memory."
+DESCRIPTION = "Distil a small language model from a large one, in two phases that never share memory."
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def guarded(words: Sequence[str], body: Callable[[Sequence[str]], int]) -> int:
 def _unexpected(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:  # no defect of ours: a disk, a limit, a right
         where = f" of {error.filename}" if error.filename else ""
-        return f"The system says {os.strerror(error.errno).lower()}{where}. Mend that, then try again.\n"
+        return f"The system says {os.strerror(error.errno).lower()}{where}. Fix that, then try again.\n"
     return (
         f"Something unexpected happened: {type(error).__name__}: {error}. "
         "This is a defect of the program. Run again with --debug to see where.\n"
@@ -126,7 +126,7 @@ def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int
             _show_end(run)
         return 0
     if code == Stopped.exit_code:
-        _tell(f"Stopped; everything so far is kept. Go on: {supervisor.resume_command(run)}\n")
+        _tell(f"Stopped; all progress is kept. Continue: {supervisor.resume_command(run)}\n")
         return code
     error = launch.failure(run, code, said)
     if launch.asks_for_losses(run) and _goes_on(error, config):
@@ -139,7 +139,7 @@ def _goes_on(error: TinyDistillError, config: RunConfig) -> bool:
     """Ask whether to go on without most of the text, where a person is there to answer."""
     if config.json_events or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    sys.stderr.write(f"{error.what} {error.why}\nGo on without what is left out? [y/N] ")
+    sys.stderr.write(f"{error.what} {error.why}\nContinue without the documents that are left out? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -149,7 +149,7 @@ def attach(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int:
     try:
         code = follow(run, _view(config, front_end, run), alive=run.is_live, tail=Tail(run.events_path))
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nThe run goes on. Watch it again: tinydistill-tui --attach {run.path}\n")
+        sys.stderr.write(f"\nThe run continues. Watch it again: tinydistill-tui --attach {run.path}\n")
         return 0
     if code == 0 and not config.json_events:
         _show_end(run)
@@ -208,7 +208,7 @@ def _stopping(run: Run, config: RunConfig) -> Iterator[list[subprocess.Popen[byt
         nonlocal asked
         asked += 1
         if asked > 1:
-            _tell("\nLeaving; the run stops by itself after its current step.\n")
+            _tell("\nLeaving; the run stops after its current step.\n")
             os._exit(Stopped.exit_code)
         try:
             supervisor.request(run.path, "stop", by=signal.Signals(number).name)
@@ -253,14 +253,14 @@ def _already_finished(run: Run, config: RunConfig) -> int:
     if config.json_events:
         print(json.dumps({"time": run.info["created"], "kind": "log", "level": "info", "message": "already finished"}))
         return 0
-    print(f"The run in {run.path} is finished already; there is nothing left to do.")
+    print(f"The run in {run.path} is already finished; there is nothing to do.")
     _show_end(run)
     return 0
 
 
 def _show_end(run: Run) -> None:
     if not run.report_json.exists():
-        print(f"Done as far as asked (--until {run.settings.until}). Go on: {supervisor.resume_command(run)}")
+        print(f"Done up to --until {run.settings.until}. Continue: {supervisor.resume_command(run)}")
         return
     from engine.cli.result_table import show_result
 

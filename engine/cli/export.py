@@ -67,7 +67,8 @@ def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
     write_atomic(out / "Modelfile", modelfile(model, weights, context=min(context, _MOST_CONTEXT)))
     print(f"Wrote {out / weights} ({format_bytes((out / weights).stat().st_size)}) and {out / 'Modelfile'}.")
     print(
-        f"Give it to Ollama: ollama create {out.name.lower()} -f {out / 'Modelfile'} && ollama run {out.name.lower()}"
+        f"Import it into Ollama: ollama create {out.name.lower()} -f {out / 'Modelfile'} && ollama run "
+        f"{out.name.lower()}"
     )
 
 
@@ -90,8 +91,8 @@ def student_folder(path: Path) -> Path:
     if (path / "run.json").is_file():
         raise FolderError(
             f"The run in {path} has no student yet.",
-            "It has not ended.",
-            f"Go on with it: tiny-distill --resume --output_dir {path}",
+            "The run is not finished.",
+            f"Continue it: tiny-distill --resume --output_dir {path}",
         )
     raise FolderError(
         f"{path} holds neither a run nor a model.",
@@ -113,7 +114,7 @@ def _default_out(model: Path, wanted: str, weight_type: str) -> Path:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="Write a student for other programs: Hugging Face, llama.cpp (GGUF) or Ollama."
+        prog=PROGRAM, description="Export a student for other programs: Hugging Face, llama.cpp (GGUF) or Ollama."
     )
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, a model's folder, or a GGUF file")
     parser.add_argument("--format", choices=FORMATS, required=True,

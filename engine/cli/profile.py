@@ -15,7 +15,7 @@ from engine.format import UNKNOWN, format_bytes, format_duration
 from engine.planner.ladder import Rung, ladder
 from engine.planner.measure import MachineRates, machine_rates
 
-DESCRIPTION = "Memory, disk and time of two models for a ladder of settings; nothing is trained."
+DESCRIPTION = "Show memory, disk and time of two models for a ladder of settings; no model is trained."
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def _own_switches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="Run a few steps of each setting in a process of its own, and print what they took beside the prediction",
+        help="Run a few steps of each setting in a process of its own, and print measured next to predicted values",
     )
 
 
@@ -113,7 +113,7 @@ def _print_table(rungs: list[Rung], rates: MachineRates, measure: bool) -> None:
             is_short_run |= abs(found["predicted_for_measured_bytes"] / rung.predicted.peak_bytes - 1) > _NOTABLE
     print()
     if measure:
-        said = ", of the some thousand tokens that a measurement reads" if is_short_run else ""
+        said = " for the few thousand tokens of a measurement" if is_short_run else ""
         print(f"ratio: predicted to measured{said}")
     if not rates.measured:
         print("Times are rough: this machine could not be measured.")

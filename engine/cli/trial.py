@@ -205,7 +205,7 @@ def _phase_process(phase: str, run: Run) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _ending(code: int) -> str:
-    return "killed, most likely for its memory" if code == -signal.SIGKILL else f"exit code {code}"
+    return "killed, probably by the OOM killer" if code == -signal.SIGKILL else f"exit code {code}"
 
 
 def _last_word(run: Run) -> str:

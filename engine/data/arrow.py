@@ -51,7 +51,7 @@ def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
         if isinstance(error, PermissionError) or is_out_of_memory(error):
             raise
         tally.skip_file(
-            "damaged .arrow file (load_from_disk(folder).to_parquet(file) of the datasets library tells more)", size
+            "damaged .arrow file (load_from_disk(folder).to_parquet(file) of the datasets library gives details)", size
         )
 
 

@@ -107,7 +107,7 @@ def _named(marked: list[_Marked], wanted: frozenset[str], folder: Path, tally: T
             f"There is no split {'+'.join(sorted(wanted))!r} in {shown(folder)}.",
             f"Its files are of the splits {', '.join(map(repr, there))}."
             if there
-            else "The names of its files and folders tell no splits.",
+            else "Its file and folder names do not name splits.",
             "Choose one of these with --data_split." if there else "Leave out --data_split.",
         )
     for each in others:

@@ -22,7 +22,7 @@ QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "user", "h
 ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "reply")
 
 PREFERENCE = "preference row of which the chosen answer is learned"
-NOT_WANTED = "answer that its label calls unwanted"
+NOT_WANTED = "answer that is labelled as unwanted"
 _MORE_OF_THE_QUESTION = ("input", "context", "passage")
 _SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 _NOT_FOR_TEMPLATES = ("messages", "label", "id", "rejected", *_SYSTEM)
@@ -92,22 +92,23 @@ class Unclear:
         if self.why == "turns":
             return (
                 f"Each record of {where} is a single turn of a conversation, not a document.",
-                f"The fields of {name} are {fields}: an answer would be learned without its question.",
+                f"The fields of {name} are {fields}: the student would learn an answer without its question.",
                 "Put all turns of a conversation into one record, as a list under 'messages' "
                 '({"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}).',
             )
         if self.why == "python":
             return (
                 f"The field {one} of {where} holds lists in Python's own notation (repr), not JSON.",
-                "Quotes and line breaks in it cannot be read back for certain, and as plain text its brackets would "
+                "Quotes and line breaks in it cannot be parsed reliably, and as plain text its brackets would "
                 "be learned.",
                 "Write the lists with json.dumps(), or the whole table as .jsonl.",
             )
         if self.why == "structure":
             return (
                 f"The field {one} of {where} holds JSON, not prose.",
-                "It is no conversation in a form that is known, and its brackets and keys would be learned as text.",
-                "Write what is to be learned as plain text, or as a conversation under 'messages'.",
+                "It is not a conversation in a known format, and the student would learn its brackets and keys as "
+                "text.",
+                "Write the training text as plain text, or as a conversation under 'messages'.",
             )
         if self.why == "none":
             return (

@@ -83,7 +83,7 @@ def find_files(root: Path, suffixes: frozenset[str], tally: Tally) -> list[Found
             folders.clear()
             continue
         if (status.st_dev, status.st_ino) in seen:
-            tally.pass_over("folder that was met before (a link)")
+            tally.pass_over("folder that was already read (a link)")
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -123,7 +123,7 @@ def _look_at(
     elif not is_readable(suffix, suffixes):
         tally.pass_over(f"{shown(suffix)} file" if suffix else "file without a suffix")
     elif (status.st_dev, status.st_ino) in seen:
-        tally.pass_over("file that was met before (a link)")
+        tally.pass_over("file that was already read (a link)")
     else:
         seen.add((status.st_dev, status.st_ino))
         found.append(FoundFile(path, shown(path.relative_to(root)), status.st_size, suffix))

@@ -86,8 +86,8 @@ class LeftOut:
         """What a run without --allow_losses ends with."""
         return MostlyLeftOut(
             f"More than half of the text would not be used. {self.sentences()}",
-            "The student would learn from what happens to be readable, and nothing of the rest.",
-            "Mend the data, or go on without what is left out: --allow_losses.",
+            "The student would learn from the readable part only.",
+            "Fix the data, or continue without these documents: --allow_losses.",
         )
 
     def _documents(self) -> str:

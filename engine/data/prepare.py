@@ -427,8 +427,8 @@ def _too_little(source: TextSource, work: _Preparation) -> DataError:
             "Use data with answers of the assistant in the form of the model's chat template.",
         )
     return DataError(
-        f"There is too little text in {source.data}: nothing of it could be both trained on and held out.",
-        f"The student is measured with documents that it has not seen. {lost}".strip(),
+        f"There is too little text in {source.data}: it cannot be split into training and hold-out.",
+        f"The student is evaluated on documents that it was not trained on. {lost}".strip(),
         "Give more text, or another --holdout.",
     )
 

@@ -98,7 +98,7 @@ def first_rows(request: RowRequest, most: int = ROWS) -> list[ShownRow]:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in tokeniser.skipped.items())
         raise DataError(
             "There is no row to train on yet.",
-            f"Left out: {skipped}." if skipped else "What was read so far is held out, or too little.",
+            f"Left out: {skipped}." if skipped else "The text read so far is held out or too short.",
             "Give more text, or another --holdout.",
         )
     return found

@@ -13,7 +13,7 @@ _SIGNATURES = (
     (rb"7z\xbc\xaf\x27\x1c", f"7z archive ({_UNPACK})"),
     (rb"Rar!\x1a\x07", f"rar archive ({_UNPACK})"),
     (rb"(?s:.{257})ustar", f"tar archive ({_UNPACK})"),
-    (rb"%PDF-", "PDF (take the text out of it first)"),
+    (rb"%PDF-", "PDF (extract its text first)"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "file of an old office program (save it as text)"),
     (rb"\{\\rtf", "rtf file (save it as text)"),
     (rb"SQLite format 3\0", "SQLite database (save its rows as .jsonl or .csv)"),

@@ -278,7 +278,7 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
             )
         if not is_readable(suffix, _SUFFIXES):
             raise DataError(
-                f"{shown(path)} is not a kind of file that can be read.",
+                f"{shown(path)} is not a supported file type.",
                 f"Its suffix is {shown(suffix)!r}." if suffix else "It has no suffix.",
                 f"Give {ACCEPTED}; a plain text under another name can be renamed to .txt.",
             )

@@ -1,1 +1,1 @@
-"""Files and folders that are written whole or not at all, locks, and where a test can make the disk fail."""
+"""Atomic writing of files and folders, locks, and fault injection for tests."""

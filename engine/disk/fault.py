@@ -1,7 +1,7 @@
-"""Named commit points: places between two steps of a protocol where a test can pull the plug.
+"""Named commit points: places between two steps of a protocol where a test can inject a fault.
 
-``TINYDISTILL_CRASH_AT=shard-renamed:2`` kills this process, without a word, when it passes ``shard-renamed`` for
-the second time; ``TINYDISTILL_ENOSPC_AT`` makes the disk full there instead. Unless one of the two is set, passing a
+``TINYDISTILL_CRASH_AT=shard-renamed:2`` kills this process when it passes ``shard-renamed`` for the second time;
+``TINYDISTILL_ENOSPC_AT`` simulates a full disk there instead. Unless one of the two is set, passing a
 commit point does nothing.
 """
 

@@ -1,8 +1,9 @@
-"""Locks of the operating system, and what stands in for them where a file system has none.
+"""Locks of the operating system, and a marker file as a replacement on file systems without locks.
 
 NFS without its lock daemon, Lustre without ``-o flock`` and some FUSE file systems answer flock(2) with an error. There
-a small file beside the lock says which process holds it: made with O_EXCL, and taken over when that process is gone. It
-is weaker than a lock (a process on another machine cannot be looked at), so whoever uses it says so.
+a small file beside the lock names the process that holds it. It is created with O_EXCL, and another process takes it
+over when that process has ended. It is weaker than a lock (processes on other machines are invisible), so callers
+report it.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ if sys.platform != "win32":  # where help works, and nothing is locked (engine.m
     import fcntl
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
-"""What flock(2) says where the file system has no locks."""
+"""Errors of flock(2) on a file system without locks."""
 
 _SETTLE_SECONDS = 0.05
 
 
 def has_none(error: OSError) -> bool:
-    """Whether flock failed because the file system has no locks."""
+    """Return whether flock failed because the file system has no locks."""
     return error.errno in NO_LOCKS
 
 
 def no_locks(folder: Path) -> str:
-    """The sentence for a person whose folder has none."""
+    """Return the warning for a folder without locks."""
     return (
         f"The file system of {folder} has no locks; a file in it says which process works there. Do not work on it "
         "from two machines at once."
@@ -39,7 +40,7 @@ def no_locks(folder: Path) -> str:
 
 
 def try_flock(descriptor: int, *, shared: bool = False) -> bool:
-    """Take a lock of the operating system without waiting; False when another process holds it.
+    """Take a lock of the operating system without waiting; False if another process holds it.
 
     Raises:
         OSError: it cannot be locked; see :func:`has_none`.
@@ -52,12 +53,12 @@ def try_flock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def marker_of(lock: Path) -> Path:
-    """The file that stands in for a lock: ``lock.holder`` for ``lock``."""
+    """Return the marker file of a lock: ``lock.holder`` for ``lock``."""
     return lock.with_name(lock.name + ".holder")
 
 
 def take_marker(lock: Path) -> bool:
-    """Hold a lock by its marker; False when another process does.
+    """Take a lock by its marker file; False if another process holds it.
 
     Raises:
         OSError: the marker cannot be written.
@@ -77,13 +78,13 @@ def take_marker(lock: Path) -> bool:
             os.write(descriptor, mine.encode())
         finally:
             os.close(descriptor)
-        time.sleep(_SETTLE_SECONDS)  # another one may have found the same dead holder, and have removed ours for it
+        time.sleep(_SETTLE_SECONDS)  # another process may have found the same dead holder and removed our marker
         return _content(marker) == mine
     return False
 
 
 def marker_holder(lock: Path) -> int | None:
-    """The process that holds a lock by its marker; None when there is none, or it is gone. -1: on another machine."""
+    """Return the process named by a marker; None if there is none or it has ended; -1 for another machine."""
     content = _content(marker_of(lock))
     if content is None:
         return None
@@ -98,7 +99,7 @@ def marker_holder(lock: Path) -> int | None:
 
 
 def drop_marker(lock: Path) -> None:
-    """Let go of a lock that is held by its marker."""
+    """Release a lock that is held by its marker file."""
     with contextlib.suppress(OSError):
         marker_of(lock).unlink()
 
@@ -111,13 +112,13 @@ def _content(path: Path) -> str | None:
 
 
 def _machine() -> str:
-    """This machine since it was started; process ids mean nothing on another."""
+    """Return an id of this machine's boot; process ids are only valid within it."""
     boot = _content(Path("/proc/sys/kernel/random/boot_id")) or ""
     return f"{platform.node()} {boot.strip()}"
 
 
 def _began(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None when it is gone or a zombie. Process ids are reused."""
+    """Return a process's start time in kernel ticks, as process ids are reused; None if it has ended or is a zombie."""
     status = _content(Path(f"/proc/{pid}/stat"))
     if status is not None:
         fields = status.rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a full disk or a power cut leaves the old one or the new one, whole."""
+"""Atomic writing of files: a kill, a full disk or a power loss leaves the old or the new file, complete."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from engine.disk.fault import commit_point
 from engine.errors import DiskFull
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the system says when a file takes no more."""
+"""Errors of a write that finds no room."""
 
-# What file systems say that cannot flush a folder: some FUSE and network file systems, and mounts of shared folders.
+# Errors of file systems that cannot flush a folder: some FUSE and network file systems, and mounts of shared folders.
 _NO_FOLDER_SYNC = frozenset(
     {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EISDIR, errno.EACCES, errno.EPERM}
 )
 
 
 def no_room(what: str, error: OSError, *, kept: str = "", then: str = "then resume the run") -> DiskFull:
-    """The error for a file that takes no more.
+    """Return the error for a write that found no room.
 
     Args:
         what: what could not be written, a sentence.
         error: its errno is one of :data:`NO_ROOM`.
-        kept: what is not lost, the end of a sentence.
-        then: what to do when there is room, the end of a sentence.
+        kept: what is kept, the end of a sentence.
+        then: what to do once there is room, the end of a sentence.
     """
     why, todo = {
         errno.EDQUOT: ("The quota of this user or project is used up", "Free some of it, or have it raised"),
@@ -42,10 +42,10 @@ def no_room(what: str, error: OSError, *, kept: str = "", then: str = "then resu
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whole, even after a power cut.
+    """Write a file atomically: even after a power loss it is either the old or the new one.
 
     Raises:
-        DiskFull: no room; the old file is untouched.
+        DiskFull: no room; the old file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -59,14 +59,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path, *, point: str | None = None) -> Iterator[BinaryIO]:
-    """A new file to write to, which takes its name when it is whole and on the disk; else nothing of it is left.
+    """Open a new file that gets its name once it is complete on the disk; otherwise it is removed.
 
     Args:
         path: the file's name; an old file there is replaced.
-        point: what its commit points are called; the file's name by default.
+        point: name of its commit points; the file's name by default.
 
     Raises:
-        OSError: it cannot be written; the old file is untouched.
+        OSError: it cannot be written; the old file is unchanged.
     """
     point = point or path.name
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -85,7 +85,7 @@ def written_whole(path: Path, *, point: str | None = None) -> Iterator[BinaryIO]
 
 
 def commit_file(temporary: Path, path: Path, *, point: str) -> None:
-    """Give a file that is whole and flushed its name, so that the name outlasts a power cut.
+    """Rename a complete, flushed file so that the name survives a power loss.
 
     Raises:
         OSError: it cannot be renamed.
@@ -96,9 +96,9 @@ def commit_file(temporary: Path, path: Path, *, point: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with those above it, so that its name outlasts a power cut; nothing happens when it is there.
+    """Create a folder and its parents so that their names survive a power loss; do nothing if it exists.
 
-    A folder whose name was never flushed takes with it whatever was flushed inside.
+    If a folder's name was never flushed, a power loss removes the flushed files in it too.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -107,22 +107,22 @@ def make_folder(path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Bring a file to the disk that something else has written."""
+    """Flush a file that other code has written to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers that were killed have left under temporary names, right in this folder."""
+    """Remove temporary files of killed writers, directly in this folder."""
     for left_behind in folder.glob("*.*.tmp"):
         if left_behind.is_file() and re.search(r"\.\d+\.tmp$", left_behind.name):
             left_behind.unlink(missing_ok=True)
 
 
 def fsync_folder(path: Path) -> None:
-    """Make a rename in this folder outlast a power cut, where the file system can.
+    """Make a rename in this folder survive a power loss, if the file system supports it.
 
-    One that cannot says so with an error that means nothing else: the files themselves have been flushed.
+    The errors of file systems that do not are ignored: they have no other meaning, and the files have been flushed.
 
     Raises:
         OSError: the disk failed.

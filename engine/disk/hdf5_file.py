@@ -1,8 +1,8 @@
 """A file for HDF5 to write to that survives a full disk.
 
-HDF5 cannot take a failed write: the file can then neither be closed nor left open, and the process dies of a
-segmentation fault when it ends (seen with h5py 3.16). So HDF5 writes through this file, which never fails: it remembers
-the first error, swallows what follows, and whoever writes asks ``check`` before trusting the file.
+HDF5 cannot handle a failed write: the file can then neither be closed nor left open, and the process ends with a
+segmentation fault (seen with h5py 3.16). So HDF5 writes through this file, which never fails: it stores the first
+error, ignores later writes, and the caller must call ``check`` before using the file.
 
     with WrittenFile(temporary, path) as raw:
         with h5py.File(raw, "w") as file: ...
@@ -22,14 +22,14 @@ from engine.disk.files import NO_ROOM, no_room
 
 
 class WrittenFile:
-    """The part of a binary file that h5py's file-object driver asks for.
+    """The part of a binary file that h5py's file-object driver needs.
 
     Attributes:
-        error: the first error of the disk; None while there was none.
+        error: the first error of the disk, or None.
     """
 
     def __init__(self, path: Path, final_path: Path) -> None:
-        """Make a new file at ``path``; messages name ``final_path``.
+        """Create a new file at ``path``; messages name ``final_path``.
 
         Raises:
             FileExistsError: there is one already.
@@ -48,11 +48,11 @@ class WrittenFile:
             raise
 
     def check(self) -> None:
-        """Say whether everything so far was written.
+        """Check that all writes so far succeeded.
 
         Raises:
             DiskFull: there was no room.
-            OSError: the disk refused for another reason.
+            OSError: a write failed for another reason.
         """
         if self.error is None:
             return
@@ -66,7 +66,7 @@ class WrittenFile:
         raise self.error
 
     def sync(self) -> None:
-        """Bring everything to the disk, and check.
+        """Flush everything to the disk, and check.
 
         Raises:
             DiskFull, OSError: as ``check``.
@@ -75,7 +75,7 @@ class WrittenFile:
         self.check()
 
     def close(self) -> None:
-        """Close the file, which stays where it is."""
+        """Close the file; it stays at its path."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -88,10 +88,10 @@ class WrittenFile:
     ) -> None:
         self.close()
 
-    # What h5py calls.
+    # Called by h5py.
 
     def write(self, data: memoryview) -> int:
-        """Write at the current place."""
+        """Write at the current position."""
         size = len(data)
         self._try(lambda: self._write(data))
         self._place += size
@@ -105,7 +105,7 @@ class WrittenFile:
         return bytes(buffer)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read back; zeros for what was never written or got lost, which HDF5 takes for an empty part."""
+        """Read bytes; zeros for bytes that were never written or are lost, which HDF5 treats as an empty part."""
         data = os.pread(self._descriptor, len(buffer), self._place)
         buffer[: len(data)] = data
         buffer[len(data) :] = bytes(len(buffer) - len(data))
@@ -113,23 +113,23 @@ class WrittenFile:
         return len(buffer)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the current place."""
+        """Move the current position."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
         self._place = start + offset
         return self._place
 
     def tell(self) -> int:
-        """The current place."""
+        """Return the current position."""
         return self._place
 
     def truncate(self, size: int) -> int:
-        """Cut or lengthen the file."""
+        """Truncate or extend the file."""
         self._try(lambda: os.ftruncate(self._descriptor, size))
         self._size = size
         return size
 
     def flush(self) -> None:
-        """Nothing is buffered here."""
+        """Do nothing: writes are not buffered."""
 
     def _write(self, data: memoryview) -> None:
         done = 0

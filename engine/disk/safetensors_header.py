@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
-    """All that comes before the tensors' bytes: the length (8 bytes, little-endian), and the JSON that describes them.
+    """Return the header: its length (8 bytes, little-endian), and the JSON that describes the tensors.
 
     Args:
         tensors: name, dtype in the format's words (``BF16``), shape and bytes of each, in the order of the file.
@@ -18,5 +18,5 @@ def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -
         described[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, place + num_bytes]}
         place += num_bytes
     text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers take the bytes behind it for numbers of up to 8 bytes
+    text += b" " * (-len(text) % 8)  # readers may view the bytes after it as numbers of up to 8 bytes
     return len(text).to_bytes(8, "little") + text

@@ -1,8 +1,8 @@
-"""Named tensors to a safetensors file, one tensor at a time.
+"""Writer of safetensors files, one tensor at a time.
 
-safetensors' own writer first copies all tensors of a GPU to main memory, tells a full disk without its error number,
-and leaves the hashing to a second reading. Here each tensor is written from where it lies, and hashed on the way. The
-format is https://huggingface.co/docs/safetensors/index#format; reading is safetensors' own.
+safetensors' own writer first copies all tensors of a GPU to main memory, reports a full disk without its error number,
+and needs a second read to hash the file. This writer copies tensors one by one and hashes them during the write. The
+format is https://huggingface.co/docs/safetensors/index#format; safetensors itself reads the files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write the tensors to a new file, flushed to the disk; returns its SHA-256 in hex."""
+    """Write the tensors to a new file and flush it to the disk; return its SHA-256 in hex."""
     header = safetensors_header(
         (name, _NAMES[tensor.dtype], tensor.shape, tensor.numel() * tensor.element_size())
         for name, tensor in tensors.items()

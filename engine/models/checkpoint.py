@@ -60,7 +60,7 @@ class Checkpoint:
             if info.dtype not in _DTYPES:
                 raise ModelError(
                     f"Tensor {name} in {info.file} is stored as {info.dtype}.",
-                    "That is a quantised format, whose meaning lies in code that is not run here.",
+                    "That is a quantized format, which needs code that is not run here.",
                     "Use the model's unquantised weights.",
                 )
 

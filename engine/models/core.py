@@ -188,7 +188,7 @@ def _only(calls: list[Tensor], model: PreTrainedModel) -> Tensor:
     if len(calls) != 1:
         raise ModelError(
             f"{type(model).__name__} runs its decoder {len(calls)} times in a forward pass, not once.",
-            "Its hidden states cannot be told apart from its head.",
+            "Its hidden states cannot be separated from its head.",
             "Choose another model.",
         )
     return calls[0]

@@ -76,6 +76,6 @@ def check_ids(tokenizer: Any, vocabulary: Vocabulary) -> None:
         raise ModelError(
             f"The tokenizer in {vocabulary.folder} has {read.get(differing)!r} for the id {differing} by its files, "
             f"and {loaded.get(differing)!r} as transformers loads it.",
-            "Records name token ids: they would mean another word.",
+            "Records name token ids: they would name another token.",
             "Save the tokenizer again with the version of transformers that it was made with, or upgrade transformers.",
         )

@@ -121,8 +121,8 @@ def read_safetensors(folder: Path) -> dict[str, TensorInfo]:
         if beside:
             raise ModelError(
                 f"{folder} holds two sets of weights: {_SINGLE}, and {_some(beside)}.",
-                "They may be different models, and only one of them can be meant.",
-                "Move the set that is not meant to another folder, with its index.",
+                "They may be different models, and only one of them can be used.",
+                "Move the set that you do not want to another folder, with its index.",
             )
         indexed = {}  # an index without its files, beside a whole model
     if single.is_file() and not indexed:
@@ -248,7 +248,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
     end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=8 + length)
     if end != size:
         raise ModelError(
-            f"{file} has {size:,} bytes, its header speaks of {end:,}.",
+            f"{file} has {size:,} bytes, but its header lists {end:,}.",
             "The download did not end, or the file is damaged.",
             "Download the model again.",
         )
@@ -274,13 +274,13 @@ def _no_safetensors(folder: Path, shards: list[str]) -> ModelError:
     if shards:
         return ModelError(
             f"{folder} holds {len(shards)} weight files ({_some(shards)}) and no {_INDEX}.",
-            "It says which file holds which tensor.",
+            "The index lists the file of each tensor.",
             f"Download it, or make it: {_make_index(folder)}",
         )
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")) or any(folder.glob("*.pt")):
         return ModelError(
             f"The weights in {folder} are pickles (.bin), not safetensors.",
-            "A pickle can run any code when it is opened, and cannot be read tensor by tensor.",
+            "A pickle can run arbitrary code when it is opened, and cannot be read tensor by tensor.",
             'If you trust them, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"",
         )

@@ -99,7 +99,7 @@ def fetch_model(model_id: str) -> Path:
 
     if constants.HF_HUB_OFFLINE:
         raise ModelError(
-            f"{model_id} is not on this machine, and HF_HUB_OFFLINE forbids to download it.",
+            f"{model_id} is not on this machine, and HF_HUB_OFFLINE forbids downloading it.",
             _what_is_cached(model_id),
             "Unset HF_HUB_OFFLINE, or name a model that is already here.",
         )
@@ -175,7 +175,7 @@ def _download_error(model_id: str, error: BaseException) -> ModelError:
     has_token = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
     what, todo = f"{model_id} cannot be downloaded: ", "Try again later, or name a model that is already here."
     if "GatedRepo" in kinds or status == 403:
-        what = f"{model_id} is only given to people who accepted its terms, or have a right to it ({status or 403})."
+        what = f"{model_id} is gated: you have not accepted its terms or have no access ({status or 403})."
         todo = f"Accept them on https://huggingface.co/{model_id}, then run hf auth login."
     elif status == 401 and has_token:
         what += "Hugging Face refuses the token in HF_TOKEN (401)."
@@ -190,7 +190,7 @@ def _download_error(model_id: str, error: BaseException) -> ModelError:
         what += "too many requests came from here (429)."
         todo = "Wait some minutes; with hf auth login more are allowed."
     elif status is not None:
-        what += f"Hugging Face answers with a fault of its own ({status})."
+        what += f"Hugging Face answers with a server error ({status})."
     elif "ImportError" in kinds or "ModuleNotFoundError" in kinds:
         what += f"a package is missing ({_first_line(next(link for link in chain if isinstance(link, ImportError)))})."
         todo = "Install it (for a SOCKS proxy: pip install socksio), or unset ALL_PROXY and HTTPS_PROXY."
@@ -202,7 +202,7 @@ def _download_error(model_id: str, error: BaseException) -> ModelError:
         todo = "Check the connection and a proxy's settings, or name a model that is already here."
     elif "Connect" in kinds or "gaierror" in kinds or "OfflineMode" in kinds:
         what += "Hugging Face cannot be reached."
-        todo = "Connect the machine, or name a model that is already here."
+        todo = "Connect the machine to the internet, or name a model that is already here."
     elif any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
         what += f"there is no room in {hub_cache()}."
         todo = "Free some space, or set HF_HUB_CACHE to a folder on another disk."
@@ -210,7 +210,7 @@ def _download_error(model_id: str, error: BaseException) -> ModelError:
         what += f"{hub_cache()} cannot be written."
         todo = "Set HF_HUB_CACHE to a folder that can be."
     else:
-        what += f"the answer makes no sense ({type(error).__name__}: {_first_line(error)})."
+        what += f"the answer is invalid ({type(error).__name__}: {_first_line(error)})."
         todo = "Check HF_ENDPOINT and a proxy's settings; a login page of the network may be in between."
     return ModelError(what, _what_is_cached(model_id), todo)
 

@@ -145,7 +145,7 @@ def _load_in_main_memory(
         raise ModelError(
             f"The files in {folder} do not hold {unfilled[0]} in the shape that config.json asks for"
             + (f", nor {len(unfilled) - 1} more tensors." if len(unfilled) > 1 else "."),
-            f"{type(model).__name__} would start with random numbers there.",
+            f"{type(model).__name__} would start with random weights there.",
             "Download or save the model again.",
         )
     return model.eval()
@@ -179,7 +179,7 @@ def check_numbers(model: PreTrainedModel, folder: Path) -> None:
         if parameter.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(parameter)):
             raise ModelError(
                 f"The weight {name} in {folder} holds NaN or infinity.",
-                "A student that begins with it cannot learn.",
+                "A student with such weights cannot learn.",
                 "Save or download the model again.",
             )
 

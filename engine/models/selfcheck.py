@@ -127,8 +127,9 @@ def _check(
     if not worst:
         return ""
     return (
-        f"On this processor a streamed {type(model).__name__} rounds otherwise than one in memory (relative difference "
-        f"{worst:.2g}): its records are as good, but not the same to the last bit."
+        f"On this processor a streamed {type(model).__name__} rounds differently from one in memory (relative "
+        "difference "
+        f"{worst:.2g}): its records are as accurate, but not bit-identical."
     )
 
 

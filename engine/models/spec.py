@@ -246,8 +246,8 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
             )
     if config["model_type"] in (masked_lm_types() or ()) and config.get("is_decoder") is not True:
         raise ModelError(
-            f"The model in {folder} ({named}) fills in blanks: it sees the words on both sides.",
-            "A record speaks of the next token, which only a causal language model predicts.",
+            f"The model in {folder} ({named}) is a masked language model: it sees the tokens on both sides.",
+            "A record describes the next token, which only a causal language model predicts.",
             todo,
         )
 
@@ -384,7 +384,7 @@ def _layers(
     if extra or any(index not in found for index in range(num_layers)):
         raise ModelError(
             f"{folder / 'config.json'} says {num_layers} layers, the files hold {len(found)} ({prefix}).",
-            "Layers would be made up or left out.",
+            "Layers would be missing or randomly initialised.",
             "Download or save the model again.",
         )
     return prefix, [found[index] for index in range(num_layers)]
@@ -427,7 +427,7 @@ def _is_tied(folder: Path, config: dict[str, Any], head: str | None) -> bool:
     if told is False and head is None:
         raise ModelError(
             f"{folder / 'config.json'} says that the head is not the embedding, but the files hold no head.",
-            "It would be made up at random.",
+            "It would be randomly initialised.",
             "Save the model with its head (AutoModelForCausalLM, not AutoModel).",
         )
     return bool(told) if told is not None else head is None

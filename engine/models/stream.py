@@ -413,6 +413,6 @@ def _refuse_quantized(folder: Path, config: PretrainedConfig) -> None:
         method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
         raise ModelError(
             f"The weights in {folder} are already quantised ({method or 'see quantization_config in config.json'}).",
-            "What their bytes mean lies in code that streaming does not run.",
+            "Decoding them needs code that streaming does not run.",
             "Leave out --layer_by_layer, or use the model's unquantised weights.",
         )

@@ -205,11 +205,11 @@ def _shared_ids(teacher: Vocabulary, student: Vocabulary) -> int:
             f"for the teacher, {_quoted(student, first)} for the student."
         )
     else:
-        how = "The tokens are the same, but not the rules that put them together (merges, added tokens)."
+        how = "The tokens are the same, but the rules that combine them differ (merges, added tokens)."
     raise TokenizerMismatch(
         f"Teacher and student have different tokenizers ({teacher.size:,} ids in {teacher.folder}, "
         f"{student.size:,} in {student.folder}). {how}",
-        "The teacher's records name token ids: the student would learn the wrong words.",
+        "The teacher's records name token ids: the student would learn wrong tokens.",
         "Choose a student with the teacher's tokenizer, or --student from-teacher.",
     )
 

@@ -118,7 +118,7 @@ def plan_weights(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dt
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ModelError(
             f"The weights in {checkpoint.folder} do not fit the model: {'; '.join(problems[:_SHOWN])}{more}.",
-            "What is missing would be made up at random.",
+            "Missing weights would be randomly initialised.",
             "Check that config.json and the weights belong together, or fetch the model again.",
         )
     used = tuple(transform for transform in transforms if transform.was_used())

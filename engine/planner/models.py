@@ -73,7 +73,7 @@ def models_for(config: RunConfig, budget: Budget) -> Models:
         if value is None
     ]
     if missing or teacher is None or student is None:
-        raise SettingsError(missing, "Or let the planner pick: --use_recommended; or see it work first: --demo.")
+        raise SettingsError(missing, "Or let the planner choose: --use_recommended; or try the demo: --demo.")
     teacher_shape = describe(teacher, config.trust_remote_code)
     student_shape = teacher_shape if student == FROM_TEACHER else describe(student, config.trust_remote_code)
     if config.student_layers is not None and student == FROM_TEACHER:

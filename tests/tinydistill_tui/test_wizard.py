@@ -547,7 +547,7 @@ async def test_model_that_is_not_here_can_be_downloaded_and_the_refusal_is_said(
         assert "Downloading nobody/nothing-7b" in text_of(app)
         await until(pilot, lambda: "could not be downloaded" in text_of(app), "the refusal is said", 60)
         words = " ".join(text_of(app).split())
-        assert "nobody/nothing-7b is not on this machine, and HF_HUB_OFFLINE forbids to download it." in words
+        assert "nobody/nothing-7b is not on this machine, and HF_HUB_OFFLINE forbids downloading it." in words
 
 
 @pytest.mark.parametrize(("key", "goes_on"), [("s", False), ("g", True)])

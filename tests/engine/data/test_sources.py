@@ -109,8 +109,8 @@ def test_links_that_go_round_are_survived_and_nothing_is_read_twice(tmp_path: Pa
     (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
     assert texts(tmp_path) == ["text"]
     counts = skipped(tmp_path)
-    assert counts["folder that was met before (a link)"] == 1
-    assert counts["file that was met before (a link)"] == 1
+    assert counts["folder that was already read (a link)"] == 1
+    assert counts["file that was already read (a link)"] == 1
     assert counts["link that leads nowhere"] == 2
 
 
@@ -181,7 +181,7 @@ def test_bad_lines_of_a_text_are_left_out(tmp_path: Path, content: bytes, wanted
         (b"MZ\0\1\2", "binary file"),
         (b"PK\3\4 and more", "zip archive (unpack it first; a .docx, .xlsx or .epub has to be saved as text)"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer (git lfs pull fetches the file)"),
-        (b"%PDF-1.7 words", "PDF (take the text out of it first)"),
+        (b"%PDF-1.7 words", "PDF (extract its text first)"),
         (b"", "empty document"),
         (b" \n\t\n", "empty document"),
     ],
