@@ -39,4 +39,4 @@ def test_ctrl_c_twice_leaves_at_once_and_the_run_goes_on_from_there(tmp_path: Pa
     step = max(int(path.name[-8:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     resumed = run("--resume", "--output_dir", tmp_path / "run", "--steps", step + 5)
     assert resumed.returncode == 0, resumed.stderr
-    assert "stops by itself" in said or "Stopped" in said
+    assert "stops after its current step" in said or "Stopped" in said

@@ -159,7 +159,7 @@ def test_the_students_card_does_not_tell_where_things_lie_on_this_machine(finish
 
 def test_a_finished_run_that_is_resumed_says_so(finished, capsys):
     assert main(["--resume", "--output-dir", str(finished)]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_resuming_with_other_settings_names_those_that_differ(finished, capsys):
@@ -217,7 +217,7 @@ def test_scoring_once_and_training_later_from_a_shared_cache_never_loads_the_tea
     few, more = ["--samples", 20], ["--samples", 30]
     first = run(*common, *few, "--output_dir", tmp_path / "a", "--student_layers", 2, "--until", "teacher")
     assert first.returncode == 0, first.stderr
-    assert "Done as far as asked" in first.stdout
+    assert "Done up to --until" in first.stdout
     assert not (tmp_path / "a" / "student").exists()
     second = run(*common, *few, "--output_dir", tmp_path / "b", "--student_layers", 3, "--target", "ghost")
     assert second.returncode == 0, second.stderr

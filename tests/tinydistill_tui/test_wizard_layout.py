@@ -57,7 +57,7 @@ async def scenes(app, pilot):
     yield "name"
     await pilot.press("escape", "colon")
     await pilot.press(*"set epochs")
-    await until(pilot, lambda: "Times the student reads" in text_of(app), "the palette finds it")
+    await until(pilot, lambda: "Passes of the student" in text_of(app), "the palette finds it")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])

@@ -103,7 +103,7 @@ def test_any_flipped_bit_is_an_error_of_ours_or_is_left_to_the_checksum(tmp_path
 @pytest.mark.parametrize("content", [b"", b"not HDF5 at all", b"\x89HDF\r\n\x1a\n" + bytes(600)])
 def test_what_is_no_shard_is_said(tmp_path, content):
     (tmp_path / "a.h5").write_bytes(content)
-    with pytest.raises(DamagedShard, match="no whole HDF5 file"):
+    with pytest.raises(DamagedShard, match="not a complete HDF5 file"):
         Shard(tmp_path / "a.h5")
     with pytest.raises(DamagedShard, match="not there"):
         Shard(tmp_path / "b.h5")

@@ -62,7 +62,7 @@ def test_help_shows_every_setting_in_its_group():
     )
     for info in SETTINGS.values():
         assert f"--{info.name} " in done.stdout or f"--{info.name}\n" in done.stdout
-    assert "How much fits at a time" in done.stdout
+    assert "Memory and speed" in done.stdout
 
 
 def test_help_and_a_dry_run_load_no_heavy_library():

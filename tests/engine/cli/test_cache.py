@@ -104,7 +104,7 @@ def test_inspect_changes_nothing_not_even_what_is_damaged(cache, capsys):
 def test_verify_says_whole_and_exits_0(cache, capsys):
     assert main(["verify", str(cache)]) == 0
     assert "3 shards" in (shown := capsys.readouterr().out)
-    assert ": whole." in shown
+    assert ": complete." in shown
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.99])
@@ -113,7 +113,7 @@ def test_verify_names_the_damaged_shard_and_exits_4(cache, capsys, place):
     assert main(["verify", str(cache)]) == 4
     shown = capsys.readouterr().out
     assert "shard-00001.h5" in shown
-    assert "not whole" in shown
+    assert "damaged" in shown
     assert main(["verify", str(cache), "--json"]) == 4
     [found] = lines(capsys.readouterr().out)
     assert found["whole"] is False
@@ -123,7 +123,7 @@ def test_verify_names_the_damaged_shard_and_exits_4(cache, capsys, place):
 def test_verify_finds_a_shard_that_is_in_the_journal_and_not_there(cache, capsys):
     (cache / "shard-00000.h5").unlink()
     assert main(["verify", str(cache)]) == 4
-    assert "shard-00000.h5 is damaged (it is not there)" in capsys.readouterr().out
+    assert "shard-00000.h5 is damaged (it is missing)" in capsys.readouterr().out
 
 
 def test_verify_finds_records_that_were_written_wrong(tmp_path, capsys):
@@ -229,8 +229,8 @@ def test_a_folder_without_records_is_a_wrong_request(tmp_path, capsys, command):
     ("words", "said"),
     [
         (["inspect", "x", "--tokeniser", "y"], "did you mean --tokenizer"),
-        (["gc", "x", "--older-than", "soon"], "30d, 12h or 4w is accepted"),
-        (["gc", "x", "--keep", "-1"], "0 or more is accepted"),
+        (["gc", "x", "--older-than", "soon"], "expected 30d, 12h or 4w"),
+        (["gc", "x", "--keep", "-1"], "expected 0 or more"),
         (["destroy", "x"], "invalid choice"),
         ([], "required"),
         (["inspect"], "required"),

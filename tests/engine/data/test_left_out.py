@@ -177,7 +177,7 @@ def test_a_run_ends_with_2_and_goes_with_what_its_message_names(tmp_path: Path, 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 2), ("", 2)])
 def test_a_person_is_asked(tmp_path: Path, request_words: list[object], answer: str, code: int) -> None:
     with terminal(["--no-tui", *map(str, request_words)], size=(200, 40)) as screen:
-        screen.wait_for("Go on without what is left out? [y/N]", 120)
+        screen.wait_for("Continue without the documents that are left out? [y/N]", 120)
         screen.type(f"{answer}\r")
         assert screen.wait(120) == code
     assert (tmp_path / "run").exists() == (code == 0)
@@ -194,7 +194,7 @@ def test_what_only_the_first_phase_finds_is_asked_for_then(tmp_path: Path) -> No
     words: list[object] = ["--no-tui", "--teacher", model, "--student", "from-teacher"]
     words += ["--student_layers", 1, "--data", data, "--output_dir", tmp_path / "run", *QUICK, "--device", "cpu"]
     with terminal([str(word) for word in [*words, "--steps", "1", "--until", "prepare"]], size=(200, 40)) as screen:
-        screen.wait_for("Go on without what is left out? [y/N]", 120)
+        screen.wait_for("Continue without the documents that are left out? [y/N]", 120)
         screen.type("y\r")
         assert screen.wait(120) == 0
     assert told(tmp_path / "run")[-1]["message"].startswith("222 of 300 conversations left out")

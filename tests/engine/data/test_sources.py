@@ -466,7 +466,7 @@ def test_empty_folder_and_folder_without_text_are_told_apart(tmp_path: Path) -> 
 
 def test_kind_of_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    with pytest.raises(DataError, match="not a kind of file") as caught:
+    with pytest.raises(DataError, match="not a supported file type") as caught:
         source(tmp_path / "a.pdf")
     assert ".jsonl" in caught.value.todo
 

@@ -226,7 +226,7 @@ CAUSES = {
     "too many": (429, {}, "too many requests came from here (429)"),
     "fault": (500, {}, "a fault of its own (500)"),
     "busy": (503, {}, "a fault of its own (503)"),
-    "nonsense": (200, {}, "the answer makes no sense"),
+    "nonsense": (200, {}, "the answer is invalid"),
 }
 
 

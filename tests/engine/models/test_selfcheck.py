@@ -65,7 +65,7 @@ def test_a_difference_of_rounding_is_told_and_a_larger_one_refused(
         monkeypatch.setattr(StreamedTeacher, "_run", run)
 
     off_by(1e-6 if dtype == torch.float32 else 5e-3)
-    assert "not the same to the last bit" in StreamedTeacher(folder, dtype=dtype, device=CPU).note
+    assert "not bit-identical" in StreamedTeacher(folder, dtype=dtype, device=CPU).note
     for share in (0.05, float("nan")):
         off_by(share)
         with pytest.raises(ModelError, match="differs after 2 layers when its layers are streamed"):

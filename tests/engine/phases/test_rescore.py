@@ -86,7 +86,7 @@ def test_verify_tells_of_it_and_exits_4(honest, false, capsys):
     assert "3 rows" in capsys.readouterr().out
     assert main(["verify", str(false)]) == 0
     assert main(["verify", str(false), "--rescore", "3"]) == 4
-    assert "The teacher says something else now" in capsys.readouterr().out
+    assert "The teacher gives other records now" in capsys.readouterr().out
 
 
 def test_another_teacher_than_the_manifest_names_is_refused(honest, teachers):
