@@ -19,17 +19,27 @@ _IGNORANT, _DOUBTFUL = 0.97, 0.75
 
 
 def gap_closed(teacher: float, before: float, chance: float | None, after: float) -> float | None:
-    """Share of the way from chance to the teacher's hold-out loss at which a student has arrived.
+    """Share of the way to the teacher's hold-out loss, from the better of the student's beginning and chance.
 
-    1 is the teacher's own loss, 0 that of a model that counts tokens, below 0 worse. From the same data, of two
-    students the one with the higher loss never has the higher share, whatever they began with. A share measured from a
-    student's own beginning, where that is better than chance, cannot keep this order: of two students with one loss,
-    the one that began worse would have the higher share. So the beginning counts only where chance is not known.
+    1 is the teacher's own loss, 0 no gain, below 0 worse. A student that begins below chance, as most cuts do, gets no
+    credit for what counting tokens would give. Students that begin above chance are compared by :func:`skill`: of two
+    with one loss, the one that began worse has gone the longer way.
 
     Returns:
-        None where chance (or the beginning, in its place) is at the teacher's loss or below it.
+        None where the beginning was at the teacher's loss or below it.
     """
-    return _way(before if chance is None else chance, after, teacher)
+    return _way(before if chance is None else min(before, chance), after, teacher)
+
+
+def skill(teacher: float, chance: float, after: float) -> float | None:
+    """Share of the way from chance to the teacher's hold-out loss at which a student has arrived.
+
+    From the same data, the student with the higher loss never has the higher share, whatever each began with.
+
+    Returns:
+        None where chance is at the teacher's loss or below it.
+    """
+    return _way(chance, after, teacher)
 
 
 def _way(start: float, now: float, goal: float) -> float | None:
@@ -84,14 +94,15 @@ def details(report: Mapping[str, Any]) -> list[str]:
     ranges = report.get("intervals") or {}
     said = []
     if (share := report.get("gap_closed")) is not None:
-        start = f"chance ({chance:.2f})" if chance is not None else f"its beginning ({before:.2f})"
-        sure = own = ""
+        from_chance = chance is not None and chance < before
+        start = f"chance ({chance:.2f})" if from_chance else f"its beginning ({before:.2f})"
+        sure = whole = ""
         if "gap_closed" in ranges:
             low, high = ranges["gap_closed"]
             sure = f", 95% between {low:.0%} and {high:.0%}"
-        if chance is not None and before < chance and (gained := _way(before, after, teacher)) is not None:
-            own = f"; from its beginning ({before:.2f}) it went {gained:.0%}"
-        said.append(f"Its loss went {share:.0%} of the way from {start} to its teacher ({teacher:.2f}){sure}{own}.")
+        if chance is not None and not from_chance and (arrived := skill(teacher, chance, after)) is not None:
+            whole = f"; from chance ({chance:.2f}) it is {arrived:.0%}"
+        said.append(f"Its loss went {share:.0%} of the way from {start} to its teacher ({teacher:.2f}){sure}{whole}.")
     if (doubt := doubts(teacher, chance)) is not None:
         said.append(doubt)
     labels = (report.get("compare") or {}).get("labels")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.verdict import details, doubts, gap_closed, gap_of, headline, in_a_word, is_success
+from engine.verdict import details, doubts, gap_closed, gap_of, headline, in_a_word, is_success, skill
 
 losses = st.floats(min_value=0.0, max_value=20.0, allow_nan=False)
 
@@ -19,26 +19,27 @@ def report(teacher=3.43, before=14.01, after=5.99, chance=6.8, kl=2.81, top1=0.2
     return found | {"gap_closed": gap_of(found)} | more
 
 
+@given(losses, losses, losses, losses, losses)
+def test_a_worse_student_never_gets_a_higher_gap_closed_from_the_same_data(teacher, chance, before, one, other):
+    """The same beginning and chance: the one with the higher loss has the lower share."""
+    better, worse = sorted((one, other))
+    high, low = (gap_closed(teacher, before, chance, after) for after in (better, worse))
+    assert (high is None) == (low is None)
+    assert high is None or low is None or low <= high
+
+
 @given(losses, losses, st.lists(st.tuples(losses, losses), min_size=2, max_size=6))
-def test_a_worse_student_never_gets_a_higher_gap_closed_from_the_same_data(teacher, chance, students):
-    """Whatever each of them began with, above chance and below it."""
-    shares = [(after, gap_closed(teacher, before, chance, after)) for before, after in students]
-    assert len({share is None for _, share in shares}) == 1
+def test_students_that_begin_below_chance_are_ordered_by_their_loss_whatever_they_began_with(teacher, chance, students):
+    shares = [(after, gap_closed(teacher, chance + below, chance, after)) for below, after in students]
     known = sorted(((after, share) for after, share in shares if share is not None), reverse=True)
     assert [share for _, share in known] == sorted(share for _, share in known)
 
 
-@given(losses, losses, losses, losses)
-def test_students_with_one_loss_have_one_gap_closed(teacher, chance, before, after):
-    assert gap_closed(teacher, before, chance, after) == gap_closed(teacher, chance, chance, after)
-
-
-@given(losses, losses, losses, losses)
-def test_where_chance_is_not_known_the_way_is_from_the_beginning(teacher, before, one, other):
-    better, worse = sorted((one, other))
-    high, low = (gap_closed(teacher, before, None, after) for after in (better, worse))
-    assert (high is None) == (low is None) == (before - teacher <= 1e-6)
-    assert high is None or low is None or low <= high
+@given(losses, losses, st.lists(losses, min_size=2, max_size=6))
+def test_skill_is_in_the_order_of_losses(teacher, chance, students):
+    shares = [skill(teacher, chance, after) for after in sorted(students, reverse=True)]
+    assert len({share is None for share in shares}) == 1
+    assert None in shares or shares == sorted(shares)
 
 
 def test_three_cuts_of_one_teacher_come_in_the_order_of_their_losses():
@@ -74,8 +75,8 @@ def test_usual_first_sentences_fit_a_line():
 def test_where_the_way_began_is_told():
     assert "from chance (6.80) to its teacher (3.43)" in details(report())[0]
     began_better = details(report(before=5.0, after=4.0))[0]
-    assert "83% of the way from chance (6.80) to its teacher (3.43)" in began_better
-    assert began_better.endswith("; from its beginning (5.00) it went 64%.")
+    assert "64% of the way from its beginning (5.00) to its teacher (3.43)" in began_better
+    assert began_better.endswith("; from chance (6.80) it is 83%.")
     assert "from its beginning (5.00) to its teacher" in details(report(before=5.0, after=4.0, chance=None))[0]
     sure = details(report(intervals={"gap_closed": [0.2, 0.3]}))[0]
     assert sure.endswith(", 95% between 20% and 30%.")
