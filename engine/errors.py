@@ -32,6 +32,7 @@ from typing import ClassVar
 
 EXIT_OUT_OF_MEMORY = 75  # between a phase and its supervisor only: memory ran out, try with less
 EXIT_TOKENS_DAMAGED = 77  # likewise: tokens.h5 is not what was written, make it again
+EXIT_OVERFLOWED = 78  # likewise: the planner's fp16 is too narrow for the teacher, try fp32
 EXIT_RECORDS_MISSING = 76  # likewise: records that the journal promised are not whole, score them again
 
 _LONGEST_SHOWN = 200  # characters of a value in a message

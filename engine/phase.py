@@ -24,8 +24,10 @@ from engine import last_word, preloaded
 from engine.disk.files import NO_ROOM, no_room
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
+    EXIT_OVERFLOWED,
     EXIT_RECORDS_MISSING,
     EXIT_TOKENS_DAMAGED,
+    BadNumbers,
     RecordsMissing,
     RequestError,
     Stopped,
@@ -87,10 +89,18 @@ def _say(error: Exception, name: str, run: Run, events: EventWriter) -> int:
     if isinstance(error, RecordsMissing):
         events.log("warning", error.paragraph(), "records-missing")
         return EXIT_RECORDS_MISSING
+    if isinstance(error, BadNumbers) and _has_more_range(name, run):
+        events.log("warning", error.paragraph(), "overflowed")
+        return EXIT_OVERFLOWED
     events.text(traceback.format_exc())
     said = error if isinstance(error, TinyDistillError) else _in_our_words(error, name, run)
     events.write("error", what=said.what, why=said.why, todo=said.todo or _default_todo(said, run))
     return said.exit_code
+
+
+def _has_more_range(name: str, run: Run) -> bool:
+    """Whether the teacher works in fp16, which overflows above 65,504, and nobody asked for that."""
+    return name == "teacher" and run.settings.precision == "fp16" and "precision" not in run.info["asked"]
 
 
 def _body(name: str) -> Callable[[Run, EventWriter, PhaseControl], None]:

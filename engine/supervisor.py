@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from engine.config import RunConfig
 from engine.disk import file_lock
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
+    EXIT_OVERFLOWED,
     EXIT_RECORDS_MISSING,
     EXIT_TOKENS_DAMAGED,
     CorruptState,
@@ -239,6 +241,8 @@ class Supervisor:
                 )
             elif code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
                 self._back_off(phase, killed=code < 0)
+            elif code == EXIT_OVERFLOWED and self.run.settings.precision == "fp16":
+                self._use_fp32()
             elif code in (2, 3, 4):
                 raise _AlreadySaid(code)
             elif tells_out_of_memory(self._last_words):
@@ -264,6 +268,15 @@ class Supervisor:
                 "Put the text back as it was and resume, or start a new run; with --cache_dir it takes the records of "
                 "the rows that are the same.",
             )
+
+    def _use_fp32(self) -> None:
+        """Begin the teacher again in fp32; its records in fp16 are of another number format, and are not mixed."""
+        change = {"from": "fp16", "to": "fp32"}
+        self._events.write("back_off", phase="teacher", reason="the teacher overflows", field="precision", **change)
+        if not self.run.settings.cache_dir:  # a shared folder has one for each format
+            shutil.rmtree(self.run.cache_path, ignore_errors=True)
+        self.run.info["settings"]["precision"] = "fp32"
+        self.run.save()
 
     def _back_off(self, phase: str, *, killed: bool) -> None:
         step = backoff.next_step(phase, self.run.settings, self._head_blocks())

@@ -220,6 +220,10 @@ class _Devices(TorchFunctionMode):
             self._counts.syncs[_line()] += 1
         if func is Tensor.to:
             return self._to(args, kwargs)
+        if func is torch.mm and "out_dtype" in kwargs:
+            if self._can_little or not is_on_gpu(args[0]):
+                raise NotThere("this device has no product that is summed in another format")
+            return torch.mm(*(factor.to(kwargs["out_dtype"]) for factor in args))
         pins = kwargs.pop("pin_memory", False)
         if pins and self._can_little:
             raise NotThere(f"memory cannot be pinned for this device, at {_line()}")

@@ -160,6 +160,18 @@ def host_bytes(size: int, *, pinned: bool) -> Tensor:
     return torch.empty(size, dtype=torch.uint8)
 
 
+@functools.cache
+def sums_halves_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of two matrices in half precision can be had in float32, as it was summed. Tried once."""
+    if kind_of(device).is_host or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    try:
+        ones = torch.ones((16, 16), dtype=dtype, device=device)
+        return bool(torch.mm(ones, ones, out_dtype=torch.float32).dtype == torch.float32)
+    except (TypeError, RuntimeError):  # torch before 2.8, or a device without such a kernel
+        return False
+
+
 def exact(tensor: Tensor) -> Tensor:
     """The numbers in float64: where they are, or on the CPU where the device has no float64 (MPS).
 

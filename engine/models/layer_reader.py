@@ -155,8 +155,9 @@ class LayerReader:
                     coming = None
                 else:  # nothing is in use just now
                     slot = self._slots[0]
-                    for unused in self._slots[1:]:
-                        unused.release()
+                    if self._copy_stream is None or not self.prefetch:
+                        for unused in self._slots[1:]:
+                            unused.release()
                     weights = self._load(index, slot)
                 if self.prefetch and index + 1 < last:
                     # Chosen here, not by the thread: prefetching may have been off or on when this layer was read.

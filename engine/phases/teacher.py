@@ -33,6 +33,7 @@ from engine.run import Run
 from engine.verdict import doubts
 
 _JUDGED_ROWS = 16
+_STREAMED_TOKENS = 12
 
 if TYPE_CHECKING:
     import torch
@@ -319,12 +320,15 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
         return whole_rows(ids)[:, ids.shape[1] - 1]
 
     last = GrowingRows(teacher.model, whole_rows) if isinstance(teacher, ResidentTeacher) else last_of_whole_rows
+    # Each token of a streamed teacher is a pass over all its layers, from the disk.
+    most = most_new_tokens(tokens)
+    most = most if isinstance(teacher, ResidentTeacher) else min(most, _STREAMED_TOKENS)
     texts = continuations(
         lambda ids: teacher.logits(last(ids)),
         holdout_prompts(tokens),
         vocab_size=tokens.vocab_size,
         end_ids=tokens.end_ids,
         seed=seed,
-        max_new_tokens=most_new_tokens(tokens),
+        max_new_tokens=most,
     )
     write_atomic(path, json.dumps(texts))

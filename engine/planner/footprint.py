@@ -32,6 +32,9 @@ SPARED = 0.95
 _CUDA_RAM = 900 * MIB
 CUDA_CONTEXT = 600 * MIB
 _CONTEXT_GROWTH = 64 * MIB
+# Scratch memory of the libraries that multiply matrices (8 MiB a handle and stream, 32 MiB on a data centre's GPU), and
+# what is lost as the allocator takes memory in pieces of 2 and 20 MiB. Not measured yet.
+_WORKSPACES = 64 * MIB
 
 
 def context_bytes_on(gpu: Gpu | None) -> int:
@@ -156,7 +159,7 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     # scored positions are gathered beside it.
     waiting = (wave if setting.layer_by_layer else tokens) * shape.hidden_size * number
     gathered = 2 * tokens * shape.hidden_size * number
-    in_layers = _forward_bytes(shape, setting.batch, setting.sequence_length, number)
+    in_layers = _forward_bytes(shape, setting.batch, setting.sequence_length, number, _is_unfused(shape, setting))
     chunk = head_chunk_tokens(shape.vocab_size, device=setting.device)
     blocks = chunk * shape.vocab_size * (4 * _TEACHER_BLOCKS + (number if number < 4 else 0))
     blocks += chunk * min(setting.record_size, shape.vocab_size) * _DRAW_BYTES
@@ -182,6 +185,11 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
             parts["other"] += shape.embedding * number
     if setting.device.is_host:
         return Footprint(parts, sum(parts.values()), mapped)
+    parts["other"] += _WORKSPACES
+    if setting.quantization != "none":  # a matrix is unpacked before it is multiplied
+        parts["other"] += max(1, layer // 3) * number
+    if offloaded:  # one state is on its way out, and the next one on its way in
+        parts["activations"] += 2 * tokens * shape.hidden_size * number
     if setting.layer_by_layer:
         staging = 2 * layer * shape.stored_bytes
     else:
@@ -279,6 +287,7 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         parts["other"] += _KEPT_FREE + int(_HOLES * comes_and_goes + _EMBEDDING_HOLE * embedding)
     if setting.device.is_host:
         return Footprint(parts, sum(parts.values()))
+    parts["other"] += _WORKSPACES
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
 
 
@@ -324,17 +333,28 @@ def _interpreter_bytes(shape: ModelShape) -> int:
     return _INTERPRETER + shape.num_layers * _MODULES_OF_LAYER
 
 
-def _attention_scores(shape: ModelShape, batch: int, length: int, number: int) -> int:
-    return batch * shape.num_heads * length * length * number if shape.model_type in _FULL_ATTENTION else 0
+def _attention_scores(shape: ModelShape, batch: int, length: int, number: int, is_unfused: bool) -> int:
+    is_full = shape.model_type in _FULL_ATTENTION or is_unfused
+    return batch * shape.num_heads * length * length * number if is_full else 0
 
 
-def _forward_bytes(shape: ModelShape, batch: int, length: int, number: int) -> int:
+def _is_unfused(shape: ModelShape, setting: TeacherSetting | StudentSetting) -> bool:
+    """Whether torch's attention builds the whole matrix of scores on a GPU.
+
+    Its fused kernels take grouped queries in half precision alone, and NVIDIA's before capability 8.0, which are the
+    ones that fp16 is planned for, have none for them in fp16 either.
+    Source: https://github.com/pytorch/pytorch/pull/181528, https://github.com/huggingface/transformers/issues/48633
+    """
+    return not setting.device.is_host and shape.num_kv_heads < shape.num_heads and setting.precision != "bf16"
+
+
+def _forward_bytes(shape: ModelShape, batch: int, length: int, number: int, is_unfused: bool) -> int:
     """One layer's temporaries without gradients: the widest moment is in attention or in the MLP."""
     tokens = batch * length
     hidden, inner = shape.hidden_size, shape.intermediate_size
     attention = 2 * hidden + 2 * shape.attention_width
     mlp = 3 * hidden + (3 if shape.mlp_matrices > 2 else 2) * inner
-    return int(tokens * number * max(attention, mlp)) + 2 * _attention_scores(shape, batch, length, number)
+    return int(tokens * number * max(attention, mlp)) + 2 * _attention_scores(shape, batch, length, number, is_unfused)
 
 
 def _layer_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
@@ -356,7 +376,7 @@ def _layer_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int
     inner_copies = 4 if gated else 2
     if shape.model_type in _LONG_ACTIVATION:
         inner_copies += 3
-    scores = 3 * _attention_scores(shape, setting.batch, setting.sequence_length, number)
+    scores = 3 * _attention_scores(shape, setting.batch, setting.sequence_length, number, _is_unfused(shape, setting))
     return tokens * (norms + attention + number * inner_copies * inner) + scores
 
 

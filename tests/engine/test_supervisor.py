@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from engine import hardware, supervisor
-from engine.errors import EXIT_OUT_OF_MEMORY, OutOfMemory, PhaseDied
+from engine import phase as phase_module
+from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, OutOfMemory, PhaseDied
 from engine.events import EventWriter, read_events
 from engine.machine import gpu_check
 from engine.run import Run
@@ -267,3 +268,31 @@ def test_a_phase_sees_the_gpu_of_the_plan_alone(tmp_path, monkeypatch):
     assert "PYTORCH_ALLOC_CONF" not in supervisor.phase_environment(run)
     monkeypatch.setattr(gpu_check, "find_gpus", lambda: ((replace(gpus[0], uuid="cuda:0"),), ""))
     assert "CUDA_VISIBLE_DEVICES" not in supervisor.phase_environment(make_run(tmp_path / "other", device="cuda:0"))
+
+
+def test_a_teacher_that_overflows_in_the_planners_fp16_begins_again_in_fp32(run, monkeypatch):
+    run.info["settings"]["precision"] = "fp16"
+    run.info["asked"].pop("precision", None)
+    run.save()
+    run.cache_path.mkdir()
+    (run.cache_path / "manifest.json").write_text("{}")
+    error, events = BadNumbers("NaN", "", ""), EventWriter(run.events_path)
+    assert phase_module._say(error, "teacher", run, events) == EXIT_OVERFLOWED
+    seen = phase_that_ends_with(run, monkeypatch, [EXIT_OVERFLOWED, 0], [3, 3, 3])
+    seen._run_phase("teacher")
+    assert Run.open(run.path).settings.precision == "fp32"
+    assert not run.cache_path.exists(), "its records are of another format"
+    (change,) = told(run, "back_off")
+    assert (change["field"], change["to"]) == ("precision", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("phase", "precision", "asked"), [("teacher", "fp16", True), ("teacher", "fp32", False), ("student", "fp16", False)]
+)
+def test_numbers_that_are_bad_in_a_format_that_stays_end_the_run(run, phase, precision, asked):
+    run.info["settings"]["precision"] = precision
+    run.info["asked"].pop("precision", None)
+    if asked:
+        run.info["asked"]["precision"] = precision
+    error = BadNumbers("NaN", "", "")
+    assert phase_module._say(error, phase, run, EventWriter(run.events_path)) == BadNumbers.exit_code

@@ -17,7 +17,6 @@ from engine.phases.prepare import run_prepare
 from engine.phases.student import run_student
 from engine.phases.teacher import run_teacher
 from engine.run import Run
-from engine.student.generate import continuations
 from tests.engine.test_run import make_run
 from tests.pretend_gpu import Counts, pretend_gpu
 from tests.tiny import tiny_model, tiny_texts
@@ -56,7 +55,8 @@ def student_of(family: str) -> Path:
 @pytest.fixture(autouse=True)
 def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A streamed teacher takes a pass over its layers for each token that it goes on with."""
-    monkeypatch.setitem(continuations.__kwdefaults__, "max_new_tokens", 3)
+    monkeypatch.setattr("engine.student.generate.MOST_NEW_TOKENS", 3)
+    monkeypatch.setattr("engine.phases.teacher._STREAMED_TOKENS", 2)
 
 
 @pytest.fixture(scope="module")

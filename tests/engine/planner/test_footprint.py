@@ -89,5 +89,27 @@ def test_hidden_states_that_leave_a_gpu_wait_in_pieces_of_a_power_of_two() -> No
     setting = TeacherSetting(4, 128, "fp16", layer_by_layer=True, device=Device.of("cuda:0"), total_tokens=2048)
     kept = teacher_footprint(shape, setting)
     moved = teacher_footprint(shape, replace(setting, cpu_offload=True))
-    assert kept.parts["activations"] - moved.parts["activations"] == 2048 * 768 * 2
+    assert kept.parts["activations"] - moved.parts["activations"] == (2048 - 2 * 4 * 128) * 768 * 2
     assert moved.ram_bytes - kept.ram_bytes == 4 * 2**20  # four micro-batches of 768 KiB
+
+
+def test_grouped_queries_in_fp32_have_all_their_scores_on_a_gpu() -> None:
+    """torch's fused attention takes grouped queries in half precision alone."""
+    grouped = replace(PYTHIA_410M, num_kv_heads=4)
+    for device, precision, is_whole in (
+        ("cuda:0", "fp32", True),
+        ("cuda:0", "fp16", True),
+        ("cuda:0", "bf16", False),
+        ("cpu", "fp32", False),
+    ):
+        setting = StudentSetting(16, 1, 512, precision, True, "adamw", device=Device.of(device))
+        scores = 3 * setting.batch * grouped.num_heads * setting.sequence_length**2
+        each = [student_footprint(shape, setting).parts["activations"] for shape in (PYTHIA_410M, grouped)]
+        assert (each[1] - each[0] > scores) is is_whole, (device, precision)
+
+
+def test_libraries_have_room_on_a_gpu() -> None:
+    there = replace(TEACHER, device=Device.of("cuda:0"), layer_by_layer=True)
+    plain, nf4 = (teacher_footprint(PYTHIA_410M, replace(there, quantization=kind)) for kind in ("none", "nf4"))
+    assert plain.parts["other"] >= 64 * MIB
+    assert nf4.parts["other"] > plain.parts["other"], "a matrix is unpacked before it is multiplied"

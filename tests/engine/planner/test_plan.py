@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from engine.cli import arguments
 from engine.config import RunConfig
 from engine.errors import DoesNotFit, SettingsError
+from engine.hardware import Gpu
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import PARTS, Plan, plan
 from engine.planner import models as planner_models
 from engine.planner.demo import DEMO_SETTINGS
+from engine.planner.footprint import _WORKSPACES
 from engine.planner.reasons import NOT_CHOICES
 from engine.planner.summary import cautions
 from tests.engine.data.small_data import write_chats
@@ -295,8 +298,37 @@ def test_on_a_gpu_memory_and_main_memory_are_told_apart(text: Path) -> None:
     planned = _plan(text, hardware=computer(gpus=(BIG_GPU,)), device="cuda:1")
     assert planned.settings.precision == "bf16"
     for phase in planned.predicted.values():
-        assert phase.parts["other"] == 0
+        assert phase.parts["other"] == _WORKSPACES
         assert phase.ram_bytes != phase.peak_bytes
+
+
+TURING = Gpu(0, "GTX 1650", 4 * GIB, 3 * GIB, "580.65", "7.5", good_formats=("bf16", "fp16"))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "fp16_rate", "expected"),
+    [
+        (TURING, 6e12, "fp16"),
+        (TURING, 3.5e12, "fp32"),  # hardly faster
+        (replace(TURING, good_formats=("bf16",)), 6e12, "fp32"),  # its products were wrong
+        (replace(TURING, good_formats=()), 6e12, "fp32"),  # not tried
+        (replace(TURING, capability="8.6"), 6e12, "bf16"),
+        (replace(TURING, capability="8.6", good_formats=("fp16",)), 6e12, "fp32"),  # bf16 is wrong there
+        (replace(TURING, capability="", kind="xpu"), 3e12, "bf16"),
+        (replace(TURING, capability="", kind="mps", good_formats=()), 3e12, "bf16"),
+    ],
+)
+def test_the_number_format_of_a_gpu(text: Path, gpu: Gpu, fp16_rate: float, expected: str) -> None:
+    rates = {"fp32_small": 3e12, "fp32_large": 3e12, "bf16_small": 6e12, "bf16_large": 6e12}
+    rates |= {"fp16_small": fp16_rate, "fp16_large": fp16_rate}
+    machine = replace(RATES, gemm_flops=rates, device=gpu.device)
+    config = RunConfig(
+        teacher=str(tiny_model("llama")), student="from-teacher", data=str(text), device=gpu.device, samples=8
+    )
+    planned = plan(config, hardware=computer(gpus=(gpu,)), machine=machine)
+    assert planned.settings.precision == expected
+    reason = next(choice.reason for choice in planned.choices if choice.field == "precision")
+    assert ("fp32 is used instead" in reason) == (expected == "fp16")
 
 
 def test_precision_follows_what_was_measured(text: Path) -> None:
