@@ -240,7 +240,7 @@ class _Slice:
         decoder, dtype = self.tensor.decoder, getattr(torch, self.tensor.dtype)
         assert decoder is not None
         width = math.prod(self.tensor.shape[1:])
-        at_a_time = max(1, _COPY_BYTES // 4 // max(1, width)) if decoder.step <= width else self.tensor.shape[0]
+        at_a_time = max(1, _COPY_BYTES // 4 // max(1, width), decoder.step // max(1, width))
         for start in range(0, self.tensor.shape[0], at_a_time):
             end = min(start + at_a_time, self.tensor.shape[0])
             block = decoder.values(read_bytes, start * width, (end - start) * width).reshape(end - start, width)

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import ModelError, shown_value
-from engine.models.gguf.folder import folder_of_gguf, gguf_in
+from engine.models.gguf.folder import folder_of_gguf
 from engine.models.gguf.header import is_gguf
+from engine.models.weight_files import plain_folder
 
 # The files beside the weights that a run reads, all at the top of a repository, which may hold other formats as well.
 _WANTED = (
@@ -34,7 +35,8 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def resolve_model(path_or_id: str | Path) -> Path:
     """The folder of a model that is on this machine; nothing is downloaded.
 
-    For a GGUF file, or a folder that holds one, it is a folder that stands for it (:mod:`engine.models.gguf.folder`).
+    For a GGUF file, quantised weights and a text model in a wrapper, it is a folder that stands for them: see
+    :mod:`engine.models.stand_in`.
 
     Args:
         path_or_id: a folder, a GGUF file, or a Hugging Face id such as ``EleutherAI/pythia-410m``.
@@ -52,7 +54,7 @@ def resolve_model(path_or_id: str | Path) -> Path:
             f"There is no folder {shown_value(text)}.", f"{reason}.", "Name a model's folder, or a Hugging Face id."
         ) from None
     if is_folder:
-        return _folder_or_gguf(path)
+        return plain_folder(path)
     if is_file:
         if path.suffix == ".gguf" or is_gguf(path):
             return folder_of_gguf(path)
@@ -70,13 +72,7 @@ def resolve_model(path_or_id: str | Path) -> Path:
             _what_is_cached(text),
             "Name a model's folder, or let the model be downloaded once while the machine is online.",
         )
-    return _folder_or_gguf(snapshot)
-
-
-def _folder_or_gguf(folder: Path) -> Path:
-    """The folder; where it holds a GGUF file and no other weights, the folder that stands for that file."""
-    found = gguf_in(folder)
-    return folder if found is None else folder_of_gguf(found)
+    return plain_folder(snapshot)
 
 
 def is_hub_id(text: str) -> bool:

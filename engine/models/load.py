@@ -156,11 +156,11 @@ def _read_plainly(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
     They are as they are stored, and matrices that had to be dequantised in ``dtype``: none is there twice.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint, is_elsewhere = Checkpoint(folder), is_decoded(folder)
     try:
         weights = {}
         for name, info in checkpoint.tensors.items():
-            is_matrix = info.decoder is not None and len(info.shape) > 1
+            is_matrix = is_elsewhere and len(info.shape) > 1 and checkpoint.dtype(name).is_floating_point
             weights[name] = torch.empty(info.shape, dtype=dtype if is_matrix else checkpoint.dtype(name))
             checkpoint.read(name, weights[name])
         return weights

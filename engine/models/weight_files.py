@@ -1,14 +1,29 @@
-"""The weights of a model's folder, whatever files they are in: tensors by name, with how their bytes become numbers.
+"""The weights of a model, whatever files they are in: tensors by name, with how their bytes become numbers.
 
 This is the one place that knows which formats there are. Reads headers and no weights, and knows nothing of torch.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
-from engine.models.gguf.folder import gguf_tensors, stands_for_gguf
-from engine.models.headers import TensorInfo, read_safetensors
+from engine.models.gguf import folder as gguf_folder
+from engine.models.headers import TensorInfo, read_json, read_safetensors
+from engine.models.known import causal_lm_types
+from engine.models.quantised import can_decode, decoded_tensors
+from engine.models.stand_in import source_of, stand_in
+from engine.models.wrapper import text_config, text_tensors
+
+_CONFIG = "config.json"
+_SAFETENSORS = "safetensors"
+# Beside the weights: what a stand-in takes along.
+_BESIDE = (
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "*.model", "*.tiktoken", "tekken.json", "chat_template*", "LICENSE*", "NOTICE*",
+)  # fmt: skip
 
 
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -17,13 +32,56 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     Raises:
         ModelError: there are no weights, or a file is missing, cut short, or not what it says it is.
     """
-    return gguf_tensors(folder) if stands_for_gguf(folder) else read_safetensors(folder)
+    source = source_of(folder)
+    if source is None:
+        return read_safetensors(folder)
+    if source["kind"] == gguf_folder.KIND:
+        return gguf_folder.gguf_tensors(folder, Path(next(iter(source["files"]))))
+    tensors = read_safetensors(Path(source["folder"]))
+    if source["quantization"] is not None:
+        tensors = decoded_tensors(tensors, source["quantization"], source["folder"])
+    return text_tensors(tensors) if source["is_wrapper"] else tensors
 
 
 def is_decoded(folder: Path) -> bool:
-    """Whether a model's weights are quantised, or kept in an order of their own, so that transformers cannot map them.
+    """Whether transformers cannot load a folder's weights by itself: they are quantised, or somewhere else.
 
     Raises:
         ModelError: as :func:`read_tensors`.
     """
-    return any(tensor.decoder is not None for tensor in read_tensors(folder).values())
+    return source_of(folder) is not None
+
+
+def plain_folder(folder: Path) -> Path:
+    """The folder itself; a stand-in where it holds a GGUF file, a text model in a wrapper, or quantised weights.
+
+    What cannot be read is left to :func:`engine.models.spec.read_spec`, which says why.
+
+    Raises:
+        ModelError: config.json or a GGUF file is damaged.
+    """
+    found = gguf_folder.gguf_in(folder)
+    if found is not None:
+        return gguf_folder.folder_of_gguf(found)
+    if source_of(folder) is not None or not (folder / _CONFIG).is_file():
+        return folder
+    config = read_json(folder / _CONFIG)
+    text = text_config(config, causal_lm_types())
+    plain = dict(config if text is None else text)
+    quantization = plain.pop("quantization_config", None)
+    if not isinstance(quantization, dict):
+        quantization = None
+    if (text is None and quantization is None) or (quantization is not None and not can_decode(quantization)):
+        return folder
+    beside = sorted({file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file()})
+
+    def make(out: Path) -> dict[str, Any]:
+        if text is not None:  # which of a wrapper's two configurations counts differs between families
+            there = text_tensors(read_safetensors(folder))
+            plain["tie_word_embeddings"] = not any(name.startswith("lm_head.") for name in there)
+        for file in beside:
+            shutil.copyfile(file, out / file.name)
+        (out / _CONFIG).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        return {"folder": str(folder.absolute()), "quantization": quantization, "is_wrapper": text is not None}
+
+    return stand_in(folder.resolve().name, _SAFETENSORS, [folder / _CONFIG, *beside], make)

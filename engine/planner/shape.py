@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.models.spec import ModelSpec
+from engine.models.weight_files import is_decoded
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The matrix of query, key and value together, and the bias of a norm, under the names that they have in checkpoints.
@@ -107,7 +108,6 @@ class ModelShape:
 
 def shape_of(spec: ModelSpec) -> ModelShape:
     """The sizes in a model's description."""
-    is_decoded = any(tensor.decoder is not None for tensor in spec.tensors.values())
     return ModelShape(
         name=spec.name,
         hidden_size=spec.hidden_size,
@@ -122,7 +122,7 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         other=spec.other_parameters,
         stored_bytes=DTYPE_BYTES.get(spec.dtype, 4),
         # Dequantised weights are never the file's own pages.
-        stored_precision="" if is_decoded else _PRECISIONS.get(spec.dtype, ""),
+        stored_precision="" if is_decoded(spec.path) else _PRECISIONS.get(spec.dtype, ""),
         max_positions=spec.max_positions,
         model_type=spec.model_type,
         fused_attention=any(_FUSED.search(name) for name in spec.tensors),

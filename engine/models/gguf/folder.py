@@ -1,29 +1,21 @@
 """A folder that stands for a GGUF file: config.json, tokenizer and chat template made of its header, and no weights.
 
-Everything that reads a model's folder reads this one too; the weights stay where they are, and are dequantised tensor
-by tensor as they are read (:mod:`engine.models.gguf.values`). The folder is made once for each state of a file, in the
-user's cache, and takes some megabytes for the vocabulary. Knows nothing of torch or transformers.
+The weights stay where they are, and are dequantised tensor by tensor as they are read
+(:mod:`engine.models.gguf.values`). Where the folder lies is :mod:`engine.models.stand_in`'s to say. Knows nothing of
+torch or transformers.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import functools
-import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine import places
-from engine.disk.files import make_folder
 from engine.errors import ModelError
 from engine.models.gguf.architectures import (
     ARCHITECTURES,
@@ -36,10 +28,12 @@ from engine.models.gguf.header import Header, StoredTensor, parts_of, read_heade
 from engine.models.gguf.tokenizer import special_ids, write_tokenizer
 from engine.models.gguf.values import GgufValues, can_dequantize, dequantize
 from engine.models.headers import TensorInfo, read_json
+from engine.models.stand_in import SOURCE, stand_in
 
-_FORMAT = 1  # of the folder; another number makes all folders anew
+KIND = "gguf"
+"""Of the folders that stand for a GGUF file."""
+
 _CONFIG = "config.json"
-_WEIGHTS = "gguf_weights.json"  # in the folder: which file it stands for
 # Tensors that tell numbers of the configuration.
 _OF_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _DTYPES = {"F32": "float32", "F64": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -52,7 +46,7 @@ def gguf_in(folder: Path) -> Path | None:
     Raises:
         ModelError: it holds several models.
     """
-    if (folder / _WEIGHTS).is_file() or any(folder.glob("*.safetensors")):
+    if (folder / SOURCE).is_file() or any(folder.glob("*.safetensors")):
         return None
     files = [file for file in sorted(folder.glob("*.gguf")) if not _NOT_A_MODEL.search(file.name)]
     files = [file for file in files if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", file.name)]
@@ -72,91 +66,36 @@ def folder_of_gguf(file: Path) -> Path:
     Raises:
         ModelError: the file is damaged, or its architecture, tokenizer or types cannot be read.
     """
-    states = [(str(part.absolute()), (told := part.stat()).st_size, told.st_mtime_ns) for part in parts_of(file)]
-    key = hashlib.blake2b(json.dumps([_FORMAT, states]).encode(), digest_size=8).hexdigest()
-    folder = _home() / f"{file.name.removesuffix('.gguf')[:80]}-{key}"
-    if not (folder / _WEIGHTS).is_file():
-        _make(file, folder)
-    return folder
+    files = parts_of(file)
+    return stand_in(file.name.removesuffix(".gguf"), KIND, files, lambda folder: _make(file, folder))
 
 
-def stands_for_gguf(folder: Path) -> bool:
-    """Whether a folder was made by :func:`folder_of_gguf`."""
-    return (folder / _WEIGHTS).is_file()
-
-
-def gguf_tensors(folder: Path) -> dict[str, TensorInfo]:
+def gguf_tensors(folder: Path, file: Path) -> dict[str, TensorInfo]:
     """All tensors of the GGUF file that a folder stands for, under transformers' names.
 
     Raises:
-        ModelError: the file is gone, changed, or damaged.
+        ModelError: the file is damaged.
     """
-    told = read_json(folder / _WEIGHTS)
-    try:
-        files = [Path(name) for name in told["files"]]
-        states = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    except OSError as error:
-        raise ModelError(
-            f"The GGUF file of the model is gone: {error.filename}.",
-            "Its weights are read from there.",
-            "Put it back, or name it by its new place.",
-        ) from None
-    if states != told["states"]:
-        raise ModelError(f"{files[0]} changed while it was in use.", "", "Start again.")
-    return dict(_tensors(folder, str(files[0]), json.dumps(states)))
+    return dict(_tensors(folder, file))
 
 
-@functools.lru_cache(maxsize=4)
-def _tensors(folder: Path, file: str, states: str) -> dict[str, TensorInfo]:
-    header = read_header(Path(file))
-    config = read_json(folder / _CONFIG)
-    return {name: info for name, info in _named(header, config, Path(file))}
+@functools.lru_cache(maxsize=4)  # a folder stands for one state of a file
+def _tensors(folder: Path, file: Path) -> dict[str, TensorInfo]:
+    return dict(_named(read_header(file), read_json(folder / _CONFIG), file))
 
 
-def _home() -> Path:
-    """Where the folders are kept; a temporary place of this process's own where the user's cache cannot be written."""
-    home = places.cache() / "gguf"
-    with contextlib.suppress(OSError):
-        if not places.is_nowhere(home):
-            home.mkdir(parents=True, exist_ok=True)
-            if os.access(home, os.W_OK | os.X_OK):
-                return home
-    return _temporary_home()
-
-
-@functools.cache
-def _temporary_home() -> Path:
-    temporary = Path(tempfile.mkdtemp(prefix="tinydistill-gguf-"))
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    return temporary
-
-
-def _make(file: Path, folder: Path) -> None:
+def _make(file: Path, folder: Path) -> dict[str, Any]:
     header = read_header(file)
     config = _config(header, file)
     tensors = dict(_named(header, config, file))
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=_home()))
-    try:
-        end_ids = write_tokenizer(header.metadata, aside, str(file))
-        (aside / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if end_ids:
-            generation = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
-            (aside / "generation_config.json").write_text(
-                json.dumps({**generation, "eos_token_id": end_ids if len(end_ids) > 1 else end_ids[0]}, indent=2) + "\n"
-            )
-        states = [[part.stat().st_size, part.stat().st_mtime_ns] for part in header.files]
-        told = {"files": [str(part.absolute()) for part in header.files], "states": states, "tensors": len(tensors)}
-        (aside / _WEIGHTS).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        make_folder(folder.parent)
-        aside.chmod(0o755)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not (folder / _WEIGHTS).is_file():  # else another process was quicker
-                shutil.rmtree(folder, ignore_errors=True)
-                aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    end_ids = write_tokenizer(header.metadata, folder, str(file))
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if end_ids:
+        generation = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
+        (folder / "generation_config.json").write_text(
+            json.dumps({**generation, "eos_token_id": end_ids if len(end_ids) > 1 else end_ids[0]}, indent=2) + "\n"
+        )
+    return {"tensors": len(tensors)}
 
 
 def _config(header: Header, file: Path) -> dict[str, Any]:

@@ -148,7 +148,8 @@ def test_an_adapter_is_no_model(tmp_path):
     [
         ({"architectures": ["BertForMaskedLM"]}, "not a causal language model"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"already quantised (gptq)"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, r"already quantised (aqlm)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"no tensor is stored in that way"),
         ({"num_hidden_layers": 6}, "says 6 layers, the files hold 4"),
         ({"num_hidden_layers": 3}, "says 3 layers, the files hold 4"),
         ({"num_hidden_layers": "four"}, "num_hidden_layers"),
