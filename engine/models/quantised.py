@@ -155,13 +155,13 @@ def decoded_tensors(tensors: Tensors, quantization: Mapping[str, Any], where: st
         raise refused(
             where, method, f"Its tensors are not laid out as usual ({type(error).__name__}: {error})."
         ) from error
-    if not found.made:
-        raise refused(where, method, "config.json says so, and no tensor is stored in that way.")
     whole = next(
         (name for name, tensor in found.all().items() if tensor.decoder is None and _is_packed(name, tensor)), ""
     )
     if whole:
         raise refused(where, method, f"{whole} is {tensors[whole].dtype}, and nothing tells how it is scaled.")
+    if not found.made:
+        raise refused(where, method, "config.json says so, and no tensor is stored in that way.")
     return found.all()
 
 
@@ -413,9 +413,8 @@ def _bitsandbytes(found: _Found) -> None:
 
 def _int8(weight: TensorInfo, scale: TensorInfo) -> QuantisedRows:
     def decode(read: ReadBytes, begin: int, end: int) -> Floats:
-        scales: Floats = load(read, scale, begin, end) / np.float32(127)
-        found: Floats = load(read, weight, begin, end).astype(np.float32) * scales[:, None]
-        return found
+        scales = load(read, scale, begin, end) / np.float32(127)
+        return np.asarray(load(read, weight, begin, end) * scales[:, None], dtype=np.float32)
 
     return QuantisedRows("bitsandbytes int8", weight.shape, decode)
 
