@@ -42,7 +42,7 @@ from engine.student.checkpoint import Checkpoints
 from engine.student.companions import versions_told
 from engine.student.evaluate import Metrics
 from engine.student.export import export_student, model_card, stored_dtype
-from engine.student.generate import holdout_prompts, most_new_tokens
+from engine.student.generate import SampleLimits, holdout_prompts
 from engine.student.judge import Unigram, bits_per_byte, chance_sums, intervals
 from engine.student.learn import Learned, learn
 from engine.student.learner import Learner
@@ -133,7 +133,7 @@ def _learned(
         prompts=prompts,
         end_ids=tokens.end_ids,
         eos_id=tokens.eos_id,
-        most_new_tokens=most_new_tokens(tokens),
+        limits=SampleLimits.of(tokens),
         seed=settings.seed,
         loss_scale=LossScale.of(dtype),
         events=events,

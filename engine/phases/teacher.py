@@ -306,7 +306,7 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     """Let the teacher go on with a few prompts while it is there; the report shows it beside the student."""
     from engine.models.cached import GrowingRows
     from engine.models.load import ResidentTeacher
-    from engine.student.generate import continuations, holdout_prompts, lengthened, most_new_tokens
+    from engine.student.generate import SampleLimits, continuations, holdout_prompts, lengthened
 
     path = run.phases_path / "teacher-samples.json"
     if path.exists():
@@ -319,10 +319,10 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     def last_of_whole_rows(ids: torch.Tensor) -> torch.Tensor:
         return whole_rows(ids)[:, ids.shape[1] - 1]
 
+    limits = SampleLimits.of(tokens)
     last = GrowingRows(teacher.model, whole_rows) if isinstance(teacher, ResidentTeacher) else last_of_whole_rows
     # Each token of a streamed teacher is a pass over all its layers, from the disk.
-    most = most_new_tokens(tokens)
-    most = most if isinstance(teacher, ResidentTeacher) else min(most, _STREAMED_TOKENS)
+    most = limits.tokens if isinstance(teacher, ResidentTeacher) else min(limits.tokens, _STREAMED_TOKENS)
     texts = continuations(
         lambda ids: teacher.logits(last(ids)),
         holdout_prompts(tokens),
@@ -330,5 +330,6 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
         end_ids=tokens.end_ids,
         seed=seed,
         max_new_tokens=most,
+        max_seconds=limits.seconds,
     )
     write_atomic(path, json.dumps(texts))

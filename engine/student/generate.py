@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,25 @@ if TYPE_CHECKING:
     from engine.data.tokens import TokenFile
 
 _TEMPERATURE = 0.7
-MOST_NEW_TOKENS, MOST_ANSWER_TOKENS = 32, 96
-"""Of a text a few lines say enough; of an answer it is to be seen whether the model ends it by itself."""
+
+
+@dataclass(frozen=True)
+class SampleLimits:
+    """How long the samples of a run may be.
+
+    Attributes:
+        tokens: most of each.
+        seconds: for all of them.
+    """
+
+    tokens: int = 32
+    seconds: float = 8.0
+
+    @classmethod
+    def of(cls, tokens: TokenFile) -> SampleLimits:
+        """Of a text a few lines say enough; of an answer it is to be seen whether the model ends it by itself."""
+        return cls(96, 30.0) if tokens.answer_end_ids else cls()
+
 
 # Rows are lengthened to a multiple of this: a product in half precision compiles a kernel for each shape it meets and
 # keeps it (measured: 220 MB after 32 lengths of a model of 70M parameters).
@@ -64,11 +82,6 @@ def _goes_on(tokens: TokenFile, row: int) -> bool:
     return int(before.tokens[0, before.lengths[0] - 1]) != tokens.eos_id
 
 
-def most_new_tokens(tokens: TokenFile) -> int:
-    """How long a sample of a run may be."""
-    return MOST_ANSWER_TOKENS if tokens.answer_end_ids else MOST_NEW_TOKENS
-
-
 def lengthened(ids: Tensor) -> Tensor:
     """Ids [rows, length] with zeros on the right up to a multiple of 16; what is before them does not see them."""
     return torch.nn.functional.pad(ids, (0, -ids.shape[1] % _LENGTH_STEP))
@@ -81,8 +94,8 @@ def continuations(
     vocab_size: int,
     end_ids: Collection[int],
     seed: int,
-    max_new_tokens: int = MOST_NEW_TOKENS,
-    max_seconds: float = 8.0,
+    max_new_tokens: int = SampleLimits.tokens,
+    max_seconds: float = SampleLimits.seconds,
 ) -> list[list[int]]:
     """Go on with each prompt by drawing token after token at a temperature of 0.7.
 

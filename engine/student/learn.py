@@ -22,7 +22,7 @@ from engine.phase_control import PhaseControl
 from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.evaluate import Metrics, evaluate_teacher
-from engine.student.generate import MOST_NEW_TOKENS, continuations, lengthened
+from engine.student.generate import SampleLimits, continuations, lengthened
 from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.step import LossScale
@@ -70,7 +70,7 @@ def learn(
     prompts: list[list[int]],
     end_ids: Collection[int],
     eos_id: int | None = None,
-    most_new_tokens: int = MOST_NEW_TOKENS,
+    limits: SampleLimits | None = None,
     seed: int,
     loss_scale: LossScale,
     events: EventWriter,
@@ -79,13 +79,14 @@ def learn(
 ) -> Learned:
     """Do it, or go on with it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
 
-    ``end_ids`` end a sample, which has at most ``most_new_tokens``; ``eos_id`` ends a document of the hold-out, None
-    where a row is one.
+    ``end_ids`` end a sample, before it reaches its ``limits``; ``eos_id`` ends a document of the hold-out, None where a
+    row is one.
 
     Raises:
         Stopped: the person asked to; a checkpoint was written if a step was done.
         BadNumbers: the student came out with a loss that is not a number.
     """
+    limits = limits or SampleLimits()
     of_teacher = DocumentSums(eos_id)
     teacher = evaluate_teacher(training.source, micro_batch=training.order.micro_batch, documents=of_teacher)
     events.write("evaluation", which="teacher", **teacher.as_dict())
@@ -97,7 +98,8 @@ def learn(
             vocab_size=training.objective.vocab_size,
             end_ids=end_ids,
             seed=seed,
-            max_new_tokens=most_new_tokens,
+            max_new_tokens=limits.tokens,
+            max_seconds=limits.seconds,
         )
 
     progress = resume(training, checkpoints, events)

@@ -228,12 +228,16 @@ def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[s
         )
         derive_student(setting.teacher, layers, folder, width=width, parts=parts)
         return {"layers": layers, "width": share}
+    if arm.even:
+        even = layers_to_keep(spec.num_layers, count)
+        derive_student(setting.teacher, even, folder)
+        return {"layers": even, "way": "even"}
     depth = choose_depth(
         teacher,
         text,
         piece_of(tokens, "holdout", setting.batch),
         num_layers=count,
-        named=layers_to_keep(spec.num_layers, count) if arm.even else None,
+        named=None,
         even=lambda number: layers_to_keep(spec.num_layers, number),
         kinds=layer_kinds(spec),
         is_valid=lambda kept: is_valid_cut(spec, kept),
