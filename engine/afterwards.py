@@ -1,4 +1,4 @@
-"""What a person can do with a finished run: each thing with the command that does it. No torch.
+"""Next steps after a finished run, each with its command. No torch.
 
 The same list is shown by the wizard, printed by the command line, and kept in the run's folder as ``next.txt``.
 """
@@ -25,7 +25,7 @@ _LOAD_AND_PRINT = (
     "import sys; from transformers import pipeline; "
     "print(pipeline('text-generation', sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]['generated_text'])"
 )
-# What a record belongs to: which rows there are, and what the teacher computes in.
+# Settings that records depend on: the rows, and the teacher's number format.
 _OF_THE_RECORDS = (
     *("teacher", "data", "text_field", "data_split", "samples", "sequence_length", "packing", "holdout", "seed"),
     *("record_size", "temperature", "precision", "quantization", "trust_remote_code", "allow_losses"),
@@ -59,7 +59,7 @@ class NextStep:
 
 
 def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
-    """What can be done next, the likeliest first; each line runs as it is.
+    """Return the next steps, the most likely first; each line is a complete command.
 
     Args:
         report: the run's report.

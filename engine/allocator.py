@@ -1,7 +1,7 @@
 """How the C library of a phase's process treats memory that is freed: kept for the next step, or handed back.
 
 Both ways are glibc's own (mallopt(3)); other C libraries ignore these variables. A process reads them when it starts,
-so whoever starts a phase asks here. This file decides nothing: the planner does, by the budget.
+so the code that starts a phase calls this. This file decides nothing: the planner does, by the budget.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What to do with less memory: the next smaller setting of a phase that ran out.
+"""Back-off: the next smaller setting for a phase that ran out of memory.
 
 Pure: settings in, changes out. The effective batch stays what it was, so the student learns the same.
 """

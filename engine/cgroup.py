@@ -30,7 +30,7 @@ class MemoryLimit:
 
     @property
     def free_bytes(self) -> int:
-        """What is left under this limit."""
+        """Return the memory left under this limit."""
         return max(0, self.limit_bytes - self.used_bytes)
 
 

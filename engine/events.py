@@ -137,7 +137,7 @@ class _Appended:
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         size = os.fstat(self._descriptor).st_size
-        # Whoever wrote last was killed in mid-line, or the disk was full.
+        # The last writer was killed in mid-line, or the disk was full.
         self._is_torn = bool(size) and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def append(self, line: str) -> None:

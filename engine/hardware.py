@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, memory, processor, disk; and how much memory a process holds.
+"""Hardware of this machine: GPUs, memory, processor, disk; and the memory of a process.
 
 Everything here is read from the driver's management library and from the operating system; torch is never loaded and
 CUDA is never started, so that looking costs milliseconds and no GPU memory. Nothing here raises: what cannot be read
@@ -61,7 +61,7 @@ class Gpu:
         capability: compute capability, such as "8.6"; empty when the driver does not say.
         users: other processes that hold memory of it, the largest first.
         uuid: names it for CUDA, whatever the order of the GPUs; empty for one that was not found on this machine.
-        unusable: why torch cannot use it, as the end of a sentence; empty where it can, or nobody has asked.
+        unusable: why torch cannot use it, as the end of a sentence; empty if it can, or if it was not asked.
         context_bytes: what a process takes there beside torch's allocator; None where that was not measured.
         good_formats: of bf16 and fp16 those whose products were tried and came out right.
     """
@@ -332,7 +332,7 @@ def memory_of_tree(pid: int) -> int:
 def killed_for_memory(vmstat: Path = Path("/proc/vmstat")) -> int | None:
     """Processes that the kernel has killed for their memory since it started; None where it does not tell.
 
-    Those that a container's limit ended are among them. Two figures that differ: somebody was killed in between.
+    Kills by a container's limit are included. If two figures differ, a process was killed in between.
     """
     try:
         lines = vmstat.read_text(encoding="ascii", errors="replace").splitlines()
@@ -495,7 +495,7 @@ def _memory_of_tree_by_psutil(pid: int) -> int:
 
 
 def _bytes_by_psutil(process: Any, psutil: Any) -> int:
-    """What would be free without the process; macOS tells that of others to root alone, and then all it has counts."""
+    """Return the free memory without the process; macOS shows others' to root only, and then all it has counts."""
     try:
         return int(process.memory_full_info().uss)
     except (psutil.AccessDenied, AttributeError):

@@ -1,4 +1,4 @@
-"""What goes into a run is known by its content: a folder may be moved, deleted when it is done with, or named anew.
+"""Inputs of a run, identified by their content: a folder may be moved, deleted after use, or renamed.
 
 The phase that prepares keeps what identifies the teacher, the student and the text; a run that goes on compares with
 it.
@@ -22,7 +22,7 @@ _SAMPLE_BYTES = 4096
 
 
 def identity_of(name: str, value: str, *, trust_remote_code: bool = False) -> dict[str, str] | None:
-    """What tells an input from any other; None where that is only its name.
+    """Return the fingerprint of an input; None if only its name identifies it.
 
     Args:
         name: teacher, student or data.
@@ -49,7 +49,7 @@ def identity_of(name: str, value: str, *, trust_remote_code: bool = False) -> di
 def moved(run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
     """New places of a run's inputs and records.
 
-    What was given anew with the same content is taken. What is gone from where it was is looked for where it would be
+    An input that was given again with the same content is used. An input that has moved is searched where it would be
     if it had been moved together with the run.
 
     Returns:

@@ -52,7 +52,7 @@ def inherited() -> int | None:
 
 
 def say(error: Mapping[str, Any]) -> None:
-    """Tell whoever started this run of an ``error`` event; nothing happens when they are gone."""
+    """Send an ``error`` event to the process that started this run; do nothing if it has ended."""
     descriptor = inherited()
     if descriptor is not None:
         with contextlib.suppress(OSError):

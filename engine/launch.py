@@ -80,7 +80,7 @@ def checked_plan(config: RunConfig, *, strict: bool = True) -> Plan:
 
 
 def look_at_text(settings: RunConfig) -> Survey | None:
-    """What a quick look at the text shows, for what is left out of it; None where it is not in files.
+    """Return a quick survey of the text, for the documents left out; None if the text is not in files.
 
     Raises:
         DataError: there is no text, or none that can be used.
@@ -122,7 +122,7 @@ def resume_run(config: RunConfig) -> Run:
     for name, other in (("epochs", "steps"), ("steps", "epochs")):
         if name in given:  # one of the two says when to stop
             given[other] = None
-    # A run that is going has its settings in its hands; where nothing can be written, nobody is at work.
+    # A running run already uses its settings; in a folder that is not writable, no run can be active.
     _refuse_fewer_steps(run, given)
     with run.lock() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
         run.info = Run.open(run.path).info
@@ -203,7 +203,7 @@ def failure(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyD
     Args:
         run: the run.
         code: of its supervisor.
-        said: its last word, where somebody listened; else it is the last ``error`` event.
+        said: its last message, if the caller listened; else the last ``error`` event is used.
     """
     last = said or _last_error(run)
     if code == 130:
@@ -221,7 +221,7 @@ def failure(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyD
 
 
 def _with_command(run: Run, code: int, todo: str) -> str:
-    """What to do, with the command that goes on where the state was kept."""
+    """Return the advice, with the command to continue if the state was kept."""
     if code != RunFailed.exit_code or "--resume" in todo:
         return todo
     todo = todo.removesuffix(", then resume the run.").removesuffix(" and resume the run.").removesuffix(".")
@@ -240,7 +240,7 @@ def _last_error(run: Run) -> Event | None:
 
 
 def _ended_without_a_word(run: Run, code: int) -> RunFailed:
-    """What can be told of a supervisor that was killed, or could not begin: how it ended, and the end of its log."""
+    """Describe a supervisor that was killed or could not start: how it ended, and the end of its log."""
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     try:
         lines = run.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()

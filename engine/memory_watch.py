@@ -1,7 +1,7 @@
 """Is memory running short? Asked by a phase between two pieces of work, so that it can act before the kernel kills.
 
 What counts is what can still be taken now: the least of what the system and each container limit leave. The plan knew
-how much was free when the run began; other programs have come since, or a limit that nobody told of. This file decides
+how much was free when the run began; other programs have come since, or an unknown limit applies. This file decides
 when memory is short; what is done about it is the caller's business.
 """
 

@@ -1,7 +1,7 @@
 """The process of one phase: ``python -m engine.phase prepare|teacher|student RUN_DIR [SUPERVISOR_PID]``.
 
 It takes the run's settings apart and hands each part the values that it uses. When it ends, its memory goes back to
-the operating system: teacher and student can never be in memory together. What it raises becomes an ``error`` event
+the operating system: teacher and student can never be in memory together. Its exceptions become an ``error`` event
 here, and an exit code for the supervisor.
 """
 
@@ -124,7 +124,7 @@ def _default_todo(error: TinyDistillError, run: Run) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, or its name where it says nothing."""
+    """Return an error's first line, or its type's name if it has no text."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

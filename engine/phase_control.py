@@ -16,7 +16,7 @@ from engine.errors import Stopped
 
 
 class PhaseControl:
-    """What was asked of this phase so far.
+    """Requests to this phase so far.
 
     Args:
         parent: pid of the supervisor; a phase whose parent is another one has been left alone, and stops.
@@ -65,7 +65,7 @@ class PhaseControl:
             self.paused_seconds += time.monotonic() - began
             self._on_pause(False)
         if self._has_to_stop():
-            raise Stopped("The phase stopped where it was asked to.", "", "Resume the run to go on.")
+            raise Stopped("The phase stopped as requested.", "", "Resume the run to go on.")
 
     def _has_to_stop(self) -> bool:
         orphaned = self._parent is not None and os.getppid() != self._parent

@@ -20,7 +20,7 @@ _NOWHERE = Path(os.devnull)
 
 
 def data() -> Path:
-    """Where runs live when nobody says otherwise."""
+    """Return the default folder of runs."""
     return _found(platformdirs.user_data_path)
 
 

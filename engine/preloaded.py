@@ -49,7 +49,7 @@ _PHASE_SIGNALS = tuple(
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took of the machine: seconds of processors, and pages that it touched for the first time."""
+    """Resources that a process used: processor seconds, and pages that it touched for the first time."""
 
     user_seconds: float = 0.0
     system_seconds: float = 0.0
@@ -89,7 +89,7 @@ class Child(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """What it took, once it has ended."""
+        """Return the resources that it used, after its end."""
 
     def poll(self) -> int | None:
         """Its exit code, or None while it runs; the number of a signal that ended it is negative."""
@@ -120,7 +120,7 @@ def is_worth_it(settings: RunConfig, predicted: Mapping[str, Any], phases: Seque
 
 
 class Started:
-    """A process that this one has started, and nobody else waits for.
+    """A child process that only this process waits for.
 
     Args:
         process: it.
@@ -326,7 +326,7 @@ def serve(supervisor: int, descriptor: int) -> tuple[str, int] | None:
 
 
 def let_signals_in() -> None:
-    """What a phase does when it hears signals: those that came since its process began come now."""
+    """Handle a phase's signals; those that arrived since its process began are delivered now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PHASE_SIGNALS)
 
 
@@ -357,7 +357,7 @@ def _killed_with_parent() -> None:
 
 
 def _rename(phase: str) -> None:
-    """Let the process's command name the phase, for whoever lists processes. It is as long as the word before it.
+    """Show the phase in the process's command line, as ps lists it. It is as long as the word before it.
 
     The kernel shows a process's arguments out of its own memory, so they are overwritten there.
     Source: proc_pid_cmdline(5), and ``arg_start`` in proc_pid_stat(5).

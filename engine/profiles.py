@@ -64,7 +64,7 @@ def load(name: str) -> dict[str, Any]:
         raise RequestError(
             f"The profile {path} cannot be read ({error}).",
             "",
-            "Mend the file, or delete it and save the profile again.",
+            "Fix the file, or delete it and save the profile again.",
         ) from error
     return RunConfig.parse(values).asked()
 
@@ -112,12 +112,12 @@ def delete(name: str) -> None:
 
 
 def used_at(name: str) -> float | None:
-    """When somebody last began with the profile, Unix seconds; None when nobody did, or it is not known."""
+    """Return when the profile was last used, in Unix seconds; None if never or unknown."""
     return _moments().get(name)
 
 
 def used(name: str, now: float) -> None:
-    """Somebody begins with the profile; nothing depends on it that this can be kept."""
+    """Record a use of the profile; errors are ignored, as nothing depends on it."""
     _keep({**_moments(), name: now})
 
 

@@ -1,4 +1,4 @@
-"""What a phase does while memory is short, and undoes when there is room: whoever works says what it can do without.
+"""Relief of a phase while memory is short: each worker registers memory that it can free, and takes it back later.
 
 Nothing of it changes a record (but for the rounding of shorter waves) or a student; it costs time. The phase looks
 between two pieces of work.
@@ -14,7 +14,7 @@ from engine.memory_watch import MemoryWatch
 
 
 class Saver(Protocol):
-    """Somebody who can do with less memory for a while.
+    """A worker that can use less memory for a while.
 
     Attributes:
         growth_bytes: what it will take beyond what it holds now.
@@ -61,8 +61,8 @@ class Relief:
         done = saver.save_memory(watch.is_short)
         free = format_bytes(watch.available_bytes)
         if watch.is_short:
-            said = "; ".join(part for part in (done, self._also) if part) or "nothing more can be done without"
+            said = "; ".join(part for part in (done, self._also) if part) or "no more memory can be saved"
             said = f"Memory is short: {free} are free. {said[0].upper()}{said[1:]}."
             self._events.log("warning", said, "memory-short")
         else:
-            self._events.log("info", f"There is room again: {free} are free. It goes on as planned.", "memory-room")
+            self._events.log("info", f"Memory is free again: {free}. The phase continues as planned.", "memory-room")

@@ -101,7 +101,7 @@ def build(run: Run) -> dict[str, Any]:
 
 
 def _overhead(seconds: float, working_seconds: float | None) -> float | None:
-    """What a phase took beside scoring or steps: start, loading, evaluations, checkpoints, samples, the student."""
+    """Return a phase's seconds outside of scoring or steps: start, loading, evaluations, checkpoints, samples."""
     return None if working_seconds is None else round(max(0.0, seconds - working_seconds), 3)
 
 
@@ -121,13 +121,13 @@ def speed_in_words(phase: dict[str, Any], unit: str) -> str:
 
 
 def compute_unit(report: dict[str, Any]) -> str:
-    """What the phases computed on, in a word."""
+    """Return the device of the phases as a word."""
     device = (report.get("config") or {}).get("device") or "cpu"
     return "processor" if Device.of(str(device)).is_host else "GPU"
 
 
 def _data(prepared: dict[str, Any]) -> dict[str, Any]:
-    """What was read, and what was left out of it."""
+    """Describe the data that was read and left out."""
     data = {key: value for key, value in prepared.items() if key not in ("skipped", "left_out", "read_as")}
     told = " ".join(filter(None, (prepared.get("left_out", ""), *prepared.get("read_as", ()))))
     return {**data, "left_out": prepared.get("skipped", {}), "told": told}

@@ -1,6 +1,6 @@
-"""What must hold before the folder of a run is made: a request that cannot be met leaves nothing behind.
+"""Checks before the folder of a run is created: an invalid request leaves no files behind.
 
-Looks at folders, headers and tokenizers, and reads no text and no weights. What takes a tokenizer or torch to find out
+Reads folders, headers and tokenizers, but no text and no weights. Checks that need a tokenizer or torch
 is found by the first phase, before anything large is made. Knows nothing of memory: that is the planner's question.
 """
 
@@ -63,7 +63,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 def _absolute(value: str | Path) -> Path | None:
     try:
         return Path(os.path.abspath(Path(value).expanduser()))
-    except (RuntimeError, ValueError):  # nobody's home, or a name that no file can have
+    except (RuntimeError, ValueError):  # the home of an unknown user, or an invalid file name
         return None
 
 

@@ -123,13 +123,13 @@ class Run:
         except (ValueError, RecursionError) as error:
             raise CorruptState(
                 f"{path / 'run.json'} cannot be read ({error}).",
-                "It says what the run is.",
+                "It holds the settings and the state of the run.",
                 "Put back a copy of it, or start a new run; the teacher's records can be shared through --cache_dir.",
             ) from error
         if isinstance(info, dict) and _unsealed(info) is None:
             raise CorruptState(
                 f"{path / 'run.json'} is not what was written: its checksum does not match.",
-                "It says what the run is.",
+                "It holds the settings and the state of the run.",
                 "Put back a copy of it, or start a new run; if you changed it yourself, take out its last entry, "
                 "the checksum.",
             )
@@ -164,7 +164,7 @@ class Run:
         return Path(shared).expanduser() if shared else self.path / "cache"
 
     def result(self, phase: str) -> dict[str, Any] | None:
-        """What a finished phase left behind; None while it is not done. This file is what makes a phase done."""
+        """Return the result of a finished phase, or None. The result file marks a phase as finished."""
         try:
             found = json.loads((self.phases_path / f"{phase}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -248,7 +248,7 @@ class Run:
     def lock(self) -> Iterator[int]:
         """Hold the run: one supervisor at a time. The lock goes with the process, however it ends.
 
-        A phase inherits it, so that nobody else begins while one is left whose supervisor was killed; it ends by
+        A phase inherits it, so that no other supervisor starts while a phase of a killed supervisor runs; it ends by
         itself, and is waited for.
 
         Yields:
@@ -291,7 +291,7 @@ class Run:
             f"The run in {self.path} is already going{' on another machine' if elsewhere else ''}.",
             "One process at a time works on a run.",
             f"Watch it: tinydistill-tui --attach {shlex.quote(str(self.path))}"
-            + (f"; if it is going nowhere any more, delete {marker}." if elsewhere else ""),
+            + (f"; if it no longer runs, delete {marker}." if elsewhere else ""),
         )
 
     def is_live(self) -> bool:
@@ -321,7 +321,7 @@ def _holder_lives(descriptor: int) -> bool:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return True
-    return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # killed, and nobody has taken note of it yet
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # killed, but not yet reaped
 
 
 def check_new_folder(path: Path) -> None:
@@ -336,14 +336,14 @@ def check_new_folder(path: Path) -> None:
             if (path / "run.json").exists():
                 raise FolderError(
                     f"{path} already holds a run.",
-                    "Nothing of it is overwritten.",
+                    "It is not overwritten.",
                     f"Continue it: tiny-distill --resume --output_dir {shlex.quote(str(path))}, or choose another "
                     "--output_dir.",
                 )
             if not all(_KILLED_EARLY.fullmatch(entry.name) for entry in path.iterdir()):
                 raise FolderError(
                     f"{path} is not empty and holds no run.",
-                    "A run writes only into a folder of its own.",
+                    "A run needs a folder of its own.",
                     "Choose an --output_dir that is empty or does not exist yet.",
                 )
         there = path
@@ -401,7 +401,7 @@ def _sealed(values: dict[str, Any]) -> str:
 
 
 def _unsealed(found: object) -> dict[str, Any] | None:
-    """What was sealed; None where the checksum is another. A file without one was written by hand: it is believed."""
+    """Return the sealed content; None if the checksum differs. A file without one (edited by hand) is accepted."""
     if not isinstance(found, dict):
         return None
     seal = found.pop(_SEAL, None)

@@ -1,4 +1,4 @@
-"""Where runs live when nobody says otherwise, and which runs elsewhere are going."""
+"""Default folder of runs, and the list of active runs elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def default_runs_path() -> Path:
 def announced(run: Path) -> Iterator[None]:
     """Let others find this run while it is going, wherever its folder is; a note that cannot be written is left out.
 
-    Whoever plans another run leaves it the memory that it was promised. The note alone proves nothing: a run is going
+    Planning another run leaves it the memory of its plan. The note alone proves nothing: a run is going
     when its lock is held.
     """
     note = _notes_path() / blake2b(os.fsencode(run), digest_size=8).hexdigest()

@@ -2,7 +2,7 @@
 
 ``python -m`` looks for every module in the current folder first, so a ``random.py`` or ``token.py`` there would be run
 by us, with the person's rights. A child is started in Python's safe-path mode (``-P``), and is told where this package
-lies. What the person names in PYTHONPATH is theirs and stays.
+lies. The user's own PYTHONPATH stays.
 
 This file is the program that a child runs: ``python -P engine/safe_child.py MODULE [WORDS]``. It imports nothing but
 the standard library.
@@ -42,7 +42,7 @@ def own_program(words: Sequence[str]) -> list[str]:
 
 
 def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a child finds in its environment: processes that libraries start are safe in the same way.
+    """Return the environment of a child; processes that libraries start are safe in the same way.
 
     An empty entry of PYTHONPATH, as ``PYTHONPATH=$PYTHONPATH:/x`` leaves it, means the current folder without anybody
     having named it: it goes.

@@ -1,6 +1,6 @@
-"""What a setting is: its type, bounds, group, unit and help, and how a form or a help text shows it.
+"""Description of a setting: type, bounds, group, unit and help, and its display in a form or a help text.
 
-Made from a pydantic model's fields; it knows no setting by name.
+It is made from a pydantic model's fields and knows no setting by name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_LAYERS = 1024
 LAYERS_WORDS = f"a number of layers from 1 to {MOST_LAYERS:,}, or layers counted from 0, such as 0,1,5"
 
 MOST = 2**53
-"""Whole numbers that somebody might want end far below this; up to here every reader of JSON is exact."""
+"""Upper bound of integer settings; every JSON parser is exact up to here."""
 
 
 def parse_bytes(value: object) -> object:
@@ -69,10 +69,10 @@ def plain_text(value: object) -> object:
 
 
 def plain_path(value: object) -> object:
-    """A path, or a name that may be one: a text as in :func:`plain_text`, whose ``~name`` is somebody.
+    """Check a path, or a name that may be one: a text as in :func:`plain_text`, whose ``~name`` is an existing user.
 
     Raises:
-        ValueError: as above, or there is nobody of that name.
+        ValueError: as above, or there is no user of that name.
     """
     value = plain_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
     if isinstance(value, str):
@@ -222,7 +222,7 @@ class SettingInfo:
     may_change: bool
 
     def accepted(self) -> str:
-        """What is accepted, in words: the same on the command line and in the wizard."""
+        """Describe the accepted values; the command line and the wizard show the same text."""
         match self.kind:
             case "choice":
                 return "one of " + ", ".join(self.choices)
@@ -282,7 +282,7 @@ ELSEWHERE = {
     "num_layers": "student_layers",
     "model": "teacher",
 }
-"""What other programs call our settings."""
+"""Names of our settings in other programs."""
 
 
 def suggestion(name: str, known: Collection[str], *, prefix: str = "--") -> str:

@@ -64,7 +64,7 @@ STOPPING_SIGNALS = tuple(
 )
 """All of them stop a run in order: job schedulers warn by USR1 or USR2 before they kill, a lost terminal by HUP."""
 
-# Times that a phase is killed by somebody else than the kernel before memory is suspected after all.
+# Number of kills by others than the kernel after which memory is suspected after all.
 _MOST_KILLS = 3
 _LAST_WORDS_BYTES = 4096
 _POLL_SECONDS = 0.1  # how often memory and control are looked at
@@ -177,7 +177,7 @@ class Supervisor:
 
     def _see_through(self) -> tuple[str, int]:
         for file in self.run.damaged_results(PHASES):
-            self._events.log("warning", f"{file} is damaged: what it stands for is done again.", "damaged-result")
+            self._events.log("warning", f"{file} is damaged: the phase runs again.", "damaged-result")
         try:
             self._preload()
             for phase in self._phases_asked():
@@ -226,7 +226,7 @@ class Supervisor:
                 records_made_again = True
                 self._events.log(
                     "warning",
-                    "Some of the teacher's records are missing or damaged: they are made again.",
+                    "Some of the teacher's records are missing or damaged: the teacher scores these rows again.",
                     "records-again",
                 )
                 self.run.reopen_phase("teacher")
@@ -237,7 +237,9 @@ class Supervisor:
             elif code == -signal.SIGKILL and killed < _MOST_KILLS and _not_for_memory(killed_for_memory):
                 killed += 1
                 self._events.log(
-                    "warning", f"The {phase} phase was killed, not for its memory; it goes on as it was.", "killed"
+                    "warning",
+                    f"The {phase} phase was killed, but not by the OOM killer; it restarts with the same settings.",
+                    "killed",
                 )
             elif code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
                 self._back_off(phase, killed=code < 0)
@@ -249,7 +251,7 @@ class Supervisor:
                 self._back_off(phase, killed=False)
             else:
                 raise PhaseDied(
-                    f"The {phase} phase ended without a word ({_ending(code)}).",
+                    f"The {phase} phase ended without an error message ({_ending(code)}).",
                     "Its last lines are in run.log.",
                     f"What was done is kept: {resume_command(self.run)}",
                 )
@@ -263,8 +265,8 @@ class Supervisor:
         after = (self.run.result("prepare") or {}).get("data", {})
         if any(before.get(key) != after.get(key) for key in ("data_hash", "holdout_data_hash")):
             raise CorruptState(
-                f"{self.run.tokens_path} was damaged, and the text that it was made from is another one now.",
-                "The student would go on with text that it did not begin with.",
+                f"{self.run.tokens_path} was damaged, and the text has changed since it was made.",
+                "The student would continue with a different text.",
                 "Put the text back as it was and resume, or start a new run; with --cache_dir it takes the records of "
                 "the rows that are the same.",
             )
@@ -283,7 +285,7 @@ class Supervisor:
         reason = "the process was killed, probably by the OOM killer" if killed else "out of memory"
         if step is None:
             raise OutOfMemory(
-                f"The {phase} phase ran out of memory with the smallest settings there are.",
+                f"The {phase} phase ran out of memory with the smallest possible settings.",
                 reason[0].upper() + reason[1:] + ".",
                 "Close other programs, or start a run with a smaller student or a shorter --sequence_length; "
                 f"to try this one again: {resume_command(self.run)}",
@@ -304,7 +306,7 @@ class Supervisor:
         return backoff.HeadBlocks.of(spec.vocab_size, settings, self.run.head_chunk_tokens)
 
     def _run_process(self, phase: str) -> int:
-        self.run.sweep()  # no phase is there, and what a killed one left half-written is nobody's
+        self.run.sweep()  # no phase runs, so partial files belong to a killed one
         self._events.write("phase_started", phase=phase)
         began = time.monotonic()
         with self.run.log_path.open("ab") as log:
@@ -406,7 +408,7 @@ class Supervisor:
             self._obey()
             if self.tied_to is not None and os.getppid() != self.tied_to:
                 self.tied_to = None
-                self._take("stop", "the command that started it is gone")
+                self._take("stop", "the command that started the run has ended")
             time.sleep(_POLL_SECONDS)
 
     def _obey(self) -> None:
@@ -462,7 +464,7 @@ def command_to_resume(path: Path) -> str:
 
 
 def phase_environment(run: Run) -> dict[str, str]:
-    """What a phase's process finds in its environment."""
+    """Return the environment of a phase's process."""
     return environment_for(run.settings)
 
 
@@ -503,7 +505,7 @@ def unwritable(path: Path, error: OSError) -> FolderError:
     """The error for a run whose folder cannot be used, in the words of the system."""
     return FolderError(
         f"The run in {path} cannot go on: {error.filename or path}: {error.strerror}.",
-        "What happens in a run is written into its folder.",
+        "A run writes its events and results into its folder.",
         "Make the folder writable, then resume the run.",
     )
 
@@ -516,12 +518,12 @@ def _over_budget(phase: str, used: int, budget: int) -> str:
 
 
 def _not_for_memory(killed_before: int | None) -> bool:
-    """Whether whoever killed the phase was not the kernel: then less would only make another student."""
+    """Return whether another program than the kernel killed the phase: then smaller settings would not help."""
     return killed_before is not None and hardware.killed_for_memory() == killed_before
 
 
 def _end_of(log: Path, start: int) -> str:
-    """What a phase wrote last: C code that meets a lack of memory (bitsandbytes, Rust) says so and ends the process."""
+    """Return a phase's last output: C code that runs out of memory (bitsandbytes, Rust) prints this and exits."""
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
         return file.read().decode(errors="replace")

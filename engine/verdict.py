@@ -1,4 +1,4 @@
-"""What a student's figures say in words: the same on the console, in report.md, on the model card and on the screen.
+"""Verdict on a student as text: the same on the console, in report.md, on the model card and on the screen.
 
 Pure: it takes the report's own keys, and knows nothing of where they came from.
 """
@@ -115,7 +115,7 @@ def details(report: Mapping[str, Any]) -> list[str]:
 
 
 def doubts(teacher: float, chance: float | None) -> str | None:
-    """What is to be said of a teacher that hardly knows the text; None where it does."""
+    """Return a warning for a teacher that hardly knows the text; None if it does."""
     grade = _doubt(teacher, chance)
     if grade is None:
         return None

@@ -407,7 +407,7 @@ def _unusable(path: Path, error: OSError) -> TinyDistillError:
         return no_room(f"There was no room for {reason}.", error)
     return FolderError(
         f"The cache {path} cannot be used ({reason}).",
-        "The teacher's records are kept there.",
+        "The teacher's records are stored there.",
         "Fix that, or choose another --cache_dir or --output_dir.",
     )
 

@@ -113,7 +113,7 @@ def _stray(word: str) -> Problem:
 
 
 def _bad_values(typed: dict[str, Any]) -> list[Problem]:
-    """What else is wrong beside a flag that does not exist."""
+    """Return the other problems of a command line with an unknown flag."""
     try:
         RunConfig.parse(typed)
     except SettingsError as error:

@@ -16,7 +16,8 @@ class Console(rich.console.Console):
         """Called by rich where a write found no reader.
 
         Raises:
-            BrokenPipeError: the reader has gone. Only in the main thread: rich's drawing thread has nobody to tell.
+            BrokenPipeError: the reader has gone. Only in the main thread: rich's drawing thread has no caller to raise
+                to.
         """
         self.quiet = True
         if threading.current_thread() is threading.main_thread():

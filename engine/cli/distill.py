@@ -224,7 +224,7 @@ def _stopping(run: Run, config: RunConfig) -> Iterator[list[subprocess.Popen[byt
 
 @contextlib.contextmanager
 def _signals(heard: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Hear all signals that ask to end, but those that whoever started this program has set to be ignored (nohup)."""
+    """Handle all signals that request an end, except those that the parent process set to be ignored (nohup)."""
     numbers = [
         number
         for number in supervisor.STOPPING_SIGNALS

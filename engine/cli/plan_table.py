@@ -41,7 +41,7 @@ def show_plan(config: RunConfig) -> int:
 
 
 def _tell(found: Survey, *, as_json: bool) -> None:
-    """What is left out of the text, and what is read in another way than its name promises."""
+    """List the parts of the text that are left out or read in another way than their names promise."""
     lost = found.left_out
     told = [("warning", note, "read-as") for note in found.notes]
     if lost is not None and lost.sentences():

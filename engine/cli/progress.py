@@ -24,7 +24,7 @@ _LINE_SHARE = 0.05
 
 
 class View(Protocol):
-    """What shows a run's events."""
+    """Display of a run's events."""
 
     def show(self, event: Event) -> None:
         """Take one event."""

@@ -41,7 +41,7 @@ def flush() -> None:
 
 
 def silence() -> None:
-    """Drop all that comes: nobody reads it any more, and the interpreter must not find that out when it ends."""
+    """Discard all further output: its reader is gone, and the interpreter would fail at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,7 +1,7 @@
 """A few steps of one phase in a process of its own, to see what it really takes.
 
 The phase is the real one, started as the supervisor starts it. Only what goes in is made up: rows of random tokens and
-records that nobody scored, for memory and time do not depend on what the words are. This file loads no torch.
+made-up records, as memory and time do not depend on the text. This file loads no torch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WAVE_TOKENS = 2_048
 
 @dataclass(frozen=True)
 class Trial:
-    """What a phase took.
+    """Measurements of a phase.
 
     Attributes:
         peak_bytes: highest anonymous memory of its process; on a GPU what torch's allocator held there.

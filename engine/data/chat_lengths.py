@@ -1,7 +1,7 @@
 """How long conversations are in a model's tokens, its chat template included: for a plan, without transformers.
 
 Renders with Jinja and counts with the tokenizers library alone, a few hundred milliseconds for a few hundred
-conversations. What is trained on is decided elsewhere, with transformers' own rendering (tokenise.py).
+conversations. tokenise.py decides which tokens are trained, with transformers' own rendering.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _written(template: ChatTemplate, document: Document) -> str | None:
 
 
 class _Light:
-    """What a chat template needs of a tokenizer, without transformers."""
+    """Parts of a tokenizer that a chat template needs, without transformers."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         named = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id}
@@ -77,7 +77,7 @@ class _Light:
         add_generation_prompt: bool = False,
         **fields: Any,
     ) -> str:
-        """What the template writes of a conversation."""
+        """Return the template's output for a conversation."""
         del tokenize
         source = self.get_chat_template(chat_template, None)
         if source not in self._compiled:

@@ -2,7 +2,7 @@
 
 Templates differ in what they take. One refuses system turns, another drops them without a word; one wants the arguments
 of a tool call as an object, another as text. The conversation is tried as it is first, and then in the other ways in
-which people write the same. What was changed, and what the template does not write whatever is tried, is told.
+which people write the same. All changes, and parts that the template cannot write, are reported.
 """
 
 from __future__ import annotations
@@ -120,16 +120,16 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Turn], fields: Mapping[str, Any], *, add_generation_prompt: bool = False
     ) -> str:
-        """What the template writes.
+        """Return the template's output.
 
         Raises:
-            TemplateRefuses: it takes no such conversation.
+            TemplateRefuses: it rejects the conversation.
         """
         text: str = self._applied(messages, fields, tokenize=False, add_generation_prompt=add_generation_prompt)
         return text
 
     def marks(self, messages: Sequence[Turn], fields: Mapping[str, Any]) -> list[bool]:
-        """For each token of the rendering whether the template's own marks are around it.
+        """Return for each token of the output whether it is inside the template's own marks.
 
         Raises:
             TemplateRefuses: it takes no such conversation.
@@ -215,7 +215,7 @@ class LeavesOut(Exception):
 
 
 def rendered(template: ChatTemplate, messages: Sequence[Turn], fields: Mapping[str, Any], invites: bool) -> str | None:
-    """What the template writes; None where it refuses."""
+    """Return the template's output; None if it refuses."""
     try:
         return template.render(messages, fields, add_generation_prompt=invites)
     except TemplateRefuses:
@@ -301,7 +301,7 @@ def _are_objects(value: object) -> bool:
 
 
 def _variables(source: str) -> set[str]:
-    """What a template reads without setting it."""
+    """Return the variables that a template reads without setting them."""
     from jinja2 import TemplateError, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -319,7 +319,7 @@ def _reserved(tokenizer: Any) -> set[str]:
 
 
 def template_errors() -> tuple[type[Exception], ...]:
-    """What a chat template raises on messages it does not take: its own refusal, or a field it expects."""
+    """Exceptions of a chat template for messages that it rejects: its own refusal, or a missing field."""
     from jinja2 import TemplateError
 
     return (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)

@@ -1,4 +1,4 @@
-"""What must hold between two models before any text is tokenised for them. All from their files; no torch."""
+"""Checks of two models before text is tokenised for them. They read the models' files only; no torch."""
 
 from __future__ import annotations
 

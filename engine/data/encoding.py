@@ -22,7 +22,7 @@ _BY_MARK = (
     (b"\xff\xfe", "utf-16-le", "UTF-16"),
     (b"\xfe\xff", "utf-16-be", "UTF-16"),
 )
-# What no text in Windows-1252 has, or hardly any: a sign within a word, a capital behind a small letter, a ÿ. Text in
+# Patterns that are rare in Windows-1252 text: a sign within a word, a capital after a small letter, a ÿ. Text in
 # the code pages of DOS, of a Mac or of Eastern Europe is full of these when it is read so.
 _NO_WORDS = re.compile(r"(?<=[^\W\d_])[‚„†‡ˆ‰‹›•™˜¨¦¬¯´¸¡¿¤¥¢£§©®±×÷¹²³¼½¾¶«»°€](?=[^\W\d_])|(?<=[a-zß-ÿ])[À-ÞŠŒŽŸ]|ÿ")
 _IN_WORDS = str.maketrans("", "", "\xad\xb7\xaa\xba")  # soft hyphen, Catalan's point, ordinals
@@ -140,7 +140,7 @@ class Utf8Blocks:
     def _decoded(self, window: bytes) -> Iterator[bytes]:
         codec = self.encoding.codec
         assert codec is not None
-        # What cannot be decoded becomes a surrogate, which no UTF-8 has: the readers leave its line out and count it.
+        # Undecodable bytes become surrogates, which valid UTF-8 never has: the readers skip and count such lines.
         errors = "surrogateescape" if codec == "cp1252" else "surrogatepass"
         decoder = codecs.getincrementaldecoder(codec)(errors)
         block = window

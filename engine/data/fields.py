@@ -74,7 +74,7 @@ class Unclear:
     fields: tuple[str, ...]
 
     def told(self, where: str, name: str, wanted: str | None) -> tuple[str, str, str]:
-        """What happened, why, and what to do.
+        """Return what happened, why, and what to do.
 
         Args:
             where: the data as the person named them.
@@ -397,7 +397,7 @@ def _system(record: Record) -> Turn | None:
 
 
 def _for_templates(record: Record, used: set[str]) -> dict[str, Any]:
-    """What a template may ask for beside the turns."""
+    """Fields other than the turns that a template may use."""
     found = {}
     for name, value in record.items():
         decoded = _decoded(value)

@@ -46,7 +46,7 @@ class ListInside:
 
 @dataclass
 class Inside:
-    """What an object holds.
+    """Content of an object.
 
     Attributes:
         lists: those that are not empty, in objects within it too.

@@ -1,4 +1,4 @@
-"""What is left out of the data, as a person is told: how much, why, for example where.
+"""Messages about data that is left out: how much, why, and an example.
 
 Documents that cannot be used and files that cannot be read are losses. Files that are no text by their names (pictures,
 a licence, another split) are not, and are named all the same.
@@ -34,7 +34,7 @@ class MostlyLeftOut(DataError):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was left out of how much.
+    """Amount of data that was left out, of a total.
 
     Attributes:
         noun: ``documents`` or ``conversations``.
@@ -83,7 +83,7 @@ class LeftOut:
         return " ".join(filter(None, (self._documents(), self._files(), self._others(), rows)))
 
     def error(self) -> MostlyLeftOut:
-        """What a run without --allow_losses ends with."""
+        """Return the error of a run without --allow_losses."""
         return MostlyLeftOut(
             f"More than half of the text would not be used. {self.sentences()}",
             "The student would learn from the readable part only.",
@@ -129,7 +129,7 @@ def left_out(
     share_looked_at: float = 1.0,
     rows: Mapping[str, int] | None = None,
 ) -> LeftOut:
-    """What a reading has left out.
+    """Data that a reader has left out.
 
     Args:
         tally: of the reading.

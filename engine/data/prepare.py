@@ -49,7 +49,7 @@ _BATCH_TEXTS = 512
 _PROGRESS_SECONDS = 0.5
 
 AS_ASKED = frozenset({WEIGHT_0, PREFERENCE})
-"""What the data themselves ask for, and no surprise."""
+"""Notes that the data's own format explains; they need no warning."""
 
 READ_AS = "read-as"
 """Code of the event that says what was read in another way than its name promises."""
@@ -61,7 +61,7 @@ NO_ROW = "text with a token that has no row in both embeddings"
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What is in the token file.
+    """Content of the token file.
 
     Attributes:
         documents, holdout_documents: stretches of text that were tokenised for each side.
@@ -139,7 +139,7 @@ def prepare(
 
     Raises:
         DataError: there is no usable text, or too little to hold anything out.
-        MostlyLeftOut: more than half of it would be left out, and nobody has allowed that.
+        MostlyLeftOut: more than half of it would be left out, and allow_losses is not set.
         TokenizerMismatch, ModelError, SettingsError: the models cannot be used like this.
         DiskFull: no room; nothing is left behind.
         Stopped: the person stopped it; nothing is left behind.
@@ -284,7 +284,7 @@ class _Preparation:
         self._progress(source, at_end=True)
 
     def left_out(self, source: TextSource) -> LeftOut:
-        """What was left out of what was read."""
+        """Return the data that was left out."""
         refused = Counter(self.tokeniser.skipped)
         for reason in (NO_ROW, QUESTION_TOO_LONG):
             if self.skipped[reason]:

@@ -56,7 +56,7 @@ def python_documents() -> Iterator[Document]:
     documents = [Document(name, text) for name, text in _without_repeats(named, seen) if len(text) >= MIN_CHARACTERS]
     if not documents:
         raise DataError(
-            f"This Python has no documentation to learn from: {library} holds no readable sources.",
+            f"This Python installation has no documentation for the demo:  {library} holds no readable sources.",
             "The demo's text is the documentation that comes with the interpreter.",
             "Use a full Python installation, or give your own text with --data.",
         )

@@ -1,6 +1,6 @@
 """One reader for each kind of file: from a path to records, in bounded memory.
 
-A record is a text, or the fields of an object or of a row. What is damaged is passed over and counted, never mended:
+A record is a text, or the fields of an object or of a row. Damaged data is skipped and counted, never repaired:
 bytes that are not UTF-8 become lone surrogates here, by which the text is recognised and left out later. Which field
 holds the text is the business of fields.py; how a file is packed and encoded is that of byte_stream.py.
 """
@@ -138,7 +138,7 @@ READERS: dict[str, Callable[[Path, Tally], Iterator[Record]]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-"""What can be read, by the file's suffix."""
+"""Readers by file suffix."""
 
 
 def content_suffix(head: bytes, suffix: str, *, is_all: bool) -> str:

@@ -32,7 +32,7 @@ _MOST_DOCUMENTS = 5_000
 
 @dataclass(frozen=True)
 class RowRequest:
-    """What the rows depend on; the names and meanings are RunConfig's."""
+    """Settings that the rows depend on; names and meanings as in RunConfig."""
 
     teacher: str
     data: str
@@ -174,7 +174,7 @@ def rows_from_json(text: str) -> list[ShownRow]:
 
 
 def main() -> int:
-    """Answer the request on standard input; returns the exit code. What is wrong goes to standard error."""
+    """Answer the request on standard input; return the exit code. Errors go to standard error."""
     request = RowRequest(**json.load(sys.stdin))
     try:
         rows = first_rows(request)

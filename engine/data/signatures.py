@@ -1,4 +1,4 @@
-"""What a file is when it is not the text that its name promises, told by its first bytes.
+"""File types by their first bytes, for files that are not the text that their names promise.
 
 Reads a few bytes of a file and nothing else. A file that it does not know is left to its reader.
 """

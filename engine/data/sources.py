@@ -56,7 +56,7 @@ _UNCLEAR = {
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """What there is, before it is read.
+    """Survey of the data before reading.
 
     Attributes:
         files: that can be read; 0 where the text is not in files.
@@ -99,12 +99,12 @@ class TextSource:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What was passed over so far, reason to count."""
+        """Return the counts of skipped data so far, by reason."""
         return dict(self._tally.skipped)
 
     @property
     def found(self) -> Tally:
-        """What was passed over while looking for files."""
+        """Return the data skipped during the search for files."""
         return self._found
 
     @property
@@ -114,7 +114,7 @@ class TextSource:
 
     @property
     def notes(self) -> dict[str, Note]:
-        """What was read so far in another way than its name promises."""
+        """Return the data read so far in another way than its name promises."""
         return dict(self._tally.notes)
 
     @property
@@ -151,7 +151,7 @@ class TextSource:
         return self._file_documents(file, tally, [])
 
     def describe(self) -> SourceSummary:
-        """What there is, from the folder's listing and the first documents.
+        """Survey the data from the folder's listing and the first documents.
 
         Raises:
             DataError: there is no usable text.
@@ -254,7 +254,7 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
         path = Path(data).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
         exists = os.path.lexists(path)
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or nobody's home
+    except (OSError, ValueError, RuntimeError):  # an invalid file name, or the home of an unknown user
         is_folder = is_file = exists = False
     if is_folder:
         files = find_files(path, _SUFFIXES, tally)

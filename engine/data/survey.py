@@ -22,7 +22,7 @@ from engine.data.tally import NO_ANSWER, Tally, notes_in_words
 CHARACTERS_PER_TOKEN = 4.0
 """Of English in the vocabularies of today's models; code and other languages have fewer."""
 
-# What the built-in text amounts to: the same but for some per cent in every Python from 3.11 on, and reading it takes
+# Size of the built-in text: within some per cent in every Python from 3.11 on, and reading it takes
 # two seconds (CPython 3.11: 963 documents, 2,226,607 characters).
 _PYTHON_DOCS_DOCUMENTS = 960
 _PYTHON_DOCS_CHARACTERS = 2_200_000
@@ -35,14 +35,14 @@ _PREVIEW_CHARACTERS = 2_000
 _MOST_CONVERSATIONS = 256
 _MOST_CONVERSATION_CHARACTERS = 1_000_000
 
-# What a chat template writes around a turn, in tokens: who speaks, where a turn begins and ends. Once the models are
+# Tokens that a chat template writes around a turn: the speaker, the begin and the end. Once the models are
 # known it is counted with their template and tokenizer (engine.data.chat_lengths).
 _TOKENS_PER_TURN = 5
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found.
+    """Result of a survey.
 
     Attributes:
         files: that can be read; 0 where the text is not in files.
@@ -194,7 +194,7 @@ def _of_hub_dataset() -> Survey:
 
 @dataclass
 class _Sample:
-    """What reading some of the files has shown."""
+    """Result of reading some of the files."""
 
     characters_per_file: int
     previews: int

@@ -1,4 +1,4 @@
-"""What was passed over while reading, and how far reading has come: nothing is dropped unsaid."""
+"""Tally of skipped data and progress of reading: every skipped part is reported."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _BAD_FILE = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # h5py's, 
 
 
 def row_hash(row: PackedRow) -> bytes:
-    """What a row is known by: blake2b of its tokens (int32, little-endian), scored bits and begins bits, 16 bytes.
+    """Return each row's hash: blake2b of its tokens (int32, little-endian), scored bits and begins bits, 16 bytes.
 
     Tokens and bits need no mark between them: their length together tells how many tokens there are.
     """
@@ -278,7 +278,7 @@ class TokenFile:
         return int(self._file[split].attrs["num_scored"])
 
     def data_hash(self, split: Split) -> str:
-        """What tells the rows of a split, and their order, from any other's."""
+        """Return a fingerprint of a split's rows and their order."""
         return str(self._file[split].attrs["data_hash"])
 
     def hashes(self, split: Split) -> list[bytes]:

@@ -1,8 +1,8 @@
-"""The turns of a conversation, whichever way they are written, in the one way that chat templates read.
+"""Turns of a conversation, converted from all supported formats to the one that chat templates read.
 
-A turn has a ``role`` and a ``content`` (always a text, empty where there is none), and keeps whatever else it has: tool
-calls, a name, the reasoning before an answer. ``weight`` 0 marks an answer that is read and not learned. What a text
-model cannot read (an image) makes the whole conversation unusable, and says so. Knows nothing of tokens and of fields.
+A turn has a ``role`` and a ``content`` (always a text, empty if there is none), and keeps all other fields: tool calls,
+a name, the reasoning before an answer. ``weight`` 0 marks an answer that is context only. A part that a text model
+cannot read (an image) makes the whole conversation unusable, which is reported. Knows nothing of tokens and fields.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_turns(value: Iterable[Mapping[str, Any]]) -> Messages:
     """Turns as chat templates read them.
 
     Raises:
-        UnusableTurns: one of them holds what is no text, or nobody that is known says it.
+        UnusableTurns: a turn has content that is not text, or an unknown speaker.
     """
     return tuple(_turn(turn) for turn in value)
 

@@ -47,7 +47,7 @@ def modelfile(folder: Path, weights: str, *, context: int) -> str:
 
 @dataclass(frozen=True)
 class Turns:
-    """What a chat template writes around the words of each turn.
+    """Text that a chat template writes around each turn.
 
     Attributes:
         before_system, after_system: around the system's words; both empty where a template has no system turn.

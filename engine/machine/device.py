@@ -1,4 +1,4 @@
-"""What a device can do, and how much work it wants at a time: one value, which planner, models and training ask.
+"""Abilities of a device and its preferred amount of work: one value for planner, models and training.
 
 A device is named as torch names it: ``cpu``, ``cuda:0`` (NVIDIA, and AMD with a ROCm build of torch), ``xpu:0`` (Intel)
 or ``mps`` (Apple). This file never imports torch; torch_device.py beside it asks the device itself.

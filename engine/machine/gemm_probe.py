@@ -91,7 +91,7 @@ def _copy_bytes_per_second(device: torch.device) -> float:
 
 
 def _seconds_per_operation(device: torch.device) -> float:
-    """What an operation costs that has hardly anything to do."""
+    """Measure the cost of an operation with almost no work."""
     tiny = torch.zeros(64, device=device)
 
     def hundred() -> None:

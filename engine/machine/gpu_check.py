@@ -33,7 +33,7 @@ _TIMEOUT_SECONDS = 120  # the first start of CUDA may compile kernels
 
 @dataclass(frozen=True)
 class GpuAnswer:
-    """What torch said of a GPU.
+    """torch's answers about a GPU.
 
     Attributes:
         why_not: why it cannot be used, as the end of a sentence; empty where it can.
@@ -198,7 +198,7 @@ def _probe(uuid: str) -> GpuAnswer:
 
 
 def _run_probe(environment: dict[str, str], *words: str) -> tuple[object, str]:
-    """What the probe printed, or why it printed nothing."""
+    """Return the probe's output, or the reason why there is none."""
     try:
         done = subprocess.run(
             safe_child.command("engine.machine.gpu_probe", *words),

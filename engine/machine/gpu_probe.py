@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def every_answer() -> list[dict[str, Any]]:
-    """What torch says of each GPU that it finds, with its kind, index, name and free memory."""
+    """Return torch's answers about each GPU that it finds, with kind, index, name and free memory."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if found is None:
         return []
@@ -54,7 +54,7 @@ def every_answer() -> list[dict[str, Any]]:
 
 
 def answer(device: torch.device | None = None) -> dict[str, Any]:
-    """What torch says of a GPU, in the fields of :class:`engine.machine.gpu_check.GpuAnswer`.
+    """Return torch's answers about a GPU, in the fields of :class:`engine.machine.gpu_check.GpuAnswer`.
 
     Args:
         device: the first that CUDA sees where it is not given.
@@ -159,7 +159,7 @@ def _is_half_good(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _train_a_little(device: torch.device) -> None:
-    """What a phase uses besides products: their libraries and kernels are part of what the context takes."""
+    """Run the other operations of a phase: their libraries and kernels are part of the context's memory."""
     inputs = torch.randn(2, 4, 64, 32, device=device, requires_grad=True)
     attended = torch.nn.functional.scaled_dot_product_attention(inputs, inputs, inputs, is_causal=True)
     attended.square().mean().backward()
@@ -168,7 +168,7 @@ def _train_a_little(device: torch.device) -> None:
 
 
 def _context_bytes(device: torch.device) -> int | None:
-    """What the process takes on the GPU beside torch's allocator; None where the driver does not tell."""
+    """Return the process's GPU memory outside of torch's allocator; None if the driver does not report it."""
     held = hardware.device_bytes(os.getpid())
     return None if not held else max(0, held - torch_device.reserved_bytes(device))
 

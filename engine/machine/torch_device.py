@@ -1,7 +1,7 @@
 """A device as torch knows it: its memory, streams, generators. The one place that names torch's device modules.
 
 ``torch.get_device_module`` gives CUDA's (ROCm's is the same), XPU's and MPS's functions, which have the same names for
-the same things but for MPS's memory. What a kind of device can do at all is in device.py beside this file.
+the same things but for MPS's memory. device.py lists the abilities of each kind of device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.machine.device import Device
 
 @functools.cache
 def kind_of(device: torch.device) -> Device:
-    """What a torch device can do."""
+    """Abilities of a torch device."""
     return Device.of(str(device))
 
 
@@ -35,7 +35,7 @@ def count(device: torch.device) -> int:
 
 
 def name_of(device: torch.device) -> str:
-    """What its maker calls it, where torch knows."""
+    """Return the product name, if torch knows it."""
     name = getattr(_module(device), "get_device_name", None)
     return str(name(device)) if name is not None else "Apple GPU"
 

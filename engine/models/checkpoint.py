@@ -65,7 +65,7 @@ class Checkpoint:
                 )
 
     def dtype(self, name: str) -> torch.dtype:
-        """What a tensor is stored as; where it is decoded, what it would be written as."""
+        """Return a tensor's storage format; for a decoded tensor, the format that it would be written in."""
         return _DTYPES[self.tensors[name].dtype]
 
     def read(self, name: str, out: Tensor, *, first: int = 0) -> None:
@@ -143,7 +143,7 @@ class Checkpoint:
 
     @contextmanager
     def _opened(self, file: Path) -> Iterator[int]:
-        """A file's descriptor; those that nobody reads from are closed again, the longest unused first."""
+        """Return a file's descriptor; unused descriptors are closed, the longest unused first."""
         with self._seek_lock:
             handle = self._handles.pop(file, None)
             if handle is None:

@@ -1,6 +1,6 @@
 """The two halves of any causal language model: the core that makes hidden states, and the head that makes logits.
 
-Full logits are the largest thing a language model makes, and nobody here needs them all at once. So the model's own
+Full logits are the largest tensor of a language model, and no caller needs all of them at once. So the model's own
 forward is run with its core (the module that holds the decoder layers) patched for one call: either to hand out the
 hidden states and pass one token on to the head, or to hand in a block of hidden states and let the head work on that.
 Whatever a head does (bias, softcap, scale) is done by the model's own code; no architecture is named here.
@@ -92,7 +92,7 @@ def hidden_states_and_cache(model: PreTrainedModel, ids: Tensor, cache: Any) -> 
 
 
 def _cache_name(model: PreTrainedModel) -> str:
-    """What a forward pass calls its cache, given and handed out: ``past_key_values`` before transformers 5.24."""
+    """Return the name of a forward pass's cache argument and output: ``past_key_values`` before transformers 5.24."""
     return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
@@ -118,7 +118,7 @@ def _run(model: PreTrainedModel, ids: Tensor, documents: Tensor | None, **how: A
 
 
 def logits_of(model: PreTrainedModel, hidden_states: Tensor) -> Tensor:
-    """What the model's own head says of a block of hidden states.
+    """Return the output of the model's own lm_head for a block of hidden states.
 
     Args:
         model: any causal language model; only its head is used.

@@ -3,8 +3,8 @@
 The caller says which layers (engine.teacher.depth measures it); a number of layers means the first, the last, and
 evenly spread ones between: DistilBERT's start (Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 3). The
 result is a model folder like any other: the teacher with the other layers left out. Weights are copied tensor by tensor
-as bytes, in pieces of a few megabytes; quantised ones are dequantised on the way. What a layer computes is not known
-here.
+as bytes, in pieces of a few megabytes; quantised ones are dequantised on the way. The computation of a layer is not
+known here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from engine.models.meta import build_on_meta, read_config
 from engine.models.narrow import Kept, Width, selection
 from engine.models.spec import ModelSpec, read_spec
 
-# What comes along unchanged: the tokenizer, the terms of use, a model's own code.
+# Files that are copied unchanged: the tokenizer, the terms of use, a model's own code.
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
     "tekken.json", "chat_template*", "LICENSE*", "NOTICE*", "*.py",
@@ -114,7 +114,7 @@ def layers_to_keep(teacher_layers: int, num_layers: int) -> list[int]:
 
 
 def layer_kinds(spec: ModelSpec, *, trust_remote_code: bool = False) -> list[Hashable]:
-    """What tells the kinds of layers apart: what the configuration calls each, and its tensors' names and shapes."""
+    """Return each layer's kind: its type in the configuration, and its tensors' names and shapes."""
     known = AutoConfig.from_pretrained(spec.path, local_files_only=True, trust_remote_code=trust_remote_code).to_dict()
     called = known.get("layer_types") or [None] * spec.num_layers
     tensors: list[set[tuple[str, tuple[int, ...]]]] = [set() for _ in range(spec.num_layers)]

@@ -33,7 +33,7 @@ class Documents:
     lengths: NDArray[np.int64]
 
     def keys(self, tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """What each document's random numbers come from: 8 bytes of the blake2b of its tokens (int32), [documents].
+        """Return each document's random key: 8 bytes of the blake2b of its tokens (int32), [documents].
 
         Args:
             tokens: [rows, longest], of the rows that these are documents of.
@@ -47,11 +47,11 @@ class Documents:
     def places(
         self, chosen: NDArray[np.int64], length: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Where the tokens of some documents lie, each document a batch row.
+        """Return the positions of some documents' tokens, one document per batch row.
 
         Returns:
-            Row [chosen, 1] and column [chosen, length] of each token, and bool [chosen, length] whether it is one: past
-            a document's end the place is that of its first token. What is there is padding that nothing real sees.
+            Row [chosen, 1] and column [chosen, length] of each token, and bool [chosen, length] whether it is a token:
+            past a document's end, the position of its first token is padding that no real token attends to.
         """
         starts, steps = self.starts[chosen, None], np.arange(length)
         is_real = steps < self.lengths[chosen, None]

@@ -2,7 +2,7 @@
 
 transformers may build a tokenizer anew from the class that tokenizer_config.json names; then spaces, line ends or added
 tokens can come out otherwise than in tokenizer.json, without an error (LlamaTokenizer over a byte-level file with
-transformers 5.20). What the tokenizers library reads from the file is what the model was trained with. Knows nothing of
+transformers 5.20). The tokenizers library reads the file as the model was trained with it. Knows nothing of
 models and data.
 """
 

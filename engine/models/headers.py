@@ -29,7 +29,7 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-# What may stand in a model's folder instead of a file: how it begins, in small letters, and how to get the file.
+# Placeholders in a model's folder instead of a file: how they begin, in lower case, and how to get the file.
 _INSTEAD = (
     (b"version https://git-lfs", "a Git LFS pointer", "Run git lfs pull in {folder}."),
     (b"/annex/objects/", "a git-annex pointer", "Run git annex get . in {folder}."),

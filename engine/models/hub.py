@@ -48,7 +48,7 @@ def resolve_model(path_or_id: str | Path) -> Path:
     try:
         path = Path(text).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # longer than a name can be, a NUL, nobody's home
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a NUL, the home of an unknown user
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise ModelError(
             f"There is no folder {shown_value(text)}.", f"{reason}.", "Name a model's folder, or a Hugging Face id."

@@ -1,7 +1,7 @@
 """Which models transformers has, read from the tables in its source: importing it would take seconds.
 
 Knows nothing of a model's files. Where the tables are not found (another release keeps them elsewhere) it says so with
-None, and whoever asks goes on: loading the model tells in the end.
+None; callers then skip the check, and loading the model reports the problem.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class LayerReader:
         self.prefetch = prefetch
         self.layer_bytes = max((sum(map(self._slot_bytes, recipes)) for recipes in layers), default=0)
         self._copy_stream: CopyStream | None = None
-        # What a layer is read into, and passes through on its way to where it is used.
+        # Buffers that a layer is read into and copied from to the place of its use.
         self._passed: list[Slot] = []
         if kind_of(device).is_host:
             # A layer that moves on, into fewer bits, leaves its slot before the next one needs it.
@@ -212,7 +212,7 @@ class LayerReader:
 
         def read(source: str) -> Tensor:
             shape = self._checkpoint.tensors[source].shape
-            # What is only material for a conversion gets memory of its own, which goes back when that is done.
+            # Inputs of a conversion are allocated separately and freed after it.
             out = slot.cut(shape, dtype) if slot is not None and recipe.converter is None else None
             if out is None:
                 out = torch.empty(shape, dtype=dtype)

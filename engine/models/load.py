@@ -41,7 +41,7 @@ UNUSABLE = (
     ImportError,
     StrictDataclassError,
 )
-"""What transformers raises for a folder that is no model, or whose config.json says what cannot be."""
+"""Exceptions of transformers for a folder that is not a model, or whose config.json is invalid."""
 
 
 def load_tokenizer(
@@ -100,7 +100,7 @@ def load_causal_lm(
     return model if kind_of(torch.device(device)).is_host else model.to(device)
 
 
-# What a file system or a limit says to transformers' way of reading, all shards mapped at once: it maps no files (some
+# Errors of file systems or limits when transformers maps all shards at once: the file system cannot map files (some
 # FUSE and network file systems, folders shared with a virtual machine), or a process may have fewer open.
 _NOT_MAPPED = re.compile(r"\(?os error (1|13|19|22|24|38|95)\b|Errno 24\]")
 
@@ -185,7 +185,7 @@ def check_numbers(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _conversion_errors(error: BaseException) -> str:
-    """What went wrong while weights were converted, in the words of the first error.
+    """Return the reason of a failed conversion of weights, from the first error.
 
     transformers catches every exception there, keeps its text, and raises another one that is not chained to it
     (``core_model_loading.log_conversion_errors`` in 5.20 to 5.24). The texts are still in the frame that raised. This

@@ -1,7 +1,7 @@
 """A whole model whose weights go from the file straight to where they will live, converted a piece at a time.
 
-transformers makes a model in memory first, and whoever wants its weights elsewhere (in a mapped file, in memory of the
-process's own) has them twice for a moment. Here the model is built without weights, each parameter's place is asked
+transformers makes a model in memory first, and callers that want its weights elsewhere (in a mapped file, in memory of
+the process's own) has them twice for a moment. Here the model is built without weights, each parameter's place is asked
 for, and the file is read into it. On the CPU only; knows nothing of training or files beside the model's.
 """
 

@@ -6,7 +6,7 @@ same numbers come out whether a model was quantised as a whole or layer by layer
 
 Formats: int8 absmax of Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1, without its outliers; nf4
 of Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3. Measured error of a random weight matrix: int8
-0.8 %, nf4 9 %. What that costs a teacher in loss is for the report to say; this file does not measure.
+0.8 %, nf4 9 %. The report shows the effect on the teacher's loss; this file does not measure it.
 """
 
 from __future__ import annotations

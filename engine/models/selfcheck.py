@@ -201,7 +201,7 @@ def _one_at_a_time(
 
 
 def _kind(layer: nn.Module) -> Any:
-    """What tells two layers apart but for their weights and their number."""
+    """Return a layer's properties other than its weights and its number."""
     modules = tuple(
         (name, type(module).__name__, *sorted(item for item in vars(module).items() if _tells(*item)))
         for name, module in layer.named_modules()

@@ -1,9 +1,9 @@
-"""What a model's folder tells without loading it: its shape from config.json, its tensors from the safetensors headers.
+"""Description of a model's folder without loading it: shape from config.json, tensors from the safetensors headers.
 
     spec = read_spec("path/to/model")       # or a Hugging Face id that is in the local cache
     spec.num_layers, spec.vocab_size, spec.layer_parameters
 
-This takes milliseconds for a model of any size. What config.json says is compared with the tensors: a folder that
+This takes milliseconds for a model of any size. config.json is compared with the tensors: a folder that
 contradicts itself is refused here, before anything is planned. Knows nothing of torch or transformers, and not what a
 layer computes: layers are found by their numbered names.
 """
@@ -44,7 +44,7 @@ _MOST = 2**40
 _WHOLE = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 _SCALES = ("scales", "weight_scale", "weight_scale_inv", "absmax", "weight.absmax", "qzeros", "SCB")
 
-# What old checkpoints carry besides parameters: causal masks and rotary tables.
+# Buffers in old checkpoints: causal masks and rotary tables.
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 
 
@@ -153,7 +153,7 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """What tells this model's weights from any other's, as 32 hexadecimal digits.
+    """Return the fingerprint of this model's weights, 32 hexadecimal digits.
 
     Made from config.json, the name, shape and dtype of each tensor, and three samples of each tensor's bytes: training
     moves every tensor, so a fine-tuned copy has another fingerprint. The same weights in other files have the same one.

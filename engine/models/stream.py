@@ -1,7 +1,7 @@
 """StreamedTeacher: a model of any size, two of its layers in memory at a time.
 
 It does what a resident teacher does, with the same result: hidden states of a wave of micro-batches, and logits of
-hidden states. What is in memory: two layers, the embedding rows in use, slices of the head, and one hidden state for
+hidden states. Memory holds two layers, the embedding rows in use, slices of the head, and one hidden state for
 each token of the wave. The parts: :mod:`~engine.models.meta` builds the model without weights,
 :mod:`~engine.models.weight_plan` knows which tensors make which parameters, :mod:`~engine.models.layer_reader` reads
 them, :mod:`~engine.models.slices` cuts embedding and head, and :mod:`~engine.models.wave` runs the model's own forward.
@@ -186,8 +186,8 @@ class StreamedTeacher:
         Args:
             micro_batches: token ids, int64 [batch, length] each, padded on the right; there is no attention mask,
                 because a causal model's real positions do not see what is on their right.
-            on_progress: called with (done, total) steps; a step is one micro-batch through one layer. What it raises
-                ends the wave and leaves the teacher usable.
+            on_progress: called with (done, total) steps; a step is one micro-batch through one layer. An exception in
+                it ends the wave and leaves the teacher usable.
 
         Returns:
             For each micro-batch what the model's head would get: [batch, length, hidden], on the device.

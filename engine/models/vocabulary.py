@@ -23,7 +23,7 @@ _SHOWN_TOKENS = 3
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer's files say.
+    """Content of a tokenizer's files.
 
     Attributes:
         size: V_eff, the largest id that can occur plus one.

@@ -1,10 +1,10 @@
-"""One wave: every micro-batch goes through a layer before the next layer is needed.
+"""One wave: every micro-batch passes through a layer before the next layer is loaded.
 
 Each micro-batch runs the model's own forward in a greenlet. The forward of every decoder layer is replaced by one that
-first waits, so the frames of all micro-batches stand still in front of layer i until its weights are there. What the
-model does before, between and after its layers (masks, rotary tables, state that layers share, final norms) is its own
-code, and no architecture needs code here. Greenlets rather than threads: torch keeps its gradient mode and its teams of
-workers for each thread, and all greenlets run in one.
+first waits, so the frames of all micro-batches pause before layer i until its weights are loaded. All work before,
+between and after the layers (masks, rotary tables, state that layers share, final norms) is the model's own code, so
+no architecture needs code here. Greenlets are used rather than threads, because torch has a gradient mode and a worker
+team per thread, and all greenlets run in one thread.
 
 Knows nothing of where weights come from.
 """
@@ -44,7 +44,7 @@ class _MicroBatch(greenlet):
             self.first = hidden_states
         if self.first is None or self.first is hidden_states:
             return [hidden_states]
-        if sys.getrefcount(self.first) <= 2:  # this attribute and the call: nobody else
+        if sys.getrefcount(self.first) <= 2:  # only this attribute and the call refer to it
             self.first = None
             return [hidden_states]
         return [hidden_states, self.first]

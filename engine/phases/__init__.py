@@ -1,1 +1,1 @@
-"""What each phase does with the settings of a run."""
+"""Work of each phase, from the settings of a run."""

@@ -82,8 +82,8 @@ def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, events: EventWr
     if found is None:
         raise CorruptState(
             f"{run.phases_path / 'cut.json'} is damaged or gone.",
-            "It says which of the teacher's layers the student began with.",
-            "Start a new run; with --cache_dir it takes the teacher's records from where they are.",
+            "It lists the teacher's layers that the student was built from.",
+            "Start a new run; with --cache_dir it reuses the teacher's records.",
         )
     events.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
     _write(run, settings, spec, found)
@@ -111,7 +111,7 @@ def _write(run: Run, settings: RunConfig, spec: ModelSpec, found: dict[str, Any]
 
 
 def words(found: dict[str, Any], total: int) -> list[str]:
-    """What was chosen, for the log: the layers, and the loss right after the cut at several depths."""
+    """Describe the choice for the log: the layers, and the loss right after the cut at several depths."""
     chosen = ", ".join(map(str, found["kept"]))
     ways = {
         "named": "as you named them",

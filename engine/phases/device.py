@@ -54,7 +54,7 @@ def as_seen_here(device: str) -> torch.device:
 
 
 def context_bytes(device: torch.device) -> int:
-    """What this process takes on the GPU beside torch's allocator: as planned, or more where it already holds more."""
+    """Return this process's GPU memory outside of torch's allocator: as planned, or more if it already holds more."""
     planned = context_bytes_on(gpu_of(str(device)))
     torch.zeros(1, device=device)  # starts the driver
     held = hardware.device_bytes(os.getpid()) or 0
@@ -72,7 +72,7 @@ def allocator_fraction(budget_bytes: int, total_bytes: int, context: int = CUDA_
 def device_peak_bytes(device: torch.device) -> int | None:
     """Most memory that the process held on the GPU, context included; None on the CPU.
 
-    torch's allocator knows its own peak. What lies beside it only grows, so that its size now is that at the peak.
+    torch's allocator knows its own peak. Other memory only grows, so its current size is its size at the peak.
     """
     if torch_device.kind_of(device).is_host:
         return None

@@ -34,7 +34,7 @@ _WAVE_TOKENS = 4_096
 
 @dataclass(frozen=True)
 class Rescored:
-    """What came of asking again.
+    """Result of scoring rows again.
 
     Attributes:
         rows, tokens: that were scored again.
@@ -67,7 +67,7 @@ def rescore(store: CacheStore, num_rows: int, teacher: str | None, *, seed: int 
         seed: of the choice of rows.
 
     Raises:
-        FolderError: no run that used the cache is there, so nobody knows the words.
+        FolderError: no run that used the cache exists, so the tokens are unknown.
         CacheMismatch: the teacher that was named has other weights than the manifest says.
         DamagedShard, RecordsMissing: a record cannot be read.
     """
@@ -77,7 +77,7 @@ def rescore(store: CacheStore, num_rows: int, teacher: str | None, *, seed: int 
         raise CacheMismatch(
             f"{spec.path} is not the teacher of {store.path}: its weights' fingerprint is {found[:12]}…, the records "
             f"belong to {store.identity.teacher[:12]}….",
-            "Another teacher says something else of the same text.",
+            "Another teacher gives other records for the same text.",
             "Name the folder of the teacher that made them with --teacher.",
         )
     with tempfile.TemporaryDirectory(prefix="tinydistill-rescore-") as name, TokenFile(run / "tokens.h5") as tokens:

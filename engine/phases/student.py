@@ -274,7 +274,7 @@ def _training_is_kept() -> Iterator[None]:
 
 
 def _to_publish(settings: RunConfig) -> dict[str, Any]:
-    """The settings as the student's card shows them: a card is given away, and where things lie here is nobody's."""
+    """Return the settings for the student's model card, without paths: a card may be published."""
     chosen = settings.model_dump(mode="json", by_alias=True)
     names = {name: _without_folders(chosen[name]) for name in ("teacher", "student", "data") if chosen[name]}
     kept = {name: value for name, value in chosen.items() if SETTINGS[name].group not in ("command", "run")}
@@ -288,7 +288,7 @@ def _without_folders(name: str) -> str:
 
 @dataclass(frozen=True)
 class StudentSaver:
-    """The student as somebody who can do with less memory; on a GPU what is short is main memory, which it has not."""
+    """Memory relief of the student; on a GPU main memory is short, of which the student holds little."""
 
     learner: Learner
     saved_bytes: int
@@ -372,7 +372,8 @@ def _training(
         checkpoint_every=settings.checkpoint_every or order.total_steps,
         evaluation_rows=EVALUATION_ROWS,
         evaluations=settings.evaluations or MOST_EVALUATIONS,
-        lean=settings.optimizer == "adamw-8bit",  # whoever saves on the moments saves on the gradients too
+        lean=settings.optimizer
+        == "adamw-8bit",  # a run that saves memory on optimizer states saves it on gradients too
     )
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def cache_identity(run: Run, settings: RunConfig, vocab_size: int) -> CacheIdentity:
-    """What the records of this run belong to: everything that could change one of them.
+    """Return the identity of this run's records: all settings that could change one of them.
 
     The teacher is what it was when the run was prepared; its folder is not needed once all records are there.
     """
@@ -269,7 +269,7 @@ def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: tor
 
 @dataclass(frozen=True)
 class _Room:
-    """What the budgets leave a streamed teacher.
+    """Return the memory that the budgets leave for a streamed teacher.
 
     Attributes:
         reads_ahead: whether there is room for two layers.

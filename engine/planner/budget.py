@@ -1,4 +1,4 @@
-"""Where a run computes, and how much memory it may take there and in main memory."""
+"""Device of a run and its memory budgets, on the device and in main memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from engine.machine.device import Device
 from engine.planner.footprint import Footprint, context_bytes_on
 from engine.planner.live_runs import LiveRun
 
-# Share of the free memory that a run takes when nobody said more: the rest is for what other programs open meanwhile.
+# Default share of the free memory that a run may take: the rest is for other programs that start meanwhile.
 FREE_SHARE = 0.85
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a phase may take.
+    """Memory that a phase may take.
 
     Attributes:
         device: by its name.
@@ -50,7 +50,7 @@ class Budget:
         over = max(on_device - self.memory_bytes, footprint.needed_bytes - self.ram_bytes)
         if self.where.is_host or not self.where.shares_main_memory:
             return over
-        # What lies on the device is taken from main memory too: there is no more than the larger budget for both.
+        # Device memory is main memory here: both together have no more than the larger budget.
         return max(over, on_device + footprint.needed_bytes - max(self.memory_bytes, self.ram_bytes))
 
 

@@ -33,7 +33,7 @@ DEMO_REASONS = {
 
 
 def caution(teacher: str | None, data: str | None) -> str:
-    """What to say of the demo's teacher with text that it was not trained on; empty with any other pair."""
+    """Return a warning for the demo's teacher with text that it was not trained on; empty for any other pair."""
     if teacher != str(DEMO_TEACHER) or data in (None, PYTHON_DOCS):
         return ""
     return "The demo's teacher knows Python's documentation only: a student learns little from it about other text."

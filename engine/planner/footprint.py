@@ -38,7 +38,7 @@ _WORKSPACES = 64 * MIB
 
 
 def context_bytes_on(gpu: Gpu | None) -> int:
-    """What a phase takes on a GPU beside torch's allocator: context, kernels, libraries.
+    """Return a phase's GPU memory outside of torch's allocator: context, kernels, libraries.
 
     Measured by the planner's probe where the driver tells; some kernels are loaded later than that.
     """
@@ -128,7 +128,7 @@ class Footprint:
 
 
 def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
-    """What the teacher phase takes: the higher of two moments, in the layers and in the head."""
+    """Return the memory of the teacher phase: the higher of two moments, in the layers and in the lm_head."""
     tokens = setting.batch * setting.sequence_length
     number = PRECISION_BYTES[setting.precision]
     is_stored_so = shape.stored_precision == setting.precision and setting.quantization == "none"
@@ -217,7 +217,7 @@ def reads_ahead(shape: ModelShape, setting: TeacherSetting, memory_bytes: int, r
 
 
 def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
-    """What the student phase takes: weights and states all the time, and the highest of three moments of a step."""
+    """Return the memory of the student phase: weights and states, and the highest of three moments of a step."""
     tokens = setting.batch * setting.sequence_length
     number = PRECISION_BYTES[setting.precision]
     parameters = shape.parameters
@@ -358,7 +358,7 @@ def _forward_bytes(shape: ModelShape, batch: int, length: int, number: int, is_u
 
 
 def _layer_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
-    """What the backward pass of one decoder layer needs of its forward pass."""
+    """Return the activations of one decoder layer that its backward pass needs."""
     tokens = setting.batch * setting.sequence_length
     hidden, inner = shape.hidden_size, shape.intermediate_size
     heads_width = shape.num_heads * shape.head_dim
@@ -390,7 +390,7 @@ def _mask_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
 
 
 def _kept_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
-    """What all layers keep from the forward pass to the backward pass."""
+    """Return the activations of all layers that are stored for the backward pass."""
     if setting.checkpointing:
         return shape.num_layers * setting.batch * setting.sequence_length * shape.hidden_size * 4
     return shape.num_layers * _layer_bytes(shape, setting, number)

@@ -63,7 +63,7 @@ def _live_run(run: Path, pid: int) -> LiveRun:
 
 
 def _holder(lock: Path) -> int | None:
-    """The process that holds a run's lock; None when nobody does. The lock is tried, because pids are reused."""
+    """Return the process that holds a run's lock, or None. The lock is tried, because pids are reused."""
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""How fast this machine is: measured once in a process of its own, kept in the user's cache folder.
+"""Rates of this machine: measured once in a separate process, stored in the user's cache folder.
 
 Kept by processor, threads, torch version and device (a GPU by its name and driver), for these decide the rates. This
 process never loads torch. Where nothing was measured there are cautious figures, and the plan says so.
@@ -28,7 +28,7 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class MachineRates:
-    """What the machine does in a second.
+    """Rates of the machine.
 
     Attributes:
         gemm_flops: floating-point operations of a matrix product, for each of fp32, bf16, fp16 and each of "small" (a

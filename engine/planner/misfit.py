@@ -1,4 +1,4 @@
-"""What to say when a run does not fit: how much is missing, where it goes, and the nearest setting that fits."""
+"""Messages for a run that does not fit: the missing amount, its parts, and the nearest setting that fits."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _where(question: Question, footprint: Footprint) -> tuple[int, int, str, str
 
 
 def _todo(question: Question, answer: Proposal, flag: str) -> tuple[str, list[dict[str, object]]]:
-    """What would fit, in a sentence and as values to set."""
+    """Return settings that fit, as a sentence and as values."""
     budget = question.budget
     needs = max(_where(question, part.footprint)[0] for part in (answer.teacher, answer.student))
     enough = -(-needs // (50 * 10**6)) * 50  # the next 50 MB

@@ -1,6 +1,6 @@
-"""What a plan says: choices with their reasons, and what each phase will take.
+"""Content of a plan: choices with their reasons, and predictions for each phase.
 
-Plain values; how they are found is the business of the other files in this folder.
+These are plain values; the other files in this folder compute them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from engine.config import RunConfig
 from engine.errors import DoesNotFit
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "other")
-"""What a phase's memory is made of, in the order in which it is shown."""
+"""Parts of a phase's memory, in the order of display."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class PhasePrediction:
-    """What one phase will take.
+    """Prediction of one phase's memory and time.
 
     Attributes:
         peak_bytes: highest memory of the phase's process: anonymous memory on the CPU, the allocator's on CUDA.

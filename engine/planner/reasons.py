@@ -1,4 +1,4 @@
-"""The sentences beside the settings: why this value, with a number where there is one."""
+"""Reasons for the chosen settings as sentences, with numbers where possible."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, str] = {
 
 
 def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, str]]:
-    """What the search decided, with reasons."""
+    """Return the search's decisions with reasons."""
     teacher, student = answer.teacher.setting, answer.student.setting
     return {
         "student_layers": (answer.layers, _layers(question, answer)),
@@ -58,7 +58,7 @@ def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, 
 
 
 def samples(text: Text, length: int, counted: str, parameters: int) -> str:
-    """How many rows there are, and whether that is little for the student."""
+    """Return the number of rows, and whether it is small for the student."""
     rows = text.train_rows(length)
     if rows is None:
         return counted
@@ -79,7 +79,7 @@ def checkpoint_every(every: int, seconds: float, total: int | None) -> str:
 
 
 def evaluations(look_seconds: float, step_seconds: float, total: int | None) -> str:
-    """What each look costs."""
+    """Return the cost of each evaluation as a reason."""
     each = f"each takes about {format_duration(look_seconds)}, its checkpoint included"
     return each if total is None else f"{each}; the steps take {format_duration(total * step_seconds)}"
 

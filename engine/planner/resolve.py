@@ -1,4 +1,4 @@
-"""plan(): from a request to every setting with its reason, and what it will take.
+"""plan(): from a request to all settings with reasons and predictions.
 
 It reads config.json, safetensors headers and the size of the text, and starts nothing. The pieces are elsewhere: the
 models in models.py, amounts in workload.py, bytes in footprint.py, seconds in timing.py, the search in recommend.py,
@@ -32,7 +32,7 @@ from engine.planner.text import count_tokens
 from engine.planner.workload import Text
 from engine.runs import announced_runs, default_runs_path
 
-# What engine.teacher.depth computes, in tokens through the whole teacher: seven passes of 1,024 tokens for the layers'
+# Work of engine.teacher.depth, in tokens through the whole teacher: seven passes of 1,024 tokens for the layers'
 # influence, and one for each cut that is compared or shown, most of them with half of the layers.
 _CUT_TOKENS = 12_000
 

@@ -9,7 +9,7 @@ from engine.planner.prediction import Plan
 
 
 def summary(planned: Plan) -> tuple[str, ...]:
-    """What the teacher does, what the student does, and what the run leaves on the disk."""
+    """Describe the teacher's work, the student's work, and the run's disk usage."""
     sentences = [_teacher(planned)]
     if "student" in planned.predicted:
         sentences.append(_student(planned))
@@ -20,7 +20,7 @@ def summary(planned: Plan) -> tuple[str, ...]:
 
 
 def cautions(planned: Plan) -> tuple[str, ...]:
-    """What to think about before the run is started; nothing where all is well."""
+    """Return warnings to consider before the run starts; empty if there are none."""
     return tuple(filter(None, (caution(planned.settings.teacher, planned.settings.data), planned.little_text)))
 
 

@@ -1,4 +1,4 @@
-"""How much text there is, in tokens: an estimate, kept for a moment while a form is filled in.
+"""Estimate of the amount of text in tokens, cached for some seconds while a form is filled in.
 
 Of plain text it is made without a tokenizer. Of conversations some are counted with the models' own, because a template
 may write as much as the person did.
@@ -67,7 +67,7 @@ def count_tokens(data: str, config: RunConfig, teacher: str, vocab_size: int) ->
 
 
 def look(data: str, config: RunConfig) -> Survey:
-    """What a quick look at the text shows; for some seconds the same one.
+    """Return a quick survey of the text, cached for some seconds.
 
     Raises:
         DataError: there is no text, or none that can be used.

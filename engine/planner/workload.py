@@ -18,7 +18,7 @@ MOST_TOKENS_PER_STEP, FEWEST_TOKENS_PER_STEP = 16_384, 2_048
 WANTED_STEPS = 200
 MOST_ROWS_PER_STEP, FEWEST_ROWS_PER_STEP = 64, 4
 MOST_EPOCHS = 10
-# What prepare keeps out at most and, where there is enough text, at least (engine.data.prepare has the same numbers).
+# Maximum and, with enough text, minimum of the hold-out that prepare makes (engine.data.prepare has the same numbers).
 MOST_HOLDOUT_ROWS, FEWEST_HOLDOUT_ROWS = 512, 16
 DEFAULT_LENGTH = 512
 # Conversations that a row should hold whole.
@@ -163,7 +163,7 @@ _PARAMETERS_FOR_A_TOKEN = 100
 
 
 def too_little_text(tokens: int, parameters: int) -> str | None:
-    """What is to be expected of a text that is small for a student, in numbers; None where it is not.
+    """Return a warning for a text that is small for a student, in numbers; None if it is large enough.
 
     Args:
         tokens: scored tokens to train on.

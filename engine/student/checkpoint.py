@@ -188,7 +188,7 @@ class Checkpoints:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in words; None when every byte is as it was written."""
+    """Return the damage of a checkpoint's files as a sentence; None if every byte is as written."""
     try:
         checksums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in checksums.items()}

@@ -1,4 +1,4 @@
-"""What the student's folder holds besides its weights, made from the files of the model that it began as.
+"""Files in the student's folder other than its weights, made from the files of its initial model.
 
 The tokenizer's files and the licence are passed on byte for byte: written anew by the library they would only open in
 its newest releases. config.json keeps what it says, and names rotary positions and dtype in the words of transformers 4
@@ -28,7 +28,7 @@ GENERATION_CONFIG = "generation_config.json"
 
 # Classes of a tokenizer that transformers 4 does not have.
 _NEW_CLASSES = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend")
-# What a generation configuration is built on: settings that others need come first.
+# Order of a generation configuration's settings: those that others need come first.
 _FIRST = ("bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "num_beams", "return_dict_in_generate")
 # The names of rotary positions before transformers 5, in the families that had names of their own.
 _OLD_NAMES = {

@@ -26,7 +26,7 @@ _FIRST_STEPS, _SECOND_STEPS = 127, 255
 
 @functools.lru_cache(maxsize=4)
 def dither(update: int, size: int, device: torch.device) -> Tensor:
-    """What is added before rounding in this update, [size] in [0, 1); the same after a restart."""
+    """Return the noise of stochastic rounding in this update, [size] in [0, 1); the same after a restart."""
     return to_device([torch.rand(size, generator=torch.Generator().manual_seed(update))], device)[0]
 
 

@@ -1,4 +1,4 @@
-"""How good a student is, on text that nobody was trained on, beside the teacher whose records lie there.
+"""Evaluation of a student on held-out text, against the teacher's records.
 
 Everything is summed over chunks of positions; whole logits never exist. The teacher's own figures need no teacher: its
 records hold its log-probability of each label and its first choice.

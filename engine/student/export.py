@@ -58,8 +58,8 @@ def export_student(
     for name, parameter in model.named_parameters():
         if not _is_finite(parameter):
             raise BadNumbers(
-                f"The student's weight {name} holds values that are not numbers.",
-                "A student like this is of no use, so it was not written.",
+                f"The student's weight {name} holds NaN or infinity.",
+                "Such a student is useless, so it was not written.",
                 "Start a new run with a smaller --learning_rate.",
             )
     temporary = _aside(folder)
@@ -134,7 +134,7 @@ def rehearse_export(source: Path, folder: Path, *, dtype: torch.dtype, trust_rem
             raise  # the disk's, not the model's
         raise ModelError(
             f"A student that begins as {source} could not be written in the end: {first_sentence(error)}",
-            "That is tried before the teacher begins.",
+            "The program tests this before the teacher starts.",
             "Download or save the model again.",
         ) from error
     finally:

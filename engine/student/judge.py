@@ -1,4 +1,4 @@
-"""What a student's figures are worth: beside chance, document by document, and for each byte of text.
+"""Statistics of a student's evaluation: against chance, by document, and per byte of text.
 
 *Chance* is a model that knows how often each token comes in the training text and nothing else. Figures of a hold-out
 vary with the documents that happen to be in it: the bootstrap draws documents anew, with the same draws for all models,

@@ -2,7 +2,7 @@
 
 Only without accumulation, for a gradient that is gone cannot be added to. The layers' parameters are updated by hooks
 during the backward pass; of the embedding's gradient only the rows exist that the text names; the head is updated in
-slices of the vocabulary. What is left of a step's memory is the largest layer's gradient.
+slices of the vocabulary. The rest of a step's memory is the largest layer's gradient.
 
 A tied head is updated once a step, after the backward pass, when both of its gradients are known.
 
@@ -53,7 +53,7 @@ class RunningNorms:
         self.is_finite = True
 
     def factor(self, name: str, norm: float | Tensor | None = None) -> float | Tensor:
-        """What a gradient is multiplied with; where its norm is not known yet, the usual one stands for it.
+        """Return the clipping factor of a gradient; the usual norm is used if its norm is not known yet.
 
         On a GPU it stays there as a scalar: to know it here would make the CPU wait for each tensor's gradient.
         """
@@ -251,7 +251,7 @@ def _sparse_embedding(learner: Learner) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Embedding:
-    """What a step has to know of the embedding.
+    """Properties of the embedding that a step needs.
 
     Attributes:
         weight: its matrix; None where it is none.

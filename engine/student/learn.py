@@ -31,7 +31,7 @@ from engine.student.train import Progress, Training, best_checkpoint, look, resu
 
 @dataclass(frozen=True)
 class Learned:
-    """What phase 2 found; the model is the best student.
+    """Result of phase 2; the model is the best student.
 
     Attributes:
         teacher, student_before, student_after: on all hold-out rows.
@@ -126,7 +126,7 @@ def learn(
     if not math.isfinite(after.holdout_loss):
         raise BadNumbers(
             "The student's loss on the hold-out text is not a number.",
-            "A student like this is of no use, so it was not written.",
+            "Such a student is useless, so it was not written.",
             "Start a new run with a smaller --learning_rate.",
         )
     return Learned(

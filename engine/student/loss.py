@@ -35,7 +35,7 @@ _BLOCK_COLUMNS = 4096
 
 @dataclass(frozen=True)
 class RecordTensors:
-    """What the teacher left at N positions, as tensors on the student's device.
+    """The teacher's records at N positions, as tensors on the student's device.
 
     Attributes:
         ids: [N, K] int64, the head's ids first.
@@ -131,7 +131,7 @@ class RecordTensors:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: ``kd_weight * T^2 * KD + (1 - kd_weight) * CE``.
+    """Compute the training loss: ``kd_weight * T^2 * KD + (1 - kd_weight) * CE``.
 
     Attributes:
         vocab_size: E; logits from this column on are masked out, and their gradient is exactly 0.

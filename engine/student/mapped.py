@@ -1,7 +1,7 @@
 """Tensors that lie in a file, not in memory: the system keeps what is in use and writes the rest out when it must.
 
 A student of 70 million parameters has 400 MiB of weights and moments, and each step needs a layer of them at a time.
-Mapped, they are the system's file cache: there while there is room, and given back to whoever needs it.
+Mapped weights are part of the system's file cache: the system frees their pages when memory is short.
 
 The file has no name once it is mapped, so it is gone with the process, however that ends. Its room is taken before it
 is mapped: a full disk is an error message then, and not a fault in mid-step.
@@ -54,7 +54,7 @@ def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tens
 
 
 def weights_in_files(folder: Path) -> Callable[[torch.Size, torch.dtype], Tensor]:
-    """What makes the memory of a model's weights: larger ones lie in files in ``folder``, smaller ones in memory.
+    """Return an allocator of a model's weights: large ones lie in files in ``folder``, small ones in memory.
 
     Raises:
         DiskFull: (what is returned) no room for a weight.

@@ -1,6 +1,6 @@
 """AdamW in pieces: moments in 32 or 8 bits, whole gradients or the rows of one, all at once or as they come.
 
-torch's fused AdamW does the arithmetic. What is added is where the moments are and how much of them is unpacked at a
+torch's fused AdamW does the arithmetic. This file adds the place of the moments and how much of them is unpacked at a
 time: 8-bit moments are unpacked by pieces that stay in the processor's cache (bitsandbytes' CPU step unpacks a whole
 embedding, which takes five times its size), and a gradient that is never whole can be applied row by row.
 
@@ -130,7 +130,7 @@ class AdamW:
         decay: float,
         skip: Tensor | None = None,
     ) -> None:
-        # What torch.optim.AdamW(fused=True) calls, without its counting of steps, which are the same for all here.
+        # As torch.optim.AdamW(fused=True), without its step counters, which are equal for all parameters here.
         # A fill is launched and not waited for; a tensor made of a number would be copied there.
         step = torch.full((), float(self.updates), device=weights[0].device)
         torch._fused_adamw_(

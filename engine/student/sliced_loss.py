@@ -115,7 +115,7 @@ def sliced_loss(
 def sliced_scores(
     hidden_states: Tensor, labels: Tensor, records: RecordTensors, head: LinearHead, *, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What an evaluation asks of N positions; arguments as for :func:`engine.student.loss.record_loss`.
+    """Compute an evaluation's values at N positions; arguments as for :func:`engine.student.loss.record_loss`.
 
     Returns:
         Cross-entropy to the label, KD, the log-probability of the first choice at temperature 1, and the first choice;

@@ -25,7 +25,7 @@ _FIRST_SCALE, _SCALE_GROWTH_STEPS = 2.0**16, 2000
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave, each loss a mean over its scored tokens.
+    """Result of a step; each loss is a mean over its scored tokens.
 
     Attributes:
         loss: the objective.
@@ -142,7 +142,7 @@ def blended(ce: float, kd: float, objective: Objective) -> float:
 
 
 def clip_factor(norm: float, clip_norm: float) -> float:
-    """What a gradient of this norm is multiplied with, so that its norm is at most ``clip_norm`` (0: any)."""
+    """Return the factor that limits a gradient of this norm to ``clip_norm`` (0: no limit)."""
     return min(1.0, clip_norm / max(norm, 1e-12)) if clip_norm else 1.0
 
 

@@ -1,6 +1,6 @@
 """The student's training: steps, checkpoints, looks at the hold-out text, and how it goes on after a stop.
 
-It reads from top to bottom. What it knows between two steps is in :class:`Progress`, and all of that is in each
+It reads from top to bottom. :class:`Progress` holds the state between two steps, and all of that is in each
 checkpoint: a run that was killed anywhere and resumed ends, on the CPU, with the same student bit for bit.
 """
 
@@ -94,7 +94,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, on what, and how: the values that stay the same over a training.
+    """Model, data and settings of a training: the values that stay constant.
 
     ``evaluations`` looks at the hold-out text are spread over the steps, the last one at their end.
     ``lean`` updates in the backward pass and never holds a whole gradient; it needs a head that is a plain matrix, and
@@ -279,12 +279,12 @@ def _count(result: StepResult, progress: Progress, events: EventWriter) -> None:
     )
     if progress.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
         raise BadNumbers(
-            f"{BAD_STEPS_IN_A_ROW} steps in a row gave a loss that is far above the usual "
+            f"{BAD_STEPS_IN_A_ROW} steps in a row gave a loss far above the usual "
             f"{progress.usual_loss:.3g} ({result.loss:.3g} in step {progress.step})."
             if has_exploded
             else f"{BAD_STEPS_IN_A_ROW} steps in a row gave a loss or a gradient that is not a number (up to step "
             f"{progress.step}).",
-            "The training has come apart; going on would change nothing.",
+            "The training has diverged; more steps would not help.",
             "Start a new run with a smaller --learning_rate, or with --precision fp32; with --cache_dir it takes the "
             "teacher's records from where they are.",
         )

@@ -86,7 +86,7 @@ class ChatSession:
         self.messages.append({"role": "assistant", "content": answer})
 
     def stop(self) -> None:
-        """End the model's process from another thread; whoever waits for its answer gets a ModelError."""
+        """End the model's process from another thread; a caller that waits for its answer gets a ModelError."""
         process = self._process
         if process is not None:
             process.kill()

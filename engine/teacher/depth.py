@@ -90,7 +90,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Depth:
-    """What was measured.
+    """Result of the measurement.
 
     Attributes:
         kept: the layers of the student, rising.
@@ -290,8 +290,8 @@ class _Bench:
             self._teacher.last_hidden_states([piece.ids for piece in text], on_progress=self._progress)
         if not bool(sums.isfinite().all()):
             raise BadNumbers(
-                "The teacher's hidden states hold values that are not numbers.",
-                "Nothing can be learned from it.",
+                "The teacher's hidden states hold NaN or infinity.",
+                "The student cannot learn from it.",
                 "In half precision, try --precision fp32; in fp32 the weights are damaged: download them again.",
             )
         count = sum(int(piece.real.sum()) for piece in text)

@@ -36,12 +36,12 @@ from engine.relief import Relief
 from engine.teacher.head import Scored, records_from_hidden
 
 _SECONDS_BETWEEN_EVENTS = 0.5
-# What a streamed wave still has to do when its last layer is through: the head.
+# Work left after the last layer of a streamed wave: the lm_head.
 _LAYERS_SHARE = 0.9
 
 
 class Teacher(Protocol):
-    """What scores: :class:`engine.models.load.ResidentTeacher` or :class:`engine.models.stream.StreamedTeacher`.
+    """A teacher: :class:`engine.models.load.ResidentTeacher` or :class:`engine.models.stream.StreamedTeacher`.
 
     Attributes:
         whole_waves: whether a call costs a pass over all layers on disk, so that it wants a whole wave at a time.
@@ -62,7 +62,7 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What one call of :func:`score` did.
+    """Result of one call of :func:`score`.
 
     Attributes:
         tokens: scored positions, without those that had records already.

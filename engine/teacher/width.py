@@ -34,7 +34,7 @@ def choose_width(
     outputs: Sequence[int | None],
     safe_point: Callable[[], None],
 ) -> dict[int, Kept]:
-    """What stays of each of the student's layers.
+    """Parts that each of the student's layers keeps.
 
     Args:
         teacher: the whole model, in memory or streamed.

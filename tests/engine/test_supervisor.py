@@ -76,7 +76,7 @@ def test_kills_without_end_are_taken_for_lack_of_memory(run, monkeypatch):
 
 def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypatch):
     seen = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 9, [3] * 20)
-    with pytest.raises(OutOfMemory, match="smallest settings"):
+    with pytest.raises(OutOfMemory, match="smallest possible settings"):
         seen._run_phase("student")
 
 

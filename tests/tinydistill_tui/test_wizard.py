@@ -598,7 +598,7 @@ async def test_answers_that_contradict_each_other_are_no_plan_that_is_being_thou
         await until_data(app, pilot)
         await pilot.press("enter")
         await until_plan(app, pilot)
-        await until(pilot, lambda: "the demo brings its own" in words_of(app), "the reason is said")
+        await until(pilot, lambda: "the demo has its own" in words_of(app), "the reason is said")
         assert "There is no plan for these answers" in text_of(app)
         assert "thinking" not in text_of(app)
 

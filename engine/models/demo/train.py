@@ -221,7 +221,7 @@ def train(recipe: DemoRecipe, output: Path) -> None:
         if measured < best_loss:
             best_loss, best_epoch = measured, epoch
             save(model, tokenizer, output)
-    # What is stated is what the shipped file does: its rounded weights, computed in float32.
+    # The stated loss is that of the shipped file: its rounded weights, computed in float32.
     shipped = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32)
     stated = holdout_loss(shipped, holdout_rows)
     card = _card(recipe, shipped.num_parameters(), num_tokens, holdout_rows.numel(), stated, best_epoch)

@@ -39,7 +39,7 @@ class Layout:
     turned: bool = False
 
     def stored(self, values: Array) -> Array:
-        """What goes into the file."""
+        """Return the entries of the file."""
         if self.order is not None:
             values = values[self.order]
         if self.turned:

@@ -99,7 +99,7 @@ def _make(file: Path, folder: Path) -> dict[str, Any]:
 
 
 def _config(header: Header, file: Path) -> dict[str, Any]:
-    """What config.json says of such a model."""
+    """Return the config.json of such a model."""
     metadata = header.metadata
     if metadata.get("general.type", "model") != "model" or str(metadata.get("general.architecture")) == "clip":
         raise ModelError(

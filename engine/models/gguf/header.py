@@ -51,7 +51,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself.
+    """Header of a GGUF file.
 
     Attributes:
         files: the file, or all parts of a model that was split.

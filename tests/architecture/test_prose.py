@@ -1,0 +1,36 @@
+"""Phrases that the plain English of CONTRIBUTING.md avoids, counted in the engine's texts and in the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PHRASES = {
+    "a sentence that begins with What, Who, Whoever, ...": re.compile(
+        r'(?:"""|# |\. )(?:What|Who|Whoever|Whatever|Nobody|Somebody) [a-z]'
+    ),
+    "whoever, nobody, somebody, vouch, for ears, This cannot be": re.compile(
+        r"whoever|nobody|somebody|vouch|for ears|This cannot be", re.IGNORECASE
+    ),
+}
+CEILINGS = dict.fromkeys(PHRASES, 0)
+"""Numbers of lines with such a phrase; they may only fall."""
+
+
+def found(phrase: str) -> list[str]:
+    files = [*sorted((ROOT / "engine").rglob("*.py")), ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in files
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if PHRASES[phrase].search(line)
+    ]
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_the_engine_and_the_documentation_avoid_the_phrase(phrase: str) -> None:
+    lines = found(phrase)
+    assert len(lines) <= CEILINGS[phrase], "write these plainly (CONTRIBUTING.md):\n" + "\n".join(lines)
