@@ -99,7 +99,7 @@ def _say(error: Exception, name: str, run: Run, events: EventWriter) -> int:
 
 
 def _has_more_range(name: str, run: Run) -> bool:
-    """Whether the teacher works in fp16, which overflows above 65,504, and nobody asked for that."""
+    """Return whether the teacher computes in fp16, which overflows above 65,504, without a request by the user."""
     return name == "teacher" and run.settings.precision == "fp16" and "precision" not in run.info["asked"]
 
 

@@ -1,8 +1,9 @@
-"""Weights that a checkpoint holds in few bits, dequantised some rows at a time as they are read.
+"""Quantised weights of a checkpoint, dequantised some rows at a time as they are read.
 
-The layouts are those that the libraries write: FP8 with scales of blocks, channels or tensors (DeepSeek, Qwen,
-fbgemm), compressed-tensors (floats, integers, packed integers), GPTQ, AWQ, MXFP4 (gpt-oss), and bitsandbytes (nf4, fp4,
-int8). Each gives a plain tensor's name, shape and numbers, so that nobody else has to know. No code of theirs is run.
+Supported are the layouts of these libraries: FP8 with scales of blocks, channels or tensors (DeepSeek, Qwen, fbgemm),
+compressed-tensors (floats, integers, packed integers), GPTQ, AWQ, MXFP4 (gpt-oss), and bitsandbytes (nf4, fp4, int8).
+Each gives a plain tensor's name, shape and numbers, so other modules need no knowledge of them. None of their code
+runs.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class QuantisedRows:
 
 @dataclass
 class _Found:
-    """What was made of a checkpoint's tensors so far."""
+    """Tensors of a checkpoint that were decoded so far."""
 
     stored: Tensors
     dtype: str

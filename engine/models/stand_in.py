@@ -62,7 +62,7 @@ def stand_in(name: str, kind: str, files: Sequence[Path], make: Callable[[Path],
 
 
 def source_of(folder: Path) -> dict[str, Any] | None:
-    """What a folder stands for; None where it is a model of its own.
+    """Return the model that a folder stands for; None if it is a model itself.
 
     Raises:
         ModelError: the files are gone, or changed.

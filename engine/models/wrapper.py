@@ -70,7 +70,7 @@ def text_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
 
 
 def _default_type(model_type: str) -> str:
-    """What transformers takes where a text_config does not say it."""
+    """Defaults of transformers for values that a text_config omits."""
     return {"gemma3": "gemma3_text", "mistral3": "mistral", "llava": "llama", "qwen3_vl": "qwen3_vl_text"}.get(
         model_type, "llama"
     )
