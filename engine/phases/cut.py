@@ -1,7 +1,7 @@
-"""The first weights of a student that is cut from its teacher: which layers, and their copy in the run's folder.
+"""Initial weights of a student that is cut from its teacher: the choice of layers, and their copy in the run's folder.
 
-The teacher's phase does it, while the teacher is there: the student's phase needs nothing of the teacher. The choice
-stays in ``phases/cut.json``, so that a run that was interrupted goes on with the same student.
+The teacher phase makes them; the student phase needs nothing of the teacher. The choice is stored in
+``phases/cut.json``, so that an interrupted run continues with the same student.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CUT = "cut"
 
 
 def is_cut(run: Run, settings: RunConfig) -> bool:
-    """Whether the student's first weights are there, or are no business of the teacher's."""
+    """Return whether the student's initial weights exist, or do not come from the teacher."""
     if settings.student != FROM_TEACHER:
         return True
     written = run.result(CUT)
@@ -57,11 +57,11 @@ def cut_student(
         spec: the teacher, described.
         teacher: the teacher itself; asked for only when something has to be measured.
         tokens: the rows.
-        events: told what was chosen, and what other depths would begin with.
-        control: asked at safe points.
+        events: receives the choice, and the initial losses of other depths.
+        control: checked at safe points.
 
     Raises:
-        Stopped: the person asked to.
+        Stopped: the user stopped the run.
         ModelError: no layers of this number make a model.
     """
     found = run.result(CUT)
@@ -76,7 +76,7 @@ def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, events: EventWr
     """Copy the chosen layers again where the student's first weights are damaged.
 
     Raises:
-        CorruptState: it is not known any more which layers they were.
+        CorruptState: the choice of layers is lost.
     """
     found = run.result(CUT) or (run.result("teacher") or {}).get(CUT)
     if found is None:

@@ -1,4 +1,4 @@
-"""Where a phase computes, and on whose terms: device, number format, threads, and the budget that can be enforced."""
+"""Setup of a phase's device: number format, threads, and the enforced memory budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def prepare_torch(settings: RunConfig) -> tuple[torch.device, torch.dtype]:
     """Set torch up for a phase.
 
-    On a GPU the budget becomes the process's memory fraction, so that a 2 GB plan is tried on a 2 GB card's terms.
+    On a GPU the budget becomes the process's memory fraction, so that a 2 GB plan runs as on a 2 GB card.
 
     Returns:
         The device, and the dtype of the matrix products.

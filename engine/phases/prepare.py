@@ -34,7 +34,7 @@ def student_spec(settings: RunConfig) -> ModelSpec | None:
 
 
 def _check_fit(model: ModelSpec, settings: RunConfig) -> None:
-    """Refuse files that cannot become a model now, not when hours of scoring are behind us."""
+    """Refuse invalid model files now, not after hours of scoring."""
     if settings.trust_remote_code and model.config.get("auto_map"):
         return  # only the model's own code can tell
     from engine.models.fit import check_fit  # transformers takes seconds to import, and what comes before is quick
@@ -43,7 +43,7 @@ def _check_fit(model: ModelSpec, settings: RunConfig) -> None:
 
 
 def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
-    """Refuse layers that the person named and that cannot be a model, before the teacher has read the text for it."""
+    """Refuse layers that the user named and that cannot form a model, before the teacher scores the text."""
     named = layer_list(settings.student_layers)
     if settings.student != FROM_TEACHER or named is None:
         return
@@ -72,13 +72,13 @@ def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
 def check_end(
     source: ModelSpec, teacher: ModelSpec, student_path: Path, events: EventWriter, *, trust_remote_code: bool = False
 ) -> None:
-    """Try now what writing the student needs in the end: its files, and its tokenizer beside the teacher's.
+    """Test the export of the student early: its files, and its tokenizer against the teacher's.
 
     Args:
         source: the model that the student begins as, or is cut from.
         teacher: whose tokenizer cuts the text.
         student_path: where the student will be written.
-        events: told what the student's files will be without.
+        events: receives notes about parts that the student's files will lack.
         trust_remote_code: whether models may bring code.
 
     Raises:

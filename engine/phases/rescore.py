@@ -1,8 +1,8 @@
-"""Asking a teacher again: some rows of a cache are scored once more, and the new records are laid beside the old.
+"""Rescoring: the teacher scores some rows of a cache again, and the new records are compared with the old ones.
 
-The same teacher gives the same records, but for a last bit here and there: another micro-batch, another number of
-threads or another machine rounds a matrix product differently, and a draw that stood on the edge falls to the next id.
-So records are compared by how much of their mass lies on the same ids, not bit for bit.
+The same teacher gives the same records except for rounding: another micro-batch, number of threads or machine rounds a
+matrix product differently, which can change a sampled id. So records are compared by the mass on equal ids, not bit for
+bit.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def _learned(
 
 
 class _Beside(EventWriter):
-    """Events of a training that stands beside the run's own: its figures must not be taken for the student's."""
+    """Events of the comparison training, marked so that its metrics are not mistaken for the student's."""
 
     def write(self, kind: str, **fields: Any) -> None:
         """Write the event; steps are left out, and evaluations carry another name."""
@@ -165,7 +165,7 @@ def _on_labels(
     events: EventWriter,
     control: PhaseControl,
 ) -> dict[str, Any]:
-    """The same student trained on labels alone, with the same steps from the same tokens: its figures."""
+    """Train the same student on labels only, with the same steps and tokens; return its metrics."""
     events.log("info", "The same student is trained on labels alone, to compare.", "compare")
     beside = _Beside(run.events_path, phase="student", log_path=run.log_path)
     path = run.path / "checkpoints-labels"
@@ -247,7 +247,7 @@ def _card(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any]) -
 
 
 def _load(folder: Path, device: torch.device, scratch: Path | None, *, trust_remote_code: bool) -> PreTrainedModel:
-    """The student in float32, each weight read to where it stays: the GPU, a file in ``scratch``, or memory."""
+    """Load the student in float32, each weight directly to its place: the GPU, a file in ``scratch``, or memory."""
     if not Device.of(str(device)).is_host:
         return load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
     place = in_memory if scratch is None else weights_in_files(scratch)
@@ -256,7 +256,7 @@ def _load(folder: Path, device: torch.device, scratch: Path | None, *, trust_rem
 
 @contextlib.contextmanager
 def _training_is_kept() -> Iterator[None]:
-    """Say of what goes wrong after the training that the training is not lost, and let the phase offer to go on."""
+    """Add to errors after the training that the training is kept and the run can be resumed."""
     try:
         yield
     except (Stopped, OutOfMemory, DiskFull, BadNumbers, MemoryError):
@@ -323,7 +323,7 @@ class StudentSaver:
 
 
 def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
-    """The folder with the weights that training begins with; cut from the teacher again where it is damaged."""
+    """Return the folder of the initial weights; a damaged one is cut from the teacher again."""
     if settings.student != FROM_TEACHER:
         return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code).path
     if not is_cut(run, settings):

@@ -1,6 +1,6 @@
 """Phase 1 of a run: the teacher scores the rows whose records are not there yet.
 
-The teacher is loaded only when something is missing: a second student from the same teacher and text goes straight on.
+The teacher is loaded only if records are missing: a second student from the same teacher and text starts at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def cache_identity(run: Run, settings: RunConfig, vocab_size: int) -> CacheIdentity:
     """Return the identity of this run's records: all settings that could change one of them.
 
-    The teacher is what it was when the run was prepared; its folder is not needed once all records are there.
+    The teacher was identified when the run was prepared; its folder is not needed once all records exist.
     """
     teacher = ((run.result("prepare") or {}).get("inputs") or {}).get("teacher")
     if teacher is None:
@@ -78,8 +78,8 @@ def open_store(
         run: whose records.
         settings: the run's.
         vocab_size: V_eff.
-        events: told what was found damaged.
-        control: of a phase that will write; it waits, and hears a stop, while another run writes. None only reads.
+        events: receives reports of damage.
+        control: of a phase that will write; it can be stopped while it waits for another run. None only reads.
     """
     identity = cache_identity(run, settings, vocab_size)
     path = run.cache_path
@@ -117,7 +117,7 @@ def run_teacher(run: Run, events: EventWriter, control: PhaseControl) -> None:
 
 
 def _judge(tokens: TokenFile, store: CacheStore, events: EventWriter) -> None:
-    """Say what the teacher's loss on the text is worth, before a student is trained on it."""
+    """Warn if the teacher's loss on the text is poor, before a student is trained on it."""
     from engine.student.batches import Source
     from engine.student.evaluate import evaluate_teacher
     from engine.student.judge import Unigram, chance_sums
@@ -235,7 +235,7 @@ def _only_cut(run: Run, settings: RunConfig, tokens: TokenFile, events: EventWri
 
 
 def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: torch.dtype) -> Any:
-    """The teacher as the plan wants it: whole, or streamed layer by layer.
+    """Load the teacher as planned: whole, or streamed layer by layer.
 
     Only a streamed teacher has hidden states that wait: ``cpu_offload`` keeps them off the compute device, on a GPU in
     main memory and on the CPU in a file of the run's folder.

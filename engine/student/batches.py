@@ -1,4 +1,4 @@
-"""Micro-batches as the loss takes them, made in a thread while the model works on the one before.
+"""Micro-batches for the loss, prepared in a thread while the model processes the previous one.
 
 Rows come from the token file, their records from the store by the row's hash: rows and records cannot be mismatched.
 This file knows nothing of models.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows and what is to be learned at each of their scored positions.
+    """Rows with the targets of their scored positions.
 
     Attributes:
         tokens: [rows, length] int64, right-padded.
@@ -68,7 +68,7 @@ class MicroBatch:
 
 
 class Source:
-    """Rows with their records. One at a time reads: HDF5 files and the store's open shards are not made for two.
+    """Rows with their records. One thread reads at a time: HDF5 files and the store's shards are not thread-safe.
 
     Where an answer of the training rows ends, half of what is learned is the label: see :data:`END_SHARE`. The records
     of the hold-out are the teacher's alone.
@@ -90,7 +90,7 @@ class Source:
             return int(self._tokens.rows(split, indices).scored.sum())
 
     def micro_batch(self, split: Split, indices: Sequence[int]) -> tuple[MicroBatch, Records]:
-        """Rows as tensors on the CPU, with their records both as tensors and as they are.
+        """Return rows as tensors on the CPU, with their records as tensors and in numpy form.
 
         Raises:
             RecordsMissing: the store has no whole record of a row.
@@ -128,13 +128,13 @@ class StepPart:
 
 
 class Prefetch:
-    """The micro-batches of a run from a step on, made ahead by a thread; a context manager, which ends the thread.
+    """The micro-batches of a run from a step on, prepared ahead by a thread; a context manager that ends the thread.
 
     Args:
         source: where rows come from.
         order: which rows.
         first_step: counted from 0.
-        ahead: micro-batches that may wait.
+        ahead: maximum number of prepared micro-batches.
     """
 
     def __init__(self, source: Source, order: Order, first_step: int, ahead: int = 2) -> None:
@@ -159,7 +159,7 @@ class Prefetch:
         """The micro-batches of the next step.
 
         Raises:
-            TinyDistillError, OSError: whatever the thread met.
+            TinyDistillError, OSError: errors of the thread.
         """
         while True:
             part = self._queue.get()

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are whole or not there.
+"""Checkpoints: folders that are written atomically.
 
 ::
 
@@ -9,11 +9,11 @@
         state.json              step, best so far, counters, Python's and numpy's generators
         checksums.json          bytes and SHA-256 of each of the others
 
-A checkpoint is written under a temporary name, each file flushed to the disk, and then renamed: a kill or a power cut
-at any moment leaves the ones before it as they were. Nothing in it is pickled. When one is read, every byte is checked;
-one that is damaged is put aside, named, and the one before it is used.
+A checkpoint is written under a temporary name, each file is flushed to the disk, and then the folder is renamed: a kill
+or a power loss leaves the earlier ones unchanged. No file is pickled. Every byte is verified at reading; a damaged
+checkpoint is set aside and reported, and the one before it is used.
 
-This file knows nothing of training: it moves tensors and a dictionary.
+This file knows nothing of training: it stores tensors and a dictionary.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TENSOR_FILES = ("weights", "optimizer", "rng")
 
 @dataclass(frozen=True)
 class StudentCheckpoint:
-    """One that is on disk, whole at the time it was looked at.
+    """A checkpoint on disk that was complete when it was verified.
 
     Attributes:
         path: the folder.
@@ -61,7 +61,7 @@ class StudentCheckpoint:
 
     @contextlib.contextmanager
     def tensors(self, kind: str) -> Any:
-        """The tensors of one file, mapped from the disk and read when they are used."""
+        """Return the tensors of one file, mapped from the disk and read on use."""
         with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
             yield _Lazy(file)
 
@@ -73,7 +73,7 @@ class StudentCheckpoint:
                 tensor.copy_(saved[name])
 
     def restore_generators(self) -> None:
-        """Put every random number generator where it was."""
+        """Restore all random number generators."""
         with self.tensors("rng") as saved:
             restore_generators(saved)
         version, words, gauss = self.state["generators"]["python"]
@@ -86,9 +86,9 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: made when it is missing.
-        keep: how many of the newest are kept, beside the best.
-        on_problem: told a sentence about each one that was found damaged.
+        folder: created if it is missing.
+        keep: number of newest checkpoints to keep, besides the best.
+        on_problem: called with a sentence about each damaged checkpoint.
     """
 
     def __init__(self, folder: Path, *, keep: int, on_problem: Callable[[str], None]) -> None:
@@ -105,7 +105,7 @@ class Checkpoints:
         state: Mapping[str, Any],
         best_step: int | None = None,
     ) -> tuple[Path, int]:
-        """Write a checkpoint, then remove those that are no longer kept; returns its folder and bytes.
+        """Write a checkpoint, then remove old ones; return its folder and bytes.
 
         Raises:
             DiskFull: no room; the checkpoints before it are untouched.
@@ -139,7 +139,7 @@ class Checkpoints:
         return path, num_bytes
 
     def latest(self) -> StudentCheckpoint | None:
-        """The newest that is whole; None where there is none. Those that are damaged are put aside and told of."""
+        """Return the newest undamaged checkpoint, or None. Damaged ones are set aside and reported."""
         damaged = 0
         for step in reversed(self.steps()):
             if (found := self.read(step)) is not None:
@@ -153,7 +153,7 @@ class Checkpoints:
         return None
 
     def read(self, step: int) -> StudentCheckpoint | None:
-        """The checkpoint of a step, if it is there and whole; a damaged one is put aside and told of."""
+        """Return the checkpoint of a step, if it exists and is undamaged; a damaged one is set aside and reported."""
         path = self.folder / f"step-{step:08d}"
         if not path.is_dir():
             return None
@@ -167,20 +167,20 @@ class Checkpoints:
         return None
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, whole or not, rising."""
+        """Return the steps of all checkpoints, damaged or not, in increasing order."""
         if not self.folder.is_dir():
             return []
         return sorted(int(match[1]) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
 
     def sweep(self) -> None:
-        """Remove what a kill has left half-written."""
+        """Remove partial files of a killed process."""
         for entry in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(entry, ignore_errors=True)
 
     def _prune(self, best_step: int | None) -> None:
         for step in self.steps()[: -self._keep]:
             if step != best_step:
-                # Out of sight under one rename, so that a kill never leaves half of one under its name.
+                # One rename removes it, so that a kill never leaves half of a checkpoint under its name.
                 doomed = self.folder / f".step-{step:08d}.{os.getpid()}.tmp"
                 (self.folder / f"step-{step:08d}").rename(doomed)
                 commit_point("checkpoint-pruning")
@@ -194,7 +194,7 @@ def find_damage(path: Path) -> str | None:
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in checksums.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if is_out_of_memory(error):
-            raise  # says nothing of the file
+            raise  # an error of the system, not of the file
         return f"checksums.json cannot be read: {type(error).__name__}"
     if set(expected) != {"state.json", *(f"{kind}.safetensors" for kind in _TENSOR_FILES)}:
         return "checksums.json does not name every file"
@@ -260,7 +260,7 @@ def _write_file(path: Path, content: bytes) -> None:
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, each memory once: a tied head is the embedding, not a second matrix."""
+    """Return parameters and buffers, without duplicates: a tied lm_head is the embedding."""
     found: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():

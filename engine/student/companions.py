@@ -1,10 +1,10 @@
 """Files in the student's folder other than its weights, made from the files of its initial model.
 
-The tokenizer's files and the licence are passed on byte for byte: written anew by the library they would only open in
-its newest releases. config.json keeps what it says, and names rotary positions and dtype in the words of transformers 4
-and of transformers 5, so that both build the same model. generation_config.json is passed on where it is valid;
-settings that contradict each other are left out, and the tokens that the student learned to end with are put in:
-without them it would go on after its answer. Knows nothing of weights and training.
+The tokenizer's files and the licence are copied byte for byte: files that the library writes open only in its newest
+releases. config.json keeps its content, and names rotary positions and dtype with the keys of transformers 4 and of
+transformers 5, so that both build the same model. generation_config.json is copied if it is valid; contradictory
+settings are removed, and the tokens that end the student's answers are added, as generation would not stop without
+them. Knows nothing of weights and training.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_companions(
         end_ids: tokens with which an answer or a text of the training data ends.
 
     Returns:
-        What the person should know about it, as sentences.
+        Notes for the user, as sentences.
     """
     for file in companions(source):
         shutil.copyfile(file, folder / file.name)
@@ -64,7 +64,7 @@ def write_companions(
 
 
 def compatible_config(raw: Mapping[str, Any], config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """A config.json that transformers 4 and 5 read as the same model.
+    """Return a config.json that transformers 4 and 5 read as the same model.
 
     Args:
         raw: the config.json that came in; what it says stays.
@@ -140,7 +140,7 @@ def _plain(parameters: Any) -> Any:
 
 
 def valid_generation_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """As many of a generation configuration's settings as go together, in the order that they came in."""
+    """Return the settings of a generation configuration that do not contradict each other, in their original order."""
     kept: dict[str, Any] = {}
     if _is_valid(raw):
         return dict(raw)
@@ -180,7 +180,7 @@ def _pass_on_generation_config(source: Path, target: Path) -> list[str]:
 
 
 def _end_with(end_ids: Collection[int], path: Path, config: PretrainedConfig) -> None:
-    """Name the tokens that end an answer in generation_config.json, beside those that are named already."""
+    """Add the tokens that end an answer to generation_config.json."""
     written = read_json(path) if path.is_file() else None
     # Where there is no file, transformers generates as config.json says.
     named = _ids(getattr(config, "eos_token_id", None) if written is None else written.get("eos_token_id"))
@@ -199,7 +199,7 @@ def _ids(value: object) -> list[int]:
 
 
 def versions_told(folder: Path) -> str:
-    """Which releases of transformers open the student in a folder, for its card."""
+    """Return the releases of transformers that open the student, for its card."""
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     is_new = settings.get("tokenizer_class") in _NEW_CLASSES or isinstance(settings.get("extra_special_tokens"), list)
     need = "need transformers 5, with which they were written" if is_new else "open in transformers 4 and 5"

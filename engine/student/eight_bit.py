@@ -1,11 +1,11 @@
-"""Adam's two moments in one byte each: blocks with a scale, small values finer than large ones, rounded by chance.
+"""Adam's moments in one byte each: blocks with a scale, finer steps for small values, stochastic rounding.
 
 The first moment is kept as the root of its size with its sign, the second as its fourth root: of 127 and 255 steps most
 are near zero, where most values are. The smallest code of the second moment stands for the root of 1.5e-5 of the
 largest, and 0 is never kept, so that no update is divided by a zero that only rounding made.
 
-Rounding to the nearest step would freeze a moment whose change in one update is less than half a step. So a number
-between 0 and 1 is added before rounding down, another one in each update; on average nothing is lost. The demo's
+Rounding to the nearest step would freeze a moment that changes by less than half a step per update. So a random number
+between 0 and 1 is added before rounding down, which is exact on average. The demo's
 student has a hold-out loss of 3.9458 after 60 steps, with 32 bits as with 8.
 
 Blocks: Dettmers et al. 2022, https://arxiv.org/abs/2110.02861, section 2.1. bitsandbytes keeps its codes in a table,

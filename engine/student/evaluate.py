@@ -1,7 +1,7 @@
 """Evaluation of a student on held-out text, against the teacher's records.
 
-Everything is summed over chunks of positions; whole logits never exist. The teacher's own figures need no teacher: its
-records hold its log-probability of each label and its first choice.
+Values are summed over chunks of positions; full logits are never allocated. The teacher's values come from its records,
+which have its log-probability of each label and its first choice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NUM_BINS = 15
 
 @dataclass(frozen=True)
 class Metrics:
-    """A model on the hold-out text; the keys are the report's.
+    """Metrics of a model on the hold-out; the names are those of the report.
 
     Attributes:
         holdout_loss: mean cross-entropy to the labels, nats a token.
@@ -97,9 +97,9 @@ def evaluate(
         temperature: of the records.
         micro_batch: rows at a time.
         chunk_tokens: positions whose logits exist at a time.
-        limit_rows: the first so many rows; all when None.
+        limit_rows: evaluate only this many rows; all if None.
         on_batch: called after each micro-batch; may raise to stop.
-        documents: takes the sums of each document.
+        documents: collects the sums of each document.
     """
     objective = Objective(vocab_size, "unbiased", 1.0, temperature)
     sums = torch.zeros(3, dtype=torch.float64)  # cross-entropy, KL, agreements
@@ -150,7 +150,7 @@ def _scores(
 def evaluate_teacher(
     source: Source, *, micro_batch: int, limit_rows: int | None = None, documents: DocumentSums | None = None
 ) -> Metrics:
-    """The teacher's figures on the same rows, from its records; ``documents`` takes the sums of each document."""
+    """Return the teacher's metrics on the same rows, from its records; ``documents`` collects each document's sums."""
     calibration = Calibration()
     loss, tokens = 0.0, 0
     for batch, records in _holdout(source, micro_batch, limit_rows):

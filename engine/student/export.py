@@ -1,6 +1,6 @@
-"""The finished student as a Hugging Face folder: weights, config, tokenizer and a model card, whole or not there.
+"""Export of the student as a Hugging Face folder: weights, config, tokenizer and a model card, written atomically.
 
-What needs no weights is tried before the teacher begins, with :func:`rehearse_export`.
+:func:`rehearse_export` tests all parts that need no weights before the teacher starts.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def export_student(
     dtype: torch.dtype,
     end_ids: Collection[int] = (),
 ) -> list[str]:
-    """Write ``folder``, which ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; an older one is replaced.
+    """Write ``folder`` for ``AutoModelForCausalLM`` and ``AutoTokenizer``; an existing one is replaced.
 
     Args:
         model: the student; its weights are converted in place.
         source: the folder of the model that it began as, whose tokenizer and configuration are passed on.
-        folder: made, or replaced when it is whole.
+        folder: created, or replaced once the new one is complete.
         card: the text of its README.md.
         dtype: that the weights are stored in.
         end_ids: tokens with which an answer or a text of the training data ends; generation stops at them.
@@ -52,8 +52,8 @@ def export_student(
         What the person should know about it, as sentences.
 
     Raises:
-        BadNumbers: a weight is not a number; nothing is written.
-        DiskFull: no room; what was there before is untouched.
+        BadNumbers: a weight is NaN or infinite; no file is written.
+        DiskFull: no room; an existing folder is unchanged.
     """
     for name, parameter in model.named_parameters():
         if not _is_finite(parameter):
@@ -100,19 +100,19 @@ def stored_dtype(name: str) -> torch.dtype:
 
 
 def rehearse_export(source: Path, folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> list[str]:
-    """Write all of a student but its weights beside ``folder``, read it again, and remove it.
+    """Write a student without its weights next to ``folder``, load it, and remove it.
 
     Args:
         source: the folder of the model that the student will begin as.
-        folder: the student's, which need not be there.
+        folder: the student's, which need not exist.
         dtype: that its weights will be stored in.
         trust_remote_code: whether the model may bring code.
 
     Returns:
-        What :func:`export_student` will say.
+        The notes that :func:`export_student` will return.
 
     Raises:
-        ModelError: transformers cannot write or read again what belongs to the student.
+        ModelError: transformers cannot write or load the student's files.
         FolderError: the student's folder cannot be made there.
     """
     if folder.exists() and not folder.is_dir():
@@ -142,7 +142,7 @@ def rehearse_export(source: Path, folder: Path, *, dtype: torch.dtype, trust_rem
 
 
 def _aside(folder: Path) -> Path:
-    """Where a student is written before it gets its name; what a killed process left there is removed."""
+    """Return the temporary folder of a student; remains of a killed process are removed."""
     for left_behind in folder.parent.glob(f".{folder.name}.*.tmp"):
         shutil.rmtree(left_behind, ignore_errors=True)
     return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -171,12 +171,12 @@ def model_card(
         name: of the run.
         teacher: its name.
         student: what the student was made from.
-        data: what it read, in words.
+        data: description of its data.
         figures: rows of the table of results: the name of a model to its metrics.
-        settings: what it was trained with.
+        settings: the settings of the training.
         version: of this program.
-        opens: which releases of transformers open it, in words.
-        verdict: what the results say, in sentences.
+        opens: releases of transformers that open it, as a sentence.
+        verdict: summary of the results, in sentences.
     """
     rows = "\n".join(
         f"| {title} | {row['holdout_loss']:.4f} | {row['perplexity']:.2f} | {row['kl_to_teacher']:.4f} "

@@ -45,7 +45,7 @@ _LENGTH_STEP = 16
 
 
 def holdout_prompts(tokens: TokenFile, *, count: int = 3, length: int = 16) -> list[list[int]]:
-    """Beginnings of some hold-out documents, evenly spread over the rows.
+    """Return the beginnings of some hold-out documents as prompts, evenly spaced over the rows.
 
     Of a text it is the first ``length`` tokens, or half of them where it is short. Of a conversation it is everything
     up to where the first answer that is learned begins.
@@ -97,18 +97,18 @@ def continuations(
     max_new_tokens: int = SampleLimits.tokens,
     max_seconds: float = SampleLimits.seconds,
 ) -> list[list[int]]:
-    """Go on with each prompt by drawing token after token at a temperature of 0.7.
+    """Continue each prompt by sampling at a temperature of 0.7.
 
-    Prompts of one length are gone on with together. Every token runs the whole row again, unless ``next_logits`` keeps
-    what it computed for the tokens before (:class:`engine.models.cached.GrowingRows`).
+    Prompts of one length form a batch. Every token runs the whole row again, unless ``next_logits`` caches the earlier
+    tokens (:class:`engine.models.cached.GrowingRows`).
 
     Args:
         next_logits: ids [rows, length] to logits of the next token [rows, V].
         prompts: token ids.
-        vocab_size: V_eff; what lies beyond is never drawn.
+        vocab_size: V_eff; ids beyond it are never sampled.
         end_ids: any of them ends a text.
         seed: of the draws.
-        max_new_tokens: most tokens that are added.
+        max_new_tokens: maximum number of new tokens.
         max_seconds: for all of them; no further token of a prompt is begun when its share of it is over.
 
     Returns:

@@ -1,8 +1,8 @@
 """Statistics of a student's evaluation: against chance, by document, and per byte of text.
 
-*Chance* is a model that knows how often each token comes in the training text and nothing else. Figures of a hold-out
-vary with the documents that happen to be in it: the bootstrap draws documents anew, with the same draws for all models,
-and tells how far a figure would move. Knows nothing of how a model is trained.
+*Chance* is a model that only knows each token's frequency in the training text. Metrics vary with the documents of the
+hold-out: the bootstrap resamples documents, with the same draws for all models, and gives their confidence intervals.
+Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = ("tokens", "loss", "kl", "agreements")
 
 @dataclass(frozen=True)
 class Unigram:
-    """How often each token comes, as a model.
+    """Token frequencies as a model.
 
     Attributes:
         log_probs: float64 [vocab_size], natural logarithms.
@@ -76,7 +76,7 @@ class Unigram:
 
 
 class DocumentSums:
-    """Sums over the scored positions of each document of the hold-out, whatever micro-batches they come in.
+    """Sums over the scored positions of each hold-out document, independent of the micro-batches.
 
     Rows come in their order. A document ends with the end-of-text token; where the tokenizer has none, a row is one.
     """
@@ -164,5 +164,5 @@ def _middle(values: Sequence[float] | NDArray[np.float64]) -> list[float]:
 
 
 def bits_per_byte(loss: float, tokens: int, num_bytes: int) -> float | None:
-    """Nats a token as bits for each byte of the text: what models with other tokenizers can be compared by."""
+    """Convert nats per token to bits per byte of the text, which are comparable between tokenizers."""
     return loss * tokens / (math.log(2) * num_bytes) if num_bytes else None

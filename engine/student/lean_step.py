@@ -1,12 +1,12 @@
-"""An optimizer step in which no gradient is ever whole: each is applied as soon as it is there, and forgotten.
+"""An optimizer step without a full gradient: each tensor's gradient is applied and freed as soon as it is computed.
 
-Only without accumulation, for a gradient that is gone cannot be added to. The layers' parameters are updated by hooks
-during the backward pass; of the embedding's gradient only the rows exist that the text names; the head is updated in
+It works without accumulation only, as freed gradients cannot be added up. Hooks update the layers' parameters during
+the backward pass; the embedding's gradient has only the rows of the micro-batch's tokens; the lm_head is updated in
 slices of the vocabulary. The rest of a step's memory is the largest layer's gradient.
 
 A tied head is updated once a step, after the backward pass, when both of its gradients are known.
 
-Clipping by the norm of the whole gradient is not possible before the whole is known: see :class:`RunningNorms`. With
+Clipping by the norm of the whole gradient is not possible, as it is never known: see :class:`RunningNorms`. With
 that, and with embedding rows that only move when they are read, the demo's student has a hold-out loss of 3.952 after
 60 steps, against 3.946 the usual way.
 """
@@ -34,11 +34,11 @@ _MEMORY = 0.9
 
 
 class RunningNorms:
-    """Clipping without the whole gradient: every tensor may have the share of ``clip_norm`` that is usual for it.
+    """Clipping without the whole gradient: every tensor gets its usual share of ``clip_norm``.
 
-    The norms of the steps before say how large each tensor's gradient is beside the whole. In a steady run this is
-    what clipping by the whole norm does; a sudden large gradient is cut down tensor by tensor. The first step, which
-    has nothing before it, is not clipped: Adam's first update does not depend on the gradient's size.
+    The norms of earlier steps give each tensor's share of the whole norm. In a steady run this equals clipping by the
+    whole norm; a sudden large gradient is clipped tensor by tensor. The first step has no earlier norms and is not
+    clipped: Adam's first update does not depend on the gradient's size.
 
     Args:
         clip_norm: largest norm of the whole gradient; 0 never clips.
@@ -55,7 +55,7 @@ class RunningNorms:
     def factor(self, name: str, norm: float | Tensor | None = None) -> float | Tensor:
         """Return the clipping factor of a gradient; the usual norm is used if its norm is not known yet.
 
-        On a GPU it stays there as a scalar: to know it here would make the CPU wait for each tensor's gradient.
+        On a GPU it stays there as a scalar: reading it would make the CPU wait for each tensor's gradient.
         """
         usual = self._norms.get(name)
         if not self._clip_norm or usual is None or self._total == 0.0:
@@ -71,7 +71,7 @@ class RunningNorms:
         self._seen.append((name, norm))
 
     def finish(self) -> float:
-        """End the step: remember what was seen, and return the norm of the whole gradient."""
+        """End the step: store the norms, and return the norm of the whole gradient."""
         seen: dict[str, float] = {}
         for name, norm in self._on_the_cpu():
             seen[name] = math.hypot(seen.get(name, 0.0), norm)
@@ -83,14 +83,14 @@ class RunningNorms:
         return math.sqrt(sum(norm**2 for norm in seen.values()))
 
     def _on_the_cpu(self) -> list[tuple[str, float]]:
-        """All norms as numbers: one question to the GPU."""
+        """Return all norms as numbers, with one transfer from the GPU."""
         scalars = [norm for _, norm in self._seen if isinstance(norm, Tensor)]
         values = iter(torch.stack(scalars).tolist() if scalars else [])
         return [(name, next(values) if isinstance(norm, Tensor) else norm) for name, norm in self._seen]
 
 
 def can_be_lean(learner: Learner) -> bool:
-    """Whether this student's head is a matrix, which alone can be updated in slices."""
+    """Return whether this student's lm_head is a plain matrix; only such a head can be updated in slices."""
     return isinstance(learner.head, LinearHead)
 
 
@@ -106,8 +106,8 @@ def lean_step(
 ) -> StepResult:
     """Do one step of one micro-batch; arguments and result as for :func:`engine.student.step.train_step`.
 
-    A loss that is no number changes nothing. A gradient that is no number leaves its own tensor as it is, and the step
-    counts as bad.
+    A NaN or infinite loss changes nothing. A NaN or infinite gradient leaves its tensor unchanged, and the step counts
+    as bad.
     """
     (part,) = parts
     assert isinstance(learner.head, LinearHead), "see can_be_lean"

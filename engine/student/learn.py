@@ -1,6 +1,7 @@
 """Phase 2 as a whole: measure, train, take the best, measure again, write the student.
 
-What it finds before the training (figures, samples) is kept in the checkpoints, so that a resumed run reports the same.
+Results from before the training (metrics, samples) are stored in the checkpoints, so that a resumed run reports them
+too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Learned:
         teacher, student_before, student_after: on all hold-out rows.
         documents: sums for each document of the hold-out, of ``teacher``, ``before`` and ``after``; the columns of
             :data:`engine.student.judge.COLUMNS`.
-        before_texts, after_texts: token ids that the student went on with after each prompt.
+        before_texts, after_texts: token ids of the student's continuation of each prompt.
         tokens: scored tokens learned from.
         seconds: spent in training steps.
         steps: optimizer steps done.
@@ -77,14 +78,14 @@ def learn(
     control: PhaseControl,
     relief: Relief | None = None,
 ) -> Learned:
-    """Do it, or go on with it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
+    """Run phase 2, or continue it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
 
     ``end_ids`` end a sample, before it reaches its ``limits``; ``eos_id`` ends a document of the hold-out, None where a
     row is one.
 
     Raises:
-        Stopped: the person asked to; a checkpoint was written if a step was done.
-        BadNumbers: the student came out with a loss that is not a number.
+        Stopped: the user stopped the run; a checkpoint was written if a step was done.
+        BadNumbers: the student's final loss is not a number.
     """
     limits = limits or SampleLimits()
     of_teacher = DocumentSums(eos_id)

@@ -1,4 +1,4 @@
-"""A student at work: its model, where and in which number format it computes, and its head as the loss uses it."""
+"""A student in use: its model, device and number format, and its lm_head for the loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Learner:
     Args:
         model: the student.
         dtype: of the matrix products; anything but float32 is done by autocast, and the weights stay float32.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        gradient_checkpointing: recompute activations in the backward pass instead of storing them.
 
     Raises:
         ModelError: the model cannot do gradient checkpointing.
@@ -51,10 +51,10 @@ class Learner:
         self.tied = matrix is not None and isinstance(embedding, nn.Embedding) and embedding.weight is matrix[0]
 
     def save_memory(self, on: bool) -> str:
-        """Compute activations again in the backward pass from the next one on, or as it was asked for at first.
+        """Recompute activations from the next backward pass on, or return to the initial setting.
 
         Returns:
-            What is done, in words; empty where nothing can be.
+            A description of the change; empty if there is none.
         """
         if self._checkpointing or not self.model.supports_gradient_checkpointing:
             return ""

@@ -1,10 +1,11 @@
 """The student's loss, from hidden states, in chunks: cross-entropy to the label and KD to the record in one pass.
 
-The ``[tokens, vocabulary]`` logits are never built. One chunk's logits live at a time; they are turned *in place* into
-probabilities, then into the gradient, which goes on through the head at once. So the gradient is ready when the
-forward pass ends, and nothing of the size of the vocabulary is kept for the backward pass but the head's own gradient.
+The ``[tokens, vocabulary]`` logits are never allocated. One chunk's logits exist at a time; they become probabilities
+*in place*, then the gradient, which passes through the lm_head at once. The gradient is therefore ready at the end of
+the forward pass, and apart from the lm_head's gradient nothing of the vocabulary's size is stored for the backward
+pass.
 
-This file knows nothing of models, optimizers or files: it is given hidden states, a head and records as tensors.
+This file knows nothing of models, optimizers or files: its inputs are hidden states, an lm_head and records as tensors.
 
 Legend: N positions, C positions in a chunk, H hidden size, V columns of the logits, E = ``vocab_size`` (columns that
 stand for a token: the rest are padding), K ids in a record, T temperature, q the student's distribution at T.
@@ -53,7 +54,7 @@ class RecordTensors:
 
     @classmethod
     def from_records(cls, records: Records, device: torch.device | str = "cpu") -> RecordTensors:
-        """The parts of numpy records that the loss reads."""
+        """Convert the parts of numpy records that the loss reads."""
         num_head = torch.from_numpy(records.num_head.astype("int64"))
         tail_mass = torch.from_numpy(records.tail_mass)
         # Where every id is exact there is no tail; what rounding left of its mass is given to the heads in `weights`.
@@ -71,7 +72,7 @@ class RecordTensors:
         return RecordTensors(*(getattr(self, field.name)[positions] for field in fields(self)))
 
     def with_labels(self, labels: Tensor, at: Tensor, share: float) -> RecordTensors:
-        """The same, but at some positions a part of the mass is the label's, whatever the teacher said.
+        """Return a copy in which the label has a fixed share of the mass at some positions.
 
         There every id counts as exact and nothing is outside of them, so that all targets read the same. Where the
         label is not among the ids, it takes the place of the last one.
@@ -79,7 +80,7 @@ class RecordTensors:
         Args:
             labels: [N], the tokens that follow.
             at: [N] bool, the positions.
-            share: of the mass that the label gets, beside what the teacher gave it.
+            share: mass that the label gets in addition to the teacher's.
         """
         place = at.nonzero()[:, 0]
         if not len(place):
@@ -103,7 +104,7 @@ class RecordTensors:
         )
 
     def rest_to_label(self, labels: Tensor) -> RecordTensors:
-        """The head as it is, and all the mass outside it on the label: what ``blend`` learns from.
+        """Return the exact ids unchanged, and the remaining mass on the label: the target ``blend``.
 
         Args:
             labels: [N], the tokens that follow.
@@ -180,7 +181,7 @@ def record_loss(
     Args:
         hidden_states: the student's last hidden states at the positions, [N, H], any float dtype.
         labels: the tokens that follow, [N] int64, each below ``objective.vocab_size``.
-        records: what the teacher left at these positions.
+        records: the teacher's records at these positions.
         head: hidden states [C, H] to logits [C, V]: a :class:`~engine.student.head.LinearHead`, or any function.
         objective: what is minimised.
         chunk_tokens: C.
@@ -248,7 +249,7 @@ class _RecordLoss(torch.autograd.Function):
 
 
 def blend(ce: Tensor, kd: Tensor, objective: Objective) -> Tensor:
-    """The objective from its two parts; the one without weight is left out, so that its infinity does no harm."""
+    """Combine the two parts of the loss; a part with weight 0 is left out, so that an infinity in it does no harm."""
     loss = torch.zeros_like(ce)
     if objective.kd_weight < 1:
         loss = loss + (1 - objective.kd_weight) * ce
@@ -265,7 +266,7 @@ def logits_to_gradient(
     scale: float = 1.0,
     wants_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Losses of C positions; afterwards ``logits_CV`` holds the gradient of the scaled loss (or nothing of use).
+    """Compute the losses of C positions; afterwards ``logits_CV`` is the gradient of the scaled loss (or undefined).
 
     Args:
         logits_CV: [C, V] float32 or float64, overwritten.
@@ -273,7 +274,7 @@ def logits_to_gradient(
         records: of the C positions.
         objective: what is minimised.
         scale: factor on the gradient.
-        wants_gradient: False leaves the matrix half-way.
+        wants_gradient: False leaves the matrix undefined.
 
     Returns:
         Cross-entropy to the label and KD, each [C].
@@ -322,12 +323,12 @@ def logits_to_gradient(
 
 
 def read_for(target: Target, records: RecordTensors, labels: Tensor) -> RecordTensors:
-    """Records as :func:`target_terms` wants them for a target: only ``blend`` looks at the label."""
+    """Return records for :func:`target_terms`: only ``blend`` uses the label."""
     return records.rest_to_label(labels) if target == "blend" else records
 
 
 def target_terms(log_q: Tensor, records: RecordTensors, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-    """KD of C positions, and its gradient as ``dense * q - sparse`` (with regard to logits / T).
+    """Compute KD at C positions, and its gradient as ``dense * q - sparse`` (with respect to logits / T).
 
     - ``unbiased``: cross-entropy of the record's weights minus the teacher's entropy. Over the draws of the record its
       mean is KL(teacher || student) of the full distributions; one draw of it may be below 0.

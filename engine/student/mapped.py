@@ -1,10 +1,10 @@
-"""Tensors that lie in a file, not in memory: the system keeps what is in use and writes the rest out when it must.
+"""Tensors in mapped files: the system keeps used pages in memory and writes others to the disk when memory is short.
 
-A student of 70 million parameters has 400 MiB of weights and moments, and each step needs a layer of them at a time.
+A student of 70 million parameters has 400 MiB of weights and moments, and a step needs one layer of them at a time.
 Mapped weights are part of the system's file cache: the system frees their pages when memory is short.
 
-The file has no name once it is mapped, so it is gone with the process, however that ends. Its room is taken before it
-is mapped: a full disk is an error message then, and not a fault in mid-step.
+The file is unlinked after mapping, so it disappears with the process. Its space is allocated before mapping: a full
+disk is then an error message and not a crash in mid-step.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def weights_in_files(folder: Path) -> Callable[[torch.Size, torch.dtype], Tensor
     """Return an allocator of a model's weights: large ones lie in files in ``folder``, small ones in memory.
 
     Raises:
-        DiskFull: (what is returned) no room for a weight.
+        DiskFull: (from the returned function) no room for a weight.
     """
     for left_behind in folder.glob("mapped-*.tmp"):  # a kill between making a file and taking its name away
         left_behind.unlink(missing_ok=True)

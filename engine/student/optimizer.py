@@ -1,4 +1,4 @@
-"""AdamW in pieces: moments in 32 or 8 bits, whole gradients or the rows of one, all at once or as they come.
+"""AdamW with moments in 32 or 8 bits, for whole gradients or rows of them, at once or tensor by tensor.
 
 torch's fused AdamW does the arithmetic. This file adds the place of the moments and how much of them is unpacked at a
 time: 8-bit moments are unpacked by pieces that stay in the processor's cache (bitsandbytes' CPU step unpacks a whole
@@ -64,12 +64,12 @@ class AdamW:
         self._learning_rate = 0.0
 
     def begin_step(self, learning_rate: float) -> None:
-        """A new step: whatever is updated until the next one belongs to it."""
+        """Begin a new step; all updates until the next call belong to it."""
         self.updates += 1
         self._learning_rate = learning_rate
 
     def step(self) -> None:
-        """Update every parameter that has a gradient, and drop the gradients."""
+        """Update every parameter that has a gradient, and free the gradients."""
         together: dict[float, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
@@ -151,7 +151,7 @@ class AdamW:
         )
 
     def release(self) -> None:
-        """Let go of the moments; nothing is trained any more."""
+        """Free the moments at the end of the training."""
         self._moments = {}
 
     def state(self) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ class AdamW:
         return {f"{name}/{part}": tensor for name, held in self._moments.items() for part, tensor in held.parts.items()}
 
     def load_state(self, updates: int, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave; tensors are copied."""
+        """Load a state of :meth:`state`; tensors are copied."""
         self.updates = updates
         self._moments = {}
         for name, parameter in self.parameters.items():
@@ -228,9 +228,9 @@ class _Moments:
     def write(
         self, piece: slice | Tensor, first: Tensor, second: Tensor, update: int, skip: Tensor | None = None
     ) -> None:
-        """Put back what :meth:`read` gave, after it was changed in place; ``update`` decides the rounding.
+        """Store the moments from :meth:`read` after they were changed in place; ``update`` selects the rounding.
 
-        Where ``skip`` is 1 the values were not changed, and what is stored stays: rounding it anew would change it.
+        If ``skip`` is 1, the stored values stay: rounding them again would change them.
         """
         if isinstance(piece, slice) and not self._in_pieces:
             return  # it was a view

@@ -1,9 +1,8 @@
 """The order in which the student reads the rows: fixed by the seed, the same after any number of restarts.
 
-The epochs, each in an order of its own, make one endless sequence of rows. An optimizer step takes the next rows of it,
-so where a run stands is one number: the steps it has done. How many rows go through the model at a time
-(``micro_batch``) changes nothing of it, so that a run that runs out of memory goes on with smaller bites of the same
-steps.
+The epochs, each in its own order, form one endless sequence of rows. An optimizer step takes the next rows, so the
+number of finished steps is the complete position of a run. ``micro_batch`` does not affect the order, so a run that
+runs out of memory continues with smaller micro-batches of the same steps.
 """
 
 from __future__ import annotations

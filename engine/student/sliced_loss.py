@@ -1,4 +1,4 @@
-"""The record loss where not even the head's gradient may exist: by slices of the vocabulary, not chunks of tokens.
+"""The record loss without a full gradient of the lm_head: by slices of the vocabulary, not chunks of tokens.
 
 The first pass over the slices finds each position's log-sum-exp, and with it the loss. The second makes every slice's
 logits again, turns them into their gradient, adds its share to the gradient of the hidden states, and hands the

@@ -1,7 +1,7 @@
-"""One optimizer step: micro-batches in, one update out, or none where the numbers are bad.
+"""One optimizer step: several micro-batches and one update, or none if a number is NaN or infinite.
 
-The loss of a step is the sum over the scored tokens of *all* its micro-batches, divided by their number. So it makes no
-difference how a step is cut into micro-batches, and gradients are added up over them and cleared once a step.
+The loss of a step is the sum over the scored tokens of *all* its micro-batches, divided by their number. So the
+division into micro-batches makes no difference; gradients are accumulated over them and cleared once per step.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class LossScale:
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> LossScale:
-        """Where a run in this format begins."""
+        """Return the initial factor of a number format."""
         return cls(_FIRST_SCALE if dtype == torch.float16 else 1.0)
 
     def take(self, overflowed: bool) -> bool:
-        """After a step: halve or raise the factor; returns whether an overflow was only its search."""
+        """Halve or raise the factor after a step; return whether an overflow was only part of its search."""
         if self.value == 1.0:
             return False
         self.good_steps = 0 if overflowed else self.good_steps + 1

@@ -1,4 +1,4 @@
-"""The student's training: steps, checkpoints, looks at the hold-out text, and how it goes on after a stop.
+"""The student's training: steps, checkpoints, evaluations on the hold-out, and continuation after a stop.
 
 It reads from top to bottom. :class:`Progress` holds the state between two steps, and all of that is in each
 checkpoint: a run that was killed anywhere and resumed ends, on the CPU, with the same student bit for bit.
@@ -44,7 +44,7 @@ _PROGRESS_SECONDS = 0.5
 
 @dataclass
 class Progress:
-    """Where a training stands; all of it goes into each checkpoint.
+    """State of a training; each checkpoint contains all of it.
 
     Attributes:
         step: optimizer steps done, skipped ones among them.
@@ -56,7 +56,7 @@ class Progress:
         best_step, best_loss: the checkpoint with the lowest hold-out loss so far; None before the first look.
         loss_scale: float16's factor.
         norms: usual norm of each parameter's gradient, for :mod:`engine.student.lean_step`.
-        notes: what the caller wants to find again after a restart.
+        notes: data of the caller, restored after a restart.
     """
 
     step: int = 0
@@ -96,7 +96,7 @@ class Progress:
 class Training:
     """Model, data and settings of a training: the values that stay constant.
 
-    ``evaluations`` looks at the hold-out text are spread over the steps, the last one at their end.
+    ``evaluations`` on the hold-out are evenly spaced over the steps, the last one at their end.
     ``lean`` updates in the backward pass and never holds a whole gradient; it needs a head that is a plain matrix, and
     has no effect where a step has several micro-batches. See :mod:`engine.student.lean_step`.
     """
@@ -122,7 +122,7 @@ class Training:
 
 
 def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) -> Progress | None:
-    """Put everything where the newest whole checkpoint has it; None where there is none."""
+    """Restore the newest undamaged checkpoint; None if there is none."""
     checkpoints.sweep()
     latest = checkpoints.latest()
     if latest is None:
@@ -146,7 +146,7 @@ def train(
     """Train to the end; ``progress`` and the model are then those of the last step.
 
     Raises:
-        Stopped: the person asked to; a checkpoint was written.
+        Stopped: the user stopped the run; a checkpoint was written.
         BadNumbers: too many steps in a row gave no usable gradient.
         DiskFull: there was no room for a checkpoint.
         RecordsMissing: a record is damaged or not there.
@@ -211,7 +211,7 @@ def look(
     on_batch: Callable[[], None] = lambda: None,
     documents: DocumentSums | None = None,
 ) -> Metrics:
-    """The student on the hold-out text (the first ``limit_rows`` of it).
+    """Evaluate the student on the hold-out (its first ``limit_rows``).
 
     ``on_batch`` may raise to stop; ``documents`` takes the sums of each document.
     """
@@ -229,7 +229,7 @@ def look(
 
 
 def save(training: Training, progress: Progress, checkpoints: Checkpoints, events: EventWriter) -> None:
-    """Write a checkpoint and say so."""
+    """Write a checkpoint and an event."""
     path, num_bytes = checkpoints.save(
         progress.step,
         model=training.learner.model,
@@ -241,14 +241,14 @@ def save(training: Training, progress: Progress, checkpoints: Checkpoints, event
 
 
 def best_checkpoint(progress: Progress, checkpoints: Checkpoints) -> StudentCheckpoint | None:
-    """The checkpoint with the lowest hold-out loss where that is not the last step, and where it is still whole."""
+    """Return the checkpoint with the lowest hold-out loss, if it is not the last step and is undamaged."""
     if progress.best_step is None or progress.best_step == progress.step:
         return None
     return checkpoints.read(progress.best_step)
 
 
 def evaluation_steps(total_steps: int, count: int) -> frozenset[int]:
-    """Steps after which the hold-out loss is taken: evenly spread, the last one among them."""
+    """Return the steps of the evaluations: evenly spaced, including the last one."""
     return frozenset(math.ceil(total_steps * number / count) for number in range(1, count + 1))
 
 
@@ -291,7 +291,7 @@ def _count(result: StepResult, progress: Progress, events: EventWriter) -> None:
 
 
 class _Pace:
-    """Tells how far the training is, and how fast."""
+    """Reporter of the training's progress and speed."""
 
     def __init__(self, progress: Progress, total_steps: int, events: EventWriter, control: PhaseControl) -> None:
         self._progress = progress
