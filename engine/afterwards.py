@@ -23,7 +23,7 @@ from engine.verdict import headline
 FILE = "next.txt"
 _LOAD_AND_PRINT = (
     "import sys; from transformers import pipeline; "
-    "print(pipeline('text-generation', sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]['generated_text'])"
+    'print(pipeline("text-generation", sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]["generated_text"])'
 )
 # Settings that records depend on: the rows, and the teacher's number format.
 _OF_THE_RECORDS = (
