@@ -27,6 +27,7 @@ from textual.screen import Screen
 
 from engine import places, safe_child
 from engine.errors import TinyDistillError
+from engine.hardware import Hardware
 from tinydistill_tui import appearance, runs, window
 from tinydistill_tui.key_queue import KeyQueue, keep_escape
 from tinydistill_tui.palette import Palette, RunCommands, SettingCommands
@@ -49,6 +50,8 @@ class TinyDistillApp(App[int]):
     Attributes:
         run_path: the run that the run mode shows.
         leaving: the program is being left; keys do nothing any more.
+        machine: what this machine has, as the first screen found it: all steps plan for the same free memory. It is
+            looked at again on the first screen, by F5 on the plan, and when the run is made.
     """
 
     TITLE = "TinyDistill"
@@ -78,6 +81,7 @@ class TinyDistillApp(App[int]):
         self.clock = clock
         self.run_path = attach
         self.leaving = False
+        self.machine: Hardware | None = None
         self._interrupted = -_TWICE_SECONDS
         self._keys = KeyQueue(self, super().on_event)
         self.register_theme(appearance.DARK)

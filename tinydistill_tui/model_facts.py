@@ -11,6 +11,7 @@ from engine.config import RunConfig
 from engine.data.checks import check_models
 from engine.errors import SettingsError, TinyDistillError, TokenizerMismatch
 from engine.format import format_bytes, format_count
+from engine.hardware import Hardware
 from engine.models.demo import DEMO_TEACHER
 from engine.models.spec import ModelSpec, read_spec
 from engine.planner import Plan, plan
@@ -36,8 +37,13 @@ class ModelFacts:
     sentence: str = ""
 
 
-def look(config: RunConfig) -> ModelFacts:
-    """Look at the models of a request; what is wrong is in the answer, nothing is raised."""
+def look(config: RunConfig, machine: Hardware | None = None) -> ModelFacts:
+    """Look at the models of a request; what is wrong is in the answer, nothing is raised.
+
+    Args:
+        config: the request.
+        machine: what it is planned for; looked at now unless given.
+    """
     where = "teacher"
     lines: dict[str, tuple[str, ...]] = {}
     try:
@@ -47,7 +53,7 @@ def look(config: RunConfig) -> ModelFacts:
         if config.student not in (None, FROM_TEACHER):
             read_spec(str(config.student), trust_remote_code=config.trust_remote_code)
         where = "teacher"
-        planned = plan(config, strict=False)
+        planned = plan(config, hardware=machine, strict=False)
         settings = planned.settings
         teacher = read_spec(str(settings.teacher), trust_remote_code=config.trust_remote_code)
         reasons = {choice.field: choice.reason for choice in planned.choices}

@@ -503,3 +503,35 @@ async def test_reason_that_the_disk_did_not_take_is_heard_through_the_pipe(runs_
         await pilot.press("l")
         await until(pilot, lambda: "✗ failed" in lines_of(app)[0], "the run has failed, and is not lost")
     assert control.last_word(path) is None
+
+
+async def test_line_of_the_log_that_goes_on_beyond_the_window_is_marked(runs_folder):
+    path = make_run(runs_folder)
+    words = "the beginning of it " + "x" * 90 + " its end"
+    append(path, [{"time": NOW, "kind": "log", "level": "info", "message": words}])
+    with held(path):
+        async with watching(path) as (app, pilot):
+            row = next(line for line in lines_of(app) if "the beginning of it" in line)
+            assert row.rstrip("│ ").endswith("x…")
+            window = app.screen.query_one(LogView)
+            window.scroll_to(x=200, animate=False)
+            await until(pilot, lambda: "its end" in text_of(app), "scrolled to the side")
+            row = next(line for line in lines_of(app) if "its end" in line)
+            assert row.startswith("│…")
+            assert "its end…" not in row
+
+
+async def test_help_has_groups(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path, size=(100, 70)) as (app, pilot):
+            await pilot.press("question_mark")
+            await until(pilot, lambda: "Keep the newest line of the log in sight" in text_of(app), "help")
+            left = next(line.index("╭─ Help") for line in lines_of(app) if "╭─ Help" in line)
+            lines = [line[left + 1 : left + 74].strip() for line in lines_of(app)]
+            places = [lines.index(group) for group in ("Run", "Move", "Everywhere")]
+            assert places == sorted(places)
+            pause = next(number for number, line in enumerate(lines) if "Pause at the next safe point" in line)
+            leave = next(number for number, line in enumerate(lines) if "a run goes on without this window" in line)
+            assert places[0] < pause < places[1]
+            assert leave > places[2]

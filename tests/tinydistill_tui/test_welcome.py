@@ -7,7 +7,9 @@ from textual import events
 from textual.widgets import OptionList
 
 from engine import hardware, profiles
+from engine.format import format_bytes
 from engine.hardware import Gpu, GpuUser
+from engine.planner.budget import FREE_SHARE
 from tests.tinydistill_tui.fixtures import GIB, NOW, append, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import MACHINE, until_data, until_models, until_plan, wizard
@@ -155,3 +157,23 @@ async def test_data_set_on_the_hub_without_the_library_is_said_where_it_is_typed
         await pilot.press("enter")
         await pilot.pause()
         assert app.screen is screen
+
+
+async def test_every_step_plans_for_the_memory_that_the_first_screen_found(monkeypatch):
+    free = iter(range(8 * GIB, 0, -GIB // 4))
+    monkeypatch.setattr(hardware, "detect", lambda path: replace(MACHINE, available_bytes=next(free)))
+    async with wizard({"demo": True}, size=(120, 40)) as (app, pilot):
+        assert welcome.PURPOSE in text_of(app)
+        found = app.screen.machine.available_bytes
+        budget = f"{format_bytes(FREE_SHARE * found)}"
+        assert f"{budget} (the planner's)" in text_of(app)
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        assert f"Fits the budget of {budget}" in text_of(app)
+        await pilot.press("enter")
+        await until_data(app, pilot)
+        await pilot.press("enter")
+        screen = await until_plan(app, pilot)
+        assert f"of {budget} ✓ fits" in text_of(app)
+        await pilot.press("f5")
+        await until(pilot, lambda: screen.up_to_date and f"of {budget} ✓ fits" not in text_of(app), "looked at again")

@@ -56,6 +56,9 @@ class FrameScreen(Screen[None]):
         Binding("l", "app.simulate_key('right')", show=False),
     ]  # fmt: skip
 
+    GROUP: ClassVar[str] = ""
+    """What the help calls the keys of this screen."""
+
     hint: str = ""
     _said: tuple[str, str] | None = None
 

@@ -84,6 +84,7 @@ class DataScreen(StepScreen):
     """The text."""
 
     NUMBER = 3
+    GROUP = "Data"
     AUTO_FOCUS = "#field-data"
     HELP = (
         "What both models read. A .txt, .md, .jsonl, .json, .csv or .parquet file, a folder of them, or the id of a "
@@ -236,7 +237,7 @@ class DataScreen(StepScreen):
     def _count(self) -> None:
         worker = get_current_worker()
         try:
-            planned = plan(self.draft.good_config(), strict=False)
+            planned = plan(self.draft.good_config(), hardware=self.tiny.machine, strict=False)
         except TinyDistillError as error:
             lines, rows = [error.what if not isinstance(error, DataError) else ""], None
         else:

@@ -44,6 +44,7 @@ class FinishScreen(FrameScreen):
     """
 
     AUTO_FOCUS = "#next, #finish"
+    GROUP = "Result"
     HELP = "How the run ended. The same is in report.md and report.json in its folder."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("R", "resume_run", "Resume", id="finish-resume", tooltip="Go on with the failed run"),

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
+MOVE, EVERYWHERE = "Move", "Everywhere"
+_LAST = (MOVE, EVERYWHERE)
+_MOVES = ("focus", "scroll", "page", "cursor_", "back", "match", "sample", "first", "last")
+_MOVING_KEYS = frozenset({"up", "down", "tab", "shift+tab", "escape", "home", "end", "pageup", "pagedown"})
 _NAMES = {
     "question_mark": "?", "slash": "/", "colon": ":", "space": "Space", "escape": "Esc", "enter": "Enter",
     "left": "←", "right": "→", "up": "↑", "down": "↓", "tab": "Tab", "shift+tab": "Shift+Tab", "delete": "Del",
@@ -55,19 +59,33 @@ class HelpScreen(ModalScreen[None]):
 
 
 def key_table(bindings: Mapping[str, ActiveBinding]) -> Content:
-    """One line for each thing that can be done: its keys and what it does; the screen's own first."""
-    rows: dict[tuple[str, str], list[str]] = {}
-    for active in sorted(bindings.values(), key=lambda each: not isinstance(each.node, Screen)):
+    """One line for each thing that can be done: its keys and what it does, in groups: here, moving, everywhere."""
+    rows: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for active in bindings.values():
         binding = active.binding
         if binding.description and active.enabled and not binding.system and not binding.key.startswith("super+"):
-            rows.setdefault((binding.action, binding.tooltip or binding.description), []).append(_key_name(binding.key))
-    if not rows:
-        return Content("")
-    wide = max(len(" ".join(keys)) for keys in rows.values())
-    return Content("\n").join(
-        Content.assemble((" ".join(keys).ljust(wide), "bold $text-accent"), "  ", words)
-        for (_, words), keys in rows.items()
-    )
+            keys = rows.setdefault(_group(active), {})
+            keys.setdefault((binding.action, binding.tooltip or binding.description), []).append(_key_name(binding.key))
+    wide = max((len(" ".join(keys)) for group in rows.values() for keys in group.values()), default=0)
+    lines: list[Content] = []
+    for group in sorted(rows, key=lambda name: _LAST.index(name) if name in _LAST else -1):
+        lines += [Content(""), Content.styled(group, "bold")]
+        lines += [
+            Content.assemble("  ", (" ".join(keys).ljust(wide), "bold $text-accent"), "  ", words)
+            for (_, words), keys in rows[group].items()
+        ]
+    return Content("\n").join(lines[1:])
+
+
+def _group(active: ActiveBinding) -> str:
+    """Where a key stands: in the group of its screen, with those that move, or with those of the whole program."""
+    name = active.binding.action.removeprefix("screen.").removeprefix("app.").partition("(")[0]
+    if isinstance(active.node, App) or name in ("help", "leave", "command_palette"):
+        return EVERYWHERE
+    if name.startswith(_MOVES) or active.binding.key in _MOVING_KEYS:
+        return MOVE
+    node = active.node if isinstance(active.node, Screen) else active.node.screen
+    return str(getattr(node, "GROUP", "") or "Here")
 
 
 def _key_name(key: str) -> str:

@@ -38,6 +38,7 @@ class ModelsScreen(StepScreen):
     """Teacher and student."""
 
     NUMBER = 2
+    GROUP = "Models"
     AUTO_FOCUS = "#field-teacher"
     HELP = (
         "The teacher scores the text once; its answers are kept on disk. The student then learns from them. A "
@@ -160,7 +161,7 @@ class ModelsScreen(StepScreen):
         if self._own and not self.draft.get("student"):
             return ModelFacts(bad="student", sentence="Which model is the student? A folder, or a Hugging Face id.")
         config = self.draft.good_config()
-        return await asyncio.to_thread(look, config)
+        return await asyncio.to_thread(look, config, self.tiny.machine)
 
     def _show(self, facts: ModelFacts) -> None:
         if not self.is_there:

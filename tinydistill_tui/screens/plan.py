@@ -68,6 +68,7 @@ class PlanScreen(StepScreen):
     """The plan."""
 
     NUMBER = 4
+    GROUP = "Plan"
     AUTO_FOCUS = "#settings"
     hint = SettingsTable.hint
     HELP = (
@@ -158,7 +159,7 @@ class PlanScreen(StepScreen):
     def _plan(self) -> None:
         worker, answers = get_current_worker(), dict(self.draft.answers)
         if self._machine is None:
-            self._machine = checked(hardware.detect(default_runs_path()))
+            self._machine = self.tiny.machine = checked(self.tiny.machine or hardware.detect(default_runs_path()))
         try:
             problems = self.draft.problems()
             if problems:
@@ -417,7 +418,7 @@ class PlanScreen(StepScreen):
 
     def action_again(self) -> None:
         """Look at the machine again."""
-        self._machine = None
+        self._machine = self.tiny.machine = None
         self._plan_soon(0.01)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -52,6 +52,7 @@ class RunScreen(FrameScreen):
     """
 
     AUTO_FOCUS = "#log-lines"
+    GROUP = "Run"
     HELP = (
         "A run: its phases, its memory against the budget and the plan's prediction, its loss, its log. "
         "The run is a process of its own: closing this window changes nothing about it. "

@@ -93,6 +93,7 @@ class TalkScreen(FrameScreen):
     """
 
     AUTO_FOCUS = "#prompt"
+    GROUP = "Talk"
     HELP = (
         "Type a question, or the beginning of a text, and press Enter. The student answers first, then the student as "
         "it was before the run, then the teacher; each is loaded alone and is gone before the next one is. Esc stops "
@@ -178,6 +179,7 @@ class TalkScreen(FrameScreen):
             pane.add(message.text)
         if len(message.state) > pane.size.width - 4:  # a reason, not a word: it is said whole
             pane.add(message.state)
+            pane.border_subtitle = "no answer"
         elif message.state:
             pane.border_subtitle = Content(message.state)
 

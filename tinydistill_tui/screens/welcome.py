@@ -34,6 +34,7 @@ from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
+PURPOSE = "Teach a small language model with a big one, on this machine."
 _MOST_RUNS = 2
 RUNS_SECONDS = 2.0  # between two looks at the runs in the menu
 _BAR = 12
@@ -53,6 +54,7 @@ class WelcomeScreen(StepScreen):
     """The start."""
 
     NUMBER = 1
+    GROUP = "Start"
     AUTO_FOCUS = "#menu"
     hint = "Everything has a default: Enter, Enter, Enter, then s starts."
     HELP = (
@@ -77,6 +79,7 @@ class WelcomeScreen(StepScreen):
         """The machine, the budget, the menu."""
         draft = Draft.of(self.tiny.config_values) if self.tiny.config_values else Draft.load()
         self.draft.replace(draft)
+        yield Static(PURPOSE, id="purpose", markup=False)
         yield Static("This machine", classes="heading")
         yield Static("measuring…", id="machine", markup=False)
         with Horizontal(classes="row", id="row-device"):
@@ -133,7 +136,7 @@ class WelcomeScreen(StepScreen):
     def _measured(self, message: Measured) -> None:
         if not self.is_there:
             return
-        self.machine = message.machine
+        self.machine = self.tiny.machine = message.machine
         self.query_one("#machine", Static).update("\n".join(machine_lines(message.machine, self.size.width - 2)))
         self._offer_devices(message.machine)
         self._draw_budgets()

@@ -122,7 +122,14 @@ class LogView(ScrollView, can_focus=True):
             return Strip([Segment(self.instead, self.get_component_rich_style("log--time"))]).adjust_cell_length(width)
         if number >= len(self.lines):
             return Strip.blank(width, self.rich_style)
-        strip = self._strip(number).crop_extend(scroll_x, scroll_x + width, self.rich_style)
+        whole = self._strip(number)
+        strip = whole.crop_extend(scroll_x, scroll_x + width, self.rich_style)
+        mark = Strip([Segment("…", self.get_component_rich_style("log--time"))])
+        seen = self.scrollable_content_region.width  # without the scroll bar
+        if whole.cell_length > scroll_x + seen:  # l scrolls on
+            strip = Strip.join([strip.crop(0, seen - 1), mark, strip.crop(seen)])
+        if scroll_x:  # h scrolls back
+            strip = Strip.join([mark, strip.crop(1)])
         return strip.apply_offsets(scroll_x, number)
 
     def _strip(self, number: int) -> Strip:
