@@ -239,6 +239,7 @@ def test_damaged_attribute_is_named_and_one_without_a_checksum_is_read(tmp_path:
         del of_before.attrs["checksum"]
     with TokenFile(path) as file:
         assert file.end_ids == {0, 31, 32}
+        assert file.answer_end_ids == {31, 32}
 
 
 def test_row_that_is_not_what_was_written_is_named(tmp_path: Path) -> None:

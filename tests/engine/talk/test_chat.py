@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.cli import chat as command
 from engine.errors import ModelError
 from engine.talk.conversation import ChatSession
+from engine.talk.speaker import Speaker
 from tests.tiny import tiny_model
 
 TEMPLATE = (
@@ -47,6 +48,30 @@ def test_answers_are_the_models_and_the_conversation_is_remembered(student: Path
         assert tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True) == words
 
 
+@pytest.mark.parametrize(
+    ("named", "ends"),
+    [(None, {0}), (7, {0, 7}), ([7, 5], {0, 5, 7}), ([0], {0})],
+    ids=["none", "one", "two", "its own"],
+)
+def test_an_answer_ends_at_the_tokenizers_end_and_at_those_that_are_named(
+    student: Path, named: object, ends: set[int]
+) -> None:
+    (student / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    speaker = Speaker(student)
+    for token in sorted(ends):
+        bias = torch.nn.Linear(speaker.model.config.hidden_size, speaker.model.config.vocab_size)
+        torch.nn.init.zeros_(bias.weight)
+        bias.bias.data.zero_()[token] = 90.0
+        speaker.model.lm_head = bias
+        told = list(speaker.answer([{"role": "user", "content": "?"}], max_tokens=5, temperature=0, seed=0))
+        assert told[-1]["tokens"] == 1
+        assert told[-1]["whole"]
+    bias.bias.data.zero_()[9] = 90.0
+    told = list(speaker.answer([{"role": "user", "content": "?"}], max_tokens=5, temperature=0, seed=0))
+    assert told[-1]["tokens"] == 5
+    assert not told[-1]["whole"]
+
+
 def test_model_that_cannot_be_loaded_is_told(student: Path) -> None:
     (student / "config.json").write_text("{")
     with ChatSession(student) as talk, pytest.raises(ModelError, match="did not answer"):
@@ -57,7 +82,8 @@ def test_model_that_cannot_be_loaded_is_told(student: Path) -> None:
 def test_command_answers_once_on_standard_output(student: Path, capfd: Any) -> None:
     words = [str(student.parent), "--prompt", "Who learns?", "--max_tokens", "6", "--temperature", "0"]
     assert command.main(words) == 0
-    once = capfd.readouterr().out
+    once, told = capfd.readouterr()
+    assert "(Cut off after 6 tokens: see --max_tokens.)" in told
     assert command.main(words) == 0
     assert capfd.readouterr().out == once
     assert once.endswith("\n")
