@@ -77,35 +77,44 @@ def main() -> None:
         told = {"trl": _trl, "loop": _loop, "tune": _tune, "judge": _judge}[arguments.side](arguments.work, pair)
         print("\n" + json.dumps(told))
         return
-    results = []
+    machine = hardware.detect()
+    whole: dict[str, Any] = {
+        "question": (__doc__ or "").splitlines()[0],
+        "machine": {"processor": machine.cpu_name, "cores": machine.cores, "features": machine.cpu_features},
+        "date": time.strftime("%Y-%m-%d"),
+        "precision_of_ours": arguments.precision,
+        "results": {},
+    }
     for name in arguments.pairs:
         pair = PAIRS[name] if PAIRS[name].teacher else replace(PAIRS[name], teacher=arguments.smollm2 or "")
         if not pair.teacher:
             print(f"{name}: left out, as no folder was given with --smollm2")
             continue
-        results.append(_compare(pair, arguments))
-    if arguments.out:
-        machine = hardware.detect()
-        whole = {
-            "question": (__doc__ or "").splitlines()[0],
-            "machine": {"processor": machine.cpu_name, "cores": machine.cores, "features": machine.cpu_features},
-            "date": time.strftime("%Y-%m-%d"),
-            "rounds": arguments.rounds,
-            "precision_of_ours": arguments.precision,
-            "results": results,
-        }
-        arguments.out.write_text(json.dumps(whole, indent=1) + "\n")
+        for rounds in _compare(pair, arguments):
+            # Rounds take an hour: those that were done are there, whatever becomes of the next.
+            whole["results"][name] = {
+                "pair": {**asdict(pair), "teacher": Path(pair.teacher).name},
+                "summary": {side: _summary(rounds[side]) for side in arguments.sides if rounds[side]},
+                "rounds": rounds,
+            }
+            if arguments.out:
+                arguments.out.write_text(json.dumps(whole, indent=1) + "\n")
+        _tell(pair, whole["results"][name]["summary"])
 
 
-def _compare(pair: Pair, arguments: argparse.Namespace) -> dict[str, Any]:
+def _compare(pair: Pair, arguments: argparse.Namespace) -> Iterator[dict[str, list[dict[str, float]]]]:
+    """What was measured of each side so far, after each measurement."""
+    rounds: dict[str, list[dict[str, float]]] = {side: [] for side in arguments.sides}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _prepare(work, pair)
-        rounds = []
         for number in range(arguments.rounds):
-            sides = arguments.sides if number % 2 == 0 else arguments.sides[::-1]
-            rounds.append({side: _measure(side, work, pair, arguments.precision) for side in sides})
-    summary = {side: _summary([one[side] for one in rounds]) for side in arguments.sides}
+            for side in arguments.sides if number % 2 == 0 else arguments.sides[::-1]:
+                rounds[side].append(_measure(side, work, pair, arguments.precision))
+                yield rounds
+
+
+def _tell(pair: Pair, summary: dict[str, dict[str, dict[str, float]]]) -> None:
     print(f"{pair.name}: {pair.rows} rows of {pair.length}, batch {pair.batch}, {pair.epochs} epochs")
     for side, figures in summary.items():
         print(
@@ -114,7 +123,6 @@ def _compare(pair: Pair, arguments: argparse.Namespace) -> dict[str, Any]:
             f"({figures['system_share']['median']:.0%} the system's), "
             f"{figures['peak_bytes']['median'] / 2**20:,.0f} MiB, hold-out loss {figures['holdout_loss']['median']:.3f}"
         )
-    return {"pair": {**asdict(pair), "teacher": Path(pair.teacher).name}, "summary": summary, "rounds": rounds}
 
 
 def _summary(rounds: list[dict[str, float]]) -> dict[str, dict[str, float]]:
