@@ -224,7 +224,11 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     states = int(parameters * _STATE_BYTES[setting.optimizer])
     chunk = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device))
     block = chunk * shape.vocab_size
-    logits = block * 4 + (2 * block * number if number < 4 else 0)
+    logits = block * 4
+    if number < 4:
+        # The head's own output, and gradients of the logits that wait for the products of the backward pass.
+        waiting = max(block * number, min(setting.device.waiting_bytes, tokens * shape.vocab_size * number))
+        logits += block * number + waiting
     # Weights stay in float32, so that small steps are not rounded away; the products work on a copy in half precision,
     # which is kept for the backward pass.
     copies = (sum(shape.layer_parameters) + shape.head_matrix) * number if number < 4 else 0

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.machine.device import Device
+
 # Rows of the head whose gradient is made at a time in half precision, where it cannot be added up in place.
 _SLICE_ROWS = 8192
 
@@ -57,24 +59,24 @@ class HeadPass(Protocol):
     def forward(self, hidden_states: Tensor, wants_gradient: bool) -> Tensor:
         """Logits of one chunk, [C, E or V]."""
 
-    def backward(self, gradient: Tensor) -> Tensor:
-        """The gradient of the chunk's hidden states, [C, H]."""
+    def backward(self, gradient: Tensor, into: Tensor) -> None:
+        """Write the gradient of the chunk's hidden states into [C, H]; it is there after ``end`` at the latest."""
 
     def end(self) -> Sequence[Tensor | None]:
         """The gradient of each parameter; None where there is none, or it is in ``.grad`` already."""
 
 
 def open_head(head: Head, hidden_states: Tensor, vocab_size: int) -> HeadPass:
-    """A pass over this head; ``hidden_states`` [N, H] tells width, dtype and device only."""
+    """A pass over this head; of ``hidden_states`` [N, H] only shape, dtype and device are looked at."""
     if isinstance(head, LinearHead):
-        return _LinearPass(head, vocab_size)
+        return _LinearPass(head, vocab_size, len(hidden_states))
     return _AutogradPass(head, hidden_states)
 
 
 class _LinearPass:
     """Rows past ``vocab_size`` are not multiplied at all: padding has no logits and no gradient."""
 
-    def __init__(self, head: LinearHead, vocab_size: int) -> None:
+    def __init__(self, head: LinearHead, vocab_size: int, num_positions: int) -> None:
         self._head = head
         self._rows = vocab_size
         self._dtype = head.dtype or head.weight.dtype
@@ -84,6 +86,8 @@ class _LinearPass:
         self._gradients: list[Tensor | None] = [None for _ in self.parameters]
         self._hidden_states: Tensor | None = None
         self._buffer: Tensor | None = None
+        self._num_positions = num_positions
+        self._waiting: _Waiting | None = None
 
     def begin(self, accumulate: bool) -> None:
         self._accumulate = accumulate
@@ -110,24 +114,82 @@ class _LinearPass:
             logits += self._bias
         return logits
 
-    def backward(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor, into: Tensor) -> None:
         assert self._hidden_states is not None
-        gradient = gradient.to(self._dtype)
         weight_gradient, *bias_gradient = self._gradients
-        if weight_gradient is not None:
-            if weight_gradient.dtype == self._dtype:
-                weight_gradient[: self._rows].addmm_(gradient.T, self._hidden_states)
-            else:
-                for start in range(0, self._rows, _SLICE_ROWS):
-                    rows = slice(start, min(start + _SLICE_ROWS, self._rows))
-                    weight_gradient[rows] += gradient[:, rows].T @ self._hidden_states
+        gradient = gradient[:, : self._rows]
         if bias_gradient and bias_gradient[0] is not None:
             bias_gradient[0][: self._rows] += gradient.sum(dim=0, dtype=bias_gradient[0].dtype)
-        return gradient @ self._weight
+        if weight_gradient is None or weight_gradient.dtype == self._dtype:
+            gradient = gradient.to(self._dtype)
+            if weight_gradient is not None:
+                weight_gradient[: self._rows].addmm_(gradient.T, self._hidden_states)
+            into.copy_(gradient @ self._weight)
+            return
+        if self._waiting is None:
+            most_bytes = Device.of(str(gradient.device)).waiting_bytes
+            most = max(len(gradient), most_bytes // (self._rows * self._weight.element_size()))
+            self._waiting = _Waiting.of(self._weight, min(most, max(len(gradient), self._num_positions)))
+        if not self._waiting.has_room(len(gradient)):
+            self._multiply(self._waiting, weight_gradient)
+        self._waiting.add(gradient, self._hidden_states, into)
+
+    def _multiply(self, waiting: _Waiting, weight_gradient: Tensor) -> None:
+        """Both products of the backward pass, for all chunks that wait."""
+        gradients, hidden_states = waiting.taken()
+        for start in range(0, self._rows, _SLICE_ROWS):
+            rows = slice(start, min(start + _SLICE_ROWS, self._rows))
+            weight_gradient[rows] += gradients[:, rows].T @ hidden_states
+        waiting.give(gradients @ self._weight)
 
     def end(self) -> Sequence[Tensor | None]:
-        self._buffer = self._hidden_states = None
+        if self._waiting is not None and self._gradients[0] is not None:
+            self._multiply(self._waiting, self._gradients[0])
+        self._buffer = self._hidden_states = self._waiting = None
         return [None] * len(self.parameters) if self._accumulate else self._gradients
+
+
+@dataclass
+class _Waiting:
+    """Chunks whose backward products are still to be done, one behind the other.
+
+    Attributes:
+        gradients: [R, rows], of the logits; the first ``count`` are used.
+        hidden_states: [R, H], as the chunks' logits were made from.
+        goes_into: for each chunk, where the gradient of its hidden states is wanted.
+    """
+
+    gradients: Tensor
+    hidden_states: Tensor
+    goes_into: list[Tensor]
+    count: int = 0
+
+    @classmethod
+    def of(cls, weight: Tensor, most: int) -> _Waiting:
+        """Room for so many positions of a head [rows, H]."""
+        return cls(weight.new_empty(most, weight.shape[0]), weight.new_empty(most, weight.shape[1]), [])
+
+    def has_room(self, positions: int) -> bool:
+        """Whether so many more positions fit."""
+        return self.count + positions <= len(self.gradients)
+
+    def add(self, gradient: Tensor, hidden_states: Tensor, into: Tensor) -> None:
+        """Take a chunk; both tensors are copied."""
+        end = self.count + len(gradient)
+        self.gradients[self.count : end] = gradient
+        self.hidden_states[self.count : end] = hidden_states
+        self.goes_into.append(into)
+        self.count = end
+
+    def taken(self) -> tuple[Tensor, Tensor]:
+        """What waits: gradients and hidden states."""
+        return self.gradients[: self.count], self.hidden_states[: self.count]
+
+    def give(self, hidden_gradient: Tensor) -> None:
+        """Hand the gradient of all hidden states [count, H] to where it is wanted; nothing waits any more."""
+        for place, part in zip(self.goes_into, hidden_gradient.split([len(p) for p in self.goes_into]), strict=True):
+            place.copy_(part)
+        self.goes_into, self.count = [], 0
 
 
 class _AutogradPass:
@@ -149,7 +211,7 @@ class _AutogradPass:
         # Overwriting the head's own output is safe unless its last operation keeps it (autograd then raises).
         return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
-    def backward(self, gradient: Tensor) -> Tensor:
+    def backward(self, gradient: Tensor, into: Tensor) -> None:
         inputs = [self._hidden_states, *self.parameters]
         gradients = torch.autograd.grad(self._logits, inputs, gradient.to(self._logits.dtype))
         for index, (parameter, addend) in enumerate(zip(self.parameters, gradients[1:], strict=True)):
@@ -161,7 +223,7 @@ class _AutogradPass:
             else:
                 self._gradients[index] = addend
         del self._logits
-        return gradients[0]
+        into.copy_(gradients[0])
 
     def end(self) -> Sequence[Tensor | None]:
         return self._gradients

@@ -230,10 +230,11 @@ class _RecordLoss(torch.autograd.Function):
             ce_sum += exact_sum(ce)
             kd_sum += exact_sum(kd)
             if hidden_gradient is not None:
-                hidden_gradient[chunk] = head.backward(logits_CV)
+                head.backward(logits_CV, hidden_gradient[chunk])
             del logits_CV
         if hidden_gradient is not None:
-            ctx.save_for_backward(hidden_gradient, *head.end())
+            gradients = head.end()
+            ctx.save_for_backward(hidden_gradient, *gradients)
         ctx.mark_non_differentiable(ce_sum, kd_sum)
         loss = blend(ce_sum, kd_sum, objective) * work.scale
         loss = loss.to(torch.promote_types(hidden_states.dtype, torch.float32)).to(hidden_states.device)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.machine.device import CPU
+from engine.student import head as student_head
 from engine.student.head import LinearHead
 from engine.student.loss import LossSums, Objective, RecordTensors, record_loss
 
@@ -441,3 +444,41 @@ def test_every_target_learns_the_label_where_records_have_it(target: str) -> Non
     objective = Objective(20, target, 1.0, 1.0)  # type: ignore[arg-type]
     found = record_loss(hidden, labels, whole, head, objective=objective, chunk_tokens=3)
     assert math.isclose(float(found.kd_sum), float(found.ce_sum), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 64])
+@pytest.mark.parametrize("room", [0, 3, 10, 1000])  # positions that may wait
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_half_precision_gradients_are_right_however_many_chunks_wait(
+    positions: int, room: int, bias: bool, accumulate: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocab_size, rows, chunk = 9000, 9003, 4  # more than one slice of the head's rows, and padding
+    monkeypatch.setattr(student_head.Device, "of", lambda _: replace(CPU, waiting_bytes=2 * vocab_size * room))
+    torch.manual_seed(0)
+    module = nn.Linear(8, rows, bias=bias)
+    states = torch.randn(positions, 8, generator=generator)
+    records = make_records(generator, positions, vocab_size, 5, dtype=torch.float32)
+    labels = torch.randint(0, vocab_size, (positions,), generator=generator)
+    objective = Objective(vocab_size, "unbiased", 0.7, 1.0)
+
+    def gradients(dtype: torch.dtype | None) -> list[Tensor]:
+        module.zero_grad()
+        given = states.clone().requires_grad_()
+        record_loss(
+            given,
+            labels,
+            records,
+            linear(module, dtype),
+            objective=objective,
+            chunk_tokens=chunk,
+            scale=1 / positions,
+            accumulate=accumulate,
+        ).loss.backward()  # type: ignore[no-untyped-call]
+        found = [given.grad, *(parameter.grad for parameter in module.parameters())]
+        assert all(gradient is not None for gradient in found)
+        return [gradient for gradient in found if gradient is not None]
+
+    for found, expected in zip(gradients(torch.bfloat16), gradients(None), strict=True):
+        assert relative_error(found, expected) < 0.02
+        assert not found[vocab_size:].any()
