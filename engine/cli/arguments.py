@@ -1,7 +1,7 @@
-"""The command line, made from RunConfig: every flag, its help and its check come from there.
+"""The command line: RunConfig defines all flags, their help and their checks.
 
-argparse takes the words apart; RunConfig says what they mean. So all that is wrong is said at once, in the same words
-as in the wizard, and ``--help`` needs neither torch nor half a second. Flags may be typed with ``_`` or ``-``.
+argparse splits the arguments; RunConfig validates them. All problems are therefore reported at once, with the same
+texts as in the wizard, and ``--help`` needs neither torch nor half a second. Flags may be typed with ``_`` or ``-``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.version import __version__
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """Switches of the terminal, which are no settings of a run.
+    """Switches of the terminal, which are not settings of a run.
 
     Attributes:
         debug: show tracebacks.
@@ -39,7 +39,7 @@ def parse(
     description: str,
     extend: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> tuple[dict[str, Any], FrontEnd]:
-    """Take a command line apart; the values are as typed and not checked yet.
+    """Parse a command line; the values are strings and not validated.
 
     Args:
         words: the arguments, without the program's name.

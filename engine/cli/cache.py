@@ -1,4 +1,4 @@
-"""``tiny-distill-cache``: what is in a cache of records, whether it is whole, and what of it can go."""
+"""``tiny-distill-cache``: inspect, verify and clean up a cache of records."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _verified(store: CacheStore, *, quiet: bool) -> list[str]:
 
 
 def _rescored(store: CacheStore, typed: argparse.Namespace, found: list[str]) -> Rescored | None:
-    """Ask the teacher again where that was wanted and there is something whole to ask about; adds to what was found."""
+    """Rescore rows if requested and if the cache is undamaged; adds to the problems found."""
     if not typed.rescore or found or not store.num_tokens:
         return None
     from engine.phases.rescore import AGREEING, rescore

@@ -1,4 +1,4 @@
-"""Records as a person reads them: tokens as text, and the words before, where a run has kept them."""
+"""Records as readable text: tokens, and their context if a run has stored it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _CONTEXT_TOKENS = 16
 
 @dataclass(frozen=True)
 class ShownRecord:
-    """One record, ready to be shown.
+    """One record for display.
 
     Attributes:
-        context: the tokens before, where they are known.
-        label: the token that really follows, where it is known.
+        context: the tokens before, if known.
+        label: the true next token, if known.
         label_log_prob: the teacher's, at temperature 1.
         entropy: in nats.
-        tail_mass: what the drawn ids stand for.
+        tail_mass: probability of the sampled ids together.
         heads: exact ids with their weights.
-        tail: drawn ids.
+        tail: sampled ids.
     """
 
     context: list[int]

@@ -1,4 +1,4 @@
-"""A cache on the terminal: what it belongs to, its bytes, how sure the teacher was, some records."""
+"""Display of a cache on the terminal: teacher and settings, bytes, statistics, some records."""
 
 from __future__ import annotations
 

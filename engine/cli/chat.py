@@ -1,4 +1,4 @@
-"""``tiny-distill-chat``: try a student, beside its teacher if wanted."""
+"""``tiny-distill-chat``: chat with a student, optionally next to its teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rich's console for programs whose reader may go early (``| head -1``)."""
+"""Rich's console for programs whose reader may close early (``| head -1``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.cli import streams
 
 
 class Console(rich.console.Console):
-    """A console that says that its reader has gone; rich's own ends the process with exit code 1."""
+    """A console that raises if its reader has closed; rich's own ends the process with exit code 1."""
 
     def on_broken_pipe(self) -> None:
         """Called by rich where a write found no reader.

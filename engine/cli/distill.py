@@ -1,7 +1,7 @@
-"""``tiny-distill``: the whole of TinyDistill without a screen.
+"""``tiny-distill``: TinyDistill without the wizard.
 
-Also what ``tinydistill-tui --no-tui`` runs. It plans, starts the run's supervisor, and shows its events; the run itself
-happens in processes that this one only watches.
+``tinydistill-tui --no-tui`` runs it too. It plans, starts the run's supervisor, and shows its events; the run itself
+happens in other processes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def guarded(words: Sequence[str], body: Callable[[Sequence[str]], int]) -> int:
-    """Run a program's body; whatever it raises ends as one paragraph on standard error and a promised exit code."""
+    """Run a program's body; exceptions become one paragraph on standard error and a documented exit code."""
     streams.make_fit()
     try:
         if not {"-h", "--help", "--version"} & {*words}:
@@ -51,7 +51,7 @@ def guarded(words: Sequence[str], body: Callable[[Sequence[str]], int]) -> int:
             traceback.print_exc()
         _tell(error.paragraph().rstrip() + "\n")
         return error.exit_code
-    except KeyboardInterrupt:  # outside of a run, which hears Ctrl-C itself and stops in order
+    except KeyboardInterrupt:  # outside of a run, which handles Ctrl-C itself
         _tell("\nStopped.\n")
         return Stopped.exit_code
     except SystemExit:  # after --help and --version
@@ -71,7 +71,9 @@ def guarded(words: Sequence[str], body: Callable[[Sequence[str]], int]) -> int:
 
 
 def _unexpected(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno is not None:  # no defect of ours: a disk, a limit, a right
+    if (
+        isinstance(error, OSError) and error.errno is not None
+    ):  # not a defect of the program: a disk, a limit, a permission
         where = f" of {error.filename}" if error.filename else ""
         return f"The system says {os.strerror(error.errno).lower()}{where}. Fix that, then try again.\n"
     return (
@@ -86,7 +88,7 @@ def _main(words: Sequence[str]) -> int:
 
 
 def run_headless(config: RunConfig, front_end: arguments.FrontEnd) -> int:
-    """Do what a request asks for, without a screen; returns the exit code."""
+    """Execute a request without the wizard; return the exit code."""
     with _signals(_interrupt):
         return _run_headless(config, front_end)
 
@@ -136,7 +138,7 @@ def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int
 
 
 def _goes_on(error: TinyDistillError, config: RunConfig) -> bool:
-    """Ask whether to go on without most of the text, where a person is there to answer."""
+    """Ask whether to continue without most of the text, if the terminal is interactive."""
     if config.json_events or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     sys.stderr.write(f"{error.what} {error.why}\nContinue without the documents that are left out? [y/N] ")
@@ -145,7 +147,7 @@ def _goes_on(error: TinyDistillError, config: RunConfig) -> bool:
 
 
 def attach(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int:
-    """Show a run that is going, from its first event on; leaving it changes nothing."""
+    """Show an active run, from its first event on; leaving does not affect it."""
     try:
         code = follow(run, _view(config, front_end, run), alive=run.is_live, tail=Tail(run.events_path))
     except KeyboardInterrupt:
@@ -167,7 +169,7 @@ def _view(config: RunConfig, front_end: arguments.FrontEnd, run: Run) -> View:
 
 
 class _Lasting:
-    """A view whose reader may go: the run goes on without it, as it would without a window."""
+    """A view whose reader may close; the run continues without it."""
 
     def __init__(self, make: Callable[[], View]) -> None:
         self._view: View | None = None
@@ -196,7 +198,7 @@ class _Lasting:
 
 @contextlib.contextmanager
 def _stopping(run: Run, config: RunConfig) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Ctrl-C once stops the run in order, as all signals do that ask to end; a second one leaves at once.
+    """Stop the run after its current step at the first Ctrl-C or other signal to end; leave at once at the second.
 
     Yields:
         To be filled with the supervisor's process: it is signalled where its folder takes no request.

@@ -1,4 +1,4 @@
-"""The plan on the terminal: what it will take, every setting, and why."""
+"""Display of the plan on the terminal: predictions, and every setting with its reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tiny-distill-profile``: what two models take with one saving after another, predicted and, if asked, measured."""
+"""``tiny-distill-profile``: memory and time of two models with one saving after another, predicted or measured."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _measured(rung: Rung, rates: MachineRates) -> dict[str, Any]:
     from engine.cli.trial import try_phase  # brings numpy and h5py, which a prediction does not need
 
     free = hardware.available_bytes()
-    if rung.predicted.ram_bytes > free:  # it would end in the kernel's kill, or with the machine at a crawl
+    if rung.predicted.ram_bytes > free:  # the kernel would kill it, or the machine would hardly respond
         return {"measured_peak_bytes": None, "problem": f"not measured: only {format_bytes(free)} are free"}
     trial = try_phase(rung.phase, rung.plan, rates)
     if trial.problem:

@@ -1,7 +1,7 @@
-"""A run without a screen: one progress bar, or lines of text, or the events themselves.
+"""Display of a run without the wizard: a progress bar, lines of text, or the events themselves.
 
-It reads the same events as the wizard and holds nothing that matters: when it dies, the run does not notice.
-Lines are used where there is no terminal, for ``TERM=dumb``, for ``ACCESSIBLE=1`` and for ``--plain``.
+It reads the same events as the wizard and holds no state of the run, which does not depend on it. Lines are used
+without a terminal, for ``TERM=dumb``, for ``ACCESSIBLE=1`` and for ``--plain``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> in
         tail: where in the events to begin.
 
     Returns:
-        The run's exit code; 4 when the supervisor ended without a word.
+        The run's exit code; 4 if the supervisor ended without a final event.
     """
     exit_code = 4
     try:

@@ -1,4 +1,4 @@
-"""The end of a run on the terminal: did the student get closer, what did it take, where is it."""
+"""Display of a run's result on the terminal: improvement, memory and time, folders."""
 
 from __future__ import annotations
 

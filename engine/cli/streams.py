@@ -1,4 +1,4 @@
-"""Standard output and error as they come: an encoding that lacks our signs, and a reader that has gone.
+"""Standard output and error with limited encodings or a closed reader.
 
 A log that is ASCII, ``LC_ALL=C`` and ``PYTHONIOENCODING=latin-1`` get the nearest plain sign instead of an error.
 """
@@ -30,7 +30,7 @@ def make_fit() -> None:
 
 
 def flush() -> None:
-    """Write what is still held back.
+    """Flush the output.
 
     Raises:
         BrokenPipeError: the reader has gone.

@@ -1,7 +1,7 @@
-"""A few steps of one phase in a process of its own, to see what it really takes.
+"""A few steps of one phase in a process of its own, to measure its memory and time.
 
-The phase is the real one, started as the supervisor starts it. Only what goes in is made up: rows of random tokens and
-made-up records, as memory and time do not depend on the text. This file loads no torch.
+The phase is the real one, started as the supervisor starts it. Only its inputs are made up, rows of random tokens and
+records, as memory and time do not depend on the text. This file loads no torch.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _write_records(run: Run, settings: RunConfig) -> None:
 
 
 def _write_cut(run: Run, settings: RunConfig) -> None:
-    """Any layers of the right number, and any neurons: they take what the chosen ones take. The phase copies them."""
+    """Choose arbitrary layers and neurons: they take as much memory as selected ones. The phase copies them."""
     if settings.student != FROM_TEACHER:
         return
     spec = teacher_spec(settings)
@@ -188,7 +188,7 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
 
 @contextlib.contextmanager
 def _phase_process(phase: str, run: Run) -> Iterator[subprocess.Popen[bytes]]:
-    """A phase that is gone when this is left, however: before its folder goes."""
+    """Run a phase that always ends with this context, before its folder is removed."""
     with run.log_path.open("ab") as log:
         child = subprocess.Popen(
             safe_child.command("engine.phase", phase, str(run.path), str(os.getpid())),  # it ends when we do

@@ -22,11 +22,11 @@ class Budget:
     """Memory that a phase may take.
 
     Attributes:
-        device: by its name.
+        device: its name.
         memory_bytes: on the compute device, the CUDA context included.
         ram_bytes: in main memory.
         reasons: why, for "device", "memory_budget" and "ram_budget".
-        context_bytes: of a GPU's memory, what a phase takes beside torch's allocator; 0 on the CPU.
+        context_bytes: a phase's GPU memory outside of torch's allocator; 0 on the CPU.
     """
 
     device: str
@@ -41,11 +41,11 @@ class Budget:
         return Device.of(self.device)
 
     def fits(self, footprint: Footprint) -> bool:
-        """Whether a phase stays inside, on the device and in main memory."""
+        """Return whether a phase stays within the budget, on the device and in main memory."""
         return self.excess(footprint) <= 0
 
     def excess(self, footprint: Footprint) -> int:
-        """Bytes by which a phase is over, in the memory where it is over most; negative where there is room."""
+        """Return the bytes by which a phase exceeds the budget, in the worse of both memories; negative if it fits."""
         on_device = footprint.peak_bytes + self.context_bytes
         over = max(on_device - self.memory_bytes, footprint.needed_bytes - self.ram_bytes)
         if self.where.is_host or not self.where.shares_main_memory:
@@ -58,13 +58,13 @@ def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun],
     """The budget of a run.
 
     Args:
-        config: device and budgets as far as the person set them.
+        config: device and budgets, if the user set them.
         hardware: this machine.
-        others: runs that are going.
+        others: active runs.
         torch_version: a build for the CPU alone cannot use a GPU.
 
     Raises:
-        SettingsError: a GPU was asked for that is not there.
+        SettingsError: the requested GPU does not exist.
     """
     device, device_reason = _device(config, hardware, torch_version)
     reserved = sum(run.reserved_bytes for run in others)
@@ -77,7 +77,7 @@ def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun],
     if reserved:
         ram_reason += f" beside {format_bytes(reserved)} that {_names(others)} will still take"
     if device == "cpu":
-        # There is one memory: a budget for either name holds for both.
+        # There is one memory: a budget for one of them applies to both.
         given = [value for value in (config.memory_budget, config.ram_budget) if value is not None]
         memory = min(given, default=ram)
         same = "on the CPU both budgets are of the same memory"

@@ -1,4 +1,4 @@
-"""Settings of ``--demo`` where the person sets none, and what its teacher knows."""
+"""Default settings of ``--demo``, and the limits of its teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that a run leaves on the disk, as formulas."""
+"""Formulas of a run's bytes on the disk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _CHECKPOINT_STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256}
 def record_bytes(record_size: int, vocab_size: int) -> float:
     """Bytes of one position's record in a shard.
 
-    An id is told by a bucket, in unary, and a place in it; which ids are heads is one bit each (the cache's id_layout).
-    On text that is what buckets take that double from 8 ids on, and _PLACE_BITS; never more than buckets of one size,
-    which any ids fit in (Elias and Fano).
+    An id takes a bucket, in unary, a place in it, and one bit that marks heads (the cache's id_layout). On text,
+    buckets of doubling size from 8 ids on and _PLACE_BITS describe this; the upper bound is buckets of one size (Elias
+    and Fano).
     """
     ids = min(record_size, vocab_size)
     any_ids = min(2 * ids + ((vocab_size - 1) >> low) + ids * low for low in range((vocab_size - 1).bit_length() + 1))
@@ -56,7 +56,7 @@ def run_bytes(
     from_teacher: bool,
     in_files: bool = False,
 ) -> int:
-    """The most that the run's folder holds at any time."""
+    """Return the maximum bytes of the run's folder at any time."""
     # The ones to keep, the best, and the one that is being written before an old one goes.
     checkpoints = (keep_checkpoints + 2) * checkpoint_bytes(student, optimizer)
     weights = student.parameters * 4

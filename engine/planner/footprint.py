@@ -1,4 +1,4 @@
-"""Bytes of each phase as formulas of the models' sizes and the settings. Nothing is loaded, nothing is measured here.
+"""Formulas of each phase's memory, from the models' sizes and the settings. They load and measure nothing.
 
 The constants were fitted to measured peaks of real phases; ``tests/benchmarks/predicted_memory.py`` repeats that and
 prints how far off the worst prediction is. Peaks are counted as everywhere: on the CPU the anonymous memory of the
@@ -24,7 +24,7 @@ _INTERPRETER = 266 * MIB
 _MODULES_OF_LAYER = 1 * MIB
 # bitsandbytes brings networkx and torch._inductor; it is only imported when it is used.
 _BITSANDBYTES = 42 * MIB
-# A prediction may be off by some percent: what is chosen leaves that much of a budget free.
+# A prediction may be off by some percent: chosen settings leave that much of a budget free.
 SPARED = 0.95
 # On a GPU: the CUDA libraries in main memory, and the context on the card until it was measured there. 426 MiB were
 # seen on an RTX 6000 Ada before any kernel was loaded (https://github.com/unslothai/unsloth-zoo/pull/1053), and kernels
@@ -40,7 +40,7 @@ _WORKSPACES = 64 * MIB
 def context_bytes_on(gpu: Gpu | None) -> int:
     """Return a phase's GPU memory outside of torch's allocator: context, kernels, libraries.
 
-    Measured by the planner's probe where the driver tells; some kernels are loaded later than that.
+    The planner's probe measures it if the driver reports it; some kernels are loaded later.
     """
     return CUDA_CONTEXT if gpu is None or gpu.context_bytes is None else gpu.context_bytes + _CONTEXT_GROWTH
 
@@ -97,7 +97,7 @@ class StudentSetting:
 
     @property
     def is_lean(self) -> bool:
-        """Whether each gradient is applied as soon as it is there (engine.student.lean_step)."""
+        """Return whether each gradient is applied as soon as it is computed (engine.student.lean_step)."""
         return self.optimizer == "adamw-8bit" and self.accumulation == 1 and self.precision != "fp16"
 
 
@@ -204,7 +204,7 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
 
 
 def reads_ahead(shape: ModelShape, setting: TeacherSetting, memory_bytes: int, ram_bytes: int) -> bool:
-    """Whether a streamed teacher has room for two layers; the planner and the phase both ask here.
+    """Return whether a streamed teacher has room for two layers; planner and phase both call this.
 
     Args:
         shape: the teacher.
@@ -262,7 +262,8 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         all_gradients = gradients if accumulates else head_gradient
         moments = {
             "loss": {"gradients": all_gradients, "activations": kept + ends, "logits": logits},
-            # From the last layer back to the first activations go and gradients come: one end is the higher.
+            # From the last layer to the first, activations are freed and gradients allocated: one of the ends is the
+            # peak.
             "last layer": {"gradients": all_gradients, "activations": kept + ends + backward},
             "first layer": {
                 "gradients": gradients if accumulates else gradients - 4 * shape.embedding,
@@ -286,7 +287,7 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     }
     if setting.keeps_memory and setting.device.is_host:
         comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
-        # The gradient of an embedding is one block, and seldom finds a hole of its size.
+        # The gradient of an embedding is one block, and rarely fits into a hole.
         embedding = 0 if setting.is_lean else 4 * shape.embedding
         parts["other"] += _KEPT_FREE + int(_HOLES * comes_and_goes + _EMBEDDING_HOLE * embedding)
     if setting.device.is_host:

@@ -1,6 +1,6 @@
-"""The ladder: the same two models with less and less memory, one saving after another, each rung a whole plan.
+"""The ladder: plans for the same two models with less and less memory, one more saving on each rung.
 
-It says what each saving brings and costs, whatever the budget is.
+It shows the gain and the cost of each saving, independent of the budget.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Rung:
 
     Attributes:
         phase: teacher or student.
-        label: what was saved here.
+        label: the saving of this rung.
         plan: the whole plan with it.
         fits: whether the phase stays inside the budget.
     """
@@ -61,7 +61,7 @@ class Rung:
 
 
 def ladder(config: RunConfig, *, hardware: Hardware | None = None, machine: MachineRates | None = None) -> list[Rung]:
-    """Every rung for both phases; what the person set stays, and rungs that would change it are left out.
+    """Return all rungs for both phases; rungs that would change the user's settings are left out.
 
     Raises:
         RequestError: as :func:`engine.planner.plan`.

@@ -1,7 +1,7 @@
 """Memory that other runs on this machine have planned and not taken yet.
 
 Two runs that are planned one after the other would both count the same free memory. A live run's prediction is in its
-run.json; what it holds already is gone from the system's free memory anyhow.
+run.json; memory that it already holds is not part of the system's free memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.hardware import memory_of_tree
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A run that is going.
+    """An active run.
 
     Attributes:
         name: of its folder.
@@ -35,7 +35,7 @@ class LiveRun:
 
 
 def live_runs(folder: Path, elsewhere: Sequence[Path] = ()) -> list[LiveRun]:
-    """Runs whose supervisor is alive; folders that cannot be read are passed over.
+    """Return runs whose supervisor is alive; unreadable folders are skipped.
 
     Args:
         folder: of runs.
@@ -75,7 +75,7 @@ def _holder(lock: Path) -> int | None:
             return int(os.pread(descriptor, 32, 0))
     except OSError as error:
         pid = file_lock.marker_holder(lock) if file_lock.has_none(error) else None
-        return None if pid == -1 else pid  # the memory of another machine is not ours to share
+        return None if pid == -1 else pid  # the memory of another machine does not count
     finally:
         os.close(descriptor)
     return None

@@ -1,7 +1,7 @@
 """Rates of this machine: measured once in a separate process, stored in the user's cache folder.
 
 Kept by processor, threads, torch version and device (a GPU by its name and driver), for these decide the rates. This
-process never loads torch. Where nothing was measured there are cautious figures, and the plan says so.
+process never loads torch. Without measurements the plan uses cautious figures and reports it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MachineRates:
     copy_bytes_per_second: float = 0.0
 
     def flops_per_second(self, precision: str, size: str = "large") -> float:
-        """The rate of matrix products in a number format; that of fp32 where the format was not measured."""
+        """Return the rate of matrix products in a number format; that of fp32 if the format was not measured."""
         return self.gemm_flops.get(f"{precision}_{size}") or self.gemm_flops[f"fp32_{size}"]
 
 
@@ -59,8 +59,8 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     """The rates of this machine.
 
     Args:
-        measure: measure now when nothing is kept (about three seconds, most of it torch starting); otherwise cautious
-            figures stand in.
+        measure: measure now if there are no stored rates (about three seconds, most of it torch starting); otherwise
+            cautious figures are used.
         device: by its name.
         threads: CPU threads; all usable cores when not set.
     """
@@ -94,7 +94,7 @@ def _gpu(device: str) -> hardware.Gpu | None:
 
 
 def cautious_rates(device: str, threads: int) -> MachineRates:
-    """Figures of a slow machine of the kind, for when nothing was measured."""
+    """Return the rates of a slow machine of the kind, for use without measurements."""
     if not Device.of(device).is_host:
         gemm = {f"{kind}_{size}": rate for kind, rate in _SLOW_GPU.items() for size in ("small", "large")}
         return MachineRates(gemm, 1.5e11, 8e-6, 5e8, 3e8, False, device, _copy_rate(device))
@@ -121,7 +121,7 @@ def _from_measurements(found: object, device: str) -> MachineRates:
         gemm_flops=gemm,
         memory_bytes_per_second=float(found["memory_bytes_per_second"]),
         seconds_per_operation=float(found["seconds_per_operation"]),
-        # Where the page cache cannot be avoided there is no rate: a slow solid-state disk stands in.
+        # If the page cache cannot be bypassed there is no rate: that of a slow solid-state disk is used.
         disk_read_bytes_per_second=float(found.get("disk_read_bytes_per_second", 5e8)),
         disk_write_bytes_per_second=float(found.get("disk_write_bytes_per_second", 3e8)),
         measured=True,
@@ -131,7 +131,7 @@ def _from_measurements(found: object, device: str) -> MachineRates:
 
 
 def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None:
-    """Run the probe; None where it does not end well: a plan without measured rates is better than none."""
+    """Run the probe; None if it fails: a plan without measured rates is better than none."""
     command = safe_child.command("engine.machine.gemm_probe", "--threads", str(threads), "--device", device)
     environment = {**safe_child.environment(), "OMP_NUM_THREADS": str(threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     try:
@@ -151,7 +151,7 @@ def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None
 
 
 def _to_measure(folder: Path) -> Path:
-    """Where the disk's speed is tried: where the rates are kept, or where temporary files go."""
+    """Return the folder for the disk measurement: that of the stored rates, or that of temporary files."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):

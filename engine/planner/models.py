@@ -1,6 +1,6 @@
-"""Which teacher and which student: those that were named, or the ones that the planner picks.
+"""Choice of teacher and student: the named models, or models that the planner picks.
 
-Reads config.json and safetensors headers, keeps what it read, and downloads nothing.
+Reads and caches config.json and safetensors headers; downloads nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Models:
     """Teacher and student.
 
     Attributes:
-        teacher: as it stands in the settings: a folder or an id.
+        teacher: as in the settings: a folder or an id.
         student: the same, or ``from-teacher``.
         student_shape: of the student; of the teacher when the student is cut from it.
         reasons: for "teacher" and "student" where the planner picked.
-        notes: which token ids are not taught, where the two tokenizers differ in added tokens alone.
+        notes: token ids that are not trained, if the tokenizers differ in added tokens only.
     """
 
     teacher: str
@@ -106,7 +106,7 @@ def _describe(path_or_id: str, trust_remote_code: bool, folder: Path, changed: i
 
 
 def _vocabulary_notes(teacher: str, student: str | None, trust_remote_code: bool) -> tuple[str, ...]:
-    """What :func:`engine.data.checks.check_models` notes; what it refuses is said when the request is checked."""
+    """Return the notes of :func:`engine.data.checks.check_models`; the request check reports refusals."""
     folders = [resolve_model(name) for name in (teacher, student) if name is not None]
     files = sorted(file for folder in folders for file in folder.glob("*.json"))
     changed = tuple((str(file), file.stat().st_mtime_ns) for file in files)
@@ -128,12 +128,12 @@ def _read_vocabulary_notes(
 
 
 def _pick_teacher(config: RunConfig, budget: Budget) -> tuple[str, str]:
-    """The largest model of the local cache from which a student can be cut within the budget, else the demo's."""
+    """Return the largest cached model from which a student can be cut within the budget, else the demo's."""
     fitting = []
     for name in cached_models():
         try:
             shape = describe(name, config.trust_remote_code)
-        except ModelError:  # an encoder, a quantised model, half a download: none of them can teach
+        except ModelError:  # an encoder, a quantised model, an incomplete download: none can be a teacher
             continue
         if _smallest_fits(shape, budget):
             fitting.append((shape.parameters, name))

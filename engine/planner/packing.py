@@ -1,4 +1,4 @@
-"""Whether rows hold several documents: for every student but those that cannot be cut between documents."""
+"""Choice of ``packing``: several documents per row, except for students that cannot separate documents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CARRIES_A_STATE = frozenset(
 
 
 def packing_for(config: RunConfig, student: ModelShape) -> tuple[bool, str]:
-    """The setting ``packing`` and its reason; what the person set stays."""
+    """Return the setting ``packing`` and its reason; a value of the user stays."""
     if student.model_type not in CARRIES_A_STATE:
         return config.packing, reasons.DEFAULTS["packing"]
     if "packing" in config.model_fields_set:

@@ -1,4 +1,4 @@
-"""The number format of matrix products, from what was measured on this machine."""
+"""Choice of the number format of matrix products, from measurements of this machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from engine.planner.budget import Budget
 from engine.planner.measure import MachineRates
 from engine.planner.models import Models
 
-# Half precision costs digits in the teacher's distribution: it has to be worth it.
+# Half precision costs digits of the teacher's distribution: it must be clearly faster.
 _WORTH_IT = 1.5
-# Where nothing else fits it may be this much slower.
+# If no other format fits it may be this much slower.
 _BEARABLE = 0.5
-# Below this width a layer is over before the conversion has paid off.
+# Below this width conversions cost more than the faster products save.
 _SMALLEST_WIDTH = 384
 
 
 def smaller_precision(
     config: RunConfig, precision: str, budget: Budget, hardware: Hardware, rates: MachineRates
 ) -> str | None:
-    """The number format to try when this one does not fit; None where there is none that is not very slow here."""
+    """Return the number format to try if this one does not fit; None if all others are very slow here."""
     if config.precision is not None or precision != "fp32" or not rates.measured:
         return None
     for half in _halves(budget, hardware):
@@ -32,10 +32,10 @@ def smaller_precision(
 def precision_for(
     config: RunConfig, budget: Budget, hardware: Hardware, rates: MachineRates, models: Models
 ) -> tuple[str, str]:
-    """The number format of the matrix products, and why with the rates.
+    """Return the number format of the matrix products, and a reason with the rates.
 
     Raises:
-        SettingsError: fp16 was asked for where there is no GPU.
+        SettingsError: fp16 was requested without a GPU.
     """
     if config.precision == "fp16" and budget.where.is_host:
         raise SettingsError([Problem("precision", "fp16", "is for GPUs; on the CPU use fp32 or bf16")])

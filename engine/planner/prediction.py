@@ -18,13 +18,13 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "other")
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting as it will be used.
+    """One setting with its resolved value.
 
     Attributes:
         field: the setting's name.
-        value: what it is.
-        by: "user" when the person set it, else "planner".
-        reason: why, with a number where there is one.
+        value: its value.
+        by: "user" if the user set it, else "planner".
+        reason: the reason, with a number if possible.
     """
 
     field: str
@@ -54,17 +54,17 @@ class PhasePrediction:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every setting resolved, why, and what it will take.
+    """All settings with reasons and predictions.
 
     Attributes:
-        settings: the configuration with no setting left open that the run needs.
+        settings: the configuration with all settings that the run needs.
         choices: one for each setting, in the order of RunConfig.
         predicted: "teacher" and "student" (without the student when the run ends before it).
         disk_bytes: the most that the run's folder will hold.
         total_steps: optimizer steps; None while the amount of text is not known.
-        misfit: why it does not fit and what would, when plan() was asked not to raise.
+        misfit: why it does not fit and settings that fit, if plan() was called without ``strict``.
         text_rows: rows to train on that all of the text gives; None while its amount is not known.
-        little_text: what is to be expected of a text that is small for the student; None where it is not.
+        little_text: warning for a text that is small for the student, or None.
     """
 
     settings: RunConfig

@@ -13,7 +13,7 @@ from engine.planner.timing import step_seconds
 from engine.planner.workload import Text, default_length, effective_rows, too_little_text, whole_told
 
 NOT_CHOICES = frozenset({"resume", "use_recommended", "profile", "demo", "dry_run", "json_events", "until"})
-"""Switches of the one command; they decide nothing about the run."""
+"""Switches of one command; they do not affect the run."""
 
 DEFAULTS: dict[str, str] = {
     "student_width": "every layer that stays is kept whole",
@@ -36,7 +36,7 @@ DEFAULTS: dict[str, str] = {
     "cache_dir": "records stay in the run's folder",
     "keep_checkpoints": "the newest may be half-learnt, the one before it is not",
 }
-"""Why a setting has its default, where nothing about the models or the machine decides it."""
+"""Reasons for defaults that depend on neither the models nor the machine."""
 
 
 def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, str]]:
@@ -72,7 +72,7 @@ def learning_rate(parameters: int) -> str:
 
 
 def checkpoint_every(every: int, seconds: float, total: int | None) -> str:
-    """How much work is lost at most."""
+    """Return the maximum loss of work as a reason."""
     if total is not None and every >= total:
         return f"once at the end: the {total} steps take about {format_duration(total * seconds)}"
     return f"at most {format_duration(every * seconds)} of work are lost in a crash"

@@ -1,7 +1,7 @@
-"""The search: the fastest settings that fit the budget, and the nearest ones when those that were asked for do not.
+"""Search for the fastest settings that fit the budget, and for the nearest ones if the requested ones do not fit.
 
-What the person set is one value; what is open is a list of values. Each phase is searched by itself, for they never
-share memory; only the length of a row and the number of layers kept concern both.
+A setting of the user has one value; an open setting has a list of values. The phases are searched separately, as they
+never share memory; only the row length and the number of kept layers concern both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.planner.timing import step_seconds, teacher_duration
 from engine.planner.workload import Text, default_length, effective_rows
 from engine.settings import layer_count, layer_list
 
-# Settings whose times differ by less are taken for equally fast, and the smaller one wins.
+# Settings whose times differ by less count as equally fast, and the smaller one wins.
 _SAME_SPEED = 1.05
 _SHORTEST_ROW = 64
 # A streamed teacher has been measured at nine tenths of the speed and more, but it reads the disk all the time: it is
@@ -38,7 +38,7 @@ _STREAMING_COSTS = 1.25
 
 @dataclass(frozen=True)
 class Question:
-    """Everything that the search looks at.
+    """Inputs of the search.
 
     Attributes:
         student: the student, or the teacher when it is cut from it.
@@ -57,7 +57,7 @@ class Question:
 
     @property
     def length_limit(self) -> int | None:
-        """The longest row that both models take."""
+        """Return the longest row that both models accept."""
         limits = [shape.max_positions for shape in (self.teacher, self.student) if shape.max_positions is not None]
         return min(limits, default=None)
 
@@ -80,8 +80,8 @@ class Proposal:
 
     Attributes:
         layers: kept of the teacher; None when the student is a model of its own.
-        offload: whether what waits is kept off the compute device.
-        fits: whether both phases stay inside the budget.
+        offload: whether inactive tensors are kept off the compute device.
+        fits: whether both phases stay within the budget.
         keeps_memory: whether freed memory stays in the phases' processes.
     """
 
@@ -96,7 +96,7 @@ class Proposal:
 
 
 def recommend(question: Question) -> Proposal:
-    """The fastest settings that fit; where none do, the smallest that the person's own allow (``fits`` is False)."""
+    """Return the fastest settings that fit, else the smallest that the user's settings allow (``fits`` is False)."""
     smallest: Proposal | None = None
     for layers, length in itertools.product(_layer_options(question), _length_options(question)):
         answer = _answer(question, question.config, length, layers)
@@ -123,7 +123,7 @@ def keeping_memory(question: Question, answer: Proposal) -> Proposal:
 
 
 def _with_memory_kept(question: Question, answer: Proposal) -> Proposal:
-    """Speed is only bought with memory that is left over: no other setting gets smaller for it."""
+    """Only spare memory is used for speed: no other setting gets smaller for it."""
     wished = question.config.keep_memory
     if wished is False:
         return answer
@@ -134,9 +134,9 @@ def _with_memory_kept(question: Question, answer: Proposal) -> Proposal:
 
 
 def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, object], Proposal] | None:
-    """The settings of the person that would have to change, and what comes out; None where nothing fits.
+    """Return the user's settings that must change, and the result; None if nothing fits.
 
-    As few as possible are changed, and of those as little as possible.
+    As few settings as possible change, each by as little as possible.
     """
     config = question.config
     if asked.keeps_memory:
@@ -150,7 +150,7 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
     if _refused(config, "cpu_offload"):
         fixed.append("cpu_offload")
     if (config.gradient_accumulation or 1) > 1 and config.student_batch is None:
-        fixed.append("gradient_accumulation")  # added-up gradients have to be held
+        fixed.append("gradient_accumulation")  # accumulated gradients must be stored
     lengths = _shorter(asked.length) if config.sequence_length is not None else list(_length_options(question))
     layer_options: list[int | None] = list(_layer_options(question))
     if question.cut and config.student_layers is not None:
@@ -175,7 +175,7 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
 def student_candidates(
     question: Question, config: RunConfig, shape: ModelShape, length: int
 ) -> Iterator[Candidate[StudentSetting]]:
-    """Every way of training the student that the settings leave open."""
+    """Yield all ways to train the student that the settings leave open."""
     rows, _ = effective_rows(question.text, length)
     most = max(1, question.budget.where.most_tokens // length)
     if config.student_batch is not None:
@@ -184,7 +184,7 @@ def student_candidates(
         batches = _powers(min(most, max(1, rows // config.gradient_accumulation)))
     else:
         batches = _powers(min(most, rows))
-    # Without accumulation no gradient is ever whole: steps of fewer rows are what is left where nothing else fits.
+    # Without accumulation there is no full gradient: steps of fewer rows are the last resort.
     fewer_rows = config.gradient_accumulation is None and config.student_batch is None
     for batch, checkpointing, optimizer, in_fewer in itertools.product(
         batches,
@@ -213,7 +213,7 @@ def student_candidates(
 
 
 def teacher_candidates(question: Question, config: RunConfig, length: int) -> Iterator[Candidate[TeacherSetting]]:
-    """Every way of scoring that the settings leave open."""
+    """Yield all ways of scoring that the settings leave open."""
     tokens = max(question.text.all_tokens(length), 16_384)
     most = max(1, question.budget.where.most_tokens // length)
     batches = _powers(most) if config.teacher_batch is None else [config.teacher_batch]
@@ -241,7 +241,7 @@ def teacher_candidates(question: Question, config: RunConfig, length: int) -> It
 
 
 def _answer(question: Question, config: RunConfig, length: int, layers: int | None) -> Proposal:
-    """The fastest settings at this length; what waits leaves the compute device only where nothing else fits."""
+    """Return the fastest settings at this length; inactive tensors are offloaded only if nothing else fits."""
     if config.cpu_offload is not None:
         return _answer_with(question, config, length, layers, config.cpu_offload)
     kept = _answer_with(question, config, length, layers, False)
@@ -266,7 +266,7 @@ def _answer_with(question: Question, config: RunConfig, length: int, layers: int
 def _choose(
     candidates: Sequence[Candidate[SettingT]], budget: Budget, mode: Callable[[SettingT], object]
 ) -> Candidate[SettingT]:
-    """The fastest that fits with something to spare, else that just fits, else the smallest."""
+    """Return the fastest that fits with a margin, else the fastest that fits, else the smallest."""
     for limit in (_careful(budget), budget):
         fitting = [candidate for candidate in candidates if limit.fits(candidate.footprint)]
         if fitting:
@@ -282,7 +282,7 @@ def _choose(
 
 
 def _careful(budget: Budget) -> Budget:
-    """The budget with something to spare."""
+    """Return the budget minus a margin."""
     return replace(
         budget,
         memory_bytes=int(budget.memory_bytes * SPARED),
@@ -313,7 +313,7 @@ def _layer_options(question: Question) -> Iterator[int | None]:
 
 
 def named_layers(config: RunConfig, count: int) -> list[int] | None:
-    """The layers that the person named, where a student of so many layers keeps these."""
+    """Return the layers that the user named, if a student of this many layers keeps these."""
     named = layer_list(config.student_layers)
     return named if named is not None and len(named) == count else None
 
@@ -342,14 +342,14 @@ def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _refused(config: RunConfig, name: str) -> bool:
-    """Whether the person said no to something that saves memory."""
+    """Return whether the user switched off a setting that saves memory."""
     return name in config.model_fields_set and getattr(config, name) is False
 
 
 def _loosened(config: RunConfig, freed: tuple[str, ...]) -> dict[str, object]:
     values: dict[str, object] = {name: None for name in freed}
     if "student_batch" in freed and config.student_batch is not None and config.gradient_accumulation is not None:
-        # The same rows in a step as were asked for, in smaller pieces.
+        # The requested rows per step, in smaller micro-batches.
         values |= {"student_batch": 1, "gradient_accumulation": config.student_batch * config.gradient_accumulation}
     return values
 

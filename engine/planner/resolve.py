@@ -49,11 +49,11 @@ def plan(
     """Resolve every setting of a run and predict what it will take.
 
     Args:
-        config: what was asked; nothing of it is changed.
-        hardware: this machine, looked at now when not given. torch is asked whether it can use the GPUs in it, once for
-            each; that takes some seconds the first time.
-        machine: its rates; those that are kept, or cautious figures, when not given or given for another device.
-        strict: raise when it does not fit; otherwise the plan comes back with ``misfit`` set.
+        config: the request; its values are not changed.
+        hardware: this machine, detected now if not given. torch is asked once per GPU whether it can use it, which
+            takes some seconds the first time.
+        machine: its rates; stored ones, or cautious figures, if not given or given for another device.
+        strict: raise if it does not fit; otherwise the plan has ``misfit`` set.
 
     Raises:
         RequestError: a model is missing or cannot be used, or a setting contradicts the models.
@@ -130,7 +130,7 @@ def plan(
 
 
 def _with_demo(config: RunConfig) -> RunConfig:
-    """The request with the demo's own settings where the person has none."""
+    """Return the request with the demo's defaults for settings that the user did not set."""
     if not config.demo:
         return config
     open_settings = {name: value for name, value in DEMO_SETTINGS.items() if getattr(config, name) is None}
@@ -148,7 +148,7 @@ def _check_length(question: Question) -> None:
 
 
 def _work(config: RunConfig, question: Question, answer: Proposal, rates: MachineRates) -> dict[str, tuple[Any, str]]:
-    """Epochs, steps, the learning rate and when to write a checkpoint."""
+    """Resolve epochs, steps, the learning rate and the checkpoint interval."""
     setting = answer.student.setting
     rows = question.text.train_rows(answer.length)
     in_a_step = setting.batch * setting.accumulation
@@ -232,7 +232,7 @@ def _disk_bytes(question: Question, answer: Proposal, config: RunConfig, models:
 def _resolve(
     config: RunConfig, values: dict[str, tuple[Any, str]], notes: dict[str, str]
 ) -> tuple[tuple[Choice, ...], RunConfig]:
-    """Every setting as a choice, and the configuration with all of them; what the person set stays as it is."""
+    """Return every setting as a choice, and the complete configuration; the user's values stay."""
     choices, resolved = [], {}
     for name in RunConfig.model_fields:
         if name in reasons.NOT_CHOICES:

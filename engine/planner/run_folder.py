@@ -12,7 +12,7 @@ from engine.runs import default_runs_path
 
 
 def folder_for(config: RunConfig) -> tuple[Path, str]:
-    """Where the run will be, and why; never a folder that exists already."""
+    """Return the folder of the run and a reason; never an existing folder."""
     if config.output_dir is not None:
         return config.output_dir, ""
     runs = default_runs_path()

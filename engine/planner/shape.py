@@ -1,4 +1,4 @@
-"""A model as the formulas see it: its sizes, and nothing of where it lies."""
+"""Sizes of a model for the formulas, without its location."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ModelShape:
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that each token is multiplied with; one reading of the embedding is no product."""
+        """Parameters that each token is multiplied with; an embedding lookup is not a product."""
         return sum(self.layer_parameters) + self.head_matrix
 
     def with_layers(self, num_layers: int, named: Sequence[int] | None = None) -> ModelShape:

@@ -1,4 +1,4 @@
-"""How much of what this machine can multiply a phase has used."""
+"""Share of this machine's matrix product rate that a phase achieved."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def gemm_shares(
 
 
 def forget_slow_rates(settings: RunConfig, student: Path, tokens_per_second: dict[str, float | None]) -> None:
-    """Drop kept rates that a phase has outrun, so that the next plan measures this machine again."""
+    """Delete stored rates that a phase has exceeded, so that the next plan measures this machine again."""
     device = settings.device or "cpu"
     rates = machine_rates(device=device, threads=settings.threads)
     ideal = {name: rate for name, rate in tokens_per_second.items() if rate}

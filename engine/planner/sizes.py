@@ -1,8 +1,7 @@
-"""Sizes that follow from the settings: how much is worked on at a time where no setting says so.
+"""Derived sizes of chunks, waves and slices, which no setting controls directly.
 
-The phases and the planner's formulas both ask here, so that what is predicted is what is done. The sizes depend on
-settings that may not change in a resumed run, never on how much memory is free: an interrupted run leaves the same
-shards.
+Phases and planner both call these functions, so predictions match the execution. The sizes depend only on settings that
+a resumed run may not change, never on the free memory: an interrupted run leaves the same shards.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def is_large_block(vocab_size: int, chunk_tokens: int, *, device: Device = CPU) 
 
 
 def smaller_chunk(chunk_tokens: int) -> int | None:
-    """A quarter of a chunk, for a phase that ran out of memory; None where that would be hardly a matrix any more.
+    """Return a quarter of a chunk, for a phase that ran out of memory; None if that would be too small.
 
     The head's weights are then read four times as often, so this is not planned with. A streamed teacher of 262k ids
     took 372 MiB instead of 467 with chunks of 12 positions instead of 48.
@@ -40,7 +39,7 @@ _FEWEST_ROWS = 8
 
 
 def wave_tokens(hidden_size: int, micro_batch_tokens: int, *, layer_by_layer: bool, device: Device = CPU) -> int:
-    """Tokens that the teacher takes to its end before a shard is committed; at least one micro-batch.
+    """Return the tokens of a wave, which are scored before a shard is committed; at least one micro-batch.
 
     A wave keeps one hidden state per token: 32 MiB of them at 4 bytes, but never fewer than 2,048 tokens when layers
     are streamed, or reading the layers would take longer than computing them. More than 16,384 tokens gain nothing,

@@ -1,4 +1,4 @@
-"""A plan in three sentences, for a reader who does not know the names of the settings."""
+"""A plan in three sentences, without the names of settings."""
 
 from __future__ import annotations
 

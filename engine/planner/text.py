@@ -33,7 +33,7 @@ class Amount:
 
     Attributes:
         tokens: of all documents; None where they cannot be estimated.
-        told: how the number came about.
+        told: the source of the number, as text.
         lengths: tokens of some conversations with their chat template, of those that the template takes; empty for
             plain text.
     """
@@ -99,7 +99,7 @@ def _look(data: str, text_field: str | None, split: str, moment: int) -> Survey:
 def _lengths(folder: str, data: str, text_field: str | None, split: str, moment: int) -> tuple[int, ...]:
     try:
         vocabulary = read_vocabulary(Path(folder))
-    except ModelError:  # what is wrong is said when the request is checked
+    except ModelError:  # problems are reported when the request is checked
         return ()
     conversations = _look(data, text_field, split, moment).conversations
     return tuple(conversation_lengths(conversations, Path(folder), vocabulary) or ())

@@ -1,1 +1,1 @@
-"""Trying a model out: a process that holds it, and the side that talks to it."""
+"""Chat with a model: a process that holds it, and its client."""

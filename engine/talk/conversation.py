@@ -14,19 +14,19 @@ from engine.errors import ModelError
 
 
 class ChatSession:
-    """Asks one model; remembers what was said.
+    """A client of one model that keeps the conversation.
 
     Args:
         folder: the model's folder.
         trust_remote_code: run code that comes with the model.
-        max_tokens: most tokens of an answer.
-        temperature: 0 takes the likeliest token each time.
+        max_tokens: maximum number of tokens in an answer.
+        temperature: 0 takes the most likely token each time.
         seed: of the draws.
 
     Attributes:
         messages: the turns so far.
         tokens_per_second: of the last answer; None before the first.
-        is_whole: the model ended its last answer by itself, before it had the most tokens; None before the first.
+        is_whole: the model ended its last answer itself, before the maximum number of tokens; None before the first.
         has_template: the model was made for conversations.
     """
 

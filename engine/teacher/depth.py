@@ -1,12 +1,12 @@
-"""Which of its teacher's layers a student keeps, by measurement on the text.
+"""Selection of the teacher's layers for a student, by measurement on the text.
 
 A layer's influence is 1 - cos(its input, its output), averaged over positions: a layer that hardly turns the hidden
 states can go (Men et al. 2024, ShortGPT, https://arxiv.org/abs/2403.03853, eq. 1). Two neighbours may each be needed
 only because of the other, so influence is measured again whenever some layers have been taken out, and the result is
-compared, by its loss on the text, with the cuts that one measurement gives and with evenly spread layers.
+compared, by its loss on the text, with the cuts that one measurement gives and with evenly spaced layers.
 
-Everything is a pass of the teacher over some 1,024 tokens; a streamed teacher reads its layers once for each pass, with
-all the cuts that are compared in it, and comes to the same numbers as one in memory. Knows nothing of files.
+Each step is a pass of the teacher over some 1,024 tokens. A streamed teacher reads its layers once per pass, with all
+cuts that are compared in it, and gives the same numbers as one in memory. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TEXT_TOKENS = 1_024
 _FEWEST_ROWS = 4
 # A tenth of the layers goes before influence is measured again: some seven passes down to a third of them.
 _ROUNDS = 10
-# Depths that are shown beside the one that was asked for, as shares of the teacher's layers.
+# Other depths in the report, as shares of the teacher's layers.
 _OTHER_DEPTHS = (5 / 6, 2 / 3, 1 / 2, 1 / 3)
 
 
@@ -77,7 +77,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cut:
-    """A student as it is right after the cut, before it has learned anything.
+    """A student right after the cut, before training.
 
     Attributes:
         layers: of the teacher, rising.
@@ -94,9 +94,9 @@ class Depth:
 
     Attributes:
         kept: the layers of the student, rising.
-        way: how they were chosen: ``named``, ``influence``, ``influence in rounds`` or ``even``.
+        way: method of the choice: ``named``, ``influence``, ``influence in rounds`` or ``even``.
         influence: of each of the teacher's layers.
-        cuts: the student, and what other depths would begin with; by falling depth, the whole teacher first.
+        cuts: the student and students of other depths, by decreasing depth, the whole teacher first.
         outputs: how many values each layer returns, as :func:`engine.models.skipping.cut_to` takes them.
     """
 
@@ -108,9 +108,9 @@ class Depth:
 
 
 def piece_of(tokens: TokenFile, split: Split, micro_batch: int) -> list[Piece]:
-    """Some 1,024 tokens, from rows that are spread evenly over a split; nothing where it has no rows.
+    """Return some 1,024 tokens from evenly spaced rows of a split; empty if it has no rows.
 
-    Each document of a row is a batch row of its own: documents do not see each other.
+    Each document of a row becomes a batch row, as documents do not attend to each other.
     """
     num_rows = tokens.num_rows(split)
     wanted = max(_FEWEST_ROWS, _TEXT_TOKENS // tokens.sequence_length)
@@ -143,25 +143,25 @@ def choose_depth(
     chunk_tokens: int,
     safe_point: Callable[[], None],
 ) -> Depth:
-    """Choose the layers of a student, and say what other depths would begin with.
+    """Choose the layers of a student, and compute the initial losses of other depths.
 
     Args:
         teacher: the whole model, in memory or streamed.
-        train: training text, by which the choice is made.
-        holdout: text that the losses are told for; the training text where it is empty.
+        train: training text, used for the choice.
+        holdout: text for the reported losses; the training text if it is empty.
         num_layers: layers to keep.
-        named: the layers that the person wants; None to choose.
-        even: evenly spread layers of a depth.
-        kinds: of each layer; each kind keeps at least one layer where there is room.
+        named: the layers that the user named; None to choose.
+        even: evenly spaced layers of a depth.
+        kinds: of each layer; each kind keeps at least one layer if there is room.
         is_valid: whether some layers make a model of the teacher's architecture.
         vocab_size: V_eff.
-        wave_tokens: most tokens whose hidden states wait in a streamed pass.
+        wave_tokens: maximum number of tokens in a wave of a streamed pass.
         chunk_tokens: positions whose logits exist at a time.
         safe_point: called between pieces of work; may raise to stop.
 
     Raises:
         ModelError: no layers of this number make a model.
-        BadNumbers: the teacher gives numbers that are none.
+        BadNumbers: the teacher gives NaN or infinity.
     """
     bench = _Bench(teacher, vocab_size, wave_tokens, chunk_tokens, safe_point)
     total = len(teacher.layers)
@@ -197,7 +197,7 @@ def _candidates(
     kinds: Sequence[Hashable],
     is_valid: Callable[[Sequence[int]], bool],
 ) -> dict[str, tuple[int, ...]]:
-    """Cuts to compare, by the way they were found; only such as can be a model, each once."""
+    """Return the cuts to compare, by method; only valid models, without duplicates."""
     total = len(influence)
     once = _most_influential(range(total), influence, num_layers, kinds)
     found = {"influence in rounds": rounds[num_layers], "influence": once, "even": tuple(even(num_layers))}
@@ -263,7 +263,7 @@ class _Bench:
 
     @property
     def outputs(self) -> tuple[int | None, ...]:
-        """How many values each layer returns; None where it returns its hidden states alone."""
+        """Return the number of values that each layer returns; None if it returns hidden states only."""
         return tuple(self._outputs)
 
     def influence(self, text: Sequence[Piece], kept: Sequence[int]) -> list[float]:
@@ -282,7 +282,7 @@ class _Bench:
             # n-th call of a layer is for the n-th piece either way.
             piece = next(queues.setdefault(index, iter(text)))
             turned = 1.0 - exact(cosine_similarity(given.float(), output.float(), dim=-1)).cpu()
-            if turned.dim() > 2:  # several streams beside each other (Gemma 3n)
+            if turned.dim() > 2:  # several parallel streams (Gemma 3n)
                 turned = turned.flatten(0, -3).mean(0)
             sums[index] += turned[piece.real].sum()
 

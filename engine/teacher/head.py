@@ -1,12 +1,12 @@
-"""From last hidden states to records, a chunk of tokens at a time: full logits never exist.
+"""Scoring from last hidden states to records, one chunk of tokens at a time: full logits are never allocated.
 
-A chunk's logits are [tokens, vocab] float32, and two such blocks are alive at most (:data:`LIVE_BLOCKS`): the logits,
-which become log-probabilities where they stand, and the probabilities that the draw works on, in memory that all chunks
-share. New memory for each chunk would have to be filled with zeros by the system first, which took a third of the
-scoring's time. With a head in half precision its own output is half a block more for a moment.
+A chunk's logits are [tokens, vocab] float32, and at most two such blocks exist (:data:`LIVE_BLOCKS`): the logits, which
+become log-probabilities in place, and the probabilities for the sampling, in memory that all chunks share. The system
+would have to zero new memory for each chunk, which took a third of the scoring's time. An lm_head in half precision
+briefly takes another half block for its output.
 
-Chunks are cut from the stream of all scored positions, whatever micro-batches they came in: a row of a matrix product
-can differ in its last bit with the number of rows, so a chunk must hold the same positions wherever layers came from.
+Chunks are taken from the stream of all scored positions, independent of micro-batches: the last bit of a matrix product
+can depend on the number of rows, so a chunk must hold the same positions for whole and streamed teachers.
 
 Knows nothing of files, rows or waves.
 """
@@ -30,7 +30,7 @@ LIVE_BLOCKS = 2
 
 @dataclass(frozen=True)
 class Scored:
-    """Positions that are to be scored.
+    """Positions to score.
 
     Attributes:
         hidden_states: [positions, hidden], after the final norm.
@@ -55,11 +55,11 @@ def records_from_hidden(
     """Records of all positions, in order.
 
     Args:
-        parts: positions in pieces of any size; a piece is asked for when the one before is used up.
+        parts: positions in pieces of any size; the next piece is taken when the previous one is used up.
         head: logits of [positions, hidden] states, float32 [positions, vocab_rows].
-        vocab_size: V_eff; columns past it are padding and take no part.
+        vocab_size: V_eff; columns past it are padding and are ignored.
         record_size: k.
-        temperature: of the distribution that the ids are drawn from; label and top-1 are told at temperature 1.
+        temperature: of the recorded distribution; label and top-1 log-probs are at temperature 1.
         chunk_tokens: positions in a chunk.
 
     Raises:
@@ -79,10 +79,10 @@ def records_from_hidden(
 
 
 class _Gathered:
-    """Arrays that grow by the rows of one chunk after another, in few pieces of memory.
+    """Arrays that grow by the rows of each chunk, in few memory blocks.
 
-    Were each chunk's own small arrays kept, they would lie between the large temporary ones of the next chunks, and the
-    C library could never use the holes again: scoring 4,000 positions of 152k ids in chunks of 12 took 180 MiB more.
+    Small arrays per chunk would fragment the heap between the large temporary ones of later chunks: scoring 4,000
+    positions of 152k ids in chunks of 12 took 180 MiB more.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ def _in_chunks(parts: Iterable[Scored], chunk_tokens: int) -> Iterator[Scored]:
         last = count - count % chunk_tokens
         for start in range(0, last, chunk_tokens):
             yield _cut(whole, start, start + chunk_tokens)
-        # A copy, so that what waits does not keep the whole micro-batch alive.
+        # A copy, so that waiting positions do not keep the whole micro-batch alive.
         rest = _cut(whole, last, count)
         count -= last
         waiting = [Scored(rest.hidden_states.clone(), rest.labels, rest.uniforms)] if count else []

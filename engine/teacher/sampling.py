@@ -1,4 +1,4 @@
-"""From a distribution over the vocabulary to k ids: exact heads, and a tail drawn by chance so that nothing is lost.
+"""Sampling of k ids from a distribution over the vocabulary: exact heads, and an unbiased random tail.
 
 VarOpt sampling. With probabilities p and record size k, a threshold tau solves ``sum(min(1, p_i / tau)) = k``. Ids with
 ``p_i >= tau`` are the head and keep their own probability; ``k - len(head)`` further ids are drawn with inclusion
@@ -8,8 +8,7 @@ Source: Chao 1982, https://doi.org/10.2307/2336002; Cohen et al. 2009, https://a
 tail is drawn systematically (Madow 1949): one uniform number u for each position, and the ids at which the running
 sum of the tail passes (u + j) * tau.
 
-Knows nothing of models, chunks or files. Rows are independent of each other: the same row and uniform give the same
-ids in whatever batch they come.
+Knows nothing of models, chunks or files. Rows are independent: the same row and uniform give the same ids in any batch.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor
 from engine.errors import BadNumbers
 from engine.machine.torch_device import exact, kind_of
 
-# Ids are looked for in two steps, block then place, so that no running sum over the vocabulary is ever written. Blocks
+# Ids are searched in two steps, block then place, so that no running sum over the vocabulary is stored. Blocks
 # this long make both steps short; any length gives the same record up to rounding.
 BLOCK = 128
 
@@ -36,7 +35,7 @@ class Drawn:
         ids: int64 [N, k], all different within a row: heads by falling probability, then the tail by rising id.
         num_head: int64 [N], how many of the ids are heads.
         head_log_probs: float32 [N, k], -inf past the heads.
-        tail_mass: float32 [N], the probability that the tail stands for; each of its ids has an equal share.
+        tail_mass: float32 [N], the probability of the tail; each of its ids has an equal share.
         entropy: float32 [N], of the distribution, in nats.
         top1_id: int64 [N], the likeliest id.
         top1_log_prob: float32 [N], its log-probability.
@@ -52,21 +51,21 @@ class Drawn:
 
 
 def scratch_for(num_rows: int, vocab_size: int, *, like: Tensor) -> Tensor:
-    """Memory that :func:`draw_records` can work in again and again, float32 [num_rows, vocab in whole blocks]."""
+    """Allocate reusable memory for :func:`draw_records`, float32 [num_rows, vocab in whole blocks]."""
     return like.new_empty((num_rows, -(-vocab_size // BLOCK) * BLOCK), dtype=torch.float32)
 
 
 def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor, scratch: Tensor | None = None) -> Drawn:
     """Draw one record from each row.
 
-    Two [N, V] blocks are alive at a time: the given one, which is not changed, and the probabilities. Some
-    [N, k, BLOCK] come on top, float64 where the tail is drawn.
+    Two [N, V] blocks exist at a time: the given one, which is not changed, and the probabilities, plus some
+    [N, k, BLOCK], in float64 for the tail.
 
     Args:
         log_probs: float32 [N, V], normalised; -inf for ids that cannot occur.
         record_size: k; all V ids are taken where it is not below V.
         uniforms: float64 [N] in [0, 1), one for each row.
-        scratch: of :func:`scratch_for`, for at least N rows; what is in it does not matter. New memory when not given.
+        scratch: of :func:`scratch_for`, for at least N rows, with any content; new memory by default.
 
     Raises:
         BadNumbers: a row holds NaN, or no distribution.
@@ -121,7 +120,7 @@ def draw_records(log_probs: Tensor, *, record_size: int, uniforms: Tensor, scrat
 def _add_to_blocks(sums_NG: Tensor, blocks_NK: Tensor, amounts_NK: Tensor) -> None:
     """Add each amount to its block.
 
-    A GPU's ``scatter_add_`` adds what falls into one block in any order: a draw on the edge could differ between two
+    A GPU's ``scatter_add_`` adds the values of a block in any order: a draw on the edge could differ between two
     runs. There each block's amounts are summed first, always in one order, and ranks of one block write the same value.
     """
     if kind_of(sums_NG.device).is_host:

@@ -1,15 +1,15 @@
-"""The teacher reads what was not read before, and leaves records.
+"""Scoring: the teacher reads all rows without records and writes their records.
 
 Rows are taken in waves. A wave is as many rows as fit a number of tokens, in the order of the token file, cut from the
-list of *all* rows: a wave ends with one committed shard, so an interrupted run goes on with the wave it was in and
+list of *all* rows: a wave ends with one committed shard, so an interrupted run continues with its current wave and
 leaves the same shards, byte for byte.
 
-Within a wave each *document* goes through the model as if it were alone: those of a packed row do not see each other.
-The long ones come first, as memory is short at once or not at all, and those of about one length share a micro-batch.
-A draw depends on the seed, the document's tokens and the place in it. So a text's record is the same (but for rounding
-in a matrix product) wherever it stands, whatever its neighbours are, in any run.
+Within a wave each *document* passes through the model separately: documents of a packed row do not attend to each
+other. Long ones come first, so that a lack of memory shows at once, and documents of similar length share a
+micro-batch. A draw depends on the seed, the document's tokens and the place in it. So a text's record is the same
+(except for rounding in a matrix product) in any row and any run.
 
-Knows nothing of where the teacher's layers come from, of drawing, or of how records are stored.
+Knows nothing of the source of the teacher's layers, of sampling, or of the storage of records.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Teacher(Protocol):
     """A teacher: :class:`engine.models.load.ResidentTeacher` or :class:`engine.models.stream.StreamedTeacher`.
 
     Attributes:
-        whole_waves: whether a call costs a pass over all layers on disk, so that it wants a whole wave at a time.
+        whole_waves: whether a call costs a pass over all layers on disk, so that it should get a whole wave.
     """
 
     whole_waves: bool
@@ -65,7 +65,7 @@ class ScoreResult:
     """Result of one call of :func:`score`.
 
     Attributes:
-        tokens: scored positions, without those that had records already.
+        tokens: scored positions, without those that already had records.
         rows: rows they are in.
         shards: shards committed.
         seconds: time spent, without pauses.
@@ -99,20 +99,19 @@ def score(
         teacher: makes hidden states and logits.
         tokens: the rows.
         store: takes the records; one shard for each wave.
-        splits: which rows, in this order.
-        micro_batch: rows of full length that go through the model together; of short documents as many as make the same
-            number of tokens.
-        wave_tokens: most tokens in a wave (padding included), but at least one row.
+        splits: the rows to score, in this order.
+        micro_batch: rows of full length per forward pass; of short documents as many as have the same number of tokens.
+        wave_tokens: maximum number of tokens in a wave (padding included), but at least one row.
         chunk_tokens: positions whose logits exist at a time.
         record_size: ids in a record.
         temperature: of the distribution that is recorded.
         seed: of the draws.
         events: gets ``progress`` and ``shard``.
-        control: asked at safe points; a stop loses at most one wave.
-        relief: looks at memory meanwhile; while it is short waves are shorter, which changes shards but no record.
+        control: checked at safe points; a stop loses at most one wave.
+        relief: watches memory; while it is short, waves are shorter, which changes shards but no record.
 
     Raises:
-        Stopped: the person asked to stop.
+        Stopped: the user stopped the run.
         BadNumbers: the teacher gives NaN or infinity.
     """
     progress = _Progress(tokens, store, splits, events, control, relief)
@@ -126,7 +125,7 @@ def score(
             if relief is not None:
                 relief.look()
             start = end
-            # A wave begins again where the next one would have, or the shards of a resumed run would be others.
+            # Waves keep their boundaries, or the shards of a resumed run would differ.
             end = min(len(hashes), (start // rows_in_wave + 1) * rows_in_wave)
             if relief is not None and relief.is_short:
                 end = min(end, start + max(micro_batch, rows_in_wave // 2))
@@ -158,7 +157,7 @@ def score(
 
 
 def _missing(store: CacheStore, hashes: list[bytes], indices: range, *, top1: bool) -> list[int]:
-    """Those of a wave's rows that have no records, each text once."""
+    """Return the rows of a wave that have no records, without duplicates."""
     absent = [indices[place] for place in store.missing([hashes[index] for index in indices], top1=top1)]
     first_of = {hashes[index]: index for index in reversed(absent)}
     return sorted(first_of.values())
@@ -166,7 +165,7 @@ def _missing(store: CacheStore, hashes: list[bytes], indices: range, *, top1: bo
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some documents that go through the model together.
+    """Documents of one forward pass.
 
     Attributes:
         ids: int64 [documents, length], right-padded.
@@ -223,7 +222,7 @@ def _batch(
 def _scored_positions(teacher: Teacher, wave: _Wave, progress: _Progress) -> Iterator[Scored]:
     """The positions of a wave, one micro-batch at a time, each with its hidden state."""
     ids = [torch.from_numpy(batch.ids) for batch in wave.batches]
-    # Of a whole wave each is let go of when its turn has come.
+    # Each micro-batch of a wave is freed after its turn.
     states = teacher.last_hidden_states(ids, on_progress=progress.layers)[::-1] if teacher.whole_waves else None
     for batch, batch_ids in zip(wave.batches, ids, strict=True):
         hidden_states = teacher.last_hidden_states([batch_ids])[0] if states is None else states.pop()
@@ -237,7 +236,7 @@ def _scored_positions(teacher: Teacher, wave: _Wave, progress: _Progress) -> Ite
 
 
 class _Progress:
-    """Tells how far the scoring is, at most twice a second, and stops where the person asks for it.
+    """Reporter of the scoring's progress, at most twice per second, which also handles requests to stop.
 
     Rows that had their records already count as done; how many tokens they hold is told from the average row.
     """

@@ -1,8 +1,8 @@
-"""Which neurons and key-value heads of its teacher a narrower student keeps, by measurement on the text.
+"""Selection of the teacher's neurons and key-value heads for a narrower student, by measurement on the text.
 
-A neuron counts for how much it moves the hidden states: the root mean square of its activation on the text, times the
-length of its column in the down projection. A key-value head counts for its query heads in the same way. The pass goes
-through the layers that the student keeps and no others, streamed or not with the same numbers.
+A neuron's importance is its effect on the hidden states: the root mean square of its activation on the text, times the
+length of its column in the down projection. A key-value head has the importance of its query heads. The pass runs the
+layers that the student keeps, with the same numbers streamed or not.
 
 Source: Muralidharan et al. 2024 (Minitron), https://arxiv.org/abs/2407.14679, section 2.2, which takes the activations
 alone; the column's length as in Sun et al. 2023 (Wanda), https://arxiv.org/abs/2306.11695, eq. 1.
