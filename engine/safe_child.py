@@ -29,6 +29,7 @@ _OWN = {
     "tiny-distill": "engine.cli.distill",
     "tiny-distill-cache": "engine.cli.cache",
     "tiny-distill-chat": "engine.cli.chat",
+    "tiny-distill-eval": "engine.cli.eval",
     "tiny-distill-export": "engine.cli.export",
     "tiny-distill-profile": "engine.cli.profile",
 }

@@ -1,0 +1,298 @@
+"""``tiny-distill-eval``: judge a student on its run's own hold-out or on another text, without a network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli.distill import guarded
+from engine.cli.export import student_folder
+from engine.errors import DataError, FolderError, Problem, SettingsError
+from engine.version import __version__
+
+if TYPE_CHECKING:
+    from engine.student.exam import Examinee, Figure
+
+PROGRAM = "tiny-distill-eval"
+TASKS = ("next-word", "cloze", "continuation")
+_MOST_TOKENS = 512  # of a row of another text
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of ``tiny-distill-eval``."""
+    return guarded(sys.argv[1:] if words is None else words, _main)
+
+
+@dataclass
+class Findings:
+    """What was measured; the figures are [mean, low, high] with 95 % intervals."""
+
+    model: str
+    text: str
+    documents: int = 0
+    tokens: int = 0
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    teacher: dict[str, float] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    verdict: str = ""
+
+
+def _main(words: Sequence[str]) -> int:
+    typed = _parse(words)
+    path = Path(typed.folder).expanduser()
+    folder = student_folder(path)
+    run = next((each for each in (path, path.parent) if (each / "run.json").is_file()), None)
+    if typed.data is None and (run is None or not (run / "tokens.h5").is_file()):
+        raise FolderError(
+            f"{path} has no hold-out of its own.", "Only a run's folder has one.", "Name a text: --data FILE_OR_FOLDER"
+        )
+    if typed.data is None:
+        assert run is not None
+        found = _on_holdout(run, folder, typed)
+    else:
+        found = _on_text(folder, typed)
+    found.verdict = verdict(found)
+    print(json.dumps(vars(found)) if typed.json else _table(found))
+    return 0
+
+
+def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings:
+    """A run's student on the run's hold-out, beside the teacher's records."""
+    import torch
+
+    from engine.data.tokens import TokenFile
+    from engine.events import EventWriter
+    from engine.models.load import load_causal_lm, load_tokenizer
+    from engine.phases.teacher import open_store
+    from engine.run import Run
+    from engine.student.batches import Source
+    from engine.student.evaluate import evaluate, evaluate_teacher
+    from engine.student.exam import Examinee, figure
+    from engine.student.judge import DocumentSums
+    from engine.student.learner import Learner
+
+    run = Run.open(home)
+    settings = run.settings
+    model = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=typed.trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=typed.trust_remote_code)
+    found = Findings(str(folder), "the run's own hold-out")
+    with (
+        TokenFile(run.tokens_path) as tokens,
+        open_store(run, settings, tokens.vocab_size, EventWriter(Path(os.devnull))) as store,
+    ):
+        source = Source(tokens, store)
+        ours, theirs = DocumentSums(tokens.eos_id), DocumentSums(tokens.eos_id)
+        learner = Learner(model, dtype=torch.float32, gradient_checkpointing=False)
+        rows = settings.student_batch or 1
+        evaluate(
+            learner,
+            source,
+            vocab_size=tokens.vocab_size,
+            temperature=settings.temperature,
+            micro_batch=rows,
+            chunk_tokens=256,
+            documents=ours,
+        )
+        evaluate_teacher(source, micro_batch=rows, documents=theirs)
+        student, teacher = ours.table(), theirs.table()
+        texts, num_bytes = _texts_of(tokens, tokenizer)
+        vocab_size, length = tokens.vocab_size, tokens.sequence_length
+    weights = student[:, 0]
+    found.documents, found.tokens = len(student), int(weights.sum())
+    names = ("loss", "kl_to_teacher", "top1_agreement")
+    for place, name in enumerate(names, start=1):
+        found.figures[name] = figure(student[:, place], weights, typed.seed).as_list()
+    found.figures["loss_beyond_teacher"] = figure(student[:, 1] - teacher[:, 1], weights, typed.seed).as_list()
+    share = found.tokens / max(1, num_bytes) / 0.6931471805599453
+    found.figures["bits_per_byte"] = [value * share for value in found.figures["loss"]]
+    loss = float(teacher[:, 1].sum() / max(1.0, weights.sum()))
+    found.teacher = {"loss": loss, "bits_per_byte": loss * share}
+    before = ((run.result("student") or {}).get("student_before") or {}).get("holdout_loss")
+    if before is not None:
+        found.before = {"loss": float(before), "bits_per_byte": float(before) * share}
+    examinee = Examinee(model, _encoder(tokenizer), vocab_size=vocab_size, most_tokens=length, bos_id=_bos(tokenizer))
+    _ask(found, examinee, texts, typed)
+    return found
+
+
+def _on_text(folder: Path, typed: argparse.Namespace) -> Findings:
+    """A model on any text."""
+    import numpy as np
+    import torch
+
+    from engine.data.sources import open_source
+    from engine.models.load import load_causal_lm, load_tokenizer
+    from engine.models.spec import read_spec
+    from engine.models.vocabulary import read_vocabulary
+    from engine.student.exam import Examinee, figure
+
+    spec = read_spec(folder, trust_remote_code=typed.trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=typed.trust_remote_code)
+    model = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=typed.trust_remote_code)
+    encode = _encoder(tokenizer)
+    examinee = Examinee(
+        model,
+        encode,
+        vocab_size=min(read_vocabulary(folder).size, spec.vocab_size),
+        most_tokens=min(_MOST_TOKENS, spec.max_positions or _MOST_TOKENS),
+        bos_id=_bos(tokenizer),
+    )
+    found = Findings(str(folder), str(typed.data))
+    texts, rows = [], []
+    for document in open_source(typed.data, text_field=None, split="train").documents():
+        turns = document.messages
+        text = document.text if turns is None else "\n".join(str(turn.get("content") or "") for turn in turns)
+        if not text.strip():
+            continue
+        texts.append(text)
+        tokens, loss = examinee.losses(encode(text))
+        rows.append((tokens, loss, len(text.encode())))
+        if sum(row[0] for row in rows) >= typed.max_tokens:
+            break
+    sums = np.array(rows, dtype=np.float64).reshape(-1, 3)
+    if not sums[:, 0].sum():
+        raise DataError(f"There is no text in {typed.data} that could be scored.", "", "Name another text.")
+    found.documents, found.tokens = len(rows), int(sums[:, 0].sum())
+    found.figures["loss"] = figure(sums[:, 1], sums[:, 0], typed.seed).as_list()
+    found.figures["bits_per_byte"] = figure(sums[:, 1] / np.log(2), sums[:, 2], typed.seed).as_list()
+    _ask(found, examinee, texts, typed)
+    return found
+
+
+def _ask(found: Findings, examinee: Examinee, texts: list[str], typed: argparse.Namespace) -> None:
+    import numpy as np
+
+    from engine.student.exam import GUESSING, figure, questions
+
+    for task in typed.tasks:
+        asked = questions(task, texts, typed.questions, typed.seed)
+        if not asked:
+            continue
+        right = np.array([examinee.is_right(task, question) for question in asked], dtype=np.float64)
+        told: Figure = figure(right, np.ones(len(asked)), typed.seed)
+        found.tasks[task] = {"share": told.as_list(), "questions": len(asked), "guessing": GUESSING[task]}
+
+
+def _encoder(tokenizer: Any) -> Any:
+    return lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer itself puts before a text; None where it puts none."""
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    puts = bool(ids) and ids[0] == tokenizer.bos_token_id and tokenizer.bos_token_id is not None
+    return int(ids[0]) if puts else None
+
+
+def _texts_of(tokens: Any, tokenizer: Any) -> tuple[list[str], int]:
+    """The hold-out's documents as text, and the bytes that its scored tokens stand for."""
+    texts: list[str] = []
+    num_bytes = 0
+    for number in range(tokens.num_rows("holdout")):
+        rows = tokens.rows("holdout", [number])
+        ids, scored = rows.tokens[0], rows.scored[0]
+        num_bytes += len(str(tokenizer.decode(ids[scored].tolist(), skip_special_tokens=True)).encode())
+        borders = [*map(int, rows.begins[0].nonzero()[0]), len(ids)]
+        pieces = zip([0, *borders], [*borders, len(ids)], strict=True)
+        texts += [str(tokenizer.decode(ids[a:b].tolist(), skip_special_tokens=True)) for a, b in pieces if b > a]
+    return texts, num_bytes
+
+
+def verdict(found: Findings) -> str:
+    """What the figures show, in one sentence."""
+    loss, low, high = found.figures["loss"]
+    sure = f"{loss:.3f} (95% {low:.3f} to {high:.3f})"
+    if "loss_beyond_teacher" not in found.figures:
+        above = [task for task, told in found.tasks.items() if told["guessing"] and told["share"][1] > told["guessing"]]
+        choices = [task for task, told in found.tasks.items() if told["guessing"]]
+        tail = ""
+        if choices:
+            tail = f", and it chooses better than by guessing in {', '.join(above)}" if above else (
+                ", and it is not shown that it chooses better than by guessing"
+            )  # fmt: skip
+        return f"The loss on this text is {sure}{tail}."
+    away, nearest, farthest = found.figures["loss_beyond_teacher"]
+    if farthest < 0:
+        beside = f"better than the teacher by {-away:.3f}"
+    elif nearest <= 0:
+        beside = f"as good as the teacher within {max(abs(nearest), abs(farthest)):.3f}"
+    else:
+        beside = f"{away:.3f} ({nearest:.3f} to {farthest:.3f}) behind the teacher"
+    if not found.before:
+        return f"The loss is {sure}, {beside}."
+    before = found.before["loss"]
+    gained = "better than before" if high < before else "worse than before" if low > before else (
+        "not shown to be better than before"
+    )  # fmt: skip
+    return f"The student is {gained} ({before:.3f}): its loss is {sure}, {beside}."
+
+
+_LABELS = {
+    "loss": "loss, nats a token",
+    "bits_per_byte": "bits a byte",
+    "kl_to_teacher": "KL to the teacher",
+    "top1_agreement": "same first choice",
+}
+
+
+def _table(found: Findings) -> str:
+    lines = [f"{found.model} on {found.text}: {found.tokens:,} tokens, {found.documents:,} documents", ""]
+    for name, label in _LABELS.items():
+        if name not in found.figures:
+            continue
+        mean, low, high = found.figures[name]
+        beside = [
+            f"{who} {figures[name]:.3f}"
+            for who, figures in (("before", found.before), ("teacher", found.teacher))
+            if name in figures
+        ]
+        more = f"   {', '.join(beside)}" if beside else ""
+        lines.append(f"  {label:<20} {mean:.3f}   95% {low:.3f} to {high:.3f}{more}")
+    for task, told in found.tasks.items():
+        mean, low, high = told["share"]
+        guessing = f"   guessing {told['guessing']:.0%}" if told["guessing"] else ""
+        lines.append(f"  {task:<20} {mean:.0%}   95% {low:.0%} to {high:.0%}   {told['questions']} questions{guessing}")
+    return "\n".join([*lines, "", found.verdict])
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Judge a student on its run's hold-out, or any model on a text, without a network.",
+    )
+    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, a model's folder, or a GGUF file")
+    parser.add_argument("--data", metavar="TEXT", help="Another text than the run's hold-out: a file or a folder")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), metavar="NAME",
+                        help=f"Tasks made of the text: {', '.join(TASKS)} (default: all); none after --tasks: no task"
+                        )  # fmt: skip
+    parser.add_argument("--questions", type=int, default=100, metavar="N", help="Most questions of each task")
+    parser.add_argument("--max_tokens", type=int, default=50_000, metavar="N",
+                        help="Most tokens of --data that are scored, in whole documents")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of the questions and of the bootstrap")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Run Python code that comes with the model")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks")
+    typed = parser.parse_args(list(words))
+    problems = [
+        Problem(name, getattr(typed, name), "expected a whole number from 1 up")
+        for name in ("questions", "max_tokens")
+        if getattr(typed, name) < 1
+    ]
+    problems += [
+        Problem("tasks", task, f"expected some of {', '.join(TASKS)}") for task in typed.tasks if task not in TASKS
+    ]
+    if problems:
+        raise SettingsError(problems, "")
+    return typed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""``tiny-distill-eval`` on a text, on a run, and on what cannot be judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.cli import eval as command
+from tests.end_to_end.program import QUICK, run, write_texts
+from tests.engine.student.test_exam import TEXTS
+from tests.tiny import tiny_model
+
+
+def test_any_model_on_any_text(tmp_path: Path, capsys: Any) -> None:
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"{number}.txt").write_text(text)
+    model = str(tiny_model("llama", num_layers=2))
+    assert command.main([model, "--data", str(tmp_path), "--questions", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["documents"] == 6
+    mean, low, high = found["figures"]["loss"]
+    assert low <= mean <= high
+    assert set(found["tasks"]) == {"next-word", "cloze", "continuation"}
+    assert found["verdict"].startswith("The loss on this text is")
+    assert command.main([model, "--data", str(tmp_path), "--tasks", "cloze", "--questions", "4"]) == 0
+    told = capsys.readouterr().out
+    assert "bits a byte" in told
+    assert "cloze" in told
+    assert "continuation" not in told
+
+
+def test_what_cannot_be_judged_is_said(tmp_path: Path, capsys: Any) -> None:
+    model = str(tiny_model("llama", num_layers=2))
+    assert command.main([model]) == 2
+    assert "has no hold-out of its own" in capsys.readouterr().err
+    assert command.main([model, "--data", str(tmp_path), "--tasks", "arc_easy"]) == 2
+    assert "expected some of next-word, cloze, continuation" in capsys.readouterr().err
+    assert command.main([str(tmp_path), "--data", str(tmp_path)]) == 2
+    assert "holds neither a run nor a model" in capsys.readouterr().err
+
+
+SURE = [2.0, 1.9, 2.1]
+
+
+@pytest.mark.parametrize(
+    ("beyond", "before", "told"),
+    [
+        ([0.0, -0.1, 0.1], 3.0, "better than before (3.000)"),
+        ([0.0, -0.1, 0.1], 3.0, "as good as the teacher within 0.100"),
+        ([0.3, 0.2, 0.4], 2.05, "not shown to be better than before"),
+        ([0.3, 0.2, 0.4], 2.05, "0.300 (0.200 to 0.400) behind the teacher"),
+        ([-0.3, -0.4, -0.2], 1.0, "worse than before"),
+        ([-0.3, -0.4, -0.2], None, "better than the teacher by 0.300"),
+        (None, None, "The loss on this text is 2.000 (95% 1.900 to 2.100)"),
+    ],
+)
+def test_the_verdict_is_what_the_intervals_show(beyond: Any, before: float | None, told: str) -> None:
+    figures = {"loss": SURE} if beyond is None else {"loss": SURE, "loss_beyond_teacher": beyond}
+    found = command.Findings("a", "b", figures=figures, before={} if before is None else {"loss": before})
+    assert told in command.verdict(found)
+
+
+@pytest.mark.slow
+def test_a_run_is_judged_on_its_own_holdout(tmp_path: Path, capsys: Any) -> None:
+    home = tmp_path / "run"
+    done = run("--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2,
+               "--data", write_texts(tmp_path / "texts"), *QUICK, "--output_dir", home)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((home / "report.json").read_text())
+    assert command.main([str(home), "--json", "--questions", "5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["figures"]["loss"][0] == pytest.approx(report["student_after"]["holdout_loss"], rel=1e-3)
+    assert found["figures"]["kl_to_teacher"][0] == pytest.approx(report["student_after"]["kl_to_teacher"], rel=0.02)
+    assert found["teacher"]["loss"] == pytest.approx(report["teacher"]["holdout_loss"], rel=1e-6)
+    assert found["before"]["loss"] == report["student_before"]["holdout_loss"]
+    assert found["figures"]["bits_per_byte"][0] == pytest.approx(report["student_after"]["bits_per_byte"], rel=1e-3)
