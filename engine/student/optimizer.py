@@ -14,6 +14,7 @@ one row, so a rare token never shares its scale with a frequent one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.machine.torch_device import kind_of
+from engine.models.transfer import to_device, to_host
 from engine.student import eight_bit
 from engine.student.mapped import SMALLEST_BYTES, mapped_zeros
 
@@ -71,21 +73,53 @@ class AdamW:
     def step(self) -> None:
         """Update every parameter that has a gradient, and free the gradients."""
         together: dict[float, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        packed: dict[tuple[float, int], list[_Packed]] = {}
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 continue
             weights, moments, decay = self._state_of(name)
-            if moments.are_whole and not kind_of(weights.device).is_host:
-                # All of these in one call: a kernel for many of them instead of one each.
-                gradient = _as_matrix(parameter.grad).contiguous()
-                state = (weights, gradient, moments.parts["first"], moments.parts["second"])
-                together.setdefault(decay, []).append(state)
-            else:
+            device = kind_of(weights.device)
+            is_large = moments.block is not None and weights.numel() > device.piece_elements
+            if device.is_host or moments.are_elsewhere or is_large:
                 self.update(name, parameter.grad)
+            else:
+                # All of these in a few calls: kernels for many of them instead of some for each.
+                gradient = _as_matrix(parameter.grad).contiguous()
+                if moments.block is None:
+                    state = (weights, gradient, moments.parts["first"], moments.parts["second"])
+                    together.setdefault(decay, []).append(state)
+                else:
+                    packed.setdefault((decay, moments.block), []).append(_Packed(weights, gradient, moments))
             parameter.grad = None
         for decay, group in together.items():
             weights_of, gradients, first, second = (list(tensors) for tensors in zip(*group, strict=True))
             self._adamw(weights_of, gradients, first, second, decay)
+        for (decay, _), rows in packed.items():
+            for piece in _in_pieces(rows):
+                self._update_together(piece, decay)
+
+    @torch.no_grad()
+    def _update_together(self, group: list[_Packed], decay: float) -> None:
+        """Update matrices with 8-bit moments: unpacked, changed and packed as if they were one."""
+        names = list(group[0].moments.parts)
+        block = group[0].moments.block
+        assert block is not None, "32-bit moments are not packed"
+        width = {name: 1 if name.endswith("_scale") else block for name in names}
+        stored = {name: [each.moments.parts[name].view(-1, width[name]) for each in group] for name in names}
+        whole = {name: torch.cat(parts) for name, parts in stored.items()}
+        first = eight_bit.unpack_first(whole["first"], whole["first_scale"])
+        second = eight_bit.unpack_second(whole["second"], whole["second_scale"])
+        sizes = [each.weights.numel() // block for each in group]
+        each_first, each_second = (
+            [part.view_as(one.weights) for part, one in zip(moment.split(sizes), group, strict=True)]
+            for moment in (first, second)
+        )
+        self._adamw([one.weights for one in group], [one.gradient for one in group], each_first, each_second, decay)
+        noise = eight_bit.dither(self.updates, block, first.device)
+        for name, value, pack in (("first", first, eight_bit.pack_first), ("second", second, eight_bit.pack_second)):
+            codes, scale = pack(value, noise)
+            torch._foreach_copy_(stored[name], list(codes.split(sizes)))
+            torch._foreach_copy_(stored[f"{name}_scale"], list(scale.split(sizes)))
 
     @torch.no_grad()
     def update(
@@ -105,9 +139,9 @@ class AdamW:
         gradient = _as_matrix(gradient)
         for piece, part in moments.pieces(rows, weights.shape[0]):
             touched = weights[piece]
-            first, second = moments.read(piece, weights.device)
+            stored, first, second = moments.read(piece, weights.device)
             self._adamw([touched], [gradient[part].contiguous()], [first], [second], decay, skip)
-            moments.write(piece, first, second, self.updates, skip)
+            moments.write(piece, stored, first, second, self.updates, skip)
             if isinstance(piece, Tensor):
                 weights[piece] = touched
 
@@ -179,25 +213,23 @@ class _Moments:
 
     Attributes:
         parts: the tensors that hold them.
+        block: elements of 8-bit moments that share a scale; None where they have 32 bits.
+        are_elsewhere: whether they are on another device than the weights.
     """
 
     def __init__(self, weights: Tensor, bits: int, device: torch.device, scratch: Path | None) -> None:
-        self._block = _block_size(weights) if bits == 8 else None
-        self._in_pieces = self._block is not None or device != weights.device
+        self.block = _block_size(weights) if bits == 8 else None
+        self.are_elsewhere = device != weights.device
+        self._in_pieces = self.block is not None or self.are_elsewhere
         self._piece_elements = kind_of(weights.device).piece_elements
         rows, columns = weights.shape
-        if self._block is None:
+        if self.block is None:
             self.parts = {name: _zeros(rows, columns, torch.float32, device, scratch) for name in ("first", "second")}
             return
         self.parts = {}
         for name, dtype in (("first", torch.int8), ("second", torch.uint8)):
             self.parts[name] = _zeros(rows, columns, dtype, device, scratch)
-            self.parts[f"{name}_scale"] = torch.zeros(rows, columns // self._block, device=device)
-
-    @property
-    def are_whole(self) -> bool:
-        """Whether they are stored as AdamW wants them, beside the weights."""
-        return not self._in_pieces
+            self.parts[f"{name}_scale"] = torch.zeros(rows, columns // self.block, device=device)
 
     def pieces(self, rows: slice | Tensor | None, num_rows: int) -> Iterator[tuple[slice | Tensor, slice]]:
         """Rows of the matrix that are updated together, each with the rows of the gradient that belong to them."""
@@ -213,20 +245,33 @@ class _Moments:
             part = slice(start - first, piece.stop - first)
             yield (rows[piece], part) if isinstance(rows, Tensor) else (piece, part)
 
-    def read(self, piece: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Both moments of some rows in float32: the stored ones themselves where they are stored so, else a copy."""
+    def read(self, piece: slice | Tensor, device: torch.device) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Some rows of what is stored, on the weights' device, and both moments of them in float32.
+
+        The moments are the stored ones themselves where they are stored so, else a copy.
+        """
         piece = self._here(piece)
-        first, second = self.parts["first"][piece].to(device), self.parts["second"][piece].to(device)
-        if self._block is None:
-            return first, second
-        scales = [self.parts[f"{name}_scale"][piece].to(device).view(-1, 1) for name in ("first", "second")]
+        stored = [part[piece] for part in self.parts.values()]
+        if self.are_elsewhere:
+            stored = to_device(stored, device)  # all parts in one copy, which nothing waits for
+        if self.block is None:
+            first, second = stored
+            return stored, first, second
+        first, first_scale, second, second_scale = stored
         return (
-            eight_bit.unpack_first(first.view(-1, self._block), scales[0]).view_as(first),
-            eight_bit.unpack_second(second.view(-1, self._block), scales[1]).view_as(second),
+            stored,
+            eight_bit.unpack_first(first.view(-1, self.block), first_scale.view(-1, 1)).view_as(first),
+            eight_bit.unpack_second(second.view(-1, self.block), second_scale.view(-1, 1)).view_as(second),
         )
 
     def write(
-        self, piece: slice | Tensor, first: Tensor, second: Tensor, update: int, skip: Tensor | None = None
+        self,
+        piece: slice | Tensor,
+        stored: list[Tensor],
+        first: Tensor,
+        second: Tensor,
+        update: int,
+        skip: Tensor | None = None,
     ) -> None:
         """Store the moments from :meth:`read` after they were changed in place; ``update`` selects the rounding.
 
@@ -234,26 +279,47 @@ class _Moments:
         """
         if isinstance(piece, slice) and not self._in_pieces:
             return  # it was a view
+        values = [first, second]
+        if self.block is not None:
+            noise = eight_bit.dither(update, self.block, first.device)
+            values = []
+            for value, pack in ((first, eight_bit.pack_first), (second, eight_bit.pack_second)):
+                codes, scale = pack(value.view(-1, self.block), noise)
+                values += [codes.view_as(value), scale.view(len(value), -1)]
+            if skip is not None:
+                is_skipped = skip.to(torch.bool)
+                values = [torch.where(is_skipped, old, new) for old, new in zip(stored, values, strict=True)]
         piece = self._here(piece)
-        if self._block is None:
-            self._put("first", piece, first)
-            self._put("second", piece, second)
-            return
-        noise = eight_bit.dither(update, self._block, first.device)
-        for name, value, pack in (("first", first, eight_bit.pack_first), ("second", second, eight_bit.pack_second)):
-            codes, scale = pack(value.view(-1, self._block), noise)
-            self._put(name, piece, codes.view_as(value), skip)
-            self._put(f"{name}_scale", piece, scale.view(len(value), -1), skip)
+        for held, value in zip(self.parts.values(), to_host(values) if self.are_elsewhere else values, strict=True):
+            held[piece] = value
 
     def _here(self, piece: slice | Tensor) -> slice | Tensor:
         """Rows by their numbers on the moments' device: offloaded moments cannot be indexed from the GPU."""
         return piece.to(self.parts["first"].device) if isinstance(piece, Tensor) else piece
 
-    def _put(self, part: str, piece: slice | Tensor, value: Tensor, skip: Tensor | None = None) -> None:
-        held = self.parts[part]
-        if skip is not None:
-            value = torch.where(skip.to(torch.bool), held[piece].to(value.device), value)
-        held[piece] = value.to(held.device)
+
+@dataclass(frozen=True)
+class _Packed:
+    """A matrix with its gradient and its 8-bit moments, all on one device."""
+
+    weights: Tensor
+    gradient: Tensor
+    moments: _Moments
+
+
+def _in_pieces(matrices: list[_Packed]) -> Iterator[list[_Packed]]:
+    """Matrices that are unpacked together: as many as make a piece."""
+    piece: list[_Packed] = []
+    elements = 0
+    for matrix in matrices:
+        size = matrix.weights.numel()
+        if piece and elements + size > kind_of(matrix.weights.device).piece_elements:
+            yield piece
+            piece, elements = [], 0
+        piece.append(matrix)
+        elements += size
+    if piece:
+        yield piece
 
 
 def _as_matrix(tensor: Tensor) -> Tensor:

@@ -108,11 +108,46 @@ def test_a_lean_step(run: SmallRun, family: str) -> None:
     assert gpu.syncs.total() <= 5, gpu.told()
 
 
-def test_a_plain_step_launches_few_kernels_for_the_update(run: SmallRun) -> None:
-    """AdamW's is one kernel for many tensors, not one for each."""
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_lean_step_whose_moments_are_in_main_memory(run: SmallRun, bits: int) -> None:
+    """Each piece of moments comes in one copy that nothing waits for, and goes in one that is waited for."""
+    student = tiny_model("llama", num_layers=2, seed=5, hidden_size=64)
+    gpu = counted(run, student, lean, bits=bits, offload=True)
+    pieces = len(run.learner(student).model.state_dict())
+    # Beside these: what a lean step waits for anyway, and the numbers of the embedding's rows, for reading and writing.
+    assert gpu.syncs.total() <= 5 + pieces + 2, gpu.told()
+
+
+@pytest.mark.parametrize(("bits", "most"), [(32, 10), (8, 100)])
+def test_a_plain_step_launches_few_kernels_for_the_update(run: SmallRun, bits: int, most: int) -> None:
+    """AdamW's is one kernel for many tensors, not one for each; 8-bit moments are unpacked and packed together."""
     launches = [
-        counted(run, tiny_model("llama", num_layers=layers, seed=5, hidden_size=64), plain).launches
+        counted(run, tiny_model("llama", num_layers=layers, seed=5, hidden_size=64), plain, bits=bits).launches
         for layers in (1, 2)
     ]
-    for_each = [sum(n for line, n in found.items() if line.startswith("student/optimizer")) for found in launches]
-    assert for_each[0] == for_each[1] <= 10, launches
+    lines = ("student/optimizer", "student/eight_bit")
+    for_each = [sum(n for line, n in found.items() if line.startswith(lines)) for found in launches]
+    assert for_each[0] == for_each[1] <= most, launches
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("step", [plain, lean])
+def test_a_student_on_a_gpu_is_that_of_a_cpu(run: SmallRun, step: Any, offload: bool) -> None:
+    """Matrices whose moments are unpacked together, and those that travel, are changed as one by one."""
+    weights = []
+    for device in ("cpu", "cuda:0"):
+        with pretend_gpu():
+            learner = run.learner(tiny_model("llama", num_layers=2, seed=5, hidden_size=64), device=device)
+            training = run.training(learner, gradient_accumulation=1, bits=8, offload=offload)
+            training.learner.model.train()
+            norms = RunningNorms(1.0, {})
+            for index in range(3):
+                (group,) = training.order.micro_batches(index)
+                batch, _ = training.source.micro_batch("train", group)
+                step(training, [StepPart(batch, len(batch.labels), True)], norms)
+                norms = RunningNorms(1.0, norms._norms)
+            weights.append({name: tensor.cpu() for name, tensor in learner.model.state_dict().items()})
+    for name, here in weights[0].items():
+        torch.testing.assert_close(
+            weights[1][name], here, rtol=1e-5, atol=1e-6, msg=lambda told, name=name: f"{name}: {told}"
+        )

@@ -62,7 +62,12 @@ class SmallRun:
         )
         values: dict[str, Any] = {
             "learner": learner,
-            "optimizer": AdamW(learner.model.named_parameters(), weight_decay=0.01, bits=changes.pop("bits", 32)),
+            "optimizer": AdamW(
+                learner.model.named_parameters(),
+                weight_decay=0.01,
+                bits=changes.pop("bits", 32),
+                offload=changes.pop("offload", False),
+            ),
             "source": self.source,
             "order": order,
             "schedule": Schedule(changes.pop("learning_rate", 3e-3), order.total_steps),
