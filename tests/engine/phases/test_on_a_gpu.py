@@ -17,6 +17,7 @@ from engine.phases.prepare import run_prepare
 from engine.phases.student import run_student
 from engine.phases.teacher import run_teacher
 from engine.run import Run
+from engine.student.generate import SampleLimits
 from tests.engine.test_run import make_run
 from tests.pretend_gpu import Counts, pretend_gpu
 from tests.tiny import tiny_model, tiny_texts
@@ -55,7 +56,7 @@ def student_of(family: str) -> Path:
 @pytest.fixture(autouse=True)
 def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A streamed teacher takes a pass over its layers for each token that it goes on with."""
-    monkeypatch.setattr("engine.student.generate.MOST_NEW_TOKENS", 3)
+    monkeypatch.setattr(SampleLimits, "of", lambda tokens: SampleLimits(tokens=3))
     monkeypatch.setattr("engine.phases.teacher._STREAMED_TOKENS", 2)
 
 
