@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 BUDGET = "500MB"
+FONTS = "Fira Code, DejaVu Sans Mono, FreeMono, Noto Sans Symbols 2, Apple Braille, Segoe UI Symbol, monospace"
+"""Behind the first one those that have braille, in which curves are drawn."""
 HERE = Path(__file__).parent
 TITLES = {
     "welcome": "What this machine can do",
@@ -123,8 +125,10 @@ def cut(finished: Path, path: Path, events: list[dict[str, Any]], phase: str) ->
 
 async def picture(path: Path, out: Path, name: str, clock: Callable[[], float]) -> None:
     """One screen of a run."""
+    from tinydistill_tui import busy
     from tinydistill_tui.app import TinyDistillApp
 
+    busy.load = lambda: 0.0  # what this machine does now says nothing of when the run was made
     app = TinyDistillApp(attach=path, options={"no_animation": True}, clock=clock)
     async with app.run_test(size=(120, 36)) as pilot:
         await settled(pilot)
@@ -158,7 +162,10 @@ async def shows(pilot: Any, word: str) -> None:
 
 def save(app: Any, out: Path, name: str) -> None:
     """Write what is seen."""
-    (out / f"{name}.svg").write_text(app.export_screenshot(title=f"TinyDistill: {TITLES[name]}"), encoding="utf-8")
+    drawn = app.export_screenshot(title=f"TinyDistill: {TITLES[name]}")
+    assert "font-family: Fira Code, monospace" in drawn, "Textual names another font now"
+    drawn = drawn.replace("font-family: Fira Code, monospace", f"font-family: {FONTS}")
+    (out / f"{name}.svg").write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import json
 import pytest
 from textual.widgets import OptionList
 
-from engine import profiles
+from engine import places, profiles
 from engine.afterwards import next_steps
 from tests.tinydistill_tui.fixtures import REPORT, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
@@ -190,3 +190,13 @@ async def test_table_of_a_narrow_window_has_a_column_less_and_no_row_is_broken(r
         assert "-0.521" not in text_of(app)
         assert "2.397" in rows[0]
         assert "2.918" in rows[0]
+
+
+async def test_home_is_a_tilde_where_it_is_shown_and_whole_where_it_is_copied(runs_folder, monkeypatch):
+    path = make_run(runs_folder, scene="done")
+    monkeypatch.setattr(places, "home", lambda: runs_folder.parent)
+    async with watching(path) as (app, pilot):
+        assert f"The student: ~/runs/{path.name}/student" in text_of(app)
+        assert f"$ tiny-distill-chat ~/runs/{path.name}" in text_of(app)
+        await pilot.press("y")
+        assert app.clipboard == f"tiny-distill-chat {path}"

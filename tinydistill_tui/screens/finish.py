@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +18,7 @@ from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from engine import launch, profiles
+from engine import launch, places, profiles
 from engine.afterwards import FILE, FIRST_WORDS, NextStep, about_the_student, next_steps
 from engine.config import RunConfig
 from engine.errors import TinyDistillError
@@ -73,7 +74,9 @@ class FinishScreen(FrameScreen):
         yield Static(self._first_sentence(), id="headline", markup=False)
         with VerticalScroll(id="finish", can_focus=not self.report):
             if self.report:
-                yield Static("\n".join(about_the_student(self.report, self.path)), id="student", markup=False)
+                yield Static(
+                    _with_tilde("\n".join(about_the_student(self.report, self.path))), id="student", markup=False
+                )
                 yield Static(id="numbers")
                 yield SampleBox(result.samples(self.report), id="samples", classes="pane")
                 yield OptionList(*self._options(), id="next", compact=True, markup=False)
@@ -164,7 +167,7 @@ class FinishScreen(FrameScreen):
         )
         self.say(self.hint)
         for command in self.query("#command").results(Static):
-            command.update(f"$ {chosen.line}" if chosen else "")
+            command.update(f"$ {_with_tilde(chosen.line)}" if chosen else "")
 
     @on(OptionList.OptionSelected)
     def _do(self, event: OptionList.OptionSelected) -> None:
@@ -300,3 +303,8 @@ class FinishScreen(FrameScreen):
     def action_new_run(self) -> None:
         """The wizard."""
         self.app.switch_mode("wizard")
+
+
+def _with_tilde(text: str) -> str:
+    """The same words with the person's home as a shell has it."""
+    return re.sub(rf"(?<=\s){re.escape(str(places.home()))}/", "~/", text)
