@@ -54,8 +54,11 @@ def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
         return
     total = teacher.num_layers
     even = layers_to_keep(total, len(named))
-    fits = is_valid_cut(teacher, even, trust_remote_code=remote)
-    others = f"--student_layers {','.join(map(str, even))} would" if fits else f"all {total} layers do"
+    if is_valid_cut(teacher, even, trust_remote_code=remote):
+        listed = ",".join(map(str, even))
+        todo = f"Try {listed}, or give the number of layers alone: the run then chooses them by measurement."
+    else:
+        todo = f"All {total} layers fit. Or give a number of layers alone: the run then looks for layers that fit."
     raise SettingsError(
         [
             Problem(
@@ -65,7 +68,7 @@ def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
                 f"layers share weights",
             )
         ],
-        f"Choose others ({others}), or give their number alone: then layers that fit are chosen by measurement.",
+        todo,
     )
 
 

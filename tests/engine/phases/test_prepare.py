@@ -94,7 +94,7 @@ def test_named_layers_that_are_no_model_are_refused_in_words(name: str) -> None:
     with pytest.raises(SettingsError) as refusal:
         _named(folder, layers)
     assert f"--student_layers {layers}: these layers do not fit together" in str(refusal.value)
-    assert "give their number alone" in refusal.value.todo
+    assert "layers alone" in refusal.value.todo
     _named(folder, ",".join(map(str, range(total))))
     _named(folder, total - 1)  # a number alone: layers that fit are chosen
 
