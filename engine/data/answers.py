@@ -1,9 +1,9 @@
-"""Where the answers stand in a conversation that a chat template has written, to the character.
+"""Positions of the answers in the output of a chat template, exact to the character.
 
-A template is a program: it may write a turn in another way once later ones follow (reasoning is dropped, tools move to
-the last question). So nothing is assumed of it but what it writes. An answer begins where the conversation before it
-ends with the template's own invitation to answer, and ends where the conversation up to it does. Where the whole does
-not begin with these, the answer is marked with a word of our own, and what stands around that word is compared.
+A template is a program: it may write a turn differently once later turns follow (reasoning is dropped, tools move to
+the last question). So only its output is used. An answer begins where the output of the conversation before it, with
+the template's generation prompt, ends; it ends where the output of the conversation up to it ends. If the whole output
+does not begin with these, a marker word replaces the answer, and the text around the marker is compared.
 
 Source of the invitation: ``add_generation_prompt``, https://huggingface.co/docs/transformers/chat_templating
 """
@@ -24,7 +24,7 @@ MARK = "zqvMarkedPlaceqvz"
 
 
 def locate(render: Render, messages: Sequence[Turn], number: int, whole: str) -> Span | None:
-    """Where an answer stands.
+    """Return the position of an answer.
 
     Args:
         render: the template.
@@ -33,7 +33,7 @@ def locate(render: Render, messages: Sequence[Turn], number: int, whole: str) ->
         whole: what the template writes of the conversation.
 
     Returns:
-        First character and the one behind the last; None where it cannot be told.
+        The first character and the one after the last; None if they are unknown.
     """
     invited = render(messages[:number], True) if number else None
     start = len(invited) if invited is not None and whole.startswith(invited) else None
@@ -140,7 +140,7 @@ def _shared(one: str, other: str) -> int:
 
 
 def _common(one: str, other: str) -> int:
-    """Length of what two texts both begin with."""
+    """Return the length of the common prefix of two texts."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )

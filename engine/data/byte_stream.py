@@ -1,4 +1,4 @@
-"""A text file opened for its readers: unpacked, in UTF-8, without a byte-order mark, in bounded memory.
+"""Stream of a text file: decompressed, in UTF-8, without a byte-order mark, in bounded memory.
 
 Readers count how much of it they took; from that comes how much of the file on disk is behind us.
 """
@@ -23,7 +23,7 @@ class ByteStream:
 
     Args:
         path: the file.
-        tally: is told what cannot be read, and how far reading has come.
+        tally: receives unreadable parts and the progress of reading.
 
     Attributes:
         packing: how it is compressed; None for a plain file.

@@ -1,4 +1,4 @@
-"""How long conversations are in a model's tokens, its chat template included: for a plan, without transformers.
+"""Lengths of conversations in a model's tokens, chat template included, for a plan and without transformers.
 
 Renders with Jinja and counts with the tokenizers library alone, a few hundred milliseconds for a few hundred
 conversations. tokenise.py decides which tokens are trained, with transformers' own rendering.

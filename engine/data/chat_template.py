@@ -1,8 +1,8 @@
-"""A conversation as a tokenizer's chat template writes it, with all that it is.
+"""Rendering of a conversation with a tokenizer's chat template, without losing parts of it.
 
-Templates differ in what they take. One refuses system turns, another drops them without a word; one wants the arguments
-of a tool call as an object, another as text. The conversation is tried as it is first, and then in the other ways in
-which people write the same. All changes, and parts that the template cannot write, are reported.
+Templates accept different inputs. One refuses system turns, another drops them silently; one expects the arguments of a
+tool call as an object, another as text. The conversation is tried unchanged first, and then in other common notations.
+All changes, and parts that the template cannot write, are reported.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ _GIVEN_ALWAYS = ("messages", "add_generation_prompt", "raise_exception", "strfti
 
 
 class TemplateRefuses(Exception):
-    """The template does not take a conversation; says why as far as that are the template's own words."""
+    """The template rejects a conversation; the text is the template's own reason."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A conversation as the template writes it.
+    """A conversation rendered by the template.
 
     Attributes:
-        messages: the turns as they were given to the template.
-        fields: what was given beside them.
-        text: what it wrote.
-        notes: what was changed, or is not in the text.
+        messages: the turns that the template received.
+        fields: the other fields that it received.
+        text: its output.
+        notes: changes, and parts that are not in the text.
     """
 
     messages: Messages
@@ -81,7 +81,7 @@ class Written:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, or the plain one where it has none.
+    """A tokenizer's chat template, or the plain one if it has none.
 
     Args:
         tokenizer: of transformers; nothing of it is changed.
@@ -138,15 +138,15 @@ class ChatTemplate:
         return [bool(mark) for mark in encoded["assistant_masks"]]
 
     def write(self, messages: Messages, given: Mapping[str, Any]) -> Written:
-        """The conversation in the first way in which the template writes all of it.
+        """Render the conversation in the first notation of which the template writes all parts.
 
         Args:
             messages: the turns.
             given: the other fields of the record.
 
         Raises:
-            TemplateRefuses: it refuses them in every way.
-            LeavesOut: it leaves out a turn of the user or of a tool.
+            TemplateRefuses: it rejects all notations.
+            LeavesOut: it omits a turn of the user or of a tool.
         """
         fields = self.fields_for(given)
         best: tuple[int, Written] | None = None
@@ -211,7 +211,7 @@ class ChatTemplate:
 
 
 class LeavesOut(Exception):
-    """The template leaves out a turn, so that an answer would be learned without what it answers."""
+    """The template omits a turn, so an answer would be trained without its question."""
 
 
 def rendered(template: ChatTemplate, messages: Sequence[Turn], fields: Mapping[str, Any], invites: bool) -> str | None:

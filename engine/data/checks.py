@@ -8,7 +8,7 @@ from engine.models.vocabulary import Vocabulary, read_vocabulary, shared_vocabul
 
 
 def check_models(teacher: ModelSpec, student: ModelSpec | None, sequence_length: int) -> Vocabulary:
-    """The vocabulary that both models share; its ``notes`` tell what one of them has alone.
+    """Return the vocabulary that both models share; its ``notes`` list ids that only one of them has.
 
     Args:
         teacher: the model that scores.

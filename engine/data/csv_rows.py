@@ -1,7 +1,7 @@
 """Rows of a .csv or .tsv file as dictionaries, in bounded memory.
 
-A row with broken quotes is passed over, and reading goes on at the line behind the one where it began. The first row
-names the columns. Commas, semicolons, tabs and bars are told apart by the first row, or by a line ``sep=;`` before it.
+A row with broken quotes is skipped, and reading continues at the line after its first one. The first row names the
+columns. The first row, or a line ``sep=;`` before it, determines the separator: comma, semicolon, tab or bar.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The files of one split in a folder that holds a data set, as the datasets library would find them.
+"""Selection of one split's files in a data set's folder, as the datasets library does it.
 
-A folder from the hub, or one that save_to_disk wrote, has a card, a licence, descriptions and several splits in it. Of
-these the training split is text to learn from. A folder of notes is none of this, whatever its notes are called: all of
-it is read.
+A folder from the hub, or one that save_to_disk wrote, has a card, a licence, descriptions and several splits; only the
+training split is text to train on. Other folders, such as a folder of notes, are read completely.
 
 Source: https://huggingface.co/docs/datasets/repository_structure
 """
@@ -40,7 +39,7 @@ _CARD_BYTES = 256 * 2**10
 
 @dataclass(frozen=True)
 class _Marked:
-    """A file, and the split that its place tells.
+    """A file with the split that its path indicates.
 
     Attributes:
         file: the file.
@@ -62,13 +61,13 @@ class _Marked:
 
 
 def files_of_split(files: Sequence[FoundFile], folder: Path, split: str, tally: Tally) -> list[FoundFile]:
-    """The files that are text to learn from, in their order; the others are counted.
+    """Return the files of the split, in order; the others are counted.
 
     Args:
         files: that can be read.
         folder: in which they were found.
         split: the split's name; several are joined by ``+``.
-        tally: is told what is passed over, and why.
+        tally: receives skipped files with reasons.
 
     Raises:
         DataError: the folder has no such split.
@@ -98,7 +97,7 @@ def files_of_split(files: Sequence[FoundFile], folder: Path, split: str, tally: 
 
 
 def _named(marked: list[_Marked], wanted: frozenset[str], folder: Path, tally: Tally) -> list[FoundFile]:
-    """The files of splits that the person named."""
+    """Return the files of the splits that the user named."""
     kept = [each for each in marked if each.names & wanted]
     others = [each for each in marked if not each.names & wanted]
     if not kept:

@@ -1,7 +1,7 @@
-"""Any text file's bytes as UTF-8, block by block: in which encoding a file is written, and from it to UTF-8.
+"""Detection of a text file's encoding, and conversion to UTF-8 block by block.
 
-A file is read in one encoding from its beginning to its end. Which one is judged by its first bytes that are no ASCII:
-a byte-order mark, UTF-8, else Windows-1252 where its letters make words in it. Knows nothing of files and records.
+A file has one encoding from its beginning to its end. Its first bytes that are not ASCII determine it: a byte-order
+mark, UTF-8, or Windows-1252 if its letters form words in it. Knows nothing of files and records.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _IN_WORDS = str.maketrans("", "", "\xad\xb7\xaa\xba")  # soft hyphen, Catalan's 
 
 @dataclass(frozen=True)
 class Encoding:
-    """In which encoding a file is.
+    """Encoding of a file.
 
     Attributes:
         codec: Python's name; None when it is none that is known.
@@ -57,7 +57,7 @@ UTF_8 = Encoding("utf-8", "UTF-8")
 
 
 class UnknownEncoding(Exception):
-    """A file that is in no encoding that is known; ``encoding`` has the counts."""
+    """A file has an unknown encoding; ``encoding`` has the counts."""
 
     def __init__(self, encoding: Encoding, *, is_rest: bool) -> None:
         super().__init__(encoding.counted)

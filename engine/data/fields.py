@@ -1,10 +1,9 @@
-"""Which fields of a record hold what is learned, and the text or conversation that they make.
+"""Detection of the fields of a record that hold text or a conversation, and their conversion.
 
-Found by looking at the first records of a file. A conversation is written in one field (``messages``, ShareGPT's
-``conversations``), as a question and its answer in two (``prompt`` and ``completion``, Alpaca's ``instruction`` and
-``output``), or as preferences (``chosen`` and ``rejected``); any of these may stand as JSON in a text. Otherwise a
-field of a usual name is plain text, otherwise the only field that holds text. Guessing further would train on the wrong
-words.
+The first records of a file determine them. A conversation is one field (``messages``, ShareGPT's ``conversations``),
+two fields with a question and its answer (``prompt`` and ``completion``, Alpaca's ``instruction`` and ``output``), or
+preferences (``chosen`` and ``rejected``); each of these may be JSON in a text. Otherwise a field with a usual name is
+plain text, otherwise the only field with text. Further guesses would risk training on the wrong text.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 
 @dataclass(frozen=True)
 class Form:
-    """How the records of a file are read.
+    """Format of a file's records.
 
     Attributes:
         kind: of what the fields hold.
-        name: the field, or fields, as a person is shown them.
+        name: the field, or fields, as shown to the user.
         parts: field of each part: ``turns`` or ``text``; of a pair ``question`` and ``answer``, and where there are any
             ``more``, ``history``, ``system``.
         within: the field that holds the whole record as JSON; None where the record is its own.
@@ -61,7 +60,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Unclear:
-    """Why no form was found.
+    """The reason why no format was found.
 
     Attributes:
         why: ``missing``: the field that was named is not there; ``turns``: each record is one turn of a conversation;
@@ -126,7 +125,7 @@ class Unclear:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation and what its record says besides.
+    """A conversation and the other fields of its record.
 
     Attributes:
         messages: the turns.
@@ -140,7 +139,7 @@ class Conversation:
 
 
 def choose_form(records: Sequence[Record], wanted: str | None) -> Form | Unclear:
-    """How to read the records of a file, judged by the first of them.
+    """Detect the format of a file's records from the first of them.
 
     Args:
         records: the first records.

@@ -1,4 +1,4 @@
-"""Which files of a path are read: a file, or a folder with everything below it, in an order that does not change."""
+"""Files of a path: a file, or a folder with all its subfolders, in a fixed order."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def is_readable(suffix: str, suffixes: frozenset[str]) -> bool:
 
 
 def find_files(root: Path, suffixes: frozenset[str], tally: Tally) -> list[FoundFile]:
-    """All files below a folder that have one of the suffixes, sorted by path.
+    """Return all files below a folder with one of the suffixes, sorted by path.
 
-    Links are followed; a folder or a file that was met before (a loop, a second link) is not read again. Hidden files
+    Links are followed; a folder or file that was already found (a loop, a second link) is not read again. Hidden files
     and folders, pipes and other suffixes are counted in ``tally``.
     """
     found: list[FoundFile] = []

@@ -1,7 +1,7 @@
-"""Which documents are held out of training, decided by their text alone.
+"""Assignment of documents to the hold-out, by their text alone.
 
-A document's place in the stream does not matter, nor how many come before it or which process asks: the
-same text is always on the same side. A larger fraction only adds documents, so that a model trained
+The assignment does not depend on a document's place in the stream, on other documents or on the process:
+the same text is always on the same side. A larger fraction only adds documents, so a model trained
 without the 10 % hold-out has not seen the 5 % one either.
 """
 

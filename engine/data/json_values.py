@@ -1,7 +1,7 @@
-"""The values of a JSON file one at a time, in bounded memory: a list of any length is read element by element.
+"""Iterator over the values of a JSON file, in bounded memory: a list of any length is read element by element.
 
-Only brackets and quotes are looked at; each value is handed on as bytes, to be parsed by ``json``. Several values one
-behind the other (JSON lines in a .json file) are read as well.
+It scans brackets and quotes only and yields each value as bytes, which ``json`` parses. Several consecutive values
+(JSON lines in a .json file) are accepted too.
 """
 
 from __future__ import annotations

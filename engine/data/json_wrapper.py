@@ -1,7 +1,7 @@
-"""The rows in an object that wraps them, ``{"version": 1, "data": [{…}, …], "meta": {…}}``, in bounded memory.
+"""Rows inside of a wrapper object, ``{"version": 1, "data": [{…}, …], "meta": {…}}``, in bounded memory.
 
-Two passes over the object's bytes: one finds the lists in it and what they hold, the next gives the rows of one of
-them. Which list is meant is decided by the same rule for small objects and for those of many gigabytes.
+The first pass over the object's bytes finds its lists and their content, the second yields the rows of one list. The
+same rule selects the list in small objects and in those of many gigabytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Messages about data that is left out: how much, why, and an example.
 
-Documents that cannot be used and files that cannot be read are losses. Files that are no text by their names (pictures,
-a licence, another split) are not, and are named all the same.
+Unusable documents and unreadable files are losses. Files whose names show that they are not text of the data (pictures,
+a licence, another split) are not losses, but are listed too.
 """
 
 from __future__ import annotations

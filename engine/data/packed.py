@@ -1,4 +1,4 @@
-"""Compressed files as streams: gzip, bzip2, xz and zstd, known by their first bytes.
+"""Compressed files as streams: gzip, bzip2, xz and zstd, detected by their first bytes.
 
 Nothing is unpacked to disk, and memory does not grow with the file. Knows nothing of text.
 """

@@ -1,13 +1,13 @@
-"""From tokenised documents to rows of at most ``sequence_length`` tokens. Of texts it loses no token and doubles none.
+"""Packing of tokenised documents into rows of at most ``sequence_length`` tokens, without loss or duplicates.
 
-With packing, documents follow each other, each with an end-of-text token behind it, and a row ends where it is full;
-the next begins with the token after. Without, each document has rows of its own. Where documents *begin* is kept beside
-the tokens: the documents of a row do not see each other. A document that goes on in the next row is a document of its
-own there. Which token is *scored* (is a label that the student learns to predict) is kept too: never the first of a
-document, for nothing that the models see comes before it.
+With packing, documents follow each other, each with an end-of-text token, and a row ends when it is full; the next row
+begins with the next token. Without packing, each document has its own rows. The *begins* of documents are stored with
+the tokens, as documents of a row do not attend to each other. The rest of a document in the next row counts as a
+separate document. The *scored* tokens (labels that the student learns to predict) are stored too; the first token of a
+document is never scored, as the models see nothing before it.
 
-A document that has to stay *whole* (a conversation: an answer is nothing without its question) is put into a row in
-which there is room for it, else into a new one; what of it is longer than a row is cut off and counted.
+A document that must stay *whole* (a conversation, as an answer needs its question) goes into a row with enough room,
+else into a new one; the part that is longer than a row is cut off and counted.
 
 Knows nothing of text, of tokenizers and of files.
 """
@@ -64,7 +64,7 @@ _OPEN_ROWS = 8
 
 
 class Packer:
-    """Packs documents as they come.
+    """Packer of a stream of documents.
 
     Args:
         sequence_length: most tokens in a row, at least 2.
@@ -94,7 +94,7 @@ class Packer:
         self.num_whole = self.num_cut = self.num_lost = 0
 
     def add(self, document: TokenisedDocument) -> Iterator[PackedRow]:
-        """Take in a document; yields the rows that are full now."""
+        """Add a document; yield the rows that are full now."""
         number = self._num_documents
         self._num_documents += 1
         if not document.ids:
@@ -125,7 +125,7 @@ class Packer:
             yield from self.finish()
 
     def finish(self) -> Iterator[PackedRow]:
-        """The last row, which may be short."""
+        """Yield the last row, which may be short."""
         start = 0
         while start < len(self._tokens):  # twice where a beginning-of-text token needs a place in the row as well
             row, start = self._row(start)

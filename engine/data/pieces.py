@@ -1,4 +1,4 @@
-"""Cutting a long text where a reader would pause. The pieces, one behind the other, are the text."""
+"""Splitting of a long text at natural borders. The pieces in order are the whole text."""
 
 from __future__ import annotations
 

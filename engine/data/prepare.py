@@ -1,7 +1,7 @@
-"""Phase 0: from text to tokens.h5. Reads, splits off the hold-out by document, tokenises, packs and writes.
+"""Phase 0: from text to tokens.h5. Reads, separates the hold-out by document, tokenises, packs and writes.
 
-One pass over the data in bounded memory, ended as soon as there are enough rows. Only where so little text is there
-that nothing was held out is it read once more, cut finer. Nothing of the text goes into a log. Knows nothing of scoring
+It makes one pass over the data in bounded memory, which ends once there are enough rows. If there is so little text
+that the hold-out is empty, it reads the text again and splits it finer. Logs contain no text. Knows nothing of scoring
 and training.
 """
 
@@ -66,7 +66,7 @@ class PrepareResult:
     Attributes:
         documents, holdout_documents: stretches of text that were tokenised for each side.
         skipped: what was left out, reason to count.
-        left_out: the same in words, with how much it is; empty where nothing was.
+        left_out: the same as text, with amounts; empty if nothing was left out.
         read_as: what was read in another way than its name promises, a sentence each.
         noted: what of the conversations that are used was changed or is not learned, reason to count.
         conversations: how many of the documents are conversations.
@@ -132,8 +132,8 @@ def prepare(
         holdout: share of the documents kept out of training.
         packing: whether a row holds several documents.
         out: the file; it appears when it is whole.
-        events: told how far it is.
-        control: asked between two batches whether to stop.
+        events: receives the progress.
+        control: checked for a stop between two batches.
         trust_remote_code: whether a tokenizer may bring code.
         allow_losses: whether more than half of the documents may be left out.
 
@@ -141,8 +141,8 @@ def prepare(
         DataError: there is no usable text, or too little to hold anything out.
         MostlyLeftOut: more than half of it would be left out, and allow_losses is not set.
         TokenizerMismatch, ModelError, SettingsError: the models cannot be used like this.
-        DiskFull: no room; nothing is left behind.
-        Stopped: the person stopped it; nothing is left behind.
+        DiskFull: no room; no file remains.
+        Stopped: the user stopped the run; no file remains.
     """
     began = time.monotonic()
     vocabulary = check_models(teacher, student, sequence_length)

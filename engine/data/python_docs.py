@@ -1,4 +1,4 @@
-"""The text of the demo: the documentation that every Python interpreter carries.
+"""The text of the demo: the documentation in every Python installation.
 
 Two sources, both read as text and never imported, because importing a module runs it: the language
 reference in ``pydoc_data/topics.py``, and the docstrings of the standard library with the signatures

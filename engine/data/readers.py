@@ -1,8 +1,8 @@
-"""One reader for each kind of file: from a path to records, in bounded memory.
+"""Readers of each file type: from a path to records, in bounded memory.
 
 A record is a text, or the fields of an object or of a row. Damaged data is skipped and counted, never repaired:
-bytes that are not UTF-8 become lone surrogates here, by which the text is recognised and left out later. Which field
-holds the text is the business of fields.py; how a file is packed and encoded is that of byte_stream.py.
+bytes that are not UTF-8 become lone surrogates here, by which the text is recognised and left out later. fields.py
+selects the field with the text; byte_stream.py handles compression and encoding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The first rows that a student will learn from, in pieces of text: what is learned, what is only read, where it ends.
+"""Preview of the first training rows as text: trained parts, context, and borders of documents.
 
-The same reading, hold-out, tokenizer, chat template and packing as phase 0, ended after a few rows and written nowhere;
-only a text so small that nothing of it would be held out is cut finer by a run. A tokenizer takes seconds and hundreds
+It uses the reading, hold-out, tokenizer, chat template and packing of phase 0 for a few rows and writes no file; only a
+text so small that its hold-out would be empty is split finer by a run. A tokenizer takes seconds and hundreds
 of megabytes to load, so a program with a screen asks a process: ``python -m engine.data.row_preview`` takes a request
 as JSON on standard input and answers in JSON on standard output. Importing this module loads nothing of that.
 """

@@ -1,6 +1,6 @@
 """File types by their first bytes, for files that are not the text that their names promise.
 
-Reads a few bytes of a file and nothing else. A file that it does not know is left to its reader.
+It reads only a few bytes of a file. Unknown files are left to their readers.
 """
 
 from __future__ import annotations

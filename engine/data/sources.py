@@ -1,11 +1,11 @@
-"""Where text comes from: a file, a folder, a Hugging Face dataset or the interpreter's own documentation.
+"""Sources of text: a file, a folder, a Hugging Face dataset or the interpreter's own documentation.
 
     source = open_source("notes/", text_field=None, split="train")
     for document in source.documents(): ...
     source.skipped                      # what was passed over and why
 
-Documents come as a stream in an order that does not change; memory does not grow with the data. Nothing is made up:
-what cannot be read is passed over and counted, and when nothing is left that is an error. Knows nothing of tokens.
+Documents are a stream in a fixed order; memory does not grow with the data. Unreadable data is skipped and counted; if
+no text is left, that is an error. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class SourceSummary:
 
 
 class TextSource:
-    """Documents as a stream, as often as they are asked for.
+    """A repeatable stream of documents.
 
     Attributes:
-        data: as the person wrote it.
+        data: as the user wrote it.
         whole_documents: whether the split into training and hold-out is by whole documents, however long: the demo's
             teacher was trained on one side of it.
         field: that is read of objects and rows; None before any were met.

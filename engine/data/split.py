@@ -1,8 +1,8 @@
-"""Which part of a document is trained on and which is held out.
+"""Split of documents into training and hold-out.
 
-A document is on one side as a whole, decided by its text alone. A long one is cut into pieces at paragraph borders
-first, and each piece is a document in this sense: otherwise one file could not be split, and of a few books some would
-be missing. Pieces that follow each other on the same side stay together. Knows nothing of tokens.
+A document is completely on one side, which depends on its text only. A long document is first split into pieces at
+paragraph borders, and each piece counts as a document: otherwise one file could not be split, and training on a few
+books would miss whole books. Consecutive pieces on the same side stay together. Knows nothing of tokens.
 """
 
 from __future__ import annotations

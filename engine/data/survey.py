@@ -1,7 +1,7 @@
-"""A quick look at the data before anything is started: how much there is, of what kind, and how it begins.
+"""Quick survey of the data: its amount, its kinds, and its first documents.
 
-Counts files and bytes exactly, and reads a sample of the files (some megabytes, spread evenly) to estimate documents
-and tokens. No tokenizer, no torch, no network: the wizard asks when the path changes, the planner for its plan.
+It counts files and bytes exactly, and reads a sample of the files (some megabytes, evenly spaced) to estimate documents
+and tokens, without tokenizer, torch or network. The wizard calls it when the path changes, the planner for its plan.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def survey(
     cancelled: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda looked_at, files: None,
 ) -> Survey:
-    """Look at the data for a second or two.
+    """Survey the data in a second or two.
 
     Args:
         data: as for ``open_source``.
@@ -97,8 +97,8 @@ def survey(
         split: likewise.
         characters_per_token: of the tokenizer that will be used, where it is known.
         previews: documents of which the beginning is wanted. With 0 the built-in text is not read, which takes seconds.
-        cancelled: asked between documents; True ends the look with what is known so far.
-        on_progress: told after each file how many of how many were looked at.
+        cancelled: checked between documents; True ends the survey with the results so far.
+        on_progress: called after each file with the number of files read and of all files.
 
     Raises:
         DataError: there is no such data, nothing in it can be read, or the text field is wrong.

@@ -14,7 +14,7 @@ NO_ANSWER = "conversation without an answer"
 
 @dataclass
 class Note:
-    """Something that was read in another way than its name promises.
+    """A note about files that were read in another way than their names promise.
 
     Attributes:
         files: how many files.
@@ -100,7 +100,7 @@ class Tally:
             self.notes.setdefault(sentence, Note(0, first)).files += 1
 
     def add(self, other: Tally) -> None:
-        """Take over all counts of another tally."""
+        """Copy all counts of another tally."""
         self.skipped += other.skipped
         self.lost += other.lost
         self.unread += other.unread

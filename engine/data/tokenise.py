@@ -1,9 +1,9 @@
-"""From texts and conversations to token ids, with the tokenizer of the models.
+"""Tokenisation of texts and conversations with the models' tokenizer.
 
-A text gets no special tokens (the packer puts them between documents). A conversation goes through the tokenizer's chat
-template, and only what the assistant says is trained on, with what ends a turn. An answer that cannot be located in
-what the template writes is not trained on; a conversation without any is left out. Both are counted. Knows nothing of
-files and rows.
+A text gets no special tokens (the packer adds them between documents). A conversation is rendered with the tokenizer's
+chat template; only the assistant's answers are trained, with the token that ends a turn. An answer that cannot be
+located in the template's output is not trained; a conversation without located answers is left out. Both are counted.
+Knows nothing of files and rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NO_REASONING = "answer whose reasoning the chat template leaves out"
 
 
 class DocumentTokeniser:
-    """Tokenises documents.
+    """A tokenizer of documents.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -98,7 +98,7 @@ class DocumentTokeniser:
     def conversation(
         self, messages: Messages, fields: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
     ) -> TokenisedDocument | None:
-        """Tokenise a conversation; None when it was left out, and counted.
+        """Tokenise a conversation; return None if it is left out, which is counted.
 
         Args:
             messages: the turns.
@@ -130,7 +130,7 @@ class DocumentTokeniser:
         return None
 
     def _answers(self, written: Written) -> tuple[list[Span], list[str]]:
-        """Where the answers that are learned stand, and what is to be told of the others."""
+        """Return the positions of the trained answers, and notes about the others."""
 
         def render(turns: Sequence[Turn], invites: bool) -> str | None:
             return rendered(self._template, turns, written.fields, invites)

@@ -1,11 +1,10 @@
-"""tokens.h5: the rows of a run, training and hold-out, each with a hash by which its records are found.
+"""tokens.h5: the rows of a run, training and hold-out, each with a hash that finds its records.
 
-Rows lie one behind the other (ragged: values and offsets), compressed, and are read by number in any order. Beside each
-token is whether it is a label and whether a document begins with it. The file is written under a temporary name and
-renamed when it is whole; what is there is whole. A row whose bytes do not give its hash when it is read is damaged, and
-never used.
+Rows are stored contiguously (ragged: values and offsets), compressed, and are read by number in any order. Each token
+has flags: whether it is a label, and whether a document begins with it. The file is written under a temporary name and
+renamed when it is complete. A row whose bytes do not match its hash at reading is damaged and never used.
 
-Knows nothing of text, of tokenizers and of what a row is for.
+Knows nothing of text, of tokenizers and of the use of rows.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ class _SplitWriter:
 
 
 class TokenFileWriter:
-    """Writes a token file; leaves nothing behind unless ``commit`` was reached. A context manager.
+    """Writer of a token file, which is removed unless ``commit`` was reached. A context manager.
 
     Args:
         path: where the file will be.
@@ -189,7 +188,7 @@ class TokenFileWriter:
         self._file.attrs[name] = value
 
     def commit(self) -> None:
-        """Make the file appear, whole, under its name."""
+        """Rename the complete file to its final name."""
         for split in self._splits.values():
             split.finish()
         self._file.attrs["checksum"] = _checksum(dict(self._file.attrs))
@@ -211,7 +210,7 @@ class TokenFileWriter:
 
 
 class TokenFile:
-    """Reads a token file. A context manager; not for two threads at once.
+    """Reader of a token file. A context manager; not thread-safe.
 
     Attributes:
         sequence_length: most tokens in a row.
