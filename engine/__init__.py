@@ -1,6 +1,6 @@
-"""TinyDistill without a screen: ``from engine import RunConfig, distill, plan``.
+"""The Python API of TinyDistill: ``from engine import RunConfig, distill, plan``.
 
-Importing this is free: what a name needs is imported when the name is first used, and none of it is torch.
+Importing this is cheap: modules are imported at the first use of a name, and none of them is torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Next steps after a finished run, each with its command. No torch.
 
-The same list is shown by the wizard, printed by the command line, and kept in the run's folder as ``next.txt``.
+The wizard shows this list, the command line prints it, and the run's folder has it as ``next.txt``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FIRST_WORDS = "Once upon a time"
 
 @dataclass(frozen=True)
 class NextStep:
-    """One thing that can be done.
+    """One next step.
 
     Attributes:
         key: ``talk``, ``beside``, ``transformers``, ``gguf``, ``ollama``, ``longer``, ``another``, ``cache`` or

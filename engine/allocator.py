@@ -1,4 +1,4 @@
-"""How the C library of a phase's process treats memory that is freed: kept for the next step, or handed back.
+"""Treatment of freed memory by the C library of a phase's process: kept for the next step, or returned.
 
 Both ways are glibc's own (mallopt(3)); other C libraries ignore these variables. A process reads them when it starts,
 so the code that starts a phase calls this. This file decides nothing: the planner does, by the budget.

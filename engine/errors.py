@@ -1,25 +1,25 @@
-"""One tree of errors. Each has what happened, why, what to do, and an exit code.
+"""The exceptions of this program. Each has what happened, why, what to do, and an exit code.
 
 ::
 
     TinyDistillError
     ├── RequestError          2   the request is wrong
-    │   ├── SettingsError         settings that cannot be, all of them at once
+    │   ├── SettingsError         invalid settings, all of them at once
     │   ├── ModelError            a model that is missing, or that cannot be used
     │   ├── TokenizerMismatch     teacher and student do not share a vocabulary
     │   ├── DataError             no usable text
-    │   ├── CacheMismatch         records that belong to something else
-    │   └── FolderError           a folder that is not what it has to be
-    ├── DoesNotFit            3   memory or disk, with the nearest setting that fits
-    ├── RunFailed             4   it failed, the state is kept
+    │   ├── CacheMismatch         records of another teacher or other settings
+    │   └── FolderError           a folder that cannot be used
+    ├── DoesNotFit            3   memory or disk is too small, with the nearest setting that fits
+    ├── RunFailed             4   the run failed, its state is kept
     │   ├── DiskFull
     │   ├── CorruptState          a file of the run is damaged and cannot be made again
     │   │   └── TokensDamaged         tokens.h5; it is made again from the text
-    │   ├── PhaseDied             a phase's process was killed, or ended without a word
+    │   ├── PhaseDied             a phase's process was killed, or ended without an error message
     │   ├── OutOfMemory           memory ran out where nothing smaller is left to try
     │   ├── RecordsMissing        records that are damaged or not there yet; they are made again
     │   └── BadNumbers            NaN or infinity that did not go away
-    └── Stopped               130 the person stopped it, the state is kept
+    └── Stopped               130 the user stopped the run, its state is kept
 
 An error knows nothing of screens: the front ends print :meth:`TinyDistillError.paragraph`.
 """
@@ -43,8 +43,8 @@ class TinyDistillError(Exception):
 
     Args:
         what: what happened, one sentence, with the person's own paths and values.
-        why: why that is a problem, one sentence; empty where the first says it all.
-        todo: what the person can do now, one sentence.
+        why: why that is a problem, one sentence; empty if ``what`` is enough.
+        todo: what the user can do, one sentence.
     """
 
     exit_code: ClassVar[int] = 4
@@ -71,12 +71,12 @@ class RequestError(TinyDistillError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One setting that cannot be.
+    """One invalid setting.
 
     Attributes:
         setting: the setting's name, as in RunConfig; a word that is no flag as it was typed.
-        value: the value as given; empty where there is none.
-        accepted: what is accepted, as half a sentence.
+        value: the value as given; empty if there is none.
+        accepted: what is accepted, as a sentence fragment.
     """
 
     setting: str
@@ -98,7 +98,7 @@ def shown_value(value: object) -> str:
 
 
 class SettingsError(RequestError):
-    """Settings that cannot be: all of them at once, so that the person mends them in one go."""
+    """Invalid settings: all of them at once, so that the user can fix them in one go."""
 
     def __init__(self, problems: list[Problem], todo: str = "Run with --help to see every setting.") -> None:
         self.problems = problems
@@ -111,7 +111,7 @@ class SettingsError(RequestError):
 
 
 class ModelError(RequestError):
-    """A model that is missing, or that cannot be used as it is asked to be."""
+    """A model that is missing, or that cannot be used as requested."""
 
 
 class TokenizerMismatch(RequestError):
@@ -123,7 +123,7 @@ class DataError(RequestError):
 
 
 class CacheMismatch(RequestError):
-    """Records that were made by another teacher, tokenizer or setting."""
+    """Records of another teacher, tokenizer or setting."""
 
 
 class FolderError(RequestError):
@@ -148,25 +148,25 @@ class DoesNotFit(TinyDistillError):
 
 
 class RunFailed(TinyDistillError):
-    """It failed; what was done so far is kept and the run can be resumed."""
+    """The run failed; its progress is kept and it can be resumed."""
 
     exit_code = 4
 
 
 class DiskFull(RunFailed):
-    """A write did not find room."""
+    """A write failed because the disk or quota is full."""
 
 
 class CorruptState(RunFailed):
-    """A file of the run is damaged and cannot be made again from what is there."""
+    """A file of the run is damaged and cannot be made again from other files."""
 
 
 class TokensDamaged(CorruptState):
-    """``tokens.h5`` is missing or not what was written."""
+    """``tokens.h5`` is missing or damaged."""
 
 
 class PhaseDied(RunFailed):
-    """A phase's process was killed, or ended without saying why."""
+    """A phase's process was killed, or ended without an error message."""
 
 
 class OutOfMemory(RunFailed):
@@ -174,7 +174,7 @@ class OutOfMemory(RunFailed):
 
 
 class RecordsMissing(RunFailed):
-    """Records of the teacher that the student needs are damaged or not there."""
+    """Records that the student needs are damaged or missing."""
 
 
 class BadNumbers(RunFailed):
@@ -182,6 +182,6 @@ class BadNumbers(RunFailed):
 
 
 class Stopped(TinyDistillError):
-    """The person stopped the run; the state is kept."""
+    """The user stopped the run; its state is kept."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""Events: what happens in a run, one JSON object a line, in the order it happened.
+"""Events of a run in order, one JSON object per line.
 
 The engine writes them; the wizard, the progress bar, ``--json`` and the report read them. Several processes append to
 the same file: each line is one ``write`` on a descriptor opened with O_APPEND, so lines do not mix. A torn last line
@@ -22,12 +22,12 @@ from engine import last_word
 
 Event = dict[str, Any]
 
-# The kinds that a person reading run.log has no use for: they come by the second.
+# Kinds that are left out of run.log, as they occur every second.
 _TOO_OFTEN_FOR_THE_LOG = frozenset({"memory", "progress"})
 
 
 class EventWriter:
-    """Appends events to ``events.jsonl`` and, in words, to ``run.log``.
+    """Writer of events to ``events.jsonl`` and, as text, to ``run.log``.
 
     Args:
         path: the events file; made when it is missing.
@@ -43,7 +43,7 @@ class EventWriter:
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event.
 
-        A disk that refuses loses the event, never the run: the work itself says so where it matters.
+        A failed write loses the event but does not end the run: the phase's own writes report a full disk.
         """
         event: Event = {"time": round(time.time(), 3), "kind": kind}
         if self.phase is not None and "phase" not in fields:
@@ -83,7 +83,7 @@ def read_events(path: Path) -> Iterator[Event]:
 
 
 class Tail:
-    """Reads what was appended since the last time.
+    """Reader of events appended since the last call.
 
     Attributes:
         bad_lines: lines that were no JSON object.

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: bytes, times, rates, counts. One place for units.
+"""Formatting of numbers with units for users: bytes, times, rates, counts.
 
 Pure functions of numbers, with neither colours nor screens. ``None`` becomes a dash, so that a value that is not known
 yet has the same place in a line as one that is.

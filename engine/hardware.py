@@ -1,8 +1,8 @@
 """Hardware of this machine: GPUs, memory, processor, disk; and the memory of a process.
 
-Everything here is read from the driver's management library and from the operating system; torch is never loaded and
-CUDA is never started, so that looking costs milliseconds and no GPU memory. Nothing here raises: what cannot be read
-is left out, and for GPUs ``gpu_note`` says why.
+All values come from the driver's management library and from the operating system; torch is never loaded and CUDA is
+never started, so detection takes milliseconds and no GPU memory. No function raises: unreadable values are left out,
+and ``gpu_note`` gives the reason for GPUs.
 """
 
 from __future__ import annotations

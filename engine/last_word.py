@@ -1,7 +1,7 @@
-"""Why a run ended, told through a pipe as well: a disk that takes no more takes no reason either.
+"""A pipe that reports a run's final error as well as the events: a full disk cannot store the error.
 
-The front end makes the pipe and keeps its reading end; supervisor and phases inherit the other, and each error that
-they write into the events goes there too. Nothing waits for it: a pipe holds more than a run has last words.
+The front end creates the pipe and keeps its reading end; supervisor and phases inherit the writing end, and write each
+``error`` event there too. Writers never block: a pipe's buffer is larger than a run's errors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From a request to a run that is going: plan it, make its folder, start its supervisor.
+"""Start of a run: plan a request, create the run's folder, start its supervisor.
 
-Used by the command line, by the wizard and by Python programs. It knows nothing of torch, and draws nothing.
+The command line, the wizard and Python programs use it. It knows nothing of torch and of screens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def config_from(values: dict[str, Any]) -> RunConfig:
 
 
 def new_run(config: RunConfig) -> Run:
-    """Plan a run and make its folder. Nothing is made when the request is wrong or does not fit.
+    """Plan a run and create its folder, unless the request is invalid or does not fit.
 
     Raises:
         RequestError: the request is wrong.
@@ -90,7 +90,7 @@ def look_at_text(settings: RunConfig) -> Survey | None:
 
 
 def check_losses(settings: RunConfig) -> None:
-    """Refuse a run that would leave out more than half of its text. Of text that was not read whole the run finds it.
+    """Refuse a run that would leave out more than half of its text. If the survey read only a part, the run checks it.
 
     Raises:
         MostlyLeftOut: and --allow_losses was not given.

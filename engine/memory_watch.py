@@ -1,8 +1,8 @@
-"""Is memory running short? Asked by a phase between two pieces of work, so that it can act before the kernel kills.
+"""Detection of short memory, which a phase checks between two pieces of work, to act before the OOM killer.
 
-What counts is what can still be taken now: the least of what the system and each container limit leave. The plan knew
-how much was free when the run began; other programs have come since, or an unknown limit applies. This file decides
-when memory is short; what is done about it is the caller's business.
+The available memory is the minimum over the system and each container limit. The plan knew the free memory at the start
+of the run; other programs may have started since, or an unknown limit applies. This file decides when memory is short;
+the caller decides what to do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``--ask``: the few questions of the wizard, one line at a time; for ears, slow lines and terminals without a screen.
+"""``--ask``: the wizard's questions, one line at a time, for screen readers, slow lines and simple terminals.
 
 The same settings, checked by the same words; nothing is drawn, and nothing that was said is taken back.
 """
@@ -58,7 +58,7 @@ def ask(
 
 
 def _plan_lines(config: RunConfig) -> list[str]:
-    """What the run will do and take.
+    """Return the run's work and predictions.
 
     Raises:
         TinyDistillError: the run cannot be started, or does not fit; the reason is the answer.

@@ -21,7 +21,7 @@ def cores() -> int:
 
 
 def words(load_now: float, core_count: int, own: int) -> str:
-    """What to say; empty where the machine is the run's.
+    """Return a warning about other load; empty if there is none.
 
     Args:
         load_now: processes that want to run.

@@ -1,4 +1,4 @@
-"""What the screens ask of the engine: start, stop, pause, go on. No torch, no Textual.
+"""Requests of the screens to the engine: start, stop, pause, resume. No torch, no Textual.
 
 A request is a line in the run's ``control`` file; the answer comes as events. Nothing is waited for here.
 """
@@ -55,7 +55,7 @@ def ask(path: Path, command: str) -> None:
     """Ask the run to ``stop``, ``pause`` or ``resume``.
 
     Raises:
-        FolderError: nobody is there to hear it, or the folder cannot be written.
+        FolderError: no supervisor is running, or the folder is not writable.
     """
     if not Run(path, {}).is_live():
         raise FolderError(f"{path.name} is not going.", "There is nothing to " + command + ".", "R goes on with it.")

@@ -1,4 +1,4 @@
-"""What a quick look at the data has shown, in words for the screen. Pure: no screens, no files."""
+"""Texts about the survey of the data for the screen. Pure: no screens, no files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def what_is_special(found: Survey) -> str:
 
 
 def what_is_left_out(found: Survey) -> tuple[str, bool]:
-    """What is left out or read in another way than its name promises, and whether it is much; empty when nothing is."""
+    """List data that is left out or read in another way than its name promises, and whether it is much."""
     lost = found.left_out
     told = [lost.sentences() if lost is not None else "", *found.notes]
     return " ".join(filter(None, told)), lost is not None and lost.is_much

@@ -1,4 +1,4 @@
-"""What the person has answered so far, kept on disk after every step, so that nothing is typed twice.
+"""The user's answers so far, saved after every step, so that no answer is typed twice.
 
 Answers are text as it was typed, good or bad: a bad one stays until it is mended. What they mean is said by RunConfig,
 what comes of them by the planner. Knows no screens.
@@ -113,7 +113,7 @@ class Draft:
         return False
 
     def problem(self, name: str) -> str | None:
-        """What is accepted, when the answer is not; None when it is good."""
+        """Return what is accepted if the answer is invalid, else None."""
         return check_value(name, self.answers[name]) if name in self.answers else None
 
     def problems(self, names: Iterable[str] | None = None) -> list[Problem]:

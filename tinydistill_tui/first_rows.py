@@ -13,7 +13,7 @@ from tinydistill_tui import helper
 
 
 def request_for(settings: RunConfig) -> RowRequest:
-    """What the first rows of planned settings depend on."""
+    """Return the settings that the first rows depend on."""
     return RowRequest(
         teacher=str(settings.teacher),
         data=str(settings.data),

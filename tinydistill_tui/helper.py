@@ -14,7 +14,7 @@ _SECONDS_TO_END = 2.0
 
 @dataclass(frozen=True)
 class HelperOutput:
-    """What a process came to.
+    """Result of a process.
 
     Attributes:
         text: its standard output.

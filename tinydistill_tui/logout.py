@@ -55,7 +55,7 @@ def advice(group: str, *, kills: bool, lingers: bool) -> str:
 
 
 def _answer(*words: str) -> str:
-    """What a program prints; empty when it is not there, fails or takes long."""
+    """Return a program's output; empty if it is missing, fails or takes long."""
     try:
         return subprocess.run(
             words, capture_output=True, text=True, errors="replace", timeout=_SECONDS, stdin=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""What screens, widgets and workers tell each other."""
+"""Messages between screens, widgets and workers."""
 
 from __future__ import annotations
 

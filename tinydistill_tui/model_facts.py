@@ -1,4 +1,4 @@
-"""What is known of the two models before anything is loaded, in words for the screen. Pure, no Textual.
+"""Texts about the two models before they are loaded. Pure, no Textual.
 
 Reads config.json, safetensors headers and tokenizer files, through the engine; takes milliseconds to a second.
 """

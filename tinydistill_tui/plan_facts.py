@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Need:
-    """What a phase takes of one memory.
+    """A phase's use of one kind of memory.
 
     Attributes:
         noun: score or train.
@@ -80,7 +80,7 @@ class Need:
 
     @property
     def spare_bytes(self) -> int:
-        """What the budget leaves; negative where it is too small."""
+        """Return the budget's remaining bytes; negative if it is too small."""
         return self.budget_bytes - self.needed_bytes - self.beside_bytes
 
     @property
@@ -151,7 +151,7 @@ def typed(name: str, value: Any) -> str:
 
 
 def needs(planned: Plan, machine: Hardware) -> list[Need]:
-    """What each phase takes, of the compute device and, beside a GPU, of main memory."""
+    """Return each phase's memory on the compute device and, with a GPU, its main memory."""
     settings, found = planned.settings, []
     device = settings.device or "cpu"
     gpu = next((gpu for gpu in machine.gpus if gpu.device == device), None)
@@ -188,7 +188,7 @@ def cost(planned: Plan, machine: Hardware, width: int) -> str:
 
 
 def parts(planned: Plan) -> str:
-    """What each phase's peak is made of, a line for each."""
+    """Return the parts of each phase's peak, one line per phase."""
     lines = []
     for phase, figures in planned.predicted.items():
         largest = sorted(figures.parts.items(), key=lambda part: -part[1])
@@ -208,7 +208,7 @@ def verdict(planned: Plan, machine: Hardware) -> tuple[str, str]:
 
 
 def remedies(planned: Plan, machine: Hardware) -> list[dict[str, str]]:
-    """What would make it fit, as answers to set; no budget that the machine does not have."""
+    """Return settings that would fit, without budgets that the machine does not have."""
     found = []
     for remedy in planned.misfit.remedies if planned.misfit is not None else ():
         answers = {name: value if isinstance(value, str) else typed(name, value) for name, value in remedy.items()}
@@ -225,7 +225,7 @@ def remedy_words(planned: Plan, machine: Hardware) -> list[str]:
 
 
 def row_sentence(row: Row) -> str:
-    """Who chose the value, and why, in a sentence."""
+    """Return who chose the value, and why, as a sentence."""
     if row.value == UNKNOWN:
         return f"Not set: {row.why or 'it is not needed'}."
     was = f" (was {row.was})" if row.was else ""
@@ -235,7 +235,7 @@ def row_sentence(row: Row) -> str:
 
 
 def error_words(error: TinyDistillError) -> str:
-    """What is wrong with a request; of settings each with what is accepted."""
+    """Describe the problems of a request; for settings, with the accepted values."""
     if isinstance(error, SettingsError):
         listed = (f"{problem.setting} {problem.value}: {problem.accepted}" for problem in error.problems)
         return f"This cannot be: {'; '.join(listed)}."

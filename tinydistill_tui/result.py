@@ -43,7 +43,7 @@ def table(report: dict[str, Any]) -> list[list[str]]:
 
 
 def costs(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """What it took: time and memory of the phases, size of the cache."""
+    """Return time and memory of the phases, and the size of the cache."""
     lines = []
     phases = _part(report, "phases")
     for name, word in (("teacher", "score"), ("student", "train")):

@@ -110,7 +110,7 @@ class RunView:
         phase_starts: (seconds worked until then, phase), each time a phase began.
         memory_series: bytes over seconds worked; metrics: by name, over seconds worked and steps.
         log, log_dropped: the newest lines, and how many older ones are not kept.
-        bad_lines: lines that could not be read; counted by whoever reads the file.
+        bad_lines: unreadable lines; the reader of the file counts them.
     """
 
     name: str = ""

@@ -1,4 +1,4 @@
-"""What the run screen says in words: its first line, the pinned notice, the sentence above the keys. Pure."""
+"""Texts of the run screen: its first line, the pinned notice, the sentence above the keys. Pure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def title(name: str, view: RunView, state: RunState, now: float, *, width: int, 
 
 
 def right_end(view: RunView, *, live: bool, width: int) -> str:
-    """What stands at the right end of the first line: the share of the gap that is closed, once there is one.
+    """Return the right end of the first line: the share of the gap that is closed, once there is one.
 
     It is an estimate: on the way only some of the hold-out rows are looked at.
     """
@@ -64,7 +64,7 @@ def right_end(view: RunView, *, live: bool, width: int) -> str:
 
 
 def notice(notices: Sequence[Notice], width: int) -> Content | None:
-    """The newest of the notices that nobody has seen, and how many more there are; None without one."""
+    """Return the newest unseen notice, and the number of others; None without one."""
     if not notices:
         return None
     newest = notices[-1]
@@ -79,7 +79,7 @@ def notice(notices: Sequence[Notice], width: int) -> Content | None:
 
 
 def verdict(state: RunState) -> tuple[str, str] | None:
-    """What can be done now, and its mark; None where there is nothing to say."""
+    """Return the possible actions as a sentence, and its mark; None if there are none."""
     if state.word.startswith("quiet"):
         return "No word for a while, but its process is there: a long step, not a dead run.", "look"
     return _VERDICTS.get(state.word)

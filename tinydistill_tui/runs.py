@@ -172,7 +172,7 @@ class RunList:
 
 
 def folder_bytes(path: Path) -> int:
-    """What a folder takes on disk, without what it links to."""
+    """Return a folder's bytes on disk, without link targets."""
     total = 0
     pending = [str(path)]
     while pending:

@@ -28,7 +28,7 @@ class Try:
 
 
 def choices_of(name: str) -> list[tuple[str, str]]:
-    """What a setting can be chosen from, as value and words; nothing when it is typed."""
+    """Return the choices of a setting as values and texts; empty if it is typed."""
     info = SETTINGS[name]
     if info.kind == "bool":
         return [("on", "on"), ("off", "off")]
@@ -71,7 +71,7 @@ def tried(
     name: str, values: Sequence[str], config: RunConfig, make_plan: Callable[[RunConfig], Plan],
     cancelled: Callable[[], bool],
 ) -> list[Try]:  # fmt: skip
-    """Plan with each of the values; ends early when nobody wants to know any more."""
+    """Plan with each of the values; end early if the result is no longer needed."""
     found = []
     for value in values:
         if cancelled():
@@ -85,7 +85,7 @@ def tried(
 
 
 def tries_words(tries: Sequence[Try], width: int) -> str:
-    """What each value would take of memory, else of time; empty where it makes no difference.
+    """Return the memory, else the time, of each value; empty if it makes no difference.
 
     Told of the phase that it changes most; as many values as there is room for.
     """

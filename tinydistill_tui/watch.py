@@ -128,7 +128,7 @@ class _Folding:
         self.phases[name] = replace(self.phases[name], **fields)
 
     def _join_in_the_middle(self, name: str) -> None:
-        """Whoever reads only the end of the file has not seen the phase begin."""
+        """Find the begin of the phase, which a reader of the file's end has not seen."""
         if self.get("phase") is None:
             self.changes["phase"] = name
             self._change_phase(name, state="running", started=self.now)

@@ -41,12 +41,12 @@ def text(value: Any, limit: int = 2000) -> str:
 
 
 def phase_noun(phase: str) -> str:
-    """What the phase is called in a list: prepare, score, train."""
+    """Return the phase's name in a list: prepare, score, train."""
     return PHASE_WORDS.get(phase, (phase, phase))[0]
 
 
 def phase_verb(phase: str) -> str:
-    """What is going on in the phase: preparing, scoring, training."""
+    """Return the phase's activity: preparing, scoring, training."""
     return PHASE_WORDS.get(phase, (phase, phase))[1]
 
 
@@ -65,7 +65,7 @@ def log_line(event: Event) -> LogLine | None:
 
 
 def back_off_words(event: Event) -> str:
-    """What was made smaller, and why."""
+    """Return the reduced setting, and the reason."""
     field, old, new = (text(event.get(name)) for name in ("field", "from", "to"))
     return f"backed off: {field} {old} to {new} ({text(event.get('reason')) or 'no reason given'})"
 

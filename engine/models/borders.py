@@ -1,4 +1,4 @@
-"""Documents in one row that do not see each other: positions restart, and attention is cut where a document begins.
+"""Separation of documents in one row: positions restart, and attention is masked at the begin of each document.
 
 Every mask that transformers makes goes through one table of functions, one for each way to compute attention; while
 :func:`cut` is open, these also hide what belongs to another document. The library does that by itself where it finds

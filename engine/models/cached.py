@@ -1,7 +1,7 @@
-"""Rows that grow by a token at a time: what was computed for the tokens before is kept (a key-value cache).
+"""Rows that grow by one token at a time, with a key-value cache for the earlier tokens.
 
-The model's own cache is used, whatever it is. A model without one, or one whose cache does not go on from where it was,
-is run on the whole row each time. Knows nothing of drawing tokens.
+It uses the model's own cache of any kind. A model without a cache, or whose cache cannot be continued, runs the whole
+row each time. Knows nothing of sampling.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tensors of a model's files, read with ``pread`` into memory that the caller owns.
 
-A memory-mapped checkpoint stands in the process's file pages as a whole once it has been read once (measured: 860 MB
+A memory-mapped checkpoint counts completely as the process's file pages after one read (measured: 860 MB
 for a 221 M-parameter model, against 15 MB here), so a program that promises a small peak must not map it. This file
 knows names, offsets and bytes; it does not know what a tensor is for, nor what a model calls it.
 """

@@ -1,9 +1,9 @@
 """The two halves of any causal language model: the core that makes hidden states, and the head that makes logits.
 
 Full logits are the largest tensor of a language model, and no caller needs all of them at once. So the model's own
-forward is run with its core (the module that holds the decoder layers) patched for one call: either to hand out the
-hidden states and pass one token on to the head, or to hand in a block of hidden states and let the head work on that.
-Whatever a head does (bias, softcap, scale) is done by the model's own code; no architecture is named here.
+forward is run with its core (the module that holds the decoder layers) patched for one call: either to return the
+hidden states and pass one token to the lm_head, or to feed a block of hidden states to the lm_head. The model's own
+code does all work of the head (bias, softcap, scale); no architecture is named here.
 
 Both ways are differentiable. This file knows nothing of losses, records or where weights come from.
 """
@@ -59,7 +59,7 @@ def find_core(model: PreTrainedModel) -> Core:
 
 
 def last_hidden_states(model: PreTrainedModel, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-    """Hidden states of the last layer, after the final norm: what the head reads.
+    """Return the hidden states of the last layer, after the final norm: the lm_head's input.
 
     No attention mask is given: right-padded rows come out the same without it, as a token sees only what is before it,
     and the masks of all micro-batches would be the larger part of the memory.

@@ -1,7 +1,7 @@
-"""A student cut out of its teacher: some of the layers, with everything around them.
+"""Construction of a student from some of its teacher's layers, with embedding, norms and lm_head.
 
 The caller says which layers (engine.teacher.depth measures it); a number of layers means the first, the last, and
-evenly spread ones between: DistilBERT's start (Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 3). The
+evenly spaced ones between: DistilBERT's start (Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 3). The
 result is a model folder like any other: the teacher with the other layers left out. Weights are copied tensor by tensor
 as bytes, in pieces of a few megabytes; quantised ones are dequantised on the way. The computation of a layer is not
 known here.
@@ -56,7 +56,7 @@ def derive_student(
 
     Args:
         teacher: a model folder with safetensors.
-        layers: of the teacher, in rising order; or how many, from 1 to the teacher's, evenly spread.
+        layers: of the teacher, in rising order; or their number, from 1 to the teacher's, evenly spaced.
         out: the folder to write; made where it is missing.
         width: sizes of a narrower student; the teacher's where None.
         parts: with a width, the neurons and heads that stay of each kept layer.
@@ -126,7 +126,7 @@ def layer_kinds(spec: ModelSpec, *, trust_remote_code: bool = False) -> list[Has
 
 
 def is_valid_cut(spec: ModelSpec, kept: Sequence[int], *, trust_remote_code: bool = False) -> bool:
-    """Whether the architecture can have these layers in this order: where it gives a layer its kind by its number, not.
+    """Return whether these layers form a valid model: not if the architecture gives layers their kinds by number.
 
     A model without weights is made from the configuration that the student would have, and its layers' parameters and
     constants are compared with those of the teacher's layers. Where layers are left out, the tensors outside of the

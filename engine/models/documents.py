@@ -1,9 +1,9 @@
-"""The documents of some rows, taken apart: each in a batch row of its own, beside others of about its length.
+"""Unpacking of rows: each document becomes a batch row, together with others of similar length.
 
-So a document is computed as if it were alone, whatever stands before it in its row, and no model has to know that rows
-are packed: padding on the right is nothing that a causal model's real tokens see.
+A document is therefore computed separately from its neighbours in the row, and models need no support for packed rows:
+real tokens of a causal model do not attend to padding on the right.
 
-Knows nothing of what is done with them.
+Knows nothing of the use of the documents.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Does a loaded tokenizer do what its tokenizer.json says? Asked with a text of everything that is easily lost.
+"""Check of a loaded tokenizer against its tokenizer.json, with a probe text of commonly lost characters.
 
-transformers may build a tokenizer anew from the class that tokenizer_config.json names; then spaces, line ends or added
-tokens can come out otherwise than in tokenizer.json, without an error (LlamaTokenizer over a byte-level file with
+transformers may build a tokenizer from the class that tokenizer_config.json names; then spaces, line ends or added
+tokens can differ from tokenizer.json, without an error (LlamaTokenizer over a byte-level file with
 transformers 5.20). The tokenizers library reads the file as the model was trained with it. Knows nothing of
 models and data.
 """

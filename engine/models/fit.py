@@ -1,8 +1,8 @@
-"""Can these files become the model that config.json describes? Asked of the headers, before any weight is read.
+"""Check that a folder's files form the model that config.json describes, from the headers alone.
 
-The model is built without weights, and each of its parameters must have a tensor of its shape in the files. It takes a
-second and the memory of the libraries, where loading the model would take minutes to come to the same answer. Knows
-nothing of what the model is for.
+The model is built without weights, and each of its parameters must have a tensor of its shape in the files. This takes
+a second and the memory of the libraries; loading the model would take minutes for the same answer. Knows nothing of the
+model's use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.out_of_memory import is_out_of_memory
 
 
 def check_fit(folder: Path) -> None:
-    """Make sure that a model of transformers can be loaded from a folder and that nothing of it would be made up.
+    """Check that transformers can load a model from a folder without randomly initialised weights.
 
     Raises:
         ModelError: transformers cannot build it, or a tensor is missing or has another shape.

@@ -1,7 +1,7 @@
-"""Rows of a head that lies in a checkpoint: kept in memory as far as allowed, read again where not.
+"""Rows of an lm_head in a checkpoint: cached in memory up to a limit, otherwise read again.
 
-Between two waves the layers' slots are idle, so rows go there first; what is kept beyond them is the caller's limit. On
-a GPU, rows that find no room on the device are kept in main memory, and are copied from there each time.
+Between two waves the layers' slots are idle, so rows go there first; the caller limits further memory. On a GPU, rows
+without room on the device are cached in main memory and copied from there each time.
 """
 
 from __future__ import annotations

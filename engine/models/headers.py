@@ -1,4 +1,4 @@
-"""The headers of safetensors files: which tensors there are, of what shape and dtype, and where their bytes begin.
+"""The headers of safetensors files: names, shapes, dtypes and byte positions of tensors.
 
 Reads a few kilobytes at the start of each file and no weights. Knows nothing of torch, and not what a tensor is for.
 

@@ -57,7 +57,7 @@ class FrameScreen(Screen[None]):
     ]  # fmt: skip
 
     GROUP: ClassVar[str] = ""
-    """What the help calls the keys of this screen."""
+    """Return the help's name for the keys of this screen."""
 
     hint: str = ""
     _said: tuple[str, str] | None = None
@@ -85,7 +85,7 @@ class FrameScreen(Screen[None]):
         self.say(self.hint)
 
     def set_title(self, left: Content | str, right: str = "") -> None:
-        """What stands in the first row."""
+        """Return the first row."""
         title = self.query_one(TitleRow)
         title.left = left if isinstance(left, Content) else Content(left)
         title.right = right
@@ -111,7 +111,7 @@ class FrameScreen(Screen[None]):
 
     @on(events.Resize)
     def _write_said(self) -> None:
-        """What was said; there may be more room now, or less."""
+        """Show the message again in the new width."""
         if self._said is None:
             return
         sentence, mark = self._said

@@ -43,7 +43,7 @@ _DECIDES_THE_TEXT = ("data", "text_field")
 
 @dataclass
 class Surveyed(Message):
-    """What a look has shown, so far or at its end.
+    """Result of a survey, so far or at its end.
 
     Attributes:
         asked: the data and the field that were looked at.
@@ -152,7 +152,7 @@ class DataScreen(StepScreen):
         self._look_soon()
 
     def on_screen_resume(self) -> None:
-        """Coming back: what was brought meanwhile was for nobody."""
+        """Discard results that arrived while the screen was left."""
         self._look_soon()
 
     def changed(self, setting: str) -> None:

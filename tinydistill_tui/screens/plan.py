@@ -109,7 +109,7 @@ class PlanScreen(StepScreen):
         self._measured_for: tuple[str, int | None] | None = None
 
     def compose_content(self) -> Iterable[Widget]:
-        """What it takes, the settings, and the one that is chosen."""
+        """Compose the predictions, the settings, and the selected setting."""
         yield Static(id="in-words", markup=False)
         yield MemoryBars(id="memory-bars")
         yield Static(id="cost", markup=False)
@@ -122,7 +122,7 @@ class PlanScreen(StepScreen):
         yield SettingEditor(id="editor", classes="pane")
 
     def on_mount(self) -> None:
-        """Ask the planner, and measure the machine where nobody did."""
+        """Ask the planner, and measure the machine if it was not measured."""
         if self.draft.plan is not None and self._machine is not None:
             self._draw()
         self._plan_soon(0.01)

@@ -38,7 +38,7 @@ _ASKED_SECONDS = 20.0  # how long "pausing…" stands before the engine has said
 
 @dataclass(frozen=True)
 class _Asked:
-    """What was asked of the run and not answered yet."""
+    """A request to the run without an answer yet."""
 
     word: str
     at: float
@@ -331,7 +331,7 @@ class RunScreen(FrameScreen):
         self._draw()
 
     async def action_resume_run(self) -> None:
-        """Start a supervisor again for a run that nobody works on."""
+        """Start a supervisor again for a run without one."""
         try:
             await self.tiny.start_run(self.path)
         except TinyDistillError as error:

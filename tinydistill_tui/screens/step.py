@@ -1,4 +1,4 @@
-"""What the wizard's steps have in common: the stepper, Next that checks, and Back that never does.
+"""Common parts of the wizard's steps: the stepper, Next that validates, and Back that never does.
 
 A step shows fields and writes what is typed into the draft at once, good or bad. Next goes to the first field that is
 bad and says what is accepted; Back goes back.
@@ -93,7 +93,7 @@ class StepScreen(FrameScreen):
         self.changed(event.line.setting)
 
     def meant(self, field: TextField) -> str:
-        """What goes into the draft for what stands in a field."""
+        """Return the draft's value for the content of a field."""
         return field.value
 
     def changed(self, setting: str) -> None:

@@ -33,7 +33,7 @@ _HEADS = {"after": "after: the student now", "before": "before: the student at i
 
 @dataclass
 class Spoken(Message):
-    """What became of a question with one model.
+    """One model's answer to a question.
 
     Attributes:
         side: its name.

@@ -45,7 +45,7 @@ class TextField(Input):
 
     @property
     def hint(self) -> str:
-        """What the field is for."""
+        """Return the purpose of the field."""
         return self._hint or (SETTINGS[self.setting].help + "." if self.setting in SETTINGS else "")
 
     def on_mount(self) -> None:
@@ -92,7 +92,7 @@ class ChoiceLine(Widget, can_focus=True):
 
     @property
     def hint(self) -> str:
-        """What the choice is about."""
+        """Return the subject of the choice."""
         return self._hint or (SETTINGS[self.setting].help + "." if self.setting in SETTINGS else "")
 
     def offer(self, setting: str, choices: Sequence[tuple[str, str]], value: str) -> None:

@@ -1,6 +1,6 @@
 """Lines of the log in a window that scrolls: selectable, follows the end, marks what was looked for.
 
-It is given the lines to show and only draws those in sight; filtering is done by whoever has the filter.
+It is given the lines to show and only draws those in sight; the owner of the filter filters them.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a plot shows.
+    """Content of a plot.
 
     Attributes:
         title: what it is, with the unit.

@@ -1,4 +1,4 @@
-"""What the plots of a run show: memory against budget and prediction, and one metric at a time. Pure."""
+"""Data of a run's plots: memory against budget and prediction, and one metric at a time. Pure."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class SettingsTable(DataTable[Content]):
 
     @property
     def why_width(self) -> int:
-        """What is left for the reasons."""
+        """Return the room left for the reasons."""
         return max(10, self.app.size.width - 4 - sum(WIDTHS.values()))
 
     def on_mount(self) -> None:

@@ -1,4 +1,4 @@
-"""How each architecture is kept as GGUF: its name, its numbers, and what becomes of its tensors, in both directions.
+"""Representation of each architecture in GGUF: name, hyperparameters and tensors, in both directions.
 
 llama.cpp reads some tensors in another order or shape than transformers keeps them. The rules follow llama.cpp's own
 converter, ``convert_hf_to_gguf.py`` (https://github.com/ggml-org/llama.cpp); names of tensors come from the ``gguf``
@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How llama.cpp keeps a tensor of transformers'.
+    """Storage of a transformers tensor in llama.cpp.
 
     Attributes:
         order: for each row of the file, the row of transformers' tensor; None where they are the same.

@@ -1,6 +1,6 @@
-"""A folder that stands for a GGUF file: config.json, tokenizer and chat template made of its header, and no weights.
+"""A model folder for a GGUF file: config.json, tokenizer and chat template from its header, without weights.
 
-The weights stay where they are, and are dequantised tensor by tensor as they are read
+The weights stay in the GGUF file and are dequantised tensor by tensor as they are read
 (:mod:`engine.models.gguf.values`). Where the folder lies is :mod:`engine.models.stand_in`'s to say. Knows nothing of
 torch or transformers.
 """

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: its metadata, and which tensors it holds, of what type, and where.
+"""The header of a GGUF file: its metadata, and the types and positions of its tensors.
 
-Every number in a header is checked against the file's size before anything is allocated for it, so that a truncated or
-lying file ends in one sentence. Reads no weights, and does not know what a tensor is for.
+Every number in a header is checked against the file's size before any allocation, so a truncated or invalid file gives
+one error message. Reads no weights, and knows nothing of the use of tensors.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """

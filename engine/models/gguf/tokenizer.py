@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file as tokenizer.json and its companions: the export's vocabulary in the other direction.
+"""Conversion of a GGUF file's vocabulary to tokenizer.json and related files, the inverse of the export.
 
 Two kinds exist: byte-level BPE, whose way to cut text first goes by a name that llama.cpp knows, and SentencePiece's,
 which becomes BPE with byte fall-back. Where the name is unknown the file is refused: a wrong cut gives other ids
