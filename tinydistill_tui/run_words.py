@@ -79,7 +79,7 @@ def notice(notices: Sequence[Notice], width: int) -> Content | None:
 
 
 def verdict(state: RunState) -> tuple[str, str] | None:
-    """Return the possible actions as a sentence, and its mark; None if there are none."""
+    """Return the run's state or possible actions as a sentence, and its mark; None if there are none."""
     if state.word.startswith("quiet"):
         return "No word for a while, but its process is there: a long step, not a dead run.", "look"
     return _VERDICTS.get(state.word)

@@ -128,7 +128,7 @@ class _Folding:
         self.phases[name] = replace(self.phases[name], **fields)
 
     def _join_in_the_middle(self, name: str) -> None:
-        """Find the begin of the phase, which a reader of the file's end has not seen."""
+        """Mark the phase as running, for a reader that has not seen its begin."""
         if self.get("phase") is None:
             self.changes["phase"] = name
             self._change_phase(name, state="running", started=self.now)

@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 @dataclass
 class Findings:
-    """What was measured; the figures are [mean, low, high] with 95 % intervals."""
+    """Results of the evaluation; values are [mean, low, high] with 95 % intervals."""
 
     model: str
     text: str
@@ -206,7 +206,7 @@ def _texts_of(tokens: Any, tokenizer: Any) -> tuple[list[str], int]:
 
 
 def verdict(found: Findings) -> str:
-    """What the figures show, in one sentence."""
+    """Return a summary of the results in one sentence."""
     loss, low, high = found.figures["loss"]
     sure = f"{loss:.3f} (95% {low:.3f} to {high:.3f})"
     if "loss_beyond_teacher" not in found.figures:

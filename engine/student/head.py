@@ -182,7 +182,7 @@ class _Waiting:
         self.count = end
 
     def taken(self) -> tuple[Tensor, Tensor]:
-        """What waits: gradients and hidden states."""
+        """Return the waiting tensors: gradients and hidden states."""
         return self.gradients[: self.count], self.hidden_states[: self.count]
 
     def give(self, hidden_gradient: Tensor) -> None:

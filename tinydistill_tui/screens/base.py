@@ -85,7 +85,7 @@ class FrameScreen(Screen[None]):
         self.say(self.hint)
 
     def set_title(self, left: Content | str, right: str = "") -> None:
-        """Return the first row."""
+        """Set the first row."""
         title = self.query_one(TitleRow)
         title.left = left if isinstance(left, Content) else Content(left)
         title.right = right

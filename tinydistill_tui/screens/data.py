@@ -152,7 +152,7 @@ class DataScreen(StepScreen):
         self._look_soon()
 
     def on_screen_resume(self) -> None:
-        """Discard results that arrived while the screen was left."""
+        """Survey the data again after a return to this screen; earlier results were discarded."""
         self._look_soon()
 
     def changed(self, setting: str) -> None:

@@ -33,7 +33,7 @@ _HEADS = {"after": "after: the student now", "before": "before: the student at i
 
 @dataclass
 class Spoken(Message):
-    """One model's answer to a question.
+    """A part of one model's answer, or a change of its state.
 
     Attributes:
         side: its name.
