@@ -22,6 +22,7 @@ from engine.cli.cache_view import show_cache
 from engine.cli.distill import guarded
 from engine.errors import FolderError, Problem, RequestError, SettingsError
 from engine.format import format_bytes
+from engine.machine.device import NAMES, is_name
 from engine.settings import suggestion
 from engine.version import __version__
 
@@ -152,7 +153,7 @@ def _rescored(store: CacheStore, typed: argparse.Namespace, found: list[str]) ->
         return None
     from engine.phases.rescore import AGREEING, rescore
 
-    again = rescore(store, typed.rescore, typed.teacher)
+    again = rescore(store, typed.rescore, typed.teacher, device=typed.device)
     if not again.agrees:
         found.append(
             f"The teacher gives other records now: only {again.overlap:.0%} of the probability lies on the same ids "
@@ -213,6 +214,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     verify.add_argument(
         "--teacher", metavar="MODEL", help="The teacher's folder (default: the folder that the run used)"
     )
+    verify.add_argument(
+        "--device", type=_device, metavar="DEVICE", help=f"{NAMES} (default: that of the run, else cpu)"
+    )
     gc = command("gc", "Remove files that crashes and damage left, and caches that no run uses")
     gc.add_argument(
         "--older_than",
@@ -225,7 +229,19 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     gc.add_argument("--dry_run", action="store_true", help="Only show what would be removed")
     typed, unknown = parser.parse_known_args([_underscored(word) for word in words])
     if unknown:
-        known = ("json", "debug", "records", "tokenizer", "rescore", "teacher", "older_than", "keep", "yes", "dry_run")
+        known = (
+            "json",
+            "debug",
+            "records",
+            "tokenizer",
+            "rescore",
+            "teacher",
+            "device",
+            "older_than",
+            "keep",
+            "yes",
+            "dry_run",
+        )
         raise SettingsError(
             [
                 Problem(word.lstrip("-"), "", f"is no flag of {PROGRAM}{suggestion(word.lstrip('-'), known)}")
@@ -251,6 +267,12 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number; expected 0 or more")
     return int(text)
+
+
+def _device(text: str) -> str:
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected {NAMES}")
+    return text
 
 
 def _age(text: str) -> float:

@@ -8,10 +8,12 @@ bit.
 from __future__ import annotations
 
 import json
+import os
 import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +22,9 @@ from engine.cache.record import Records
 from engine.cache.store import CacheStore
 from engine.data.packing import PackedRow
 from engine.data.tokens import SPLITS, Split, TokenFile, TokenFileWriter
-from engine.errors import CacheMismatch, FolderError, TinyDistillError
+from engine.errors import CacheMismatch, FolderError, Problem, SettingsError, TinyDistillError
 from engine.events import EventWriter
+from engine.machine.gpu_check import visible
 from engine.models.spec import fingerprint, read_spec
 from engine.phase_control import PhaseControl
 
@@ -55,7 +58,9 @@ class Rescored:
         return not self.tokens or self.overlap >= AGREEING
 
 
-def rescore(store: CacheStore, num_rows: int, teacher: str | None, *, seed: int = 0) -> Rescored:
+def rescore(
+    store: CacheStore, num_rows: int, teacher: str | None, *, device: str | None = None, seed: int = 0
+) -> Rescored:
     """Score rows of a cache again and compare.
 
     The rows' tokens come from a run that used the cache; what the teacher computes in comes from the manifest.
@@ -64,6 +69,7 @@ def rescore(store: CacheStore, num_rows: int, teacher: str | None, *, seed: int 
         store: an open cache.
         num_rows: rows, by chance from all that the cache and the run have in common.
         teacher: a model's folder or id; that of the run when None.
+        device: that the teacher computes on; that of the run where it is here, else the CPU, when None.
         seed: of the choice of rows.
 
     Raises:
@@ -72,7 +78,14 @@ def rescore(store: CacheStore, num_rows: int, teacher: str | None, *, seed: int 
         DamagedShard, RecordsMissing: a record cannot be read.
     """
     run = _run_with_tokens(store)
-    spec = read_spec(teacher or str(json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]["teacher"]))
+    settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+    way = _Way(
+        device or settings.get("device") or "cpu",
+        is_wished=device is not None,
+        layer_by_layer=bool(settings.get("layer_by_layer")),
+        trust_remote_code=bool(settings.get("trust_remote_code")),
+    )
+    spec = read_spec(teacher or str(settings["teacher"]), trust_remote_code=way.trust_remote_code)
     if (found := fingerprint(spec)) != store.identity.teacher:
         raise CacheMismatch(
             f"{spec.path} is not the teacher of {store.path}: its weights' fingerprint is {found[:12]}…, the records "
@@ -85,8 +98,18 @@ def rescore(store: CacheStore, num_rows: int, teacher: str | None, *, seed: int 
         chosen = _chosen(store, tokens, num_rows, seed)
         _write_rows(folder / "tokens.h5", tokens, chosen)
         with TokenFile(folder / "tokens.h5") as few:
-            again = _score(folder, few, store, spec.path)
+            again = _score(folder, few, store, spec.path, way)
             return _compared(few, store, again)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the teacher is run: as the run did it, so that it has room where it had."""
+
+    device: str
+    is_wished: bool
+    layer_by_layer: bool
+    trust_remote_code: bool
 
 
 def _run_with_tokens(store: CacheStore) -> Path:
@@ -130,17 +153,32 @@ def _write_rows(path: Path, tokens: TokenFile, chosen: list[tuple[Split, int]]) 
         writer.commit()
 
 
-def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path) -> CacheStore:
+def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, way: _Way) -> CacheStore:
+    os.environ.setdefault("CUDA_DEVICE_ORDER", visible("")["CUDA_DEVICE_ORDER"])  # read when torch starts the driver
     import torch
 
+    from engine.machine.torch_device import is_there, kind_of
     from engine.models.load import ResidentTeacher
+    from engine.models.stream import StreamedTeacher
     from engine.planner.sizes import head_chunk_tokens
     from engine.teacher.score import score
 
     identity = store.identity
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(identity.precision, torch.float32)
     again = CacheStore.open(folder / "cache", identity, writable=True)
-    model = ResidentTeacher(teacher, dtype=dtype, quantization=identity.quantization)  # type: ignore[arg-type]
+    device = torch.device(way.device)
+    if not is_there(device):
+        if way.is_wished:
+            raise SettingsError([Problem("device", way.device, "torch finds no such device here; use cpu")])
+        device = torch.device("cpu")
+    values: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": way.trust_remote_code}
+    values["quantization"] = identity.quantization
+    model: ResidentTeacher | StreamedTeacher
+    if way.layer_by_layer:
+        spill = folder if kind_of(device).is_host else None
+        model = StreamedTeacher(teacher, hidden_bytes=0, spill_folder=spill, **values)
+    else:
+        model = ResidentTeacher(teacher, **values)
     score(
         teacher=model,
         tokens=tokens,
@@ -148,7 +186,7 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path) ->
         splits=SPLITS,
         micro_batch=_MICRO_BATCH,
         wave_tokens=_WAVE_TOKENS,
-        chunk_tokens=head_chunk_tokens(model.vocab_rows),
+        chunk_tokens=head_chunk_tokens(model.vocab_rows, device=kind_of(device)),
         record_size=identity.record_size,
         temperature=identity.temperature,
         seed=identity.seed,

@@ -254,7 +254,7 @@ def _shards(cache: Path) -> list[bytes]:
 def _rescore(run: Path) -> int:
     """Score some rows again, on the CPU with the whole teacher, and print how far the records are from that."""
     with CacheStore.look(Run.open(run).cache_path) as store:
-        found = rescore(store, ROWS_COMPARED, None)
+        found = rescore(store, ROWS_COMPARED, None, device="cpu")
     print(json.dumps({"tokens": found.tokens, "shared": found.overlap, "apart": found.label_difference}))
     return 0
 

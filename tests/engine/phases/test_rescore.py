@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from engine.phase_control import PhaseControl
 from engine.phases.rescore import rescore
 from engine.teacher.score import score
 from tests.engine.student.small_run import SEQUENCE_LENGTH, make_rows
+from tests.pretend_gpu import pretend_gpu
 from tests.tiny import VOCAB_SIZE, tiny_model
 
 
@@ -99,3 +101,39 @@ def test_without_a_run_nobody_knows_the_words(honest, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with CacheStore.look(tmp_path) as store, pytest.raises(FolderError, match="No run is left"):
         rescore(store, 2, None)
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True])
+def test_records_are_scored_again_as_the_run_did_it(honest, tmp_path, monkeypatch, layer_by_layer):
+    """On the run's device where that is here, and layer by layer where the whole teacher had no room."""
+    settings_of = json.loads
+    way = {"device": "cuda:0", "layer_by_layer": layer_by_layer}
+
+    def loads(text):
+        found = settings_of(text)
+        if isinstance(found, dict) and "settings" in found:
+            found["settings"] |= way
+        return found
+
+    monkeypatch.setattr("engine.phases.rescore.json.loads", loads)
+    made = []
+    for name in ("load.ResidentTeacher", "stream.StreamedTeacher"):
+        kind = getattr(importlib.import_module(f"engine.models.{name.partition('.')[0]}"), name.partition(".")[2])
+        own = kind.__init__
+
+        def begin(self, *arguments, own=own, **keywords):
+            made.append((type(self).__name__, str(keywords["device"])))
+            own(self, *arguments, **keywords)
+
+        monkeypatch.setattr(kind, "__init__", begin)
+    with CacheStore.look(honest) as store:
+        assert rescore(store, 2, None).overlap > 0.99  # no such device is here
+        with pretend_gpu():
+            assert rescore(store, 2, None).overlap > 0.99
+    kind = "StreamedTeacher" if layer_by_layer else "ResidentTeacher"
+    assert made == [(kind, "cpu"), (kind, "cuda:0")]
+
+
+def test_a_device_that_was_named_and_is_not_here_is_refused(honest, capsys):
+    assert main(["verify", str(honest), "--rescore", "1", "--device", "xpu:7"]) == 2
+    assert "torch finds no such device" in capsys.readouterr().err
