@@ -115,7 +115,13 @@ def _has_its_focus(screen: Screen[Any]) -> bool:
 
 
 def apart(event: events.Key) -> tuple[events.Key, ...]:
-    """Esc and a letter that came in one read are two keys; Textual makes Alt and the letter of them."""
+    """What a key was, as the person typed it.
+
+    Esc and a letter that came in one read are two keys; Textual makes Alt and the letter of them. An Enter from before
+    the screen was there is an Enter.
+    """
+    if event.key == "ctrl+j":  # Enter, typed while the terminal was still the shell's: it comes as a newline
+        return (events.Key("enter", "\r"),)
     modifier, _, key = event.key.rpartition("+")
     if modifier in ("alt", "alt+shift") and len(key) == 1 and event.character:
         letter = event.character

@@ -293,3 +293,9 @@ def test_a_burst_ends_where_slow_typing_ends(monkeypatch, parts):
     slow = asyncio.run(_end_of(parts, True, monkeypatch))
     fast = asyncio.run(_end_of(parts, False, monkeypatch))
     assert fast == slow
+
+
+async def test_enter_from_before_the_screen_was_there_is_an_enter():
+    async with wizard({"demo": True}) as (app, pilot):
+        app.post_message(events.Key("ctrl+j", "\n"))
+        await until_models(app, pilot)
