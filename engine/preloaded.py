@@ -345,7 +345,9 @@ def _import_what_phases_need() -> None:
     import engine.phases.teacher
     import engine.teacher.depth
     import engine.teacher.score  # noqa: F401
+    from engine.models.memory import trim_heap
 
+    trim_heap()  # what imports leave free at the end of the heap would be every phase's
     gc.freeze()  # a collection neither looks through what was imported nor copies its pages into a phase
     gc.enable()
 
