@@ -52,6 +52,32 @@ def own_code(folder: Path) -> Path:
     return folder
 
 
+def as_gguf(folder: Path, model: Path, weight_type: str = "q8_0") -> Path:
+    """The model as a GGUF file."""
+    from engine.export import write_gguf
+
+    file = folder / f"{model.name}.gguf"
+    write_gguf(model, file, weight_type=weight_type)
+    return file
+
+
+def in_fp8(folder: Path) -> Path:
+    """A Llama with its projections in FP8, a scale for each row."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_model("llama"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "_proj.weight" in name]:
+        scale = tensors[name].abs().amax(1, keepdim=True) / 448
+        tensors |= {name: (tensors[name] / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale}
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 CASES: dict[str, Callable[[Path], list[Any]]] = {
     "padded by other amounts": lambda folder: [
         *("--teacher", tiny_model("qwen2"), "--student", padded(folder / "student", 2 * PADDING_ROWS))
@@ -62,6 +88,15 @@ CASES: dict[str, Callable[[Path], list[Any]]] = {
     ],
     "untied, cut from the teacher": lambda folder: ["--teacher", tiny_model("gpt_neox"), "--student", "from-teacher"],
     "old names, learned positions": lambda folder: ["--teacher", tiny_model("gpt2"), "--student", "from-teacher"],
+    "a GGUF file, streamed and cut": lambda folder: [
+        *("--teacher", as_gguf(folder, tiny_model("llama")), "--layer_by_layer", "--student", "from-teacher"),
+        *("--student_layers", 2),
+    ],
+    "two GGUF files": lambda folder: [
+        *("--teacher", as_gguf(folder, tiny_model("gpt2"), "f16")),
+        *("--student", as_gguf(folder, tiny_model("gpt2", num_layers=2))),
+    ],
+    "FP8, cut from the teacher": lambda folder: ["--teacher", in_fp8(folder / "fp8"), "--student", "from-teacher"],
     "code of its own": lambda folder: [
         *("--teacher", own_code(folder / "teacher"), "--student", "from-teacher", "--trust_remote_code")
     ],
