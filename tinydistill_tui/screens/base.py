@@ -116,12 +116,12 @@ class FrameScreen(Screen[None]):
             return
         sentence, mark = self._said
         width, height = self.size
-        small = f" {_WHOLE_SIZE[0]}×{_WHOLE_SIZE[1]} shows all."
-        is_small = width < _WHOLE_SIZE[0] or height < _WHOLE_SIZE[1]
-        said = sentence if mark else clause(sentence, width - 2)
-        if is_small and len(said) + len(small) + (2 if mark else 0) <= width - 2:  # where it takes nothing away
-            said = (said + small).lstrip()
-        words = marked(mark, said) if mark else Content(said)
+        small = (
+            f"{_WHOLE_SIZE[0]}×{_WHOLE_SIZE[1]} shows all. "
+            if width < _WHOLE_SIZE[0] or height < _WHOLE_SIZE[1]
+            else ""
+        )
+        words = marked(mark, small + sentence) if mark else Content(small + clause(sentence, width - 2 - len(small)))
         self.query_one("#verdict", Static).update(words, layout=False)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
