@@ -13,7 +13,7 @@ from engine.disk.files import make_folder, write_atomic
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
 from engine.format import format_bytes
-from engine.models.gguf.folder import gguf_in
+from engine.models.gguf.find import gguf_in
 from engine.models.headers import read_json
 from engine.models.hub import resolve_model
 from engine.models.spec import read_spec

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import ModelError, shown_value
-from engine.models.gguf.folder import folder_of_gguf
-from engine.models.gguf.header import is_gguf
+from engine.models.gguf.find import is_gguf
 from engine.models.weight_files import plain_folder
 
 # The files beside the weights that a run reads, all at the top of a repository, which may hold other formats as well.
@@ -57,6 +56,8 @@ def resolve_model(path_or_id: str | Path) -> Path:
         return plain_folder(path)
     if is_file:
         if path.suffix == ".gguf" or is_gguf(path):
+            from engine.models.gguf.folder import folder_of_gguf  # loads numpy
+
             return folder_of_gguf(path)
         raise ModelError(f"{text} is a file, not a model's folder.", "", f"Try {path.parent}.")
     if not is_hub_id(text):

@@ -10,10 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.models.gguf import folder as gguf_folder
+from engine.models.gguf import find as gguf_find
 from engine.models.headers import TensorInfo, read_json, read_safetensors
 from engine.models.known import causal_lm_types
-from engine.models.quantised import can_decode, decoded_tensors
 from engine.models.stand_in import source_of, stand_in
 from engine.models.wrapper import text_config, text_tensors
 
@@ -35,10 +34,14 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     source = source_of(folder)
     if source is None:
         return read_safetensors(folder)
-    if source["kind"] == gguf_folder.KIND:
+    if source["kind"] == gguf_find.KIND:
+        from engine.models.gguf import folder as gguf_folder  # loads numpy
+
         return gguf_folder.gguf_tensors(folder, Path(next(iter(source["files"]))))
     tensors = read_safetensors(Path(source["folder"]))
     if source["quantization"] is not None:
+        from engine.models.quantised import decoded_tensors  # loads numpy
+
         tensors = decoded_tensors(tensors, source["quantization"], source["folder"])
     return text_tensors(tensors) if source["is_wrapper"] else tensors
 
@@ -60,8 +63,10 @@ def plain_folder(folder: Path) -> Path:
     Raises:
         ModelError: config.json or a GGUF file is damaged.
     """
-    found = gguf_folder.gguf_in(folder)
+    found = gguf_find.gguf_in(folder)
     if found is not None:
+        from engine.models.gguf import folder as gguf_folder
+
         return gguf_folder.folder_of_gguf(found)
     if source_of(folder) is not None or not (folder / _CONFIG).is_file():
         return folder
@@ -71,8 +76,13 @@ def plain_folder(folder: Path) -> Path:
     quantization = plain.pop("quantization_config", None)
     if not isinstance(quantization, dict):
         quantization = None
-    if (text is None and quantization is None) or (quantization is not None and not can_decode(quantization)):
+    if text is None and quantization is None:
         return folder
+    if quantization is not None:
+        from engine.models.quantised import can_decode
+
+        if not can_decode(quantization):
+            return folder
     beside = sorted({file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file()})
 
     def make(out: Path) -> dict[str, Any]:

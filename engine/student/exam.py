@@ -32,7 +32,7 @@ Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
-class Question:
+class ExamQuestion:
     """One question of a task.
 
     Attributes:
@@ -59,7 +59,7 @@ class Figure:
         return [self.mean, self.low, self.high]
 
 
-def questions(task: str, texts: Sequence[str], count: int, seed: int) -> list[Question]:
+def questions(task: str, texts: Sequence[str], count: int, seed: int) -> list[ExamQuestion]:
     """Up to ``count`` questions of a task, the same for each model; fewer where the texts are short.
 
     Args:
@@ -73,7 +73,7 @@ def questions(task: str, texts: Sequence[str], count: int, seed: int) -> list[Qu
     needed = {"next-word": 10, "cloze": _CLOZE_WORDS, "continuation": _CONTEXT_WORDS + _CONTINUATION_WORDS}[task]
     long = [number for number, each in enumerate(words) if len(each) >= needed]
     others = sorted({word for each in words for word in each if len(word) >= _SHORTEST_WORD and word.isalpha()})
-    made: list[Question] = []
+    made: list[ExamQuestion] = []
     for _ in range(20 * count):
         if len(made) == count or not long or len(others) < _CHOICES:
             break
@@ -86,7 +86,7 @@ def questions(task: str, texts: Sequence[str], count: int, seed: int) -> list[Qu
 
 def _question(
     task: str, words: list[list[str]], number: int, long: list[int], others: list[str], draw: random.Random
-) -> Question | None:
+) -> ExamQuestion | None:
     text = words[number]
     if task == "continuation":
         begin = draw.randrange(len(text) - _CONTEXT_WORDS - _CONTINUATION_WORDS + 1)
@@ -98,7 +98,7 @@ def _question(
             start = draw.randrange(len(other) - _CONTINUATION_WORDS + 1)
             wrong.append(" ".join(other[start : start + _CONTINUATION_WORDS]))
         choices = (right, *wrong)
-        return Question(" ".join(text[begin:cut]), choices, number) if len({*choices}) == _CHOICES else None
+        return ExamQuestion(" ".join(text[begin:cut]), choices, number) if len({*choices}) == _CHOICES else None
     size = min(len(text), _CLOZE_WORDS if task == "cloze" else _CONTEXT_WORDS + 1)
     begin = draw.randrange(len(text) - size + 1)
     passage = text[begin : begin + size]
@@ -108,10 +108,10 @@ def _question(
         return None
     context = " ".join(passage[:gap])
     if task == "next-word":
-        return Question(context, (word,), number)
+        return ExamQuestion(context, (word,), number)
     rest = passage[gap + 1 :]
     picked = draw.sample([other for other in others if other != word], _CHOICES - 1)
-    return Question(context, tuple(" ".join([each, *rest]) for each in (word, *picked)), number)
+    return ExamQuestion(context, tuple(" ".join([each, *rest]) for each in (word, *picked)), number)
 
 
 class Examinee:
@@ -131,7 +131,7 @@ class Examinee:
         self._model, self._encode = model, encode
         self._vocab_size, self._most, self._bos = vocab_size, most_tokens, bos_id
 
-    def is_right(self, task: str, question: Question) -> bool:
+    def is_right(self, task: str, question: ExamQuestion) -> bool:
         """Whether the model answers a question as the text does."""
         context = self._encode(question.context)
         rows = []

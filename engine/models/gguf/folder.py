@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,40 +23,17 @@ from engine.models.gguf.architectures import (
     llama3_scaling,
     model_type_of,
 )
+from engine.models.gguf.find import KIND
 from engine.models.gguf.header import Header, StoredTensor, parts_of, read_header, type_name
 from engine.models.gguf.tokenizer import special_ids, write_tokenizer
 from engine.models.gguf.values import GgufValues, can_dequantize, dequantize
 from engine.models.headers import TensorInfo, read_json
-from engine.models.stand_in import SOURCE, stand_in
-
-KIND = "gguf"
-"""Of the folders that stand for a GGUF file."""
+from engine.models.stand_in import stand_in
 
 _CONFIG = "config.json"
 # Tensors that tell numbers of the configuration.
 _OF_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _DTYPES = {"F32": "float32", "F64": "float32", "F16": "float16", "BF16": "bfloat16"}
-_NOT_A_MODEL = re.compile(r"(^|[-_.])mmproj[-_.]", re.IGNORECASE)
-
-
-def gguf_in(folder: Path) -> Path | None:
-    """The GGUF file that a folder is about; None where it holds other weights, or no GGUF file.
-
-    Raises:
-        ModelError: it holds several models.
-    """
-    if (folder / SOURCE).is_file() or any(folder.glob("*.safetensors")):
-        return None
-    files = [file for file in sorted(folder.glob("*.gguf")) if not _NOT_A_MODEL.search(file.name)]
-    files = [file for file in files if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", file.name)]
-    if len(files) > 1:
-        raise ModelError(
-            f"{folder} holds {len(files)} GGUF files ({', '.join(file.name for file in files[:3])}"
-            + (" …)." if len(files) > 3 else ")."),
-            "Only one of them can be meant.",
-            f"Name the file: {files[0]}",
-        )
-    return files[0] if files else None
 
 
 def folder_of_gguf(file: Path) -> Path:

@@ -15,11 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from engine.errors import ModelError, shown_value
+from engine.models.gguf.find import MAGIC
 
-MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -107,15 +105,6 @@ def parts_of(file: Path) -> tuple[Path, ...]:
     return files
 
 
-def is_gguf(file: Path) -> bool:
-    """Whether a file begins as GGUF does, whatever its name (Ollama's blobs have no ending)."""
-    try:
-        with file.open("rb") as stream:
-            return stream.read(4) == MAGIC
-    except OSError:
-        return False
-
-
 class _Cut(Exception):
     """A header that ends too early, or says what cannot be."""
 
@@ -154,8 +143,7 @@ class _Reader:
             size = struct.calcsize("<" + _SCALARS[inner])
             if count * size > self.left:
                 raise _Cut(f"an array of {count:,} numbers is announced where {self.left:,} bytes are left")
-            found: list[Any] = np.frombuffer(self.bytes(count * size), "<" + _SCALARS[inner]).tolist()
-            return found
+            return list(struct.unpack(f"<{count}{_SCALARS[inner]}", self.bytes(count * size)))
         if count * 8 > self.left:
             raise _Cut(f"an array of {count:,} texts is announced where {self.left:,} bytes are left")
         return [self.value(inner, is_inner=True) for _ in range(count)]
