@@ -10,7 +10,7 @@ from engine.planner import disk
 from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
 from engine.planner.recommend import Proposal, Question, keeping_memory
 from engine.planner.timing import step_seconds
-from engine.planner.workload import Text, default_length, effective_rows, too_little_text, whole_told
+from engine.planner.workload import Text, default_length, effective_rows, whole_told
 
 NOT_CHOICES = frozenset({"resume", "use_recommended", "profile", "demo", "dry_run", "json_events", "until"})
 """Switches of one command; they do not affect the run."""
@@ -57,13 +57,12 @@ def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, 
     }
 
 
-def samples(text: Text, length: int, counted: str, parameters: int) -> str:
-    """Return the number of rows, and whether it is small for the student."""
+def samples(text: Text, length: int, counted: str) -> str:
+    """Return the number of rows as a reason."""
     rows = text.train_rows(length)
     if rows is None:
         return counted
-    little = too_little_text(text.train_tokens(length) or 0, parameters)
-    return f"all of them: {counted}, some {rows:,} rows of {length}" + (f". {little.rstrip('.')}" if little else "")
+    return f"all of them: {counted}, some {rows:,} rows of {length}"
 
 
 def learning_rate(parameters: int) -> str:

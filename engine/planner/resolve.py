@@ -116,7 +116,7 @@ def plan(
         "device": (budget.device, budget.reasons["device"]),
         "threads": (threads, f"all {hardware.cores} cores that may be used"),
         "output_dir": (folder, folder_reason),
-        "samples": (wished.samples, reasons.samples(text, answer.length, amount.told, answer.shape.parameters)),
+        "samples": (wished.samples, reasons.samples(text, answer.length, amount.told)),
         **reasons.answer_values(question, answer),
         **work,
     }

@@ -173,9 +173,8 @@ def too_little_text(tokens: int, parameters: int) -> str | None:
     if not tokens or tokens >= wanted:
         return None
     return (
-        f"{tokens:,} tokens are little for a student of {format_count(parameters)} parameters, one for each "
-        f"{parameters // tokens:,}: expect it to take on the manner of this text and little else. Some "
-        f"{format_count(wanted)} tokens are a beginning."
+        f"{tokens:,} tokens are little for {format_count(parameters)} parameters: expect this text's manner, little "
+        f"else. Some {format_count(wanted)} tokens are a beginning."
     )
 
 

@@ -119,8 +119,8 @@ def no_sync_of_tokens(patch: Patch) -> None:
 
 
 MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
-    "a shard is renamed before it is flushed": ("shard and journal", without_flush("engine.cache.shard")),
-    "a shard's name is not flushed": ("shard and journal", without("engine.cache.shard.fsync_folder")),
+    "a shard is renamed before it is flushed": ("shard and journal", without_flush("engine.disk.files")),
+    "a shard's name is not flushed": ("shard and journal", without("engine.disk.files.fsync_folder")),
     "a shard has its name while it is written": ("shard and journal", shard_renamed_before_it_is_written),
     "the journal names a shard before it is there": ("shard and journal", journal_before_shard),
     "the journal is not flushed": ("shard and journal", without_flush("engine.cache.journal")),
@@ -131,7 +131,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "a checkpoint has its name while it is written": ("checkpoint", checkpoint_renamed_before_it_is_written),
     "old checkpoints go before the new one is there": ("checkpoint", old_checkpoints_go_first),
     "tokens are renamed before they are flushed": ("tokens", no_sync_of_tokens),
-    "the tokens' name is not flushed": ("tokens", without("engine.data.tokens.fsync_folder")),
+    "the tokens' name is not flushed": ("tokens", without("engine.disk.files.fsync_folder")),
     "run.json is renamed before it is flushed": ("run.json", without_flush("engine.disk.files")),
     "run.json is written in place": ("run.json", written_in_place),
     "run.json's name is not flushed": ("run.json", without("engine.disk.files.fsync_folder")),

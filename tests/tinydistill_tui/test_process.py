@@ -89,9 +89,9 @@ def test_long_run_opens_at_once_answers_while_it_reads_and_takes_little_memory(r
     with held(path), terminal(["--attach", str(path)]) as term:
         term.wait_for("reading")
         term.type("?")
-        term.wait_for("What this is, and every key")
+        term.wait_for("A run: its phases")
         term.type("\x1b")
-        term.wait_for("attached, live", seconds=60)
+        term.wait_for("gap 67% closed", seconds=60)
         append(path, [{"time": time.time(), "kind": "log", "level": "info", "message": "the newest word"}])
         term.wait_for("the newest word")
         assert memory_of(term.process.pid, "VmHWM") < 120 * 2**20
@@ -100,7 +100,7 @@ def test_long_run_opens_at_once_answers_while_it_reads_and_takes_little_memory(r
 def test_fifty_events_a_second_leave_memory_flat(runs_folder):
     path = make_run(runs_folder, now=time.time())
     with held(path), terminal(["--attach", str(path)]) as term:
-        term.wait_for("attached, live")
+        term.wait_for("gap 67% closed")
         term.read(1.0)
         before = memory_of(term.process.pid, "VmRSS")
         for _ in range(20):
@@ -114,7 +114,7 @@ def test_fifty_events_a_second_leave_memory_flat(runs_folder):
 def test_sigterm_leaves_the_terminal_as_it_was(runs_folder):
     path = make_run(runs_folder, now=time.time())
     with held(path), terminal(["--attach", str(path)]) as term:
-        term.wait_for("attached, live")
+        term.wait_for("gap 67% closed")
         term.process.send_signal(signal.SIGTERM)
         assert term.wait() == 0
         end = bytes(term.written)
@@ -190,7 +190,7 @@ def test_attaching_to_what_is_no_run_is_a_sentence(tmp_path):
 def test_hangup_ends_the_screen(runs_folder):
     path = make_run(runs_folder, now=time.time())
     with held(path), terminal(["--attach", str(path)]) as term:
-        term.wait_for("attached, live")
+        term.wait_for("gap 67% closed")
         term.process.send_signal(signal.SIGHUP)
         until = time.monotonic() + 10
         while term.process.poll() is None and time.monotonic() < until:

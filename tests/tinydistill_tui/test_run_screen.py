@@ -29,7 +29,7 @@ async def test_everything_important_is_in_sight_at_80x24(runs_folder):
         async with watching(path) as (app, _):
             lines = lines_of(app)
     assert "notes-0412  ● training  3 h 11 elapsed · about 33 min left" in lines[0]
-    assert "attached, live" in lines[0]
+    assert "gap 67% closed" in lines[0]
     screen = "\n".join(lines)
     for words in (
         "prepare     0:42",
@@ -41,8 +41,7 @@ async def test_everything_important_is_in_sight_at_80x24(runs_folder):
         "GPU memory, GiB",
         "now 2.5",
         "predicted",
-        "Loss",
-        "kd",
+        "Label loss (ce)",
         "237 of 238 lines",
         "step 214 loss",
         "3.1 GiB free",

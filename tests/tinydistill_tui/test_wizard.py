@@ -477,8 +477,10 @@ async def test_profile_is_saved_and_used():
         await until_plan(app, pilot)
     assert profiles.load("small") == {"demo": True, "student_batch": 8}
     async with wizard() as (app, pilot):
-        await pilot.press(*["down"] * [line for line in lines_of(app)[12:]].index(
-            next(line for line in lines_of(app)[12:] if line.startswith(" Profiles"))), "enter")  # fmt: skip
+        lines = [line.strip() for line in lines_of(app)]
+        menu = lines[lines.index("What would you like to do?") + 1 :]
+        place = next(place for place, line in enumerate(menu) if line.startswith("Profiles"))
+        await pilot.press(*["down"] * place, "enter")
         await until(pilot, lambda: "small sets" in text_of(app), "the profile is shown")
         assert any(line.split()[:1] == ["small"] and line.split()[-1] == "never" for line in lines_of(app))
         await pilot.press("enter")

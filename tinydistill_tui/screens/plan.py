@@ -227,7 +227,8 @@ class PlanScreen(StepScreen):
             if mark == "good":
                 careful = cautions(planned)
                 mark, words = "look" if careful else mark, f"{words} s starts it, y copies it as a command."
-                words = " ".join([*careful, words])
+                more = ["(One more in step 3.)"] if len(careful) > 1 else []  # room for the settings
+                words = " ".join([*careful[:1], *more, words])
             self._say_fit(mark, words)
         self._draw_editor()
 

@@ -53,5 +53,5 @@ def test_a_set_takes_half_a_bit_a_number_more_than_it_must(size, below):
 def test_bytes_that_are_no_set_are_refused():
     with pytest.raises(ValueError, match="0 numbers in a set of 4"):
         unpack_set(np.zeros(set_bytes(4, 100), np.uint8), 4, 100)
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(ValueError, match="a truncated set"):
         unpack_set(pack_set(np.arange(4), 100)[:-1], 4, 100)

@@ -105,7 +105,7 @@ def test_what_is_no_shard_is_said(tmp_path, content):
     (tmp_path / "a.h5").write_bytes(content)
     with pytest.raises(DamagedShard, match="not a complete HDF5 file"):
         Shard(tmp_path / "a.h5")
-    with pytest.raises(DamagedShard, match="not there"):
+    with pytest.raises(DamagedShard, match="it is missing"):
         Shard(tmp_path / "b.h5")
     with h5py.File(tmp_path / "c.h5", "w") as file:
         file.attrs["belongs_to"] = np.bytes_("me")

@@ -219,13 +219,13 @@ def test_a_model_that_is_larger_than_the_disk_is_refused_with_both_sizes(hub, mo
 CAUSES = {
     "no right": (401, {}, "has no model me/big, or it is private (401)"),
     "gated": (403, {"X-Error-Code": "GatedRepo"}, "accepted its terms"),
-    "forbidden": (403, {}, "have a right to it (403)"),
+    "forbidden": (403, {}, "have no access (403)"),
     "not there": (404, {}, "has no model me/big, or it is private (404)"),
     "not there, with its code": (404, {"X-Error-Code": "RepoNotFound"}, "has no model me/big"),
     "proxy": (407, {}, "the proxy asks for a name"),
     "too many": (429, {}, "too many requests came from here (429)"),
-    "fault": (500, {}, "a fault of its own (500)"),
-    "busy": (503, {}, "a fault of its own (503)"),
+    "fault": (500, {}, "a server error (500)"),
+    "busy": (503, {}, "a server error (503)"),
     "nonsense": (200, {}, "the answer is invalid"),
 }
 
