@@ -190,4 +190,4 @@ async def test_real_rows_of_real_notes(notes, monkeypatch):
                     for n in range(40))
         )  # fmt: skip
         screen.query_one("#field-data").value = str(chat)
-        await until(pilot, lambda: "Assistant:" in text_of(app), "turns are written plainly", 60)
+        await until(pilot, lambda: "User: question" in text_of(app), "turns are written plainly", 60)

@@ -105,7 +105,7 @@ def test_leaving_is_the_chosen_answer_and_the_run_goes_on(tmux, runs_folder):
     path = begun(runs_folder)
     with engine(path):
         tmux.start("--attach", path)
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         tmux.type("q")
         tmux.wait_for("The run is still going")
         tmux.type("Enter")
@@ -119,14 +119,14 @@ def test_killed_screen_comes_back_and_shows_the_same(tmux, runs_folder):
     path = begun(runs_folder)
     with engine(path) as process:
         tmux.start("--attach", path)
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         os.kill(pid_of_screen(path), signal.SIGKILL)
         before = count(path)
         time.sleep(0.5)
         assert count(path) > before
         tmux.call("respawn-pane", "-k", "-t", "s", "sh")
         tmux.start("--attach", path)
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         process.send_signal(signal.SIGSTOP)  # nothing is added while the numbers are compared
         total = sum(1 for event in read_events(path / "events.jsonl") if event["kind"] not in ("memory", "progress"))
         steps = max(event["step"] for event in read_events(path / "events.jsonl") if event["kind"] == "metric")
@@ -139,7 +139,7 @@ def test_sigterm_gives_the_terminal_back(tmux, runs_folder):
     path = begun(runs_folder)
     with engine(path):
         tmux.start("--attach", path)
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         assert tmux.call("display", "-p", "-t", "s", "#{alternate_on} #{mouse_any_flag}").split() == ["1", "1"]
         os.kill(pid_of_screen(path), signal.SIGTERM)
         tmux.wait_for(PROMPT.strip())
@@ -152,7 +152,7 @@ def test_killed_supervisor_is_seen_as_lost_and_can_be_resumed(tmux, runs_folder)
     path = begun(runs_folder)
     with engine(path) as process:
         tmux.start("--attach", path)
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         process.kill()
         process.wait()
         tmux.wait_for("? lost", seconds=20)
@@ -165,11 +165,11 @@ def test_two_screens_show_the_same_and_hear_each_other(tmux, runs_folder):
     path = begun(runs_folder)
     with engine(path):
         tmux.start("--attach", path)
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         tmux.call(
             "new-window", "-t", "s:1", shlex.join([sys.executable, "-m", "tinydistill_tui", "--attach", str(path)])
         )
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         tmux.type("Space")
         tmux.wait_for("■ paused")
         tmux.call("select-window", "-t", "s:0")
@@ -186,7 +186,7 @@ def test_stop_ends_with_a_checkpoint(tmux, runs_folder):
     path = begun(runs_folder)
     with engine(path):
         tmux.start("--attach", path)
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         tmux.type("S")
         tmux.wait_for("Stop notes?")
         tmux.type("s")
@@ -201,7 +201,7 @@ def test_windows_of_any_size(tmux, runs_folder):
     path = begun(runs_folder)
     with engine(path):
         tmux.start("--attach", path)
-        tmux.wait_for("gap 67% closed")
+        tmux.wait_for("attached, live")
         for width, height in ((120, 40), (60, 16), (20, 5), (80, 24)):
             tmux.call("resize-window", "-t", "s", "-x", str(width), "-y", str(height))
             tmux.wait_for("training")
