@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -323,6 +323,20 @@ def serve(supervisor: int, descriptor: int) -> tuple[str, int] | None:
                 usage=[usage.user_seconds, usage.system_seconds, usage.minor_faults],
             )
     return None
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Hold back the signals of a phase that is started in here, until it calls :func:`let_signals_in`.
+
+    A process inherits the signals that its parent holds back. Without this, a pause that arrives before the phase
+    handles signals would end it: SIGUSR1 does so by default.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PHASE_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def let_signals_in() -> None:

@@ -336,14 +336,15 @@ class Supervisor:
         return code
 
     def _new_process(self, phase: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            safe_child.command("engine.phase", phase, str(self.run.path), str(os.getpid())),
-            pass_fds=self._inherited(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=phase_environment(self.run),
-        )
+        with preloaded.signals_held_back():
+            return subprocess.Popen(
+                safe_child.command("engine.phase", phase, str(self.run.path), str(os.getpid())),
+                pass_fds=self._inherited(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=phase_environment(self.run),
+            )
 
     def _inherited(self) -> tuple[int, ...]:
         """Descriptors for a phase: with the lock's, one that outlives its supervisor keeps the run until it ends."""

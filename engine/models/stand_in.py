@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import places
+from engine.disk.files import fsync_file, fsync_folder
 from engine.errors import ModelError
 from engine.models.headers import read_json
 
@@ -50,12 +51,17 @@ def stand_in(name: str, kind: str, files: Sequence[Path], make: Callable[[Path],
         source = {"kind": kind, "files": told_files, **make(aside)}
         (aside / SOURCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
         aside.chmod(0o755)
+        for made in aside.rglob("*"):  # after a power cut, a name without its bytes would be taken for a whole folder
+            if made.is_file():
+                fsync_file(made)
+        fsync_folder(aside)
         try:
             aside.rename(folder)
         except OSError:
             if not (folder / SOURCE).is_file():  # else another process was quicker
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
+        fsync_folder(home)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder

@@ -269,7 +269,7 @@ def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: tor
 
 @dataclass(frozen=True)
 class _Room:
-    """Return the memory that the budgets leave for a streamed teacher.
+    """Memory that the budgets leave for a streamed teacher.
 
     Attributes:
         reads_ahead: whether there is room for two layers.
@@ -281,7 +281,7 @@ class _Room:
 
 
 def _room(settings: RunConfig, device: torch.device) -> _Room:
-    """The room in the budgets; without budgets there is room for everything."""
+    """Return the room in the budgets; without budgets there is room for everything."""
     shape = shape_of(teacher_spec(settings))
     setting = TeacherSetting(
         batch=settings.teacher_batch or 1,

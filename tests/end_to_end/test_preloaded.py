@@ -121,8 +121,9 @@ def test_nothing_outlives_its_supervisor(moment, tmp_path):
 
 @on_linux
 @pytest.mark.slow
-def test_a_pause_that_is_asked_for_while_it_imports_is_kept(tmp_path):
-    with program.start(*words(tmp_path)) as started:
+@pytest.mark.parametrize("keep_memory", ["on", "off"])  # off: each phase is a program of its own
+def test_a_pause_that_is_asked_for_while_a_phase_imports_is_kept(keep_memory, tmp_path):
+    with program.start(*words(tmp_path), "--keep_memory", keep_memory) as started:
         wait_for(lambda: bool(commands_of_phases(tmp_path)))
         supervisor.request(tmp_path / "run", "pause", "test")
         wait_for(lambda: "paused" in states(tmp_path))
