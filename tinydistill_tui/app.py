@@ -108,7 +108,7 @@ class TinyDistillApp(App[int]):
         self.switch_mode("wizard" if self.run_path is None else "run")
 
     def on_resize(self, event: events.Resize) -> None:
-        """What Textual passes over."""
+        """Handle keys that Textual ignores."""
         window.redraw_if_same(self, event)
 
     async def on_event(self, event: events.Event) -> None:

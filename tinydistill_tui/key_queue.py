@@ -115,7 +115,7 @@ def _has_its_focus(screen: Screen[Any]) -> bool:
 
 
 def apart(event: events.Key) -> tuple[events.Key, ...]:
-    """What a key was, as the person typed it.
+    """Return a key as the user typed it.
 
     Esc and a letter that came in one read are two keys; Textual makes Alt and the letter of them. An Enter from before
     the screen was there is an Enter.

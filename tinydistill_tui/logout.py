@@ -18,7 +18,7 @@ _MANAGER = re.compile(r"/user@\d+\.service")
 
 
 def warning(pid: int | None) -> str:
-    """What a person should know before logging out; empty when a run outlives that, or nothing can be found out.
+    """Return a warning about logging out; empty if the run survives a logout, or if this cannot be found out.
 
     Args:
         pid: the run's supervisor; this process where it is not known.

@@ -21,7 +21,7 @@ from engine.planner.summary import cautions
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What was found.
+    """Facts about the two models.
 
     Attributes:
         teacher, student: lines below the two fields.

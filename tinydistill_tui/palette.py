@@ -65,7 +65,7 @@ class RunCommands(Provider):
         self._finding = asyncio.create_task(asyncio.to_thread(runs.find))
 
     async def shutdown(self) -> None:
-        """Nobody wants to know any more."""
+        """Cancel the search."""
         self._finding.cancel()
 
     async def _paths(self) -> list[Path]:

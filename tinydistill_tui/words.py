@@ -107,7 +107,7 @@ def _control(event: Event) -> str:
     if event.get("state"):
         return text(event["state"])
     answer = "" if event.get("accepted", True) else " (refused)"
-    return f"{text(event.get('command'))} asked for by {text(event.get('by')) or 'somebody'}{answer}"
+    return f"{text(event.get('command'))} asked for by {text(event.get('by')) or 'another program'}{answer}"
 
 
 def _phase_finished(event: Event) -> str:

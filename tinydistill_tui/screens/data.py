@@ -65,7 +65,7 @@ class _How(TypedDict):
 
 @dataclass
 class Counted(Message):
-    """What the planner makes of the amount of text, and what the first rows depend on."""
+    """The planner's sentences about the amount of text, and the settings of the first rows."""
 
     lines: list[str]
     rows: RowRequest | None

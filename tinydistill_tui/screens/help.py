@@ -1,4 +1,4 @@
-"""What the focused thing is, and every key that works here; made from the bindings themselves."""
+"""Help for the focused widget, and all keys of the screen, made from its bindings."""
 
 from __future__ import annotations
 

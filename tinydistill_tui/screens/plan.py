@@ -42,7 +42,7 @@ from tinydistill_tui.widgets.setting_editor import SettingEditor, SettingsTable
 PLAN_AFTER_SECONDS = 0.15
 _NEEDS_THE_PLAN = frozenset({"left", "right", "h", "l", "enter", "down", "up", "j", "k", "s", "a", "b", "y", "f6"})
 _CHANGES = frozenset({"start", "give_back", "undo", "profile", "filter", "remedy", "step", "back", "again"})
-"""What would change or leave the answers that a run is being made of."""
+"""Actions that would change or leave the answers while a run is made of them."""
 
 
 @dataclass

@@ -207,7 +207,7 @@ class RunScreen(FrameScreen):
         self.query_one(LogPane).show(view)
 
     def _draw_state(self) -> tuple[RunState, float]:
-        """What time alone changes: the first line and the one above the keys."""
+        """Redraw the lines that change with time: the first one and the one above the keys."""
         view, state = self.view, self.state
         now = self.tiny.clock() if state.live else view.last_time or self.tiny.clock()  # what is over grows no longer
         self._draw_title(state, now)

@@ -50,7 +50,7 @@ class StepScreen(FrameScreen):
 
     @property
     def is_there(self) -> bool:
-        """Whether the screen has not been left; what a worker brings later is for nobody."""
+        """Whether the screen has not been left; later results of its workers are dropped."""
         return self.is_attached and self in self.app.screen_stack
 
     def on_mount(self) -> None:

@@ -43,7 +43,7 @@ _MOST_PROGRAMS = 3
 
 @dataclass
 class Measured(Message):
-    """What the machine has, the runs that can be gone on with, and whether there are any runs at all."""
+    """The machine's hardware, the runs that can be resumed, and whether there are any runs."""
 
     machine: Hardware
     going: list[RunSummary]
@@ -178,7 +178,7 @@ class WelcomeScreen(StepScreen):
         self.query_one("#choice-device", ChoiceLine).offer("device", [("", "planner's choice"), *others], asked)
 
     def _draw_budgets(self) -> None:
-        """What stands in the fields while nothing is typed, and what a budget is a part of."""
+        """Update the fields' placeholders, and the memory that a budget is a share of."""
         assert self.machine is not None
         is_gpu = bool(self.machine.gpus) and self.draft.get("device") != "cpu"
         self.query_one("#row-memory_budget").display = is_gpu
@@ -373,7 +373,7 @@ def machine_lines(machine: Hardware, width: int) -> list[str]:
 
 
 def _programs(users: Sequence[GpuUser]) -> str:
-    """Who else holds memory of a GPU: programs by name, those of the same name together."""
+    """Return the other programs that hold memory of a GPU, grouped by name."""
     held: dict[str, int | None] = {}
     for user in users:
         name = user.name or "an unseen program"

@@ -29,7 +29,7 @@ class TextField(Input):
         hint: the sentence above the keys; the setting's own help when not given.
 
     Attributes:
-        problem: what is wrong with it; empty when it is good or nobody looked.
+        problem: what is wrong with it; empty if it is valid or was not checked.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [

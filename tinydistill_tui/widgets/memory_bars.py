@@ -42,5 +42,5 @@ class MemoryBars(Widget):
 
 
 def scale_bytes(need: Need) -> float:
-    """What the whole length of a bar is: the device, or a third more than the budget, that the bar is seen to move."""
+    """Return the bytes of a full bar: the device's, or a third more than the budget, so that changes are visible."""
     return max(min(need.total_bytes, need.budget_bytes * 4 / 3), need.needed_bytes, 1)

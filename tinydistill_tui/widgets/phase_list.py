@@ -26,7 +26,7 @@ _LEAST_WIDTH_FOR_A_BAR = 56
 
 
 class PhaseList(Widget):
-    """Drawn from a RunView; the phase it is in has the run's mark, and what is left only while somebody works on it."""
+    """Drawn from a RunView; the phase it is in has the run's mark, and the time left while a process works on it."""
 
     view: RunView | None = None
     state = RunState("starting", "live", live=True)
