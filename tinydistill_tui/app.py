@@ -108,7 +108,7 @@ class TinyDistillApp(App[int]):
         self.switch_mode("wizard" if self.run_path is None else "run")
 
     def on_resize(self, event: events.Resize) -> None:
-        """Handle keys that Textual ignores."""
+        """Redraw a window whose size has not changed; Textual does nothing then."""
         window.redraw_if_same(self, event)
 
     async def on_event(self, event: events.Event) -> None:
