@@ -347,7 +347,7 @@ def _training(
     return Training(
         learner=learner,
         optimizer=AdamW(
-            learner.model.named_parameters(),
+            learner.trainable.parameters(),
             weight_decay=settings.weight_decay,
             bits=8 if settings.optimizer == "adamw-8bit" else 32,
             offload=bool(settings.cpu_offload),

@@ -3,7 +3,7 @@
 ::
 
     checkpoints/step-00000200/
-        weights.safetensors     the student's parameters and buffers
+        weights.safetensors     what is trained: the student's parameters and buffers, or those of its adapter
         optimizer.safetensors   the optimizer's moments
         rng.safetensors         torch's generators
         state.json              step, best so far, counters, Python's and numpy's generators
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.disk.fault import commit_point
 from engine.disk.files import NO_ROOM, fsync_folder, make_folder, no_room
@@ -66,10 +66,10 @@ class StudentCheckpoint:
             yield _Lazy(file)
 
     @torch.no_grad()
-    def load_weights(self, model: nn.Module) -> None:
-        """Copy the weights into the model."""
+    def load_weights(self, into: Mapping[str, Tensor]) -> None:
+        """Copy the saved weights into tensors of the same names."""
         with self.tensors("weights") as saved:
-            for name, tensor in _own_tensors(model).items():
+            for name, tensor in into.items():
                 tensor.copy_(saved[name])
 
     def restore_generators(self) -> None:
@@ -100,12 +100,19 @@ class Checkpoints:
         self,
         step: int,
         *,
-        model: nn.Module,
+        weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, Any],
         best_step: int | None = None,
     ) -> tuple[Path, int]:
         """Write a checkpoint, then remove old ones; return its folder and bytes.
+
+        Args:
+            step: optimizer steps done.
+            weights: the trained tensors (:meth:`engine.student.trainable.Trainable.tensors`).
+            optimizer: the moments.
+            state: everything else that a resumed training needs; JSON.
+            best_step: a step whose checkpoint is kept.
 
         Raises:
             DiskFull: no room; the checkpoints before it are untouched.
@@ -114,7 +121,7 @@ class Checkpoints:
         self.sweep()
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
-        tensors = {"weights": _own_tensors(model), "optimizer": optimizer, "rng": generator_states()}
+        tensors = {"weights": weights, "optimizer": optimizer, "rng": generator_states()}
         needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
         try:
             num_bytes = _write_folder(temporary, tensors, {**state, "step": step, "generators": _generators()})
@@ -257,18 +264,6 @@ def _write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers, without duplicates: a tied lm_head is the embedding."""
-    found: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if key not in seen or not tensor.numel():
-            seen.add(key)
-            found[name] = tensor.detach()
-    return found
 
 
 def _generators() -> dict[str, Any]:

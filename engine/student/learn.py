@@ -114,7 +114,7 @@ def learn(
 
     best = best_checkpoint(progress, checkpoints)
     if best is not None:
-        best.load_weights(training.learner.model)
+        best.load_weights(training.learner.trainable.tensors())
         events.log(
             "info",
             f"The student of step {best.step} is kept: its hold-out loss was the lowest, {progress.best_loss:.4f}.",

@@ -14,6 +14,7 @@ from engine.models.core import head_is_linear, logits_of
 from engine.models.packed import packed_hidden_states
 from engine.student.batches import MicroBatch
 from engine.student.head import Head, LinearHead
+from engine.student.trainable import Trainable, WholeModel
 
 
 class Learner:
@@ -23,6 +24,7 @@ class Learner:
         model: the student.
         dtype: of the matrix products; anything but float32 is done by autocast, and the weights stay float32.
         gradient_checkpointing: recompute activations in the backward pass instead of storing them.
+        trainable: which part of it is trained; all of it when not given.
 
     Raises:
         ModelError: the model cannot do gradient checkpointing.
@@ -33,10 +35,19 @@ class Learner:
         dtype: of the matrix products.
         head: hidden states to logits.
         tied: whether the head is the embedding.
+        trainable: the part that is trained.
     """
 
-    def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype, gradient_checkpointing: bool) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        dtype: torch.dtype,
+        gradient_checkpointing: bool,
+        trainable: Trainable | None = None,
+    ) -> None:
         self.model = model
+        self.trainable: Trainable = trainable or WholeModel(model)
         self.device = next(model.parameters()).device
         self.dtype = dtype
         other_dtype = None if dtype == torch.float32 else dtype

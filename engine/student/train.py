@@ -127,7 +127,7 @@ def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) ->
     latest = checkpoints.latest()
     if latest is None:
         return None
-    latest.load_weights(training.learner.model)
+    latest.load_weights(training.learner.trainable.tensors())
     with latest.tensors("optimizer") as moments:
         training.optimizer.load_state(latest.state["updates"], moments)
     latest.restore_generators()
@@ -232,7 +232,7 @@ def save(training: Training, progress: Progress, checkpoints: Checkpoints, event
     """Write a checkpoint and an event."""
     path, num_bytes = checkpoints.save(
         progress.step,
-        model=training.learner.model,
+        weights=training.learner.trainable.tensors(),
         optimizer=training.optimizer.state(),
         state={**asdict(progress), "updates": training.optimizer.updates},
         best_step=progress.best_step,

@@ -25,6 +25,7 @@ from engine.models.load import load_causal_lm
 from engine.run import Run
 from engine.student.checkpoint import Checkpoints
 from engine.student.export import export_student
+from engine.student.trainable import WholeModel
 from tests.crash.disk import Cuts, Disk, unplugged
 from tests.engine.cache.some_records import wave
 from tests.engine.student.small_run import make_rows
@@ -101,7 +102,12 @@ def _save_checkpoints(folder: Path, done: Done) -> None:
     checkpoints = _checkpoints(folder, [])
     for step in (1, 2, 3):
         model = _student(step)
-        checkpoints.save(step, model=model, optimizer={"w/first": torch.full((3,), step)}, state={"tokens": step})
+        checkpoints.save(
+            step,
+            weights=WholeModel(model).tensors(),
+            optimizer={"w/first": torch.full((3,), step)},
+            state={"tokens": step},
+        )
         done(step)
 
 
@@ -115,7 +121,7 @@ def _check_checkpoints(folder: Path, done: int) -> None:
     assert step >= done, f"step {done} was called done, and only {step} is there"
     if latest is not None:
         model = _student(0)
-        latest.load_weights(model)
+        latest.load_weights(WholeModel(model).tensors())
         assert torch.equal(model.weight, _student(step).weight), "weights of another step"
         with latest.tensors("optimizer") as moments:
             assert torch.equal(moments["w/first"], torch.full((3,), step)), "moments of another step"

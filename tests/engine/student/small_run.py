@@ -63,7 +63,7 @@ class SmallRun:
         values: dict[str, Any] = {
             "learner": learner,
             "optimizer": AdamW(
-                learner.model.named_parameters(),
+                learner.trainable.parameters(),
                 weight_decay=0.01,
                 bits=changes.pop("bits", 32),
                 offload=changes.pop("offload", False),

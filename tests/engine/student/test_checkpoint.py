@@ -15,6 +15,7 @@ from torch import nn
 
 from engine.errors import DiskFull
 from engine.student.checkpoint import Checkpoints, StudentCheckpoint, find_damage
+from engine.student.trainable import WholeModel
 
 
 class Tied(nn.Module):
@@ -41,7 +42,7 @@ def checkpoints(tmp_path: Path, told: list[str]) -> Checkpoints:
 def save(checkpoints: Checkpoints, step: int, model: nn.Module | None = None, **values: Any) -> Path:
     path, num_bytes = checkpoints.save(
         step,
-        model=model or Tied(),
+        weights=WholeModel(model or Tied()).tensors(),
         optimizer={"head/first": torch.arange(6.0).view(2, 3), "head/first_codes": torch.ones(4, dtype=torch.uint8)},
         state={"tokens": 12, **values.pop("state", {})},
         **values,
@@ -68,7 +69,7 @@ def test_everything_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
     assert found.state["tokens"] == 12
     assert found.state["best"] == 0.25
     other = Tied()
-    found.load_weights(other)
+    found.load_weights(WholeModel(other).tensors())
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
     with found.tensors("optimizer") as moments:
         assert torch.equal(moments["head/first"], torch.arange(6.0).view(2, 3))

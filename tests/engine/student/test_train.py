@@ -179,7 +179,7 @@ def test_bad_numbers_that_stay_end_the_run_and_leave_the_last_good_checkpoint(ru
     latest = checkpoints.latest()
     assert latest is not None
     fresh = run.training()
-    latest.load_weights(fresh.learner.model)
+    latest.load_weights(fresh.learner.trainable.tensors())
     assert all(value.isfinite().all() for value in weights(fresh).values())
 
 
