@@ -10,7 +10,7 @@ import numpy as np
 from engine.cache.journal import ShardEntry, read_journal
 from engine.cache.record import LARGEST_ENTROPY, Records
 from engine.cache.shard import DamagedShard
-from engine.cache.store import CacheStore
+from engine.cache.store import CacheStore, is_of_a_live_rank
 
 _PIECE_TOKENS = 2**15  # some 10 MB of decoded records at a time
 _SUM_ERROR = 1e-5  # of weights in float32
@@ -44,8 +44,9 @@ def leftovers(store: CacheStore) -> list[Path]:
     found = [file for file in store.path.glob("*") if file.suffix in (".tmp", ".bad")]
     if not journal.damaged_lines:  # a damaged line may have named any of them
         known = {entry.name for entry in journal.entries}
-        found += [file for file in store.path.glob("shard-*.h5") if file.name not in known]
-    return sorted(found)
+        shards = [*store.path.glob("shard-*.h5"), *store.path.glob("rank-*.h5")]
+        found += [file for file in shards if file.name not in known]
+    return sorted(file for file in found if file.suffix == ".bad" or not is_of_a_live_rank(file))
 
 
 def record_problem(records: Records, vocab_size: int) -> str | None:

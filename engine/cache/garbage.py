@@ -20,7 +20,7 @@ from engine.cache.store import USED_BY, CacheStore, caches_below
 from engine.errors import TinyDistillError
 
 _DAY_SECONDS = 86_400
-_OURS = ("shard-*.h5", "*.tmp", "*.bad", USED_BY)
+_OURS = ("rank-*.jsonl", "shard-*.h5", "rank-*.h5", "*.tmp", "*.bad", USED_BY)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
-"""journal.jsonl: one line for each complete shard. Shards that are not in the journal do not belong to the cache.
+"""The journal: one line for each complete shard. Shards that are not in the journal do not belong to the cache.
 
 A line is appended and flushed to the disk after its shard. A kill can leave a torn last line; any other invalid line
 is damage, which is reported.
+
+A cache's only writer appends to ``journal.jsonl``. Several writers at a time, the ranks of a run or of several
+machines, each have a journal and shards under a name of their own, drawn when they begin: ``rank-00002-9f3c01ab.jsonl``
+and ``rank-00002-9f3c01ab-00000.h5``. So they need no lock and no order among each other, which some network file
+systems do not give. Readers merge all journals.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import errno
 import json
 import os
 import re
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +24,31 @@ from engine.disk.fault import commit_point
 from engine.disk.files import fsync_folder, write_atomic
 
 JOURNAL = "journal.jsonl"
-_NAME = re.compile(r"shard-(\d{5,9})\.h5")
+_NAME = re.compile(r"(?:shard|rank-\d{5}-[0-9a-f]{8})-(\d{5,9})\.h5")
+_OF_RANKS = "rank-*.jsonl"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The names of a writer's files.
+
+    Attributes:
+        prefix: of its shards.
+        journal: its journal.
+    """
+
+    prefix: str = "shard"
+    journal: str = JOURNAL
+
+    @classmethod
+    def of_rank(cls, rank: int) -> Writer:
+        """A writer beside others, with names that no other writer has."""
+        name = f"rank-{rank:05d}-{secrets.token_hex(4)}"
+        return cls(name, f"{name}.jsonl")
+
+    def shard(self, number: int) -> str:
+        """The file name of its shard with a number."""
+        return f"{self.prefix}-{number:05d}.h5"
 
 
 @dataclass(frozen=True)
@@ -53,11 +83,6 @@ class ShardEntry:
         return json.dumps(asdict(self)) + "\n"
 
 
-def shard_name(number: int) -> str:
-    """The file name of the shard with a number."""
-    return f"shard-{number:05d}.h5"
-
-
 @dataclass(frozen=True)
 class Journal:
     """Content of a journal.
@@ -73,35 +98,36 @@ class Journal:
     is_clean: bool
 
 
+def read_journals(folder: Path) -> dict[str, Journal]:
+    """Read each journal of a cache, by the name of its file: that of the only writer first."""
+    ranks = sorted(path.name for path in folder.glob(_OF_RANKS))
+    return {name: read_one(folder / name) for name in (JOURNAL, *ranks)}
+
+
 def read_journal(folder: Path) -> Journal:
-    """Read the journal of a cache; empty if there is none."""
-    try:
-        content = (folder / JOURNAL).read_bytes()
-    except FileNotFoundError:
-        return Journal([], 0, True)
-    whole, _, torn = content.rpartition(b"\n")
-    lines = whole.split(b"\n") if whole else []
-    found = [_entry(line) for line in lines]
-    entries = {entry.name: entry for entry in found if entry is not None}
-    return Journal(list(entries.values()), found.count(None), not torn and len(entries) == len(lines))
+    """Read the journals of a cache as one; empty if there is none."""
+    found = read_journals(folder).values()
+    entries = {entry.name: entry for journal in found for entry in journal.entries}
+    damaged = sum(journal.damaged_lines for journal in found)
+    return Journal(list(entries.values()), damaged, all(journal.is_clean for journal in found))
 
 
-def rewrite_journal(folder: Path, entries: list[ShardEntry]) -> None:
-    """Replace the journal's entries; on an error the old journal stays.
+def rewrite_journal(folder: Path, entries: list[ShardEntry], name: str = JOURNAL) -> None:
+    """Replace the entries of a journal; on an error the old journal stays.
 
     Raises:
         DiskFull: no room.
     """
-    write_atomic(folder / JOURNAL, "".join(entry.line() for entry in entries))
+    write_atomic(folder / name, "".join(entry.line() for entry in entries))
 
 
-def append_entry(folder: Path, entry: ShardEntry) -> None:
+def append_entry(folder: Path, entry: ShardEntry, name: str = JOURNAL) -> None:
     """Append a line and flush it to the disk.
 
     Raises:
         OSError: the line was not written; the journal is unchanged.
     """
-    path = folder / JOURNAL
+    path = folder / name
     is_new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -121,6 +147,19 @@ def append_entry(folder: Path, entry: ShardEntry) -> None:
     if is_new:
         fsync_folder(folder)
     commit_point("journal-synced")
+
+
+def read_one(path: Path) -> Journal:
+    """Read one writer's journal; empty if there is none."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Journal([], 0, True)
+    whole, _, torn = content.rpartition(b"\n")
+    lines = whole.split(b"\n") if whole else []
+    found = [_entry(line) for line in lines]
+    entries = {entry.name: entry for entry in found if entry is not None}
+    return Journal(list(entries.values()), found.count(None), not torn and len(entries) == len(lines))
 
 
 def _entry(line: bytes) -> ShardEntry | None:

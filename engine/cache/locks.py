@@ -1,8 +1,11 @@
-"""Locks of a cache: one writer at a time, any number of readers, and no user during removal.
+"""Locks of a cache: one writer at a time or several ranks, any number of readers, and no user during removal.
 
 The operating system locks two small files and releases them when the process ends: ``lock`` for the writer, ``in-use``
 shared by all processes that have the cache open. On a file system without locks, a file names the writer
 (:mod:`engine.disk.file_lock`) and readers are unknown; no cache is removed there, because it might be in use.
+
+Ranks share the writer's lock, so that no other run scores the same rows meanwhile. Their files have names of their own,
+so nothing is lost where the file system has no locks.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ class Locks:
     def try_writer(self) -> bool:
         """Become the writer; False if another process is the writer."""
         return self._try(WRITER)
+
+    def try_beside(self) -> bool:
+        """Become one of several writers with names of their own; False if another process is the only writer."""
+        return self._try(WRITER, shared=True)
 
     def use(self) -> bool:
         """Mark the cache as in use, with the time; False while it is being removed."""

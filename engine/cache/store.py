@@ -5,6 +5,7 @@
     manifest.json     teacher and settings of the records (identity.py)
     journal.jsonl     the complete shards, in the order of their commits (journal.py)
     shard-00000.h5    records of some rows (shard.py)
+    rank-…            journals and shards of writers that worked side by side
     lock, in-use      locks of the writer and of all users (locks.py)
     used-by.jsonl     the runs that opened the cache, for garbage collection
     *.bad             damaged shards; their rows count as missing
@@ -14,7 +15,8 @@ is entered in the journal. Every shard in the journal is complete. A kill leaves
 journal, and the next writer removes it. (Shards that are not in the journal are not adopted: they would need full
 verification, and the window between rename and journal entry is only some milliseconds.)
 
-One process writes at a time; another one can wait for it and then use the rows that it scored. Readers need no lock.
+One process writes at a time; another one can wait for it and then use the rows that it scored. Or several ranks write
+side by side, each with a journal and shards of its own. Readers need no lock.
 """
 
 from __future__ import annotations
@@ -36,7 +38,15 @@ from numpy.typing import NDArray
 from engine.cache.counter import row_key
 from engine.cache.identity import MANIFEST, CacheIdentity, check_identity, read_manifest, write_manifest
 from engine.cache.index import RowIndex
-from engine.cache.journal import ShardEntry, append_entry, read_journal, rewrite_journal, shard_name
+from engine.cache.journal import (
+    ShardEntry,
+    Writer,
+    append_entry,
+    read_journal,
+    read_journals,
+    read_one,
+    rewrite_journal,
+)
 from engine.cache.locks import Locks
 from engine.cache.record import EncodedRecords, Places, Records, decode, encode
 from engine.cache.shard import DamagedShard, Shard, shard_image, write_shard
@@ -47,6 +57,7 @@ __all__ = ["CacheIdentity", "CacheStore", "ShardEntry", "caches_below"]
 
 USED_BY = "used-by.jsonl"
 _WAIT_SECONDS = 0.5
+_ABANDONED_SECONDS = 86_400  # a rank, perhaps on another machine, that enters its shard this late does not exist
 _GONE = (errno.EIO, errno.ENOENT)  # errors of a bad disk; too many open files is not an error of the file
 
 
@@ -59,7 +70,9 @@ class CacheStore:
         problems: descriptions of damage; the rows concerned count as missing.
     """
 
-    def __init__(self, path: Path, identity: CacheIdentity, locks: Locks, *, writable: bool) -> None:
+    def __init__(
+        self, path: Path, identity: CacheIdentity, locks: Locks, *, writable: bool, rank: int | None = None
+    ) -> None:
         self.path = path
         self.identity = identity
         self.problems: list[str] = []
@@ -67,6 +80,12 @@ class CacheStore:
         self._writable = writable
         self._only_looks = False
         self._locks = locks
+        self._writer = Writer() if rank is None else Writer.of_rank(rank)
+        self._is_alone = rank is None
+        self._next = 0  # number of this writer's next shard
+        self._others: dict[str, tuple[int, int]] = {}  # bytes and tokens of other writers' journals
+        # Shards by a number that is given when they are opened; files of several writers have the same numbers.
+        self._numbers: dict[str, int] = {}
         self._entries: dict[int, ShardEntry] = {}
         self._shards: dict[int, Shard] = {}
         self._index = RowIndex()
@@ -81,6 +100,7 @@ class CacheStore:
         writable: bool,
         used_by: Path | None = None,
         wait: Callable[[], None] | None = None,
+        rank: int | None = None,
     ) -> Self:
         """Open a cache; a writer creates it if it is missing, and repairs what a kill left.
 
@@ -91,6 +111,7 @@ class CacheStore:
             used_by: the run's folder, stored so that garbage collection can check whether that run is finished.
             wait: called twice per second while another process writes; may raise to give up. Without it the cache
                 is refused at once.
+            rank: of a writer beside others; None for one that writes alone.
 
         Raises:
             CacheMismatch: the records have another teacher or other settings; the message lists all differences.
@@ -98,8 +119,8 @@ class CacheStore:
             CorruptState: the teacher and settings of the records are unknown.
             DiskFull: there is no room for a manifest.
         """
-        locks = _locks_for_writing(path, wait) if writable else Locks(path)
-        store = cls(path, identity, locks, writable=writable)
+        locks = _locks_for_writing(path, wait, beside=rank is not None) if writable else Locks(path)
+        store = cls(path, identity, locks, writable=writable, rank=rank)
         try:
             if path.is_dir() and not locks.use():
                 raise FolderError(f"The cache {path} is being removed.", "", "Try again in a moment.")
@@ -142,8 +163,8 @@ class CacheStore:
 
     @property
     def without_locks(self) -> bool:
-        """Whether the file system has no locks, so that a file names the writer."""
-        return self._locks.missing
+        """Whether the file system has no locks, so that a file names the only writer; ranks need neither."""
+        return self._locks.missing and self._is_alone
 
     @property
     def entries(self) -> list[ShardEntry]:
@@ -209,13 +230,12 @@ class CacheStore:
         image = shard_image(
             [name for name, _ in rows], encoded, records.num_head.astype(np.int64), belongs_to=self._digest
         )
-        number = max(self._entries, default=-1) + 1
-        path = self.path / shard_name(number)
+        path = self.path / self._writer.shard(self._next)
         try:
             sha256 = write_shard(path, image)
             entry = ShardEntry(path.name, len(rows), len(records), len(image), sha256, records.top1_id is not None)
             try:
-                append_entry(self.path, entry)
+                append_entry(self.path, entry, self._writer.journal)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
@@ -223,12 +243,24 @@ class CacheStore:
             if error.errno in NO_ROOM:
                 raise self._full(len(image), error) from error
             raise
+        self._next += 1
         self._add([(entry, Shard(path))])
         return entry
 
+    def tokens_of_others(self) -> int:
+        """Positions that other ranks have committed since this store was opened; their rows stay missing here."""
+        known = {entry.name for entry in self.entries}
+        for path in self.path.glob("rank-*.jsonl"):
+            with contextlib.suppress(OSError):
+                size = path.stat().st_size
+                if path.name != self._writer.journal and self._others.get(path.name, (-1, 0))[0] != size:
+                    fresh = [entry for entry in read_one(path).entries if entry.name not in known]
+                    self._others[path.name] = size, sum(entry.tokens for entry in fresh)
+        return sum(tokens for _, tokens in self._others.values())
+
     def shard(self, entry: ShardEntry) -> Shard:
         """The file of an entry."""
-        return self._shards[entry.number]
+        return self._shards[self._numbers[entry.name]]
 
     def peek(self, entry: ShardEntry, first: int, last: int) -> Records:
         """Return the records of some rows of a shard, by their place in it, without verification.
@@ -236,7 +268,7 @@ class CacheStore:
         Raises:
             DamagedShard: they cannot be read.
         """
-        encoded = self._shards[entry.number].read(first, last)
+        encoded = self.shard(entry).read(first, last)
         try:
             return decode([encoded], self.identity.ids_in_record)
         except ValueError as error:
@@ -270,18 +302,25 @@ class CacheStore:
             write_manifest(self.path, self.identity)
 
     def _load(self) -> None:
-        journal = read_journal(self.path)
-        if journal.damaged_lines:
-            self.problems.append(f"{journal.damaged_lines} lines of the journal in {self.path} cannot be read.")
-        found = []
-        for entry in journal.entries:
-            try:
-                found.append((entry, self._opened(entry)))
-            except DamagedShard as damage:
-                self._set_aside(entry.name, str(damage))
-        self._add(found)
-        if self._writable:
-            self._mend(journal.is_clean and len(found) == len(journal.entries), sweep=not journal.damaged_lines)
+        journals = read_journals(self.path)
+        damaged_lines = sum(journal.damaged_lines for journal in journals.values())
+        if damaged_lines:
+            self.problems.append(f"{damaged_lines} lines of the journal in {self.path} cannot be read.")
+        for name, journal in journals.items():
+            found = []
+            for entry in journal.entries:
+                try:
+                    found.append((entry, self._opened(entry)))
+                except DamagedShard as damage:
+                    self._set_aside(entry.name, str(damage))
+            self._add(found)
+            # A rank that was killed leaves a torn line, and its journal gets no further ones.
+            is_clean = journal.is_clean or name != self._writer.journal
+            if self._writable and self._is_alone and not (is_clean and len(found) == len(journal.entries)):
+                rewrite_journal(self.path, [entry for entry, _ in found], name)
+        if self._writable and self._is_alone:
+            self._next = 1 + max((e.number for e in self.entries if e.name == self._writer.shard(e.number)), default=-1)
+            self._sweep(journals_are_whole=not damaged_lines)
 
     def _opened(self, entry: ShardEntry) -> Shard:
         """Open a shard and check its header; its bytes are verified at the first read."""
@@ -297,23 +336,24 @@ class CacheStore:
         return shard
 
     def _add(self, found: list[tuple[ShardEntry, Shard]]) -> None:
-        self._entries |= {entry.number: entry for entry, _ in found}
-        self._shards |= {entry.number: shard for entry, shard in found}
-        self._index.add([(entry.number, shard.hashes, entry.has_top1) for entry, shard in found])
+        first = 1 + max(self._entries, default=-1)
+        self._numbers |= {entry.name: first + place for place, (entry, _) in enumerate(found)}
+        self._entries |= {first + place: entry for place, (entry, _) in enumerate(found)}
+        self._shards |= {first + place: shard for place, (_, shard) in enumerate(found)}
+        self._index.add([(first + place, shard.hashes, entry.has_top1) for place, (entry, shard) in enumerate(found)])
         for _, shard in found:
             del shard.hashes  # the index has them
 
-    def _mend(self, is_clean: bool, *, sweep: bool) -> None:
-        """Make folder and journal consistent: files that are not in the journal are removed."""
-        if not is_clean:
-            rewrite_journal(self.path, self.entries)
+    def _sweep(self, *, journals_are_whole: bool) -> None:
+        """Remove files that are not in a journal; those of ranks when they are old, as a rank may be at work."""
         known = {entry.name for entry in self.entries}
         for file in self.path.glob("*.tmp"):
-            file.unlink(missing_ok=True)
-        for file in self.path.glob("shard-*.h5"):
-            if file.name in known:
+            if not is_of_a_live_rank(file):
+                file.unlink(missing_ok=True)
+        for file in [*self.path.glob("shard-*.h5"), *self.path.glob("rank-*.h5")]:
+            if file.name in known or is_of_a_live_rank(file):
                 continue
-            if sweep:
+            if journals_are_whole:
                 file.unlink(missing_ok=True)
             else:  # a damaged line may have been this one's
                 self._set_aside(file.name, "it is not in the journal")
@@ -341,9 +381,10 @@ class CacheStore:
         )
 
     def _drop(self, entry: ShardEntry) -> None:
-        del self._entries[entry.number]
-        del self._shards[entry.number]
-        self._index.drop(entry.number)
+        number = self._numbers.pop(entry.name)
+        del self._entries[number]
+        del self._shards[number]
+        self._index.drop(number)
 
     def _set_aside(self, name: str, wrong: str) -> str:
         """Set a damaged shard aside and report it."""
@@ -371,6 +412,16 @@ class CacheStore:
         return no_room(what, error, kept="earlier records are kept")
 
 
+def is_of_a_live_rank(file: Path) -> bool:
+    """Return whether a file that no journal names may be one that a rank, perhaps of another machine, is writing."""
+    if not file.name.startswith("rank-"):
+        return False
+    try:
+        return time.time() - file.stat().st_mtime < _ABANDONED_SECONDS
+    except OSError:
+        return True
+
+
 def caches_below(folder: Path) -> Iterator[Path]:
     """Return the caches in a folder: itself, or those directly below it."""
     if (folder / MANIFEST).exists():
@@ -379,12 +430,12 @@ def caches_below(folder: Path) -> Iterator[Path]:
         yield from sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
 
 
-def _locks_for_writing(path: Path, wait: Callable[[], None] | None) -> Locks:
+def _locks_for_writing(path: Path, wait: Callable[[], None] | None, *, beside: bool) -> Locks:
     while True:
         try:
             make_folder(path)
             locks = Locks(path)
-            if locks.try_writer():
+            if locks.try_beside() if beside else locks.try_writer():
                 return locks
         except FileNotFoundError:  # it is being removed now
             continue

@@ -2,7 +2,8 @@
 
 Rows are taken in waves. A wave is as many rows as fit a number of tokens, in the order of the token file, cut from the
 list of *all* rows: a wave ends with one committed shard, so an interrupted run continues with its current wave and
-leaves the same shards, byte for byte.
+leaves the same shards, byte for byte. Ranks take the waves in turn. A wave holds the same rows for any number of ranks,
+so its records are the same, bit for bit.
 
 Within a wave each *document* passes through the model separately: documents of a packed row do not attend to each
 other. Long ones come first, so that a lack of memory shows at once, and documents of similar length share a
@@ -14,6 +15,7 @@ Knows nothing of the source of the teacher's layers, of sampling, or of the stor
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from engine.events import EventWriter
 from engine.models.documents import Documents, batches_of, find_documents
 from engine.models.transfer import to_device
 from engine.phase_control import PhaseControl
+from engine.ranks import ALONE, Rank
 from engine.relief import Relief
 from engine.teacher.head import Scored, records_from_hidden
 
@@ -92,8 +95,9 @@ def score(
     events: EventWriter,
     control: PhaseControl,
     relief: Relief | None = None,
+    rank: Rank = ALONE,
 ) -> ScoreResult:
-    """Score every row whose records are not in the store.
+    """Score every row of this rank whose records are not in the store.
 
     Args:
         teacher: makes hidden states and logits.
@@ -109,16 +113,21 @@ def score(
         events: gets ``progress`` and ``shard``.
         control: checked at safe points; a stop loses at most one wave.
         relief: watches memory; while it is short, waves are shorter, which changes shards but no record.
+        rank: which waves are this process's; every process of the world needs the same rows and ``wave_tokens``.
 
     Raises:
         Stopped: the user stopped the run.
         BadNumbers: the teacher gives NaN or infinity.
     """
-    progress = _Progress(tokens, store, splits, events, control, relief)
+    progress = _Progress(tokens, store, splits, events, control, relief, rank)
     scored_tokens = scored_rows = shards = 0
     rows_in_wave = max(1, wave_tokens // tokens.sequence_length)
+    waves_before = waves = 0
     for split in splits:
         hashes = tokens.hashes(split)
+        waves_before, waves = waves, waves + math.ceil(len(hashes) / rows_in_wave)
+        # Records of other ranks are not seen here, so a repeated row belongs to the wave of its first place.
+        first_of = _first_places(hashes) if rank.world > 1 else None
         is_holdout = split == "holdout"  # only to measure with is the teacher's first choice needed
         end = 0
         while end < len(hashes):
@@ -129,7 +138,11 @@ def score(
             end = min(len(hashes), (start // rows_in_wave + 1) * rows_in_wave)
             if relief is not None and relief.is_short:
                 end = min(end, start + max(micro_batch, rows_in_wave // 2))
+            if not rank.has(waves_before + start // rows_in_wave):
+                continue
             indices = _missing(store, hashes, range(start, end), top1=is_holdout)
+            if first_of is not None:
+                indices = [index for index in indices if first_of[hashes[index]] == index]
             if not indices:
                 continue
             control.safe_point()
@@ -161,6 +174,10 @@ def _missing(store: CacheStore, hashes: list[bytes], indices: range, *, top1: bo
     absent = [indices[place] for place in store.missing([hashes[index] for index in indices], top1=top1)]
     first_of = {hashes[index]: index for index in reversed(absent)}
     return sorted(first_of.values())
+
+
+def _first_places(hashes: Sequence[bytes]) -> dict[bytes, int]:
+    return {row_hash: index for index, row_hash in reversed(list(enumerate(hashes)))}
 
 
 @dataclass(frozen=True)
@@ -249,7 +266,10 @@ class _Progress:
         events: EventWriter,
         control: PhaseControl,
         relief: Relief | None,
+        rank: Rank,
     ) -> None:
+        self._store = store
+        self._rank = rank
         self._events = events
         self._relief = relief
         self._control = control
@@ -292,8 +312,9 @@ class _Progress:
         self._tell(safe=False)
 
     def end(self) -> None:
-        """Everything is scored."""
-        self._before = self._total - self._committed
+        """Everything of this rank is scored."""
+        if self._rank.world == 1:
+            self._before = self._total - self._committed
         self._last = 0.0
         self._tell(safe=False)
 
@@ -303,10 +324,12 @@ class _Progress:
             if self._relief is not None:
                 self._relief.look()
         now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_EVENTS:
+        if now - self._last < _SECONDS_BETWEEN_EVENTS * self._rank.world:
             return
         self._last = now
         scored = self._committed + self._in_wave
+        if self._rank.world > 1:  # of all ranks what is committed, as none knows how far into a wave the others are
+            scored = self._committed + self._store.tokens_of_others()
         done = min(self._total, self._before + scored)
         rate = scored / self.seconds if scored and self.seconds > 0 else None
         self._events.progress(

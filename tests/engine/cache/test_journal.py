@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cache.journal import ShardEntry, append_entry, read_journal, rewrite_journal, shard_name
+from engine.cache.journal import ShardEntry, Writer, append_entry, read_journal, rewrite_journal
 
 
 def entry(number: int) -> ShardEntry:
-    return ShardEntry(shard_name(number), 3, 40, 5000, "a" * 64, False)
+    return ShardEntry(Writer().shard(number), 3, 40, 5000, "a" * 64, False)
 
 
 def test_what_was_appended_is_read_in_order(tmp_path):

@@ -2,6 +2,7 @@ import contextlib
 import gc
 import hashlib
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from engine.memory_watch import MemoryWatch
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.stream import StreamedTeacher
 from engine.phase_control import PhaseControl
+from engine.ranks import ALONE, Rank
 from engine.relief import Relief
 from engine.teacher.score import score
 from tests.engine.models.architectures import tiny_architecture
@@ -55,19 +57,23 @@ def token_file(path: Path, *, train: int = 11, holdout: int = 4, seed: int = 0, 
     return path
 
 
-def a_store(path: Path, **other) -> CacheStore:
+def a_store(path: Path, rank: int | None = None, **other) -> CacheStore:
     identity = {
         "teacher": "t", "tokenizer": "v", "chat_template": "", "temperature": 1.0, "record_size": SIZE,
         "vocab_size": VOCAB_SIZE, "seed": 3, "precision": "fp32", "quantization": "none",
     }  # fmt: skip
-    return CacheStore.open(path, CacheIdentity(**(identity | other)), writable=True)
+    return CacheStore.open(path, CacheIdentity(**(identity | other)), writable=True, rank=rank)
 
 
-def run(teacher, tokens_path, cache_path, *, control=None, micro_batch=2, temperature=1.0, **other):
+def run(
+    teacher, tokens_path, cache_path, *, control=None, micro_batch=2, temperature=1.0, rank=ALONE, store=None, **other
+):
     events = EventWriter(cache_path.with_suffix(".jsonl"))
     settings = {"wave_tokens": 4 * LENGTH, "chunk_tokens": 10, "splits": ("train", "holdout")} | other
     try:
-        with TokenFile(tokens_path) as tokens, a_store(cache_path, temperature=temperature) as store:
+        number = None if rank == ALONE else rank.number
+        opened = store or a_store(cache_path, number, temperature=temperature)
+        with TokenFile(tokens_path) as tokens, opened as store:
             return score(
                 teacher=teacher,
                 tokens=tokens,
@@ -78,6 +84,7 @@ def run(teacher, tokens_path, cache_path, *, control=None, micro_batch=2, temper
                 seed=3,
                 events=events,
                 control=control or PhaseControl.inert(),
+                rank=rank,
                 **settings,
             )
     finally:
@@ -346,3 +353,63 @@ def test_short_memory_makes_shorter_waves_and_the_same_records(tmp_path):
         assert np.array_equal(one.head_log_probs, other.head_log_probs)
     assert (squeezed.rows, squeezed.tokens) == (plain.rows, plain.tokens)
     assert squeezed.shards == plain.shards + 1
+
+
+def same_records(one: Records, other: Records) -> bool:
+    """Whether every number of every record is the same, bit for bit."""
+    names = [field.name for field in fields(Records)]
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+@pytest.mark.parametrize("world", [2, 5])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_any_number_of_ranks_leaves_the_records_of_one_process_bit_for_bit(teacher, world, streamed, tmp_path):
+    tokens_path = token_file(tmp_path / "tokens.h5", train=40, holdout=9)
+    run(teacher, tokens_path, tmp_path / "one")
+    scorer = teacher
+    if streamed:
+        scorer = StreamedTeacher(tiny_model("qwen2"), dtype=torch.float32, device=torch.device("cpu"), check=False)
+    stores = [a_store(tmp_path / "many", number) for number in range(world)]  # none sees what another one scores
+    results = [
+        run(scorer, tokens_path, tmp_path / "many", rank=Rank(number, world), store=store)
+        for number, store in enumerate(stores)
+    ]
+    for split in ("train", "holdout"):
+        assert same_records(*(records_of(tokens_path, tmp_path / name, split) for name in ("one", "many")))
+    with TokenFile(tokens_path) as tokens:
+        distinct = len(set(tokens.hashes("train"))) + len(set(tokens.hashes("holdout")))
+    assert sum(result.rows for result in results) == distinct, "every row is scored once"
+    assert all(result.shards for result in results), "every rank has work"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    world=st.integers(1, 7),
+    later=st.integers(1, 7),
+    order=st.randoms(use_true_random=False),
+    rows_in_wave=st.integers(1, 9),
+    lost=st.sets(st.integers(0, 6)),
+)
+def test_whatever_ranks_score_and_lose_the_union_is_every_row_once(
+    teacher, tmp_path_factory, world, later, order, rows_in_wave, lost
+):
+    folder = tmp_path_factory.mktemp("ranks")
+    tokens_path = token_file(folder / "tokens.h5", train=23, holdout=5)
+    wave_tokens = rows_in_wave * LENGTH
+    stores = [a_store(folder / "cache", number) for number in range(world)]  # none sees what another one scores
+    numbers = list(enumerate(stores))
+    order.shuffle(numbers)
+    for number, store in numbers:  # a rank may end before any of its waves
+        rank, control = Rank(number, world), StopsAfter(number) if number in lost else None
+        with contextlib.suppress(Stopped):
+            run(
+                teacher, tokens_path, folder / "cache", rank=rank, store=store, control=control,
+                wave_tokens=wave_tokens,
+            )  # fmt: skip
+    for number in range(later):  # the job is started again, with another number of ranks
+        run(teacher, tokens_path, folder / "cache", rank=Rank(number, later), wave_tokens=wave_tokens)
+    with TokenFile(tokens_path) as tokens, a_store(folder / "cache") as store:
+        hashes = {split: tokens.hashes(split) for split in ("train", "holdout")}
+        assert store.missing(hashes["train"]) == []
+        assert store.missing(hashes["holdout"], top1=True) == []
+        assert sum(entry.rows for entry in store.entries) == len(set(hashes["train"])) + len(set(hashes["holdout"]))
