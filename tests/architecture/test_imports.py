@@ -30,6 +30,7 @@ LIGHT = [
     "engine.out_of_memory",
     "engine.planner",
     "engine.profiles",
+    "engine.ranks",
     "engine.report",
     "engine.run",
     "engine.runs",
@@ -55,10 +56,12 @@ MAY_IMPORT = {
     "data": {"errors", "events", "disk", "format", "models", "phase_control", "hardware", "out_of_memory"},
     "memory_watch": {"hardware"},
     "relief": {"events", "format", "memory_watch"},
+    "ranks": {"config", "errors"},
     "teacher": {
         "errors",
         "events",
         "phase_control",
+        "ranks",
         "relief",
         "models",
         "cache",
@@ -70,6 +73,7 @@ MAY_IMPORT = {
     "student": {
         "errors",
         "out_of_memory",
+        "ranks",
         "relief",
         "events",
         "phase_control",
