@@ -60,7 +60,9 @@ class RunConfig(BaseModel):
     )
 
     # models
-    teacher: Source | None = setting(None, "Teacher model: a folder, a GGUF file, or a Hugging Face id", group="models")
+    teacher: Source | None = setting(
+        None, "Teacher model: a folder, a GGUF file, a LoRA adapter's folder, or a Hugging Face id", group="models"
+    )
     student: Source | None = setting(
         None,
         "Student model: a folder, a Hugging Face id, or from-teacher to build it from the teacher's layers",

@@ -13,6 +13,7 @@ from engine.disk.files import make_folder, write_atomic
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
 from engine.format import format_bytes
+from engine.models.adapter import is_adapter
 from engine.models.gguf.find import gguf_in
 from engine.models.headers import read_json
 from engine.models.hub import resolve_model
@@ -82,6 +83,8 @@ def student_folder(path: Path) -> Path:
     if path.is_file():
         return resolve_model(path)
     for folder in (path / "student", path):
+        if is_adapter(folder):
+            return resolve_model(folder)
         if (folder / "config.json").is_file():
             return folder
     if path.is_dir() and not (path / "run.json").is_file() and gguf_in(path):
@@ -116,7 +119,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Export a student for other programs: Hugging Face, llama.cpp (GGUF) or Ollama."
     )
-    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, a model's folder, or a GGUF file")
+    parser.add_argument(
+        "folder", metavar="RUN_OR_FOLDER", help="A run's folder, a model's or an adapter's folder, or a GGUF file"
+    )
     parser.add_argument("--format", choices=FORMATS, required=True,
                         help="hf: a folder for transformers; gguf: one file for llama.cpp; ollama: a GGUF file with a "
                         "Modelfile")  # fmt: skip

@@ -71,6 +71,7 @@ class TensorInfo:
         offset: where its bytes begin, from the start of the file.
         decoder: makes the numbers of the bytes; None where they are of ``dtype``. With a decoder, ``dtype`` is the
             float format that the numbers are written in when they are written anew.
+        made_of: other tensors that its numbers are made of, beside its own bytes.
     """
 
     shape: tuple[int, ...]
@@ -79,6 +80,7 @@ class TensorInfo:
     file: Path
     offset: int
     decoder: Decoder | None = None
+    made_of: tuple[TensorInfo, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -151,6 +153,15 @@ def read_safetensors(folder: Path) -> dict[str, TensorInfo]:
             f"{index_path} names {absent[0]}, which no file holds.", "", "Download or save the model again."
         )
     return tensors
+
+
+def read_safetensors_file(file: Path) -> dict[str, TensorInfo]:
+    """All tensors of one safetensors file, by name, from its header alone.
+
+    Raises:
+        ModelError: it is missing, cut short, or not what it says it is.
+    """
+    return _read_header(file)
 
 
 def _indexed_files(index_path: Path) -> dict[str, str]:

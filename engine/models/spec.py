@@ -163,7 +163,10 @@ def fingerprint(spec: ModelSpec) -> str:
     digest.update(json.dumps(told, sort_keys=True).encode())
     file, descriptor = Path(), -1  # one file at a time: a model may have more shards than a process may have open
     try:
-        for name, tensor in sorted(spec.tensors.items()):
+        told_tensors = [
+            (name, each) for name, tensor in sorted(spec.tensors.items()) for each in (tensor, *tensor.made_of)
+        ]
+        for name, tensor in told_tensors:
             if tensor.file != file:
                 if descriptor >= 0:
                     os.close(descriptor)
@@ -183,12 +186,6 @@ def fingerprint(spec: ModelSpec) -> str:
 def _read_config(folder: Path, asked: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{folder} holds an adapter (LoRA), not a model.",
-                "It is a change to another model's weights.",
-                "Merge it into its base model (peft: merge_and_unload, then save_pretrained) and name that folder.",
-            )
         raise _no_config(folder, asked)
     config = read_json(path)
     if not isinstance(config.get("model_type"), str) or not config["model_type"]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.models import adapter as adapters
 from engine.models.gguf import find as gguf_find
 from engine.models.headers import TensorInfo, read_json, read_safetensors
 from engine.models.known import causal_lm_types
@@ -23,6 +25,8 @@ _BESIDE = (
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
     "*.model", "*.tiktoken", "tekken.json", "chat_template*", "LICENSE*", "NOTICE*",
 )  # fmt: skip
+_TOKENIZERS = ("tokenizer.json", "vocab.", "merges.txt", "tekken.json")
+_NO_TOKENIZER = ("generation_config", "LICENSE", "NOTICE")
 
 
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -38,6 +42,10 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         from engine.models.gguf import folder as gguf_folder  # loads numpy
 
         return gguf_folder.gguf_tensors(folder, Path(next(iter(source["files"]))))
+    if source["kind"] == adapters.KIND:
+        base = Path(source["base"])
+        adapter = adapters.read_adapter(Path(source["folder"]))
+        return adapters.merged_tensors(adapter, read_tensors(base), read_json(base / _CONFIG))
     tensors = read_safetensors(Path(source["folder"]))
     if source["quantization"] is not None:
         from engine.models.quantised import decoded_tensors  # loads numpy
@@ -55,14 +63,20 @@ def is_decoded(folder: Path) -> bool:
     return source_of(folder) is not None
 
 
-def plain_folder(folder: Path) -> Path:
-    """The folder itself; a stand-in where it holds a GGUF file, a text model in a wrapper, or quantised weights.
+def plain_folder(folder: Path, resolve: Callable[[str], Path]) -> Path:
+    """The folder itself; a stand-in for a GGUF file, a text model in a wrapper, quantised weights, or an adapter.
 
     What cannot be read is left to :func:`engine.models.spec.read_spec`, which says why.
 
+    Args:
+        folder: of the model.
+        resolve: finds an adapter's base model by its path or id.
+
     Raises:
-        ModelError: config.json or a GGUF file is damaged.
+        ModelError: config.json or a GGUF file is damaged, or an adapter cannot be merged into its base model.
     """
+    if source_of(folder) is None and adapters.is_adapter(folder):
+        return _adapted(folder, resolve)
     found = gguf_find.gguf_in(folder)
     if found is not None:
         from engine.models.gguf import folder as gguf_folder
@@ -83,7 +97,7 @@ def plain_folder(folder: Path) -> Path:
 
         if not can_decode(quantization):
             return folder
-    beside = sorted({file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file()})
+    beside = _beside(folder)
 
     def make(out: Path) -> dict[str, Any]:
         if text is not None:  # which of a wrapper's two configurations counts differs between families
@@ -95,3 +109,27 @@ def plain_folder(folder: Path) -> Path:
         return {"folder": str(folder.absolute()), "quantization": quantization, "is_wrapper": text is not None}
 
     return stand_in(folder.resolve().name, _SAFETENSORS, [folder / _CONFIG, *beside], make)
+
+
+def _adapted(folder: Path, resolve: Callable[[str], Path]) -> Path:
+    """The folder that stands for a base model with an adapter."""
+    adapter = adapters.read_adapter(folder)
+    base = adapters.find_base(adapter, resolve)
+    theirs, ours = _beside(base), _beside(folder)
+    if any(file.name.startswith(_TOKENIZERS) or file.suffix == ".model" for file in ours):
+        theirs = [file for file in theirs if file.name.startswith(_NO_TOKENIZER)]  # two would contradict each other
+    beside = [*theirs, *sorted(base.glob("*.py")), *ours]
+
+    def make(out: Path) -> dict[str, Any]:
+        config = adapters.plain_config(adapter, base, read_tensors(base))
+        for file in beside:
+            shutil.copyfile(file, out / file.name)
+        (out / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return {"folder": str(folder.absolute()), "base": str(base.absolute())}
+
+    return stand_in(folder.resolve().name, adapters.KIND, [*adapter.files, base / _CONFIG, *beside], make)
+
+
+def _beside(folder: Path) -> list[Path]:
+    """Files of a folder that a stand-in takes along."""
+    return sorted({file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file()})

@@ -12,8 +12,12 @@ from typing import ClassVar
 import pytest
 
 from engine.errors import ModelError
+from engine.export import write_gguf
+from engine.models.gguf.find import files_by_quant
 from engine.models.hub import cached_models, fetch_model, is_hub_id, resolve_model
 from engine.models.spec import read_spec
+from tests.engine.models.gguf.test_header import split_file
+from tests.engine.models.test_adapter import adapter_of
 from tests.tiny import tiny_model
 
 
@@ -92,9 +96,10 @@ def test_an_unfinished_download_is_no_model(cache):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """A hub on this machine: it serves a folder as the model me/big, or fails in one way."""
+    """A hub on this machine: it serves a folder as the model me/big, and others, or fails in one way."""
 
     folder: Path
+    others: ClassVar[dict[str, Path]] = {}
     status: int | None = None
     body = b""
     headers_of_failure: ClassVar[dict[str, str]] = {}
@@ -109,21 +114,25 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return
         if self.status is not None:
             self.answer(self.status, self.body, self.headers_of_failure)
-        elif path.startswith("/api/models/me/big"):
-            files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
-            siblings = [
-                {"rfilename": str(file.relative_to(self.folder)), "size": file.stat().st_size} for file in files
-            ]
+        elif path.startswith("/api/models/") and self.model_of(path.removeprefix("/api/models/")) is not None:
+            folder = self.model_of(path.removeprefix("/api/models/"))
+            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+            siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
             told = {"id": "me/big", "modelId": "me/big", "sha": "a" * 40, "siblings": siblings, "tags": []}
             self.answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
         elif path.startswith("/api/"):
             self.answer(404, b"", {})
         else:
-            data = (self.folder / path.split("/resolve/main/")[-1].split("a" * 40 + "/")[-1]).read_bytes()
+            folder = self.model_of(path.removeprefix("/"))
+            data = (folder / path.split("/resolve/main/")[-1].split("a" * 40 + "/")[-1]).read_bytes()
             tag = hashlib.sha256(data).hexdigest()
             self.answer(200, data, {"ETag": f'"{tag}"', "X-Repo-Commit": "a" * 40, "Accept-Ranges": "bytes"})
 
     do_HEAD = do_GET
+
+    def model_of(self, path):
+        """The folder of the model that a path begins with; None where there is none."""
+        return {"me/big": self.folder, **self.others}.get("/".join(path.split("/")[:2]))
 
     def answer(self, status, body, headers):
         self.send_response(status)
@@ -143,6 +152,7 @@ def hub(cache, monkeypatch):
 
     class Served(Hub):
         asked: ClassVar[list[str]] = []
+        others: ClassVar[dict[str, Path]] = {}
         folder = tiny_model("llama")
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Served)
@@ -197,7 +207,11 @@ def test_a_download_that_is_cut_off_is_no_model_and_is_gone_on_with(hub, cache, 
 
 @pytest.mark.parametrize(
     ("files", "told"),
-    [(["model.Q4.gguf"], "no config.json. It holds GGUF"), (["config.json", "pytorch_model.bin"], "there as .bin")],
+    [
+        (["README.md", "mmproj-F16.gguf"], "no config.json"),
+        (["config.json", "pytorch_model.bin"], "there as .bin"),
+        (["adapter_config.json", "adapter_model.bin"], "an adapter without adapter_model.safetensors"),
+    ],
 )
 def test_a_repository_without_safetensors_is_refused_before_anything_is_downloaded(hub, tmp_path, files, told):
     hub.folder = tmp_path / "other"
@@ -208,6 +222,105 @@ def test_a_repository_without_safetensors_is_refused_before_anything_is_download
         fetch_model("me/big")
     assert told in caught.value.paragraph()
     assert hub.asked == ["big"]
+
+
+@pytest.fixture
+def ggufs(hub, tmp_path):
+    """A repository with GGUF files of two quantisations, one of them in two parts that lie in a folder."""
+    hub.folder = tmp_path / "ggufs"
+    hub.folder.mkdir()
+    for weight_type in ("q8_0", "f16"):
+        write_gguf(tiny_model("llama"), hub.folder / f"big-{weight_type.upper()}.gguf", weight_type=weight_type)
+    for name in ("mmproj-F16.gguf", "README.md", "config.json"):
+        (hub.folder / name).write_text("{}")
+    return hub
+
+
+def test_a_gguf_file_is_chosen_by_its_quantisation_and_downloaded_alone(ggufs, cache):
+    with pytest.raises(ModelError) as caught:
+        fetch_model("me/big")
+    assert "holds 2 GGUF files" in caught.value.what
+    assert "F16, Q8_0" in caught.value.why
+    assert "me/big:Q8_0" in caught.value.todo
+    folder = fetch_model("me/big:q8_0")
+    assert read_spec("me/big:Q8_0").num_layers == 4
+    there = [file.name for file in cache.rglob("*") if file.suffix == ".gguf"]
+    assert there == ["big-Q8_0.gguf"]
+    ggufs.asked.clear()
+    assert fetch_model("me/big:Q8_0") == folder == resolve_model("me/big"), "the only one that is here"
+    assert ggufs.asked == []
+    assert cached_models() == ["me/big"]
+    assert read_spec(fetch_model("me/big:F16")).num_layers == 4
+    assert cached_models() == ["me/big:F16", "me/big:Q8_0"]
+    with pytest.raises(ModelError, match="holds 2 GGUF files"):
+        resolve_model("me/big")
+
+
+def test_a_quantisation_that_is_not_there_is_told_with_those_that_are(ggufs, hub):
+    with pytest.raises(ModelError) as caught:
+        fetch_model("me/big:Q4_K_M")
+    assert "holds no GGUF file Q4_K_M. There are F16, Q8_0." in caught.value.paragraph()
+    hub.folder = tiny_model("llama")
+    with pytest.raises(ModelError, match="holds no GGUF files, so Q4_K_M names none"):
+        fetch_model("me/big:Q4_K_M")
+
+
+def test_all_parts_of_a_split_file_are_downloaded_and_gone_on_with(hub, cache, tmp_path):
+    hub.folder = tmp_path / "parts"
+    write_gguf(tiny_model("llama"), tmp_path / "whole.gguf")
+    names = split_file(tmp_path / "whole.gguf", hub.folder / "Q8_0", "big-Q8_0")
+    assert read_spec(fetch_model("me/big")).num_layers == 4
+    assert sorted(file.name for file in cache.rglob("*.gguf")) == names
+    next(cache.rglob(names[1])).unlink()
+    with pytest.raises(ModelError, match="1 are missing"):
+        resolve_model("me/big")
+    assert read_spec(fetch_model("me/big")).num_layers == 4
+
+
+def test_an_adapter_is_downloaded_and_its_base_model_with_it(hub, cache, tmp_path):
+    hub.others["me/adapter"] = adapter_of(Path("me/big"), tmp_path / "adapter")
+    folder = fetch_model("me/adapter")
+    assert read_spec(folder).num_layers == 4
+    assert cached_models() == ["me/adapter", "me/big"]
+    hub.asked.clear()
+    assert fetch_model("me/adapter") == folder
+    assert hub.asked == []
+    here = adapter_of(Path("me/big"), tmp_path / "here")
+    shutil.rmtree(cache / "models--me--big")
+    assert read_spec(fetch_model(str(here))).num_layers == 4, "an adapter's folder whose base is on the hub"
+
+
+def test_what_is_here_and_cannot_be_read_is_told_and_not_asked_for_again(hub, cache, tmp_path):
+    hub.others["me/adapter"] = adapter_of(Path("me/big"), tmp_path / "adapter", use_dora=True)
+    with pytest.raises(ModelError, match="DoRA"):
+        fetch_model("me/adapter")
+    hub.asked.clear()
+    with pytest.raises(ModelError, match="DoRA"):
+        fetch_model("me/adapter")
+    assert hub.asked == []
+
+
+def test_adapters_that_name_each_other_as_base_are_refused(cache, tmp_path):
+    adapter_of(tmp_path / "second", tmp_path / "first")
+    adapter_of(tmp_path / "first", tmp_path / "second")
+    with pytest.raises(ModelError, match="cannot be used") as caught:
+        resolve_model(tmp_path / "first")
+    assert caught.value.todo
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a-Q4_K_M.gguf", "a.Q8_0.gguf", "a-f16.gguf"], ["Q4_K_M", "F16", "Q8_0"]),
+        (["x/a-UD-Q2_K_XL.gguf", "a-IQ2_XXS.gguf", "a-bf16.gguf"], ["IQ2_XXS", "BF16", "UD-Q2_K_XL"]),
+        (["tales.gguf", "gpt2.gguf"], ["gpt2", "tales"]),
+        (["one-Q4_0.gguf", "two-Q4_0.gguf", "mmproj-model-f16.gguf"], ["one-Q4_0", "two-Q4_0"]),
+        (["model-00001-of-00002.gguf", "model-00002-of-00002.gguf"], ["model"]),
+        (["gpt-oss-20b-mxfp4.gguf", "config.json"], ["MXFP4"]),
+    ],
+)
+def test_gguf_files_are_told_apart_by_their_names(names, found):
+    assert list(files_by_quant(names)) == found
 
 
 def test_a_model_that_is_larger_than_the_disk_is_refused_with_both_sizes(hub, monkeypatch):

@@ -143,13 +143,14 @@ def test_a_type_is_dequantised_as_the_package_does_or_refused(name: str) -> None
     assert np.array_equal(found.view(np.uint32), np.asarray(wanted, dtype=np.float32).reshape(-1).view(np.uint32))
 
 
-def test_a_split_file_is_one_model_and_a_missing_part_is_named(tmp_path: Path) -> None:
-    _, file = gguf_of("llama", tmp_path)
+def split_file(file: Path, folder: Path, stem: str) -> list[str]:
+    """Write a GGUF file's tensors as two parts, as llama.cpp's gguf-split does; returns the parts' names."""
+    folder.mkdir(parents=True, exist_ok=True)
     whole = gguf.GGUFReader(file)
-    names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    names = [f"{stem}-0000{number}-of-00002.gguf" for number in (1, 2)]
     halves = (whole.tensors[:10], whole.tensors[10:])
     for name, tensors in zip(names, halves, strict=True):
-        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        writer = gguf.GGUFWriter(folder / name, "llama")
         if name == names[0]:
             for field in whole.fields.values():
                 if field.name.startswith("GGUF.") or field.name == "general.architecture":
@@ -163,6 +164,12 @@ def test_a_split_file_is_one_model_and_a_missing_part_is_named(tmp_path: Path) -
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    return names
+
+
+def test_a_split_file_is_one_model_and_a_missing_part_is_named(tmp_path: Path) -> None:
+    _, file = gguf_of("llama", tmp_path)
+    names = split_file(file, tmp_path, "m")
     first, second = (tmp_path / name for name in names)
     assert read_spec(first).tensors.keys() == read_spec(file).tensors.keys()
     assert read_spec(second).num_parameters == read_spec(file).num_parameters
