@@ -5,6 +5,9 @@ The same settings, checked by the same words; nothing is drawn, and nothing that
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +23,14 @@ _YES, _NO = ("", "y", "yes"), ("n", "no")
 
 
 def ask(
-    values: dict[str, Any], *, read: Callable[[str], str] = input, write: Callable[[str], object] = print
+    values: dict[str, Any], *, read: Callable[[str], str] = input, write: Callable[[str], object] | None = None
 ) -> RunConfig:
     """Ask for what was not given, then whether to start.
 
     Args:
         values: settings that were given already; they are not asked for.
         read: shows a prompt and gives the line that was typed.
-        write: takes one line of text.
+        write: takes one line of text; printed in the terminal's width unless given.
 
     Returns:
         Everything that was answered; what was left empty is the planner's.
@@ -36,6 +39,7 @@ def ask(
         TinyDistillError: the answers contradict each other, or the person does not want to start.
     """
     answers: dict[str, Any] = dict(values)
+    write = write or _print
     write("An empty line leaves it to the planner. Ctrl+C leaves, nothing is started.")
     for name in QUESTIONS:
         if name not in answers and not answers.get("demo"):
@@ -55,6 +59,14 @@ def ask(
         if word in _NO:
             raise Stopped("Nothing was started.", "", "The same command asks again.")
     return config
+
+
+def _print(sentence: str) -> None:
+    """Print a sentence; the lines of a narrow terminal end between two words."""
+    width = shutil.get_terminal_size().columns
+    lines = textwrap.fill(sentence, max(20, width - 1), break_long_words=False, break_on_hyphens=False)
+    sys.stdout.write(lines + "\n")
+    sys.stdout.flush()
 
 
 def _plan_lines(config: RunConfig) -> list[str]:

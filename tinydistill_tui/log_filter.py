@@ -52,6 +52,13 @@ class LogFilter:
         """The lines that pass; with ``keep_all`` the words only mark and hide nothing."""
         return [line for line in lines if self.takes(line) and (keep_all or self.finds(line))]
 
+    def nothing(self) -> str:
+        """A sentence for a log of which no line passes: what is missing, and the key that shows every line."""
+        if self.pattern is not None:
+            return f"No line matches {self.typed}. Esc shows all lines."
+        level = {"error": "No errors", "warning": "No warnings or errors"}.get(self.level)
+        return f"{level} in this log. i shows all lines." if level else "No line to show yet."
+
     def words(self) -> str:
         """The filter in words, for a title."""
         level = (

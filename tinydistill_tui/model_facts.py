@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from engine.config import RunConfig
 from engine.data.checks import check_models
-from engine.errors import SettingsError, TinyDistillError, TokenizerMismatch
+from engine.data.sources import PYTHON_DOCS
+from engine.errors import DataError, SettingsError, TinyDistillError, TokenizerMismatch
 from engine.format import format_bytes, format_count
 from engine.hardware import Hardware
 from engine.models.demo import DEMO_TEACHER
@@ -44,6 +45,13 @@ def look(config: RunConfig, machine: Hardware | None = None) -> ModelFacts:
         config: the request.
         machine: what it is planned for; looked at now unless given.
     """
+    try:
+        return _look(config, machine)
+    except DataError:  # the text is the next step's matter: a wrong one must not keep the user from that step
+        return _look(config.model_copy(update={"data": PYTHON_DOCS, "text_field": None}), machine)
+
+
+def _look(config: RunConfig, machine: Hardware | None) -> ModelFacts:
     where = "teacher"
     lines: dict[str, tuple[str, ...]] = {}
     try:
@@ -64,6 +72,8 @@ def look(config: RunConfig, machine: Hardware | None = None) -> ModelFacts:
         student = None if settings.student == FROM_TEACHER else read_spec(str(settings.student))
         lines["student"] = (*(_described(student) if student else (reasons["student_layers"],)), _student_need(planned))
         vocabulary = check_models(teacher, student, settings.sequence_length or 2)
+    except DataError:
+        raise
     except TokenizerMismatch as error:
         return ModelFacts(lines.get("teacher", ()), (), (), "student", error.paragraph())
     except SettingsError as error:

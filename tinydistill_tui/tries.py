@@ -5,6 +5,7 @@ The figures are the planner's own: each value is a whole plan.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,10 @@ from engine.config import SETTINGS, RunConfig
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_duration
 from engine.planner import Plan
-from tinydistill_tui.plan_facts import PHASE_NOUNS, shown, typed
+from tinydistill_tui.plan_facts import PHASE_NOUNS, SETTINGS_OF, shown, typed
 
 _NEIGHBOURS = 2  # on each side
+_ROOM_FOR_VALUES = 32  # cells; what is left says why figures rise and fall again
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,32 @@ def tries_words(tries: Sequence[Try], width: int) -> str:
             continue
         fits = "" if each.plan.misfit is None else " does not fit"
         parts.append(f"{each.words}: {write(getattr(each.plan.predicted[phase], figure))}{fits}")
-    head = f"{PHASE_NOUNS[phase]} with "
-    while len(head) + len(" · ".join(parts)) > width and len(parts) > 1:
+    head, why = f"{PHASE_NOUNS[phase]} with ", ""
+    if not _goes_one_way([getattr(plan.predicted[phase], figure) for plan in plans]):
+        why = _others_that_move(plans, width - _ROOM_FOR_VALUES)
+    while len(head) + len(" · ".join(parts)) + len(why) > width and len(parts) > 1:
         parts.pop()
-    words = head + " · ".join(parts)
+    words = head + " · ".join(parts) + why
     return words if len(words) <= width else ""
+
+
+def _goes_one_way(figures: Sequence[float]) -> bool:
+    """Whether the figures only rise or only fall."""
+    steps = [later - earlier for earlier, later in itertools.pairwise(figures)]
+    return all(step >= 0 for step in steps) or all(step <= 0 for step in steps)
+
+
+def _others_that_move(plans: Sequence[Plan], width: int) -> str:
+    """Say which settings the planner chooses otherwise, as many as ``width`` cells hold; empty if there are none."""
+    chosen: dict[str, set[str]] = {}
+    for each in plans:
+        for choice in each.choices:
+            if choice.by == "planner" and choice.field in SETTINGS_OF:
+                chosen.setdefault(SETTINGS_OF[choice.field], set()).add(str(choice.value))
+    names = [name for name, values in chosen.items() if len(values) > 1]
+    while names:
+        words = f" ({', '.join(names)} change{'s' if len(names) == 1 else ''} too)"
+        if len(words) <= width:
+            return words
+        names.pop()
+    return ""

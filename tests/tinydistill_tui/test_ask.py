@@ -3,9 +3,13 @@ import sys
 
 import pytest
 
+from engine.cli.progress import wants_lines
 from engine.config import RunConfig
 from engine.errors import SettingsError, Stopped
+from tinydistill_tui import cli
 from tinydistill_tui.ask import QUESTIONS, ask
+
+pytestmark = pytest.mark.usefixtures("same_machine")
 
 
 def asked(lines, values=None):
@@ -57,6 +61,27 @@ def test_the_plan_stands_before_the_question_whether_to_start():
     assert "Then a student with 4 of the teacher's layers learns" in told
     assert "on the disk." in told
     assert "of memory;" in told
+
+
+def test_sentences_break_between_words_in_any_width(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "48")
+    lines = iter(["y"])
+    ask({"demo": True}, read=lambda prompt: next(lines))
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) < 48
+    _, written = asked(["y"], {"demo": True})
+    assert narrow.split() == " ".join(line for line in written if not line.startswith("Start?")).split()
+
+
+def test_a_run_that_was_asked_for_is_shown_in_lines_on_a_terminal_too(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "ask", lambda values: RunConfig.parse({"demo": True}))
+    monkeypatch.setattr(cli, "run_headless", lambda config, front_end: seen.append(front_end) or 0)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert cli.main(["--ask"]) == 0
+    assert wants_lines(seen[0].plain) == "as asked by --plain"
 
 
 @pytest.mark.parametrize("lines", [[""] * len(QUESTIONS) + ["n"], ["", ""]])

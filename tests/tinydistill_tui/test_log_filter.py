@@ -1,3 +1,5 @@
+import pytest
+
 from tinydistill_tui.log_filter import LogFilter
 from tinydistill_tui.words import LogLine
 
@@ -34,3 +36,17 @@ def test_bad_expression_is_marked_and_the_old_filter_stays():
 
 def test_keeping_all_lines_hides_only_by_level():
     assert LogFilter().with_typed("full").shown(LINES, keep_all=True) == LINES[1:]
+
+
+@pytest.mark.parametrize(
+    ("level", "typed", "sentence"),
+    [
+        ("warning", "", "No warnings or errors in this log. i shows all lines."),
+        ("error", "", "No errors in this log. i shows all lines."),
+        ("error", "disk", "No line matches disk. Esc shows all lines."),
+        ("info", "/a.c/", "No line matches /a.c/. Esc shows all lines."),
+        ("info", "", "No line to show yet."),
+    ],
+)
+def test_a_log_of_which_nothing_is_shown_says_what_hides_it_and_the_key_that_ends_it(level, typed, sentence):
+    assert LogFilter(level).with_typed(typed).nothing() == sentence

@@ -180,6 +180,19 @@ def test_output_into_a_file_has_no_codes_and_says_why(runs_folder):
     assert b"Traceback" not in result.stderr
 
 
+def test_json_is_all_that_a_pipe_gets(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    result = subprocess.run(
+        [sys.executable, "-m", "tinydistill_tui", "--attach", str(path), "--json"],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+    assert result.stderr == b""
+    kinds = [json.loads(line)["kind"] for line in result.stdout.splitlines()]
+    assert kinds[-1] == "run_finished"
+
+
 def test_attaching_to_what_is_no_run_is_a_sentence(tmp_path):
     with terminal(["--attach", str(tmp_path)]) as term:
         assert term.wait() == 2

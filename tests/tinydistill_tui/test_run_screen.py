@@ -5,6 +5,7 @@ import os
 import pytest
 
 from engine.last_word import LastWord
+from engine.machine.device import CPU
 from engine.verdict import gap_closed
 from tests.tinydistill_tui.fixtures import NOW, append, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
@@ -12,10 +13,12 @@ from tinydistill_tui import busy, control
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.screens.confirm import ConfirmScreen
 from tinydistill_tui.screens.finish import FinishScreen
+from tinydistill_tui.screens.help import key_table
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.widgets.log_pane import LogPane
 from tinydistill_tui.widgets.log_view import LogView
 from tinydistill_tui.widgets.plot import Plot
+from tinydistill_tui.widgets.run_drawings import memory_drawing
 
 
 def commands_of(path):
@@ -255,6 +258,41 @@ async def test_log_filter_counts_marks_and_keeps_the_old_one_when_bad(runs_folde
             assert isinstance(app.screen, RunScreen)
 
 
+async def test_level_without_lines_says_so_in_the_log_and_copies_nothing(runs_folder):
+    path = make_run(runs_folder, scene="preparing")
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press("w")
+            await until(pilot, lambda: "No warnings or errors in this log. i shows" in text_of(app), "it is said")
+            await pilot.press("y")
+            assert app.clipboard == ""
+            await until(
+                pilot, lambda: any("Nothing to copy" in note.message for note in app._notifications), "it is told"
+            )
+            await pilot.press("i")
+            await until(pilot, lambda: "No warnings" not in text_of(app), "all lines are back")
+
+
+async def test_run_stopped_while_it_prepares_says_stopped_and_keeps_its_curve(runs_folder):
+    path = make_run(runs_folder, scene="starting")
+    budget = {"bytes": 2**28, "peak_bytes": 2**28, "budget_bytes": 15 * 2**30}
+    append(
+        path,
+        [
+            {"time": NOW - 1.9, "kind": "phase_started", "phase": "prepare"},
+            {"time": NOW - 1.5, "kind": "memory", "phase": "prepare", **budget},
+            {"time": NOW - 1, "kind": "memory", "phase": "prepare", **budget, "bytes": 2**27},
+            {"time": NOW - 0.5, "kind": "run_finished", "status": "stopped", "exit_code": 130},
+        ],
+    )
+    async with watching(path) as (app, _):
+        row = next(line for line in lines_of(app) if "prepare" in line)
+        assert row.split() == ["■", "prepare", "stopped"]
+        drawing = memory_drawing(app.screen.view, NOW, device=CPU)
+        assert [level.name for level in drawing.levels] == ["predicted"] * len(drawing.levels)
+        assert drawing.note == "budget 15.0 GiB"
+
+
 async def test_keys_below_are_those_that_work_where_one_is(runs_folder):
     path = make_run(runs_folder)
     with held(path):
@@ -394,6 +432,15 @@ async def test_deleted_folder_is_a_sentence(runs_folder):
         await until(pilot, lambda: "is gone or cannot be read" in text_of(app), "it says so")
         await pilot.press("a")
         await asyncio.sleep(0.1)
+
+
+async def test_help_names_no_key_that_a_terminal_lacks(runs_folder):
+    async with watching(make_run(runs_folder, scene="stopped")) as (app, pilot):
+        await pilot.press("question_mark")
+        await until(pilot, lambda: "Esc closes" in text_of(app), "the help is there")
+        screen = app.screen_stack[-2]
+        assert any(key.startswith("super+") for key in screen.active_bindings)
+        assert "super+" not in key_table(screen.active_bindings).plain
 
 
 async def test_help_lists_every_key_with_what_it_does(runs_folder):

@@ -1,10 +1,13 @@
+import contextlib
 import json
 
 import pytest
 
 from engine.errors import CorruptState, FolderError
-from tests.tinydistill_tui.fixtures import NOW, append, held, make_run
+from tests.tinydistill_tui.fixtures import NOW, SCENES, append, held, make_run
 from tinydistill_tui import control, runs
+from tinydistill_tui.plan_facts import cut_words
+from tinydistill_tui.screens.welcome import state_words
 
 
 def test_all_runs_are_found_also_elsewhere_and_what_is_no_run_is_not(runs_folder, tmp_path):
@@ -38,6 +41,17 @@ def test_summary_says_state_and_place(runs_folder, scene, live, word, where):
         summary = runs.summary(path, NOW)
     assert (summary.state.word, summary.where) == (word, where)
     assert summary.gap_closed == (0.64 if scene == "done" else None)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("width", [200, 60])
+def test_menu_says_where_each_run_is_without_loose_ends(runs_folder, scene, live, width):
+    path = make_run(runs_folder, scene=scene)
+    with held(path) if live else contextlib.nullcontext():
+        words = cut_words(state_words(runs.summary(path, NOW)), width)
+    assert words == words.strip(" ,:;·")
+    assert ", ," not in words
 
 
 def test_summary_of_a_long_run_reads_only_the_end(runs_folder):

@@ -4,7 +4,7 @@ import pytest
 
 from engine.config import RunConfig
 from engine.errors import DoesNotFit
-from engine.planner import PhasePrediction, Plan
+from engine.planner import Choice, PhasePrediction, Plan
 from tinydistill_tui.tries import Try, stepped, tried, tries_words, values_around
 
 MIB = 2**20
@@ -55,6 +55,23 @@ def test_words_speak_of_time_where_memory_is_the_same_and_of_nothing_where_all_i
     times = [Try("1", "1", plan_of(300 * MIB, seconds=60)), Try("2", "2", plan_of(300 * MIB, seconds=600))]
     assert tries_words(times, 80) == "train with 1: 60 s · 2: 10 min"
     assert tries_words([times[0], times[0]], 80) == ""
+
+
+def test_figures_that_rise_and_fall_again_say_which_settings_change_too():
+    def with_choices(each: Plan, **values: object) -> Plan:
+        return replace(each, choices=tuple(Choice(name, value, "planner", "") for name, value in values.items()))
+
+    plans = [
+        with_choices(plan_of(size * MIB), student_batch=batch, gradient_checkpointing=batch > 2)
+        for batch, size in ((1, 300), (2, 400), (4, 350))
+    ]
+    tries = [Try(str(batch), str(batch), each) for batch, each in zip((1, 2, 4), plans, strict=True)]
+    words = "train with 1: 300 MiB · 2: 400 MiB · 4: 350 MiB"
+    named = [replace(each, plan=replace(each.plan, choices=each.plan.choices[1:])) for each in tries]
+    assert tries_words(named, 200) == f"{words} (gradient_checkpointing changes too)"
+    assert tries_words(named, 70) == "train with 1: 300 MiB (gradient_checkpointing changes too)"
+    assert tries_words(named[:2], 200) == "train with 1: 300 MiB · 2: 400 MiB"
+    assert tries_words([replace(each, plan=replace(each.plan, choices=())) for each in tries], 200) == words
 
 
 def test_what_cannot_be_is_said_and_nobody_waits_for_what_nobody_wants():

@@ -34,6 +34,7 @@ from tinydistill_tui import control, palette, runs
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.screens.profiles import ProfilesScreen
 from tinydistill_tui.screens.run import RunScreen
+from tinydistill_tui.screens.step import SEE_ABOVE
 from tinydistill_tui.widgets.setting_editor import SettingEditor
 
 pytestmark = pytest.mark.usefixtures("same_machine")
@@ -412,6 +413,34 @@ async def test_text_that_is_not_there_is_said_and_next_stays(tmp_path):
         await until(pilot, lambda: "✗ There is no file" in text_of(app), "it is said")
         assert app.screen is screen
         assert app.focused.id == "field-data"
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+@pytest.mark.parametrize(
+    ("step", "answers"),
+    [
+        ("models", {"teacher": "/nowhere/at-all"}),
+        ("models", {"student": "/nowhere/at-all"}),
+        ("data", {"data": "/nowhere/at-all.txt"}),
+        ("data", {"text_field": "body"}),
+    ],
+)
+async def test_sentence_that_points_to_red_lines_stands_below_them(step, answers, size, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n' * 20)
+    async with wizard({"demo": True, "data": str(rows), **answers}, size) as (app, pilot):
+        await pilot.press("enter")
+        screen = await until_models(app, pilot)
+        if step == "data":
+            await pilot.press("enter")
+            await until(pilot, lambda: app.screen is not screen, "the data")
+        await pilot.press("enter")
+        await until(pilot, lambda: SEE_ABOVE in text_of(app), "it is said")
+        lines = lines_of(app)
+        pointer = next(number for number, line in enumerate(lines) if SEE_ABOVE in line)
+        red = [number for number, line in enumerate(lines) if "✗" in line and number != pointer]
+        assert red, text_of(app)
+        assert max(red) < pointer
 
 
 async def test_other_tokenizer_is_said_under_the_student(tmp_path):

@@ -151,7 +151,7 @@ class WelcomeScreen(StepScreen):
 
     def _show_going(self, going: list[RunSummary]) -> None:
         """The runs in the menu, where they are now."""
-        shown = [[(each.path, _state_words(each)) for each in runs_shown] for runs_shown in (going, self._going)]
+        shown = [[(each.path, state_words(each)) for each in runs_shown] for runs_shown in (going, self._going)]
         if shown[0] != shown[1]:
             self._going = going
             self._draw_menu()
@@ -254,7 +254,7 @@ class WelcomeScreen(StepScreen):
                 (
                     f"run-{number}",
                     f"{verb} {cut_words(each.name, 18)}",
-                    _state_words(each),
+                    state_words(each),
                 )
             )
         saved = profiles.names()
@@ -343,7 +343,8 @@ def _runs_to_go_on_with(now: float) -> tuple[list[RunSummary], bool]:
     return going[:_MOST_RUNS], bool(found)
 
 
-def _state_words(each: RunSummary) -> str:
+def state_words(each: RunSummary) -> str:
+    """A run's state and its place, as the menu shows them."""
     return ", ".join(words for words in (each.state.word, each.where) if words)
 
 

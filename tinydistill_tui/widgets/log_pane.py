@@ -72,8 +72,8 @@ class LogPane(Vertical):
         self._retitle()
 
     def _say_if_empty(self) -> None:
-        """An empty pane says that the filter hides every line."""
-        self.window.instead = "No line matches what is looked for." if self._total and not self.window.lines else ""
+        """An empty pane says what hides every line, and the key that shows them again."""
+        self.window.instead = self.filter.nothing() if self._total and not self.window.lines else ""
         self.window.refresh()
 
     def set_level(self, level: str) -> None:

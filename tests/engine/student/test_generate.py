@@ -100,6 +100,14 @@ def test_the_rest_of_a_text_is_no_prompt(tmp_path: Path) -> None:
     assert holdout_prompts(tokens, count=2, length=4) == [[10, 11, 12, 13], [50, 51, 52, 53]]
 
 
+def test_a_row_in_which_no_text_begins_gives_no_prompt_where_another_row_has_a_beginning(tmp_path: Path) -> None:
+    texts = [TokenisedDocument(list(range(10, 10 + 52))), TokenisedDocument(list(range(70, 87)))]
+    tokens = _holdout(tmp_path / "tokens.h5", list(pack(texts, 16, eos_id=0, packing=True)))
+    assert tokens.num_rows("holdout") == 5  # the second and the third hold the middle of the long text
+    assert holdout_prompts(tokens, count=2, length=4) == [[10, 11, 12, 13], [70, 71, 72, 73]]
+    assert holdout_prompts(tokens, count=5, length=4)[1] == [26, 27, 28, 29]  # a part without any beginning
+
+
 def test_rows_of_many_lengths_have_few_shapes() -> None:
     shapes = {lengthened(torch.ones(3, length, dtype=torch.int64)).shape for length in range(1, 49)}
     assert shapes == {(3, 16), (3, 32), (3, 48)}
