@@ -29,9 +29,9 @@ from engine import places, safe_child
 from engine.errors import TinyDistillError
 from engine.hardware import Hardware
 from tinydistill_tui import appearance, runs, window
+from tinydistill_tui.dialogs.help import HelpScreen
 from tinydistill_tui.key_queue import KeyQueue, keep_escape
 from tinydistill_tui.palette import Palette, RunCommands, SettingCommands
-from tinydistill_tui.screens.help import HelpScreen
 
 _TWICE_SECONDS = 1.0
 _OF_ONE_RUN = frozenset({"output_dir", "resume", "profile"})  # what another run like this one does not take over

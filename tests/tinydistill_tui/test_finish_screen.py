@@ -9,8 +9,8 @@ from tests.tinydistill_tui.fixtures import REPORT, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui import result
 from tinydistill_tui.app import TinyDistillApp
-from tinydistill_tui.screens.confirm import ConfirmScreen
-from tinydistill_tui.screens.details import PageScreen
+from tinydistill_tui.dialogs.confirm import ConfirmScreen
+from tinydistill_tui.dialogs.details import PageScreen
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.models import ModelsScreen
 

@@ -19,10 +19,10 @@ from tests.tinydistill_tui.screen import until, watching
 from tests.tinydistill_tui.wizard import choose, to_the_plan, until_data, until_models, until_plan, wizard
 from tinydistill_tui import control
 from tinydistill_tui.app import TinyDistillApp
+from tinydistill_tui.dialogs.name import NameScreen
+from tinydistill_tui.dialogs.picker import PickerScreen
 from tinydistill_tui.key_queue import apart, keep_escape
 from tinydistill_tui.screens.models import ModelsScreen
-from tinydistill_tui.screens.name import NameScreen
-from tinydistill_tui.screens.picker import PickerScreen
 from tinydistill_tui.screens.plan import PlanScreen
 from tinydistill_tui.screens.runs import RunsScreen
 

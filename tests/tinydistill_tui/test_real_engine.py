@@ -23,7 +23,7 @@ from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import to_the_plan, wizard
 from tinydistill_tui import result, runs
 from tinydistill_tui.app import TinyDistillApp
-from tinydistill_tui.screens.confirm import ConfirmScreen
+from tinydistill_tui.dialogs.confirm import ConfirmScreen
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.run import RunScreen
 

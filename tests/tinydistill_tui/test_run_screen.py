@@ -11,9 +11,9 @@ from tests.tinydistill_tui.fixtures import NOW, append, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui import busy, control
 from tinydistill_tui.app import TinyDistillApp
-from tinydistill_tui.screens.confirm import ConfirmScreen
+from tinydistill_tui.dialogs.confirm import ConfirmScreen
+from tinydistill_tui.dialogs.help import key_table
 from tinydistill_tui.screens.finish import FinishScreen
-from tinydistill_tui.screens.help import key_table
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.widgets.log_pane import LogPane
 from tinydistill_tui.widgets.log_view import LogView

@@ -1,6 +1,6 @@
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
-from tinydistill_tui.screens.confirm import ConfirmScreen
+from tinydistill_tui.dialogs.confirm import ConfirmScreen
 from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.screens.runs import RunsScreen

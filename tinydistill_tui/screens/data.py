@@ -26,11 +26,11 @@ from engine.errors import DataError, TinyDistillError
 from engine.planner import plan
 from engine.planner.summary import cautions
 from tinydistill_tui import data_facts, first_rows
+from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.marks import MARKS
 from tinydistill_tui.once import after
 from tinydistill_tui.screens.base import marked
-from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
 from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.preview import Preview
@@ -327,7 +327,7 @@ class DataScreen(StepScreen):
     @work(group="dialog")
     async def action_browse(self) -> None:
         """Look for a file or a folder."""
-        from tinydistill_tui.screens.picker import PickerScreen
+        from tinydistill_tui.dialogs.picker import PickerScreen
 
         field = self.query_one("#field-data", TextField)
         found = await self.app.push_screen_wait(PickerScreen("The text", field.value, wanted="data"))

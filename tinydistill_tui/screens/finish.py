@@ -25,11 +25,11 @@ from engine.errors import TinyDistillError
 from engine.format import format_duration
 from tinydistill_tui import result, runs
 from tinydistill_tui.data_facts import printable
+from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
+from tinydistill_tui.dialogs.details import PageScreen
 from tinydistill_tui.marks import MARK_STYLES, MARKS
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.screens.base import FrameScreen, marked
-from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
-from tinydistill_tui.screens.details import PageScreen
 from tinydistill_tui.widgets.sample_box import SampleBox
 
 _ROOMY = 36  # rows from which on everything is shown
@@ -287,7 +287,7 @@ class FinishScreen(FrameScreen):
     @work(group="dialog")
     async def action_profile(self) -> None:
         """Save what was asked as a profile."""
-        from tinydistill_tui.screens.name import NameScreen
+        from tinydistill_tui.dialogs.name import NameScreen
 
         asked = {name: value for name, value in self._asked.items() if name != "output_dir"}
         name = await self.app.push_screen_wait(

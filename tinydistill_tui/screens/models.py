@@ -249,7 +249,7 @@ class ModelsScreen(StepScreen):
     @work(group="dialog")
     async def action_browse(self) -> None:
         """Look for a folder; it goes into the field that has the focus."""
-        from tinydistill_tui.screens.picker import PickerScreen
+        from tinydistill_tui.dialogs.picker import PickerScreen
 
         name = "student" if self._own and self.focused is self.query_one("#field-student") else "teacher"
         field = self.query_one(f"#field-{name}", TextField)

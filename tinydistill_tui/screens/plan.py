@@ -441,7 +441,7 @@ class PlanScreen(StepScreen):
     @work(group="dialog")
     async def action_profile(self) -> None:
         """Save what was set as a profile."""
-        from tinydistill_tui.screens.name import NameScreen
+        from tinydistill_tui.dialogs.name import NameScreen
 
         name = await self.app.push_screen_wait(
             NameScreen("Save as a profile", "", lambda name: profiles.save(name, self.draft.good_config().asked()))

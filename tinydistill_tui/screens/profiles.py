@@ -19,12 +19,12 @@ from engine.format import format_when
 from engine.hardware import Hardware
 from engine.machine.gpu_check import checked
 from engine.runs import default_runs_path
+from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
+from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.plan_facts import cut_value, cut_words, home_as_tilde, shown
 from tinydistill_tui.profile_facts import fit_of
 from tinydistill_tui.screens.base import FrameScreen, marked
-from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
-from tinydistill_tui.screens.name import NameScreen
 
 
 class ProfilesScreen(FrameScreen):

@@ -22,10 +22,10 @@ from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration, format_percent
 from engine.machine.device import CPU, Device
 from tinydistill_tui import busy, control, logout, run_words, runs, watcher
+from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.messages import RunGone, RunUpdated
 from tinydistill_tui.run_view import Failure, RunView
 from tinydistill_tui.screens.base import FrameScreen
-from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
 from tinydistill_tui.state import RunState, run_state
 from tinydistill_tui.widgets.log_pane import FilterField, LogPane
 from tinydistill_tui.widgets.log_view import LogView

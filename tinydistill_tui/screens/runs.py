@@ -22,10 +22,10 @@ from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_duration, format_number, format_percent, format_when
 from engine.runs import default_runs_path
 from tinydistill_tui import runs
+from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.marks import spark
 from tinydistill_tui.runs import RunList, RunSummary
 from tinydistill_tui.screens.base import FrameScreen, marked
-from tinydistill_tui.screens.confirm import Answer, ConfirmScreen
 
 _POLL_SECONDS = 2.0
 _COLUMNS = ("Name", "State", "Where it is", "Gap", "Started", "     Size")

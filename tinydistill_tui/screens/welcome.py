@@ -327,7 +327,7 @@ class WelcomeScreen(StepScreen):
     def action_details(self) -> None:
         """Machine, versions and folders on a page."""
         if self.machine is not None:
-            from tinydistill_tui.screens.details import DetailsScreen
+            from tinydistill_tui.dialogs.details import DetailsScreen
 
             self.app.push_screen(DetailsScreen(machine_lines(self.machine, 200)))
 
