@@ -188,6 +188,26 @@ class RunConfig(BaseModel):
         0.01, "AdamW's weight decay, applied to matrices only; 0 disables it", group="training", ge=0, le=1
     )
     clip_norm: float = setting(1.0, "Maximum gradient norm; 0 disables clipping", group="training", ge=0)
+    lora_rank: int | None = setting(
+        None,
+        "Rank of a low-rank adapter (LoRA), the only part that is trained then: small matrices beside the student's "
+        "linear layers; 0 trains all weights",
+        group="training",
+        ge=0,
+        le=65_536,
+    )
+    lora_alpha: float | None = setting(
+        None,
+        "The adapter's product is multiplied by this over the rank; twice the rank when not set",
+        group="training",
+        gt=0,
+        le=1e6,
+    )
+    lora_targets: Text | None = setting(
+        None,
+        "Linear layers that get an adapter, such as q_proj,v_proj; all those of the decoder when not set",
+        group="training",
+    )
     seed: int = setting(0, "Seed of all random number generators", group="training", ge=0, le=2**63 - 1)
 
     # memory
@@ -336,6 +356,11 @@ class RunConfig(BaseModel):
             problems.append(
                 Problem("student_width", self.student_width, f"needs --student from-teacher, not {self.student}")
             )
+        for name in ("lora_alpha", "lora_targets"):
+            if self.lora_rank == 0 and getattr(self, name) is not None:
+                problems.append(
+                    Problem(name, getattr(self, name), "is for an adapter; --lora_rank 0 trains all weights")
+                )
         if self.resume and self.output_dir is None:
             problems.append(Problem("resume", "", "needs --output_dir, the folder of the run to continue"))
         if self.resume and self.dry_run:
@@ -353,6 +378,13 @@ class RunConfig(BaseModel):
         if self.precision == "fp16" and self.device == "cpu":
             problems.append(Problem("precision", "fp16", "is for GPUs; on the CPU use fp32 or bf16"))
         return problems
+
+    @property
+    def wants_adapter(self) -> bool:
+        """Return whether the settings ask for a low-rank adapter, with or without its rank."""
+        return bool(self.lora_rank) or (
+            self.lora_rank is None and not (self.lora_alpha is None and self.lora_targets is None)
+        )
 
     def asked(self) -> dict[str, Any]:
         """Return the values that the user set, as plain JSON or TOML, without settings of the group "command"."""

@@ -17,7 +17,7 @@ from engine.format import format_bytes, format_duration
 from engine.machine.device import Device
 from engine.planner.share import forget_slow_rates, gemm_shares
 from engine.run import Run
-from engine.verdict import details, gap_of, headline
+from engine.verdict import adapter_in_words, details, gap_of, headline
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def build(run: Run) -> dict[str, Any]:
         "chance": student.get("chance"),
         "intervals": student.get("intervals", {}),
         "compare": student.get("compare", {}),
+        "adapter": student.get("adapter"),
         "cut": (teacher.get("cut") or {}).get("cuts", []),
         "cache": teacher["cache"],
         "phases": phases,
@@ -171,6 +172,7 @@ def in_words(report: dict[str, Any], name: str) -> str:
         f"Records: {report['cache']['tokens']:,} tokens in {format_bytes(report['cache']['bytes'])}, "
         f"{report['cache']['bytes_per_token']:.1f} bytes a token, {report['cache']['shards']} shards.",
         "",
+        *([f"{adapter_in_words(report['adapter'])}", ""] if report.get("adapter") else []),
         *([f"Of the text: {report['data']['told']}", ""] if report.get("data", {}).get("told") else []),
         "## Samples",
         "",

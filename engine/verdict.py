@@ -131,3 +131,12 @@ def _doubt(teacher: float, chance: float | None) -> str | None:
 
 def _loss(result: Mapping[str, Any], name: str) -> float:
     return float(result[name]["holdout_loss"])
+
+
+def adapter_in_words(adapter: dict[str, Any]) -> str:
+    """Describe a student's adapter and where it is, in sentences."""
+    return (
+        f"Trained: a low-rank adapter of rank {adapter['rank']} beside {', '.join(adapter['targets'])}, "
+        f"{adapter['trained_parameters']:,} parameters ({adapter['share']:.1%} of the student's). The folder adapter "
+        "in the student's holds it by itself, for peft; the student's weights have it merged in."
+    )

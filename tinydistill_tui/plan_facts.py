@@ -27,6 +27,7 @@ FIRST_SETTINGS = (
     "gradient_accumulation",
     "gradient_checkpointing",
     "optimizer",
+    "lora_rank",
     "teacher_batch",
     "layer_by_layer",
     "sequence_length",

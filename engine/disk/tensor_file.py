@@ -8,8 +8,9 @@ format is https://huggingface.co/docs/safetensors/index#format; safetensors itse
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,28 @@ _NAMES = {
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write the tensors to a new file and flush it to the disk; return its SHA-256 in hex."""
+    described = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    return write_pieces(path, described, tensors.values())
+
+
+def write_pieces(
+    path: Path, described: Sequence[tuple[str, torch.dtype, Sequence[int]]], pieces: Iterable[Tensor]
+) -> str:
+    """Write tensors that need not be in memory as a whole; otherwise as :func:`write_tensors`.
+
+    Args:
+        path: the new file.
+        described: name, dtype and shape of each tensor.
+        pieces: the tensors' content, in the order of ``described``; a tensor may come in several pieces.
+    """
     header = safetensors_header(
-        (name, _NAMES[tensor.dtype], tensor.shape, tensor.numel() * tensor.element_size())
-        for name, tensor in tensors.items()
+        (name, _NAMES[dtype], shape, math.prod(shape) * dtype.itemsize) for name, dtype, shape in described
     )
     digest = hashlib.sha256()
     with path.open("xb", buffering=0) as file:
         digest.update(header)
         _write(file.fileno(), memoryview(header))
-        for tensor in tensors.values():
+        for tensor in pieces:
             if tensor.numel():
                 array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
                 data = memoryview(array)

@@ -14,6 +14,7 @@ from engine.inputs import INPUTS, identity_of
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
 from engine.phase_control import PhaseControl
+from engine.planner.adapters import adapter_problems, targets_of
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.workload import too_little_text
@@ -72,6 +73,28 @@ def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
     )
 
 
+def check_linears(source: ModelSpec, settings: RunConfig) -> None:
+    """Refuse an adapter that the student's linear layers do not allow, as the model itself has them.
+
+    The plan has looked at the names in the student's files, which transformers may change.
+    """
+    if not settings.lora_rank:
+        return
+    import torch
+
+    from engine.models.linears import decoder_linears
+    from engine.models.load import quiet
+    from engine.models.meta import build_on_meta, read_config
+
+    remote = settings.trust_remote_code
+    with quiet():
+        config = read_config(source.path, trust_remote_code=remote)
+        model = build_on_meta(config, dtype=torch.float32, trust_remote_code=remote)
+    linears = [(linear.name, linear.rows, linear.columns) for linear in decoder_linears(model)]
+    if problems := adapter_problems(settings, source.name, linears):
+        raise SettingsError(problems)
+
+
 def check_end(
     source: ModelSpec, teacher: ModelSpec, student_path: Path, events: EventWriter, *, trust_remote_code: bool = False
 ) -> None:
@@ -125,6 +148,7 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
         if model is not None:
             _check_fit(model, settings)
     check_named_layers(teacher, settings)
+    check_linears(student or teacher, settings)
     check_end(student or teacher, teacher, run.student_path, events, trust_remote_code=settings.trust_remote_code)
     result = prepare(
         source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),
@@ -146,7 +170,8 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
             width = width_of(teacher, settings.student_width)
             shape = shape.with_width(width.neurons, width.heads, width.kv_heads)
         shape = shape.with_layers(count, layer_list(settings.student_layers))
-    little = too_little_text(result.train_scored, shape.parameters)
+    trained = shape.adapter_parameters(settings.lora_rank or 0, targets_of(settings))
+    little = too_little_text(result.train_scored, trained or shape.parameters)
     if little is not None:
         events.log("warning", little, "little-text")
     named = {name: str(getattr(settings, name)) for name in INPUTS}

@@ -30,6 +30,7 @@ from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT, is_cut, mend_student
 from engine.phases.device import device_peak_bytes, prepare_torch
 from engine.phases.teacher import open_store
+from engine.planner.adapters import adapter_shape, targets_of
 from engine.planner.footprint import StudentSetting, student_footprint
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
@@ -37,6 +38,7 @@ from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import EVALUATION_ROWS, MOST_EVALUATIONS
 from engine.relief import Relief
 from engine.run import Run
+from engine.student.adapter import Adapter
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
 from engine.student.companions import versions_told
@@ -53,7 +55,7 @@ from engine.student.order import Order
 from engine.student.schedule import Schedule
 from engine.student.step import LossScale
 from engine.student.train import Training
-from engine.verdict import details, gap_of, headline
+from engine.verdict import adapter_in_words, details, gap_of, headline
 from engine.version import __version__
 
 if TYPE_CHECKING:
@@ -70,7 +72,9 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events) as store:
         source = Source(tokens, store)
         prompts = holdout_prompts(tokens)
-        model, learned = _learned(run, settings, folder, source, tokens, prompts, run.checkpoints_path, events, control)
+        learner, learned = _learned(
+            run, settings, folder, source, tokens, prompts, run.checkpoints_path, events, control
+        )
         chance = chance_sums(source, Unigram.of(tokens), micro_batch=settings.student_batch or 1, eos_id=tokens.eos_id)
         with _training_is_kept():
             tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
@@ -86,9 +90,11 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
                 "best_step": learned.best_step,
                 "device_peak_bytes": device_peak_bytes(device),
             }
-            _export(run, settings, folder, model, result, tokens.end_ids, events)
+            if isinstance(adapter := learner.trainable, Adapter):
+                result["adapter"] = _told_of_adapter(adapter, folder, settings)
+            _export(run, settings, folder, learner, result, tokens.end_ids, events)
         if settings.compare == "labels":
-            del model  # two students are never in memory together
+            del learner, adapter  # two students are never in memory together
             return_memory()
             labels = _on_labels(run, settings, folder, source, tokens, num_bytes, events, control)
             result["compare"] = {"labels": labels}
@@ -107,14 +113,21 @@ def _learned(
     checkpoints_path: Path,
     events: EventWriter,
     control: PhaseControl,
-) -> tuple[PreTrainedModel, Learned]:
-    """Train a student from its first weights in ``folder``; the model is the best one."""
+) -> tuple[Learner, Learned]:
+    """Train a student from its first weights in ``folder``; the returned one is the best."""
     device, dtype = prepare_torch(settings)
     torch.manual_seed(settings.seed)
     scratch = run.path / "scratch" if settings.cpu_offload and Device.of(str(device)).is_host else None
-    model = _load(folder, device, scratch, trust_remote_code=settings.trust_remote_code)
+    # Trained weights are kept in float32, so that small steps are not rounded away; frozen ones are only multiplied.
+    held = dtype if settings.lora_rank else torch.float32
+    model = _load(folder, device, scratch, dtype=held, trust_remote_code=settings.trust_remote_code)
     check_numbers(model, folder)
-    learner = Learner(model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing))
+    learner = Learner(
+        model,
+        dtype=dtype,
+        gradient_checkpointing=bool(settings.gradient_checkpointing),
+        trainable=_adapter(settings, model, device, scratch) if settings.lora_rank else None,
+    )
     if settings.packing and not can_be_cut(model):
         events.log(
             "info",
@@ -140,7 +153,25 @@ def _learned(
         control=control,
         relief=Relief(StudentSaver.of(settings, learner, folder, where=where), events),
     )
-    return model, learned
+    return learner, learned
+
+
+def _adapter(settings: RunConfig, model: PreTrainedModel, device: torch.device, scratch: Path | None) -> Adapter:
+    place = None if scratch is None else weights_in_files(scratch)
+    return Adapter(model, adapter_shape(settings), device=device, seed=settings.seed, new_tensor=place)
+
+
+def _told_of_adapter(adapter: Adapter, folder: Path, settings: RunConfig) -> dict[str, Any]:
+    """The report's entry about an adapter."""
+    trained = adapter.num_parameters
+    whole = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code)).parameters
+    return {
+        "rank": adapter.shape.rank,
+        "alpha": adapter.shape.alpha,
+        "targets": sorted({linear.kind for linear in adapter.linears}),
+        "trained_parameters": trained,
+        "share": trained / whole,
+    }
 
 
 class _Beside(EventWriter):
@@ -212,7 +243,7 @@ def _export(
     run: Run,
     settings: RunConfig,
     folder: Path,
-    model: PreTrainedModel,
+    learner: Learner,
     result: dict[str, Any],
     end_ids: Collection[int],
     events: EventWriter,
@@ -220,7 +251,18 @@ def _export(
     """Write ``student/``, with a card that tells the result."""
     stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
     card = _card(run, settings, folder, result)
-    for note in export_student(model, folder, run.student_path, card, dtype=stored, end_ids=end_ids):
+    adapter = learner.trainable if isinstance(learner.trainable, Adapter) else None
+    for note in export_student(
+        learner.model,
+        folder,
+        run.student_path,
+        card,
+        dtype=stored,
+        end_ids=end_ids,
+        adapter=adapter,
+        base=_without_folders(str(folder if settings.student == FROM_TEACHER else settings.student)),
+        trust_remote_code=settings.trust_remote_code,
+    ):
         events.log("warning", note, "student-files")
     if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
         # The form that the conversations were written in, so that a chat with the student is written alike.
@@ -243,15 +285,18 @@ def _card(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any]) -
         version=__version__,
         opens=versions_told(folder),
         verdict=" ".join([headline(judged), *details(judged)]),
+        adapter=adapter_in_words(result["adapter"]) if result.get("adapter") else "",
     )
 
 
-def _load(folder: Path, device: torch.device, scratch: Path | None, *, trust_remote_code: bool) -> PreTrainedModel:
-    """Load the student in float32, each weight directly to its place: the GPU, a file in ``scratch``, or memory."""
+def _load(
+    folder: Path, device: torch.device, scratch: Path | None, *, dtype: torch.dtype, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Load the student, each weight directly to its place: the GPU, a file in ``scratch``, or memory."""
     if not Device.of(str(device)).is_host:
-        return load_causal_lm(folder, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
+        return load_causal_lm(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     place = in_memory if scratch is None else weights_in_files(scratch)
-    return load_in_place(folder, dtype=torch.float32, new_tensor=place, trust_remote_code=trust_remote_code)
+    return load_in_place(folder, dtype=dtype, new_tensor=place, trust_remote_code=trust_remote_code)
 
 
 @contextlib.contextmanager
@@ -310,6 +355,8 @@ class StudentSaver:
                     optimizer=settings.optimizer or "adamw",
                     device=where,
                     packing=settings.packing,
+                    rank=settings.lora_rank or 0,
+                    targets=targets_of(settings),
                 ),
             )
             for checkpointing in (False, True)

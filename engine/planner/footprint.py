@@ -24,6 +24,8 @@ _INTERPRETER = 266 * MIB
 _MODULES_OF_LAYER = 1 * MIB
 # bitsandbytes brings networkx and torch._inductor; it is only imported when it is used.
 _BITSANDBYTES = 42 * MIB
+# peft brings accelerate and bitsandbytes.
+_PEFT = 58 * MIB
 # A prediction may be off by some percent: chosen settings leave that much of a budget free.
 SPARED = 0.95
 # On a GPU: the CUDA libraries in main memory, and the context on the card until it was measured there. 426 MiB were
@@ -81,6 +83,8 @@ class StudentSetting:
 
     Attributes:
         packing: rows hold several documents, between which attention is cut by a mask.
+        rank: of a low-rank adapter; 0 trains all weights.
+        targets: linear layers that are adapted; all where empty.
     """
 
     batch: int
@@ -94,11 +98,13 @@ class StudentSetting:
     device: Device = CPU
     keeps_memory: bool = False
     packing: bool = False
+    rank: int = 0
+    targets: tuple[str, ...] = ()
 
     @property
     def is_lean(self) -> bool:
         """Return whether each gradient is applied as soon as it is computed (engine.student.lean_step)."""
-        return self.optimizer == "adamw-8bit" and self.accumulation == 1 and self.precision != "fp16"
+        return not self.rank and self.optimizer == "adamw-8bit" and self.accumulation == 1 and self.precision != "fp16"
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,8 @@ def reads_ahead(shape: ModelShape, setting: TeacherSetting, memory_bytes: int, r
 
 def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     """Return the memory of the student phase: weights and states, and the highest of three moments of a step."""
+    if setting.rank:
+        return _adapter_footprint(shape, setting)
     tokens = setting.batch * setting.sequence_length
     number = PRECISION_BYTES[setting.precision]
     parameters = shape.parameters
@@ -294,6 +302,68 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         return Footprint(parts, sum(parts.values()))
     parts["other"] += _WORKSPACES
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
+
+
+def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
+    """Return the memory of a student that trains a low-rank adapter: the base is held, and has no gradients.
+
+    The base is held in the format of the matrix products, so that no copies are made of it.
+    """
+    tokens = setting.batch * setting.sequence_length
+    number = PRECISION_BYTES[setting.precision]
+    trained = shape.adapter_parameters(setting.rank, setting.targets)
+    base = shape.parameters * number
+    states = int(trained * _STATE_BYTES[setting.optimizer])
+    chunk = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device))
+    block = chunk * shape.vocab_size
+    logits = block * 4 + (2 * block * number if number < 4 else 0)
+    # Of each adapted layer, [tokens, rank] is kept, and the adapter's own output is added to the layer's.
+    products = sum(linear.share for linear in shape.adapted(setting.targets))
+    low = int(tokens * number * products * setting.rank)
+    kept = _kept_bytes(shape, setting, number) + _mask_bytes(shape, setting, number)
+    layer = _layer_bytes(shape, setting, number) + low
+    if setting.checkpointing:
+        kept = kept * number // 4
+    else:
+        kept += shape.num_layers * low
+    ends = tokens * shape.hidden_size * (4 * _ENDS)
+    backward = layer // 2 + (layer if setting.checkpointing else 0)
+    gradients = 4 * trained
+    pieces = min(_UPDATE_PIECES, 20 * trained) if setting.optimizer == "adamw-8bit" else 0
+    moments = {
+        "loss": {
+            "gradients": gradients if setting.accumulation > 1 else 0,
+            "activations": kept + ends,
+            "logits": logits,
+        },
+        "last layer": {
+            "gradients": gradients if setting.accumulation > 1 else 0,
+            "activations": kept + ends + backward,
+        },
+        "first layer": {"gradients": gradients, "activations": (0 if setting.checkpointing else layer) + backward},
+        "update": {"gradients": gradients, "optimizer": pieces},
+        # peft is imported for the adapter's folder, when the moments are gone.
+        "export": {"other": _PEFT if setting.device.is_host else 0, "optimizer": -states},
+    }
+    highest = max(moments.values(), key=lambda moment: sum(moment.values()))
+    in_files = setting.cpu_offload and setting.device.is_host
+    kernels = _TRAINING_KERNELS if number == 2 and setting.device.is_host else 0
+    parts = {
+        "weights": 0 if in_files else base + 4 * trained,
+        "gradients": highest.get("gradients", 0),
+        "optimizer": max(0, (0 if setting.cpu_offload else states) + highest.get("optimizer", 0)),
+        "activations": highest.get("activations", 0),
+        "logits": highest.get("logits", 0),
+        "other": _interpreter_bytes(shape) + kernels + highest.get("other", 0) if setting.device.is_host else 0,
+    }
+    if setting.keeps_memory and setting.device.is_host:
+        comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
+        parts["other"] += _KEPT_FREE + int(_HOLES * comes_and_goes)
+    if setting.device.is_host:
+        return Footprint(parts, sum(parts.values()))
+    parts["other"] += _WORKSPACES
+    offloaded = states if setting.cpu_offload else 0
+    return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + base + offloaded)
 
 
 # Where freed memory is kept in the process: what is free at any time, the share of what comes and goes in a step that

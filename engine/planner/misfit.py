@@ -42,7 +42,9 @@ def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Ques
     """The run's folder will not have room."""
     text = question.text
     cache = disk_formulas.cache_bytes(text.all_tokens(answer.length), config.record_size, question.teacher.vocab_size)
-    checkpoint = disk_formulas.checkpoint_bytes(answer.shape, answer.student.setting.optimizer)
+    setting = answer.student.setting
+    adapter = answer.shape.adapter_parameters(setting.rank, setting.targets)
+    checkpoint = disk_formulas.checkpoint_bytes(answer.shape, setting.optimizer, adapter)
     what = f"The run needs {format_bytes(needed)} of disk; {folder} has {format_bytes(free)} free."
     checkpoints = f"each of {config.keep_checkpoints + 2} checkpoints {format_bytes(checkpoint)}"
     why = f"Records take {format_bytes(cache)}, {checkpoints}."

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.format import format_bytes, format_count, format_duration
 from engine.planner import disk
+from engine.planner.adapters import ALPHA_PER_RANK, RATE_FACTOR
 from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
 from engine.planner.recommend import Proposal, Question, keeping_memory
 from engine.planner.timing import step_seconds
@@ -52,6 +53,9 @@ def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, 
         "gradient_checkpointing": (student.checkpointing, _checkpointing(question, answer)),
         "layer_by_layer": (teacher.layer_by_layer, _streaming(question, answer)),
         "optimizer": (student.optimizer, _optimizer(question, answer)),
+        "lora_rank": (student.rank, _adapter(question, answer)),
+        "lora_alpha": _alpha(question, answer),
+        "lora_targets": (question.config.lora_targets, _targets(answer)),
         "cpu_offload": (answer.offload, _offload(question, answer)),
         "keep_memory": (answer.keeps_memory, _keep_memory(question, answer)),
     }
@@ -65,9 +69,10 @@ def samples(text: Text, length: int, counted: str) -> str:
     return f"all of them: {counted}, some {rows:,} rows of {length}"
 
 
-def learning_rate(parameters: int) -> str:
+def learning_rate(parameters: int, *, rank: int = 0) -> str:
     """The size it belongs to."""
-    return f"usual for {format_count(parameters)} parameters"
+    usual = f"usual for {format_count(parameters)} parameters"
+    return f"{RATE_FACTOR:g} times what is {usual}: an adapter begins at zero" if rank else usual
 
 
 def checkpoint_every(every: int, seconds: float, total: int | None) -> str:
@@ -167,6 +172,36 @@ def _optimizer(question: Question, answer: Proposal) -> str:
         what = "8-bit states, and no gradient that is ever whole," if setting.is_lean else "8-bit states"
         return f"{what} save {saved}; a step takes about {format_duration(step)}"
     return f"32-bit states of {format_bytes(full.parts['optimizer'])} fit; 8-bit ones are slower on a CPU"
+
+
+def _adapter(question: Question, answer: Proposal) -> str:
+    setting = answer.student.setting
+    whole = student_footprint(answer.shape, replace(setting, rank=0)).peak_bytes
+    if not setting.rank:
+        if not answer.fits:
+            return f"all weights are trained, which takes {format_bytes(whole)}"
+        return f"all weights are trained, which fits: {format_bytes(whole)} of {_budget(question)}"
+    trained = answer.shape.adapter_parameters(setting.rank, setting.targets)
+    share = trained / answer.shape.parameters
+    small = format_bytes(answer.student.footprint.peak_bytes)
+    return (
+        f"an adapter of {format_count(trained)} parameters, {share:.1%} of the student's: it takes {small}, and "
+        f"training all weights {format_bytes(whole)} of {_budget(question)}; it learns somewhat less from the same text"
+    )
+
+
+def _alpha(question: Question, answer: Proposal) -> tuple[float | None, str]:
+    rank, given = answer.student.setting.rank, question.config.lora_alpha
+    if not rank:
+        return given, "only for an adapter"
+    return given or ALPHA_PER_RANK * rank, f"{ALPHA_PER_RANK:g} times the rank"
+
+
+def _targets(answer: Proposal) -> str:
+    if not answer.student.setting.rank:
+        return "only for an adapter"
+    kinds = ", ".join(dict.fromkeys(linear.name.rpartition(".")[2] for linear in answer.shape.linears))
+    return f"all linear layers of the decoder: {kinds}"
 
 
 def _offload(question: Question, answer: Proposal) -> str:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from engine.config import RunConfig
+from engine.planner.adapters import default_rank, targets_of
 from engine.planner.budget import Budget
+from engine.planner.disk import checkpoint_bytes
 from engine.planner.footprint import (
     SPARED,
     Footprint,
@@ -98,14 +100,40 @@ class Proposal:
 def recommend(question: Question) -> Proposal:
     """Return the fastest settings that fit, else the smallest that the user's settings allow (``fits`` is False)."""
     smallest: Proposal | None = None
-    for layers, length in itertools.product(_layer_options(question), _length_options(question)):
-        answer = _answer(question, question.config, length, layers)
-        if answer.fits:
+    for rank, layers, length in itertools.product(
+        _rank_options(question), _layer_options(question), _length_options(question)
+    ):
+        config = question.config.model_copy(update={"lora_rank": rank})
+        answer = _answer(question, config, length, layers)
+        if answer.fits and not _pages_too_much(question, answer):
             return _with_memory_kept(question, answer)
-        if smallest is None or _needs(answer) < _needs(smallest):
+        if smallest is None or (answer.fits, -_needs(answer)) > (smallest.fits, -_needs(smallest)):
             smallest = answer
-    assert smallest is not None, "there is always one length and one number of layers"
-    return smallest
+    assert smallest is not None, "there is always one rank, one length and one number of layers"
+    return _with_memory_kept(question, smallest) if smallest.fits else smallest
+
+
+def _rank_options(question: Question) -> list[int]:
+    """Ranks of an adapter in the order of preference: none, and where that does not fit, the usual one."""
+    config = question.config
+    if config.lora_rank is not None:
+        return [config.lora_rank]
+    usual = default_rank(question.student, targets_of(config))
+    if config.wants_adapter:
+        return [usual]
+    return [0, usual] if question.student.linears else [0]
+
+
+def _pages_too_much(question: Question, answer: Proposal) -> bool:
+    """Return whether a whole student would lie in files that do not stay in memory, where an adapter could be trained.
+
+    Every step would read and write all of these files, which takes minutes on most disks.
+    """
+    config, setting = question.config, answer.student.setting
+    is_open = config.lora_rank is None and config.cpu_offload is None
+    if not is_open or setting.rank or not answer.offload or not question.budget.where.is_host:
+        return False
+    return checkpoint_bytes(answer.shape, setting.optimizer) > question.budget.ram_bytes
 
 
 def keeping_memory(question: Question, answer: Proposal) -> Proposal:
@@ -138,7 +166,7 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
 
     As few settings as possible change, each by as little as possible.
     """
-    config = question.config
+    config = question.config.model_copy(update={"lora_rank": asked.student.setting.rank})
     if asked.keeps_memory:
         handing_back = _answer(question, config, asked.length, asked.layers)
         if handing_back.fits:
@@ -149,6 +177,8 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
     ]
     if _refused(config, "cpu_offload"):
         fixed.append("cpu_offload")
+    if question.config.lora_rank == 0 and question.student.linears:
+        fixed.append("lora_rank")
     if (config.gradient_accumulation or 1) > 1 and config.student_batch is None:
         fixed.append("gradient_accumulation")  # accumulated gradients must be stored
     lengths = _shorter(asked.length) if config.sequence_length is not None else list(_length_options(question))
@@ -165,7 +195,7 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
     ):
         if not freed and layers == asked.layers and length == asked.length:
             continue
-        loosened = config.model_copy(update=_loosened(config, freed))
+        loosened = config.model_copy(update=_loosened(question, config, freed))
         answer = _answer(question, loosened, length, layers)
         if answer.fits:
             return _changes(config, answer, freed), answer
@@ -192,7 +222,7 @@ def student_candidates(
         ["adamw", "adamw-8bit"] if config.optimizer is None else [config.optimizer],
         [False, True] if fewer_rows else [False],
     ):
-        if in_fewer and (batch == rows or optimizer == "adamw"):
+        if in_fewer and (batch == rows or optimizer == "adamw" or config.lora_rank):
             continue
         setting = StudentSetting(
             batch=batch,
@@ -205,6 +235,8 @@ def student_candidates(
             record_size=config.record_size,
             device=question.budget.where,
             packing=config.packing,
+            rank=config.lora_rank or 0,
+            targets=targets_of(config),
         )
         seconds = step_seconds(shape, setting, question.rates) / (setting.batch * setting.accumulation)
         if in_fewer:
@@ -346,8 +378,10 @@ def _refused(config: RunConfig, name: str) -> bool:
     return name in config.model_fields_set and getattr(config, name) is False
 
 
-def _loosened(config: RunConfig, freed: tuple[str, ...]) -> dict[str, object]:
+def _loosened(question: Question, config: RunConfig, freed: tuple[str, ...]) -> dict[str, object]:
     values: dict[str, object] = {name: None for name in freed}
+    if "lora_rank" in freed:
+        values["lora_rank"] = default_rank(question.student, targets_of(config))
     if "student_batch" in freed and config.student_batch is not None and config.gradient_accumulation is not None:
         # The requested rows per step, in smaller micro-batches.
         values |= {"student_batch": 1, "gradient_accumulation": config.student_batch * config.gradient_accumulation}
@@ -363,6 +397,7 @@ def _changes(config: RunConfig, answer: Proposal, freed: tuple[str, ...]) -> dic
         "gradient_checkpointing": student.checkpointing,
         "layer_by_layer": teacher.layer_by_layer,
         "optimizer": student.optimizer,
+        "lora_rank": student.rank,
         "cpu_offload": answer.offload,
         "sequence_length": answer.length,
         "student_layers": answer.layers,

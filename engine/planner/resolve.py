@@ -18,6 +18,7 @@ from engine.format import format_bytes
 from engine.hardware import Hardware
 from engine.machine.gpu_check import checked, torch_version
 from engine.planner import disk, misfit, reasons, timing, workload
+from engine.planner.adapters import RATE_FACTOR, check_adapter
 from engine.planner.budget import budget_for
 from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
 from engine.planner.live_runs import live_runs
@@ -70,6 +71,7 @@ def plan(
     if machine is None or machine.device != budget.device:
         machine = machine_rates(device=budget.device, threads=threads)
     models = models_for(wished, budget)
+    check_adapter(wished, models.student_shape)
     packing, packing_reason = packing_for(wished, models.student_shape)
     wished = wished.model_copy(update={"packing": packing})
     data = wished.data or DEFAULT_DATA
@@ -125,7 +127,8 @@ def plan(
     text_rows = replace(text, samples=None).train_rows(answer.length)
     little = None
     if "student" in predicted:
-        little = workload.too_little_text(text.train_tokens(answer.length) or 0, answer.shape.parameters)
+        trained = answer.shape.adapter_parameters(answer.student.setting.rank, answer.student.setting.targets)
+        little = workload.too_little_text(text.train_tokens(answer.length) or 0, trained or answer.shape.parameters)
     return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem, text_rows, little)
 
 
@@ -166,10 +169,14 @@ def _work(config: RunConfig, question: Question, answer: Proposal, rates: Machin
     found["steps"] = (config.steps, counted)
     found["total_steps"] = (total, "")
     parameters = answer.shape.parameters
-    rate = config.learning_rate or workload.learning_rate_for(parameters)
-    found["learning_rate"] = (rate, reasons.learning_rate(parameters))
+    usual = workload.learning_rate_for(parameters)
+    if setting.rank:
+        usual = float(f"{RATE_FACTOR * usual:.1e}")
+    found["learning_rate"] = (config.learning_rate or usual, reasons.learning_rate(parameters, rank=setting.rank))
     seconds = timing.step_seconds(answer.shape, setting, rates)
-    checkpoint_bytes = disk.checkpoint_bytes(answer.shape, setting.optimizer)
+    checkpoint_bytes = disk.checkpoint_bytes(
+        answer.shape, setting.optimizer, answer.shape.adapter_parameters(setting.rank, setting.targets)
+    )
     every = config.checkpoint_every or workload.checkpoint_every(
         seconds, checkpoint_bytes, rates.disk_write_bytes_per_second, total
     )
@@ -226,6 +233,7 @@ def _disk_bytes(question: Question, answer: Proposal, config: RunConfig, models:
         keep_checkpoints=config.keep_checkpoints + (0 if config.compare == "none" else 3),
         from_teacher=models.student == FROM_TEACHER,
         in_files=answer.offload and question.budget.where.is_host,
+        adapter_parameters=answer.shape.adapter_parameters(answer.student.setting.rank, answer.student.setting.targets),
     )
 
 

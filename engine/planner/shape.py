@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from engine.models.adapter_shape import ends_with
 from engine.models.spec import ModelSpec
 from engine.models.weight_files import is_decoded
 
@@ -15,6 +16,25 @@ _FUSED = re.compile(r"(query_key_value|qkv_proj|Wqkv|c_attn)\.weight$")
 _NORM_BIAS = re.compile(r"(norm\w*|ln_\d+|ln_f)\.bias$")
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """A linear layer of the decoder layers.
+
+    Attributes:
+        name: its path in a decoder layer, as in ``self_attn.q_proj``.
+        rows, columns: outputs and inputs; GPT-2 stores them the other way round, which changes no figure here.
+        share: of the decoder layers that have it.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +50,7 @@ class ModelShape:
         max_positions: longest sequence; None without a limit.
         fused_attention: whether query, key and value come out of one matrix.
         plain_norms: whether norms have a bias (LayerNorm), and are not root-mean-square norms.
+        linears: linear layers of the decoder layers; experts, which transformers fuses into one block, are none.
     """
 
     name: str
@@ -49,6 +70,7 @@ class ModelShape:
     stored_precision: str = "fp32"
     fused_attention: bool = False
     plain_norms: bool = False
+    linears: tuple[LinearShape, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -82,6 +104,15 @@ class ModelShape:
         """Parameters that each token is multiplied with; an embedding lookup is not a product."""
         return sum(self.layer_parameters) + self.head_matrix
 
+    def adapted(self, targets: Sequence[str]) -> list[LinearShape]:
+        """The linear layers that an adapter of these targets changes; all of them where none is named."""
+        return [linear for linear in self.linears if not targets or ends_with(linear.name, targets)]
+
+    def adapter_parameters(self, rank: int, targets: Sequence[str]) -> int:
+        """Numbers in a low-rank adapter; 0 for rank 0."""
+        in_a_layer = sum(linear.share * (linear.rows + linear.columns) for linear in self.adapted(targets))
+        return int(rank * in_a_layer * self.num_layers)
+
     def with_layers(self, num_layers: int, named: Sequence[int] | None = None) -> ModelShape:
         """The same model with fewer layers, as it is cut from a teacher; learnt positions and norms stay.
 
@@ -97,8 +128,21 @@ class ModelShape:
         """The same model with fewer neurons in each MLP and fewer heads; see :mod:`engine.models.narrow`."""
         gone = self.hidden_size * self.mlp_matrices * (self.intermediate_size - neurons)
         gone += self.hidden_size * self.head_dim * 2 * (self.num_heads - heads + self.num_kv_heads - kv_heads)
+        width = self.num_heads * self.head_dim
+        sizes = {
+            self.intermediate_size: neurons,
+            self.num_kv_heads * self.head_dim: kv_heads * self.head_dim,
+            width: heads * self.head_dim,
+            self.hidden_size: self.hidden_size,
+        }
         return replace(
             self,
+            linears=tuple(
+                replace(
+                    linear, rows=sizes.get(linear.rows, linear.rows), columns=sizes.get(linear.columns, linear.columns)
+                )
+                for linear in self.linears
+            ),
             intermediate_size=neurons,
             num_heads=heads,
             num_kv_heads=kv_heads,
@@ -127,4 +171,20 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         model_type=spec.model_type,
         fused_attention=any(_FUSED.search(name) for name in spec.tensors),
         plain_norms=any(_NORM_BIAS.search(name) for name in spec.tensors),
+        linears=_linears(spec),
+    )
+
+
+def _linears(spec: ModelSpec) -> tuple[LinearShape, ...]:
+    """Matrices of the decoder layers, by their names in the files."""
+    found: dict[tuple[str, int, int], int] = {}
+    stem = f"{spec.layers_prefix}."
+    for name, tensor in spec.tensors.items():
+        if name.startswith(stem) and name.endswith(".weight") and len(tensor.shape) == 2 and not _EXPERT.search(name):
+            _, _, path = name.removeprefix(stem).removesuffix(".weight").partition(".")
+            key = (path, tensor.shape[0], tensor.shape[1])
+            found[key] = found.get(key, 0) + 1
+    return tuple(
+        LinearShape(path, rows, columns, count / max(1, spec.num_layers))
+        for (path, rows, columns), count in found.items()
     )

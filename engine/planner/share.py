@@ -27,7 +27,8 @@ def gemm_shares(
     """Share of the measured rate of matrix products in the run's number format, for "teacher" and "student".
 
     It is tokens a second times operations a token over operations a second: 2 operations for each parameter and token
-    in a forward pass, 6 in training, 8 where activations are computed again. Source: Kaplan et al. 2020,
+    in a forward pass, 6 in training (4 of a student whose own weights are frozen), 2 more where activations are
+    computed again. Source: Kaplan et al. 2020,
     https://arxiv.org/abs/2001.08361, section 2.1; the share is the "model FLOPs utilization" of Chowdhery et al. 2022,
     https://arxiv.org/abs/2204.02311, appendix B, but for the activations that are computed again.
 
@@ -43,7 +44,8 @@ def gemm_shares(
     """
     if rates is None:
         rates = machine_rates(device=settings.device or "cpu", threads=settings.threads)
-    passes = {"teacher": 1, "student": 4 if settings.gradient_checkpointing else 3}
+    training = 2 if settings.lora_rank else 3  # frozen weights have no gradient
+    passes = {"teacher": 1, "student": training + bool(settings.gradient_checkpointing)}
     found: dict[str, float | None] = {}
     for phase, folder in (("teacher", str(settings.teacher)), ("student", str(student))):
         rate, shape = tokens_per_second.get(phase), _shape(folder, settings)

@@ -67,12 +67,17 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
     forward = micro_batch * _forward_seconds_per_token(
         shape, micro_batch, setting.sequence_length, setting.precision, rates, "student"
     )
-    passes = 4 if setting.checkpointing else 3
+    passes: float = 4 if setting.checkpointing else 3
+    trained = shape.parameters
+    if setting.rank:
+        # Frozen weights have no gradient, which is one of the three passes; the adapter's own products come to it.
+        trained = shape.adapter_parameters(setting.rank, setting.targets)
+        passes = passes - 1 + passes * trained / shape.matmul_parameters
     # AdamW reads and writes weight, gradient and two states; with 8-bit states each block is unpacked and packed again,
     # which on a CPU takes ten times as long (9 ns a parameter against 0.9).
-    update = shape.parameters * 28 / rates.memory_bytes_per_second
+    update = trained * 28 / rates.memory_bytes_per_second
     # Each micro-batch but the first adds its gradient to the sum: two reads and a write.
-    adding = (setting.accumulation - 1) * shape.parameters * 12 / rates.memory_bytes_per_second
+    adding = (setting.accumulation - 1) * trained * 12 / rates.memory_bytes_per_second
     if setting.optimizer == "adamw-8bit" and setting.device.is_host:
         update *= 10
     return setting.accumulation * passes * forward + adding + update

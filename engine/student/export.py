@@ -23,6 +23,9 @@ from engine.disk.files import fsync_file, fsync_folder
 from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
 from engine.models.load import UNUSABLE, first_sentence, quiet
 from engine.models.meta import read_config
+from engine.models.spec import read_spec
+from engine.student.adapter import Adapter
+from engine.student.adapter_file import ADAPTER, write_adapter, write_merged
 from engine.student.companions import write_companions
 
 _PIECE_ELEMENTS = 1 << 20
@@ -37,6 +40,9 @@ def export_student(
     *,
     dtype: torch.dtype,
     end_ids: Collection[int] = (),
+    adapter: Adapter | None = None,
+    base: str = "",
+    trust_remote_code: bool = False,
 ) -> list[str]:
     """Write ``folder`` for ``AutoModelForCausalLM`` and ``AutoTokenizer``; an existing one is replaced.
 
@@ -47,6 +53,10 @@ def export_student(
         card: the text of its README.md.
         dtype: that the weights are stored in.
         end_ids: tokens with which an answer or a text of the training data ends; generation stops at them.
+        adapter: what was trained, where that is not the model itself. Its folder goes into the student's, and the
+            student's weights are those of ``source`` with the adapter merged in, each in the format it is stored in.
+        base: the name of the adapter's base model, for its configuration.
+        trust_remote_code: whether ``source`` may bring code.
 
     Returns:
         What the person should know about it, as sentences.
@@ -55,7 +65,7 @@ def export_student(
         BadNumbers: a weight is NaN or infinite; no file is written.
         DiskFull: no room; an existing folder is unchanged.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters() if adapter is None else adapter.parameters():
         if not _is_finite(parameter):
             raise BadNumbers(
                 f"The student's weight {name} holds NaN or infinity.",
@@ -66,8 +76,17 @@ def export_student(
     config = model.config
     model.config.use_cache = True  # it was off for training
     model.generation_config = GenerationConfig()  # the source's is passed on; writing one that is invalid raises
-    with _told(temporary, folder, needed_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize):
-        model.to(dtype).save_pretrained(temporary)
+    needed_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    if adapter is not None:
+        needed_bytes = read_spec(source, trust_remote_code=trust_remote_code).file_bytes + 4 * adapter.num_parameters
+    with _told(temporary, folder, needed_bytes=needed_bytes):
+        if adapter is None:
+            model.to(dtype).save_pretrained(temporary)
+        else:
+            temporary.mkdir()
+            write_merged(adapter, source, temporary / "model.safetensors", trust_remote_code=trust_remote_code)
+            write_adapter(adapter, model, temporary / ADAPTER, base=base)
+            fsync_folder(temporary / ADAPTER)
         notes = write_companions(source, temporary, config, dtype, end_ids)
         for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
             shutil.copymode(temporary / "config.json", entry)
@@ -164,6 +183,7 @@ def model_card(
     version: str,
     opens: str,
     verdict: str = "",
+    adapter: str = "",
 ) -> str:
     """The README.md of a student.
 
@@ -177,6 +197,7 @@ def model_card(
         version: of this program.
         opens: releases of transformers that open it, as a sentence.
         verdict: summary of the results, in sentences.
+        adapter: what was trained, in sentences, where that is an adapter.
     """
     rows = "\n".join(
         f"| {title} | {row['holdout_loss']:.4f} | {row['perplexity']:.2f} | {row['kl_to_teacher']:.4f} "
@@ -193,7 +214,7 @@ tags: [knowledge-distillation, tinydistill]
 # {name}
 
 A small language model, distilled from **{teacher}** with TinyDistill {version}. It began as {student} and learned from
-what the teacher would have said about this text: {data}.
+what the teacher would have said about this text: {data}.{adapter and f" {adapter}"}
 
 ## Results
 

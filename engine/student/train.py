@@ -30,6 +30,7 @@ from engine.student.optimizer import AdamW
 from engine.student.order import Order
 from engine.student.schedule import Schedule
 from engine.student.step import LossScale, StepResult, train_step
+from engine.student.trainable import WholeModel
 
 # A step without a usable gradient changes nothing. One may be an odd text; so many in a row will not go away.
 BAD_STEPS_IN_A_ROW = 5
@@ -117,8 +118,15 @@ class Training:
     @property
     def is_lean(self) -> bool:
         """Whether steps are done without whole gradients."""
+        is_whole = isinstance(self.learner.trainable, WholeModel)  # an adapter's gradients are small
         one_format = self.learner.dtype != torch.float16  # its factor is found by looking at whole gradients
-        return self.lean and self.order.gradient_accumulation == 1 and one_format and can_be_lean(self.learner)
+        return (
+            is_whole
+            and self.lean
+            and self.order.gradient_accumulation == 1
+            and one_format
+            and can_be_lean(self.learner)
+        )
 
 
 def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) -> Progress | None:

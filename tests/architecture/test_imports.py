@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TRAINING_OF_THE_DEMO = ROOT / "engine/models/demo/train.py"  # a program that made a file, not a part
-HEAVY = ("torch", "transformers", "bitsandbytes", "accelerate")
+HEAVY = ("torch", "transformers", "bitsandbytes", "accelerate", "peft")
 LIGHT = [
     "engine",
     "engine.backoff",

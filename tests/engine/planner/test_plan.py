@@ -26,7 +26,18 @@ from tests.engine.data.small_data import write_chats
 from tests.engine.planner.machines import BIG_GPU, GIB, MIB, RATES, computer
 from tests.tiny import MAX_POSITIONS, tiny_model
 
-MAY_STAY_OPEN = {"text_field", "samples", "steps", "epochs", "student_layers", "cache_dir", "until", "profile"}
+MAY_STAY_OPEN = {
+    "lora_alpha",
+    "lora_targets",
+    "text_field",
+    "samples",
+    "steps",
+    "epochs",
+    "student_layers",
+    "cache_dir",
+    "until",
+    "profile",
+}
 
 
 @pytest.fixture(scope="session")

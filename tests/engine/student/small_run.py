@@ -15,7 +15,9 @@ from engine.cache.store import CacheIdentity, CacheStore
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.events import EventWriter, read_events
+from engine.models.adapter_shape import AdapterShape
 from engine.models.load import load_causal_lm
+from engine.student.adapter import Adapter
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
 from engine.student.learner import Learner
@@ -47,9 +49,11 @@ class SmallRun:
         dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
         device: str = "cpu",
+        adapter: AdapterShape | None = None,
     ) -> Learner:
         model = load_causal_lm(student or tiny_model("llama", num_layers=2, seed=5), dtype=torch.float32, device=device)
-        return Learner(model, dtype=dtype, gradient_checkpointing=gradient_checkpointing)
+        trained = None if adapter is None else Adapter(model, adapter, device=torch.device(device), seed=3)
+        return Learner(model, dtype=dtype, gradient_checkpointing=gradient_checkpointing, trainable=trained)
 
     def training(self, learner: Learner | None = None, **changes: Any) -> Training:
         learner = learner or self.learner()

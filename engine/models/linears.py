@@ -1,0 +1,59 @@
+"""The linear layers of a model's decoder, which are what a low-rank adapter changes.
+
+Works on a model with or without its weights. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from engine.models.core import find_core
+from engine.models.quantize import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer of a decoder layer.
+
+    Attributes:
+        name: its path in the model.
+        rows: outputs.
+        columns: inputs.
+        module: the layer itself.
+        transposed: whether its weight is kept as [inputs, outputs] (GPT-2's).
+    """
+
+    name: str
+    rows: int
+    columns: int
+    module: nn.Module
+    transposed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The last word of its path, which it shares with its likes in other layers: ``q_proj``."""
+        return self.name.rpartition(".")[2]
+
+
+def decoder_linears(model: PreTrainedModel) -> list[Linear]:
+    """Every linear layer inside the decoder layers, in the model's order.
+
+    Experts that are fused into one block of three dimensions are no linear layers and are not among them.
+    """
+    found = find_core(model)
+    linears = []
+    for path, module in found.layers.named_modules():
+        name = f"{found.layers_prefix}.{path}"
+        if isinstance(module, QuantizedLinear):
+            linears.append(Linear(name, *module.shape, module, module.transposed))
+        elif isinstance(module, Conv1D):
+            columns, rows = module.weight.shape
+            linears.append(Linear(name, rows, columns, module, transposed=True))
+        elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+            rows, columns = module.weight.shape
+            linears.append(Linear(name, rows, columns, module))
+    return linears

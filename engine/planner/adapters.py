@@ -1,0 +1,95 @@
+"""Low-rank adapters in a plan: what the settings ask for, and what the student's linear layers allow.
+
+Reads names and shapes out of the headers of the student's files; no torch.
+"""
+
+from __future__ import annotations
+
+from engine.config import RunConfig
+from engine.errors import Problem, SettingsError
+from engine.models.adapter_shape import AdapterShape, ends_with
+from engine.planner.shape import ModelShape
+
+DEFAULT_RANK = 64
+"""The rank where the settings leave it open; smaller where a linear layer is smaller."""
+ALPHA_PER_RANK = 2.0
+"""Alpha over rank where the settings leave alpha open."""
+RATE_FACTOR = 5.0
+"""Learning rate of an adapter over that of the whole student."""
+
+
+def targets_of(config: RunConfig) -> tuple[str, ...]:
+    """The linear layers that the settings name; none where all are meant."""
+    words = (config.lora_targets or "").replace(",", " ").split()
+    return tuple(dict.fromkeys(words))
+
+
+def adapter_shape(config: RunConfig) -> AdapterShape:
+    """The adapter of a plan, whose rank is set and above 0."""
+    assert config.lora_rank, "the planner gives every student a rank; 0 has no adapter"
+    return AdapterShape(config.lora_rank, config.lora_alpha or ALPHA_PER_RANK * config.lora_rank, targets_of(config))
+
+
+def default_rank(shape: ModelShape, targets: tuple[str, ...]) -> int:
+    """The rank where it is left open."""
+    sides = [min(linear.rows, linear.columns) for linear in shape.adapted(targets)]
+    return min([DEFAULT_RANK, *sides])
+
+
+def check_adapter(config: RunConfig, shape: ModelShape) -> None:
+    """Refuse targets that the student does not have, and a rank above the size of a linear layer.
+
+    Raises:
+        SettingsError: with all problems, and what there is.
+    """
+    if not config.wants_adapter:
+        return
+    problems = adapter_problems(
+        config, shape.name, [(linear.name, linear.rows, linear.columns) for linear in shape.linears]
+    )
+    if problems:
+        raise SettingsError(problems)
+
+
+def adapter_problems(config: RunConfig, student: str, linears: list[tuple[str, int, int]]) -> list[Problem]:
+    """Return the problems of the adapter that the settings ask for.
+
+    Args:
+        config: the settings.
+        student: the student's name, for the messages.
+        linears: name, outputs and inputs of each linear layer of its decoder.
+    """
+    targets = targets_of(config)
+    kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in linears))
+    if not linears:
+        return [
+            Problem(
+                "lora_rank",
+                config.lora_rank,
+                f"{student} has no linear layers of its own in its decoder layers; train all weights: --lora_rank 0",
+            )
+        ]
+    unknown = [target for target in targets if not any(ends_with(name, [target]) for name, _, _ in linears)]
+    if unknown or (config.lora_targets is not None and not targets):
+        named = ", ".join(unknown)
+        return [
+            Problem(
+                "lora_targets",
+                config.lora_targets,
+                f"{student} has no linear layer {named} in its decoder; it has {kinds}"
+                if named
+                else f"name some of {kinds}",
+            )
+        ]
+    adapted = [linear for linear in linears if not targets or ends_with(linear[0], targets)]
+    name, rows, columns = min(adapted, key=lambda linear: min(linear[1:]))
+    if (config.lora_rank or 0) > min(rows, columns):
+        return [
+            Problem(
+                "lora_rank",
+                config.lora_rank,
+                f"at most {min(rows, columns)} for {student}: {name.rpartition('.')[2]} is {rows:,} × {columns:,}, and "
+                "an adapter of a higher rank would be larger than the weight that it changes",
+            )
+        ]
+    return []
