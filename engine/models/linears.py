@@ -49,7 +49,8 @@ def decoder_linears(model: PreTrainedModel) -> list[Linear]:
     for path, module in found.layers.named_modules():
         name = f"{found.layers_prefix}.{path}"
         if isinstance(module, QuantizedLinear):
-            linears.append(Linear(name, *module.shape, module, module.transposed))
+            rows, columns = module.shape
+            linears.append(Linear(name, rows, columns, module, module.transposed))
         elif isinstance(module, Conv1D):
             columns, rows = module.weight.shape
             linears.append(Linear(name, rows, columns, module, transposed=True))
