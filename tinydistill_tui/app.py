@@ -28,13 +28,12 @@ from textual.screen import Screen
 from engine import places, safe_child
 from engine.errors import TinyDistillError
 from engine.hardware import Hardware
-from tinydistill_tui import appearance, runs, window
-from tinydistill_tui.dialogs.help import HelpScreen
+from tinydistill_tui import appearance, routes, runs, window
 from tinydistill_tui.key_queue import KeyQueue, keep_escape
+from tinydistill_tui.navigation import Request
 from tinydistill_tui.palette import Palette, RunCommands, SettingCommands
 
 _TWICE_SECONDS = 1.0
-_OF_ONE_RUN = frozenset({"output_dir", "resume", "profile"})  # what another run like this one does not take over
 
 
 class TinyDistillApp(App[int]):
@@ -83,7 +82,7 @@ class TinyDistillApp(App[int]):
         self.leaving = False
         self.machine: Hardware | None = None
         self._interrupted = -_TWICE_SECONDS
-        self._keys = KeyQueue(self, super().on_event)
+        self._keys = KeyQueue(self, super().on_event, lambda: self.leaving)
         self.register_theme(appearance.DARK)
         self.register_theme(appearance.LIGHT)
         if "TEXTUAL_THEME" not in os.environ or DEFAULT_THEME not in self.available_themes:
@@ -93,9 +92,7 @@ class TinyDistillApp(App[int]):
         self._own_filters: list[LineFilter] = [appearance.ContrastFilter()]
         if self.options.get("ascii"):
             self._own_filters.append(appearance.AsciiFilter())
-        self.add_mode("wizard", _wizard)
-        self.add_mode("run", self._run_screen)
-        self.add_mode("runs", _runs)
+        routes.add_modes(self)
 
     def on_mount(self) -> None:
         """Take the mode that was asked for, and end in order when asked to by the system."""
@@ -136,45 +133,13 @@ class TinyDistillApp(App[int]):
         if self.no_color and self.current_theme.name.startswith("ansi"):
             self.theme = appearance.FALLBACK_THEME
 
-    async def open_run(self, path: Path) -> None:
-        """Show a run, whatever is shown now."""
-        from tinydistill_tui.screens.run import RunScreen
-
-        runs.remember(path)
-        another = self.run_path != path
-        self.run_path = path
-        await self.switch_mode("run")
-        while len(self.screen_stack) > 1:
-            await self.pop_screen()
-        screen = self.screen
-        assert isinstance(screen, RunScreen)
-        if another or screen.path != path:
-            screen.attach(path)
-
-    async def start_run(self, path: Path) -> None:
-        """Start a supervisor for a run that was made or is there already, and show it.
+    async def navigate(self, request: Request) -> None:
+        """Carry out a screen's request.
 
         Raises:
-            TinyDistillError: it cannot be started; what is shown stays.
+            TinyDistillError: a run cannot be started; what is shown stays.
         """
-        from tinydistill_tui import control
-        from tinydistill_tui.screens.run import RunScreen
-
-        control.start(path)
-        await self.open_run(path)
-        if isinstance(self.screen, RunScreen):
-            self.screen.sent_off()
-
-    async def ask_for(self, values: Mapping[str, Any]) -> None:
-        """The wizard, with these answers in place of the draft; a folder of its own for the run that comes of it."""
-        from tinydistill_tui.draft import Draft
-        from tinydistill_tui.screens.welcome import WelcomeScreen
-
-        await self.switch_mode("wizard")
-        while len(self.screen_stack) > 1:
-            await self.pop_screen()
-        if isinstance(self.screen, WelcomeScreen):
-            self.screen.begin(Draft.of({name: value for name, value in values.items() if name not in _OF_ONE_RUN}))
+        await routes.follow(self, request)
 
     def action_command_palette(self) -> None:
         """Open the command palette."""
@@ -183,12 +148,7 @@ class TinyDistillApp(App[int]):
 
     def show_help(self) -> None:
         """Help for what has the focus, on the screen that is shown."""
-        about = []
-        for node in (self.focused, self.screen):
-            sentence = getattr(node, "HELP", None) or getattr(node, "hint", "")
-            if sentence and sentence not in about:
-                about.append(str(sentence))
-        self.push_screen(HelpScreen(about, self.screen.active_bindings))
+        routes.show_help(self)
 
     def tell(self, error: TinyDistillError) -> None:
         """Say what went wrong, in a corner; for what has no place of its own on the screen."""
@@ -264,12 +224,6 @@ class TinyDistillApp(App[int]):
         if hasattr(screen, "action_leave"):
             yield SystemCommand("Quit", "Leave; a run goes on without this window", screen.action_leave)
 
-    def _run_screen(self) -> Screen[Any]:
-        from tinydistill_tui.screens.run import RunScreen
-
-        assert self.run_path is not None, "the run mode is entered through open_run"
-        return RunScreen(self.run_path)
-
 
 def run_app(
     config_values: Mapping[str, Any],
@@ -319,15 +273,3 @@ def _slow_terminal() -> bool:
     return bool(os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY")) or terminal.startswith(
         ("screen", "tmux")
     )
-
-
-def _wizard() -> Screen[Any]:
-    from tinydistill_tui.screens.welcome import WelcomeScreen
-
-    return WelcomeScreen()
-
-
-def _runs() -> Screen[Any]:
-    from tinydistill_tui.screens.runs import RunsScreen
-
-    return RunsScreen()

@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual import events
 from textual._xterm_parser import XTermParser
+from textual.app import App
 from textual.dom import DOMNode
 from textual.screen import Screen
 from textual.worker import Worker
-
-if TYPE_CHECKING:
-    from tinydistill_tui.app import TinyDistillApp
 
 ASKED = frozenset({"next", "start", "leave", "dialog"})
 """Groups of the workers that a key asks for. All others run in the background, and no key waits for them."""
@@ -37,11 +35,15 @@ class KeyQueue:
     Args:
         app: the app.
         handle: what Textual does with one key.
+        leaving: whether the program is being left, so that keys do nothing any more.
     """
 
-    def __init__(self, app: TinyDistillApp, handle: Callable[[events.Key], Awaitable[None]]) -> None:
+    def __init__(
+        self, app: App[int], handle: Callable[[events.Key], Awaitable[None]], leaving: Callable[[], bool]
+    ) -> None:
         self._app = app
         self._handle = handle
+        self._leaving = leaving
         self._keys: deque[events.Key] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -58,7 +60,7 @@ class KeyQueue:
 
     async def _hand_out(self) -> None:
         try:
-            while self._keys and not self._app.leaving:
+            while self._keys and not self._leaving():
                 event = self._keys.popleft()
                 await self._until(lambda key=event.key: _is_ready(self._app.screen, key))  # type: ignore[misc]
                 before = self._app.screen
@@ -71,7 +73,7 @@ class KeyQueue:
                     await self._heard()
         finally:
             self._task = None
-            if self._app.leaving:
+            if self._leaving():
                 self._keys.clear()
 
     def _asked(self, screen: Screen[Any], known: set[Worker[Any]]) -> bool:
@@ -83,14 +85,14 @@ class KeyQueue:
     async def _until(self, condition: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + _MOST_SECONDS
-        while not self._app.leaving and not condition() and loop.time() < end:
+        while not self._leaving() and not condition() and loop.time() < end:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _heard(self) -> None:
         """Wait until each widget from the focus up to the app has handled what it was sent so far."""
         for _ in range(_ROUNDS):
             for node in list((self._app.focused or self._app.screen).ancestors_with_self):
-                if self._app.leaving:
+                if self._leaving():
                     return
                 await _handled(node)
 

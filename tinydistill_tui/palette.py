@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from textual import on
 from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
@@ -15,9 +15,8 @@ from textual.worker import Worker, WorkerState
 
 from engine.config import SETTINGS
 from tinydistill_tui import runs
-
-if TYPE_CHECKING:
-    from tinydistill_tui.app import TinyDistillApp
+from tinydistill_tui.navigation import EditSetting, OpenRun, Program
+from tinydistill_tui.screens.step import StepScreen
 
 FIND_SECONDS = 1.0
 
@@ -88,7 +87,7 @@ class RunCommands(Provider):
                 yield Hit(score, matcher.highlight(command), partial(self._open, path), help=str(path))
 
     async def _open(self, path: Path) -> None:
-        await cast("TinyDistillApp", self.app).open_run(path)
+        await cast("Program", self.app).navigate(OpenRun(path))
 
 
 class SettingCommands(Provider):
@@ -96,8 +95,6 @@ class SettingCommands(Provider):
 
     async def search(self, query: str) -> Hits:
         """Settings whose name or help matches."""
-        from tinydistill_tui.screens.step import StepScreen
-
         if not isinstance(self.screen, StepScreen):
             return
         matcher = self.matcher(query)
@@ -108,14 +105,4 @@ class SettingCommands(Provider):
                 yield Hit(score, matcher.highlight(command), partial(self._edit, name), help=info.help)
 
     async def _edit(self, name: str) -> None:
-        from tinydistill_tui.screens.plan import PlanScreen
-        from tinydistill_tui.screens.step import StepScreen
-
-        screen = self.screen
-        if isinstance(screen, PlanScreen):
-            screen.edit(name)
-        elif isinstance(screen, StepScreen):
-            screen.draft.save()
-            plan = PlanScreen(screen.draft)
-            await self.app.push_screen(plan)
-            plan.edit(name)
+        await cast("Program", self.app).navigate(EditSetting(name))

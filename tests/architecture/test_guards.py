@@ -33,7 +33,7 @@ def _imported(path: Path, modules: dict[str, Path]) -> set[str]:
     return names & modules.keys()
 
 
-@pytest.mark.parametrize("package", ["engine"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_circle_of_imports(package):
     modules = _modules(package)
     arrows = {name: _imported(path, modules) - {name} for name, path in modules.items()}
@@ -41,6 +41,30 @@ def test_no_circle_of_imports(package):
         TopologicalSorter(arrows).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_screens_do_not_know_each_other():
+    modules = _modules("tinydistill_tui")
+    parts = {"tinydistill_tui.screens.base", "tinydistill_tui.screens.step"}  # what screens are made from
+    screens = {name for name in modules if name.startswith("tinydistill_tui.screens.")} - parts
+    known_by = {name: _imported(path, modules) & screens - {name} for name, path in modules.items()}
+    assert {name for name, known in known_by.items() if known} == {"tinydistill_tui.routes"}
+
+
+@pytest.mark.parametrize("folder", ["screens", "dialogs", "widgets"])
+def test_nothing_of_ours_is_imported_inside_of_a_function_of_a_screen(folder):
+    modules = _modules("tinydistill_tui")
+    for path in (ROOT / "tinydistill_tui" / folder).rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        inner = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        late = {
+            name
+            for function in inner
+            for node in ast.walk(function)
+            if isinstance(node, ast.ImportFrom) and node.module
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        }
+        assert not late & modules.keys(), f"{path.relative_to(ROOT)} imports {late} late"
 
 
 def test_the_name_of_a_public_class_is_there_once():

@@ -12,6 +12,7 @@ from textual.pilot import Pilot
 
 from tests.tinydistill_tui.fixtures import NOW
 from tinydistill_tui.app import TinyDistillApp
+from tinydistill_tui.navigation import OpenRun
 
 
 def lines_of(app: TinyDistillApp) -> list[str]:
@@ -46,7 +47,7 @@ async def look_at(app: TinyDistillApp, pilot: Pilot[Any], path: Path) -> None:
     from tinydistill_tui.screens.finish import FinishScreen
     from tinydistill_tui.screens.run import RunScreen
 
-    await app.open_run(path)
+    await app.navigate(OpenRun(path))
 
     def read() -> bool:
         screen = app.screen_stack[0]

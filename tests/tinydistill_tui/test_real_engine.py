@@ -24,6 +24,7 @@ from tests.tinydistill_tui.wizard import to_the_plan, wizard
 from tinydistill_tui import result, runs
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
+from tinydistill_tui.navigation import StartRun
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.run import RunScreen
 
@@ -53,7 +54,7 @@ async def test_a_real_run_is_started_paused_stopped_resumed_and_finished_by_keys
     app = TinyDistillApp(attach=path, options={"no_animation": True})
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: isinstance(app.screen, RunScreen), "the run is shown")
-        await app.start_run(path)
+        await app.navigate(StartRun(path))
         await until(pilot, lambda: "starting" in lines_of(app)[0] or "preparing" in lines_of(app)[0], "it was sent off")
         await until(pilot, lambda: "● training" in lines_of(app)[0] and app.screen.view.step, "it trains", seconds=180)
         await pilot.press("space")
@@ -105,7 +106,7 @@ async def test_a_killed_supervisor_is_lost_and_resumed(runs_folder, tmp_path):
     app = TinyDistillApp(attach=path, options={"no_animation": True})
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: isinstance(app.screen, RunScreen), "the run is shown")
-        await app.start_run(path)
+        await app.navigate(StartRun(path))
         await until(pilot, lambda: app.screen.view.phase is not None and app.screen.view.pid, "it began", seconds=60)
         os.kill(app.screen.view.pid, signal.SIGKILL)
         await until(pilot, lambda: "? lost" in lines_of(app)[0], "it is lost", seconds=20)

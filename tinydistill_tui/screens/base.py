@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -22,10 +22,8 @@ from textual.widget import Widget
 from textual.widgets import Footer, Input, Static
 
 from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.navigation import Program
 from tinydistill_tui.widgets.title_row import Rule, TitleRow
-
-if TYPE_CHECKING:
-    from tinydistill_tui.app import TinyDistillApp
 
 WIDTHS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
 _WHOLE_SIZE = (80, 24)  # nothing is cut or left out from here on
@@ -63,9 +61,9 @@ class FrameScreen(Screen[None]):
     _said: tuple[str, str] | None = None
 
     @property
-    def tiny(self) -> TinyDistillApp:
-        """The app, by its own type."""
-        return cast("TinyDistillApp", self.app)
+    def tiny(self) -> Program:
+        """The app, as screens know it."""
+        return cast("Program", self.app)
 
     def compose(self) -> ComposeResult:
         """The frame."""

@@ -12,7 +12,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.message import Message
-from textual.screen import Screen
 from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
@@ -27,6 +26,7 @@ from engine.planner import plan
 from engine.planner.summary import cautions
 from tinydistill_tui import data_facts, first_rows
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
+from tinydistill_tui.dialogs.picker import PickerScreen
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.marks import MARKS
 from tinydistill_tui.once import after
@@ -84,6 +84,7 @@ class DataScreen(StepScreen):
     """The text."""
 
     NUMBER = 3
+    NEXT = "plan"
     GROUP = "Data"
     AUTO_FOCUS = "#field-data"
     HELP = (
@@ -313,12 +314,6 @@ class DataScreen(StepScreen):
         self.draft.set("allow_losses", "on")
         return None
 
-    def following(self) -> Screen[None]:
-        """The plan."""
-        from tinydistill_tui.screens.plan import PlanScreen
-
-        return PlanScreen(self.draft)
-
     def action_look_again(self) -> None:
         """Read the files again."""
         self._asked = None
@@ -327,8 +322,6 @@ class DataScreen(StepScreen):
     @work(group="dialog")
     async def action_browse(self) -> None:
         """Look for a file or a folder."""
-        from tinydistill_tui.dialogs.picker import PickerScreen
-
         field = self.query_one("#field-data", TextField)
         found = await self.app.push_screen_wait(PickerScreen("The text", field.value, wanted="data"))
         if found is not None:

@@ -27,7 +27,9 @@ from tinydistill_tui import result, runs
 from tinydistill_tui.data_facts import printable
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.dialogs.details import PageScreen
+from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.marks import MARK_STYLES, MARKS
+from tinydistill_tui.navigation import AskFor, ShowLog, StartRun, TalkTo
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.screens.base import FrameScreen, marked
 from tinydistill_tui.widgets.sample_box import SampleBox
@@ -170,12 +172,12 @@ class FinishScreen(FrameScreen):
             command.update(f"$ {_with_tilde(chosen.line)}" if chosen else "")
 
     @on(OptionList.OptionSelected)
-    def _do(self, event: OptionList.OptionSelected) -> None:
+    async def _do(self, event: OptionList.OptionSelected) -> None:
         chosen = self._chosen()
         if chosen is None:
             self._show_samples()
         elif chosen.key == "talk":
-            self._talk()
+            await self._talk()
         elif chosen.key == "longer":
             self._train_longer(chosen)
         elif chosen.key == "another":
@@ -190,11 +192,9 @@ class FinishScreen(FrameScreen):
         text = "\n\n".join("\n".join(f"{name.ljust(9)}{words}" for name, words in each.items()) for each in samples)
         self.app.push_screen(PageScreen("Samples", printable(text)))
 
-    def _talk(self) -> None:
-        from tinydistill_tui.screens.talk import TalkScreen
-
+    async def _talk(self) -> None:
         samples = result.samples(self.report)
-        self.app.push_screen(TalkScreen(self.path, samples[0]["prompt"] if samples else FIRST_WORDS))
+        await self.tiny.navigate(TalkTo(self.path, samples[0]["prompt"] if samples else FIRST_WORDS))
 
     @work(group="dialog")
     async def _train_longer(self, step: NextStep) -> None:
@@ -211,7 +211,7 @@ class FinishScreen(FrameScreen):
             return
         try:
             await asyncio.to_thread(launch.resume_run, RunConfig.parse(dict(step.values)))
-            await self.tiny.start_run(self.path)
+            await self.tiny.navigate(StartRun(self.path))
         except TinyDistillError as error:
             self.tiny.tell(error)
 
@@ -222,7 +222,7 @@ class FinishScreen(FrameScreen):
 
     @work(group="dialog")
     async def _train_another(self, step: NextStep) -> None:
-        await self.tiny.ask_for(step.values)
+        await self.tiny.navigate(AskFor(step.values))
 
     def _chosen(self) -> NextStep | None:
         """The step under the cursor; None on the samples, and where there is no menu."""
@@ -262,18 +262,13 @@ class FinishScreen(FrameScreen):
     async def action_resume_run(self) -> None:
         """Try again."""
         try:
-            await self.tiny.start_run(self.path)
+            await self.tiny.navigate(StartRun(self.path))
         except TinyDistillError as error:
             self.tiny.tell(error)
 
-    def action_log(self) -> None:
+    async def action_log(self) -> None:
         """Back to plots and log, at the error if there was one."""
-        from tinydistill_tui.screens.run import RunScreen
-        from tinydistill_tui.widgets.log_pane import LogPane
-
-        self.app.pop_screen()
-        if self.failed and isinstance(self.app.screen, RunScreen):
-            self.app.screen.query_one(LogPane).go_to_last_error()
+        await self.tiny.navigate(ShowLog(at_error=self.failed))
 
     @property
     def _asked(self) -> dict[str, object]:
@@ -282,13 +277,11 @@ class FinishScreen(FrameScreen):
 
     async def action_new_like_this(self) -> None:
         """The wizard, beginning with what was asked of this run."""
-        await self.tiny.ask_for(self._asked)
+        await self.tiny.navigate(AskFor(self._asked))
 
     @work(group="dialog")
     async def action_profile(self) -> None:
         """Save what was asked as a profile."""
-        from tinydistill_tui.dialogs.name import NameScreen
-
         asked = {name: value for name, value in self._asked.items() if name != "output_dir"}
         name = await self.app.push_screen_wait(
             NameScreen("Save as a profile", "", lambda name: profiles.save(name, asked))

@@ -11,7 +11,6 @@ from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.content import Content
-from textual.screen import Screen
 from textual.suggester import SuggestFromList
 from textual.widget import Widget
 from textual.widgets import OptionList, Static
@@ -22,6 +21,7 @@ from engine.models.demo import DEMO_TEACHER
 from engine.models.hub import cached_models, is_hub_id
 from engine.planner.models import FROM_TEACHER
 from tinydistill_tui import runs
+from tinydistill_tui.dialogs.picker import PickerScreen
 from tinydistill_tui.download import download
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.model_facts import ModelFacts, look
@@ -38,6 +38,7 @@ class ModelsScreen(StepScreen):
     """Teacher and student."""
 
     NUMBER = 2
+    NEXT = "data"
     GROUP = "Models"
     AUTO_FOCUS = "#field-teacher"
     HELP = (
@@ -192,12 +193,6 @@ class ModelsScreen(StepScreen):
             return None
         return facts.bad, SEE_ABOVE
 
-    def following(self) -> Screen[None]:
-        """The text."""
-        from tinydistill_tui.screens.data import DataScreen
-
-        return DataScreen(self.draft)
-
     @on(OptionList.OptionSelected, "#suggestions")
     def _take(self, event: OptionList.OptionSelected) -> None:
         field = self.query_one("#field-teacher", TextField)
@@ -249,8 +244,6 @@ class ModelsScreen(StepScreen):
     @work(group="dialog")
     async def action_browse(self) -> None:
         """Look for a folder; it goes into the field that has the focus."""
-        from tinydistill_tui.dialogs.picker import PickerScreen
-
         name = "student" if self._own and self.focused is self.query_one("#field-student") else "teacher"
         field = self.query_one(f"#field-{name}", TextField)
         found = await self.app.push_screen_wait(PickerScreen(f"The {name}'s folder", field.value, wanted="model"))

@@ -29,7 +29,9 @@ from engine.planner import Plan, measure, plan
 from engine.planner.summary import cautions, summary
 from engine.runs import default_runs_path
 from tinydistill_tui import plan_facts
+from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.draft import Draft
+from tinydistill_tui.navigation import StartRun
 from tinydistill_tui.once import after
 from tinydistill_tui.plan_facts import Row
 from tinydistill_tui.screens.base import marked
@@ -441,8 +443,6 @@ class PlanScreen(StepScreen):
     @work(group="dialog")
     async def action_profile(self) -> None:
         """Save what was set as a profile."""
-        from tinydistill_tui.dialogs.name import NameScreen
-
         name = await self.app.push_screen_wait(
             NameScreen("Save as a profile", "", lambda name: profiles.save(name, self.draft.good_config().asked()))
         )
@@ -468,7 +468,7 @@ class PlanScreen(StepScreen):
         try:
             run = await asyncio.to_thread(launch.new_run, self.draft.good_config())
             self.draft.started = True
-            await self.tiny.start_run(run.path)
+            await self.tiny.navigate(StartRun(run.path))
         except TinyDistillError as error:
             self.draft.started = False
             self._say_fit("wrong", error.paragraph())

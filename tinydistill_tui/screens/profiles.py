@@ -22,6 +22,7 @@ from engine.runs import default_runs_path
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.draft import Draft
+from tinydistill_tui.navigation import GoTo
 from tinydistill_tui.plan_facts import cut_value, cut_words, home_as_tilde, shown
 from tinydistill_tui.profile_facts import fit_of
 from tinydistill_tui.screens.base import FrameScreen, marked
@@ -121,12 +122,10 @@ class ProfilesScreen(FrameScreen):
 
     @on(DataTable.RowSelected)
     def _selected(self) -> None:
-        self.action_use()
+        self.call_later(self.action_use)
 
-    def action_use(self) -> None:
+    async def action_use(self) -> None:
         """Begin a run with these settings."""
-        from tinydistill_tui.screens.models import ModelsScreen
-
         values = self._values[self.chosen] if self.chosen is not None else None
         if values is None:
             return
@@ -136,7 +135,7 @@ class ProfilesScreen(FrameScreen):
         assert self.chosen is not None
         profiles.used(self.chosen, self.tiny.clock())
         self.draft.replace(Draft.of(values))
-        self.app.switch_screen(ModelsScreen(self.draft))
+        await self.tiny.navigate(GoTo("models", self.draft, instead=True))
 
     @work(thread=True, exclusive=True, group="measure")
     def _measure(self) -> None:

@@ -24,6 +24,7 @@ from engine.machine.device import CPU, Device
 from tinydistill_tui import busy, control, logout, run_words, runs, watcher
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.messages import RunGone, RunUpdated
+from tinydistill_tui.navigation import ShowResult, StartRun
 from tinydistill_tui.run_view import Failure, RunView
 from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.state import RunState, run_state
@@ -249,14 +250,12 @@ class RunScreen(FrameScreen):
         ended = self.view.finished in ("done", "failed") and not self.live and self.read_share >= 1.0
         if ended and self._result_shown_for != self.view.last_time and self.app.screen is self:
             self._result_shown_for = self.view.last_time
-            self.action_result()
+            self.call_later(self.action_result)
 
-    def action_result(self) -> None:
+    async def action_result(self) -> None:
         """Show the result, or why it failed."""
-        from tinydistill_tui.screens.finish import FinishScreen
-
         if self.view.finished in ("done", "failed"):
-            self.app.push_screen(FinishScreen(self.path, self.view))
+            await self.tiny.navigate(ShowResult(self.path, self.view))
 
     # what can be asked of the run
 
@@ -333,11 +332,15 @@ class RunScreen(FrameScreen):
     async def action_resume_run(self) -> None:
         """Start a supervisor again for a run without one."""
         try:
-            await self.tiny.start_run(self.path)
+            await self.tiny.navigate(StartRun(self.path))
         except TinyDistillError as error:
             self.tiny.tell(error)
 
     # the log and the plots
+
+    def go_to_last_error(self) -> None:
+        """Bring the newest error of the log into sight."""
+        self.query_one(LogPane).go_to_last_error()
 
     def action_filter(self) -> None:
         """Look for words in the log."""

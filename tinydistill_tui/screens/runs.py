@@ -24,6 +24,7 @@ from engine.runs import default_runs_path
 from tinydistill_tui import runs
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.marks import spark
+from tinydistill_tui.navigation import AskFor, OpenRun, StartRun
 from tinydistill_tui.runs import RunList, RunSummary
 from tinydistill_tui.screens.base import FrameScreen, marked
 
@@ -204,7 +205,7 @@ class RunsScreen(FrameScreen):
     @on(DataTable.RowSelected)
     async def _open(self) -> None:
         if self.chosen is not None:
-            await self.tiny.open_run(self.chosen.path)
+            await self.tiny.navigate(OpenRun(self.chosen.path))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Resume only what can be resumed."""
@@ -217,7 +218,7 @@ class RunsScreen(FrameScreen):
         if self.chosen is None:
             return
         try:
-            await self.tiny.start_run(self.chosen.path)
+            await self.tiny.navigate(StartRun(self.chosen.path))
         except TinyDistillError as error:
             self.tiny.tell(error)
 
@@ -233,7 +234,7 @@ class RunsScreen(FrameScreen):
         """The wizard, beginning with what was asked of the chosen run."""
         asked = self.chosen.info.get("asked") if self.chosen is not None else None
         if isinstance(asked, dict):
-            await self.tiny.ask_for(asked)
+            await self.tiny.navigate(AskFor(asked))
 
     def action_select(self) -> None:
         """Select the run under the cursor, or not."""

@@ -11,10 +11,10 @@ from typing import ClassVar
 from textual import events, on, work
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.screen import Screen
 from textual.widgets import Input
 
 from tinydistill_tui.draft import Draft
+from tinydistill_tui.navigation import GoTo, Step
 from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
@@ -30,6 +30,9 @@ class StepScreen(FrameScreen):
     """
 
     NUMBER: ClassVar[int] = 0
+    NEXT: ClassVar[Step | None] = None
+    """The step behind this one."""
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "leave", "Quit", show=False, id="leave", tooltip="Leave; the answers are kept for next time"),
         Binding("escape", "back", "Back", key_display="Esc", id="step-back", tooltip="The step before; checks nothing"),
@@ -39,10 +42,6 @@ class StepScreen(FrameScreen):
     def __init__(self, draft: Draft) -> None:
         super().__init__()
         self.draft = draft
-
-    def following(self) -> Screen[None]:
-        """The step behind this one."""
-        raise NotImplementedError
 
     async def wrong_field(self) -> tuple[str, str] | None:
         """A setting of this step that is wrong although it reads well, and what is wrong; None when all is good."""
@@ -129,7 +128,8 @@ class StepScreen(FrameScreen):
         if self.draft.note:
             self.notify(self.draft.note, severity="warning", markup=False)
             self.draft.note = ""
-        self.app.push_screen(self.following())
+        if self.NEXT is not None:
+            await self.tiny.navigate(GoTo(self.NEXT, self.draft))
 
     def land_on(self, setting: str, sentence: str) -> None:
         """Put the cursor where something is wrong, and say what."""

@@ -12,7 +12,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.message import Message
-from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -26,11 +25,12 @@ from engine.machine.gpu_check import checked
 from engine.planner.budget import FREE_SHARE
 from engine.runs import default_runs_path
 from tinydistill_tui import runs
+from tinydistill_tui.dialogs.details import DetailsScreen
 from tinydistill_tui.draft import Draft, budget_text
 from tinydistill_tui.marks import MARKS, bar
+from tinydistill_tui.navigation import GoTo, OpenRun, StartRun
 from tinydistill_tui.plan_facts import cut_words, home_as_tilde
 from tinydistill_tui.runs import RunSummary
-from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
@@ -276,41 +276,35 @@ class WelcomeScreen(StepScreen):
                 return
         match str(event.option.id).removeprefix("menu-"):
             case "go-on":
-                self.app.push_screen(ModelsScreen(self.draft))
+                await self.tiny.navigate(GoTo("models", self.draft))
             case "new":
-                self.begin(Draft())
+                await self.begin(Draft())
             case "demo":
-                self.begin(Draft.of({"demo": True}))
+                await self.begin(Draft.of({"demo": True}))
             case "profiles":
-                from tinydistill_tui.screens.profiles import ProfilesScreen
-
-                self.app.push_screen(ProfilesScreen(self.draft))
+                await self.tiny.navigate(GoTo("profiles", self.draft))
             case "runs":
                 self.app.switch_mode("runs")
             case key:
                 await self._open(self._going[int(key.removeprefix("run-"))])
 
-    def begin(self, fresh: Draft) -> None:
+    async def begin(self, fresh: Draft) -> None:
         """A new draft, with the device and the budgets that stand here unless it has its own."""
         for setting in ("device", "memory_budget", "ram_budget"):
             if not fresh.get(setting):
                 fresh.set(setting, self.draft.get(setting))
         self.draft.replace(fresh)
         self.draft.started = False
-        self.app.push_screen(ModelsScreen(self.draft))
+        await self.tiny.navigate(GoTo("models", self.draft))
 
     async def _open(self, each: RunSummary) -> None:
         try:
             if each.state.live:
-                await self.tiny.open_run(each.path)
+                await self.tiny.navigate(OpenRun(each.path))
             else:
-                await self.tiny.start_run(each.path)
+                await self.tiny.navigate(StartRun(each.path))
         except TinyDistillError as error:
             self.tiny.tell(error)
-
-    def following(self) -> Screen[None]:
-        """The models; Enter in a budget field goes to the menu first."""
-        return ModelsScreen(self.draft)
 
     def action_next(self) -> None:  # type: ignore[override]
         """From a budget to the menu."""
@@ -327,8 +321,6 @@ class WelcomeScreen(StepScreen):
     def action_details(self) -> None:
         """Machine, versions and folders on a page."""
         if self.machine is not None:
-            from tinydistill_tui.dialogs.details import DetailsScreen
-
             self.app.push_screen(DetailsScreen(machine_lines(self.machine, 200)))
 
     async def action_back(self) -> None:
