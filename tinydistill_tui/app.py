@@ -1,6 +1,8 @@
 """TinyDistillApp: three modes (the wizard, one run, all runs), and what is the same in each of them.
 
-It holds where to look and how to draw; a run's state is in its folder. Entry point: :func:`run_app`.
+It holds where to look and how to draw; a run's state is in its folder. It draws its first frame before the engine's
+settings, the planner and the screens are imported: ``routes``, which imports them all, is imported behind that frame.
+Entry point: :func:`run_app`.
 """
 
 from __future__ import annotations
@@ -14,26 +16,43 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 from textual import events
 from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.command import Provider
 from textual.constants import DEFAULT_THEME
 from textual.filter import LineFilter
 from textual.screen import Screen
+from textual.widget import Widget
 
 from engine import places, safe_child
-from engine.errors import TinyDistillError
-from engine.hardware import Hardware
-from tinydistill_tui import appearance, routes, runs, window
+from tinydistill_tui import appearance, opening, window
 from tinydistill_tui.key_queue import KeyQueue, keep_escape
-from tinydistill_tui.navigation import Request
-from tinydistill_tui.palette import Palette, RunCommands, SettingCommands
+
+if TYPE_CHECKING:
+    from engine.errors import TinyDistillError
+    from engine.hardware import Hardware
+    from tinydistill_tui.navigation import Request
 
 _TWICE_SECONDS = 1.0
+_SCREENS = "tinydistill_tui.routes"
+
+
+def _run_commands() -> type[Provider]:
+    from tinydistill_tui.palette import RunCommands
+
+    return RunCommands
+
+
+def _setting_commands() -> type[Provider]:
+    from tinydistill_tui.palette import SettingCommands
+
+    return SettingCommands
 
 
 class TinyDistillApp(App[int]):
@@ -49,13 +68,14 @@ class TinyDistillApp(App[int]):
     Attributes:
         run_path: the run that the run mode shows.
         leaving: the program is being left; keys do nothing any more.
+        opening: the screens are still being imported; keys wait for them.
         machine: what this machine has, as the first screen found it: all steps plan for the same free memory. It is
             looked at again on the first screen, by F5 on the plan, and when the run is made.
     """
 
     TITLE = "TinyDistill"
     CSS_PATH: ClassVar[Any] = ["tinydistill.tcss", "wizard.tcss"]
-    COMMANDS: ClassVar[Any] = {*App.COMMANDS, RunCommands, SettingCommands}
+    COMMANDS: ClassVar[Any] = {*App.COMMANDS, _run_commands, _setting_commands}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "ctrl+c", "interrupt", "Leave", show=False, priority=True, id="interrupt", tooltip="Leave; twice at once"
@@ -79,10 +99,10 @@ class TinyDistillApp(App[int]):
         self.options = dict(options or {})
         self.clock = clock
         self.run_path = attach
-        self.leaving = False
+        self.leaving, self.opening = False, True
         self.machine: Hardware | None = None
         self._interrupted = -_TWICE_SECONDS
-        self._keys = KeyQueue(self, super().on_event, lambda: self.leaving)
+        self._keys = KeyQueue(self, super().on_event, lambda: self.leaving, lambda: self.opening)
         self.register_theme(appearance.DARK)
         self.register_theme(appearance.LIGHT)
         if "TEXTUAL_THEME" not in os.environ or DEFAULT_THEME not in self.available_themes:
@@ -92,7 +112,10 @@ class TinyDistillApp(App[int]):
         self._own_filters: list[LineFilter] = [appearance.ContrastFilter()]
         if self.options.get("ascii"):
             self._own_filters.append(appearance.AsciiFilter())
-        routes.add_modes(self)
+
+    def compose(self) -> Iterable[Widget]:
+        """The first frame."""
+        return opening.first_rows(self.run_path)
 
     def on_mount(self) -> None:
         """Take the mode that was asked for, and end in order when asked to by the system."""
@@ -100,8 +123,21 @@ class TinyDistillApp(App[int]):
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit, 0)
         if not self.is_headless:
             self.set_interval(window.LOOK_SECONDS, lambda: window.follow(self))
-        if self.run_path is not None:
-            runs.remember(self.run_path)
+        if _SCREENS in sys.modules:
+            self._open()
+        else:
+            self.call_after_refresh(self.run_worker, self._import_screens(), group="opening")
+
+    async def _import_screens(self) -> None:
+        """Import what the first frame did without."""
+        await asyncio.to_thread(import_module, _SCREENS)
+        self._open()
+
+    def _open(self) -> None:
+        from tinydistill_tui import routes
+
+        routes.add_modes(self)
+        self.opening = False
         self.switch_mode("wizard" if self.run_path is None else "run")
 
     def on_resize(self, event: events.Resize) -> None:
@@ -139,15 +175,21 @@ class TinyDistillApp(App[int]):
         Raises:
             TinyDistillError: a run cannot be started; what is shown stays.
         """
+        from tinydistill_tui import routes
+
         await routes.follow(self, request)
 
     def action_command_palette(self) -> None:
         """Open the command palette."""
+        from tinydistill_tui.palette import Palette
+
         if self.use_command_palette and not isinstance(self.screen, Palette):
             self.push_screen(Palette(id="--command-palette"))
 
     def show_help(self) -> None:
         """Help for what has the focus, on the screen that is shown."""
+        from tinydistill_tui import routes
+
         routes.show_help(self)
 
     def tell(self, error: TinyDistillError) -> None:
@@ -193,7 +235,7 @@ class TinyDistillApp(App[int]):
         """Ctrl+C is ``q``; twice within a second leaves at once, and a run goes on."""
         now = time.monotonic()
         twice, self._interrupted = now - self._interrupted < _TWICE_SECONDS, now
-        if twice:
+        if twice or self.opening:
             self.exit(0)
         elif hasattr(self.screen, "action_leave"):
             self.screen.call_later(self.screen.action_leave)

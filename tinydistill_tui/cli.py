@@ -1,87 +1,49 @@
-"""``tinydistill-tui``: the wizard, or with ``--no-tui`` the same run without a screen.
+"""``tinydistill-tui``: the program's entry point.
 
-Textual is imported only when there is a screen to draw on. Where standard output is no terminal the run goes on
-without one, and says so.
+Without settings the first screen is drawn before the engine is imported. With settings they are read first, in
+``command``, so that a wrong one is told before the screen is taken.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from engine import launch
-from engine.cli import arguments
-from engine.cli.distill import guarded, run_headless
-from engine.config import SETTINGS, RunConfig
-from engine.run import Run
-from tinydistill_tui.ask import ask
+from engine.cli import streams
+from tinydistill_tui import screenless
 
-DESCRIPTION = "The wizard: what this machine can do, which models, which text, the plan, the run."
+_SWITCHES = {"--ascii", "--no_mouse", "--no_animation"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of ``tinydistill-tui``."""
-    return guarded(sys.argv[1:] if words is None else words, _main)
+    words = sys.argv[1:] if words is None else words
+    if sys.platform != "win32" and _only_switches(words) and screenless.reason() is None:
+        return _at_once({word.removeprefix("--"): True for word in map(_underscored, words)})
+    from tinydistill_tui import command
+
+    return command.main(words)
 
 
-def _main(words: Sequence[str]) -> int:
-    typed, front_end = arguments.parse(
-        words, program="tinydistill-tui", description=DESCRIPTION, extend=_screen_switches
-    )
-    switches = front_end.switches
-    reason = _no_screen(switches)
-    asks = switches.pop("ask", False)
-    config = launch.config_from(typed) if reason is not None or typed else RunConfig()
-    if asks and not config.resume:
-        reason = reason or ""
-        of_command = {name: value for name, value in typed.items() if SETTINGS[name].group == "command"}
-        config = ask({**config.asked(), **of_command})
-        front_end = dataclasses.replace(front_end, plain=True)  # nothing is redrawn
-    if reason is not None:
-        if reason and not config.json_events:
-            sys.stderr.write(f"No screen, {reason}: this is the same run with lines of text.\n")
-        if "attach" in switches:
-            from engine.cli.distill import attach
+def _only_switches(words: Sequence[str]) -> bool:
+    return all(_underscored(word) in _SWITCHES for word in words)
 
-            return attach(Run.open(Path(switches["attach"])), config, front_end)
-        return run_headless(config, front_end)
+
+def _underscored(word: str) -> str:
+    return "--" + word.removeprefix("--").replace("-", "_")
+
+
+def _at_once(switches: dict[str, Any]) -> int:
+    """Show the first screen; the rest is imported behind it."""
     from tinydistill_tui.app import run_app
     from tinydistill_tui.appearance import draws_only_ascii
 
-    attached = Path(switches.pop("attach")) if "attach" in switches else None
-    if attached is not None:
-        Run.open(attached)  # a folder that holds no run is said before the screen is taken
+    streams.make_fit()
     if draws_only_ascii(sys.stdout.encoding, os.environ.get("TERM", "")):
         switches["ascii"] = True
-    return run_app(config.asked(), attach=attached, profile=typed.get("profile"), options=switches)
-
-
-def _no_screen(switches: dict[str, Any]) -> str | None:
-    """Why there is no screen: empty when it was asked for, None when there is one."""
-    if switches.pop("no_tui", False):
-        return ""
-    if not (sys.stdout.isatty() and sys.stdin.isatty()):
-        return "since the output is no terminal"
-    if os.environ.get("TERM") == "dumb":
-        return "since TERM is dumb"
-    if os.environ.get("ACCESSIBLE"):
-        return "since ACCESSIBLE is set"
-    return None
-
-
-def _screen_switches(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("screen")
-    group.add_argument("--no_tui", action="store_true", help="The same run without a screen")
-    group.add_argument("--ask", action="store_true", help="Ask line by line for what is missing; no screen")
-    group.add_argument("--attach", metavar="DIR", help="Watch the run in this folder")
-    group.add_argument("--ascii", action="store_true", help="Draw with plain ASCII characters")
-    group.add_argument("--no_mouse", action="store_true", help="Leave the mouse to the terminal")
-    group.add_argument("--no_animation", action="store_true", help="Nothing moves by itself")
+    return run_app({}, options=switches)
 
 
 if __name__ == "__main__":

@@ -36,14 +36,20 @@ class KeyQueue:
         app: the app.
         handle: what Textual does with one key.
         leaving: whether the program is being left, so that keys do nothing any more.
+        opening: whether there is no screen yet, so that keys wait.
     """
 
     def __init__(
-        self, app: App[int], handle: Callable[[events.Key], Awaitable[None]], leaving: Callable[[], bool]
+        self,
+        app: App[int],
+        handle: Callable[[events.Key], Awaitable[None]],
+        leaving: Callable[[], bool],
+        opening: Callable[[], bool],
     ) -> None:
         self._app = app
         self._handle = handle
         self._leaving = leaving
+        self._opening = opening
         self._keys: deque[events.Key] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -60,6 +66,8 @@ class KeyQueue:
 
     async def _hand_out(self) -> None:
         try:
+            while self._opening() and not self._leaving():
+                await asyncio.sleep(_LOOK_SECONDS)
             while self._keys and not self._leaving():
                 event = self._keys.popleft()
                 await self._until(lambda key=event.key: _is_ready(self._app.screen, key))  # type: ignore[misc]

@@ -46,6 +46,8 @@ def add_modes(app: App[int]) -> None:
         assert program.run_path is not None, "the run mode is entered through OpenRun"
         return RunScreen(program.run_path)
 
+    if program.run_path is not None:
+        runs.remember(program.run_path)
     app.add_mode("wizard", WelcomeScreen)
     app.add_mode("run", run_screen)
     app.add_mode("runs", RunsScreen)

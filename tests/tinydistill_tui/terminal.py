@@ -78,12 +78,14 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(words: Sequence[str], *, size: tuple[int, int] = (80, 24), **environment: str) -> Iterator[Terminal]:
-    """Run ``python -m tinydistill_tui WORDS`` in a terminal; killed at the end if it is still there."""
+def terminal(
+    words: Sequence[str], *, size: tuple[int, int] = (80, 24), code: str = "", **environment: str
+) -> Iterator[Terminal]:
+    """Run ``python -m tinydistill_tui WORDS``, or ``code``, in a terminal; killed at the end if it is still there."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "tinydistill_tui", *words],
+        [sys.executable, *(["-c", code] if code else ["-m", "tinydistill_tui"]), *words],
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True, close_fds=True,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": str(size[0]), "LINES": str(size[1]), **environment},
     )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from engine.cli.progress import wants_lines
 from engine.config import RunConfig
 from engine.errors import SettingsError, Stopped
-from tinydistill_tui import cli
+from tinydistill_tui import cli, command
 from tinydistill_tui.ask import QUESTIONS, ask
 
 pytestmark = pytest.mark.usefixtures("same_machine")
@@ -75,8 +75,8 @@ def test_sentences_break_between_words_in_any_width(monkeypatch, capsys):
 
 def test_a_run_that_was_asked_for_is_shown_in_lines_on_a_terminal_too(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "ask", lambda values: RunConfig.parse({"demo": True}))
-    monkeypatch.setattr(cli, "run_headless", lambda config, front_end: seen.append(front_end) or 0)
+    monkeypatch.setattr(command, "ask", lambda values: RunConfig.parse({"demo": True}))
+    monkeypatch.setattr(command, "run_headless", lambda config, front_end: seen.append(front_end) or 0)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -14,6 +14,7 @@ from tests.tinydistill_tui.fixtures import GIB, NOW, append, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import MACHINE, until_data, until_models, until_plan, wizard
 from tinydistill_tui.draft import Draft
+from tinydistill_tui.opening import PURPOSE
 from tinydistill_tui.screens import welcome
 
 pytestmark = pytest.mark.usefixtures("same_machine")
@@ -163,7 +164,7 @@ async def test_every_step_plans_for_the_memory_that_the_first_screen_found(monke
     free = iter(range(8 * GIB, 0, -GIB // 4))
     monkeypatch.setattr(hardware, "detect", lambda path: replace(MACHINE, available_bytes=next(free)))
     async with wizard({"demo": True}, size=(120, 40)) as (app, pilot):
-        assert welcome.PURPOSE in text_of(app)
+        assert PURPOSE in text_of(app)
         found = app.screen.machine.available_bytes
         budget = f"{format_bytes(FREE_SHARE * found)}"
         assert f"{budget} (the planner's)" in text_of(app)

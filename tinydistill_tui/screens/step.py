@@ -10,16 +10,15 @@ from typing import ClassVar
 
 from textual import events, on, work
 from textual.binding import Binding, BindingType
-from textual.content import Content
 from textual.widgets import Input
 
 from tinydistill_tui.draft import Draft
 from tinydistill_tui.navigation import GoTo, Step
 from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
+from tinydistill_tui.widgets.title_row import stepper
 
 SEE_ABOVE = "The red lines above say what is wrong."
-STEPS = ("Start", "Models", "Data", "Plan", "Run")
 
 
 class StepScreen(FrameScreen):
@@ -148,14 +147,3 @@ class StepScreen(FrameScreen):
         """Leave; the answers are there next time."""
         self.draft.save()
         self.app.exit()
-
-
-def stepper(number: int) -> Content:
-    """The name of the program and its steps, the present one in brackets."""
-    parts: list[str | tuple[str, str]] = [("TinyDistill   ", "bold")]
-    for place, name in enumerate(STEPS, start=1):
-        here = place == number
-        words = f"[{place} {name}]" if here else f"{place} {name}"
-        parts.append((words, "bold $text-accent" if here else "$text-quiet"))
-        parts.append((" · ", "$text-quiet"))
-    return Content.assemble(*parts[:-1])

@@ -29,12 +29,12 @@ from tinydistill_tui.dialogs.details import DetailsScreen
 from tinydistill_tui.draft import Draft, budget_text
 from tinydistill_tui.marks import MARKS, bar
 from tinydistill_tui.navigation import GoTo, OpenRun, StartRun
+from tinydistill_tui.opening import PURPOSE
 from tinydistill_tui.plan_facts import cut_words, home_as_tilde
 from tinydistill_tui.runs import RunSummary
 from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
-PURPOSE = "Teach a small language model with a big one, on this machine."
 _MOST_RUNS = 2
 RUNS_SECONDS = 2.0  # between two looks at the runs in the menu
 _BAR = 12

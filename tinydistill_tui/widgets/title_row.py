@@ -8,6 +8,8 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
+STEPS = ("Start", "Models", "Data", "Plan", "Run")
+
 
 class TitleRow(Widget):
     """One line with a left and a right end; the right end goes first when there is no room for both."""
@@ -31,3 +33,14 @@ class Rule(Widget):
     def render(self) -> RenderResult:
         """The line."""
         return Content.styled(set_cell_size("─" * self.size.width, self.size.width), "$panel-lighten-2")
+
+
+def stepper(number: int) -> Content:
+    """The name of the program and its steps, the present one in brackets."""
+    parts: list[str | tuple[str, str]] = [("TinyDistill   ", "bold")]
+    for place, name in enumerate(STEPS, start=1):
+        here = place == number
+        words = f"[{place} {name}]" if here else f"{place} {name}"
+        parts.append((words, "bold $text-accent" if here else "$text-quiet"))
+        parts.append((" · ", "$text-quiet"))
+    return Content.assemble(*parts[:-1])

@@ -1,0 +1,71 @@
+"""``tinydistill-tui`` with flags: the wizard that begins with them, or with ``--no-tui`` the run without a screen.
+
+Textual is imported only when there is a screen to draw on. Where standard output is no terminal the run goes on
+without one, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine import launch
+from engine.cli import arguments
+from engine.cli.distill import guarded, run_headless
+from engine.config import SETTINGS, RunConfig
+from engine.run import Run
+from tinydistill_tui import screenless
+from tinydistill_tui.ask import ask
+
+DESCRIPTION = "The wizard: what this machine can do, which models, which text, the plan, the run."
+
+
+def main(words: Sequence[str]) -> int:
+    """Run ``tinydistill-tui`` with these words."""
+    return guarded(words, _main)
+
+
+def _main(words: Sequence[str]) -> int:
+    typed, front_end = arguments.parse(
+        words, program="tinydistill-tui", description=DESCRIPTION, extend=_screen_switches
+    )
+    switches = front_end.switches
+    reason = "" if switches.pop("no_tui", False) else screenless.reason()
+    asks = switches.pop("ask", False)
+    config = launch.config_from(typed) if reason is not None or typed else RunConfig()
+    if asks and not config.resume:
+        reason = reason or ""
+        of_command = {name: value for name, value in typed.items() if SETTINGS[name].group == "command"}
+        config = ask({**config.asked(), **of_command})
+        front_end = dataclasses.replace(front_end, plain=True)  # nothing is redrawn
+    if reason is not None:
+        if reason and not config.json_events:
+            sys.stderr.write(f"No screen, {reason}: this is the same run with lines of text.\n")
+        if "attach" in switches:
+            from engine.cli.distill import attach
+
+            return attach(Run.open(Path(switches["attach"])), config, front_end)
+        return run_headless(config, front_end)
+    from tinydistill_tui.app import run_app
+    from tinydistill_tui.appearance import draws_only_ascii
+
+    attached = Path(switches.pop("attach")) if "attach" in switches else None
+    if attached is not None:
+        Run.open(attached)  # a folder that holds no run is said before the screen is taken
+    if draws_only_ascii(sys.stdout.encoding, os.environ.get("TERM", "")):
+        switches["ascii"] = True
+    return run_app(config.asked(), attach=attached, profile=typed.get("profile"), options=switches)
+
+
+def _screen_switches(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("screen")
+    group.add_argument("--no_tui", action="store_true", help="The same run without a screen")
+    group.add_argument("--ask", action="store_true", help="Ask line by line for what is missing; no screen")
+    group.add_argument("--attach", metavar="DIR", help="Watch the run in this folder")
+    group.add_argument("--ascii", action="store_true", help="Draw with plain ASCII characters")
+    group.add_argument("--no_mouse", action="store_true", help="Leave the mouse to the terminal")
+    group.add_argument("--no_animation", action="store_true", help="Nothing moves by itself")
