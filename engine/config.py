@@ -237,6 +237,18 @@ class RunConfig(BaseModel):
         "Quantize the teacher's weights: int8 halves and nf4 quarters their memory, with some loss of accuracy",
         group="memory",
     )
+    student_quantization: Literal["none", "int8", "nf4"] = setting(
+        "none",
+        "Quantize the student's own weights, which an adapter leaves as they are: int8 halves and nf4 quarters their "
+        "memory, with some loss of accuracy",
+        group="memory",
+    )
+    student_layer_by_layer: bool | None = setting(
+        None,
+        "Stream the student's layers from disk, twice a step, while an adapter is trained; two layers are in memory at "
+        "a time",
+        group="memory",
+    )
     precision: Literal["fp32", "bf16", "fp16"] | None = setting(
         None, "Number format of matrix products; chosen by measuring this machine when not set", group="memory"
     )
@@ -356,11 +368,15 @@ class RunConfig(BaseModel):
             problems.append(
                 Problem("student_width", self.student_width, f"needs --student from-teacher, not {self.student}")
             )
-        for name in ("lora_alpha", "lora_targets"):
-            if self.lora_rank == 0 and getattr(self, name) is not None:
+        for name in ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer"):
+            if self.lora_rank == 0 and getattr(self, name) not in (None, "none", False):
                 problems.append(
                     Problem(name, getattr(self, name), "is for an adapter; --lora_rank 0 trains all weights")
                 )
+        if self.student_layer_by_layer and self.gradient_checkpointing is False:
+            problems.append(
+                Problem("gradient_checkpointing", False, "leave it out: --student_layer_by_layer computes layers again")
+            )
         if self.resume and self.output_dir is None:
             problems.append(Problem("resume", "", "needs --output_dir, the folder of the run to continue"))
         if self.resume and self.dry_run:
@@ -382,9 +398,9 @@ class RunConfig(BaseModel):
     @property
     def wants_adapter(self) -> bool:
         """Return whether the settings ask for a low-rank adapter, with or without its rank."""
-        return bool(self.lora_rank) or (
-            self.lora_rank is None and not (self.lora_alpha is None and self.lora_targets is None)
-        )
+        names = ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer")
+        asks = any(getattr(self, name) not in (None, "none", False) for name in names)
+        return bool(self.lora_rank) or (self.lora_rank is None and asks)
 
     def asked(self) -> dict[str, Any]:
         """Return the values that the user set, as plain JSON or TOML, without settings of the group "command"."""

@@ -46,18 +46,20 @@ def takes_positions(module: nn.Module) -> bool:
 
 
 @contextmanager
-def cut(documents: Tensor) -> Iterator[None]:
+def cut(documents: Tensor | Callable[[], Tensor | None], *, as_numbers: bool | None = None) -> Iterator[None]:
     """While this is open, the masks that transformers makes are cut between documents.
 
     Masks are made before the first layer and handed to all of them, so a layer that is computed again in the backward
     pass has the same one.
 
     Args:
-        documents: int64 [batch, length], as for :func:`positions_in`, on the device that computes.
+        documents: int64 [batch, length], as for :func:`positions_in`, on the device that computes; or a function that
+            gives those of the rows for which a mask is made (None where each holds one document).
+        as_numbers: whether masks are numbers to add instead of bits; where gradients are on when not given.
     """
     before = {way: ALL_MASK_ATTENTION_FUNCTIONS[way] for way in _WAYS}
     for way, function in before.items():
-        ALL_MASK_ATTENTION_FUNCTIONS[way] = _cutting(function, documents)
+        ALL_MASK_ATTENTION_FUNCTIONS[way] = _cutting(function, documents, as_numbers)
     try:
         yield
     finally:
@@ -65,13 +67,18 @@ def cut(documents: Tensor) -> Iterator[None]:
             ALL_MASK_ATTENTION_FUNCTIONS[way] = function
 
 
-def _cutting(function: Callable[..., Any], documents: Tensor) -> Callable[..., Any]:
-    in_one_document = packed_sequence_mask_function(documents)
-
+def _cutting(
+    function: Callable[..., Any], documents: Tensor | Callable[[], Tensor | None], as_numbers: bool | None
+) -> Callable[..., Any]:
     def cutting(*args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Any:
+        found = documents if isinstance(documents, Tensor) else documents()
+        if found is None:
+            return function(*args, mask_function=mask_function, **kwargs)
+        in_one_document = packed_sequence_mask_function(found)
         kwargs["allow_is_causal_skip"] = False  # a plain causal mask is not made at all
         mask = function(*args, mask_function=and_masks(mask_function, in_one_document), **kwargs)
-        return _added(mask, kwargs.get("dtype", torch.float32)) if torch.is_grad_enabled() else mask
+        is_added = torch.is_grad_enabled() if as_numbers is None else as_numbers
+        return _added(mask, kwargs.get("dtype", torch.float32)) if is_added else mask
 
     return cutting
 

@@ -130,6 +130,33 @@ class StreamedRows:
         return rows
 
 
+class MatrixOnDisk:
+    """A matrix of a checkpoint of which some rows are read at a time.
+
+    Args:
+        name: the matrix's name in the checkpoint.
+        shape: [rows, columns].
+        dtype: of the rows that are given out.
+        device: of the rows that are given out.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, name: str, *, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+
+    def rows(self, rows: slice) -> Tensor:
+        """Read some rows, [number, columns], into memory of their own."""
+        columns = self.shape[1]
+        found = torch.empty((rows.stop - rows.start, columns), dtype=self.dtype)
+        self._checkpoint.read(self._name, found, first=rows.start * columns)
+        return found.to(self.device)
+
+
 class _Limit:
     """Bytes that may be taken, and those that were."""
 

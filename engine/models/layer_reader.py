@@ -134,8 +134,8 @@ class LayerReader:
         """Those of the slots that are main memory."""
         return self._passed or self.slots
 
-    def layers(self, count: int | None = None) -> Iterator[tuple[int, Weights]]:
-        """All layers, or the first few, in order: (index, weights), good until the next one is asked for.
+    def layers(self, order: Sequence[int] | None = None) -> Iterator[tuple[int, Weights]]:
+        """All layers in order, or those of another order: (index, weights), good until the next one is asked for.
 
         The caller asks for it when the device is done with this one: its memory is written again then.
 
@@ -148,8 +148,8 @@ class LayerReader:
         with ThreadPoolExecutor(1, thread_name_prefix="layer-reader") as pool:
             coming: Future[Weights] | None = None
             slot = coming_slot = self._slots[0]
-            last = len(self._layers) if count is None else count
-            for index in range(last):
+            order = range(len(self._layers)) if order is None else order
+            for place, index in enumerate(order):
                 if coming is not None:
                     weights, slot = coming.result(), coming_slot
                     coming = None
@@ -159,12 +159,12 @@ class LayerReader:
                         for unused in self._slots[1:]:
                             unused.release()
                     weights = self._load(index, slot)
-                if self.prefetch and index + 1 < last:
+                if self.prefetch and place + 1 < len(order):
                     # Chosen here, not by the thread: prefetching may have been off or on when this layer was read.
                     coming_slot = next((other for other in self._slots if other is not slot), slot)
                     if self._copy_stream is not None:
                         coming_slot.hold()
-                    coming = pool.submit(self._load, index + 1, coming_slot)
+                    coming = pool.submit(self._load, order[place + 1], coming_slot)
                 yield index, weights
                 del weights
 

@@ -57,7 +57,7 @@ def load_in_place(
             if any(recipe.converter is not None for recipe in plan.recipes.values()):
                 raise ModelError("The files hold other tensors than the model.", "", "")  # caught below
             _fill(model, checkpoint, plan, new_tensor)
-            _finish(model, folder, dtype, plan)
+            finish(model, folder, dtype, plan)
     except (ModelError, *UNUSABLE):
         # Tensors that have to be converted (experts saved one by one), or no model at all: transformers decides, in the
         # usual words.
@@ -88,13 +88,13 @@ def _fill(model: PreTrainedModel, checkpoint: Checkpoint, plan: WeightPlan, new_
         (source,) = recipe.sources
         tensor = new_tensor(torch.Size(checkpoint.tensors[source].shape), plan.dtypes[name])
         checkpoint.read(source, tensor)
-        placed[name] = _place(model, name, tensor)
+        placed[name] = place(model, name, tensor)
     for name, source in plan.tied.items():
-        _share(model, name, placed[source])
+        share(model, name, placed[source])
 
 
-def _finish(model: PreTrainedModel, folder: Path, dtype: torch.dtype, plan: WeightPlan) -> None:
-    """What ``from_pretrained`` does beside the weights, so that the model is saved as it would be."""
+def finish(model: PreTrainedModel, folder: Path, dtype: torch.dtype, plan: WeightPlan) -> None:
+    """Do what ``from_pretrained`` does beside the weights, so that the model is saved as it would be."""
     patch_output_recorders(model)
     model._weight_conversions = list(plan.used)
     model.config.dtype = dtype
@@ -107,7 +107,7 @@ def _finish(model: PreTrainedModel, folder: Path, dtype: torch.dtype, plan: Weig
             )
 
 
-def _place(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
+def place(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
     """Put a tensor where a parameter or persistent buffer is, and return what stands there now."""
     module, leaf = _home(model, name)
     before = module._parameters.get(leaf)
@@ -118,7 +118,8 @@ def _place(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
     return parameter
 
 
-def _share(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+def share(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    """Let a parameter or persistent buffer be a tensor that stands elsewhere in the model already."""
     module, leaf = _home(model, name)
     if isinstance(tensor, nn.Parameter):
         module._parameters[leaf] = tensor

@@ -43,25 +43,30 @@ def packed_hidden_states(model: PreTrainedModel, ids: Tensor, documents: Tensor 
     return _one_by_one(model, ids, documents)
 
 
-def can_be_cut(model: PreTrainedModel) -> bool:
-    """Whether the documents of a row do not see each other in this model once attention is cut; measured once."""
+def can_be_cut(model: PreTrainedModel, device: torch.device | None = None) -> bool:
+    """Whether the documents of a row do not see each other in this model once attention is cut; measured once.
+
+    Args:
+        model: its first layers are run (:func:`engine.models.selfcheck.layers_to_check`).
+        device: where it computes; where its embedding is, when not given.
+    """
     if model not in _measured:
-        _measured[model] = _measure(model)
+        _measured[model] = _measure(model, device or model.get_input_embeddings().weight.device)
     return _measured[model]
 
 
 @torch.no_grad()
-def _measure(model: PreTrainedModel) -> bool:
+def _measure(model: PreTrainedModel, device: torch.device) -> bool:
     found = find_core(model)
     training = model.training
-    embedding = model.get_input_embeddings().weight
-    ids = (torch.arange(sum(_LENGTHS), device=embedding.device) * 7919 + 13)[None] % embedding.shape[0]
-    documents = torch.repeat_interleave(torch.tensor(_LENGTHS, device=embedding.device))[None]
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(sum(_LENGTHS), device=device) * 7919 + 13)[None] % rows
+    documents = torch.repeat_interleave(torch.tensor(_LENGTHS, device=device))[None]
     positions = {"position_ids": positions_in(documents)} if takes_positions(found.core) else {}
     model.eval()
     try:
         with (
-            torch.autocast(embedding.device.type, enabled=False),
+            torch.autocast(device.type, enabled=False),
             first_layers(found, layers_to_check(found.layers)),
         ):
             alone = [found.core(input_ids=part, use_cache=False)[0] for part in ids.split(_LENGTHS, dim=1)]

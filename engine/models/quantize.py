@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 Method = Literal["int8", "nf4"]
@@ -58,8 +59,32 @@ class QuantizedLinear(nn.Module):
         """[..., in] to [..., out]."""
         assert isinstance(self.codes, Tensor), "there is no weight yet"
         assert isinstance(self.scales, Tensor)
-        weight = dequantize(self.codes, self.scales, self.method, self.shape, self.dtype)
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            product: Tensor = _Product.apply(inputs, self.codes, self.scales, self)
+            return product
+        return self._product(inputs, self.codes, self.scales)
+
+    def _product(self, inputs: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        weight = dequantize(codes, scales, self.method, self.shape, self.dtype)
         return nn.functional.linear(inputs, weight, self.bias)
+
+
+class _Product(torch.autograd.Function):
+    """The product of a frozen quantised weight; the backward pass unpacks it again instead of keeping it unpacked."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, codes: Tensor, scales: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.save_for_backward(codes, scales)
+        ctx.layer, ctx.dtype = layer, inputs.dtype
+        return layer._product(inputs, codes, scales)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        codes, scales = ctx.saved_tensors
+        layer: QuantizedLinear = ctx.layer
+        weight = dequantize(codes, scales, layer.method, layer.shape, layer.dtype)
+        return (gradient @ weight.to(gradient.dtype)).to(ctx.dtype), None, None, None
 
 
 def quantize(weight: Tensor, method: Method) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ Knows nothing of text, records or caches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +23,8 @@ from transformers import PretrainedConfig
 from engine.errors import ModelError
 from engine.machine.torch_device import kind_of, wait_for_compute
 from engine.models.checkpoint import Checkpoint
-from engine.models.core import find_core, logits_of
-from engine.models.head_rows import StreamedRows
+from engine.models.core import Core, find_core, logits_of
+from engine.models.head_rows import MatrixOnDisk, StreamedRows
 from engine.models.hidden_store import HiddenStore
 from engine.models.layer_reader import LayerReader, Weights
 from engine.models.memory import return_memory, trim_heap
@@ -110,6 +111,16 @@ class StreamedTeacher:
     def layers(self) -> nn.ModuleList:
         """The decoder layers; without weights but for the one at work."""
         return self._core.layers
+
+    @property
+    def core(self) -> Core:
+        """The core and its layers."""
+        return self._core
+
+    @property
+    def store(self) -> HiddenStore:
+        """Keeps the hidden states of waiting micro-batches."""
+        return self._store
 
     @property
     def num_layers(self) -> int:
@@ -215,7 +226,7 @@ class StreamedTeacher:
                 self._core.core,
                 layers,
                 [ids.to(self.device) for ids in micro_batches],
-                self._arrivals(len(layers)),
+                self.arrivals(range(len(layers))),
                 store=self._store,
                 on_step=on_step,
             )
@@ -232,6 +243,34 @@ class StreamedTeacher:
         with torch.no_grad():
             return logits_of(self.model, hidden_states.to(self.device)).float()
 
+    def head_matrix(self) -> MatrixOnDisk | None:
+        """The head's weight, read from the disk where it is needed; None where the files do not hold it as it is."""
+        head = self.model.get_output_embeddings()
+        recipe = self._plain_recipe(head)
+        if recipe is None or not isinstance(head, nn.Linear):
+            return None
+        return MatrixOnDisk(
+            self._checkpoint,
+            recipe.sources[0],
+            shape=(int(head.weight.shape[0]), int(head.weight.shape[1])),
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def forget_head(self) -> None:
+        """Leave the memory of the head's rows to the layers."""
+        if self._head_rows is not None:
+            self._head_rows.forget()
+
+    @contextmanager
+    def resident(self, count: int) -> Iterator[None]:
+        """While this is open, the first layers are in memory."""
+        names = [name for index in range(count) for name in self._fill(self._reader.layer(index))]
+        try:
+            yield
+        finally:
+            self._vacate(names)
+
     def close(self) -> None:
         """Give back memory and files."""
         self._reader.release()
@@ -241,8 +280,9 @@ class StreamedTeacher:
         self._checkpoint.close()
         return_memory()
 
-    def _arrivals(self, count: int) -> Iterator[int]:
-        for index, weights in self._reader.layers(count):
+    def arrivals(self, order: Sequence[int]) -> Iterator[int]:
+        """Read layers in this order; each index is yielded when the layer's weights are in place, until the next."""
+        for index, weights in self._reader.layers(order):
             names = self._fill(weights)
             del weights
             yield index

@@ -12,7 +12,7 @@ Knows nothing of where weights come from.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,13 @@ class _MicroBatch(greenlet):
     """A forward pass that can stand in front of a layer.
 
     Attributes:
+        place: its number in the wave.
         waits_for: index of the layer it stands in front of; None once it has ended.
         result: the last hidden states, once it has ended.
         first: what its first layer was given, while the model's own frames keep it.
     """
 
+    place: int = 0
     waits_for: int | None = None
     result: Tensor | None = None
     first: Tensor | None = None
@@ -58,6 +60,7 @@ def run_wave(
     *,
     store: HiddenStore,
     on_step: Callable[[], None] = lambda: None,
+    given: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Tensor]:
     """Run all micro-batches through all layers, layer by layer.
 
@@ -69,6 +72,7 @@ def run_wave(
             the next one allows them to go.
         store: keeps the hidden states of waiting micro-batches.
         on_step: called after each micro-batch has gone through a layer; what it raises ends the wave.
+        given: further arguments of the core's forward for each micro-batch.
 
     Returns:
         The last hidden states [batch, length, hidden] of each micro-batch.
@@ -77,7 +81,10 @@ def run_wave(
         ModelError: the model does not call each layer once and in order.
     """
     main = greenlet.getcurrent()
-    waiting = [_MicroBatch(_forward(core, ids, place), main) for place, ids in enumerate(micro_batches)]
+    more = given or [{}] * len(micro_batches)
+    waiting = [_MicroBatch(_forward(core, ids, more[place]), main) for place, ids in enumerate(micro_batches)]
+    for place, micro_batch in enumerate(waiting):
+        micro_batch.place = place
 
     def wait_for(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = greenlet.getcurrent()
@@ -114,9 +121,16 @@ def run_wave(
     return results  # type: ignore[return-value]
 
 
-def _forward(core: nn.Module, input_ids: Tensor, place: int) -> Callable[[], None]:
+def place_at_work() -> int:
+    """Return the number of the micro-batch whose forward pass is running; for code that a model's forward calls."""
+    current = greenlet.getcurrent()
+    assert isinstance(current, _MicroBatch), "outside of a wave"
+    return current.place
+
+
+def _forward(core: nn.Module, input_ids: Tensor, given: Mapping[str, Any]) -> Callable[[], None]:
     def run() -> None:
-        output = core(input_ids=input_ids, use_cache=False)
+        output = core(input_ids=input_ids, use_cache=False, **given)
         current = greenlet.getcurrent()
         assert isinstance(current, _MicroBatch)
         current.result = output[0]

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,13 @@ from engine.config import SETTINGS, RunConfig
 from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
 from engine.disk.files import NO_ROOM, write_atomic
-from engine.errors import BadNumbers, DiskFull, OutOfMemory, RunFailed, Stopped, TinyDistillError
+from engine.errors import BadNumbers, DiskFull, ModelError, OutOfMemory, RunFailed, Stopped, TinyDistillError
 from engine.events import EventWriter
 from engine.machine.device import Device
+from engine.machine.gpu_check import gpu_of
 from engine.models.load import check_numbers, first_sentence, load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory
-from engine.models.packed import can_be_cut
 from engine.models.spec import read_spec
 from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
@@ -31,14 +31,14 @@ from engine.phases.cut import CUT, is_cut, mend_student
 from engine.phases.device import device_peak_bytes, prepare_torch
 from engine.phases.teacher import open_store
 from engine.planner.adapters import adapter_shape, targets_of
-from engine.planner.footprint import StudentSetting, student_footprint
+from engine.planner.footprint import StudentSetting, context_bytes_on, student_footprint, student_reads_ahead
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import EVALUATION_ROWS, MOST_EVALUATIONS
 from engine.relief import Relief
 from engine.run import Run
-from engine.student.adapter import Adapter
+from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
 from engine.student.companions import versions_told
@@ -57,6 +57,8 @@ from engine.student.step import LossScale
 from engine.student.train import Training
 from engine.verdict import adapter_in_words, details, gap_of, headline
 from engine.version import __version__
+
+_STREAMED_TOKENS = 8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +92,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
                 "best_step": learned.best_step,
                 "device_peak_bytes": device_peak_bytes(device),
             }
-            if isinstance(adapter := learner.trainable, Adapter):
+            if isinstance(adapter := learner.trainable, LowRankAdapter):
                 result["adapter"] = _told_of_adapter(adapter, folder, settings)
             _export(run, settings, folder, learner, result, tokens.end_ids, events)
         if settings.compare == "labels":
@@ -118,21 +120,22 @@ def _learned(
     device, dtype = prepare_torch(settings)
     torch.manual_seed(settings.seed)
     scratch = run.path / "scratch" if settings.cpu_offload and Device.of(str(device)).is_host else None
-    # Trained weights are kept in float32, so that small steps are not rounded away; frozen ones are only multiplied.
-    held = dtype if settings.lora_rank else torch.float32
-    model = _load(folder, device, scratch, dtype=held, trust_remote_code=settings.trust_remote_code)
-    check_numbers(model, folder)
-    learner = Learner(
-        model,
-        dtype=dtype,
-        gradient_checkpointing=bool(settings.gradient_checkpointing),
-        trainable=_adapter(settings, model, device, scratch) if settings.lora_rank else None,
-    )
-    if settings.packing and not can_be_cut(model):
+    if settings.student_layer_by_layer:
+        learner: Learner = _streamed(settings, folder, device, dtype, scratch, events)
+    else:
+        model = _load(settings, folder, device, dtype, scratch)
+        check_numbers(model, folder)
+        learner = Learner(
+            model,
+            dtype=dtype,
+            gradient_checkpointing=bool(settings.gradient_checkpointing),
+            trainable=_adapter(settings, model, device, scratch) if settings.lora_rank else None,
+        )
+    if settings.packing and not learner.can_be_cut:
         events.log(
             "info",
-            f"{type(model).__name__} cannot be cut between the documents of a row: each goes through it by itself, "
-            "which takes longer. With --packing off there is one document in a row.",
+            f"{type(learner.model).__name__} cannot be cut between the documents of a row: each goes through it by "
+            "itself, which takes longer. With --packing off there is one document in a row.",
             "documents-one-by-one",
         )
     where = Device.of(str(device))
@@ -146,7 +149,7 @@ def _learned(
         prompts=prompts,
         end_ids=tokens.end_ids,
         eos_id=tokens.eos_id,
-        limits=SampleLimits.of(tokens),
+        limits=_limits(settings, tokens),
         seed=settings.seed,
         loss_scale=LossScale.of(dtype),
         events=events,
@@ -156,12 +159,52 @@ def _learned(
     return learner, learned
 
 
-def _adapter(settings: RunConfig, model: PreTrainedModel, device: torch.device, scratch: Path | None) -> Adapter:
+def _streamed(
+    settings: RunConfig,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    scratch: Path | None,
+    events: EventWriter,
+) -> Learner:
+    from engine.models.stream import StreamedTeacher
+    from engine.student.streamed import StreamedLearner
+
+    where = Device.of(str(device))
+    shape = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code))
+    context = 0 if where.is_host else context_bytes_on(gpu_of(str(device)))
+    is_roomy = student_reads_ahead(
+        shape,
+        _setting(settings, where),
+        (settings.memory_budget or 2**62) - context,
+        settings.ram_budget or 2**62,
+    )
+    try:
+        base = StreamedTeacher(
+            folder,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=settings.trust_remote_code,
+            quantization=settings.student_quantization,
+            weight_bytes=None if is_roomy else 0,
+        )
+    except ModelError as error:  # its words are for a teacher
+        todo = error.todo.replace("--layer_by_layer", "--student_layer_by_layer")
+        todo = todo.replace("this teacher", "this student")
+        raise ModelError(error.what, error.why, todo) from error
+    if base.note:
+        events.log("info", base.note, "streaming-rounds")
+    tokens = (settings.student_batch or 1) * (settings.gradient_accumulation or 1) * (settings.sequence_length or 1)
+    adapter = _adapter(settings, base.model, device, scratch)
+    return StreamedLearner(base, dtype=dtype, trainable=adapter, wave_tokens=tokens)
+
+
+def _adapter(settings: RunConfig, model: PreTrainedModel, device: torch.device, scratch: Path | None) -> LowRankAdapter:
     place = None if scratch is None else weights_in_files(scratch)
-    return Adapter(model, adapter_shape(settings), device=device, seed=settings.seed, new_tensor=place)
+    return LowRankAdapter(model, adapter_shape(settings), device=device, seed=settings.seed, new_tensor=place)
 
 
-def _told_of_adapter(adapter: Adapter, folder: Path, settings: RunConfig) -> dict[str, Any]:
+def _told_of_adapter(adapter: LowRankAdapter, folder: Path, settings: RunConfig) -> dict[str, Any]:
     """The report's entry about an adapter."""
     trained = adapter.num_parameters
     whole = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code)).parameters
@@ -172,6 +215,12 @@ def _told_of_adapter(adapter: Adapter, folder: Path, settings: RunConfig) -> dic
         "trained_parameters": trained,
         "share": trained / whole,
     }
+
+
+def _limits(settings: RunConfig, tokens: TokenFile) -> SampleLimits:
+    """How long samples may be: each token of a streamed student is a pass over all its layers, from the disk."""
+    limits = SampleLimits.of(tokens)
+    return replace(limits, tokens=min(limits.tokens, _STREAMED_TOKENS)) if settings.student_layer_by_layer else limits
 
 
 class _Beside(EventWriter):
@@ -251,7 +300,7 @@ def _export(
     """Write ``student/``, with a card that tells the result."""
     stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
     card = _card(run, settings, folder, result)
-    adapter = learner.trainable if isinstance(learner.trainable, Adapter) else None
+    adapter = learner.trainable if isinstance(learner.trainable, LowRankAdapter) else None
     for note in export_student(
         learner.model,
         folder,
@@ -290,9 +339,21 @@ def _card(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any]) -
 
 
 def _load(
-    folder: Path, device: torch.device, scratch: Path | None, *, dtype: torch.dtype, trust_remote_code: bool
+    settings: RunConfig, folder: Path, device: torch.device, dtype: torch.dtype, scratch: Path | None
 ) -> PreTrainedModel:
-    """Load the student, each weight directly to its place: the GPU, a file in ``scratch``, or memory."""
+    """Load the student, each weight directly to its place: the GPU, a file in ``scratch``, or memory.
+
+    Trained weights are kept in float32, so that small steps are not rounded away. Frozen ones are only multiplied, so
+    they are kept in the format of the products, or quantised.
+    """
+    trust_remote_code = settings.trust_remote_code
+    if settings.student_quantization != "none":
+        from engine.models.load_quantized import load_quantized
+
+        return load_quantized(
+            folder, settings.student_quantization, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+    dtype = dtype if settings.lora_rank else torch.float32
     if not Device.of(str(device)).is_host:
         return load_causal_lm(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     place = in_memory if scratch is None else weights_in_files(scratch)
@@ -343,30 +404,41 @@ class StudentSaver:
     def of(cls, settings: RunConfig, learner: Learner, folder: Path, *, where: Device) -> StudentSaver:
         """For this student: what it saves is the difference of two predictions."""
         shape = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code))
-        without, with_it = (
-            student_footprint(
-                shape,
-                StudentSetting(
-                    batch=settings.student_batch or 1,
-                    accumulation=settings.gradient_accumulation or 1,
-                    sequence_length=settings.sequence_length or 1,
-                    precision=settings.precision or "fp32",
-                    checkpointing=checkpointing,
-                    optimizer=settings.optimizer or "adamw",
-                    device=where,
-                    packing=settings.packing,
-                    rank=settings.lora_rank or 0,
-                    targets=targets_of(settings),
-                ),
+        setting = _setting(settings, where)
+        if setting.layer_by_layer:  # one layer in memory instead of two
+            without, with_it = (
+                student_footprint(shape, replace(setting, reads_ahead=ahead)) for ahead in (True, False)
             )
-            for checkpointing in (False, True)
-        )
+        else:
+            without, with_it = (
+                student_footprint(shape, replace(setting, checkpointing=checkpointing))
+                for checkpointing in (False, True)
+            )
         return cls(learner, max(0, without.ram_bytes - with_it.ram_bytes))
 
     def save_memory(self, on: bool) -> str:
         """See :class:`engine.relief.Saver`."""
         return_memory()
         return self.learner.save_memory(on) if Device.of(str(self.learner.device)).is_host else ""
+
+
+def _setting(settings: RunConfig, where: Device) -> StudentSetting:
+    """The settings that the phase's memory depends on."""
+    return StudentSetting(
+        batch=settings.student_batch or 1,
+        accumulation=settings.gradient_accumulation or 1,
+        sequence_length=settings.sequence_length or 1,
+        precision=settings.precision or "fp32",
+        checkpointing=bool(settings.gradient_checkpointing),
+        optimizer=settings.optimizer or "adamw",
+        cpu_offload=bool(settings.cpu_offload) and bool(settings.student_layer_by_layer),
+        device=where,
+        packing=settings.packing,
+        rank=settings.lora_rank or 0,
+        targets=targets_of(settings),
+        quantization=settings.student_quantization,
+        layer_by_layer=bool(settings.student_layer_by_layer),
+    )
 
 
 def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:

@@ -44,6 +44,16 @@ def check_adapter(config: RunConfig, shape: ModelShape) -> None:
     """
     if not config.wants_adapter:
         return
+    if config.student_quantization != "none" and shape.is_quantized:
+        raise SettingsError(
+            [
+                Problem(
+                    "student_quantization",
+                    config.student_quantization,
+                    f"{shape.name} is stored quantized already; leave this out, or use its unquantized weights",
+                )
+            ]
+        )
     problems = adapter_problems(
         config, shape.name, [(linear.name, linear.rows, linear.columns) for linear in shape.linears]
     )

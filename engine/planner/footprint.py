@@ -85,6 +85,9 @@ class StudentSetting:
         packing: rows hold several documents, between which attention is cut by a mask.
         rank: of a low-rank adapter; 0 trains all weights.
         targets: linear layers that are adapted; all where empty.
+        quantization: of the frozen weights of a student with an adapter.
+        layer_by_layer: a student with an adapter has its layers streamed.
+        reads_ahead: a streamed layer is read while the one before computes; see :func:`student_reads_ahead`.
     """
 
     batch: int
@@ -100,6 +103,9 @@ class StudentSetting:
     packing: bool = False
     rank: int = 0
     targets: tuple[str, ...] = ()
+    quantization: str = "none"
+    layer_by_layer: bool = False
+    reads_ahead: bool = True
 
     @property
     def is_lean(self) -> bool:
@@ -304,43 +310,48 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
 
 
-def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
-    """Return the memory of a student that trains a low-rank adapter: the base is held, and has no gradients.
+def student_reads_ahead(shape: ModelShape, setting: StudentSetting, memory_bytes: int, ram_bytes: int) -> bool:
+    """As :func:`reads_ahead`, for a streamed student; planner and phase both call this."""
+    footprint = student_footprint(shape, replace(setting, layer_by_layer=True, reads_ahead=True))
+    return footprint.peak_bytes <= SPARED * memory_bytes and footprint.ram_bytes <= SPARED * ram_bytes
 
-    The base is held in the format of the matrix products, so that no copies are made of it.
+
+def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
+    """Return the memory of a student that trains a low-rank adapter: its own weights have no gradients.
+
+    They are held in the format of the matrix products, so that no copies are made of them. The loss is computed in
+    slices of the vocabulary.
     """
     tokens = setting.batch * setting.sequence_length
     number = PRECISION_BYTES[setting.precision]
     trained = shape.adapter_parameters(setting.rank, setting.targets)
-    base = shape.parameters * number
     states = int(trained * _STATE_BYTES[setting.optimizer])
-    chunk = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device))
-    block = chunk * shape.vocab_size
-    logits = block * 4 + (2 * block * number if number < 4 else 0)
+    base = _frozen_bytes(shape, setting)
     # Of each adapted layer, [tokens, rank] is kept, and the adapter's own output is added to the layer's.
     products = sum(linear.share for linear in shape.adapted(setting.targets))
     low = int(tokens * number * products * setting.rank)
-    kept = _kept_bytes(shape, setting, number) + _mask_bytes(shape, setting, number)
+    mask = _mask_bytes(shape, setting, number)
     layer = _layer_bytes(shape, setting, number) + low
-    if setting.checkpointing:
-        kept = kept * number // 4
+    is_again = setting.checkpointing or setting.layer_by_layer
+    border = tokens * shape.hidden_size * number
+    if setting.layer_by_layer:
+        # The inputs of every layer, for all micro-batches of a step; and the gradient of one border for each.
+        kept = setting.accumulation * (shape.num_layers * border + mask + border)
     else:
-        kept += shape.num_layers * low
+        kept = mask + shape.num_layers * (border if is_again else layer)
     ends = tokens * shape.hidden_size * (4 * _ENDS)
-    backward = layer // 2 + (layer if setting.checkpointing else 0)
+    if setting.quantization != "none" and shape.linears:  # unpacked for a product
+        layer += max(linear.rows * linear.columns for linear in shape.linears) * number
+    backward = layer // 2 + (layer if is_again else 0)
     gradients = 4 * trained
+    grown = gradients if setting.accumulation > 1 and not setting.layer_by_layer else 0
     pieces = min(_UPDATE_PIECES, 20 * trained) if setting.optimizer == "adamw-8bit" else 0
+    logits = setting.device.loss_factor * _LEAN_LOGITS
+    left = setting.accumulation * mask if setting.layer_by_layer else 0
     moments = {
-        "loss": {
-            "gradients": gradients if setting.accumulation > 1 else 0,
-            "activations": kept + ends,
-            "logits": logits,
-        },
-        "last layer": {
-            "gradients": gradients if setting.accumulation > 1 else 0,
-            "activations": kept + ends + backward,
-        },
-        "first layer": {"gradients": gradients, "activations": (0 if setting.checkpointing else layer) + backward},
+        "loss": {"gradients": grown, "activations": kept + ends, "logits": logits},
+        "last layer": {"gradients": grown, "activations": kept + ends + backward},
+        "first layer": {"gradients": gradients, "activations": left + (0 if is_again else layer) + backward},
         "update": {"gradients": gradients, "optimizer": pieces},
         # peft is imported for the adapter's folder, when the moments are gone.
         "export": {"other": _PEFT if setting.device.is_host else 0, "optimizer": -states},
@@ -348,8 +359,10 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     highest = max(moments.values(), key=lambda moment: sum(moment.values()))
     in_files = setting.cpu_offload and setting.device.is_host
     kernels = _TRAINING_KERNELS if number == 2 and setting.device.is_host else 0
+    kernels += _BITSANDBYTES if setting.quantization != "none" else 0
+    is_mapped = in_files and not setting.layer_by_layer and setting.quantization == "none"
     parts = {
-        "weights": 0 if in_files else base + 4 * trained,
+        "weights": (0 if is_mapped else base) + (0 if in_files else 4 * trained),
         "gradients": highest.get("gradients", 0),
         "optimizer": max(0, (0 if setting.cpu_offload else states) + highest.get("optimizer", 0)),
         "activations": highest.get("activations", 0),
@@ -363,7 +376,21 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         return Footprint(parts, sum(parts.values()))
     parts["other"] += _WORKSPACES
     offloaded = states if setting.cpu_offload else 0
-    return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + base + offloaded)
+    layer_staging = 2 * max(shape.layer_parameters) * shape.stored_bytes
+    staging = layer_staging if setting.layer_by_layer or setting.quantization != "none" else base
+    return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + staging + offloaded)
+
+
+def _frozen_bytes(shape: ModelShape, setting: StudentSetting) -> int:
+    """The student's own weights where an adapter is trained: whole, quantised, or two layers at a time."""
+    number = PRECISION_BYTES[setting.precision]
+    small = _QUANTIZED_BYTES.get(setting.quantization)
+    if not setting.layer_by_layer:
+        outside = (shape.embedding + shape.head + shape.other) * number
+        return int(sum(shape.layer_parameters) * (small or number)) + outside
+    layer, ahead = max(shape.layer_parameters), 2 if setting.reads_ahead else 1
+    slots = layer * number + int(ahead * layer * small) if small else ahead * layer * number
+    return slots + shape.other * number
 
 
 # Where freed memory is kept in the process: what is free at any time, the share of what comes and goes in a step that

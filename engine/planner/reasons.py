@@ -34,6 +34,7 @@ DEFAULTS: dict[str, str] = {
     "clip_norm": "one bad batch cannot throw the student off",
     "seed": "the same seed gives the same student",
     "quantization": "full weights: streaming saves more memory, at no loss",
+    "student_quantization": "full weights: streaming saves more memory, at no loss",
     "cache_dir": "records stay in the run's folder",
     "keep_checkpoints": "the newest may be half-learnt, the one before it is not",
 }
@@ -54,6 +55,7 @@ def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, 
         "layer_by_layer": (teacher.layer_by_layer, _streaming(question, answer)),
         "optimizer": (student.optimizer, _optimizer(question, answer)),
         "lora_rank": (student.rank, _adapter(question, answer)),
+        "student_layer_by_layer": (student.layer_by_layer, _student_streaming(question, answer)),
         "lora_alpha": _alpha(question, answer),
         "lora_targets": (question.config.lora_targets, _targets(answer)),
         "cpu_offload": (answer.offload, _offload(question, answer)),
@@ -145,6 +147,8 @@ def _checkpointing(question: Question, answer: Proposal) -> str:
     with_it = student_footprint(answer.shape, replace(setting, checkpointing=True)).peak_bytes
     without = student_footprint(answer.shape, replace(setting, checkpointing=False)).peak_bytes
     saved = format_bytes(max(0, without - with_it))
+    if setting.layer_by_layer:
+        return "streamed layers are read and computed again on the way back"
     if setting.checkpointing:
         return f"saves {saved} of {format_bytes(without)}, costs about a third more time"
     return f"{format_bytes(without)} fit; it would save {saved} and take a third longer"
@@ -188,6 +192,19 @@ def _adapter(question: Question, answer: Proposal) -> str:
         f"an adapter of {format_count(trained)} parameters, {share:.1%} of the student's: it takes {small}, and "
         f"training all weights {format_bytes(whole)} of {_budget(question)}; it learns somewhat less from the same text"
     )
+
+
+def _student_streaming(question: Question, answer: Proposal) -> str:
+    setting = answer.student.setting
+    if not setting.rank:
+        return "only for an adapter"
+    whole, streamed = (
+        _needed(question, student_footprint(answer.shape, replace(setting, layer_by_layer=on))) for on in (False, True)
+    )
+    if setting.layer_by_layer:
+        alone = "" if setting.reads_ahead else ", one layer at a time and none read ahead"
+        return f"streamed twice a step: {format_bytes(streamed)}{alone}; the whole student needs {format_bytes(whole)}"
+    return f"the whole student fits: {format_bytes(whole)} of {_budget(question)}"
 
 
 def _alpha(question: Question, answer: Proposal) -> tuple[float | None, str]:

@@ -22,6 +22,7 @@ from engine.planner.footprint import (
     TeacherSetting,
     reads_ahead,
     student_footprint,
+    student_reads_ahead,
     teacher_footprint,
 )
 from engine.planner.measure import MachineRates
@@ -177,6 +178,8 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
     ]
     if _refused(config, "cpu_offload"):
         fixed.append("cpu_offload")
+    if _refused(config, "student_layer_by_layer"):
+        fixed.append("student_layer_by_layer")
     if question.config.lora_rank == 0 and question.student.linears:
         fixed.append("lora_rank")
     if (config.gradient_accumulation or 1) > 1 and config.student_batch is None:
@@ -216,7 +219,12 @@ def student_candidates(
         batches = _powers(min(most, rows))
     # Without accumulation there is no full gradient: steps of fewer rows are the last resort.
     fewer_rows = config.gradient_accumulation is None and config.student_batch is None
-    for batch, checkpointing, optimizer, in_fewer in itertools.product(
+    streamed = [False]
+    if config.lora_rank:
+        wished = config.student_layer_by_layer
+        streamed = [False, True] if wished is None and config.gradient_checkpointing is not False else [bool(wished)]
+    for layer_by_layer, batch, checkpointing, optimizer, in_fewer in itertools.product(
+        streamed,
         batches,
         [False, True] if config.gradient_checkpointing is None else [config.gradient_checkpointing],
         ["adamw", "adamw-8bit"] if config.optimizer is None else [config.optimizer],
@@ -224,6 +232,8 @@ def student_candidates(
     ):
         if in_fewer and (batch == rows or optimizer == "adamw" or config.lora_rank):
             continue
+        if layer_by_layer and not checkpointing:
+            continue  # streamed layers are always computed again
         setting = StudentSetting(
             batch=batch,
             accumulation=1 if in_fewer else config.gradient_accumulation or max(1, rows // batch),
@@ -237,8 +247,17 @@ def student_candidates(
             packing=config.packing,
             rank=config.lora_rank or 0,
             targets=targets_of(config),
+            quantization=config.student_quantization if config.lora_rank else "none",
+            layer_by_layer=layer_by_layer,
         )
+        if layer_by_layer:
+            budget = question.budget
+            on_device = budget.memory_bytes - budget.context_bytes
+            ahead = student_reads_ahead(shape, setting, on_device, budget.ram_bytes)
+            setting = replace(setting, reads_ahead=ahead)
         seconds = step_seconds(shape, setting, question.rates) / (setting.batch * setting.accumulation)
+        if layer_by_layer:
+            seconds *= _STREAMING_COSTS
         if in_fewer:
             seconds *= 1 + rows / batch  # never for speed: small steps learn worse
         yield Candidate(setting, student_footprint(shape, setting), seconds)
@@ -289,7 +308,9 @@ def _answer_with(question: Question, config: RunConfig, length: int, layers: int
     budget = question.budget
     teacher = _choose(list(teacher_candidates(question, config, length)), budget, lambda s: s.layer_by_layer)
     student = _choose(
-        list(student_candidates(question, config, shape, length)), budget, lambda s: (s.checkpointing, s.optimizer)
+        list(student_candidates(question, config, shape, length)),
+        budget,
+        lambda s: (s.layer_by_layer, s.checkpointing, s.optimizer),
     )
     fits = budget.fits(teacher.footprint) and budget.fits(student.footprint)
     return Proposal(length, layers, offload, shape, teacher, student, fits)
@@ -398,6 +419,7 @@ def _changes(config: RunConfig, answer: Proposal, freed: tuple[str, ...]) -> dic
         "layer_by_layer": teacher.layer_by_layer,
         "optimizer": student.optimizer,
         "lora_rank": student.rank,
+        "student_layer_by_layer": student.layer_by_layer,
         "cpu_offload": answer.offload,
         "sequence_length": answer.length,
         "student_layers": answer.layers,

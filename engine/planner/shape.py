@@ -50,6 +50,7 @@ class ModelShape:
         max_positions: longest sequence; None without a limit.
         fused_attention: whether query, key and value come out of one matrix.
         plain_norms: whether norms have a bias (LayerNorm), and are not root-mean-square norms.
+        is_quantized: whether the files hold most of the layers in fewer than 16 bits.
         linears: linear layers of the decoder layers; experts, which transformers fuses into one block, are none.
     """
 
@@ -70,6 +71,7 @@ class ModelShape:
     stored_precision: str = "fp32"
     fused_attention: bool = False
     plain_norms: bool = False
+    is_quantized: bool = False
     linears: tuple[LinearShape, ...] = ()
 
     @property
@@ -171,8 +173,15 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         model_type=spec.model_type,
         fused_attention=any(_FUSED.search(name) for name in spec.tensors),
         plain_norms=any(_NORM_BIAS.search(name) for name in spec.tensors),
+        is_quantized=_is_quantized(spec),
         linears=_linears(spec),
     )
+
+
+def _is_quantized(spec: ModelSpec) -> bool:
+    matrices = [tensor for tensor in spec.tensors.values() if len(tensor.shape) == 2]
+    small = sum(tensor.numel for tensor in matrices if tensor.decoder is not None and tensor.nbytes < 2 * tensor.numel)
+    return 2 * small > sum(tensor.numel for tensor in matrices)
 
 
 def _linears(spec: ModelSpec) -> tuple[LinearShape, ...]:

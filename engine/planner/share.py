@@ -45,7 +45,8 @@ def gemm_shares(
     if rates is None:
         rates = machine_rates(device=settings.device or "cpu", threads=settings.threads)
     training = 2 if settings.lora_rank else 3  # frozen weights have no gradient
-    passes = {"teacher": 1, "student": training + bool(settings.gradient_checkpointing)}
+    is_again = settings.gradient_checkpointing or settings.student_layer_by_layer
+    passes = {"teacher": 1, "student": training + bool(is_again)}
     found: dict[str, float | None] = {}
     for phase, folder in (("teacher", str(settings.teacher)), ("student", str(student))):
         rate, shape = tokens_per_second.get(phase), _shape(folder, settings)

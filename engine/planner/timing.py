@@ -72,7 +72,7 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
     if setting.rank:
         # Frozen weights have no gradient, which is one of the three passes; the adapter's own products come to it.
         trained = shape.adapter_parameters(setting.rank, setting.targets)
-        passes = passes - 1 + passes * trained / shape.matmul_parameters
+        passes = (3 if setting.layer_by_layer else passes - 1) + passes * trained / shape.matmul_parameters
     # AdamW reads and writes weight, gradient and two states; with 8-bit states each block is unpacked and packed again,
     # which on a CPU takes ten times as long (9 ns a parameter against 0.9).
     update = trained * 28 / rates.memory_bytes_per_second
@@ -80,7 +80,12 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
     adding = (setting.accumulation - 1) * trained * 12 / rates.memory_bytes_per_second
     if setting.optimizer == "adamw-8bit" and setting.device.is_host:
         update *= 10
-    return setting.accumulation * passes * forward + adding + update
+    compute = setting.accumulation * passes * forward
+    if setting.layer_by_layer:
+        # Each layer is read on the way forward and on the way back, while the one before it computes.
+        reading = 2 * sum(shape.layer_parameters) * shape.stored_bytes / rates.disk_read_bytes_per_second
+        compute = max(compute, reading) if setting.reads_ahead else compute + reading
+    return compute + adding + update
 
 
 def evaluation_seconds(shape: ModelShape, setting: StudentSetting, tokens: int, rates: MachineRates) -> float:

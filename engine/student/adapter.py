@@ -30,7 +30,7 @@ NewTensor = Callable[[torch.Size, torch.dtype], Tensor]
 """Makes memory for one matrix; whatever is in it."""
 
 
-class Adapter:
+class LowRankAdapter:
     """A :class:`~engine.student.trainable.Trainable`; the model's own parameters are frozen.
 
     Args:

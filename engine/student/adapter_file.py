@@ -23,7 +23,7 @@ from engine.models.linears import Linear
 from engine.models.load import quiet
 from engine.models.meta import build_on_meta, read_config
 from engine.models.weight_plan import plan_weights
-from engine.student.adapter import Adapter
+from engine.student.adapter import LowRankAdapter
 
 ADAPTER = "adapter"
 """The adapter's folder in that of the student."""
@@ -32,7 +32,7 @@ _PREFIX = "base_model.model."
 _PIECE_ELEMENTS = 1 << 20
 
 
-def write_adapter(adapter: Adapter, model: PreTrainedModel, folder: Path, *, base: str) -> None:
+def write_adapter(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path, *, base: str) -> None:
     """Write a folder for ``PeftModel.from_pretrained``.
 
     Args:
@@ -62,7 +62,7 @@ def write_adapter(adapter: Adapter, model: PreTrainedModel, folder: Path, *, bas
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def target_modules(adapter: Adapter, model: PreTrainedModel) -> list[str]:
+def target_modules(adapter: LowRankAdapter, model: PreTrainedModel) -> list[str]:
     """The adapted layers as peft names them: by their kinds, or one by one where a kind has other members too."""
     names = {linear.name for linear in adapter.linears}
     kinds = sorted({linear.kind for linear in adapter.linears})
@@ -72,7 +72,7 @@ def target_modules(adapter: Adapter, model: PreTrainedModel) -> list[str]:
     return kinds if meant == names else sorted(names)
 
 
-def write_merged(adapter: Adapter, source: Path, path: Path, *, trust_remote_code: bool = False) -> None:
+def write_merged(adapter: LowRankAdapter, source: Path, path: Path, *, trust_remote_code: bool = False) -> None:
     """Write the base's weights with the adapter's changes added, a piece of a tensor at a time.
 
     A changed weight is added up in float32 and rounded once, to the format that it is stored in; every other tensor
@@ -108,7 +108,7 @@ def write_merged(adapter: Adapter, source: Path, path: Path, *, trust_remote_cod
         checkpoint.close()
 
 
-def _sources(adapter: Adapter, checkpoint: Checkpoint, trust_remote_code: bool) -> dict[str, Linear]:
+def _sources(adapter: LowRankAdapter, checkpoint: Checkpoint, trust_remote_code: bool) -> dict[str, Linear]:
     """The adapted layers by the names of their weights in the base's files."""
     with quiet():
         config = read_config(checkpoint.folder, trust_remote_code=trust_remote_code)
@@ -129,7 +129,7 @@ def _sources(adapter: Adapter, checkpoint: Checkpoint, trust_remote_code: bool) 
 
 
 def _merged(
-    adapter: Adapter, linear: Linear, checkpoint: Checkpoint, name: str, dtype: torch.dtype
+    adapter: LowRankAdapter, linear: Linear, checkpoint: Checkpoint, name: str, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     """A changed weight, some of its rows at a time."""
     a, b = (matrix.cpu() for matrix in adapter.pair(linear.name))

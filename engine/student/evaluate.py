@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.machine.torch_device import exact
 from engine.student.batches import MicroBatch, Source
-from engine.student.head import Head, LinearHead, open_head
+from engine.student.head import FrozenRows, Head, LinearHead, open_head
 from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.loss import Objective, logits_to_gradient
@@ -106,11 +106,9 @@ def evaluate(
     calibration = Calibration()
     tokens = 0
     with learner.evaluating():
-        for batch, records in _holdout(source, micro_batch, limit_rows):
-            batch = batch.to(learner.device)
+        for batch, records, states in _states(learner, _holdout(source, micro_batch, limit_rows)):
             assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
             top1_ids = torch.from_numpy(records.top1_id.astype("int64")).to(learner.device)
-            states = learner.hidden_states(batch)
             each: list[Tensor] = []
             for part, ce, kl, best_log_prob, choice in _scores(learner.head, states, batch, objective, chunk_tokens):
                 calibration.add(best_log_prob.exp(), choice == batch.labels[part])
@@ -125,11 +123,35 @@ def evaluate(
     return _metrics(sums, calibration, tokens)
 
 
+def _states(
+    learner: Learner, holdout: Iterator[tuple[MicroBatch, Records]]
+) -> Iterator[tuple[MicroBatch, Records, Tensor]]:
+    """Micro-batches on the device with their hidden states; a streamed student reads its layers once for many."""
+    waiting: list[tuple[MicroBatch, Records]] = []
+    tokens = 0
+    for batch, records in holdout:
+        waiting.append((batch.to(learner.device), records))
+        tokens += batch.tokens.numel()
+        if tokens >= learner.at_once:
+            yield from _with_states(learner, waiting)
+            waiting, tokens = [], 0
+    yield from _with_states(learner, waiting)
+
+
+def _with_states(
+    learner: Learner, waiting: list[tuple[MicroBatch, Records]]
+) -> Iterator[tuple[MicroBatch, Records, Tensor]]:
+    states = learner.hidden_states_of([batch for batch, _ in waiting])
+    for (batch, records), found in zip(waiting, states, strict=True):
+        yield batch, records, found
+
+
 def _scores(
     head: Head, states: Tensor, batch: MicroBatch, objective: Objective, chunk_tokens: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """Positions with cross-entropy, KL, log-probability of the first choice, and the first choice."""
-    if isinstance(head, LinearHead) and head.dtype not in (None, head.weight.dtype):
+    is_mixed = isinstance(head, LinearHead) and head.dtype not in (None, head.weight.dtype)
+    if isinstance(head, FrozenRows) or (isinstance(head, LinearHead) and is_mixed):
         # In slices of the vocabulary: a copy of the whole head in the other format is more than a lean step ever holds.
         scores = sliced_scores(states, batch.labels, batch.records, head, objective=objective)
         yield slice(0, len(states)), *scores

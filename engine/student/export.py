@@ -24,7 +24,7 @@ from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
 from engine.models.load import UNUSABLE, first_sentence, quiet
 from engine.models.meta import read_config
 from engine.models.spec import read_spec
-from engine.student.adapter import Adapter
+from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import ADAPTER, write_adapter, write_merged
 from engine.student.companions import write_companions
 
@@ -40,7 +40,7 @@ def export_student(
     *,
     dtype: torch.dtype,
     end_ids: Collection[int] = (),
-    adapter: Adapter | None = None,
+    adapter: LowRankAdapter | None = None,
     base: str = "",
     trust_remote_code: bool = False,
 ) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.machine.device import Device
+from engine.models.head_rows import MatrixOnDisk
 
 # Rows of the head whose gradient is made at a time in half precision, where it cannot be added up in place.
 _SLICE_ROWS = 8192
@@ -40,7 +41,51 @@ class LinearHead:
         bias = None if self.bias is None else self.bias.to(dtype)
         return nn.functional.linear(hidden_states.to(dtype), self.weight.to(dtype), bias)
 
+    @property
+    def columns(self) -> int:
+        """H."""
+        return int(self.weight.shape[1])
 
+    def rows(self, rows: slice) -> Tensor:
+        """Some rows of the weight, without gradient."""
+        return self.weight.detach()[rows]
+
+
+@dataclass(frozen=True)
+class FrozenRows:
+    """A head that is a matrix on the disk, of which a slice is read where it is needed; it is not trained.
+
+    Attributes:
+        matrix: [V, H].
+        bias: [V] or None.
+        whole: the model's own head, for the logits of a few positions.
+    """
+
+    matrix: MatrixOnDisk
+    bias: Tensor | None
+    whole: Callable[[Tensor], Tensor]
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        """Logits [C, V]."""
+        return self.whole(hidden_states)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return self.matrix.dtype
+
+    @property
+    def columns(self) -> int:
+        """H."""
+        return self.matrix.shape[1]
+
+    def rows(self, rows: slice) -> Tensor:
+        """Some rows of the weight."""
+        return self.matrix.rows(rows)
+
+
+SlicedHead = LinearHead | FrozenRows
+"""Heads whose loss can be computed in slices of the vocabulary."""
 Head = Callable[[Tensor], Tensor]
 
 

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from engine.errors import BadNumbers
 from engine.events import EventWriter
-from engine.models.cached import GrowingRows
-from engine.models.core import last_hidden_states
 from engine.models.memory import return_memory
 from engine.phase_control import PhaseControl
 from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.evaluate import Metrics, evaluate_teacher
-from engine.student.generate import SampleLimits, continuations, lengthened
+from engine.student.generate import SampleLimits, continuations
 from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.step import LossScale
@@ -152,7 +150,7 @@ def learn(
 
 def next_logits_of(learner: Learner) -> Callable[[Tensor], Tensor]:
     """A function from ids [rows, length] to the logits of the token that follows, [rows, V]."""
-    rows = GrowingRows(learner.model, lambda ids: last_hidden_states(learner.model, lengthened(ids)))
+    rows = learner.growing_rows()
 
     def next_logits(ids: Tensor) -> Tensor:
         with learner.evaluating():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
-from engine.models.core import head_is_linear, logits_of
-from engine.models.packed import packed_hidden_states
-from engine.student.batches import MicroBatch
+from engine.models.cached import GrowingRows
+from engine.models.core import head_is_linear, last_hidden_states, logits_of
+from engine.models.packed import can_be_cut, packed_hidden_states
+from engine.student.batches import MicroBatch, StepPart
+from engine.student.generate import lengthened
 from engine.student.head import Head, LinearHead
 from engine.student.trainable import Trainable, WholeModel
 
@@ -75,10 +77,40 @@ class Learner:
             _disable_checkpointing(self.model)
         return "activations are computed again instead of kept"
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether the model can be cut between the documents of a row."""
+        return can_be_cut(self.model)
+
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """Last hidden states at the scored positions, [N, H]; ``batch`` is on the device."""
         with self._autocast():
             return batch.at_positions(packed_hidden_states(self.model, batch.tokens, batch.documents))
+
+    def hidden_states_of(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Last hidden states at the scored positions of each of some micro-batches; see :attr:`at_once`."""
+        return [self.hidden_states(batch) for batch in batches]
+
+    @property
+    def at_once(self) -> int:
+        """Tokens that :meth:`hidden_states_of` is best given at a time; 1 is any number."""
+        return 1
+
+    def backward(self, parts: Iterable[StepPart], gradient: Callable[[StepPart, MicroBatch, Tensor], Tensor]) -> None:
+        """Add the gradients of a step to the trained parameters.
+
+        Args:
+            parts: the step's micro-batches, on the CPU.
+            gradient: the gradient of a micro-batch's hidden states [N, H], from these states.
+        """
+        for part in parts:
+            batch = part.batch.to(self.device)
+            states = self.hidden_states(batch)
+            states.backward(gradient(part, batch, states))
+
+    def growing_rows(self) -> Callable[[Tensor], Tensor]:
+        """A function from ids [rows, length] to the last token's hidden states, for rows that grow."""
+        return GrowingRows(self.model, lambda ids: last_hidden_states(self.model, lengthened(ids)))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.machine.torch_device import exact_sum, kind_of
-from engine.student.head import LinearHead
+from engine.student.head import FrozenRows, LinearHead, SlicedHead
 from engine.student.loss import Objective, RecordTensors, read_for, target_terms
 
 # Large enough for matrix products at full speed, small beside everything else. A GPU pays for each of a slice's some 80
@@ -43,7 +43,7 @@ class SlicedLoss:
     _hidden_states: Tensor
     _labels: Tensor
     _records: RecordTensors
-    _head: LinearHead
+    _head: SlicedHead
     _objective: Objective
     _label_lse: Tensor
     _kd_lse: Tensor
@@ -64,8 +64,8 @@ class SlicedLoss:
         hidden = self._hidden_states
         gradient = torch.zeros_like(hidden) if want_hidden else None
         for rows in _slices(self._head, hidden, self._objective.vocab_size):
-            weight = self._head.weight.detach()[rows].to(hidden.dtype)
-            logits = _logits(self._head, hidden, rows)
+            weight = self._head.rows(rows).to(hidden.dtype)
+            logits = _logits(weight, self._head.bias, hidden, rows)
             matrix = self._probs_times(logits, (kd_factor * self._dense)[:, None], ce_factor)
             _scatter(matrix, rows, self._records.ids, -kd_factor * self._sparse)
             if ce_factor:
@@ -76,6 +76,7 @@ class SlicedLoss:
             if on_rows is not None:
                 precise = torch.promote_types(matrix.dtype, torch.float32)
                 bias = None if self._head.bias is None else matrix.sum(dim=0, dtype=precise)
+                assert isinstance(self._head, LinearHead), "a head on the disk is not trained"
                 on_rows(rows, (matrix.T @ hidden).to(self._head.weight.dtype), bias)
         return gradient
 
@@ -90,10 +91,15 @@ class SlicedLoss:
 
 @torch.no_grad()
 def sliced_loss(
-    hidden_states: Tensor, labels: Tensor, records: RecordTensors, head: LinearHead, *, objective: Objective
+    hidden_states: Tensor,
+    labels: Tensor,
+    records: RecordTensors,
+    head: SlicedHead,
+    *,
+    objective: Objective,
 ) -> SlicedLoss:
     """The loss of N positions; arguments as for :func:`engine.student.loss.record_loss`."""
-    hidden = hidden_states.detach().to(head.dtype or head.weight.dtype)
+    hidden = hidden_states.detach().to(_dtype(head))
     records = read_for(objective.target, records, labels)
     scores = _first_pass(hidden, labels, records, head, objective)
     return SlicedLoss(
@@ -113,7 +119,12 @@ def sliced_loss(
 
 @torch.no_grad()
 def sliced_scores(
-    hidden_states: Tensor, labels: Tensor, records: RecordTensors, head: LinearHead, *, objective: Objective
+    hidden_states: Tensor,
+    labels: Tensor,
+    records: RecordTensors,
+    head: SlicedHead,
+    *,
+    objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute an evaluation's values at N positions; arguments as for :func:`engine.student.loss.record_loss`.
 
@@ -121,7 +132,7 @@ def sliced_scores(
         Cross-entropy to the label, KD, the log-probability of the first choice at temperature 1, and the first choice;
         each [N].
     """
-    hidden = hidden_states.detach().to(head.dtype or head.weight.dtype)
+    hidden = hidden_states.detach().to(_dtype(head))
     best = _Best(hidden)
     records = read_for(objective.target, records, labels)
     scores = _first_pass(hidden, labels, records, head, objective, best)
@@ -142,7 +153,7 @@ def _first_pass(
     hidden: Tensor,
     labels: Tensor,
     records: RecordTensors,
-    head: LinearHead,
+    head: SlicedHead,
     objective: Objective,
     best: _Best | None = None,
 ) -> _Scores:
@@ -151,7 +162,7 @@ def _first_pass(
     label_logits = label_sum.zeros(1)
     id_logits = label_sum.zeros(records.ids.shape[1])
     for rows in _slices(head, hidden, objective.vocab_size):
-        logits = _logits(head, hidden, rows)
+        logits = _logits(head.rows(rows).to(hidden.dtype), head.bias, hidden, rows)
         _gather(logits, rows, labels[:, None], into=label_logits)
         _gather(logits, rows, records.ids, into=id_logits)
         if best is not None:
@@ -205,17 +216,21 @@ class _LogSumExp:
         return self._largest + self._sum.log()
 
 
-def _slices(head: LinearHead, hidden: Tensor, vocab_size: int) -> Iterator[slice]:
+def _dtype(head: SlicedHead) -> torch.dtype:
+    return head.dtype if isinstance(head, FrozenRows) else head.dtype or head.weight.dtype
+
+
+def _slices(head: SlicedHead, hidden: Tensor, vocab_size: int) -> Iterator[slice]:
     factor = kind_of(hidden.device).loss_factor
     logits_rows = factor * _LOGITS_BYTES // (4 * max(1, len(hidden)))
-    size = max(64, min(logits_rows, factor * _GRADIENT_BYTES // (4 * head.weight.shape[1])))
+    size = max(64, min(logits_rows, factor * _GRADIENT_BYTES // (4 * head.columns)))
     for start in range(0, vocab_size, size):
         yield slice(start, min(start + size, vocab_size))
 
 
-def _logits(head: LinearHead, hidden: Tensor, rows: slice) -> Tensor:
-    weight = head.weight.detach()[rows].to(hidden.dtype)
-    bias = None if head.bias is None else head.bias.detach()[rows].to(hidden.dtype)
+def _logits(weight: Tensor, bias: Tensor | None, hidden: Tensor, rows: slice) -> Tensor:
+    """Logits of a slice whose rows of the weight are given; the bias is whole."""
+    bias = None if bias is None else bias.detach()[rows].to(hidden.dtype)
     logits = torch.nn.functional.linear(hidden, weight, bias)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -118,6 +118,35 @@ def train_step(
         sums += torch.stack([loss.ce_sum, loss.kd_sum])
         tokens = part.num_scored
         del loss
+    return finish_step(
+        learner,
+        optimizer,
+        sums,
+        tokens,
+        objective=objective,
+        learning_rate=learning_rate,
+        clip_norm=clip_norm,
+        loss_scale=loss_scale,
+        exploded_above=exploded_above,
+    )
+
+
+def finish_step(
+    learner: Learner,
+    optimizer: AdamW,
+    sums: Tensor,
+    tokens: int,
+    *,
+    objective: Objective,
+    learning_rate: float,
+    clip_norm: float,
+    loss_scale: LossScale,
+    exploded_above: float,
+) -> StepResult:
+    """Apply the gradients that the parameters have, or drop them; otherwise as :func:`train_step`.
+
+    ``sums`` [2] are the cross-entropy and the KD of all scored tokens, of which there are ``tokens``.
+    """
     gradients = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
     # One question to the device: each makes the CPU wait for all that was launched.
     norm_of_all = exact(torch.nn.utils.get_total_norm(gradients))
@@ -131,6 +160,8 @@ def train_step(
         _scale(gradients, clip_factor(norm, clip_norm) / loss_scale.value)
         optimizer.begin_step(learning_rate)
         optimizer.step()
+    for parameter in optimizer.parameters.values():
+        parameter.grad = None
     learner.model.zero_grad(set_to_none=True)
     return StepResult(loss_value, ce, kd, norm, tokens, is_usable and bool(gradients), not is_usable and not searching)
 

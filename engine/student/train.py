@@ -19,6 +19,8 @@ from engine.events import EventWriter
 from engine.models.memory import return_memory
 from engine.phase_control import PhaseControl
 from engine.relief import Relief
+from engine.student.adapter import LowRankAdapter
+from engine.student.adapter_step import adapter_step, can_be_sliced
 from engine.student.batches import Prefetch, Source
 from engine.student.checkpoint import Checkpoints, StudentCheckpoint
 from engine.student.evaluate import Metrics, evaluate
@@ -197,6 +199,17 @@ def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate
             objective=training.objective,
             learning_rate=learning_rate,
             norms=RunningNorms(training.clip_norm, progress.norms),
+            exploded_above=progress.exploded_above,
+        )
+    if isinstance(training.learner.trainable, LowRankAdapter) and can_be_sliced(training.learner):
+        return adapter_step(
+            training.learner,
+            ahead.step(),
+            training.optimizer,
+            objective=training.objective,
+            learning_rate=learning_rate,
+            clip_norm=training.clip_norm,
+            loss_scale=progress.loss_scale,
             exploded_above=progress.exploded_above,
         )
     return train_step(

@@ -1,7 +1,7 @@
 """Which tensors of a student are trained; these alone have gradients, moments and a place in the checkpoints.
 
-:class:`WholeModel` trains everything. :class:`engine.student.adapter.Adapter` trains small matrices beside a frozen
-model. Knows nothing of losses, optimizers or files.
+:class:`WholeModel` trains everything. :class:`engine.student.adapter.LowRankAdapter` trains small matrices beside a
+frozen model. Knows nothing of losses, optimizers or files.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.events import EventWriter, read_events
 from engine.models.adapter_shape import AdapterShape
 from engine.models.load import load_causal_lm
-from engine.student.adapter import Adapter
+from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
 from engine.student.learner import Learner
@@ -52,7 +52,7 @@ class SmallRun:
         adapter: AdapterShape | None = None,
     ) -> Learner:
         model = load_causal_lm(student or tiny_model("llama", num_layers=2, seed=5), dtype=torch.float32, device=device)
-        trained = None if adapter is None else Adapter(model, adapter, device=torch.device(device), seed=3)
+        trained = None if adapter is None else LowRankAdapter(model, adapter, device=torch.device(device), seed=3)
         return Learner(model, dtype=dtype, gradient_checkpointing=gradient_checkpointing, trainable=trained)
 
     def training(self, learner: Learner | None = None, **changes: Any) -> Training:

@@ -13,7 +13,7 @@ from engine.models.adapter_shape import AdapterShape
 from engine.models.linears import decoder_linears
 from engine.models.load import load_causal_lm
 from engine.phase_control import PhaseControl
-from engine.student.adapter import Adapter
+from engine.student.adapter import LowRankAdapter
 from engine.student.export import export_student
 from engine.student.learner import Learner
 from engine.student.train import Progress, resume, train
@@ -24,8 +24,8 @@ SHAPE = AdapterShape(4, 8.0)
 IDS = torch.arange(26).view(2, 13) * 7 % VOCAB_SIZE
 
 
-def adapted(model: PreTrainedModel, shape: AdapterShape = SHAPE, *, trained: bool = True) -> Adapter:
-    adapter = Adapter(model, shape, device=torch.device("cpu"), seed=1)
+def adapted(model: PreTrainedModel, shape: AdapterShape = SHAPE, *, trained: bool = True) -> LowRankAdapter:
+    adapter = LowRankAdapter(model, shape, device=torch.device("cpu"), seed=1)
     if trained:
         with torch.no_grad():
             for number, tensor in enumerate(adapter.tensors().values()):
@@ -76,7 +76,7 @@ def test_it_changes_a_layer_as_its_product_would_change_the_weight(architecture:
 def test_gradients_are_those_that_the_whole_weights_would_have(run: SmallRun) -> None:
     learner = run.learner(adapter=SHAPE)
     adapter = learner.trainable
-    assert isinstance(adapter, Adapter)
+    assert isinstance(adapter, LowRankAdapter)
     batch, _ = run.source.micro_batch("train", range(2))
     for model in (learner.model, whole := run.learner().model):
         states = Learner(model, dtype=torch.float32, gradient_checkpointing=False).hidden_states(batch)

@@ -1,0 +1,68 @@
+"""An optimizer step of a student whose own weights are frozen: gradients are those of its adapter alone.
+
+The head is frozen too, so the loss is computed in slices of the vocabulary: neither logits of a chunk of positions nor
+a gradient of the head is ever whole. A model in memory and a streamed one take this same step; only the way back
+through their layers differs (:meth:`engine.student.learner.Learner.backward`), so both train the same adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from engine.machine.torch_device import exact, exact_home
+from engine.student.batches import MicroBatch, StepPart
+from engine.student.head import SlicedHead
+from engine.student.learner import Learner
+from engine.student.loss import Objective
+from engine.student.optimizer import AdamW
+from engine.student.sliced_loss import sliced_loss
+from engine.student.step import LossScale, StepResult, finish_step
+
+
+def can_be_sliced(learner: Learner) -> bool:
+    """Return whether the student's head is a plain matrix; only such a head's loss can be computed in slices."""
+    return isinstance(learner.head, SlicedHead)
+
+
+def adapter_step(
+    learner: Learner,
+    parts: Iterable[StepPart],
+    optimizer: AdamW,
+    *,
+    objective: Objective,
+    learning_rate: float,
+    clip_norm: float,
+    loss_scale: LossScale,
+    exploded_above: float = math.inf,
+) -> StepResult:
+    """Do one step; arguments and result as for :func:`engine.student.step.train_step`."""
+    head = learner.head
+    assert isinstance(head, SlicedHead), "see can_be_sliced"
+    sums = torch.zeros(2, dtype=torch.float64, device=exact_home(learner.device))
+    tokens = 0
+
+    def gradient(part: StepPart, batch: MicroBatch, states: Tensor) -> Tensor:
+        nonlocal tokens
+        loss = sliced_loss(states, batch.labels, batch.records, head, objective=objective)
+        sums.add_(exact(torch.stack([loss.ce_sum, loss.kd_sum])))
+        tokens = part.num_scored
+        found = loss.backward(loss_scale.value / max(1, part.num_scored))
+        assert found is not None
+        return found.to(states.dtype)
+
+    learner.backward(parts, gradient)
+    return finish_step(
+        learner,
+        optimizer,
+        sums,
+        tokens,
+        objective=objective,
+        learning_rate=learning_rate,
+        clip_norm=clip_norm,
+        loss_scale=loss_scale,
+        exploded_above=exploded_above,
+    )

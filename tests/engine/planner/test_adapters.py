@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import RunConfig
+from engine.errors import SettingsError
+from engine.planner import plan
+from engine.planner.adapters import check_adapter, default_rank
+from engine.planner.footprint import StudentSetting, student_footprint
+from engine.planner.models import describe
+from engine.planner.shape import LinearShape, ModelShape
+from tests.engine.planner.machines import RATES, computer
+from tests.tiny import tiny_model
+
+GIB = 2**30
+WIDE = 3072
+INNER = 8192
+# Llama-3.2-3B: 28 layers, a tied head of 128,256 ids.
+LARGE = ModelShape(
+    name="large",
+    hidden_size=WIDE,
+    intermediate_size=INNER,
+    num_heads=24,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=128_256,
+    layer_parameters=(100_669_440,) * 28,
+    embedding=128_256 * WIDE,
+    head=0,
+    other=WIDE,
+    stored_bytes=2,
+    max_positions=131_072,
+    model_type="llama",
+    stored_precision="bf16",
+    linears=(
+        LinearShape("self_attn.q_proj", WIDE, WIDE),
+        LinearShape("self_attn.k_proj", 1024, WIDE),
+        LinearShape("self_attn.v_proj", 1024, WIDE),
+        LinearShape("self_attn.o_proj", WIDE, WIDE),
+        LinearShape("mlp.gate_proj", INNER, WIDE),
+        LinearShape("mlp.up_proj", INNER, WIDE),
+        LinearShape("mlp.down_proj", WIDE, INNER),
+    ),
+)
+SETTING = StudentSetting(1, 1, 512, "bf16", checkpointing=True, optimizer="adamw-8bit", rank=64)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "notes.txt"
+    file.write_text("A small model learns from what a large model would have said. " * 5_000)
+    return file
+
+
+def planned(text: Path, **values: Any) -> Any:
+    asked = {"teacher": str(tiny_model("llama")), "student": str(tiny_model("llama", num_layers=2)), "data": str(text)}
+    return plan(RunConfig.parse({**asked, **values}), hardware=computer(), machine=RATES, strict=False)
+
+
+def value(found: Any, name: str) -> Any:
+    return next(choice.value for choice in found.choices if choice.field == name)
+
+
+def test_an_adapter_is_not_taken_where_all_weights_can_be_trained(text: Path) -> None:
+    assert value(planned(text), "lora_rank") == 0
+    assert value(planned(text), "student_layer_by_layer") is False
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"lora_alpha": 8.0},
+        {"lora_targets": "q_proj"},
+        {"student_quantization": "nf4"},
+        {"student_layer_by_layer": True},
+    ],
+)
+def test_a_setting_that_only_an_adapter_has_asks_for_one(text: Path, asked: dict[str, Any]) -> None:
+    found = planned(text, **asked)
+    smallest = 32 if "lora_targets" in asked else 16  # sides of q_proj, and of k_proj
+    assert value(found, "lora_rank") == smallest, "the rank is at most the smallest side of a linear layer"
+    for name, wanted in asked.items():
+        assert value(found, name) == wanted
+    with pytest.raises(SettingsError) as told:
+        planned(text, lora_rank=0, **asked)
+    assert next(iter(asked)) in told.value.paragraph()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"lora_rank": 17}, "at most 16"),
+        ({"lora_targets": "q_proj, query_key_value"}, "no linear layer query_key_value in its decoder; it has"),
+        ({"lora_targets": "embed_tokens"}, "q_proj"),
+        ({"lora_targets": ","}, "name some of"),
+        ({"student_layer_by_layer": True, "gradient_checkpointing": False}, "leave it out"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(text: Path, asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError) as told:
+        planned(text, **asked)
+    assert words in told.value.paragraph()
+
+
+def test_a_fused_layer_is_named_as_it_is() -> None:
+    shape = describe(str(tiny_model("gpt_neox")))
+    for asked, changed, words in (
+        (RunConfig(lora_targets="q_proj"), shape, "it has dense"),
+        (RunConfig(lora_rank=4), replace(shape, linears=()), "no linear layers"),
+        (RunConfig(lora_rank=4, student_quantization="nf4"), replace(shape, is_quantized=True), "quantized already"),
+    ):
+        with pytest.raises(SettingsError) as told:
+            check_adapter(asked, changed)
+        assert words in told.value.paragraph()
+
+
+def test_memory_falls_with_each_saving_and_does_not_grow_with_depth_where_layers_are_streamed() -> None:
+    whole = student_footprint(LARGE, replace(SETTING, rank=0)).peak_bytes
+    held = student_footprint(LARGE, SETTING).peak_bytes
+    small = student_footprint(LARGE, replace(SETTING, quantization="nf4")).peak_bytes
+    streamed = student_footprint(LARGE, replace(SETTING, layer_by_layer=True)).peak_bytes
+    assert whole > held > small > streamed
+    assert held < 10 * GIB < whole
+    deeper = replace(LARGE, layer_parameters=LARGE.layer_parameters * 2)
+    twice = student_footprint(deeper, replace(SETTING, layer_by_layer=True))
+    once = student_footprint(LARGE, replace(SETTING, layer_by_layer=True))
+    grown = twice.peak_bytes - once.peak_bytes
+    a_layer = LARGE.adapter_parameters(64, ()) // 28 * 12 + 512 * WIDE * 2 + 2**20
+    assert grown < 28 * a_layer, "an adapter, one border of hidden states and Python's objects, no weights"
+    assert twice.parts["weights"] - once.parts["weights"] == 4 * LARGE.adapter_parameters(64, ())
+
+
+def test_the_rank_is_64_where_the_layers_are_large_enough() -> None:
+    assert default_rank(LARGE, ()) == 64
+    assert LARGE.adapter_parameters(64, ("q_proj",)) == 64 * 2 * WIDE * 28

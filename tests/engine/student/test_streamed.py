@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.models.adapter_shape import AdapterShape
+from engine.models.load import load_causal_lm
+from engine.models.load_quantized import load_quantized
+from engine.models.stream import StreamedTeacher
+from engine.phase_control import PhaseControl
+from engine.student.adapter import LowRankAdapter
+from engine.student.batches import StepPart
+from engine.student.evaluate import evaluate
+from engine.student.learner import Learner
+from engine.student.loss import RecordTensors
+from engine.student.sliced_loss import sliced_loss
+from engine.student.streamed import StreamedLearner
+from engine.student.train import Progress, train
+from tests.engine.student.small_run import SmallRun, make_run
+from tests.tiny import tiny_model
+
+Method = Literal["none", "int8", "nf4"]
+CPU = torch.device("cpu")
+SHAPE = AdapterShape(4, 8.0)
+
+
+def resident(folder: Path, dtype: torch.dtype, method: Method) -> Learner:
+    if method == "none":
+        model = load_causal_lm(folder, dtype=dtype)
+    else:
+        model = load_quantized(folder, method, dtype=dtype, device=CPU)
+    adapter = LowRankAdapter(model, SHAPE, device=CPU, seed=3)
+    return Learner(model, dtype=dtype, gradient_checkpointing=False, trainable=adapter)
+
+
+def streamed(folder: Path, dtype: torch.dtype, method: Method) -> StreamedLearner:
+    base = StreamedTeacher(folder, dtype=dtype, device=CPU, quantization=method, check=False)
+    adapter = LowRankAdapter(base.model, SHAPE, device=CPU, seed=3)
+    return StreamedLearner(base, dtype=dtype, trainable=adapter, wave_tokens=64)
+
+
+def trained(run: SmallRun, learner: Learner, name: str) -> tuple[dict[str, Tensor], Any]:
+    training = run.training(learner, learning_rate=2e-2, steps=3, gradient_accumulation=3)
+    events = run.events()
+    train(training, Progress(), run.checkpoints(events), events, PhaseControl.inert())
+    metrics = evaluate(learner, run.source, vocab_size=320, temperature=1.0, micro_batch=2, chunk_tokens=16)
+    for entry in (run.folder / "checkpoints").glob("step-*"):
+        entry.rename(entry.with_name(f"{name}-{entry.name}"))
+    return {name: tensor.clone() for name, tensor in learner.trainable.tensors().items()}, metrics
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "method"),
+    [
+        ("llama", torch.float32, "none"),
+        ("llama", torch.float32, "nf4"),
+        ("llama", torch.bfloat16, "int8"),
+        ("qwen2", torch.bfloat16, "none"),
+        ("gpt_neox", torch.float32, "none"),
+        ("gpt2", torch.float32, "int8"),
+    ],
+)
+def test_a_streamed_base_trains_the_adapter_of_a_resident_one_bit_for_bit(
+    architecture: str, dtype: torch.dtype, method: Method, run: SmallRun
+) -> None:
+    folder = tiny_model(architecture, num_layers=3, hidden_size=64)
+    first = LowRankAdapter(load_causal_lm(folder, dtype=dtype), SHAPE, device=CPU, seed=3).tensors()
+    ours, metrics = trained(run, streamed(folder, dtype, method), "streamed")
+    theirs, expected = trained(run, resident(folder, dtype, method), "resident")
+    assert all(not torch.equal(tensor, first[name]) for name, tensor in ours.items()), "every adapter has learned"
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    close = 1e-5 if dtype == torch.float32 else 1e-2  # the head's logits are made in slices of other sizes
+    assert metrics.holdout_loss == pytest.approx(expected.holdout_loss, rel=close)
+    assert metrics.kl_to_teacher == pytest.approx(expected.kl_to_teacher, rel=close)
+
+
+def test_documents_of_a_row_do_not_see_each_other(tmp_path: Path) -> None:
+    """Packed rows: masks are those of the micro-batch that is at work, on the way forward and on the way back."""
+    folder = tiny_model("llama", num_layers=2)
+    learners = [streamed(folder, torch.float32, "none"), resident(folder, torch.float32, "none")]
+    run = make_run(tmp_path / "run")
+    batches = []
+    for number in range(2):
+        batch, _ = run.source.micro_batch("train", range(2 * number, 2 * number + 2))
+        documents = (torch.arange(batch.tokens.shape[1]) >= 7 + 5 * number).long().expand_as(batch.tokens)
+        batches.append(replace(batch, documents=documents))
+    parts = [StepPart(batch, sum(len(each.labels) for each in batches), False) for batch in batches]
+    found = []
+    for learner in learners:
+        with torch.no_grad():
+            for name, parameter in learner.trainable.parameters():
+                if name.endswith("B.weight"):
+                    parameter.add_(0.1)
+        learner.backward(parts, lambda part, batch, states: states.detach().cos())
+        found.append({name: parameter.grad for name, parameter in learner.trainable.parameters()})
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    plain = streamed(folder, torch.float32, "none")
+    plain.backward(
+        [StepPart(replace(b, documents=None), 1, False) for b in batches], lambda *given: given[2].detach().cos()
+    )
+    others = {name: parameter.grad for name, parameter in plain.trainable.parameters()}
+    assert any(
+        not torch.allclose(others[name], gradient) for name, gradient in found[0].items() if gradient is not None
+    )
+
+
+def test_a_head_that_is_more_than_a_matrix_product_is_refused() -> None:
+    with pytest.raises(ModelError, match="more than a matrix product") as told:
+        streamed(tiny_model("gemma2", num_layers=2), torch.float32, "none")
+    assert "--student_layer_by_layer" in told.value.todo
+
+
+def test_tokens_that_are_not_scored_teach_nothing(run: SmallRun) -> None:
+    """What follows a row's last scored position, and which labels stand elsewhere, changes no gradient."""
+    batch, _ = run.source.micro_batch("train", range(2))
+    length = batch.tokens.shape[1]
+    keep = batch.positions % length < 10
+    records = RecordTensors(*(getattr(batch.records, field.name)[keep] for field in fields(batch.records)))
+    short = replace(batch, positions=batch.positions[keep], labels=batch.labels[keep], records=records)
+    other = short.tokens.clone()
+    other[:, 12:] = 5
+    gradients = []
+    for tokens in (short.tokens, other):
+        learner = resident(tiny_model("llama", num_layers=2), torch.float32, "none")
+        head = learner.head
+
+        def gradient(part: StepPart, batch: Any, states: Tensor, head: Any = head) -> Tensor:
+            found = sliced_loss(states, batch.labels, batch.records, head, objective=run.objective).backward(1.0)
+            assert found is not None
+            return found
+
+        learner.backward([StepPart(replace(short, tokens=tokens), len(short.labels), True)], gradient)
+        gradients.append({name: parameter.grad for name, parameter in learner.trainable.parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
