@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.command import command_words
 from engine.config import RunConfig
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count
 from engine.models.spec import ModelSpec, read_spec
+from engine.onward import cache_of, from_the_student, second_student
 from engine.settings import layer_count
 from engine.verdict import headline
 
@@ -25,12 +25,8 @@ _LOAD_AND_PRINT = (
     "import sys; from transformers import pipeline; "
     'print(pipeline("text-generation", sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]["generated_text"])'
 )
-# Settings that records depend on: the rows, and the teacher's number format.
-_OF_THE_RECORDS = (
-    *("teacher", "data", "text_field", "data_split", "samples", "sequence_length", "packing", "holdout", "seed"),
-    *("record_size", "temperature", "precision", "quantization", "trust_remote_code", "allow_losses"),
-)
 FIRST_WORDS = "Once upon a time"
+_NEXT_RATE = 0.3  # of the learning rate, for a student that has learned already
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ class NextStep:
     """One next step.
 
     Attributes:
-        key: ``talk``, ``beside``, ``transformers``, ``gguf``, ``ollama``, ``longer``, ``another``, ``cache`` or
-            ``folder``.
+        key: ``talk``, ``beside``, ``transformers``, ``gguf``, ``ollama``, ``longer``, ``onward``, ``another``,
+            ``cache`` or ``folder``.
         title: what it does.
         words: the command, word by word.
         then: what is typed after it, in the same line; empty where the command does it all.
@@ -71,7 +67,7 @@ def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
     steps, epochs = _number(config.get("steps")), _number(config.get("epochs")) or 1
     more, times = ("steps", int(2 * steps)) if steps else ("epochs", int(2 * epochs))
     modelfile = shlex.quote(str(path / "ollama" / "Modelfile"))
-    again = _another_student(config, path)
+    asked = _asked(report)
     return [
         NextStep("talk", "Talk to the student", ("tiny-distill-chat", run)),
         NextStep("beside", "Talk to it beside its teacher", ("tiny-distill-chat", run, "--beside", "teacher")),
@@ -93,8 +89,9 @@ def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
             ("tiny-distill", "--resume", "--output_dir", run, f"--{more}", str(times)),
             values={"resume": True, "output_dir": run, more: times},
         ),
-        *again,
-        NextStep("cache", "See what the records hold", ("tiny-distill-cache", "inspect", str(_cache(config, path)))),
+        *_start_from(config, asked, path),
+        *_another_student(config, asked, path),
+        NextStep("cache", "See what the records hold", ("tiny-distill-cache", "inspect", str(cache_of(path, config)))),
         NextStep("folder", "Open the run's folder", ("cd", run)),
     ]
 
@@ -123,25 +120,41 @@ def in_words(report: Mapping[str, Any], path: Path) -> str:
     return "\n".join(lines)
 
 
-def _another_student(config: Mapping[str, Any], path: Path) -> list[NextStep]:
+def _start_from(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> list[NextStep]:
+    """Another run that begins with this student, a little more slowly."""
+    rate = _number(config.get("learning_rate"))
+    given = {} if rate is None else {"learning_rate": float(f"{rate * _NEXT_RATE:.1e}")}
+    words = [word for name, value in given.items() for word in (f"--{name}", f"{value:g}")]
+    try:
+        values = from_the_student(path, config, asked, given)
+        RunConfig.parse(values)
+    except TinyDistillError:  # of another version, or changed by hand
+        return []
+    title = "Begin another run with it; add --data for other text"
+    return [NextStep("onward", title, ("tiny-distill", "--start_from", str(path), *words), values=values)]
+
+
+def _another_student(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> list[NextStep]:
     """A smaller student of the teacher's layers that learns from the records that are there."""
-    fields = RunConfig.model_fields
-    values = {
-        name: config[name]
-        for name in _OF_THE_RECORDS
-        if name in fields and config.get(name) not in (None, fields[name].default)
-    }
     layers = config.get("student_layers")
     count = layer_count(layers) if isinstance(layers, int | str) else None
-    if count:
-        values["student_layers"] = max(1, count - 1)
-    values |= {"student": "from-teacher", "cache_dir": str(_cache(config, path))}
+    given = {"student_layers": max(1, count - 1)} if count else {}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     try:
-        asked = RunConfig.parse(values)
+        values = second_student(path, config, asked, given)
+        RunConfig.parse(values)
     except TinyDistillError:  # of another version, or changed by hand
         return []
     title = "Train a second student from the same records"
-    return [NextStep("another", title, tuple(command_words(asked)), values=asked.asked())]
+    return [NextStep("another", title, ("tiny-distill", "--records_from", str(path), *words), values=values)]
+
+
+def _asked(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were given, with their values."""
+    config, choices = _part(report, "config"), report.get("choices")
+    told = [each for each in choices if isinstance(each, Mapping)] if isinstance(choices, list) else []
+    given = [str(each.get("field")) for each in told if each.get("by") == "user"]
+    return {name: config[name] for name in given if config.get(name) is not None}
 
 
 def _spec(model: object) -> ModelSpec | None:
@@ -160,11 +173,6 @@ def _prompt(report: Mapping[str, Any]) -> str:
 def _tag(name: str) -> str:
     """A name that Ollama takes."""
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "student"
-
-
-def _cache(config: Mapping[str, Any], path: Path) -> Path:
-    shared = config.get("cache_dir")
-    return Path(shared) if isinstance(shared, str) and shared else path / "cache"
 
 
 def _number(value: object) -> float | None:

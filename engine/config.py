@@ -312,6 +312,14 @@ class RunConfig(BaseModel):
         may_change=True,
     )
     profile: Text | None = setting(None, "Load settings from a saved profile", group="command", may_change=True)
+    start_from: Folder | None = setting(
+        None,
+        "Begin with the student of a finished run and that run's settings; with --data or another learning rate, say",
+        group="command",
+    )
+    records_from: Folder | None = setting(
+        None, "Train another student from a run's records, with that run's settings", group="command"
+    )
     demo: bool = setting(False, "Run a two-minute demo with the built-in teacher and text", group="command")
     dry_run: bool = setting(
         False, "Show the plan with its reasons and predictions; do not start the run", group="command", may_change=True
@@ -381,6 +389,10 @@ class RunConfig(BaseModel):
             problems.append(Problem("resume", "", "needs --output_dir, the folder of the run to continue"))
         if self.resume and self.dry_run:
             problems.append(Problem("dry_run", "", "plans a new run; the plan of an existing run is in its run.json"))
+        if self.start_from is not None:
+            problems += self._beside_start_from()
+        if self.records_from is not None and (self.resume or self.demo):
+            problems.append(Problem("records_from", self.records_from, "is for a new run of your own models"))
         if self.teacher == "from-teacher":
             problems.append(Problem("teacher", self.teacher, "is for --student; give a teacher model"))
         if self.demo:
@@ -401,6 +413,15 @@ class RunConfig(BaseModel):
         names = ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer")
         asks = any(getattr(self, name) not in (None, "none", False) for name in names)
         return bool(self.lora_rank) or (self.lora_rank is None and asks)
+
+    def _beside_start_from(self) -> list[Problem]:
+        if self.records_from is not None:
+            return [Problem("records_from", self.records_from, "give either this or --start_from, not both")]
+        if self.resume or self.demo:
+            return [Problem("start_from", self.start_from, "is for a new run of your own models")]
+        if self.student is not None:
+            return [Problem("student", self.student, f"the student is the one of {self.start_from}; leave it out")]
+        return []
 
     def asked(self) -> dict[str, Any]:
         """Return the values that the user set, as plain JSON or TOML, without settings of the group "command"."""

@@ -24,6 +24,7 @@ from engine.events import Event, read_events
 from engine.inputs import moved
 from engine.last_word import LastWord
 from engine.models.hub import fetch_model
+from engine.onward import expanded
 from engine.planner import Plan, plan
 from engine.planner.measure import machine_rates
 from engine.planner.models import FROM_TEACHER
@@ -35,16 +36,17 @@ _ALL_WAS_READ = 0.995
 
 
 def config_from(values: dict[str, Any]) -> RunConfig:
-    """A RunConfig from what was typed, on top of the profile that it names.
+    """A RunConfig from what was typed, on top of the profile, or of the earlier run, that it names.
 
     Raises:
         SettingsError: everything that is wrong, at once.
+        FolderError: an earlier run is not there, or not finished.
     """
     named = values.get("profile")
     config = RunConfig.parse({**profiles.load(str(named)), **values} if named else values)
     if named:
         profiles.used(str(named), time.time())
-    return config
+    return expanded(config)
 
 
 def new_run(config: RunConfig) -> Run:
@@ -54,6 +56,7 @@ def new_run(config: RunConfig) -> Run:
         RequestError: the request is wrong.
         DoesNotFit: no room, with the nearest setting that fits.
     """
+    config = expanded(config)
     _require_models(config)
     config = with_absolute_paths(config)
     for model in (config.teacher, config.student):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import afterwards
-from engine.disk.files import write_atomic
+from engine.disk.files import make_folder, write_atomic
 from engine.events import Event, read_events
 from engine.format import format_bytes, format_duration
 from engine.machine.device import Device
+from engine.pictures import draw_all
 from engine.planner.share import forget_slow_rates, gemm_shares
 from engine.run import Run
 from engine.verdict import adapter_in_words, details, gap_of, headline
@@ -46,12 +47,16 @@ MEASURES = (
 
 
 def write(run: Run) -> dict[str, Any]:
-    """Build the report from the run's folder and write both files whole."""
+    """Build the report from the run's folder and write it with its pictures, each file whole."""
     report = build(run)
     rates = {name: report["phases"][name]["tokens_per_second"] for name in ("teacher", "student")}
     forget_slow_rates(run.settings, run.student_path, rates)
     write_atomic(run.report_json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(run.report_md, in_words(report, run.name))
+    pictures = draw_all(read_events(run.events_path), report)
+    for name, picture in pictures.items():
+        make_folder(run.pictures_path)
+        write_atomic(run.pictures_path / name, picture)
+    write_atomic(run.report_md, in_words(report, run.name, pictures=sorted(pictures)))
     write_atomic(run.next_txt, afterwards.in_words(report, run.path))
     return report
 
@@ -143,8 +148,14 @@ def one_line(text: str | None) -> str:
     return "–" if text is None else " ".join(text.split())
 
 
-def in_words(report: dict[str, Any], name: str) -> str:
-    """``report.md``: the same as in ``report.json``, for a person."""
+def in_words(report: dict[str, Any], name: str, *, pictures: Iterable[str] = ()) -> str:
+    """``report.md``: the same as in ``report.json``, for a person.
+
+    Args:
+        report: as in ``report.json``.
+        name: of the run.
+        pictures: names of the files in the run's folder ``pictures/``.
+    """
     people = ("teacher", "student_before", "student_after")
     lines = [
         f"# {name}",
@@ -174,6 +185,7 @@ def in_words(report: dict[str, Any], name: str) -> str:
         "",
         *([f"{adapter_in_words(report['adapter'])}", ""] if report.get("adapter") else []),
         *([f"Of the text: {report['data']['told']}", ""] if report.get("data", {}).get("told") else []),
+        *(line for name in pictures for line in (f"![{name.removesuffix('.svg')}](pictures/{name})", "")),
         "## Samples",
         "",
     ]

@@ -65,6 +65,7 @@ class Run:
         self.report_json = path / "report.json"
         self.report_md = path / "report.md"
         self.next_txt = path / "next.txt"
+        self.pictures_path = path / "pictures"
         self.made_folder = False
         self.without_locks = False
 

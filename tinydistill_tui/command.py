@@ -17,6 +17,7 @@ from engine import launch
 from engine.cli import arguments
 from engine.cli.distill import guarded, run_headless
 from engine.config import SETTINGS, RunConfig
+from engine.onward import RECORDS, START
 from engine.run import Run
 from tinydistill_tui import screenless
 from tinydistill_tui.ask import ask
@@ -39,7 +40,11 @@ def _main(words: Sequence[str]) -> int:
     config = launch.config_from(typed) if reason is not None or typed else RunConfig()
     if asks and not config.resume:
         reason = reason or ""
-        of_command = {name: value for name, value in typed.items() if SETTINGS[name].group == "command"}
+        of_command = {
+            name: value
+            for name, value in typed.items()
+            if SETTINGS[name].group == "command" and name not in (START, RECORDS)  # these are in the config already
+        }
         config = ask({**config.asked(), **of_command})
         front_end = dataclasses.replace(front_end, plain=True)  # nothing is redrawn
     if reason is not None:

@@ -274,6 +274,7 @@ def _figures(learned: Learned, chance: NDArray[np.float64], num_bytes: int, seed
 def _with_bits(metrics: Metrics, num_bytes: int) -> dict[str, Any]:
     return {
         **metrics.as_dict(),
+        "calibration": metrics.calibration,
         "bits_per_byte": bits_per_byte(metrics.holdout_loss, metrics.tokens, num_bytes),
     }
 

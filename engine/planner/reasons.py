@@ -13,7 +13,9 @@ from engine.planner.recommend import Proposal, Question, keeping_memory
 from engine.planner.timing import step_seconds
 from engine.planner.workload import Text, default_length, effective_rows, whole_told
 
-NOT_CHOICES = frozenset({"resume", "use_recommended", "profile", "demo", "dry_run", "json_events", "until"})
+NOT_CHOICES = frozenset(
+    {"resume", "use_recommended", "profile", "start_from", "records_from", "demo", "dry_run", "json_events", "until"}
+)
 """Switches of one command; they do not affect the run."""
 
 DEFAULTS: dict[str, str] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +39,8 @@ class Metrics:
         top1_agreement: share of positions where the model's first choice is the teacher's.
         ece: expected calibration error of the first choice, in 15 bins.
         tokens: scored positions.
+        calibration: of each bin with positions: their number, the mean probability of the first choice, and the share
+            of positions where the first choice is the label.
     """
 
     holdout_loss: float
@@ -47,10 +49,11 @@ class Metrics:
     top1_agreement: float
     ece: float
     tokens: int
+    calibration: list[list[float]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, float]:
-        """The figures by name."""
-        return asdict(self)
+        """The figures by name, without the bins of the calibration."""
+        return {name: value for name, value in asdict(self).items() if name != "calibration"}
 
 
 class Calibration:
@@ -74,6 +77,15 @@ class Calibration:
         """Mean distance between confidence and accuracy, weighted by the positions in each bin."""
         positions, confidence, right = self._sums
         return float((confidence - right).abs().sum() / positions.sum().clamp(min=1))
+
+    @property
+    def bins(self) -> list[list[float]]:
+        """Positions, mean confidence and accuracy of each bin that has positions, in rising confidence."""
+        return [
+            [positions, round(confidence / positions, 6), round(right / positions, 6)]
+            for positions, confidence, right in self._sums.T.tolist()
+            if positions
+        ]
 
 
 def evaluate(
@@ -204,4 +216,5 @@ def _metrics(sums: Tensor, calibration: Calibration, tokens: int) -> Metrics:
         top1_agreement=agreements,
         ece=calibration.error,
         tokens=tokens,
+        calibration=calibration.bins,
     )

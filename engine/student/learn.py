@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +105,7 @@ def learn(
     if progress is None:
         of_before = DocumentSums(eos_id)
         before = _measured(training, "student_before", events, control, of_before)
-        notes = {"before": before.as_dict(), "before_documents": of_before.table().tolist(), "before_texts": texts()}
+        notes = {"before": asdict(before), "before_documents": of_before.table().tolist(), "before_texts": texts()}
         progress = Progress(loss_scale=loss_scale, notes=notes)
         return_memory()
     train(training, progress, checkpoints, events, control, relief)

@@ -100,6 +100,7 @@ MAY_IMPORT = {
         "safe_child",
         "places",
         "models",
+        "onward",
         "data",
         "planner",
         "version",

@@ -4,15 +4,19 @@ import json
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from engine import launch
 from engine import report as reports
-from engine.afterwards import about_the_student, in_words, next_steps
+from engine.afterwards import _asked, about_the_student, in_words, next_steps
 from engine.cli import cache, chat, export
 from engine.cli.arguments import parse
 from engine.config import RunConfig
+from engine.errors import RequestError
 from tests.tiny import tiny_model
 from tests.tinydistill_tui.fixtures import REPORT
 
@@ -43,17 +47,100 @@ def test_programs_take_their_words(tmp_path):
     assert by_key["cache"][0] == cache.PROGRAM
 
 
+def finished_run(folder: Path, **settings: Any) -> Path:
+    """A run's folder with a student, and with the settings of the report."""
+    shutil.copytree(tiny_model("llama"), folder / "student")
+    (folder / "cache").mkdir()
+    info = {
+        "format": 1,
+        "name": folder.name,
+        "settings": {**REPORT["config"], **settings},
+        "asked": {**_asked(REPORT), **settings},
+    }
+    (folder / "run.json").write_text(json.dumps(info))
+    return folder
+
+
 def test_second_student_is_asked_for_with_the_records_that_are_there(tmp_path):
     step = next(step for step in next_steps(REPORT, tmp_path) if step.key == "another")
+    finished_run(tmp_path)
     typed, _ = parse(list(step.words[1:]), program="tiny-distill", description="")
-    asked = RunConfig.parse(typed)
+    asked = launch.config_from(typed)
     made_with = RunConfig.parse(REPORT["config"])
     for name in ("teacher", "data", "samples", "sequence_length", "packing", "holdout", "seed", "record_size"):
         assert getattr(asked, name) == getattr(made_with, name), name
     assert asked.student == "from-teacher"
     assert asked.cache_dir == tmp_path / "cache"
     assert asked.output_dir is None
+    assert asked.records_from is None
     assert RunConfig.parse(dict(step.values)) == asked
+
+
+def test_another_run_begins_with_the_student_and_a_lower_rate(tmp_path):
+    report = {**REPORT, "config": {**REPORT["config"], "learning_rate": 2e-4}}
+    step = next(step for step in next_steps(report, tmp_path) if step.key == "onward")
+    finished_run(tmp_path)
+    typed, _ = parse(list(step.words[1:]), program="tiny-distill", description="")
+    asked = launch.config_from(typed)
+    assert asked.student == str(tmp_path / "student")
+    assert asked.learning_rate == pytest.approx(6e-5)
+    assert asked.cache_dir == tmp_path / "cache"
+    assert asked.teacher == REPORT["config"]["teacher"]
+    assert asked.start_from is None
+    assert asked.output_dir is None
+    assert RunConfig.parse(dict(step.values)).student == asked.student
+
+
+def test_settings_that_are_given_count_more_than_those_of_the_earlier_run(tmp_path):
+    run = finished_run(tmp_path / "run", steps=30, target="topk", text_field="body", output_dir=str(tmp_path / "run"))
+    new = launch.config_from({"start_from": str(run), "data": "notes/", "epochs": 2, "kd_weight": 0.5})
+    assert (new.data, new.epochs, new.kd_weight, new.target) == ("notes/", 2, 0.5, "topk")
+    assert new.steps is None
+    assert new.text_field is None, "it belongs to the old text"
+    assert new.teacher == REPORT["config"]["teacher"]
+    assert new.cache_dir is None, "records of other rows do not go into the earlier run's folder"
+    second = launch.config_from({"records_from": str(run), "student": "models/small"})
+    assert (second.student, second.target, second.steps) == ("models/small", "topk", 30)
+    assert second.output_dir is None
+    assert launch.config_from({"records_from": str(run), "student_layers": "0,2"}).student == "from-teacher"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"start_from": "RUN", "student": "models/small"}, "leave it out"),
+        ({"start_from": "RUN", "student_layers": 2}, "needs --student from-teacher"),
+        ({"start_from": "RUN", "records_from": "RUN"}, "not both"),
+        ({"start_from": "RUN", "resume": True, "output_dir": "x"}, "is for a new run"),
+        ({"records_from": "RUN", "demo": True}, "is for a new run"),
+        ({"records_from": "RUN", "sequence_length": 7}, "were made with"),
+        ({"records_from": "RUN", "data": "notes/"}, "were made with"),
+        ({"start_from": "nowhere"}, "There is no run in"),
+        ({"records_from": "nowhere"}, "There is no run in"),
+    ],
+)
+def test_what_contradicts_an_earlier_run_is_said(tmp_path, values, said):
+    run = str(finished_run(tmp_path / "run"))
+    with pytest.raises(RequestError) as caught:
+        launch.config_from({name: run if value == "RUN" else value for name, value in values.items()})
+    assert said in caught.value.paragraph()
+
+
+def test_a_run_without_a_student_is_no_start(tmp_path):
+    run = finished_run(tmp_path / "run")
+    (run / "student" / "config.json").unlink()
+    with pytest.raises(RequestError, match="has no student yet") as caught:
+        launch.config_from({"start_from": str(run)})
+    assert f"--resume --output_dir {run}" in caught.value.todo
+
+
+def test_a_demo_is_started_from_with_its_own_models(tmp_path):
+    run = finished_run(tmp_path / "run", demo=True)
+    for flag in ("start_from", "records_from"):
+        asked = launch.config_from({flag: str(run)})
+        assert not asked.demo
+        assert asked.teacher == REPORT["config"]["teacher"]
+        assert asked.data == REPORT["config"]["data"]
 
 
 def test_student_is_described_beside_its_teacher_and_without_it(tmp_path):
@@ -78,9 +165,11 @@ def test_the_report_leaves_the_commands_in_the_runs_folder(tmp_path, monkeypatch
         report_json=tmp_path / "report.json",
         report_md=tmp_path / "report.md",
         next_txt=tmp_path / "next.txt",
+        events_path=tmp_path / "events.jsonl",
+        pictures_path=tmp_path / "pictures",
     )
     monkeypatch.setattr(reports, "build", lambda run: REPORT)
-    monkeypatch.setattr(reports, "in_words", lambda report, name: "")
+    monkeypatch.setattr(reports, "in_words", lambda report, name, pictures: "")
     monkeypatch.setattr(reports, "forget_slow_rates", lambda *_: None)
     reports.write(run)
     text = (tmp_path / "next.txt").read_text()

@@ -180,7 +180,7 @@ class FinishScreen(FrameScreen):
             await self._talk()
         elif chosen.key == "longer":
             self._train_longer(chosen)
-        elif chosen.key == "another":
+        elif chosen.key in ("onward", "another"):
             self._train_another(chosen)
         elif chosen.key == "folder":
             self.tiny.run_in_the_terminal([os.environ.get("SHELL") or "sh"], folder=self.path)
