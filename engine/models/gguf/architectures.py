@@ -158,21 +158,9 @@ def architecture_of(config: Config) -> Architecture:
     return found
 
 
-def model_type_of(name: str, where: str) -> str:
-    """The ``model_type`` of transformers for an architecture's name in GGUF.
-
-    Raises:
-        ModelError: files of this architecture cannot be read.
-    """
-    for model_type, architecture in ARCHITECTURES.items():
-        if architecture.name == name:
-            return model_type
-    known = ", ".join(sorted({architecture.name for architecture in ARCHITECTURES.values()}))
-    raise ModelError(
-        f"{where} is a GGUF file of the architecture {name}, which cannot be read.",
-        f"These can: {known}.",
-        "Use the safetensors version of the model.",
-    )
+def model_type_of(name: str) -> str | None:
+    """The ``model_type`` of transformers for a dense architecture's name in GGUF; None where it is not known."""
+    return next((model_type for model_type, each in ARCHITECTURES.items() if each.name == name), None)
 
 
 def extra_tensors(config: Config) -> Iterator[tuple[str, Array]]:
@@ -356,11 +344,12 @@ def _describe_gpt2(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_layer_norm_eps(float(config["layer_norm_epsilon"]))
 
 
-def _as_it_is(config: Config, name: str, rows: int) -> Layout:
+def as_it_is(config: Config, name: str, rows: int) -> Layout:
+    """Both keep a tensor alike."""
     return Layout()
 
 
-def _llama_pairs(config: Config, name: str, rows: int) -> Layout:
+def llama_pairs(config: Config, name: str, rows: int) -> Layout:
     """Queries and keys: llama.cpp rotates neighbouring pairs, transformers halves of a head."""
     heads = int(config["num_attention_heads"])
     if ".k_proj." in name:
@@ -391,7 +380,8 @@ def _gpt2_turned(config: Config, name: str, rows: int) -> Layout:
     return Layout(turned=name.endswith(_GPT2_TURNED))
 
 
-def _read_decoder(facts: Facts) -> dict[str, Any]:
+def read_decoder(facts: Facts) -> dict[str, Any]:
+    """The numbers that all decoders have."""
     heads, hidden = facts.count("attention.head_count"), facts.count("embedding_length")
     return {
         "hidden_size": hidden,
@@ -406,7 +396,7 @@ def _read_decoder(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _read_rope(facts: Facts) -> dict[str, Any]:
+def read_rope(facts: Facts) -> dict[str, Any]:
     """Scaled rotary positions in the words of transformers 4, which 5 reads too."""
     kind = str(facts.get("rope.scaling.type", "none"))
     factor = facts.number("rope.scaling.factor", 0.0) or 1 / (facts.number("rope.scale_linear", 1.0) or 1.0)
@@ -431,23 +421,16 @@ def _read_rope(facts: Facts) -> dict[str, Any]:
 
 
 def _read_llama(facts: Facts) -> dict[str, Any]:
-    experts = facts.get("expert_count", 0)
-    if experts:
-        raise ModelError(
-            f"{facts.where} is a mixture of {experts} experts, which cannot be read from GGUF.",
-            "Only models whose layers are all dense can.",
-            "Use the safetensors version of the model.",
-        )
     return {
-        **_read_decoder(facts),
-        **_read_rope(facts),
+        **read_decoder(facts),
+        **read_rope(facts),
         "attention_bias": "blk.0.attn_q.bias" in facts.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in facts.tensors,
     }
 
 
 def _read_qwen(facts: Facts) -> dict[str, Any]:
-    return {**_read_decoder(facts), **_read_rope(facts)}
+    return {**read_decoder(facts), **read_rope(facts)}
 
 
 # Gemma's largest models scale queries by another number than a head's size; llama.cpp knows them by their layers, too.
@@ -455,14 +438,14 @@ _GEMMA_SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 
 
 def _read_gemma(facts: Facts) -> dict[str, Any]:
-    config = _read_decoder(facts)
+    config = read_decoder(facts)
     scaled = config["num_hidden_layers"] == _GEMMA_SCALED_BY_WIDTH.get(facts.name)
     scale = config["hidden_size"] // config["num_attention_heads"] if scaled else config["head_dim"]
     return {**config, "query_pre_attn_scalar": scale}
 
 
 def _read_gemma1(facts: Facts) -> dict[str, Any]:
-    return {**_read_decoder(facts), "hidden_activation": "gelu_pytorch_tanh"}
+    return {**read_decoder(facts), "hidden_activation": "gelu_pytorch_tanh"}
 
 
 def _read_gemma2(facts: Facts) -> dict[str, Any]:
@@ -477,7 +460,7 @@ def _read_gemma2(facts: Facts) -> dict[str, Any]:
 def _read_gemma3(facts: Facts) -> dict[str, Any]:
     return {
         **_read_gemma(facts),
-        **_read_rope(facts),
+        **read_rope(facts),
         "rope_theta": facts.number("rope.freq_base", 1_000_000.0),
         "rope_local_base_freq": facts.number("rope.freq_base_swa", 10_000.0),
         "sliding_window": facts.count("attention.sliding_window", 1024),
@@ -486,12 +469,12 @@ def _read_gemma3(facts: Facts) -> dict[str, Any]:
 
 
 def _read_phi3(facts: Facts) -> dict[str, Any]:
-    config = _read_decoder(facts)
+    config = read_decoder(facts)
     share = facts.count("rope.dimension_count", config["head_dim"]) / config["head_dim"]
     window = facts.get("attention.sliding_window", 0)
     return {
         **config,
-        **_read_rope(facts),
+        **read_rope(facts),
         "partial_rotary_factor": share,
         "sliding_window": window or None,
         "original_max_position_embeddings": facts.count(
@@ -527,9 +510,9 @@ def _read_gpt2(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _decoder_tensors(*of_layer: str) -> tuple[str, ...]:
-    """Names of a decoder as most families have them."""
-    shared = ("input_layernorm", "post_attention_layernorm", "self_attn.o_proj", "mlp.down_proj")
+def decoder_tensors(*of_layer: str, dense: bool = True) -> tuple[str, ...]:
+    """Names of a decoder as most families have them; without a dense layer's MLP, those of a mixture of experts."""
+    shared = ("input_layernorm", "post_attention_layernorm", "self_attn.o_proj", *(("mlp.down_proj",) if dense else ()))
     outside = ("model.embed_tokens", "model.norm", "lm_head")
     return (*outside, *(f"model.layers.{{}}.{name}" for name in (*shared, *of_layer)))
 
@@ -537,7 +520,7 @@ def _decoder_tensors(*of_layer: str) -> tuple[str, ...]:
 _APART = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _GEMMA_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-_LLAMA_TENSORS = _decoder_tensors(*_APART)
+_LLAMA_TENSORS = decoder_tensors(*_APART)
 _OF_GPT_NEOX = ("input_layernorm", "post_attention_layernorm", "attention.query_key_value", "attention.dense")
 _GPT_NEOX_TENSORS = (
     *("gpt_neox.embed_in", "gpt_neox.final_layer_norm", "embed_out"),
@@ -551,20 +534,20 @@ _GPT2_TENSORS = (
 
 # Of several with the same name in GGUF, the first is what a file is read as: a Mistral is a Llama there.
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture("llama", _describe_llama, _llama_pairs, _read_llama, _LLAMA_TENSORS),
-    "mistral": Architecture("llama", _describe_llama, _llama_pairs, _read_llama, _LLAMA_TENSORS),
-    "qwen2": Architecture("qwen2", _describe_llama, _as_it_is, _read_qwen, _LLAMA_TENSORS),
-    "qwen3": Architecture("qwen3", _describe_llama, _as_it_is, _read_qwen, _decoder_tensors(*_APART, *_HEAD_NORMS)),
+    "llama": Architecture("llama", _describe_llama, llama_pairs, _read_llama, _LLAMA_TENSORS),
+    "mistral": Architecture("llama", _describe_llama, llama_pairs, _read_llama, _LLAMA_TENSORS),
+    "qwen2": Architecture("qwen2", _describe_llama, as_it_is, _read_qwen, _LLAMA_TENSORS),
+    "qwen3": Architecture("qwen3", _describe_llama, as_it_is, _read_qwen, decoder_tensors(*_APART, *_HEAD_NORMS)),
     "gemma": Architecture("gemma", _describe_llama, _gemma_norms, _read_gemma1, _LLAMA_TENSORS),
     "gemma2": Architecture(
-        "gemma2", _describe_gemma2, _gemma_norms, _read_gemma2, _decoder_tensors(*_APART, *_GEMMA_NORMS)
+        "gemma2", _describe_gemma2, _gemma_norms, _read_gemma2, decoder_tensors(*_APART, *_GEMMA_NORMS)
     ),
     "gemma3_text": Architecture(
         *("gemma3", _describe_gemma3, _gemma_norms, _read_gemma3),
-        _decoder_tensors(*_APART, *_HEAD_NORMS, *_GEMMA_NORMS),
+        decoder_tensors(*_APART, *_HEAD_NORMS, *_GEMMA_NORMS),
     ),
     "phi3": Architecture(
-        "phi3", _describe_phi3, _as_it_is, _read_phi3, _decoder_tensors("self_attn.qkv_proj", "mlp.gate_up_proj")
+        "phi3", _describe_phi3, as_it_is, _read_phi3, decoder_tensors("self_attn.qkv_proj", "mlp.gate_up_proj")
     ),
     "gpt_neox": Architecture(
         "gptneox", _describe_gpt_neox, _gpt_neox_parts, _read_gpt_neox, _GPT_NEOX_TENSORS, needs_head=True

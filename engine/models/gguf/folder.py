@@ -15,14 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import ModelError
-from engine.models.gguf.architectures import (
-    ARCHITECTURES,
-    Architecture,
-    Facts,
-    llama3_scaling,
-    model_type_of,
-)
+from engine.errors import ModelError, shown_value
+from engine.models.gguf.architectures import Architecture, Facts, llama3_scaling, model_type_of
+from engine.models.gguf.experts import READABLE, SHARED_GATE, experts_of, model_type_of_mixture
 from engine.models.gguf.find import KIND
 from engine.models.gguf.header import Header, StoredTensor, parts_of, read_header, type_name
 from engine.models.gguf.tokenizer import special_ids, write_tokenizer
@@ -83,8 +78,15 @@ def _config(header: Header, file: Path) -> dict[str, Any]:
             "It belongs to a model's other file.",
             "Name the file with the language model's weights.",
         )
-    model_type = model_type_of(str(metadata.get("general.architecture")), str(file))
-    architecture = ARCHITECTURES[model_type]
+    name = str(metadata.get("general.architecture"))
+    model_type = model_type_of_mixture(name, metadata) or model_type_of(name)
+    if model_type is None:
+        raise ModelError(
+            f"{file} is a GGUF file of the architecture {shown_value(name)}, which cannot be read.",
+            f"These can: {', '.join(sorted({each.name for each in READABLE.values()}))}.",
+            "Use the safetensors version of the model.",
+        )
+    architecture = READABLE[model_type]
     facts = Facts(architecture.name, metadata, frozenset(header.tensors), str(file))
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -117,6 +119,9 @@ _CLASSES = {
     "phi3": "Phi3ForCausalLM",
     "gpt_neox": "GPTNeoXForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 
 
@@ -145,29 +150,36 @@ def _vector(stored: StoredTensor) -> Any:
 def _named(header: Header, config: dict[str, Any], file: Path) -> Iterator[tuple[str, TensorInfo]]:
     """Each weight under transformers' name."""
     model_type = str(config["model_type"])
-    architecture = ARCHITECTURES[model_type]
+    architecture = READABLE[model_type]
     theirs = _names(architecture, int(config.get("num_hidden_layers") or config["n_layer"]))
     for name, stored in header.tensors.items():
         if name in _OF_CONFIG:
             continue
-        if name not in theirs:
-            raise ModelError(
-                f"{file} holds a tensor {name}, which {_CLASSES[model_type]} of transformers does not have.",
-                "The model would be another one without it.",
-                "Use the safetensors version of the model.",
-            )
         if not can_dequantize(stored.kind):
             raise ModelError(
                 f"The tensor {name} in {file} is of the type {type_name(stored.kind)}, which cannot be dequantised.",
                 "The installed gguf package has no arithmetic for it.",
                 "Use another quantisation of the model, such as Q4_K_M or Q8_0.",
             )
-        yield theirs[name], _info(architecture, config, theirs[name], stored)
+        if name in theirs:
+            yield theirs[name], _info(architecture, config, theirs[name], stored)
+            continue
+        found = list(experts_of(model_type, name, stored))
+        if not found:
+            raise ModelError(
+                f"{file} holds a tensor {name}, which {_CLASSES[model_type]} of transformers does not have.",
+                "The model would be another one without it.",
+                "Use the safetensors version of the model.",
+            )
+        for expert, part in found:
+            yield expert, _info(architecture, config, expert, part)
 
 
 def _info(architecture: Architecture, config: dict[str, Any], name: str, stored: StoredTensor) -> TensorInfo:
     turned = architecture.layout(config, name, stored.shape[0]).turned
     shape = tuple(reversed(stored.shape)) if turned else stored.shape
+    if name.endswith(SHARED_GATE) and len(shape) == 1:
+        shape = (1, *shape)
     try:
         layout = architecture.layout(config, name, shape[0])
     except ValueError:  # rows that no heads fill
