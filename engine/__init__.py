@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.launch import distill, open_run
-    from engine.planner import plan
+    from engine.onward import plan
 
 __all__ = ["RunConfig", "distill", "open_run", "plan"]
 
-_HOMES = {"RunConfig": "config", "distill": "launch", "open_run": "launch", "plan": "planner"}
+_HOMES = {"RunConfig": "config", "distill": "launch", "open_run": "launch", "plan": "onward"}
 
 
 def __getattr__(name: str) -> Any:

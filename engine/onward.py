@@ -1,6 +1,6 @@
 """Another run from a finished one: with its student as the start, or with its records for a second student. No torch.
 
-Both take over what was asked of the earlier run. What is given beside them counts more.
+Both take over the settings that were given to the earlier run. Settings that are given now count more.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine import planner
 from engine.config import SETTINGS, RunConfig
 from engine.errors import FolderError, Problem, SettingsError
+from engine.planner import Plan
 from engine.run import Run
 
 START, RECORDS = "start_from", "records_from"
@@ -50,6 +52,11 @@ def expanded(config: RunConfig) -> RunConfig:
             f"Continue it: tiny-distill --resume --output_dir {run.path}",
         )
     return RunConfig.parse(from_the_student(run.path, settings, asked, typed))
+
+
+def plan(config: RunConfig, **more: Any) -> Plan:
+    """The plan of a request, also of one that begins with an earlier run: see :func:`engine.planner.plan`."""
+    return planner.plan(expanded(config), **more)
 
 
 def from_the_student(

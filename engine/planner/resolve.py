@@ -60,10 +60,6 @@ def plan(
         RequestError: a model is missing or cannot be used, or a setting contradicts the models.
         DoesNotFit: with the nearest setting that fits.
     """
-    if config.start_from is not None or config.records_from is not None:
-        from engine.onward import expanded  # which reads a run, and a run has a plan
-
-        config = expanded(config)
     wished = _with_demo(config)
     folder, folder_reason = folder_for(wished)
     if hardware is None:

@@ -100,7 +100,6 @@ MAY_IMPORT = {
         "safe_child",
         "places",
         "models",
-        "onward",
         "data",
         "planner",
         "version",

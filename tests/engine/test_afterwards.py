@@ -17,6 +17,7 @@ from engine.cli import cache, chat, export
 from engine.cli.arguments import parse
 from engine.config import RunConfig
 from engine.errors import RequestError
+from engine.onward import expanded
 from tests.tiny import tiny_model
 from tests.tinydistill_tui.fixtures import REPORT
 
@@ -82,6 +83,7 @@ def test_another_run_begins_with_the_student_and_a_lower_rate(tmp_path):
     finished_run(tmp_path)
     typed, _ = parse(list(step.words[1:]), program="tiny-distill", description="")
     asked = launch.config_from(typed)
+    assert asked == expanded(RunConfig.parse(typed)), "the Python interface reads it alike"
     assert asked.student == str(tmp_path / "student")
     assert asked.learning_rate == pytest.approx(6e-5)
     assert asked.cache_dir == tmp_path / "cache"

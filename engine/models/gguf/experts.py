@@ -1,9 +1,9 @@
 """Mixtures of experts in GGUF files: Mixtral, Qwen 2 MoE and Qwen 3 MoE. They are read, and not written.
 
 A file holds all experts of a layer as one tensor, [experts, out, in]; older files of Mixtral hold each alone. Here each
-expert is a tensor of its own, as in the safetensors of these models, so that one is dequantised at a time. What a
-router computes is llama.cpp's (``src/llama-graph.cpp``, ``build_moe_ffn``): a softmax over all experts, whose chosen
-ones sum to 1 again in Mixtral and Qwen 3.
+expert is a tensor of its own, as in the safetensors of these models, so that one is dequantised at a time. The router's
+arithmetic follows llama.cpp (``src/llama-graph.cpp``, ``build_moe_ffn``): a softmax over all experts, whose chosen ones
+sum to 1 again in Mixtral and Qwen 3.
 """
 
 from __future__ import annotations
