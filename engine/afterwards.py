@@ -14,10 +14,11 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.errors import TinyDistillError
-from engine.format import format_bytes, format_count
+from engine.format import format_bytes, format_count, format_rate
 from engine.models.spec import ModelSpec, read_spec
 from engine.onward import cache_of, from_the_student, second_student
 from engine.settings import layer_count
+from engine.talk.speed import speeds
 from engine.verdict import headline
 
 FILE = "next.txt"
@@ -109,7 +110,21 @@ def about_the_student(report: Mapping[str, Any], path: Path) -> list[str]:
             f"{format_count(student.num_parameters)} parameters{beside[0]}, {student.num_layers} layers, "
             f"{format_bytes(student.file_bytes)}{beside[1]}, {student.dtype}"
         )
+    if told := _speed_in_words(speeds(path)):
+        lines.append(told)
     return lines
+
+
+def _speed_in_words(rates: Mapping[str, float]) -> str:
+    """How fast the student writes beside its teacher, as measured while the user talked to them; empty before that."""
+    student, teacher = rates.get("after"), rates.get("teacher")
+    if student is None:
+        return ""
+    beside = ""
+    if teacher is not None:
+        times = f", {student / teacher:.1f} times as fast" if student > teacher else ""
+        beside = f" (its teacher {format_rate(teacher, 'tokens')}{times})"
+    return f"It writes {format_rate(student, 'tokens')}{beside}, measured when it was talked to"
 
 
 def in_words(report: Mapping[str, Any], path: Path) -> str:

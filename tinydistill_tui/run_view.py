@@ -105,6 +105,7 @@ class RunView:
         session_started: Unix seconds; None before ``run_started``.
         last_time: time of the newest event.
         finished: "done", "failed" or "stopped", until the run is resumed.
+        stage: what the phase does while it cannot tell how much of it is done; empty when it has not said.
         control: "pausing", "paused" or "stopping", from the engine's own word.
         backing_off: a phase is being started again with less.
         phase_starts: (seconds worked until then, phase), each time a phase began.
@@ -126,6 +127,7 @@ class RunView:
     gaps: tuple[float, ...] = ()
     finished: str | None = None
     exit_code: int | None = None
+    stage: str = ""
     control: str | None = None
     backing_off: bool = False
     failure: Failure | None = None

@@ -179,7 +179,7 @@ class _Folding:
             return
         self._close_phases(self.last_time if self.last_time is not None else self.now)
         starts = (*self.get("phase_starts"), (self._worked(), name))
-        self.changes.update(phase=name, backing_off=False, phase_starts=starts)
+        self.changes.update(phase=name, stage="", backing_off=False, phase_starts=starts)
         self._change_phase(name, state="running", started=self.now, seconds=None, rate=None, eta_seconds=None)
 
     def _phase_finished(self, event: Event) -> None:
@@ -269,6 +269,8 @@ class _Folding:
         self._notice("warning", back_off_words(event))
 
     def _log(self, event: Event) -> None:
+        if event.get("code") == "stage":
+            self.changes["stage"] = text(event.get("message"), 60).rstrip(".")
         if event.get("level") in ("warning", "error"):
             self._notice(event["level"], text(event.get("message")))
 

@@ -66,7 +66,7 @@ def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> in
 
 
 # Information that a person decides by.
-_TOLD = frozenset({"cut", "judged", "skipped"})
+_TOLD = frozenset({"cut", "judged", "skipped", "stage"})
 
 
 def wants_lines(plain: bool) -> str | None:

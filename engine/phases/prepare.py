@@ -21,6 +21,9 @@ from engine.planner.workload import too_little_text
 from engine.run import Run
 from engine.settings import layer_count, layer_list
 
+STAGE = "stage"
+"""Code of the event that says what a phase does while it cannot tell how much of it is done."""
+
 
 def teacher_spec(settings: RunConfig) -> ModelSpec:
     """The teacher, described."""
@@ -144,12 +147,14 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
     assert settings.data is not None
     assert settings.sequence_length is not None
     teacher, student = teacher_spec(settings), student_spec(settings)
+    events.log("info", "Checking the models' files.", STAGE)
     for model in (teacher, student):
         if model is not None:
             _check_fit(model, settings)
     check_named_layers(teacher, settings)
     check_linears(student or teacher, settings)
     check_end(student or teacher, teacher, run.student_path, events, trust_remote_code=settings.trust_remote_code)
+    events.log("info", "Loading the tokenizer and reading the text.", STAGE)
     result = prepare(
         source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),
         teacher=teacher,

@@ -14,6 +14,7 @@ from engine.planner.shape import ModelShape, shape_of
 from engine.planner.timing import forward_flops_per_token
 
 # Keys of configurations whose layers use some of their parameters for a token: how many is known to the model alone.
+_SLOW = 1e-9  # tokens a second: below any machine's rate
 _MOST_SHARE = 1.05  # the probe has noise of its own
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -60,13 +61,27 @@ def gemm_shares(
     return found
 
 
+def full_rate(settings: RunConfig, student: Path) -> float | None:
+    """Tokens a second at which the training would do nothing but matrix products, at this machine's measured rate.
+
+    Args:
+        settings: the run's.
+        student: folder of the student, or of what it begins as.
+
+    Returns:
+        None where :func:`gemm_shares` has none.
+    """
+    share = gemm_shares(settings, student, {"student": _SLOW})["student"]
+    return _SLOW / share if share else None
+
+
 def forget_slow_rates(settings: RunConfig, student: Path, tokens_per_second: dict[str, float | None]) -> None:
     """Delete stored rates that a phase has exceeded, so that the next plan measures this machine again."""
     device = settings.device or "cpu"
     rates = machine_rates(device=device, threads=settings.threads)
     ideal = {name: rate for name, rate in tokens_per_second.items() if rate}
     told = gemm_shares(settings, student, tokens_per_second, rates)
-    slow = gemm_shares(settings, student, dict.fromkeys(ideal, 1e-9), rates)
+    slow = gemm_shares(settings, student, dict.fromkeys(ideal, _SLOW), rates)
     if any(told[name] is None and slow[name] is not None for name in ideal):
         with contextlib.suppress(OSError):
             kept_at(device, settings.threads or hardware.usable_cores()).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from engine.cli.arguments import parse
 from engine.config import RunConfig
 from engine.errors import RequestError
 from engine.onward import expanded
+from engine.talk.speed import keep_speed, speeds
 from tests.tiny import tiny_model
 from tests.tinydistill_tui.fixtures import REPORT
 
@@ -156,6 +157,38 @@ def test_student_is_described_beside_its_teacher_and_without_it(tmp_path):
     assert "its teacher" not in gone[1]
     shutil.rmtree(tmp_path / "student")
     assert about_the_student(report, tmp_path) == lines[:1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            '{"after": 60.0, "teacher": 20.0}',
+            "It writes 60.0 tokens/s (its teacher 20.0 tokens/s, 3.0 times as fast), ",
+        ),
+        ('{"after": 20.0, "teacher": 60.0}', "It writes 20.0 tokens/s (its teacher 60.0 tokens/s), "),
+        ('{"after": 60.0, "before": 3.0}', "It writes 60.0 tokens/s, "),
+        ('{"teacher": 20.0}', None),
+        ('{"after": "fast", "teacher": true}', None),
+        ('{"after": NaN}', None),
+        ("[]", None),
+        ("", None),
+    ],
+)
+def test_speed_is_told_beside_the_teachers_once_the_user_has_talked_to_them(tmp_path, content, words):
+    if content:
+        (tmp_path / "talk.json").write_text(content)
+    lines = about_the_student({}, tmp_path)
+    told = [line for line in lines if line.startswith("It writes")]
+    assert told == ([f"{words}measured when it was talked to"] if words else [])
+
+
+def test_the_newest_speed_of_each_model_is_kept_and_a_folder_that_takes_no_file_is_no_error(tmp_path):
+    for side, rate in (("after", 3.0), ("teacher", 2.0), ("after", 4.0), ("before", None)):
+        keep_speed(tmp_path, side, rate)
+    assert speeds(tmp_path) == {"after": 4.0, "teacher": 2.0}
+    keep_speed(tmp_path / "nowhere", "after", 3.0)
+    assert speeds(tmp_path / "nowhere") == {}
 
 
 def test_the_report_leaves_the_commands_in_the_runs_folder(tmp_path, monkeypatch):

@@ -1,24 +1,32 @@
 import asyncio
 import json
 import os
+import shutil
+from dataclasses import replace
 
 import pytest
 
+from engine.config import RunConfig
 from engine.last_word import LastWord
 from engine.machine.device import CPU
+from engine.models.demo import DEMO_TEACHER
+from engine.planner import share
+from engine.planner.measure import cautious_rates
 from engine.verdict import gap_closed
-from tests.tinydistill_tui.fixtures import NOW, append, held, make_run
-from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
-from tinydistill_tui import busy, control
+from tests.tinydistill_tui.fixtures import NOW, append, events_of, held, make_run
+from tests.tinydistill_tui.screen import lines_of, text_of, until, watching, words_of
+from tinydistill_tui import busy, control, machine_share
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
 from tinydistill_tui.dialogs.help import key_table
+from tinydistill_tui.run_view import RunView
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.run import RunScreen
+from tinydistill_tui.watch import fold
 from tinydistill_tui.widgets.log_pane import LogPane
 from tinydistill_tui.widgets.log_view import LogView
 from tinydistill_tui.widgets.plot import Plot
-from tinydistill_tui.widgets.run_drawings import memory_drawing
+from tinydistill_tui.widgets.run_drawings import METRICS, memory_drawing, metric_drawing
 
 
 def commands_of(path):
@@ -291,6 +299,52 @@ async def test_run_stopped_while_it_prepares_says_stopped_and_keeps_its_curve(ru
         drawing = memory_drawing(app.screen.view, NOW, device=CPU)
         assert [level.name for level in drawing.levels] == ["predicted"] * len(drawing.levels)
         assert drawing.note == "budget 15.0 GiB"
+
+
+async def test_phase_that_cannot_tell_a_share_says_what_it_does(runs_folder):
+    path = make_run(runs_folder, scene="starting")
+    now = {"time": NOW - 1, "phase": "prepare"}
+    append(path, [{**now, "kind": "phase_started"}])
+    with held(path):
+        async with watching(path) as (app, pilot):
+            assert "prepare under way" in words_of(app)
+            said = {"kind": "log", "level": "info", "code": "stage", "message": "Checking the models' files."}
+            append(path, [{**now, **said}])
+            await until(pilot, lambda: "prepare checking the models' files" in words_of(app), "it is said")
+            append(path, [{**now, "kind": "progress", "done": 5, "total": 10, "unit": "rows"}])
+            await until(pilot, lambda: "5/10 rows" in text_of(app), "the share is told")
+            assert "checking" not in lines_of(app)[2]
+
+
+def test_speed_is_told_beside_what_this_machine_can_do():
+    view = fold(RunView(), events_of("training", "r"))
+    speed = next(metric for metric in METRICS if metric.name == "tokens_per_second")
+    last = view.metrics["tokens_per_second"].last
+
+    def note(metric, full_rate):
+        return metric_drawing(view, metric, by_step=True, log=False, full_rate=full_rate).note
+
+    assert note(speed, last / 0.71) == "71% of what this machine can do"
+    assert note(speed, None) == ""
+    assert note(speed, last / 2) == ""  # the machine was measured while other programs took a part of it
+    assert note(METRICS[0], last / 0.71) == ""
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_full_rate_is_the_rate_of_a_share_of_one(tmp_path, monkeypatch, cut):
+    rates = replace(cautious_rates("cpu", 2), measured=True)
+    monkeypatch.setattr(share, "machine_rates", lambda **_: rates)
+    settings = {"teacher": str(DEMO_TEACHER), "student": "from-teacher" if cut else str(DEMO_TEACHER),
+                "sequence_length": 64, "precision": "fp32", "device": "cpu"}  # fmt: skip
+    assert (machine_share.full_rate(tmp_path, settings) is None) == cut  # nothing was cut yet
+    if cut:
+        shutil.copytree(DEMO_TEACHER, tmp_path / "initial-student")
+    full = machine_share.full_rate(tmp_path, settings)
+    config = RunConfig.model_validate(settings)
+    assert share.gemm_shares(config, DEMO_TEACHER, {"student": full}, rates)["student"] == pytest.approx(1.0)
+    monkeypatch.setattr(share, "machine_rates", lambda **_: replace(rates, measured=False))
+    assert machine_share.full_rate(tmp_path, settings) is None
+    assert machine_share.full_rate(tmp_path, {"epochs": "many"}) is None
 
 
 async def test_keys_below_are_those_that_work_where_one_is(runs_folder):

@@ -13,6 +13,7 @@ import pytest
 from engine import safe_child
 from engine.talk import sides
 from engine.talk.conversation import ChatSession
+from engine.talk.speed import speeds
 from tests.tiny import tiny_model
 from tests.tinydistill_tui.fixtures import make_run
 from tests.tinydistill_tui.screen import text_of, until, watching
@@ -96,6 +97,8 @@ async def test_three_models_answer_one_after_the_other_and_are_gone(talking_run,
         )
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, FinishScreen), "back to the result")
+        assert speeds(talking_run) == dict.fromkeys(sides.SIDES, 15.0)
+        await until(pilot, lambda: "It writes 15.0 tokens/s (its teacher 15.0 tokens/s)" in text_of(app), "how fast")
 
 
 async def test_no_two_models_are_in_memory_together(talking_run, speakers, monkeypatch):

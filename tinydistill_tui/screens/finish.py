@@ -76,9 +76,7 @@ class FinishScreen(FrameScreen):
         yield Static(self._first_sentence(), id="headline", markup=False)
         with VerticalScroll(id="finish", can_focus=not self.report):
             if self.report:
-                yield Static(
-                    _with_tilde("\n".join(about_the_student(self.report, self.path))), id="student", markup=False
-                )
+                yield Static(self._student_words(), id="student", markup=False)
                 yield Static(id="numbers")
                 yield SampleBox(result.samples(self.report), id="samples", classes="pane")
                 yield OptionList(*self._options(), id="next", compact=True, markup=False)
@@ -97,6 +95,15 @@ class FinishScreen(FrameScreen):
         )
         self.set_title(title, "report.md  report.json" if self.report else "")
         self._say_command()
+
+    @on(events.ScreenResume)
+    def _draw_student(self) -> None:
+        """Where the student is, how large and how fast: talking to it measures that."""
+        for student in self.query("#student").results(Static):
+            student.update(self._student_words())
+
+    def _student_words(self) -> str:
+        return _with_tilde("\n".join(about_the_student(self.report, self.path)))
 
     @on(events.Resize)
     def _draw_numbers(self) -> None:

@@ -21,7 +21,7 @@ from textual.worker import get_current_worker
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration, format_percent
 from engine.machine.device import CPU, Device
-from tinydistill_tui import busy, control, logout, run_words, runs, watcher
+from tinydistill_tui import busy, control, logout, machine_share, run_words, runs, watcher
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.messages import RunGone, RunUpdated
 from tinydistill_tui.navigation import ShowResult, StartRun
@@ -139,6 +139,7 @@ class RunScreen(FrameScreen):
         self._told, self._last_word, self._was_live = self.view, None, False
         self._draw()
         self._read_events(path)
+        self._look_at_the_machine(path, settings if isinstance(settings, dict) else {})
 
     def sent_off(self) -> None:
         """A supervisor was just started for the run: it says nothing yet, and is not lost."""
@@ -149,6 +150,18 @@ class RunScreen(FrameScreen):
     def _read_events(self, path: Path) -> None:
         worker = get_current_worker()
         watcher.watch(path, self.post_message, lambda: worker.is_cancelled or not self.is_running)
+
+    @work(thread=True, exclusive=True, group="machine")
+    def _look_at_the_machine(self, path: Path, settings: dict[str, Any]) -> None:
+        """Find out what tokens a second would be at this machine's measured rate."""
+        worker = get_current_worker()
+        found = machine_share.full_rate(path, settings)
+        if not worker.is_cancelled and self.is_attached:
+            self.app.call_from_thread(self._measure_by, path, found)
+
+    def _measure_by(self, path: Path, full_rate: float | None) -> None:
+        if self.path == path and self.is_mounted:
+            self.query_one(RunPlots).measure_by(full_rate)
 
     @property
     def state(self) -> RunState:

@@ -25,6 +25,7 @@ from engine.errors import TinyDistillError
 from engine.format import format_rate
 from engine.talk.conversation import ChatSession
 from engine.talk.sides import SIDES, Side, sides_of, trusts_code
+from engine.talk.speed import keep_speed
 from tinydistill_tui.data_facts import printable
 from tinydistill_tui.screens.base import FrameScreen
 
@@ -167,6 +168,7 @@ class TalkScreen(FrameScreen):
             del session.messages[turns:]  # what was not answered was not said
             self.post_message(Spoken(side.name, state="stopped" if self._stopped else error.paragraph()))
         else:
+            keep_speed(self.path, side.name, session.tokens_per_second)
             rate = format_rate(session.tokens_per_second, "tokens")
             self.post_message(Spoken(side.name, state=f"{rate}, {side.about}"))
         finally:

@@ -52,7 +52,7 @@ def phase_row(phase: PhaseView, view: RunView, width: int, state: RunState) -> C
     if phase.state == "done":
         mark, start, rest = "good", format_clock(phase.seconds).rjust(8), _done_parts(phase, view)
     elif phase.state == "running":
-        mark, start, rest = state.mark, "", _running_parts(phase, width, state)
+        mark, start, rest = state.mark, "", _running_parts(phase, view, width, state)
     else:
         mark, start, rest = "waiting", "", _waiting_parts(phase)
     head = f"{MARKS[mark]} {phase_noun(phase.name):8}{start}"
@@ -73,12 +73,12 @@ def _done_parts(phase: PhaseView, view: RunView) -> list[tuple[str, str]]:
     return parts
 
 
-def _running_parts(phase: PhaseView, width: int, state: RunState) -> list[tuple[str, str]]:
+def _running_parts(phase: PhaseView, view: RunView, width: int, state: RunState) -> list[tuple[str, str]]:
     live = state.live
     if phase.share is None:
         return [
             (
-                ("under way" if live else state.word)
+                (_stage(view) if live else state.word)
                 if phase.done is None
                 else f"{format_count(phase.done)} {phase.unit}",
                 "",
@@ -97,6 +97,11 @@ def _running_parts(phase: PhaseView, width: int, state: RunState) -> list[tuple[
     if phase.peak_bytes is not None:
         parts.append((f"peak {format_bytes(phase.peak_bytes)}{_predicted(phase)}", "$text-quiet"))
     return parts
+
+
+def _stage(view: RunView) -> str:
+    """What the phase does, in its own words."""
+    return view.stage[:1].lower() + view.stage[1:] if view.stage else "under way"
 
 
 def _waiting_parts(phase: PhaseView) -> list[tuple[str, str]]:

@@ -79,8 +79,18 @@ def memory_drawing(view: RunView, now: float, *, device: Device) -> Drawing:
     )
 
 
-def metric_drawing(view: RunView, metric: Metric, *, by_step: bool, log: bool) -> Drawing:
-    """One metric over steps or time; the label loss with that of the hold-out rows, and the teacher's as a line."""
+def metric_drawing(
+    view: RunView, metric: Metric, *, by_step: bool, log: bool, full_rate: float | None = None
+) -> Drawing:
+    """One metric over steps or time; the label loss with that of the hold-out rows, and the teacher's as a line.
+
+    Args:
+        view: the run.
+        metric: which.
+        by_step: over steps; over time otherwise.
+        log: on a logarithmic scale.
+        full_rate: tokens a second at this machine's measured rate of matrix products; None where it is not known.
+    """
     series = view.metrics[metric.name]
     samples = _samples(series, by_step=by_step)
     start = samples[0][0] if samples else 0.0
@@ -102,6 +112,7 @@ def metric_drawing(view: RunView, metric: Metric, *, by_step: bool, log: bool) -
     return Drawing(
         title=metric.title + (" (log)" if log else ""),
         newest=newest + _parts(view, metric),
+        note=_of_the_machine(series.last, full_rate) if metric.name == "tokens_per_second" else "",
         x_start=start,
         x_end=max(end, start + 1e-9),
         curves=[Curve(samples)],
@@ -113,6 +124,13 @@ def metric_drawing(view: RunView, metric: Metric, *, by_step: bool, log: bool) -
         log=log,
         empty="comes when the student trains" if not view.finished else "none was written",
     )
+
+
+def _of_the_machine(rate: float | None, full_rate: float | None) -> str:
+    """The share of this machine's rate that the training has, in words."""
+    if not rate or not full_rate or rate > full_rate:
+        return ""
+    return f"{rate / full_rate:.0%} of what this machine can do"
 
 
 def _parts(view: RunView, metric: Metric) -> str:

@@ -24,6 +24,7 @@ class RunPlots(Horizontal):
         self._by_step = True
         self._log = False
         self._shown: tuple[RunView, float, Device] | None = None
+        self._full_rate: float | None = None
 
     def compose(self) -> Iterable[Widget]:
         """The three."""
@@ -37,13 +38,23 @@ class RunPlots(Horizontal):
             plot.hint = hint
             yield plot
 
+    def measure_by(self, full_rate: float | None) -> None:
+        """Take the tokens a second at this machine's measured rate of matrix products; None: it is not known."""
+        self._full_rate = full_rate
+        self._again()
+
     def show(self, view: RunView, now: float, *, device: Device) -> None:
         """Draw a view; ``now`` in Unix seconds."""
         self._shown = view, now, device
         self.query_one("#memory", Plot).show(memory_drawing(view, now, device=device))
         metric = METRICS[self._metric]
-        self.query_one("#metric", Plot).show(metric_drawing(view, metric, by_step=self._by_step, log=self._log))
-        self.query_one("#speed", Plot).show(metric_drawing(view, _SPEED, by_step=self._by_step, log=False))
+        full = self._full_rate
+        self.query_one("#metric", Plot).show(
+            metric_drawing(view, metric, by_step=self._by_step, log=self._log, full_rate=full)
+        )
+        self.query_one("#speed", Plot).show(
+            metric_drawing(view, _SPEED, by_step=self._by_step, log=False, full_rate=full)
+        )
 
     def next_metric(self) -> None:
         """Another metric."""

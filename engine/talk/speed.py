@@ -1,0 +1,37 @@
+"""Tokens a second that a run's models wrote when the user talked to them, kept in the run's folder.
+
+The file is ``talk.json``: {"teacher": 12.5, "after": 61.0}, by the names of ``engine.talk.sides.SIDES``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+
+from engine.disk.files import write_atomic
+from engine.errors import ModelError
+from engine.models.headers import read_json
+
+FILE = "talk.json"
+
+
+def speeds(run: Path) -> dict[str, float]:
+    """Return the kept rates by model; empty if the user has not talked to any."""
+    try:
+        found = read_json(run / FILE)
+    except ModelError:  # it is not there, or damaged
+        return {}
+    return {
+        name: float(rate)
+        for name, rate in found.items()
+        if isinstance(rate, int | float) and not isinstance(rate, bool) and math.isfinite(rate) and rate > 0
+    }
+
+
+def keep_speed(run: Path, side: str, tokens_per_second: float | None) -> None:
+    """Keep the rate of a model's last answer; a folder that takes no file is no reason to stop the talk."""
+    if tokens_per_second:
+        with contextlib.suppress(OSError):
+            write_atomic(run / FILE, json.dumps({**speeds(run), side: round(tokens_per_second, 2)}) + "\n")
