@@ -261,7 +261,7 @@ class TinyDistillApp(App[int]):
             "All runs", "Every run that is found, with its state", lambda: self.action_show_mode("runs")
         )
         yield SystemCommand("Theme", "Other colours", self.action_change_theme)
-        yield SystemCommand("Keys and help", "What this is, and every key", self.show_help)
+        yield SystemCommand("Keys and help", "Help for this screen, and every key", self.show_help)
         yield SystemCommand("Screenshot", "Save what is seen as SVG", self.action_take_screenshot)
         if hasattr(screen, "action_leave"):
             yield SystemCommand("Quit", "Leave; a run goes on without this window", screen.action_leave)
@@ -303,7 +303,7 @@ def _crashed(run_path: Path | None, traceback: str, debug: bool) -> int:
         where = f"The traceback could not be written ({error})."
     if debug:
         sys.stderr.write(traceback + "\n")
-    goes_on = "A run is not touched by that and goes on" if run_path else "Runs are not touched by that and go on"
+    goes_on = "The run continues" if run_path else "Runs continue"
     again = f"tinydistill-tui --attach {shlex.quote(str(run_path))}" if run_path else "tinydistill-tui"
     sys.stderr.write(f"The screen met a defect and closed. {where} {goes_on}; open it again: {again}\n")
     return 4

@@ -40,7 +40,7 @@ def ask(
     """
     answers: dict[str, Any] = dict(values)
     write = write or _print
-    write("An empty line leaves it to the planner. Ctrl+C leaves, nothing is started.")
+    write("Leave a line empty to let the planner choose. Ctrl+C leaves without starting anything.")
     for name in QUESTIONS:
         if name not in answers and not answers.get("demo"):
             text = _answer(name, read, write)
@@ -80,7 +80,7 @@ def _plan_lines(config: RunConfig) -> list[str]:
     budget = planned.settings.memory_budget
     peak = max((figures.peak_bytes for figures in planned.predicted.values()), default=0)
     if peak and budget:
-        lines.append(f"It takes up to {format_bytes(peak)} of memory; {format_bytes(budget)} are allowed.")
+        lines.append(f"It takes up to {format_bytes(peak)} of memory; the budget is {format_bytes(budget)}.")
     found = launch.look_at_text(planned.settings)
     if found is not None:
         lines += filter(None, (found.left_out.sentences() if found.left_out is not None else "", *found.notes))

@@ -22,7 +22,7 @@ from engine.run import Run
 from tinydistill_tui import screenless
 from tinydistill_tui.ask import ask
 
-DESCRIPTION = "The wizard: what this machine can do, which models, which text, the plan, the run."
+DESCRIPTION = "The wizard: this machine, the models, the text, the plan and the run."
 
 
 def main(words: Sequence[str]) -> int:

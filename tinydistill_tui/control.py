@@ -17,7 +17,7 @@ from engine.run import Run
 
 # Kept, so that a supervisor that ends while we are here is no zombie; it does not end with us.
 _started: list[subprocess.Popen[bytes]] = []
-# What the runs that were started here have to say when their disk takes no word any more.
+# Last errors of the runs that were started here, for a disk that takes no more events.
 _last_words: dict[Path, LastWord] = {}
 
 

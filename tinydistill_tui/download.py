@@ -23,7 +23,7 @@ def download(model_id: str, cancelled: Callable[[], bool]) -> str:
         What went wrong, a paragraph; empty when the model is there.
     """
     answer = helper.ask(safe_child.command("tinydistill_tui.download", model_id), "", cancelled)
-    return "The download was ended; what came so far is kept." if answer is None else answer.problem
+    return "The download was stopped; the files so far are kept." if answer is None else answer.problem
 
 
 def _main() -> None:

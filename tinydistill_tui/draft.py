@@ -1,7 +1,7 @@
 """The user's answers so far, saved after every step, so that no answer is typed twice.
 
-Answers are text as it was typed, good or bad: a bad one stays until it is mended. What they mean is said by RunConfig,
-what comes of them by the planner. Knows no screens.
+Answers are text as it was typed, good or bad: a bad one stays until it is mended. RunConfig says what they mean, the
+planner what comes of them. Knows no screens.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class Draft:
         except FileNotFoundError:
             return cls()
         except OSError as error:
-            return cls(note=f"The answers of last time cannot be read: {error.strerror or error}.")
+            return cls(note=f"Your last answers cannot be read: {error.strerror or error}.")
         except (ValueError, RecursionError):
             aside = path.with_suffix(".bad")
             with contextlib.suppress(OSError):
                 path.replace(aside)
-            return cls(note=f"The answers of last time were damaged; they are in {aside.name} now.")
+            return cls(note=f"Your last answers were damaged; they are in {aside.name} now.")
         return cls.of(values)
 
     def save(self) -> None:
@@ -72,7 +72,7 @@ class Draft:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, "".join(lines))
         except OSError as error:
-            self.note = f"The answers could not be kept for next time: {error.strerror or error}."
+            self.note = f"Your answers could not be saved: {error.strerror or error}."
 
     def replace(self, other: Draft) -> None:
         """Become another draft: the steps share one object."""

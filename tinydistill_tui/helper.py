@@ -60,7 +60,7 @@ def ask(command: Sequence[str], text: str, cancelled: Callable[[], bool]) -> Hel
     if process.returncode == 0:
         return HelperOutput(out, "")
     lines = complaints.strip().splitlines()
-    return HelperOutput(out, lines[-1] if lines else f"It ended with exit code {process.returncode} and no word.")
+    return HelperOutput(out, lines[-1] if lines else f"It ended with exit code {process.returncode} without a message.")
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -3,7 +3,7 @@
 Textual posts a key to the widget that has the focus *now*, and looks up bindings of the screen that is shown *now*.
 ``Widget.focus()``, ``push_screen()`` and workers that open a dialog take effect some turns of the event loop later. In
 a burst of keys (a paste, a macro, a stalled SSH line) the letters behind such a key would act as commands of the old
-screen. This queue holds them back. What a screen or a key means is not known here.
+screen. This queue holds them back. It does not know what a screen or a key means.
 """
 
 from __future__ import annotations

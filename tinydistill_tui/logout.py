@@ -18,7 +18,7 @@ _MANAGER = re.compile(r"/user@\d+\.service")
 
 
 def warning(pid: int | None) -> str:
-    """Return a warning about logging out; empty if the run survives a logout, or if this cannot be found out.
+    """Return a warning about logging out; empty if the run survives a logout, or if the system does not tell.
 
     Args:
         pid: the run's supervisor; this process where it is not known.
@@ -46,11 +46,11 @@ def advice(group: str, *, kills: bool, lingers: bool) -> str:
     first = "" if lingers else "once loginctl enable-linger, then "
     if _SESSION.search(group) and kills:
         return (
-            "This system ends your programs when you log out. A run that is to outlive that: "
-            f"{first}start it from systemd-run --user --scope tinydistill-tui."
+            "This system ends your programs when you log out. To keep a run alive, "
+            f"{first}start it with systemd-run --user --scope tinydistill-tui."
         )
     if _MANAGER.search(group) and not lingers:
-        return "This system ends it when you log out altogether, unless you say once: loginctl enable-linger."
+        return "This system ends the run when your last session ends. To keep it alive: loginctl enable-linger."
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What a run's training could do on this machine at most, for a run that is going here. No Textual."""
+"""The most tokens a second that this machine could train a run with, for a run that is going here. No Textual."""
 
 from __future__ import annotations
 

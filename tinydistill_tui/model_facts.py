@@ -92,7 +92,7 @@ def _look(config: RunConfig, machine: Hardware | None) -> ModelFacts:
     checks.append(("good", f"Long enough for rows of {settings.sequence_length:,} tokens"))
     checks += [("look", sentence) for sentence in cautions(planned)]
     if planned.misfit is not None:
-        checks.append(("look", "It does not fit as it is; the plan says what would."))
+        checks.append(("look", "It does not fit with these settings; the plan shows settings that fit."))
     else:
         checks.append(("good", f"Fits the budget of {format_bytes(settings.memory_budget)}"))
     return ModelFacts(lines["teacher"], lines["student"], tuple(checks))

@@ -1,4 +1,4 @@
-"""What is drawn before the engine and the screens are imported: the first rows of the screen that comes."""
+"""The first frame: the first rows of the screen that comes, drawn before the engine and the screens are imported."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from engine.models.demo import DEMO_TEACHER
 from engine.planner import Plan
 from engine.planner.footprint import context_bytes_on
 
-# What decides over the peak comes first; the rest is behind F6, in the order of RunConfig.
+# Settings that decide the peak come first; F6 shows the others, in the order of RunConfig.
 FIRST_SETTINGS = (
     "teacher",
     "student",
@@ -239,7 +239,7 @@ def error_words(error: TinyDistillError) -> str:
     """Describe the problems of a request; for settings, with the accepted values."""
     if isinstance(error, SettingsError):
         listed = (f"{problem.setting} {problem.value}: {problem.accepted}" for problem in error.problems)
-        return f"This cannot be: {'; '.join(listed)}."
+        return f"Invalid: {'; '.join(listed)}."
     return error.paragraph()
 
 

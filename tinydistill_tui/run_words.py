@@ -17,11 +17,11 @@ _BESIDE_A_NOTICE = 32  # cells for its mark, its time, how many more there are, 
 _WIDE = 110  # columns in which all of it has room
 
 _VERDICTS = {
-    "lost": ("Nobody works on it: killed, or the machine went off. R goes on with it.", "lost"),
-    "stopped": ("Stopped; everything is kept. R goes on with it.", "stopped"),
-    "failed": ("It failed; what was done is kept. Enter says why, R tries again.", "wrong"),
+    "lost": ("Its process is gone: killed, or the machine was switched off. R resumes it.", "lost"),
+    "stopped": ("Stopped. Everything is kept; R resumes it.", "stopped"),
+    "failed": ("It failed. Completed work is kept; Enter says why, R tries again.", "wrong"),
     "done": ("Done. Enter shows the result.", "good"),
-    "paused": ("Paused; it keeps its memory. Space goes on.", "stopped"),
+    "paused": ("Paused. It keeps its memory; Space continues.", "stopped"),
 }
 
 
@@ -81,5 +81,5 @@ def notice(notices: Sequence[Notice], width: int) -> Content | None:
 def verdict(state: RunState) -> tuple[str, str] | None:
     """Return the run's state or possible actions as a sentence, and its mark; None if there are none."""
     if state.word.startswith("quiet"):
-        return "No word for a while, but its process is there: a long step, not a dead run.", "look"
+        return "No event for a while, but its process is alive: this is a long step.", "look"
     return _VERDICTS.get(state.word)

@@ -108,7 +108,7 @@ def tries_words(tries: Sequence[Try], width: int) -> str:
     parts = []
     for each in tries:
         if each.plan is None:
-            parts.append(f"{each.words} cannot be")
+            parts.append(f"{each.words}: invalid")
             continue
         fits = "" if each.plan.misfit is None else " does not fit"
         parts.append(f"{each.words}: {write(getattr(each.plan.predicted[phase], figure))}{fits}")

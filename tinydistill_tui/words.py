@@ -107,7 +107,7 @@ def _control(event: Event) -> str:
     if event.get("state"):
         return text(event["state"])
     answer = "" if event.get("accepted", True) else " (refused)"
-    return f"{text(event.get('command'))} asked for by {text(event.get('by')) or 'another program'}{answer}"
+    return f"{text(event.get('command'))} requested by {text(event.get('by')) or 'another program'}{answer}"
 
 
 def _phase_finished(event: Event) -> str:
@@ -117,7 +117,7 @@ def _phase_finished(event: Event) -> str:
 
 def _plan(event: Event) -> str:
     choices = event.get("choices")
-    return f"the plan: {len(choices) if isinstance(choices, list) else 0} settings"
+    return f"plan: {len(choices) if isinstance(choices, list) else 0} settings, in run.json"
 
 
 def _error(event: Event) -> str:

@@ -1,4 +1,4 @@
-"""Phrases that the plain English of CONTRIBUTING.md avoids, counted in the engine's texts and in the documentation."""
+"""Phrases that the plain English of CONTRIBUTING.md avoids, counted in both packages and in the documentation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ CEILINGS = dict.fromkeys(PHRASES, 0)
 
 
 def found(phrase: str) -> list[str]:
-    files = [*sorted((ROOT / "engine").rglob("*.py")), ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    code = [path for package in ("engine", "tinydistill_tui") for path in sorted((ROOT / package).rglob("*.py"))]
+    files = [*code, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return [
         f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
         for file in files
@@ -31,6 +32,6 @@ def found(phrase: str) -> list[str]:
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
-def test_the_engine_and_the_documentation_avoid_the_phrase(phrase: str) -> None:
+def test_code_and_documentation_avoid_the_phrase(phrase: str) -> None:
     lines = found(phrase)
     assert len(lines) <= CEILINGS[phrase], "write these plainly (CONTRIBUTING.md):\n" + "\n".join(lines)

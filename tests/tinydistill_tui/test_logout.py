@@ -18,9 +18,9 @@ SERVICE = "0::/system.slice/cron.service\n"
     ("group", "kills", "lingers", "words"),
     [
         (SESSION, False, False, ""),
-        (SESSION, True, False, "once loginctl enable-linger, then start it from systemd-run --user --scope"),
-        (SESSION, True, True, "that: start it from systemd-run --user --scope tinydistill-tui."),
-        (MANAGER, False, False, "unless you say once: loginctl enable-linger."),
+        (SESSION, True, False, "once loginctl enable-linger, then start it with systemd-run --user --scope"),
+        (SESSION, True, True, "alive, start it with systemd-run --user --scope tinydistill-tui."),
+        (MANAGER, False, False, "To keep it alive: loginctl enable-linger."),
         (MANAGER, True, True, ""),
         (SERVICE, True, False, ""),
     ],

@@ -77,7 +77,7 @@ async def test_state_is_a_word_in_the_first_line(runs_folder, scene, word):
     if scene in ("stopped", "lost"):
         async with watching(path) as (app, _):
             assert word in lines_of(app)[0]
-            assert "R goes on with it" in text_of(app)
+            assert "R resumes it" in text_of(app)
             assert "Resume" in lines_of(app)[-1]
             assert "Pause" not in lines_of(app)[-1]
     else:

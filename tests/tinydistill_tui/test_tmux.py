@@ -156,7 +156,7 @@ def test_killed_supervisor_is_seen_as_lost_and_can_be_resumed(tmux, runs_folder)
         process.kill()
         process.wait()
         tmux.wait_for("? lost", seconds=20)
-        tmux.wait_for("R goes on with it")
+        tmux.wait_for("R resumes it")
         tmux.wait_for("R Resume")
         assert "Traceback" not in tmux.text()
 

@@ -323,7 +323,7 @@ async def test_what_cannot_be_stays_in_the_box_and_is_not_started():
         await pilot.press("enter", *"0", "enter")
         assert screen.editing
         assert "✗ student_batch 0: expected a whole number from 1 to 4,096" in text_of(app)
-        await until(pilot, lambda: "This cannot be" in text_of(app), "the plan says so too")
+        await until(pilot, lambda: "Invalid: " in text_of(app), "the plan says so too")
 
 
 async def test_all_settings_are_behind_f6_and_a_contradiction_is_said():
@@ -337,7 +337,7 @@ async def test_all_settings_are_behind_f6_and_a_contradiction_is_said():
             await pilot.press("enter", *value, "enter")
         await until(pilot, lambda: "give either --steps or --epochs" in text_of(app), "the contradiction is said")
         await pilot.press("s")
-        assert "Not started: a setting cannot be" in text_of(app)
+        assert "Not started: a setting is invalid" in text_of(app)
 
 
 async def test_copied_command_asks_for_the_same_run(monkeypatch):

@@ -20,7 +20,7 @@ from tinydistill_tui.words import log_line
             "hold-out, student before: loss 2.900, perplexity 18.50",
         ),
         ({"kind": "evaluation", "which": "result", "gap_closed": 0.64}, "gap to the teacher closed: 64 %"),
-        ({"kind": "control", "command": "stop", "by": "me", "accepted": False}, "stop asked for by me (refused)"),
+        ({"kind": "control", "command": "stop", "by": "me", "accepted": False}, "stop requested by me (refused)"),
         ({"kind": "error", "what": "No room.", "why": "", "todo": "Free some."}, "No room. Free some."),
         (
             {"kind": "phase_finished", "phase": "teacher", "seconds": 5590, "peak_bytes": 2**30},

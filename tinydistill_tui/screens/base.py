@@ -1,7 +1,7 @@
 """The frame that every full screen has: title row, rule, content, one line to read, and the keys.
 
 The line above the keys has a fixed place, so that the eye learns it: it says what the focused field is for, or what is
-wrong with it. What a screen shows and does is not known here.
+wrong with it. It does not know what a screen shows or does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FrameScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "leave", "Quit", id="leave", tooltip="Leave; a run goes on without this window"),
         Binding("escape", "back", "Back", show=False, id="back", tooltip="Back to where you came from"),
-        Binding("question_mark,f1", "help", "Help", key_display="?", id="help", tooltip="What this is, and every key"),
+        Binding("question_mark,f1", "help", "Help", key_display="?", id="help", tooltip="Help for this screen"),
         # Before what has the focus hears of it: keys that come in one piece, over a slow line, go where they are meant.
         Binding("tab", "app.focus_next", "Next field", show=False, priority=True, tooltip="The next field or pane"),
         Binding("shift+tab", "app.focus_previous", "Field before", show=False, priority=True,

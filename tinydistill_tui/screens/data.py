@@ -88,8 +88,8 @@ class DataScreen(StepScreen):
     GROUP = "Data"
     AUTO_FOCUS = "#field-data"
     HELP = (
-        "What both models read. A .txt, .md, .jsonl, .json, .csv or .parquet file, a folder of them, or the id of a "
-        "Hugging Face data set. Some documents are held out: they are never trained on, and measure the student."
+        "The text that both models read: a .txt, .md, .jsonl, .json, .csv or .parquet file, a folder of them, or the "
+        "id of a Hugging Face dataset. Some documents are held out: the student is evaluated on them, never trained."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f2", "browse", "Browse", key_display="F2", id="data-browse", tooltip="Look for a file or a folder"),
@@ -135,7 +135,7 @@ class DataScreen(StepScreen):
                 draft.get("holdout"),
                 placeholder="0.05",
                 classes="half",
-                hint="Share of the documents that is never trained on, and measures the student.",
+                hint="Share of the documents that is held out: the student is evaluated on them, never trained.",
             )
             yield Static("Packing", classes="label")
             yield ChoiceLine(
@@ -143,7 +143,7 @@ class DataScreen(StepScreen):
                 _ON_OFF,
                 draft.get("packing") or "on",
                 classes="half",
-                hint="Several documents in a row, or one document a row, filled up with padding.",
+                hint="on: several documents in a row; off: one document in a row, padded to its length.",
             )
         yield Static(id="amounts", classes="facts", markup=False)
         yield Preview()
@@ -189,7 +189,7 @@ class DataScreen(StepScreen):
         data = asked[0]
         try:
             if data == PYTHON_DOCS:  # what is known of it at once, the preview in seconds
-                tell(Surveyed(asked, survey(data, previews=0), words="Its first documents are being read."))
+                tell(Surveyed(asked, survey(data, previews=0), words="Reading its first documents."))
             found = survey(
                 data,
                 **_how(asked),

@@ -48,7 +48,7 @@ class FinishScreen(FrameScreen):
 
     AUTO_FOCUS = "#next, #finish"
     GROUP = "Result"
-    HELP = "How the run ended. The same is in report.md and report.json in its folder."
+    HELP = "The result of the run. report.md and report.json in its folder have the same figures."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("R", "resume_run", "Resume", id="finish-resume", tooltip="Go on with the failed run"),
         Binding("left,h", "sample(-1)", "Sample", key_display="←→", id="sample-before", tooltip="The sample before"),
@@ -114,7 +114,7 @@ class FinishScreen(FrameScreen):
 
     def _first_sentence(self) -> Content:
         if self.failed:
-            what = self.view.failure.what if self.view.failure else "The run failed, and nobody wrote why."
+            what = self.view.failure.what if self.view.failure else "The run failed and gave no reason."
             return marked("wrong", what)
         sentence = result.first_sentence(self.report)
         if sentence is None and not self.report:
@@ -123,7 +123,7 @@ class FinishScreen(FrameScreen):
                 return marked("good", f"Everything that was asked for is done: the run goes until {asked}.")
             return marked("look", "The run is done, but its report.json is missing or cannot be read.")
         if sentence is None:
-            return marked("look", "The run is done, but its report.json is not of a kind that this version reads.")
+            return marked("look", "The run is done, but this version cannot read its report.json.")
         return marked("good" if result.is_success(self.report) else "look", sentence)
 
     def _why(self) -> Content:
@@ -132,7 +132,7 @@ class FinishScreen(FrameScreen):
         failure = self.view.failure
         lines = [failure.why, failure.todo] if failure else []
         lines += [
-            "What was done so far is kept: R tries again from there.",
+            "Completed work is kept: R tries again from there.",
             f"Everything that happened: {self.path / 'run.log'}",
         ]
         return Content("\n\n".join(line for line in lines if line))

@@ -28,9 +28,11 @@ from tinydistill_tui.model_facts import ModelFacts, look
 from tinydistill_tui.plan_facts import home_as_tilde
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
+from tinydistill_tui.suggestions import Suggestion, suggested, table
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 
 LOOK_AFTER_SECONDS = 0.3
+_ENTER_TAKES = "Enter uses the model as the teacher."
 _STUDENTS = [(FROM_TEACHER, "Cut from the teacher's layers"), ("own", "A model of its own")]
 
 
@@ -43,8 +45,8 @@ class ModelsScreen(StepScreen):
     AUTO_FOCUS = "#field-teacher"
     HELP = (
         "The teacher scores the text once; its answers are kept on disk. The student then learns from them. A "
-        "student that is cut from the teacher keeps some of its layers, and always has the same tokenizer. A model of "
-        "its own must have the teacher's tokenizer, for the records name token ids."
+        "student that is cut from the teacher keeps some of its layers and its tokenizer. Any other student must have "
+        "the teacher's tokenizer, because the records hold token ids."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -106,15 +108,20 @@ class ModelsScreen(StepScreen):
             )
         yield Static(id="student-facts", classes="facts", markup=False)
         yield Static(id="checks", markup=False)
-        yield Static("Teachers that are here", id="suggestions-title", classes="heading")
+        self._suggested = self._suggestions(cached)
+        title = "Suggestions for this machine, and models that are here" if self._suggested else "Models that are here"
+        yield Static(title, id="suggestions-title", classes="heading")
         options = [
             Option(f"{home_as_tilde(name)}{'   used lately' if name in recent else ''}", id=f"model-{number}")
             for number, name in enumerate(known)
         ]
+        pairs = [Option(pair.row(self._here), id=f"pair-{number}") for number, pair in enumerate(self._suggested)]
+        whole = sum(not pair.missing_bytes(self._here) for pair in self._suggested)
         self._teachers = [*known, str(DEMO_TEACHER)]
         options.append(Option("The small teacher that comes with the program", id=f"model-{len(known)}"))
+        options = [*pairs[:whole], *options, *pairs[whole:]]  # what is here first
         suggestions = OptionList(*options, id="suggestions", compact=True, markup=False)
-        suggestions.hint = "Enter takes the model as the teacher."  # type: ignore[attr-defined]
+        suggestions.hint = _ENTER_TAKES  # type: ignore[attr-defined]
         yield suggestions
 
     def on_mount(self) -> None:
@@ -193,10 +200,36 @@ class ModelsScreen(StepScreen):
             return None
         return facts.bad, SEE_ABOVE
 
+    def _suggestions(self, cached: list[str]) -> list[Suggestion]:
+        """The pairs for the device that was chosen on the first screen."""
+        machine = self.tiny.machine
+        self._here = frozenset(cached)
+        if machine is None:
+            return []
+        gpus = [gpu.free_bytes for gpu in machine.gpus if self.draft.get("device") in ("", gpu.device)]
+        memory = max(gpus, default=machine.available_bytes)
+        return suggested(table(), memory_bytes=memory, disk_bytes=machine.disk_free_bytes, here=self._here)
+
+    @on(OptionList.OptionHighlighted, "#suggestions")
+    def _say_what_for(self, event: OptionList.OptionHighlighted) -> None:
+        kind, _, number = str(event.option.id).partition("-")
+        suggestions = event.option_list
+        about = self._suggested[int(number)].about(self._here) if kind == "pair" else _ENTER_TAKES
+        suggestions.hint = about  # type: ignore[attr-defined]
+        if suggestions.has_focus:
+            self.say(about)
+
     @on(OptionList.OptionSelected, "#suggestions")
     def _take(self, event: OptionList.OptionSelected) -> None:
+        kind, _, number = str(event.option.id).partition("-")
         field = self.query_one("#field-teacher", TextField)
-        field.value = self._teachers[event.option_index]
+        if kind == "pair":
+            pair = self._suggested[int(number)]
+            field.value = pair.teacher
+            self.query_one("#field-student", TextField).value = pair.student
+            self.query_one("#choice-student", ChoiceLine).take("own")
+        else:
+            field.value = self._teachers[int(number)]
         field.focus()
 
     def action_look_again(self) -> None:

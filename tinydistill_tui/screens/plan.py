@@ -1,7 +1,7 @@
 """Step 4: every setting with its value, who chose it and why; what it takes; and the start.
 
-The planner is asked again after each key, in a thread; what is shown is always its answer. What the person set is never
-changed: Del gives it back to the planner, u takes the last change back.
+The planner is asked again after each key, in a thread; its answer is what is shown. It never changes the user's values:
+Del gives one back to the planner, u takes the last change back.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class PlanScreen(StepScreen):
     AUTO_FOCUS = "#settings"
     hint = SettingsTable.hint
     HELP = (
-        "What the run will take, and why each setting is as it is. Left and right take half or twice as much, Enter "
-        "lets you type; the planner answers at once, and says what it takes otherwise because of it. What you set is "
-        "marked and never changed; Del gives it back to the planner."
+        "The plan: predicted memory, disk and time, and a reason for each setting. Left and right halve or double a "
+        "value, Enter lets you type one. The planner answers at once and marks the values that it changed. It never "
+        "changes your own values; Del returns one to the planner."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "start", "Start", id="plan-start", tooltip="Start the run; refused while it does not fit"),
@@ -459,8 +459,8 @@ class PlanScreen(StepScreen):
             return
         planned = self.draft.plan
         if self.error is not None or planned is None or planned.misfit is not None:
-            reason = "it does not fit" if self.error is None else "a setting cannot be"
-            self.say(f"Not started: {reason}. What would do is said above.", "wrong")
+            reason = "it does not fit" if self.error is None else "a setting is invalid"
+            self.say(f"Not started: {reason}. The lines above say what fits.", "wrong")
             return
         self._starting = True
         self.draft.save()

@@ -37,7 +37,7 @@ class ProfilesScreen(FrameScreen):
 
     AUTO_FOCUS = "#profiles"
     hint = "Only what you set is saved; the planner decides the rest on each machine."
-    HELP = "A profile is a file with the settings that somebody set. Wizard and --profile begin with them."
+    HELP = "A profile is a file of settings that you saved. The wizard and --profile begin with them."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back", key_display="Esc", id="profiles-back", tooltip="Back to the start"),
         Binding("enter", "use", "Use", key_display="↵", id="profiles-use", tooltip="Begin with these settings"),
@@ -106,7 +106,7 @@ class ProfilesScreen(FrameScreen):
         words = self.query_one("#profile-words", Static)
         if self.chosen is None:
             words.border_title = "No profile"
-            words.update("None is saved yet: p on the plan saves what you set there.")
+            words.update("No profile is saved yet: p on the plan saves your settings as one.")
             return
         values = self._values[self.chosen]
         words.border_title = Content(f"{self.chosen} sets")
@@ -130,7 +130,7 @@ class ProfilesScreen(FrameScreen):
         if values is None:
             return
         if isinstance(values, TinyDistillError):
-            self.say("This one cannot be used; what is wrong is said above.", "wrong")
+            self.say("This profile cannot be used; the reason is above.", "wrong")
             return
         assert self.chosen is not None
         profiles.used(self.chosen, self.tiny.clock())
@@ -195,7 +195,7 @@ class ProfilesScreen(FrameScreen):
         answer = await self.app.push_screen_wait(
             ConfirmScreen(
                 f"Delete {name}?",
-                "Only the saved settings are gone; no run and no model is touched.",
+                "Only the saved settings are deleted. Runs and models stay.",
                 [Answer("keep", "Keep", "k"), Answer("delete", "Delete", "d", costs=True)],
             )
         )

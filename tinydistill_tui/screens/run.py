@@ -57,8 +57,8 @@ class RunScreen(FrameScreen):
     HELP = (
         "A run: its phases, its memory against the budget and the plan's prediction, its loss, its log. "
         "The run is a process of its own: closing this window changes nothing about it. "
-        "The loss kd is the KL to the teacher as the records' drawn ids give it, ce is the label's; kd below 0 says "
-        "that the student begins to know the draws by heart: then more text is worth more than more epochs."
+        "kd is the distance from the teacher (0: equal), ce the loss on the text itself. kd below 0: the student "
+        "memorises the sampled ids; then add text, not epochs."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -371,7 +371,7 @@ class RunScreen(FrameScreen):
     def action_match(self, step: int) -> None:
         """Go to another match in the log."""
         if not self.query_one(LogPane).go_to_match(step):
-            self.say("Nothing to go to: / looks for words in the log.", "look")
+            self.say("There is no match to go to: / searches the log.", "look")
 
     def action_copy(self) -> None:
         """Copy the selected text, or else the shown log."""

@@ -49,7 +49,7 @@ class RunsScreen(FrameScreen):
 
     AUTO_FOCUS = "#runs"
     HELP = "Every run in the runs' folder, and those that were opened from elsewhere; as they are now."
-    hint = "Enter opens a run. Lost: nobody works on it any more, R goes on with it."
+    hint = 'Enter opens a run. "Lost": its process is gone; R resumes it.'
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "R", "resume_run", "Resume", id="runs-resume", tooltip="Go on with a run that was stopped, failed or lost"
@@ -193,7 +193,7 @@ class RunsScreen(FrameScreen):
         pane, words = self.query_one("#run-details"), self.query_one("#run-words", Static)
         if chosen is None:
             pane.border_title = Content("No run")
-            nothing = "no run matches" if self._words else "There are no runs yet: N begins one."
+            nothing = "No run matches." if self._words else "There are no runs yet: N begins one."
             words.update(nothing if self._read else "looking…")
             return
         pane.border_title = Content(chosen.name)

@@ -95,6 +95,12 @@ class ChoiceLine(Widget, can_focus=True):
         """Return the subject of the choice."""
         return self._hint or (SETTINGS[self.setting].help + "." if self.setting in SETTINGS else "")
 
+    def take(self, value: str) -> None:
+        """Choose a value, as the user would."""
+        if value != self.value:
+            self.value = value
+            self.post_message(self.Changed(self, value))
+
     def offer(self, setting: str, choices: Sequence[tuple[str, str]], value: str) -> None:
         """Show the choices of another setting."""
         self.setting, self._choices = setting, list(choices)

@@ -100,7 +100,7 @@ def _running_parts(phase: PhaseView, view: RunView, width: int, state: RunState)
 
 
 def _stage(view: RunView) -> str:
-    """What the phase does, in its own words."""
+    """Return the phase's own words for its work."""
     return view.stage[:1].lower() + view.stage[1:] if view.stage else "under way"
 
 

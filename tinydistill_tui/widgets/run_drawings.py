@@ -122,7 +122,7 @@ def metric_drawing(
         write=metric.write,
         from_zero=metric.from_zero,
         log=log,
-        empty="comes when the student trains" if not view.finished else "none was written",
+        empty="comes when the student trains" if not view.finished else "no training step yet",
     )
 
 

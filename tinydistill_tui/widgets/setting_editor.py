@@ -32,7 +32,7 @@ _KEYS = "↵ keeps it · Esc takes it back"
 class SettingsTable(DataTable[Content]):
     """The table: Enter on a row changes it, the arrows to the sides take the next value."""
 
-    hint = "Predictions come from the models' headers; nothing is loaded before the start."
+    hint = "These are estimates. No model is loaded until you press s."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "select_cursor", "Edit", key_display="↵", id="plan-edit", tooltip="Change the setting"),
         Binding("left", "screen.step(-1)", "Less", show=False, id="plan-less", tooltip="Half, or the choice before"),
