@@ -45,7 +45,7 @@ def test_folder_that_cannot_be_written_is_a_note(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     draft = Draft({"samples": "3"})
     draft.save()
-    assert "could not be kept" in draft.note
+    assert "could not be saved" in draft.note
 
 
 def test_bad_answers_are_kept_and_left_out_of_the_config():

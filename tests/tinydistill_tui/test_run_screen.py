@@ -180,7 +180,7 @@ async def test_pause_says_pausing_until_the_engine_says_paused(runs_folder):
                 ],
             )
             await until(pilot, lambda: "■ paused" in lines_of(app)[0], "the engine said so")
-            assert "Space goes on" in text_of(app)
+            assert "Space continues" in text_of(app)
             await pilot.press("space")
             assert commands_of(path) == ["pause", "resume"]
             append(path, [{"time": NOW, "kind": "control", "state": "running"}])
