@@ -64,12 +64,8 @@ def next_step(phase: str, settings: RunConfig, head: HeadBlocks | None = None) -
         return shorter
     if phase == "student":
         accumulation = settings.gradient_accumulation or 1
-        is_lean = (
-            not settings.lora_rank
-            and settings.optimizer == "adamw-8bit"
-            and accumulation == 1
-            and settings.precision != "fp16"
-        )
+        alone = accumulation == 1 and settings.processes == 1 and not settings.lora_rank
+        is_lean = settings.optimizer == "adamw-8bit" and alone and settings.precision != "fp16"
         fewer_rows = _fewer_rows(settings.student_batch or 1, accumulation)
         if fewer_rows is not None and not is_lean:
             return fewer_rows

@@ -275,7 +275,25 @@ class RunConfig(BaseModel):
         may_change=True,
     )
     device: Text | None = setting(None, f"{NAMES}; the GPU with most free memory when not set", group="memory")
-    threads: int | None = setting(None, "CPU threads", group="memory", unit="threads", may_change=True, ge=1, le=1024)
+    threads: int | None = setting(
+        None,
+        "CPU threads, those of all processes together",
+        group="memory",
+        unit="threads",
+        may_change=True,
+        ge=1,
+        le=1024,
+    )
+    processes: int = setting(
+        1,
+        "Processes that work side by side: each scores a share of the rows, and a share of each training step; each "
+        "needs its own memory",
+        group="memory",
+        unit="processes",
+        may_change=True,
+        ge=1,
+        le=1024,
+    )
 
     # run
     output_dir: Folder | None = setting(None, "Folder of the run", group="run")
@@ -401,6 +419,9 @@ class RunConfig(BaseModel):
                     problems.append(
                         Problem(name, getattr(self, name), "the demo has its own; leave out one of the two")
                     )
+        if self.processes > 1 and self.lora_rank and self.until is None:
+            accepted = "trains all weights of a student; leave out one of this and --lora_rank, or add --until teacher"
+            problems.append(Problem("processes", self.processes, accepted))
         if self.device is not None and not is_name(self.device):
             problems.append(Problem("device", self.device, NAMES))
         if self.precision == "fp16" and self.device == "cpu":

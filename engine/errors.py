@@ -16,6 +16,7 @@
     │   ├── CorruptState          a file of the run is damaged and cannot be made again
     │   │   └── TokensDamaged         tokens.h5; it is made again from the text
     │   ├── PhaseDied             a phase's process was killed, or ended without an error message
+    │   ├── RankLost              another rank of a training is gone, or does not answer
     │   ├── OutOfMemory           memory ran out where nothing smaller is left to try
     │   ├── RecordsMissing        records that are damaged or not there yet; they are made again
     │   └── BadNumbers            NaN or infinity that did not go away
@@ -33,6 +34,7 @@ from typing import ClassVar
 EXIT_OUT_OF_MEMORY = 75  # between a phase and its supervisor only: memory ran out, try with less
 EXIT_TOKENS_DAMAGED = 77  # likewise: tokens.h5 is not what was written, make it again
 EXIT_OVERFLOWED = 78  # likewise: the planner's fp16 is too narrow for the teacher, try fp32
+EXIT_RANK_LOST = 79  # likewise: another rank of the training is gone or does not answer
 EXIT_RECORDS_MISSING = 76  # likewise: records that the journal promised are not whole, score them again
 
 _LONGEST_SHOWN = 200  # characters of a value in a message
@@ -167,6 +169,10 @@ class TokensDamaged(CorruptState):
 
 class PhaseDied(RunFailed):
     """A phase's process was killed, or ended without an error message."""
+
+
+class RankLost(RunFailed):
+    """Another rank of a training is gone, or does not answer; each checkpoint is kept."""
 
 
 class OutOfMemory(RunFailed):

@@ -21,6 +21,8 @@ from engine.data.left_out import ASKS_FOR_LOSSES
 from engine.data.survey import Survey
 from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyDistillError
 from engine.events import Event, read_events
+from engine.format import format_bytes
+from engine.hardware import usable_cores
 from engine.inputs import moved
 from engine.last_word import LastWord
 from engine.models.hub import fetch_model
@@ -29,6 +31,7 @@ from engine.planner import Plan, plan
 from engine.planner.measure import machine_rates
 from engine.planner.models import FROM_TEACHER
 from engine.planner.text import look
+from engine.ranks import threads_each
 from engine.request import check_request, with_absolute_paths
 from engine.run import Run
 
@@ -78,7 +81,8 @@ def checked_plan(config: RunConfig, *, strict: bool = True) -> Plan:
     """
     settings = plan(config, strict=False).settings
     check_request(settings)
-    rates = machine_rates(measure=True, device=settings.device or "cpu", threads=settings.threads)
+    threads = threads_each(settings.threads or usable_cores(), settings.processes)
+    rates = machine_rates(measure=True, device=settings.device or "cpu", threads=threads)
     return plan(config, machine=rates, strict=strict)
 
 
@@ -127,6 +131,7 @@ def resume_run(config: RunConfig) -> Run:
             given[other] = None
     # A running run already uses its settings; in a folder that is not writable, no run can be active.
     _refuse_fewer_steps(run, given)
+    _refuse_too_many_processes(run, given)
     with run.lock() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
         run.info = Run.open(run.path).info
         found = moved(run, given)
@@ -135,6 +140,8 @@ def resume_run(config: RunConfig) -> Run:
         run.change({**given, "until": config.until})
         if more_training:
             run.reopen_phase("student")
+        if "share" in (run.result("teacher") or {}):  # other ranks may have scored their shares meanwhile
+            run.reopen_phase("teacher")
     return run
 
 
@@ -159,6 +166,27 @@ def _refuse_fewer_steps(run: Run, given: dict[str, Any]) -> None:
                 [Problem(name, value, f"{done:,} steps are done already{which}; give no fewer")],
                 "To have a student of fewer steps, start a new run; with --cache_dir it takes the teacher's records.",
             )
+
+
+def _refuse_too_many_processes(run: Run, given: dict[str, Any]) -> None:
+    """More processes than the run was planned with need more memory: it must be in the budget.
+
+    Raises:
+        SettingsError: with what they need and what there is.
+    """
+    settings = {**run.info["settings"], **given}
+    count, planned = settings.get("processes") or 1, run.info["settings"].get("processes") or 1
+    budget = settings.get("memory_budget")
+    peaks = [phase["peak_bytes"] for phase in run.info["predicted"].values() if isinstance(phase, dict)]
+    if count <= planned or budget is None or not peaks:
+        return
+    needed = max(peaks) // planned * count
+    if needed > budget:
+        each = f"each needs some {format_bytes(needed // count)}, and the run's memory budget is {format_bytes(budget)}"
+        raise SettingsError(
+            [Problem("processes", count, each)],
+            f"Use at most {max(1, budget // (needed // count))}, or add --memory_budget {needed // 10**6 + 1}MB.",
+        )
 
 
 def is_finished(run: Run) -> bool:

@@ -19,15 +19,18 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from engine import last_word, preloaded
 from engine.disk.files import NO_ROOM, no_room
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_OVERFLOWED,
+    EXIT_RANK_LOST,
     EXIT_RECORDS_MISSING,
     EXIT_TOKENS_DAMAGED,
     BadNumbers,
+    RankLost,
     RecordsMissing,
     RequestError,
     Stopped,
@@ -37,6 +40,7 @@ from engine.errors import (
 from engine.events import EventWriter
 from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
+from engine.ranks import Rank
 from engine.run import Run
 from engine.supervisor import PHASES, resume_command, unwritable
 
@@ -58,7 +62,9 @@ def main(words: list[str] | None = None) -> int:
     _offer_itself()
     try:
         run = Run.open(Path(folder))
-        events = EventWriter(run.events_path, phase=name, log_path=run.log_path)
+        rank = Rank.of_phase(os.environ)
+        writer = _OfRank if rank.number else EventWriter
+        events = writer(run.events_path, phase=name, log_path=run.log_path)
     except (TinyDistillError, OSError) as error:
         said = error if isinstance(error, TinyDistillError) else unwritable(Path(folder), error)
         last_word.say({"what": said.what, "why": said.why, "todo": said.todo})
@@ -77,6 +83,18 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
+class _OfRank(EventWriter):
+    """Events of another rank than 0: what is the same on each of them is written by rank 0 alone."""
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Write the event with the rank's number, or leave it out."""
+        if kind in ("metric", "evaluation", "checkpoint", "control") or (kind, fields.get("level")) == ("log", "info"):
+            return
+        if kind == "progress" and self.phase == "student":
+            return
+        super().write(kind, **fields, rank=Rank.of_phase(os.environ).number)
+
+
 def _say(error: Exception, name: str, run: Run, events: EventWriter) -> int:
     """Write down what ended the phase; returns what the supervisor expects."""
     if is_out_of_memory(error):  # first: a file that could not be read for lack of memory is not damaged
@@ -86,6 +104,9 @@ def _say(error: Exception, name: str, run: Run, events: EventWriter) -> int:
     if isinstance(error, TokensDamaged):
         events.log("warning", error.paragraph(), "tokens-damaged")
         return EXIT_TOKENS_DAMAGED
+    if isinstance(error, RankLost):
+        events.log("warning", error.paragraph(), "rank-lost")
+        return EXIT_RANK_LOST
     if isinstance(error, RecordsMissing):
         events.log("warning", error.paragraph(), "records-missing")
         return EXIT_RECORDS_MISSING

@@ -2,17 +2,22 @@
 
 The supervisor sends signals (SIGTERM stop, SIGUSR1 pause, SIGUSR2 go on); the phase looks at :class:`PhaseControl`
 between two steps, where everything it knows is on disk or can be written there. Nothing is interrupted in the middle.
+
+The ranks of a training hear their signals at different moments; they agree before they act (:meth:`agreeing`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from engine.errors import Stopped
+
+_STOP, _PAUSE = 1, 2
 
 
 class PhaseControl:
@@ -28,6 +33,8 @@ class PhaseControl:
         self._on_pause = on_pause
         self._stop = False
         self._paused = False
+        self._ask: Callable[[int], int] | None = None
+        self._agreed: int | None = None
         self.paused_seconds = 0.0
 
     @classmethod
@@ -46,10 +53,25 @@ class PhaseControl:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the supervisor's to answer
         return control
 
+    @contextlib.contextmanager
+    def agreeing(self, ask: Callable[[int], int]) -> Iterator[None]:
+        """Within this, do what any rank was asked to; every rank has to look at the same places.
+
+        Args:
+            ask: given this rank's requests, returns those of all ranks, as bits.
+        """
+        self._ask = ask
+        try:
+            yield
+        finally:
+            self._ask = self._agreed = None
+
     @property
     def stopping(self) -> bool:
         """Whether the phase has to end at its next safe point; it may write a checkpoint first."""
-        return self._has_to_stop()
+        if self._ask is not None and self._agreed is None:
+            self._agreed = self._requests()  # the safe point that follows acts on the same answer
+        return bool((self._requests() if self._agreed is None else self._agreed) & _STOP)
 
     def safe_point(self) -> None:
         """Wait while paused, then go on.
@@ -57,15 +79,22 @@ class PhaseControl:
         Raises:
             Stopped: the person asked to stop, or the supervisor is gone.
         """
-        if self._paused and not self._has_to_stop():
+        requests = self._requests() if self._agreed is None else self._agreed
+        self._agreed = None
+        if requests == _PAUSE:
             began = time.monotonic()
             self._on_pause(True)
-            while self._paused and not self._has_to_stop():
+            while requests == _PAUSE:
                 time.sleep(0.05)
+                requests = self._requests()
             self.paused_seconds += time.monotonic() - began
             self._on_pause(False)
-        if self._has_to_stop():
+        if requests & _STOP:
             raise Stopped("The phase stopped as requested.", "", "Resume the run to go on.")
+
+    def _requests(self) -> int:
+        own = _STOP * self._has_to_stop() | _PAUSE * self._paused
+        return own if self._ask is None else self._ask(own)
 
     def _has_to_stop(self) -> bool:
         orphaned = self._parent is not None and os.getppid() != self._parent

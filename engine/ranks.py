@@ -1,15 +1,28 @@
 """Ranks: the processes that do one phase together, and how a process learns which one it is.
 
 The names are torch's: each process has a rank from 0, and the world is how many there are. The supervisor tells its
-phases by the variables that torch.distributed reads.
+phases by the variables that torch.distributed reads. A run that was started by hand on one of several machines, or as
+a task of a Slurm array, scores a share of its own, by the variables that Slurm or the person has set.
 
 This file knows nothing of torch.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from engine.config import RunConfig
+from engine.errors import RequestError
+
+MEETING = "TINYDISTILL_MEETING"
+"""Where the ranks of a training meet: an ``init_method`` of torch.distributed."""
+
+_OF_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a phase gets them from its supervisor alone
+_BY_HAND = (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS"))
+_LAUNCHER = "TORCHELASTIC_RUN_ID"
+_FIRST_OF_ARRAY = "SLURM_ARRAY_TASK_MIN"
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,11 @@ class Rank:
         """Whether a numbered piece of work is this rank's: they are dealt out in turn."""
         return item % self.world == self.number
 
+    @property
+    def result(self) -> str:
+        """The name of its result in the run's folder."""
+        return f"teacher-rank-{self.number:05d}"
+
     @classmethod
     def of_phase(cls, environment: Mapping[str, str]) -> Rank:
         """The rank that the supervisor gave to a phase."""
@@ -35,3 +53,94 @@ class Rank:
 
 
 ALONE = Rank()
+
+
+def all_ranks(world: int) -> list[Rank]:
+    """Every rank of a world."""
+    return [Rank(number, world) for number in range(world)]
+
+
+def environment_of(
+    rank: Rank, environment: Mapping[str, str], *, local_world: int, meeting: str | None = None
+) -> dict[str, str]:
+    """The environment of a phase's process: what an outer launcher has set of ranks goes, and this is set instead.
+
+    Args:
+        rank: the process's.
+        environment: to be changed.
+        local_world: processes of this phase on this machine.
+        meeting: see :data:`MEETING`.
+    """
+    # The store of torchrun's own processes would be taken for that of the phases.
+    found = {
+        name: value
+        for name, value in environment.items()
+        if name not in (*_OF_TORCH, MEETING) and not name.startswith("TORCHELASTIC_")
+    }
+    if rank.world == 1:
+        return found
+    values = (rank.number, rank.world, rank.number % local_world, local_world)
+    found |= {name: str(value) for name, value in zip(_OF_TORCH, values, strict=True)}
+    if meeting is None:
+        return found
+    if meeting.startswith(("file:", "tcp://localhost:", "tcp://127.0.0.1:")) and sys.platform.startswith("linux"):
+        found.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine: no name of it has to be resolved
+    return found | {MEETING: meeting}
+
+
+def threads_each(threads: int, processes: int) -> int:
+    """CPU threads of each of the processes that share some."""
+    return max(1, threads // max(1, processes))
+
+
+def share_by_hand(settings: RunConfig, environment: Mapping[str, str]) -> tuple[Rank, str] | None:
+    """The share of the rows that a run scores, and the variable that says so; None where it scores them all.
+
+    Only runs that end after scoring and keep their records in a shared folder take a share: the tasks of a Slurm array
+    may as well be runs of their own.
+
+    Raises:
+        RequestError: the variables contradict each other, or the run is no rank of others and was started as one.
+    """
+    if _LAUNCHER in environment:  # its ranks do one run together: engine.launched
+        return None
+    for own, all_of_them in _BY_HAND:
+        if own not in environment or all_of_them not in environment:
+            continue
+        rank = _read(own, all_of_them, environment)
+        if rank.world == 1:
+            continue
+        if settings.until == "teacher" and settings.cache_dir is not None:
+            if settings.processes > 1:
+                raise RequestError(
+                    f"--processes {settings.processes}: this run scores a share already, as {own} says.",
+                    "One process scores a share.",
+                    f"Leave out --processes and start more shares, or unset {own}.",
+                )
+            return rank, own
+        if own == "RANK":
+            raise RequestError(
+                f"{own}={environment[own]} and {all_of_them}={environment[all_of_them]} ask for a share of a run.",
+                "A process that is started by hand as one of several can share the scoring, in a common folder of "
+                "records.",
+                "Add --until teacher --cache_dir FOLDER, or unset both variables; --processes N starts the ranks of a "
+                "run on this machine.",
+            )
+    return None
+
+
+def _read(own: str, all_of_them: str, environment: Mapping[str, str]) -> Rank:
+    first = environment.get(_FIRST_OF_ARRAY, "0") if own == "SLURM_ARRAY_TASK_ID" else "0"
+    try:
+        rank = Rank(int(environment[own]) - int(first), int(environment[all_of_them]))
+    except ValueError:
+        rank = Rank(-1, 0)
+    if not 0 <= rank.number < rank.world:
+        raise RequestError(
+            f"{own}={environment[own]} and {all_of_them}={environment[all_of_them]} do not name a rank.",
+            "Ranks are counted from 0 and are below the number of all."
+            if own != "SLURM_ARRAY_TASK_ID"
+            else "The tasks of an array that share the scoring are numbered without gaps, such as --array=0-7.",
+            "Set both variables, or neither.",
+        )
+    return rank

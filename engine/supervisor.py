@@ -18,27 +18,31 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from engine import backoff, hardware, last_word, preloaded, report, safe_child
+from engine import backoff, hardware, last_word, preloaded, ranks, report, safe_child
 from engine.allocator import allocator_environment
 from engine.config import RunConfig
+from engine.crew import Crew
 from engine.disk import file_lock
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_OVERFLOWED,
+    EXIT_RANK_LOST,
     EXIT_RECORDS_MISSING,
     EXIT_TOKENS_DAMAGED,
     CorruptState,
     FolderError,
     OutOfMemory,
     PhaseDied,
+    RankLost,
     RunFailed,
     Stopped,
     TinyDistillError,
@@ -46,11 +50,13 @@ from engine.errors import (
 from engine.events import EventWriter, Tail
 from engine.format import format_bytes
 from engine.last_word import VARIABLE, LastWord
+from engine.launched import Elsewhere, Launch
 from engine.machine import system
 from engine.machine.gpu_check import gpu_of, visible
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
-from engine.preloaded import Child, Preloaded, Started
+from engine.preloaded import Child, Preloaded, Started, Usage
+from engine.ranks import ALONE, Rank
 from engine.run import Run
 from engine.runs import announced
 from engine.version import __version__
@@ -142,7 +148,9 @@ class Supervisor:
     _events: EventWriter = field(init=False)
     _control: Tail = field(init=False)
     _lock: int = field(init=False, default=-1)
-    _child: Child | None = field(init=False, default=None)
+    _child: Child | Crew | None = field(init=False, default=None)
+    _launch: Launch | None = field(init=False, default=None)
+    _silent: list[int] = field(init=False, default_factory=list)
     _preloaded: Preloaded | None = field(init=False, default=None)
     _last_words: str = field(init=False, default="")
     _stopping: bool = field(init=False, default=False)
@@ -154,6 +162,7 @@ class Supervisor:
         Raises:
             FolderError: another supervisor holds the run.
         """
+        self._launch = Launch.of(os.environ)
         with self.run.lock() as self._lock, announced(self.run.path):
             resumed = self.run.events_path.exists() and self.run.events_path.stat().st_size > 0
             self._events = EventWriter(self.run.events_path, log_path=self.run.log_path)
@@ -243,6 +252,8 @@ class Supervisor:
                 )
             elif code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
                 self._back_off(phase, killed=code < 0)
+            elif code == EXIT_RANK_LOST:
+                raise _rank_lost(self.run, phase, self._silent)
             elif code == EXIT_OVERFLOWED and self.run.settings.precision == "fp16":
                 self._use_fp32()
             elif code in (2, 3, 4):
@@ -309,19 +320,14 @@ class Supervisor:
         self.run.sweep()  # no phase runs, so partial files belong to a killed one
         self._events.write("phase_started", phase=phase)
         began = time.monotonic()
+        code, peak_bytes, usage = 0, 0, Usage()
         with self.run.log_path.open("ab") as log:
             said_from = log.seek(0, os.SEEK_END)
-            self._child = self._preloaded_phase(phase) or Started(self._new_process(phase, log))
-        if self._paused:
-            self._child.send_signal(signal.SIGUSR1)
-        try:
-            peak_bytes = self._watch(phase, self._child)
-        finally:
-            if self._child.poll() is None:
-                self._child.kill()
-            code = self._child.wait()
-            usage = self._child.usage
-            self._child = None
+            for crew in self._crews(phase):
+                code, most_bytes, spent = self._run_crew(phase, crew, log)
+                peak_bytes, usage = max(peak_bytes, most_bytes), usage + spent
+                if code != 0:
+                    break
         self._last_words = _end_of(self.run.log_path, said_from)
         if code == 0:
             self._events.write(
@@ -335,7 +341,85 @@ class Supervisor:
             )
         return code
 
-    def _new_process(self, phase: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _crews(self, phase: str) -> Iterator[list[Rank]]:
+        """The processes of a phase, those that work at the same time together."""
+        share = ranks.share_by_hand(self.run.settings, os.environ) if phase == "teacher" else None
+        world = self.run.settings.processes
+        if share is not None:
+            rank, told_by = share
+            said = f"This run scores share {rank.number + 1} of {rank.world}, as {told_by} says."
+            self._events.log("info", said, "share")
+            yield [rank]
+            self._finish_share(rank)
+            return
+        if phase == "teacher" and world > 1:
+            for rank in ranks.all_ranks(world):
+                self.run.reopen_phase(rank.result)
+            yield ranks.all_ranks(world)
+        # One process judges what several have scored; the ranks of a training end with rank 0's result.
+        yield ranks.all_ranks(world) if phase == "student" and world > 1 else [ALONE]
+
+    def _finish_share(self, rank: Rank) -> None:
+        """Enter the result of a share; ``--resume`` scores what is missing then."""
+        scored = self.run.result(rank.result) or {}
+        self.run.finish_phase("teacher", {**scored, "share": {"rank": rank.number, "world": rank.world}})
+
+    def _run_crew(self, phase: str, crew: list[Rank], log: IO[bytes]) -> tuple[int, int, Usage]:
+        """Run the processes of a phase to their end; return the exit code, the peak of their memory, their usage."""
+        with self._meeting_place() if phase == "student" and len(crew) > 1 else contextlib.nullcontext() as meeting:
+            child: Child | Crew
+            if crew == [ALONE]:
+                child = self._preloaded_phase(phase) or Started(self._new_process(phase, log, ALONE))
+            else:
+                child = self._new_crew(phase, crew, log, meeting)
+            self._child = child
+            if self._paused:
+                child.send_signal(signal.SIGUSR1)
+            try:
+                peak_bytes = self._watch(phase, child)
+            finally:
+                if child.poll() is None:
+                    child.kill()
+                code = child.wait()
+                self._silent = child.silent if isinstance(child, Crew) else []
+                self._child = None
+        return code, peak_bytes, child.usage
+
+    def _new_crew(self, phase: str, crew: list[Rank], log: IO[bytes], meeting: str | None) -> Crew:
+        killed_for_memory = hardware.killed_for_memory()
+        restarts = 0
+
+        def start(rank: Rank) -> Child:
+            launch = self._launch
+            if launch is not None and rank.number and rank.world == launch.rank.world:
+                return Elsewhere(self.run.path, launch, rank, phase, meeting)
+            return Started(self._new_process(phase, log, rank, meeting))
+
+        def again(rank: Rank, code: int) -> bool:
+            """Whether a killed scorer is started again: it has lost a wave, and the others do not need it."""
+            nonlocal restarts
+            was_killed = code == -signal.SIGKILL and _not_for_memory(killed_for_memory)
+            if phase != "teacher" or not was_killed or self._stopping or restarts >= _MOST_KILLS:
+                return False
+            restarts += 1
+            said = f"Rank {rank.number} of the teacher phase was killed, but not by the OOM killer; it restarts."
+            self._events.log("warning", said, "rank-killed")
+            return True
+
+        return Crew(crew, start, waits_for_all=phase == "student", again=again)
+
+    @contextlib.contextmanager
+    def _meeting_place(self) -> Iterator[str]:
+        """Where the ranks meet, new for each start: by a file on this machine, or at a port of rank 0's machine."""
+        if self._launch is not None:
+            yield self._launch.meeting()
+            return
+        with tempfile.TemporaryDirectory(prefix="tinydistill-ranks-", ignore_cleanup_errors=True) as folder:
+            yield f"file://{folder}/store"
+
+    def _new_process(
+        self, phase: str, log: IO[bytes], rank: Rank, meeting: str | None = None
+    ) -> subprocess.Popen[bytes]:
         with preloaded.signals_held_back():
             return subprocess.Popen(
                 safe_child.command("engine.phase", phase, str(self.run.path), str(os.getpid())),
@@ -343,7 +427,9 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=phase_environment(self.run),
+                env=environment_for(
+                    self.run.settings, rank, meeting, local_world=self._launch.local_world if self._launch else None
+                ),
             )
 
     def _inherited(self) -> tuple[int, ...]:
@@ -354,6 +440,8 @@ class Supervisor:
         """Start the process that phases are made from, where there is room for it and several are to be done."""
         to_do = [phase for phase in self._phases_asked() if self.run.result(phase) is None]
         is_tight = bool(self.run.info.get("backed_off"))
+        if self.run.settings.processes > 1 or ranks.share_by_hand(self.run.settings, os.environ) is not None:
+            return  # it makes one phase after the other, and none beside another
         if is_tight or not preloaded.is_worth_it(self.run.settings, self.run.info["predicted"], to_do):
             return
         with self.run.log_path.open("ab") as log:
@@ -378,8 +466,11 @@ class Supervisor:
             self._preloaded.end()
             self._preloaded = None
 
-    def _watch(self, phase: str, child: Child) -> int:
-        """Sample memory and obey control until the child ends; returns the peak of its anonymous memory."""
+    def _watch(self, phase: str, child: Child | Crew) -> int:
+        """Sample memory and obey control until the child ends; returns the peak of its anonymous memory.
+
+        The memory of several ranks is their sum.
+        """
         settings = self.run.settings
         on_cpu = (settings.device or "cpu") == "cpu"
         budget = settings.memory_budget if on_cpu else settings.ram_budget  # of main memory, which is looked at here
@@ -387,7 +478,10 @@ class Supervisor:
         is_over = False
         next_event = 0.0
         while True:
-            used = 0 if child.pid is None else hardware.memory_of_tree(child.pid)
+            pids = _pids(child)
+            each = {rank: hardware.memory_of_tree(pid) for rank, pid in pids.items()}
+            each |= child.elsewhere if isinstance(child, Crew) else {}
+            used = sum(each.values())
             peak_bytes = max(peak_bytes, used)
             if used > (budget or used) and not is_over:
                 is_over = True
@@ -401,8 +495,13 @@ class Supervisor:
                     bytes=used,
                     peak_bytes=peak_bytes,
                     budget_bytes=settings.memory_budget,
-                    device_bytes=None if child.pid is None else hardware.device_bytes(child.pid),
+                    device_bytes=_device_bytes(pids),
                     system_available_bytes=hardware.available_bytes(),
+                    **(
+                        {"ranks": [{"rank": rank, "bytes": size} for rank, size in each.items()]}
+                        if len(each) > 1
+                        else {}
+                    ),
                 )
             if ended:
                 return peak_bytes
@@ -469,11 +568,22 @@ def phase_environment(run: Run) -> dict[str, str]:
     return environment_for(run.settings)
 
 
-def environment_for(settings: RunConfig) -> dict[str, str]:
-    """The environment of a phase with these settings; benchmarks ask here too, so that they measure what runs do."""
-    threads = str(settings.threads or hardware.usable_cores())
+def environment_for(
+    settings: RunConfig, rank: Rank = ALONE, meeting: str | None = None, *, local_world: int | None = None
+) -> dict[str, str]:
+    """The environment of a phase with these settings; benchmarks ask here too, so that they measure what runs do.
+
+    Args:
+        settings: the run's.
+        rank: of the process; the ranks on this machine share the threads.
+        meeting: where the ranks of a training meet.
+        local_world: processes of the phase on this machine; those of the run where not given, 1 for a share.
+    """
+    if local_world is None:
+        local_world = settings.processes if rank.world == settings.processes else 1
+    threads = str(ranks.threads_each(settings.threads or hardware.usable_cores(), local_world))
     return {
-        **safe_child.environment(),
+        **ranks.environment_of(rank, safe_child.environment(), local_world=local_world, meeting=meeting),
         **_gpu_environment(settings.device or "cpu"),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -500,6 +610,27 @@ def _gpu_environment(device: str) -> dict[str, str]:
         # Chunks and rows differ in length; segments that grow leave no holes that the next one does not fit into.
         found |= dict.fromkeys(_ALLOCATOR, "expandable_segments:True")
     return found
+
+
+def _pids(child: Child | Crew) -> dict[int, int]:
+    """The processes of a phase that run, by rank."""
+    if isinstance(child, Crew):
+        return child.pids
+    return {} if child.pid is None else {0: child.pid}
+
+
+def _device_bytes(pids: Mapping[int, int]) -> int | None:
+    held = [found for pid in pids.values() if (found := hardware.device_bytes(pid)) is not None]
+    return sum(held) if held else None
+
+
+def _rank_lost(run: Run, phase: str, silent: list[int]) -> RankLost:
+    which = f"Rank {', '.join(map(str, silent))} of" if silent else "A rank of"
+    return RankLost(
+        f"{which} the {phase} phase did not answer, and the other ranks have ended.",
+        "They wait for each other in every step, up to a limit.",
+        f"The checkpoints are kept; see that every machine is reachable, then: {resume_command(run)}",
+    )
 
 
 def unwritable(path: Path, error: OSError) -> FolderError:

@@ -23,9 +23,10 @@ from engine.cli import arguments, streams
 from engine.cli.progress import BarView, JsonView, LineView, View, follow, wants_lines
 from engine.config import RunConfig
 from engine.data.left_out import MostlyLeftOut
-from engine.errors import Stopped, TinyDistillError
+from engine.errors import Problem, RequestError, SettingsError, Stopped, TinyDistillError
 from engine.events import Event, Tail
 from engine.last_word import LastWord
+from engine.launched import Launch, tell_end
 from engine.machine import system
 from engine.run import Run
 
@@ -84,7 +85,40 @@ def _unexpected(error: Exception) -> str:
 
 def _main(words: Sequence[str]) -> int:
     typed, front_end = arguments.parse(words, program="tiny-distill", description=DESCRIPTION)
-    return run_headless(launch.config_from(typed), front_end)
+    config = launch.config_from(typed)
+    several = Launch.of(os.environ)
+    if several is None or config.dry_run:
+        return run_headless(config, front_end)
+    return _as_rank(several, config, front_end)
+
+
+def _as_rank(several: Launch, config: RunConfig, front_end: arguments.FrontEnd) -> int:
+    """Be one of the processes that a launcher has started: rank 0 does the run, the others help and end as it does."""
+    world = several.rank.world
+    if config.output_dir is None:
+        raise RequestError(
+            "--output_dir is not given.",
+            f"The {world} processes meet in the run's folder, which every machine has to see.",
+            "Add --output_dir FOLDER.",
+        )
+    if config.processes not in (1, world):
+        accepted = f"{world} processes were started; leave this out"
+        raise SettingsError([Problem("processes", config.processes, accepted)])
+    folder = Path(os.path.abspath(config.output_dir.expanduser()))
+    if several.rank.number:
+        from engine.agent import Agent
+
+        return Agent(folder, several).serve()
+    code = 4
+    try:
+        code = run_headless(config.with_values({"processes": world}), front_end)
+    except TinyDistillError as error:
+        code = error.exit_code
+        raise
+    finally:
+        if (folder / "run.json").exists():
+            tell_end(folder, several, code)
+    return code
 
 
 def run_headless(config: RunConfig, front_end: arguments.FrontEnd) -> int:

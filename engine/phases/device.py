@@ -13,6 +13,7 @@ from engine.machine import torch_device
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, sees_one
 from engine.planner.footprint import CUDA_CONTEXT, context_bytes_on
+from engine.ranks import threads_each
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,7 +30,8 @@ def prepare_torch(settings: RunConfig) -> tuple[torch.device, torch.dtype]:
         RequestError: the run wants a GPU that torch does not find.
     """
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        # The ranks on this machine share the threads.
+        torch.set_num_threads(threads_each(settings.threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     device = as_seen_here(settings.device or "cpu")
     kind = torch_device.kind_of(device)
     if not kind.is_host:

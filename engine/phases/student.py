@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,16 @@ from engine.config import SETTINGS, RunConfig
 from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
 from engine.disk.files import NO_ROOM, write_atomic
-from engine.errors import BadNumbers, DiskFull, ModelError, OutOfMemory, RunFailed, Stopped, TinyDistillError
+from engine.errors import (
+    BadNumbers,
+    DiskFull,
+    ModelError,
+    OutOfMemory,
+    RankLost,
+    RunFailed,
+    Stopped,
+    TinyDistillError,
+)
 from engine.events import EventWriter
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
@@ -36,6 +46,7 @@ from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import EVALUATION_ROWS, MOST_EVALUATIONS
+from engine.ranks import ALONE, Rank
 from engine.relief import Relief
 from engine.run import Run
 from engine.student.adapter import LowRankAdapter
@@ -55,6 +66,7 @@ from engine.student.order import Order
 from engine.student.schedule import Schedule
 from engine.student.step import LossScale
 from engine.student.train import Training
+from engine.student.world import World
 from engine.verdict import adapter_in_words, details, gap_of, headline
 from engine.version import __version__
 
@@ -69,14 +81,38 @@ if TYPE_CHECKING:
 def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
     """Train, write ``student/`` and enter the phase's result."""
     settings = run.settings
+    rank = Rank.of_phase(os.environ)
+    if rank == ALONE:
+        _run(run, settings, events, control, None)
+        return
+    try:
+        world = World.join(rank, os.environ)
+        _run(run, settings, events, control, world)
+        world.leave()
+    except RankLost:
+        control.safe_point()  # the other ranks were asked to stop too
+        raise
+
+
+def _run(run: Run, settings: RunConfig, events: EventWriter, control: PhaseControl, world: World | None) -> None:
     device, _ = prepare_torch(settings)
+    is_first = world is None or world.rank.number == 0
+    if world is not None and not is_first:
+        world.wait()  # rank 0 repairs a damaged one
     folder = student_folder(run, settings, events)
+    if world is not None and is_first:
+        world.wait()
     with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events) as store:
         source = Source(tokens, store)
         prompts = holdout_prompts(tokens)
         learner, learned = _learned(
-            run, settings, folder, source, tokens, prompts, run.checkpoints_path, events, control
+            run, settings, folder, source, tokens, prompts, run.checkpoints_path, events, control, world
         )
+        if not is_first:
+            del learner
+            if settings.compare == "labels":
+                _on_labels(run, settings, folder, source, tokens, 0, events, control, world)
+            return
         chance = chance_sums(source, Unigram.of(tokens), micro_batch=settings.student_batch or 1, eos_id=tokens.eos_id)
         with _training_is_kept():
             tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
@@ -91,6 +127,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
                 "skipped_steps": learned.skipped,
                 "best_step": learned.best_step,
                 "device_peak_bytes": device_peak_bytes(device),
+                "world": {"ranks": settings.processes, "hosts": 1},
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
                 result["adapter"] = _told_of_adapter(adapter, folder, settings)
@@ -98,7 +135,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
         if settings.compare == "labels":
             del learner, adapter  # two students are never in memory together
             return_memory()
-            labels = _on_labels(run, settings, folder, source, tokens, num_bytes, events, control)
+            labels = _on_labels(run, settings, folder, source, tokens, num_bytes, events, control, world)
             result["compare"] = {"labels": labels}
             write_atomic(run.student_path / "README.md", _card(run, settings, folder, result))
     events.write("evaluation", which="result", gap_closed=gap_of(result))
@@ -115,11 +152,14 @@ def _learned(
     checkpoints_path: Path,
     events: EventWriter,
     control: PhaseControl,
+    world: World | None,
 ) -> tuple[Learner, Learned]:
     """Train a student from its first weights in ``folder``; the returned one is the best."""
     device, dtype = prepare_torch(settings)
     torch.manual_seed(settings.seed)
     scratch = run.path / "scratch" if settings.cpu_offload and Device.of(str(device)).is_host else None
+    if world is not None and scratch is not None:
+        scratch = scratch / f"rank-{world.rank.number}"
     if settings.student_layer_by_layer:
         learner: Learner = _streamed(settings, folder, device, dtype, scratch, events)
     else:
@@ -131,6 +171,8 @@ def _learned(
             gradient_checkpointing=bool(settings.gradient_checkpointing),
             trainable=_adapter(settings, model, device, scratch) if settings.lora_rank else None,
         )
+    if world is not None:
+        torch.manual_seed(settings.seed + world.rank.number)  # other rows, other dropout
     if settings.packing and not learner.can_be_cut:
         events.log(
             "info",
@@ -140,7 +182,7 @@ def _learned(
         )
     where = Device.of(str(device))
     learned = learn(
-        _training(settings, learner, source, tokens, scratch=scratch, where=where),
+        replace(_training(settings, learner, source, tokens, scratch=scratch, where=where), world=world),
         Checkpoints(
             checkpoints_path,
             keep=settings.keep_checkpoints,
@@ -244,14 +286,17 @@ def _on_labels(
     num_bytes: int,
     events: EventWriter,
     control: PhaseControl,
+    world: World | None,
 ) -> dict[str, Any]:
     """Train the same student on labels only, with the same steps and tokens; return its metrics."""
     events.log("info", "The same student is trained on labels alone, to compare.", "compare")
-    beside = _Beside(run.events_path, phase="student", log_path=run.log_path)
+    is_first = world is None or world.rank.number == 0
+    beside = _Beside(run.events_path, phase="student", log_path=run.log_path) if is_first else events
     path = run.path / "checkpoints-labels"
     alone = settings.model_copy(update={"kd_weight": 0.0, "keep_checkpoints": 1})
-    _, learned = _learned(run, alone, folder, source, tokens, [], path, beside, control)
-    shutil.rmtree(path, ignore_errors=True)
+    _, learned = _learned(run, alone, folder, source, tokens, [], path, beside, control, world)
+    if is_first:
+        shutil.rmtree(path, ignore_errors=True)
     return _with_bits(learned.student_after, num_bytes)
 
 
@@ -366,7 +411,7 @@ def _training_is_kept() -> Iterator[None]:
     """Add to errors after the training that the training is kept and the run can be resumed."""
     try:
         yield
-    except (Stopped, OutOfMemory, DiskFull, BadNumbers, MemoryError):
+    except (Stopped, OutOfMemory, DiskFull, BadNumbers, RankLost, MemoryError):
         raise  # say it themselves, or are answered with less memory
     except Exception as error:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in NO_ROOM):
@@ -439,6 +484,7 @@ def _setting(settings: RunConfig, where: Device) -> StudentSetting:
         targets=targets_of(settings),
         quantization=settings.student_quantization,
         layer_by_layer=bool(settings.student_layer_by_layer),
+        ranks=settings.processes,
     )
 
 

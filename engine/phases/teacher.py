@@ -1,11 +1,16 @@
 """Phase 1 of a run: the teacher scores the rows whose records are not there yet.
 
 The teacher is loaded only if records are missing: a second student from the same teacher and text starts at once.
+
+Several ranks score waves of their own, each with its own teacher, and leave a result each. Rank 0 also cuts the student
+and keeps the samples. Then one process finds no row missing, judges the records and enters the phase's result.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +33,7 @@ from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import SPARED, TeacherSetting, context_bytes_on, reads_ahead, teacher_footprint
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
+from engine.ranks import ALONE, Rank
 from engine.relief import Relief
 from engine.run import Run
 from engine.verdict import doubts
@@ -69,6 +75,7 @@ def open_store(
     vocab_size: int,
     events: EventWriter,
     control: PhaseControl | None = None,
+    rank: Rank = ALONE,
 ) -> CacheStore:
     """The run's records: in its own folder, or below the shared one under the name of what they belong to.
 
@@ -80,6 +87,7 @@ def open_store(
         vocab_size: V_eff.
         events: receives reports of damage.
         control: of a phase that will write; it can be stopped while it waits for another run. None only reads.
+        rank: of the process; several ranks write at the same time.
     """
     identity = cache_identity(run, settings, vocab_size)
     path = run.cache_path
@@ -88,7 +96,8 @@ def open_store(
     wait = control.safe_point if control else None
     # A cache in the run's own folder is known to be the run's; a path in it would be wrong once the folder is moved.
     used_by = run.path if settings.cache_dir else None
-    store = CacheStore.open(path, identity, writable=control is not None, used_by=used_by, wait=wait)
+    number = None if rank == ALONE else rank.number
+    store = CacheStore.open(path, identity, writable=control is not None, used_by=used_by, wait=wait, rank=number)
     if store.without_locks:
         events.log("warning", no_locks(store.path), "no-locks")
     for problem in store.problems:
@@ -97,23 +106,49 @@ def open_store(
 
 
 def run_teacher(run: Run, events: EventWriter, control: PhaseControl) -> None:
-    """Score what is missing and enter the phase's result."""
+    """Score what is missing and enter the phase's result, or that of a rank."""
     settings = run.settings
-    with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events, control) as store:
-        hashes = {split: tokens.hashes(split) for split in SPLITS}
-        missing = sum(len(store.missing(rows, top1=split == "holdout")) for split, rows in hashes.items())
+    rank = Rank.of_phase(os.environ)
+    with (
+        TokenFile(run.tokens_path) as tokens,
+        open_store(run, settings, tokens.vocab_size, events, control, rank) as store,
+    ):
+        missing = sum(len(store.missing(tokens.hashes(s), top1=s == "holdout")) for s in SPLITS)
         figures: dict[str, Any] = {"tokens": 0, "tokens_per_second": None, "seconds": 0.0}
         if missing:
-            figures = _score(run, settings, tokens, store, events, control)
-        elif is_cut(run, settings):
+            figures = _score(run, settings, tokens, store, events, control, rank) or figures
+        if rank != ALONE:
+            run.finish_phase(rank.result, {**figures, "host": socket.gethostname()})
+            return
+        if not missing and is_cut(run, settings):
             events.log("info", "Every row has its records already; the teacher is not loaded.", "cache-hit")
-        else:
+        elif not missing:
             said = "Every row has its records already; the teacher is loaded to cut the student from it."
             events.log("info", said, "cache-hit")
             _only_cut(run, settings, tokens, events, control)
+        scored = _of_ranks(run, settings) if not missing else {**figures, "rows_scored": missing}
         _judge(tokens, store, events)
-        found = {**figures, "rows_scored": missing, "cache": cache_figures(store), "cut": run.result(CUT)}
-        run.finish_phase("teacher", found)
+        run.finish_phase("teacher", {**scored, "cache": cache_figures(store), "cut": run.result(CUT)})
+
+
+def _of_ranks(run: Run, settings: RunConfig) -> dict[str, Any]:
+    """The figures of what the ranks have scored, together; of nothing, where there were none."""
+    found = [run.result(Rank(number, settings.processes).result) for number in range(settings.processes)]
+    ranks = [result for result in found if result is not None] if settings.processes > 1 else []
+    tokens = sum(result["tokens"] for result in ranks)
+    seconds = max((result["seconds"] for result in ranks), default=0.0)
+    working = max((result.get("working_seconds", 0.0) for result in ranks), default=0.0)
+    figures = {
+        "tokens": tokens,
+        "tokens_per_second": tokens / max(working, 1e-9) if tokens else None,
+        "seconds": seconds,
+        "rows_scored": sum(result.get("rows_scored", 0) for result in ranks),
+    }
+    if tokens:
+        figures["working_seconds"] = working
+    if ranks:
+        figures["world"] = {"ranks": len(ranks), "hosts": len({result["host"] for result in ranks})}
+    return figures
 
 
 def _judge(tokens: TokenFile, store: CacheStore, events: EventWriter) -> None:
@@ -162,9 +197,11 @@ def _score(
     store: CacheStore,
     events: EventWriter,
     control: PhaseControl,
-) -> dict[str, Any]:
+    rank: Rank,
+) -> dict[str, Any] | None:
+    """Score the rank's rows; None if it has nothing to do, and the teacher is not loaded."""
     from engine.phases.device import device_peak_bytes, prepare_torch
-    from engine.teacher.score import score
+    from engine.teacher.score import has_work, score
 
     device, dtype = prepare_torch(settings)
     spec = teacher_spec(settings)
@@ -176,27 +213,32 @@ def _score(
             "Put that teacher's folder back, or start a new run.",
         )
     began = time.monotonic()
+    micro_batch = settings.teacher_batch or 1
+    where = Device.of(str(device))
+    most_tokens = wave_tokens(
+        spec.hidden_size,
+        micro_batch * tokens.sequence_length,
+        layer_by_layer=bool(settings.layer_by_layer),
+        device=where,
+    )
+    cuts = rank.number == 0 and not is_cut(run, settings)
+    if rank != ALONE and not cuts and not has_work(tokens, store, SPLITS, wave_tokens=most_tokens, rank=rank):
+        return None
     teacher = load_teacher(run, settings, device, dtype)
     if settings.layer_by_layer and teacher.note:
         events.log("info", teacher.note, "not-bit-equal")
-    micro_batch = settings.teacher_batch or 1
-    where = Device.of(str(device))
     try:
-        if not is_cut(run, settings):
+        if cuts:
             cut_student(run, settings, spec, lambda: teacher, tokens, events, control)
-        _keep_samples(run, teacher, tokens, settings.seed)
+        if rank.number == 0:
+            _keep_samples(run, teacher, tokens, settings.seed)
         result = score(
             teacher=teacher,
             tokens=tokens,
             store=store,
             splits=SPLITS,
             micro_batch=micro_batch,
-            wave_tokens=wave_tokens(
-                spec.hidden_size,
-                micro_batch * tokens.sequence_length,
-                layer_by_layer=bool(settings.layer_by_layer),
-                device=where,
-            ),
+            wave_tokens=most_tokens,
             chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
             record_size=settings.record_size,
             temperature=settings.temperature,
@@ -204,6 +246,7 @@ def _score(
             events=events,
             control=control,
             relief=Relief(teacher, events, also="the next waves are half as long"),
+            rank=rank,
         )
     finally:
         teacher.close()
@@ -212,6 +255,7 @@ def _score(
         "seconds": time.monotonic() - began - control.paused_seconds,
         "tokens_per_second": result.tokens / max(result.seconds, 1e-9),
         "working_seconds": result.seconds,
+        "rows_scored": result.rows,
         "device_peak_bytes": device_peak_bytes(device),
     }
 

@@ -18,6 +18,9 @@ from engine.planner.sizes import head_chunk_tokens, wave_tokens
 
 MIB = 2**20
 
+BUCKET_BYTES = 32 * MIB
+"""Gradients that ranks add up at a time."""
+
 # Python with torch, transformers' modelling code, numpy and h5py, before any weight. 80 MiB of it are what
 # transformers.modeling_utils imports (sympy, torch._dynamo, torch.distributed). Each layer's modules take some more.
 _INTERPRETER = 266 * MIB
@@ -88,6 +91,7 @@ class StudentSetting:
         quantization: of the frozen weights of a student with an adapter.
         layer_by_layer: a student with an adapter has its layers streamed.
         reads_ahead: a streamed layer is read while the one before computes; see :func:`student_reads_ahead`.
+        ranks: processes that share the rows of a step; ``batch`` and ``accumulation`` are those of one alone.
     """
 
     batch: int
@@ -106,11 +110,20 @@ class StudentSetting:
     quantization: str = "none"
     layer_by_layer: bool = False
     reads_ahead: bool = True
+    ranks: int = 1
 
     @property
     def is_lean(self) -> bool:
         """Return whether each gradient is applied as soon as it is computed (engine.student.lean_step)."""
-        return not self.rank and self.optimizer == "adamw-8bit" and self.accumulation == 1 and self.precision != "fp16"
+        alone = self.accumulation == 1 and self.ranks == 1 and not self.rank
+        return self.optimizer == "adamw-8bit" and alone and self.precision != "fp16"
+
+    @property
+    def of_rank(self) -> StudentSetting:
+        """The same for one of the ranks: it takes its share of the rows of a step, in micro-batches as large."""
+        rows = -(-self.batch * self.accumulation // self.ranks)
+        batch = min(self.batch, rows)
+        return replace(self, batch=batch, accumulation=-(-rows // batch))
 
 
 @dataclass(frozen=True)
@@ -229,7 +242,11 @@ def reads_ahead(shape: ModelShape, setting: TeacherSetting, memory_bytes: int, r
 
 
 def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
-    """Return the memory of the student phase: weights and states, and the highest of three moments of a step."""
+    """Return the memory of the student phase: weights and states, and the highest of three moments of a step.
+
+    With several ranks it is that of one of them.
+    """
+    setting = setting.of_rank
     if setting.rank:
         return _adapter_footprint(shape, setting)
     tokens = setting.batch * setting.sequence_length
@@ -286,6 +303,8 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
             "embedding": {"gradients": gradients + second, "activations": 2 * tokens * shape.hidden_size * 4},
             "update": {"gradients": gradients, "optimizer": pieces, "weights": -copies},
         }
+        if setting.ranks > 1:
+            moments["sum"] = {"gradients": gradients + min(2 * BUCKET_BYTES, gradients), "weights": -copies}
     highest = max(moments.values(), key=lambda moment: sum(moment.values()))
     # On a GPU the states go to main memory; on a CPU weights and states go to a mapped file.
     offloaded = setting.cpu_offload

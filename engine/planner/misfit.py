@@ -34,6 +34,8 @@ def memory(question: Question, answer: Proposal) -> DoesNotFit:
         f"The {phase} phase needs {format_bytes(needed)} of {which} with rows of {answer.length} tokens, "
         f"{setting.batch} at a time; the budget is {format_bytes(room)}."
     )
+    if question.ranks > 1:
+        what = what.replace("needs", "needs for each process", 1)[:-1] + f" for each of {question.ranks}."
     todo, remedies = _todo(question, answer, flag)
     return DoesNotFit(what, f"Most of it: {listed}.", todo, remedies)
 
@@ -75,7 +77,7 @@ def _todo(question: Question, answer: Proposal, flag: str) -> tuple[str, list[di
     """Return settings that fit, as a sentence and as values."""
     budget = question.budget
     needs = max(_where(question, part.footprint)[0] for part in (answer.teacher, answer.student))
-    enough = -(-needs // (50 * 10**6)) * 50  # the next 50 MB
+    enough = -(-needs * question.ranks // (50 * 10**6)) * 50  # the next 50 MB
     found = nearest_that_fits(question, answer)
     as_it_is = f"--{flag} {enough}MB"
     more: dict[str, object] = {flag: f"{enough}MB"}

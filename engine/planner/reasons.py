@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,11 @@ from engine.format import format_bytes, format_count, format_duration
 from engine.planner import disk
 from engine.planner.adapters import ALPHA_PER_RANK, RATE_FACTOR
 from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
+from engine.planner.prediction import PhasePrediction
 from engine.planner.recommend import Proposal, Question, keeping_memory
 from engine.planner.timing import step_seconds
 from engine.planner.workload import Text, default_length, effective_rows, whole_told
+from engine.ranks import threads_each
 
 NOT_CHOICES = frozenset(
     {"resume", "use_recommended", "profile", "start_from", "records_from", "demo", "dry_run", "json_events", "until"}
@@ -38,6 +41,7 @@ DEFAULTS: dict[str, str] = {
     "quantization": "full weights: streaming saves more memory, at no loss",
     "student_quantization": "full weights: streaming saves more memory, at no loss",
     "cache_dir": "records stay in the run's folder",
+    "processes": "one process uses all cores; each further one needs as much memory again",
     "keep_checkpoints": "the newest may be half-learnt, the one before it is not",
 }
 """Reasons for defaults that depend on neither the models nor the machine."""
@@ -71,6 +75,20 @@ def samples(text: Text, length: int, counted: str) -> str:
     if rows is None:
         return counted
     return f"all of them: {counted}, some {rows:,} rows of {length}"
+
+
+def processes(predicted: Mapping[str, PhasePrediction], count: int, threads: int) -> str:
+    """Return what several processes take and bring, by phase."""
+    each = threads_each(threads, count)
+    told = [
+        f"{name} {format_bytes(phase.peak_bytes // count)} each, {format_bytes(phase.peak_bytes)} in all, about "
+        f"{format_duration(phase.seconds)}"
+        for name, phase in predicted.items()
+    ]
+    shared = f"{each} thread{'s' if each > 1 else ''} each"
+    if count > threads:
+        shared = f"{count} processes on {threads} thread{'s' if threads > 1 else ''} take turns, which brings nothing"
+    return "; ".join([shared, *told])
 
 
 def learning_rate(parameters: int, *, rank: int = 0) -> str:

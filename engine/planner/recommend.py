@@ -59,6 +59,11 @@ class Question:
     precision: str
 
     @property
+    def ranks(self) -> int:
+        """Return how many processes share the work; the budget and the rates are those of one of them."""
+        return self.config.processes
+
+    @property
     def length_limit(self) -> int | None:
         """Return the longest row that both models accept."""
         limits = [shape.max_positions for shape in (self.teacher, self.student) if shape.max_positions is not None]
@@ -249,6 +254,7 @@ def student_candidates(
             targets=targets_of(config),
             quantization=config.student_quantization if config.lora_rank else "none",
             layer_by_layer=layer_by_layer,
+            ranks=question.ranks,
         )
         if layer_by_layer:
             budget = question.budget
@@ -285,7 +291,7 @@ def teacher_candidates(question: Question, config: RunConfig, length: int) -> It
             budget = question.budget
             on_device = budget.memory_bytes - budget.context_bytes
             setting = replace(setting, reads_ahead=reads_ahead(question.teacher, setting, on_device, budget.ram_bytes))
-        seconds = teacher_duration(question.teacher, setting, tokens, question.rates).seconds
+        seconds = teacher_duration(question.teacher, setting, -(-tokens // question.ranks), question.rates).seconds
         if layer_by_layer:
             seconds *= _STREAMING_COSTS
         yield Candidate(setting, teacher_footprint(question.teacher, setting), seconds)

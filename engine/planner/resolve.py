@@ -19,7 +19,7 @@ from engine.hardware import Hardware
 from engine.machine.gpu_check import checked, torch_version
 from engine.planner import disk, misfit, reasons, timing, workload
 from engine.planner.adapters import RATE_FACTOR, check_adapter
-from engine.planner.budget import budget_for
+from engine.planner.budget import Budget, budget_for
 from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
 from engine.planner.live_runs import live_runs
 from engine.planner.measure import MachineRates, machine_rates
@@ -31,6 +31,7 @@ from engine.planner.recommend import Proposal, Question, recommend
 from engine.planner.run_folder import folder_for
 from engine.planner.text import count_tokens
 from engine.planner.workload import Text
+from engine.ranks import threads_each
 from engine.runs import announced_runs, default_runs_path
 
 # Work of engine.teacher.depth, in tokens through the whole teacher: seven passes of 1,024 tokens for the layers'
@@ -68,8 +69,9 @@ def plan(
         hardware = checked(hardware)
     budget = budget_for(wished, hardware, live_runs(default_runs_path(), announced_runs()), torch_version())
     threads = wished.threads or hardware.cores
+    _check_processes(wished, budget)
     if machine is None or machine.device != budget.device:
-        machine = machine_rates(device=budget.device, threads=threads)
+        machine = machine_rates(device=budget.device, threads=threads_each(threads, wished.processes))
     models = models_for(wished, budget)
     check_adapter(wished, models.student_shape)
     packing, packing_reason = packing_for(wished, models.student_shape)
@@ -84,7 +86,7 @@ def plan(
         student=models.student_shape,
         cut=models.cut,
         text=text,
-        budget=budget,
+        budget=_of_each(budget, wished.processes),
         rates=machine,
         precision=precision,
     )
@@ -122,7 +124,10 @@ def plan(
         **reasons.answer_values(question, answer),
         **work,
     }
-    choices, resolved = _resolve(config, values, {"student": " ".join(models.notes)})
+    notes = {"student": " ".join(models.notes)}
+    if wished.processes > 1:
+        notes["processes"] = reasons.processes(predicted, wished.processes, threads)
+    choices, resolved = _resolve(config, values, notes)
     total_steps = work["total_steps"][0]
     text_rows = replace(text, samples=None).train_rows(answer.length)
     little = None
@@ -140,6 +145,24 @@ def _with_demo(config: RunConfig) -> RunConfig:
     if config.epochs is not None:
         open_settings.pop("steps", None)
     return config.model_copy(update=open_settings)
+
+
+def _check_processes(config: RunConfig, budget: Budget) -> None:
+    """Several ranks compute on processors; on GPUs they have not been tried.
+
+    Raises:
+        SettingsError: several were asked for on a GPU.
+    """
+    if config.processes > 1 and not budget.where.is_host:
+        accepted = f"several processes compute on the CPU only; add --device cpu, or use 1 on {budget.device}"
+        raise SettingsError([Problem("processes", config.processes, accepted)])
+
+
+def _of_each(budget: Budget, processes: int) -> Budget:
+    """The part of a budget that each of several processes may take."""
+    if processes == 1:
+        return budget
+    return replace(budget, memory_bytes=budget.memory_bytes // processes, ram_bytes=budget.ram_bytes // processes)
 
 
 def _check_length(question: Question) -> None:
@@ -196,7 +219,7 @@ def _predict(
     text, length = question.text, answer.length
     # The choice of layers reads some text several times, with ever fewer layers.
     read = text.all_tokens(length) + (_CUT_TOKENS if question.cut else 0)
-    scoring = timing.teacher_duration(question.teacher, answer.teacher.setting, read, rates)
+    scoring = timing.teacher_duration(question.teacher, answer.teacher.setting, -(-read // question.ranks), rates)
     training = timing.student_duration(
         answer.shape,
         answer.student.setting,
@@ -212,11 +235,11 @@ def _predict(
         phases.clear()
     return {
         name: PhasePrediction(
-            peak_bytes=footprint.peak_bytes,
+            peak_bytes=footprint.peak_bytes * question.ranks,
             seconds=duration.seconds,
             seconds_error=duration.error,
-            parts=footprint.parts,
-            ram_bytes=footprint.ram_bytes,
+            parts={name: size * question.ranks for name, size in footprint.parts.items()},
+            ram_bytes=footprint.ram_bytes * question.ranks,
         )
         for name, (footprint, duration) in phases.items()
     }

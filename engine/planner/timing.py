@@ -62,7 +62,8 @@ def teacher_duration(shape: ModelShape, setting: TeacherSetting, tokens: int, ra
 
 
 def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates) -> float:
-    """How long one optimizer step of the student takes."""
+    """How long one optimizer step of the student takes; the ranks share its rows, and each updates all weights."""
+    setting = setting.of_rank
     micro_batch = setting.batch * setting.sequence_length
     forward = micro_batch * _forward_seconds_per_token(
         shape, micro_batch, setting.sequence_length, setting.precision, rates, "student"
@@ -85,7 +86,9 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
         # Each layer is read on the way forward and on the way back, while the one before it computes.
         reading = 2 * sum(shape.layer_parameters) * shape.stored_bytes / rates.disk_read_bytes_per_second
         compute = max(compute, reading) if setting.reads_ahead else compute + reading
-    return compute + adding + update
+    # Gradients are sent, received and added for each rank but the first.
+    exchange = (setting.ranks - 1) * trained * 12 / rates.memory_bytes_per_second
+    return compute + adding + update + exchange
 
 
 def evaluation_seconds(shape: ModelShape, setting: StudentSetting, tokens: int, rates: MachineRates) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.machine.torch_device import kind_of
 from engine.models.transfer import to_device
+from engine.ranks import ALONE, Rank
 from engine.student.loss import RecordTensors
 from engine.student.order import Order
 
@@ -117,12 +118,12 @@ class StepPart:
     """One micro-batch of a step.
 
     Attributes:
-        batch: the micro-batch.
+        batch: the micro-batch; None where a step has fewer rows than there are ranks, and this rank has none.
         num_scored: scored tokens of the *whole* step, which the loss is divided by.
         is_last: whether the step ends with it.
     """
 
-    batch: MicroBatch
+    batch: MicroBatch | None
     num_scored: int
     is_last: bool
 
@@ -135,9 +136,11 @@ class Prefetch:
         order: which rows.
         first_step: counted from 0.
         ahead: maximum number of prepared micro-batches.
+        rank: whose share of each step it is.
     """
 
-    def __init__(self, source: Source, order: Order, first_step: int, ahead: int = 2) -> None:
+    def __init__(self, source: Source, order: Order, first_step: int, ahead: int = 2, rank: Rank = ALONE) -> None:
+        self._rank = rank
         self._source = source
         self._order = order
         self._first_step = first_step
@@ -190,10 +193,15 @@ class Prefetch:
 
     def _parts(self) -> Iterator[StepPart]:
         for step in range(self._first_step, self._order.total_steps):
-            groups = self._order.micro_batches(step)
+            groups = self._order.micro_batches(step, self._rank)
             # Tokens are read twice where there are several micro-batches: the loss of the first one is already
-            # divided by the tokens of all.
-            total = sum(self._source.num_scored("train", rows) for rows in groups) if len(groups) > 1 else None
+            # divided by the tokens of all, those of all ranks.
+            whole = groups if self._rank == ALONE else self._order.micro_batches(step)
+            several = len(whole) > 1 or self._rank != ALONE
+            total = sum(self._source.num_scored("train", rows) for rows in whole) if several else None
+            if not groups:
+                assert total is not None, "a step without rows for this rank has rows for others"
+                yield StepPart(None, total, is_last=True)
             for index, rows in enumerate(groups):
                 batch, _ = self._source.micro_batch("train", rows)
                 yield StepPart(batch, len(batch.labels) if total is None else total, index == len(groups) - 1)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from engine.machine.torch_device import exact
+from engine.ranks import ALONE, Rank
 from engine.student.batches import MicroBatch, Source
 from engine.student.head import FrozenRows, Head, LinearHead, open_head
 from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.loss import Objective, logits_to_gradient
 from engine.student.sliced_loss import sliced_scores
+from engine.student.world import World
 
 if TYPE_CHECKING:
     from engine.cache.record import Records
@@ -62,20 +64,21 @@ class Calibration:
     Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, eq. 3.
     """
 
-    def __init__(self) -> None:
-        self._sums = torch.zeros(3, NUM_BINS, dtype=torch.float64)  # positions, confidence, right ones
+    def __init__(self, sums: Tensor | None = None) -> None:
+        # Positions, confidence, right ones.
+        self.sums = torch.zeros(3, NUM_BINS, dtype=torch.float64) if sums is None else sums
 
     def add(self, confidence: Tensor, is_right: Tensor) -> None:
         """Count some positions: the probability of the first choice, and whether it was the label."""
         confidence = exact(confidence).cpu()
         bins = (confidence * NUM_BINS).ceil().long().sub_(1).clamp_(0, NUM_BINS - 1)  # (0, 1/15], (1/15, 2/15] …
         for row, values in enumerate((torch.ones_like(confidence), confidence, exact(is_right).cpu())):
-            self._sums[row].index_add_(0, bins, values)
+            self.sums[row].index_add_(0, bins, values)
 
     @property
     def error(self) -> float:
         """Mean distance between confidence and accuracy, weighted by the positions in each bin."""
-        positions, confidence, right = self._sums
+        positions, confidence, right = self.sums
         return float((confidence - right).abs().sum() / positions.sum().clamp(min=1))
 
     @property
@@ -83,7 +86,7 @@ class Calibration:
         """Positions, mean confidence and accuracy of each bin that has positions, in rising confidence."""
         return [
             [positions, round(confidence / positions, 6), round(right / positions, 6)]
-            for positions, confidence, right in self._sums.T.tolist()
+            for positions, confidence, right in self.sums.T.tolist()
             if positions
         ]
 
@@ -99,8 +102,9 @@ def evaluate(
     limit_rows: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
     documents: DocumentSums | None = None,
+    world: World | None = None,
 ) -> Metrics:
-    """Measure the student on the hold-out rows.
+    """Measure the student on the hold-out rows; of several ranks each takes some micro-batches.
 
     Args:
         learner: the student.
@@ -112,13 +116,17 @@ def evaluate(
         limit_rows: evaluate only this many rows; all if None.
         on_batch: called after each micro-batch; may raise to stop.
         documents: collects the sums of each document.
+        world: the ranks that share the micro-batches; all of them get the result.
     """
+    rank = ALONE if world is None else world.rank
     objective = Objective(vocab_size, "unbiased", 1.0, temperature)
     sums = torch.zeros(3, dtype=torch.float64)  # cross-entropy, KL, agreements
+    positions: dict[int, Tensor] = {}  # of each position of a micro-batch, where ranks tell each other
     calibration = Calibration()
     tokens = 0
     with learner.evaluating():
-        for batch, records, states in _states(learner, _holdout(source, micro_batch, limit_rows)):
+        mine = _states(learner, _holdout(source, micro_batch, limit_rows, rank))
+        for place, (batch, records, states) in enumerate(mine):
             assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
             top1_ids = torch.from_numpy(records.top1_id.astype("int64")).to(learner.device)
             each: list[Tensor] = []
@@ -128,10 +136,21 @@ def evaluate(
                 each.append(exact(torch.stack([ce, kl, agrees.to(ce.dtype)])).cpu())
             found = torch.cat(each, dim=1) if each else torch.zeros(3, 0, dtype=torch.float64)
             sums += found.sum(1)
-            if documents is not None:
+            if documents is not None and world is None:
                 documents.add(batch, *found)
+            elif documents is not None:
+                positions[place * rank.world + rank.number] = found
             tokens += len(states)
             on_batch()
+    if world is not None:
+        told = world.gathered((sums, calibration.sums, tokens, positions))
+        sums = sum((each[0] for each in told), torch.zeros_like(sums))
+        calibration = Calibration(sum((each[1] for each in told), torch.zeros_like(calibration.sums)))
+        tokens = sum(each[2] for each in told)
+        if documents is not None:
+            of_all = {number: found for each in told for number, found in each[3].items()}
+            for number, (batch, _) in enumerate(_holdout(source, micro_batch, limit_rows)):
+                documents.add(batch, *of_all[number])
     return _metrics(sums, calibration, tokens)
 
 
@@ -200,11 +219,15 @@ def evaluate_teacher(
     return _metrics(torch.tensor([loss, 0.0, float(tokens)], dtype=torch.float64), calibration, tokens)
 
 
-def _holdout(source: Source, micro_batch: int, limit_rows: int | None) -> Iterator[tuple[MicroBatch, Records]]:
+def _holdout(
+    source: Source, micro_batch: int, limit_rows: int | None, rank: Rank = ALONE
+) -> Iterator[tuple[MicroBatch, Records]]:
+    """Yield the micro-batches of a rank."""
     num_rows = source.num_rows("holdout")
     last = num_rows if limit_rows is None else min(num_rows, limit_rows)
-    for start in range(0, last, micro_batch):
-        yield source.micro_batch("holdout", range(start, min(start + micro_batch, last)))
+    for number, start in enumerate(range(0, last, micro_batch)):
+        if rank.has(number):
+            yield source.micro_batch("holdout", range(start, min(start + micro_batch, last)))
 
 
 def _metrics(sums: Tensor, calibration: Calibration, tokens: int) -> Metrics:

@@ -111,6 +111,7 @@ def lean_step(
     """
     (part,) = parts
     assert isinstance(learner.head, LinearHead), "see can_be_lean"
+    assert part.batch is not None, "several ranks make whole gradients"
     batch = part.batch.to(learner.device)
     scale = 1.0 / max(1, part.num_scored)
     with _sparse_embedding(learner):

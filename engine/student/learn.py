@@ -91,6 +91,8 @@ def learn(
     events.write("evaluation", which="teacher", **teacher.as_dict())
 
     def texts() -> list[list[int]]:
+        if training.rank.number:  # rank 0 writes the report
+            return []
         return continuations(
             next_logits_of(training.learner),
             prompts,
@@ -110,7 +112,7 @@ def learn(
         return_memory()
     train(training, progress, checkpoints, events, control, relief)
 
-    best = best_checkpoint(progress, checkpoints)
+    best = best_checkpoint(training, progress, checkpoints)
     if best is not None:
         best.load_weights(training.learner.trainable.tensors())
         events.log(

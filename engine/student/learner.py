@@ -104,6 +104,7 @@ class Learner:
             gradient: the gradient of a micro-batch's hidden states [N, H], from these states.
         """
         for part in parts:
+            assert part.batch is not None, "only the ranks of whole students share steps"
             batch = part.batch.to(self.device)
             states = self.hidden_states(batch)
             states.backward(gradient(part, batch, states))

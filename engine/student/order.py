@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ranks import ALONE, Rank
+
 
 @dataclass(frozen=True)
 class Order:
@@ -58,10 +60,11 @@ class Order:
         """Optimizer steps in the whole run."""
         return math.ceil(self.total_rows / self.effective_batch)
 
-    def micro_batches(self, step: int) -> list[list[int]]:
-        """The rows of a step, counted from 0, micro-batch by micro-batch."""
+    def micro_batches(self, step: int, rank: Rank = ALONE) -> list[list[int]]:
+        """The rows of a step, counted from 0, micro-batch by micro-batch; of several ranks each has its share."""
         first = step * self.effective_batch
-        last = min(first + self.effective_batch, self.total_rows)
+        rows = min(self.effective_batch, self.total_rows - first)
+        first, last = (first + rows * number // rank.world for number in (rank.number, rank.number + 1))
         return [
             self._rows(start, min(start + self.micro_batch, last)) for start in range(first, last, self.micro_batch)
         ]

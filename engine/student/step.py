@@ -18,6 +18,7 @@ from engine.student.batches import StepPart
 from engine.student.learner import Learner
 from engine.student.loss import Objective, record_loss
 from engine.student.optimizer import AdamW
+from engine.student.world import World
 
 # float16 gradients underflow, so the loss is multiplied; the factor falls when a gradient overflows and rises slowly.
 _FIRST_SCALE, _SCALE_GROWTH_STEPS = 2.0**16, 2000
@@ -84,6 +85,7 @@ def train_step(
     chunk_tokens: int,
     loss_scale: LossScale,
     exploded_above: float = math.inf,
+    world: World | None = None,
 ) -> StepResult:
     """Do one step.
 
@@ -97,10 +99,14 @@ def train_step(
         chunk_tokens: positions whose logits exist at a time.
         loss_scale: for float16.
         exploded_above: a step with a larger loss changes nothing.
+        world: the ranks that share the step; ``parts`` are this rank's.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=exact_home(learner.device))
     tokens = 0
     for part in parts:
+        tokens = part.num_scored
+        if part.batch is None:
+            continue
         batch = part.batch.to(learner.device)
         states = learner.hidden_states(batch)
         loss = record_loss(
@@ -116,8 +122,9 @@ def train_step(
         del states
         loss.loss.backward()
         sums += torch.stack([loss.ce_sum, loss.kd_sum])
-        tokens = part.num_scored
         del loss
+    if world is not None:
+        sums = world.add_up(sums.cpu(), optimizer.parameters.values()).to(sums.device)
     return finish_step(
         learner,
         optimizer,

@@ -145,7 +145,7 @@ class StreamedLearner(Learner):
     def backward(self, parts: Iterable[StepPart], gradient: Callable[[StepPart, MicroBatch, Tensor], Tensor]) -> None:
         """See :class:`~engine.student.learner.Learner`."""
         held = list(parts)
-        batches = [part.batch.to(self.device) for part in held]
+        batches = [part.batch.to(self.device) for part in held if part.batch is not None]
         layers = self._base.layers
         self._check(batches)
         with _recording(layers, len(batches)) as passed:

@@ -6,6 +6,7 @@ checkpoint: a run that was killed anywhere and resumed ends, on the CPU, with th
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch
 
-from engine.errors import BadNumbers
+from engine.errors import BadNumbers, CorruptState
 from engine.events import EventWriter
 from engine.models.memory import return_memory
 from engine.phase_control import PhaseControl
+from engine.ranks import ALONE, Rank
 from engine.relief import Relief
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_step import adapter_step, can_be_sliced
@@ -33,6 +35,7 @@ from engine.student.order import Order
 from engine.student.schedule import Schedule
 from engine.student.step import LossScale, StepResult, train_step
 from engine.student.trainable import WholeModel
+from engine.student.world import World
 
 # A step without a usable gradient changes nothing. One may be an odd text; so many in a row will not go away.
 BAD_STEPS_IN_A_ROW = 5
@@ -100,6 +103,7 @@ class Training:
     """Model, data and settings of a training: the values that stay constant.
 
     ``evaluations`` on the hold-out are evenly spaced over the steps, the last one at their end.
+    ``world`` are the ranks that share each step and each evaluation; None where there is one.
     ``lean`` updates in the backward pass and never holds a whole gradient; it needs a head that is a plain matrix, and
     has no effect where a step has several micro-batches. See :mod:`engine.student.lean_step`.
     """
@@ -116,31 +120,35 @@ class Training:
     evaluation_rows: int
     lean: bool = False
     evaluations: int = 5
+    world: World | None = None
 
     @property
     def is_lean(self) -> bool:
         """Whether steps are done without whole gradients."""
         is_whole = isinstance(self.learner.trainable, WholeModel)  # an adapter's gradients are small
         one_format = self.learner.dtype != torch.float16  # its factor is found by looking at whole gradients
-        return (
-            is_whole
-            and self.lean
-            and self.order.gradient_accumulation == 1
-            and one_format
-            and can_be_lean(self.learner)
-        )
+        alone = self.order.gradient_accumulation == 1 and self.world is None
+        return is_whole and self.lean and alone and one_format and can_be_lean(self.learner)
+
+    @property
+    def rank(self) -> Rank:
+        """Which of the ranks this process is."""
+        return ALONE if self.world is None else self.world.rank
 
 
 def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) -> Progress | None:
-    """Restore the newest undamaged checkpoint; None if there is none."""
-    checkpoints.sweep()
-    latest = checkpoints.latest()
+    """Restore the newest undamaged checkpoint; None if there is none. Rank 0 says which one all ranks take."""
+    if training.rank.number == 0:
+        checkpoints.sweep()
+    latest = _agreed(training, checkpoints, checkpoints.latest)
     if latest is None:
         return None
     latest.load_weights(training.learner.trainable.tensors())
     with latest.tensors("optimizer") as moments:
         training.optimizer.load_state(latest.state["updates"], moments)
     latest.restore_generators()
+    if training.rank.number:  # other rows, other dropout
+        torch.manual_seed(training.order.seed + (latest.step << 16) + training.rank.number)
     events.log("info", f"The student goes on after step {latest.step}, from {latest.path}.", "resumed-checkpoint")
     return Progress.read(latest.state)
 
@@ -166,7 +174,9 @@ def train(
     pace = _Pace(progress, order.total_steps, events, control)
     saved_step = progress.step
     learner.model.train()
-    with Prefetch(training.source, order, progress.step) as ahead:
+    world = training.world
+    together = contextlib.nullcontext() if world is None else control.agreeing(world.agree)
+    with together, Prefetch(training.source, order, progress.step, rank=training.rank) as ahead:
         while progress.step < order.total_steps:
             if relief is not None:
                 relief.look()
@@ -184,7 +194,8 @@ def train(
                 _keep_best(progress, metrics)
                 return_memory()
             if is_look or control.stopping or progress.step % training.checkpoint_every == 0:
-                save(training, progress, checkpoints, events)
+                if training.rank.number == 0:
+                    save(training, progress, checkpoints, events)
                 saved_step = progress.step
             control.safe_point()
     assert saved_step == progress.step, "the last step is a look, and a look is saved"
@@ -222,6 +233,7 @@ def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate
         chunk_tokens=training.chunk_tokens,
         loss_scale=progress.loss_scale,
         exploded_above=progress.exploded_above,
+        world=training.world,
     )
 
 
@@ -246,6 +258,7 @@ def look(
         limit_rows=limit_rows,
         on_batch=on_batch,
         documents=documents,
+        world=training.world,
     )
 
 
@@ -261,11 +274,36 @@ def save(training: Training, progress: Progress, checkpoints: Checkpoints, event
     events.write("checkpoint", path=str(path), step=progress.step, bytes=num_bytes)
 
 
-def best_checkpoint(progress: Progress, checkpoints: Checkpoints) -> StudentCheckpoint | None:
+def best_checkpoint(training: Training, progress: Progress, checkpoints: Checkpoints) -> StudentCheckpoint | None:
     """Return the checkpoint with the lowest hold-out loss, if it is not the last step and is undamaged."""
-    if progress.best_step is None or progress.best_step == progress.step:
+    step = progress.best_step
+    if step is None or step == progress.step:
         return None
-    return checkpoints.read(progress.best_step)
+    return _agreed(training, checkpoints, lambda: checkpoints.read(step))
+
+
+def _agreed(
+    training: Training, checkpoints: Checkpoints, find: Callable[[], StudentCheckpoint | None]
+) -> StudentCheckpoint | None:
+    """Return the checkpoint that rank 0 finds, on each rank; they share the run's folder.
+
+    Raises:
+        CorruptState: this rank cannot read what rank 0 has read.
+    """
+    if training.world is None:
+        return find()
+    found = find() if training.rank.number == 0 else None
+    step = training.world.of_first(-1 if found is None else found.step)
+    if step < 0 or found is not None:
+        return found
+    found = checkpoints.read(step)
+    if found is None:
+        raise CorruptState(
+            f"Rank {training.rank.number} cannot read the checkpoint of step {step} in {checkpoints.folder}.",
+            "All ranks of a training read the same run folder.",
+            "See that every machine has the folder under the same path, then resume the run.",
+        )
+    return found
 
 
 def evaluation_steps(total_steps: int, count: int) -> frozenset[int]:

@@ -15,6 +15,7 @@ Knows nothing of the source of the teacher's layers, of sampling, or of the stor
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -122,13 +123,10 @@ def score(
     progress = _Progress(tokens, store, splits, events, control, relief, rank)
     scored_tokens = scored_rows = shards = 0
     rows_in_wave = max(1, wave_tokens // tokens.sequence_length)
-    waves_before = waves = 0
+    waves = _Waves(tokens, splits, rows_in_wave, rank)
     for split in splits:
         hashes = tokens.hashes(split)
-        waves_before, waves = waves, waves + math.ceil(len(hashes) / rows_in_wave)
-        # Records of other ranks are not seen here, so a repeated row belongs to the wave of its first place.
-        first_of = _first_places(hashes) if rank.world > 1 else None
-        is_holdout = split == "holdout"  # only to measure with is the teacher's first choice needed
+        is_holdout = split == "holdout"
         end = 0
         while end < len(hashes):
             if relief is not None:
@@ -138,11 +136,7 @@ def score(
             end = min(len(hashes), (start // rows_in_wave + 1) * rows_in_wave)
             if relief is not None and relief.is_short:
                 end = min(end, start + max(micro_batch, rows_in_wave // 2))
-            if not rank.has(waves_before + start // rows_in_wave):
-                continue
-            indices = _missing(store, hashes, range(start, end), top1=is_holdout)
-            if first_of is not None:
-                indices = [index for index in indices if first_of[hashes[index]] == index]
+            indices = waves.missing(store, split, range(start, end))
             if not indices:
                 continue
             control.safe_point()
@@ -169,15 +163,48 @@ def score(
     return ScoreResult(scored_tokens, scored_rows, shards, progress.seconds)
 
 
-def _missing(store: CacheStore, hashes: list[bytes], indices: range, *, top1: bool) -> list[int]:
-    """Return the rows of a wave that have no records, without duplicates."""
-    absent = [indices[place] for place in store.missing([hashes[index] for index in indices], top1=top1)]
-    first_of = {hashes[index]: index for index in reversed(absent)}
-    return sorted(first_of.values())
+def has_work(
+    tokens: TokenFile, store: CacheStore, splits: Sequence[Split], *, wave_tokens: int, rank: Rank = ALONE
+) -> bool:
+    """Return whether :func:`score` would score a row; the arguments are the same."""
+    rows_in_wave = max(1, wave_tokens // tokens.sequence_length)
+    waves = _Waves(tokens, splits, rows_in_wave, rank)
+    return any(
+        waves.missing(store, split, range(start, min(start + rows_in_wave, tokens.num_rows(split))))
+        for split in splits
+        for start in range(0, tokens.num_rows(split), rows_in_wave)
+    )
 
 
-def _first_places(hashes: Sequence[bytes]) -> dict[bytes, int]:
-    return {row_hash: index for index, row_hash in reversed(list(enumerate(hashes)))}
+class _Waves:
+    """The waves of all rows, numbered through the splits, and which of them are this rank's."""
+
+    def __init__(self, tokens: TokenFile, splits: Sequence[Split], rows_in_wave: int, rank: Rank) -> None:
+        self._rows_in_wave = rows_in_wave
+        self._rank = rank
+        self._hashes = {split: tokens.hashes(split) for split in splits}
+        counts = [math.ceil(len(self._hashes[split]) / rows_in_wave) for split in splits]
+        self._first = dict(zip(splits, itertools.accumulate(counts, initial=0), strict=False))
+        # Records of other ranks are not seen here, so a repeated row belongs to the wave of its first place.
+        several = splits if rank.world > 1 else ()
+        self._first_places = {
+            split: _first_places(self._hashes[split], range(len(self._hashes[split]))) for split in several
+        }
+
+    def missing(self, store: CacheStore, split: Split, indices: range) -> list[int]:
+        """Return the rows of a wave, or of a part of it, that this rank has to score, without duplicates."""
+        if not self._rank.has(self._first[split] + indices.start // self._rows_in_wave):
+            return []
+        hashes = self._hashes[split]
+        # Only to measure with is the teacher's first choice needed.
+        places = store.missing([hashes[index] for index in indices], top1=split == "holdout")
+        absent = [indices[place] for place in places]
+        first_of = self._first_places.get(split) or _first_places(hashes, absent)
+        return [index for index in absent if first_of[hashes[index]] == index]
+
+
+def _first_places(hashes: Sequence[bytes], indices: Sequence[int]) -> dict[bytes, int]:
+    return {hashes[index]: index for index in reversed(indices)}
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ MAY_IMPORT = {
         "data",
         "planner",
         "version",
+        "ranks",
         "cgroup",
         "out_of_memory",
         "machine",

@@ -1,0 +1,159 @@
+"""The ranks of a training: what they add up, agree on and tell each other, by torch.distributed.
+
+Each rank has the whole student and takes a share of the rows of every step. The gradients are added up once in a step,
+after all of its micro-batches. (torch's DistributedDataParallel does the same; it cannot be used, as it does not see
+the gradient of the lm_head, which the loss computes chunk by chunk outside of autograd.)
+
+A rank that is gone is noticed at once, one that does not answer after a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.errors import RankLost
+from engine.out_of_memory import is_out_of_memory
+from engine.ranks import MEETING, Rank
+
+LIMIT = "TINYDISTILL_RANK_SECONDS"
+"""Environment variable: how long a rank waits for another one."""
+
+_LIMIT_SECONDS = 300.0  # rank 0 writes checkpoints and samples while the others wait
+_BUCKET_ELEMENTS = 2**23  # of float32: 32 MiB, as engine.planner.footprint.BUCKET_BYTES
+
+
+class World:
+    """The ranks that train together.
+
+    Attributes:
+        rank: this process's.
+        seconds: how long a rank waits for another one.
+    """
+
+    def __init__(self, rank: Rank, seconds: float = _LIMIT_SECONDS) -> None:
+        self.rank = rank
+        self.seconds = seconds
+
+    @classmethod
+    def join(cls, rank: Rank, environment: Mapping[str, str]) -> World:
+        """Meet the other ranks, where the supervisor says.
+
+        Raises:
+            RankLost: they did not come.
+        """
+        world = cls(rank, float(environment.get(LIMIT) or _LIMIT_SECONDS))
+        with world._answers():
+            dist.init_process_group(
+                "gloo",
+                init_method=environment[MEETING],
+                rank=rank.number,
+                world_size=rank.world,
+                timeout=datetime.timedelta(seconds=world.seconds),
+            )
+        return world
+
+    def leave(self) -> None:
+        """Close the connections."""
+        with contextlib.suppress(RuntimeError, ValueError):
+            dist.destroy_process_group()
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        self.agree(0)
+
+    def agree(self, requests: int) -> int:
+        """Return the requests, one bit each, of all ranks together."""
+        bits = torch.tensor([requests >> place & 1 for place in range(8)], dtype=torch.uint8)
+        with self._answers():
+            dist.all_reduce(bits, dist.ReduceOp.MAX)
+        return sum(int(bit) << place for place, bit in enumerate(bits.tolist()))
+
+    def of_first(self, value: int) -> int:
+        """Return rank 0's value on each rank."""
+        told = torch.tensor([value], dtype=torch.int64)
+        with self._answers():
+            dist.broadcast(told, 0)
+        return int(told[0])
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of the ranks."""
+        found: list[Any] = [None] * self.rank.world
+        with self._answers():
+            dist.all_gather_object(found, value)
+        return found
+
+    def add_up(self, sums: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Add up some sums and the gradients of all ranks; all have the same numbers afterwards, bit for bit.
+
+        A parameter that has a gradient on one rank has one on all of them; this rank's may have been of no rows.
+
+        Args:
+            sums: float64 [N], on the CPU.
+            parameters: in the same order on all ranks; their gradients are changed in place.
+
+        Returns:
+            The sums over all ranks.
+        """
+        parameters = list(parameters)
+        has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=sums.dtype)
+        together = torch.cat([sums, has_gradient])
+        with self._answers():
+            dist.all_reduce(together)
+        gradients = []
+        for parameter, count in zip(parameters, together[len(sums) :].tolist(), strict=True):
+            if not count:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            self._add_up(bucket)
+        return together[: len(sums)]
+
+    def _add_up(self, gradients: list[Tensor]) -> None:
+        if len(gradients) == 1 and gradients[0].is_contiguous():
+            with self._answers():
+                dist.all_reduce(gradients[0])
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        with self._answers():
+            dist.all_reduce(flat)
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, part in zip(gradients, flat.split(sizes), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    @contextlib.contextmanager
+    def _answers(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # gloo has no class of its own for a closed connection or its time limit
+            if is_out_of_memory(error):
+                raise
+            raise RankLost(
+                f"Rank {self.rank.number} of {self.rank.world} (process {os.getpid()}) misses another rank: it has "
+                f"ended, or has not answered for {self.seconds:g} s ({str(error).strip().splitlines()[0][:200]}).",
+                "The ranks of a training need each other in every step.",
+                "",
+            ) from error
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Group gradients of one dtype, so that few calls send many small ones."""
+    bucket: list[Tensor] = []
+    elements = 0
+    for gradient in gradients:
+        if bucket and (elements + gradient.numel() > _BUCKET_ELEMENTS or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, elements = [], 0
+        bucket.append(gradient)
+        elements += gradient.numel()
+    if bucket:
+        yield bucket

@@ -1,0 +1,281 @@
+"""Several ranks train the student of one process, within rounding; they agree, and notice a rank that is missing.
+
+Ranks are forked: new interpreters would import torch for seconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.errors import EXIT_RANK_LOST, RankLost, Stopped
+from engine.phase_control import PhaseControl
+from engine.ranks import MEETING, Rank, all_ranks
+from engine.student.learn import learn
+from engine.student.step import LossScale
+from engine.student.train import Progress, Training, resume, train
+from engine.student.world import LIMIT, World
+from tests.engine.student.small_run import SmallRun, make_run, open_run
+from tests.tiny import tiny_model
+
+STEPS = 20
+
+
+def in_ranks(world: int, meeting: Path, work: Callable[[World], None], seconds: float = 60) -> list[int]:
+    """Start the ranks; returns their process ids."""
+    environment = {MEETING: f"file://{meeting}", LIMIT: str(seconds), "GLOO_SOCKET_IFNAME": "lo"}
+    pids = []
+    for rank in all_ranks(world):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                gc.freeze()
+                os.environ.update(environment)
+                work(World.join(rank, environment))
+                code = 0
+            except RankLost:
+                code = EXIT_RANK_LOST
+            except Stopped:
+                code = Stopped.exit_code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return pids
+
+
+def ended(pids: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def training_of(run: SmallRun, architecture: str = "llama", steps: int = STEPS, **changes: object) -> Training:
+    learner = run.learner(tiny_model(architecture, num_layers=2, seed=5))
+    for module in learner.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    values = {"micro_batch": 4, "gradient_accumulation": 1, "steps": steps, "checkpoint_every": 5} | changes
+    return run.training(learner, **values)
+
+
+def go_on(
+    folder: Path, world: World | None, steps: int, control: PhaseControl | None = None, **changes: object
+) -> None:
+    """Train to a step and keep the weights of each rank."""
+    run = open_run(folder)
+    training = replace(training_of(run, steps=STEPS, **changes), world=world)
+    # The schedule is that of the whole run, wherever this part of it ends.
+    order = replace(training.order, total_rows=steps * training.order.effective_batch)
+    training = replace(training, order=order)
+    events = run.events()
+    checkpoints = run.checkpoints(events)
+    progress = resume(training, checkpoints, events) or Progress()
+    train(training, progress, checkpoints, events, control or PhaseControl.inert())
+    number = 0 if world is None else world.rank.number
+    torch.save(training.learner.model.state_dict(), folder / f"end-{number}.pt")
+
+
+def end_of(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
+    return torch.load(folder / f"end-{rank}.pt", weights_only=True)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Within 1e-5 of each tensor's norm.
+
+    A bias of the keys changes no attention: its gradient is rounding alone, which AdamW makes as large as any other.
+    """
+    for name, tensor in expected.items():
+        ours = found[name]
+        if name.endswith("k_proj.bias"):
+            continue
+        if name.endswith("c_attn.bias"):
+            ours, tensor = (torch.cat(torch.tensor_split(bias, 3)[::2]) for bias in (ours, tensor))
+        assert (ours - tensor).norm() <= 1e-5 * tensor.norm(), name
+
+
+@pytest.mark.parametrize(
+    ("architecture", "world", "accumulation"),
+    [
+        ("llama", 2, 1),
+        pytest.param("qwen2", 4, 2, marks=pytest.mark.slow),  # a tied head; more ranks than the last step has rows
+        pytest.param("gpt2", 3, 1, marks=pytest.mark.slow),  # rows that cannot be divided evenly
+    ],
+)
+def test_ranks_train_the_student_of_one_process(
+    tmp_path: Path, architecture: str, world: int, accumulation: int
+) -> None:
+    changes = {"architecture": architecture, "gradient_accumulation": accumulation}
+    folders = {name: tmp_path / name for name in ("one", "many")}
+    for folder in folders.values():
+        make_run(folder, short=True)
+    go_on(folders["one"], None, STEPS, **changes)
+    many = folders["many"]
+    assert ended(in_ranks(world, tmp_path / "store", lambda w: go_on(many, w, STEPS, **changes))) == [0] * world
+    assert_same(end_of(many), end_of(folders["one"]))
+    for rank in range(1, world):
+        torch.testing.assert_close(end_of(many, rank), end_of(many), rtol=0, atol=0)
+    events = {name: open_run(folder).read_events("metric") for name, folder in folders.items()}
+    assert len(events["one"]) == STEPS
+    for one, other in zip(events["one"], events["many"][::world], strict=True):
+        assert other["step"] == one["step"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("one", "many")}
+    for folder in folders.values():
+        make_run(folder)
+    go_on(folders["one"], None, STEPS)
+    many = folders["many"]
+    for part, (world, steps) in enumerate([(2, 7), (4, 14), (1, STEPS)]):
+        if world == 1:
+            go_on(many, None, steps)
+            continue
+        pids = in_ranks(world, tmp_path / f"store-{part}", lambda w, steps=steps: go_on(many, w, steps))
+        assert ended(pids) == [0] * world
+    assert_same(end_of(many), end_of(folders["one"]))
+
+
+def test_a_step_with_fewer_rows_than_ranks_is_the_same_step(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", num_rows=5)
+    make_run(tmp_path / "many", num_rows=5)
+
+    def short(folder: Path, world: World | None) -> None:
+        run = open_run(folder)
+        training = replace(training_of(run), world=world)
+        training = replace(training, order=replace(training.order, total_rows=5))  # steps of four rows and one row
+        events = run.events()
+        train(training, Progress(), run.checkpoints(events), events, PhaseControl.inert())
+        torch.save(training.learner.model.state_dict(), folder / f"end-{training.rank.number}.pt")
+
+    short(tmp_path / "one", None)
+    assert ended(in_ranks(2, tmp_path / "store", lambda world: short(tmp_path / "many", world))) == [0, 0]
+    assert_same(end_of(tmp_path / "many"), end_of(tmp_path / "one"))
+
+
+class AskedOnRank(PhaseControl):
+    """A person's request that one rank hears, at a step; the other ranks never do."""
+
+    def __init__(self, world: World, rank: int, number: int) -> None:
+        super().__init__()
+        self._number = number if world.rank.number == rank else None
+        self._steps = 0
+
+    @property
+    def stopping(self) -> bool:
+        self._steps += 1
+        if self._number is not None and self._steps == 3:
+            self._heard(self._number, None)
+        return super().stopping
+
+
+def test_a_stop_that_one_rank_hears_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    make_run(tmp_path)
+
+    def work(world: World) -> None:
+        go_on(tmp_path, world, STEPS, AskedOnRank(world, 1, signal.SIGTERM))
+
+    assert ended(in_ranks(2, tmp_path / "store", work)) == [Stopped.exit_code] * 2
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_a_checkpoint_is_there(tmp_path: Path) -> None:
+    make_run(tmp_path)
+
+    def work(world: World) -> None:
+        go_on(tmp_path, world, STEPS, Killed() if world.rank.number else None)
+
+    assert ended(in_ranks(2, tmp_path / "store", work)) == [EXIT_RANK_LOST, -signal.SIGKILL]
+    assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
+
+
+class Killed(PhaseControl):
+    """Kills its own process at the seventh step; another signal can be named."""
+
+    def __init__(self, number: int = signal.SIGKILL) -> None:
+        super().__init__()
+        self._number = number
+        self._steps = 0
+
+    def safe_point(self) -> None:
+        self._steps += 1
+        if self._steps == 7:
+            os.kill(os.getpid(), self._number)
+        super().safe_point()
+
+
+def test_a_rank_that_does_not_answer_ends_the_others_within_the_limit(tmp_path: Path) -> None:
+    make_run(tmp_path)
+
+    def work(world: World) -> None:
+        go_on(tmp_path, world, STEPS, Killed(signal.SIGSTOP) if world.rank.number else None)
+
+    first, stopped = in_ranks(2, tmp_path / "store", work, seconds=3)
+    try:
+        assert ended([first]) == [EXIT_RANK_LOST]
+    finally:
+        os.kill(stopped, signal.SIGKILL)
+        os.waitpid(stopped, 0)
+    assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
+
+
+def test_ranks_pause_together_though_they_hear_it_apart(tmp_path: Path) -> None:
+    def work(world: World) -> None:
+        control = PhaseControl()
+        with control.agreeing(world.agree):
+            if world.rank.number:
+                control._heard(signal.SIGUSR1, None)
+                threading.Timer(0.3, lambda: control._heard(signal.SIGUSR2, None)).start()
+            control.safe_point()
+        (tmp_path / f"{world.rank.number}.json").write_text(json.dumps(control.paused_seconds))
+
+    assert ended(in_ranks(2, tmp_path / "store", work)) == [0, 0]
+    assert all(json.loads((tmp_path / f"{rank}.json").read_text()) > 0.2 for rank in range(2))
+
+
+def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path) -> None:
+    def learned(folder: Path, world: World | None) -> None:
+        run = open_run(folder)
+        training = replace(training_of(run, steps=2, micro_batch=2), world=world)
+        events = run.events()
+        found = learn(
+            training, run.checkpoints(events), prompts=[[5, 6]], end_ids=[0], eos_id=0, seed=1, loss_scale=LossScale(),
+            events=events, control=PhaseControl.inert(),
+        )  # fmt: skip
+        told = [found.student_before.as_dict(), found.student_after.as_dict(), found.documents["after"].tolist()]
+        (folder / f"{training.rank.number}.json").write_text(json.dumps(told))
+
+    for name in ("one", "many"):
+        make_run(tmp_path / name, num_holdout=7)
+    learned(tmp_path / "one", None)
+    assert ended(in_ranks(2, tmp_path / "store", lambda world: learned(tmp_path / "many", world))) == [0, 0]
+    one, first, second = (
+        json.loads((tmp_path / name).read_text()) for name in ("one/0.json", "many/0.json", "many/1.json")
+    )
+    assert first == second, "each rank has the whole result"
+    for ours, theirs in zip(first[:2], one[:2], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert first[2] == [pytest.approx(row, rel=1e-4) for row in one[2]]
+
+
+def test_the_rows_of_a_step_are_divided_among_the_ranks(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    order = run.training(micro_batch=2, gradient_accumulation=3, steps=3).order
+    for world in (1, 2, 4, 5, 9):
+        for step in range(order.total_steps):
+            each = [order.micro_batches(step, Rank(number, world)) for number in range(world)]
+            rows = [row for batches in each for batch in batches for row in batch]
+            assert rows == [row for batch in order.micro_batches(step) for row in batch]
+            assert all(len(batch) <= 2 for batches in each for batch in batches)
