@@ -32,7 +32,7 @@ _LAUNCHER = "TORCHELASTIC_RUN_ID"
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher told a process of several.
+    """A process's place among those that a launcher has started.
 
     Attributes:
         rank: of the process.

@@ -1,0 +1,180 @@
+"""Whole runs on several processes: started by --processes, by torchrun, and by hand with a share each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from engine.cache.identity import read_manifest
+from engine.cache.record import Records
+from engine.cache.store import CacheStore, caches_below
+from engine.data.tokens import SPLITS, TokenFile
+from tests.end_to_end import program
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.slow
+
+
+def words(folder: Path, name: str, **changes: object) -> list[object]:
+    """A small run in ``folder/name`` whose settings do not depend on the number of processes."""
+    texts = folder / "texts.jsonl"
+    if not texts.exists():
+        program.write_texts(folder, 100)
+    found = {
+        "teacher": tiny_model("llama"), "student": tiny_model("llama", num_layers=2, seed=1), "data": texts,
+        "output_dir": folder / name, "device": "cpu", "precision": "fp32", "threads": 2, "sequence_length": 32,
+        "teacher_batch": 1, "student_batch": 4, "gradient_accumulation": 2, "steps": 20, "optimizer": "adamw",
+        "memory_budget": "3GB", "checkpoint_every": 5,
+    } | changes  # fmt: skip
+    return [word for flag, value in found.items() if value is not None for word in (f"--{flag}", value)]
+
+
+def records(run: Path, cache: Path | None = None) -> dict[str, Records]:
+    """Every record of a run's rows."""
+    folder = next(iter(caches_below(cache or run / "cache")))
+    identity = read_manifest(folder)
+    assert identity is not None
+    with TokenFile(run / "tokens.h5") as tokens, CacheStore.open(folder, identity, writable=False) as store:
+        return {split: store.fetch(tokens.hashes(split)) for split in SPLITS}
+
+
+def assert_same_records(one: dict[str, Records], other: dict[str, Records]) -> None:
+    for split in SPLITS:
+        for name, value in vars(one[split]).items():
+            assert np.array_equal(value, vars(other[split])[name]), f"{name} of {split}"
+
+
+def assert_same_student(one: Path, other: Path) -> None:
+    ours, theirs = (load_file(run / "student" / "model.safetensors") for run in (one, other))
+    for name, tensor in ours.items():
+        assert np.linalg.norm(tensor - theirs[name]) <= 1e-5 * np.linalg.norm(tensor), name
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """A finished run on one process, and its text beside it."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = program.run(*words(folder, "one"))
+    assert done.returncode == 0, done.stderr
+    return folder / "one"
+
+
+def test_two_processes_leave_the_records_and_the_student_of_one(one: Path) -> None:
+    done = program.run(*words(one.parent, "two", processes=2))
+    assert done.returncode == 0, done.stderr
+    two = one.parent / "two"
+    assert_same_records(records(one), records(two))
+    assert_same_student(one, two)
+    report = json.loads((two / "report.json").read_text())
+    assert report["world"] == {"ranks": 2, "hosts": 1}
+    assert json.loads((one / "report.json").read_text())["world"] == {"ranks": 1, "hosts": 1}
+    told = [event["ranks"] for event in program.events(two) if event["kind"] == "memory" and "ranks" in event]
+    assert {entry["rank"] for ranks in told for entry in ranks} == {0, 1}
+    assert len(list((two / "cache").glob("rank-0000[01]-*.jsonl"))) == 2
+
+
+def test_a_rank_that_is_killed_while_scoring_loses_its_wave_alone(one: Path) -> None:
+    run = one.parent / "killed"
+    arguments = words(one.parent, "killed", processes=2, until="teacher")
+    with program.start(*arguments) as started:
+        pid = wait_for(lambda: rank_process(run, "teacher", 1))
+        os.kill(pid, signal.SIGKILL)
+        _, errors = started.communicate(timeout=400)
+    assert started.returncode == 0, errors
+    assert [event.get("code") for event in program.events(run) if event["kind"] == "log"].count("rank-killed") == 1
+    assert_same_records(records(one), records(run))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost_in_the_training_loses_nothing(one: Path, number: int) -> None:
+    name = f"lost-{number}"
+    run = one.parent / name
+    environment = {"TINYDISTILL_RANK_SECONDS": "5"}
+    arguments = words(one.parent, name, processes=2, cache_dir=one / "cache", steps=400, checkpoint_every=50)
+    with program.start(*arguments, **environment) as started:
+        wait_for(lambda: list(run.glob("checkpoints/step-*")))
+        os.kill(rank_process(run, "student", 1), number)
+        _, errors = started.communicate(timeout=400)
+    if number == signal.SIGKILL:  # it begins again by itself
+        assert started.returncode == 0, errors
+        return
+    assert started.returncode == 4
+    assert "Rank 1 of the student phase did not answer" in errors
+    resumed = program.run("--resume", "--output_dir", run, "--processes", 1)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((run / "report.json").read_text())["world"] == {"ranks": 1, "hosts": 1}
+    assert any(event.get("code") == "resumed-checkpoint" for event in program.events(run))
+
+
+def test_torchrun_starts_the_ranks_of_one_run_and_all_end_alike(one: Path) -> None:
+    done = torchrun(2, *words(one.parent, "launched"))
+    assert done.returncode == 0, done.stderr
+    run = one.parent / "launched"
+    assert_same_records(records(one), records(run))
+    assert_same_student(one, run)
+    wrong = torchrun(2, *words(one.parent, "no-folder", output_dir=None))
+    assert wrong.returncode != 0
+    assert "Add --output_dir FOLDER" in wrong.stderr
+
+
+def test_shares_by_hand_fill_one_cache_and_a_later_run_has_nothing_to_score(one: Path) -> None:
+    cache = one.parent / "shared"
+    for number in range(2):
+        done = program.run(
+            *words(one.parent, f"share-{number}", until="teacher", cache_dir=cache), RANK=str(number), WORLD_SIZE="2"
+        )
+        assert done.returncode == 0, done.stderr
+        events = program.events(one.parent / f"share-{number}")
+        assert any(f"share {number + 1} of 2" in event.get("message", "") for event in events)
+    assert_same_records(records(one), records(one.parent / "share-1", cache))
+    done = program.run("--resume", "--output_dir", one.parent / "share-0")
+    assert done.returncode == 0, done.stderr
+    assert any(event.get("code") == "cache-hit" for event in program.events(one.parent / "share-0"))
+    assert_same_student(one, one.parent / "share-0")
+
+
+def test_variables_of_a_rank_without_a_common_folder_are_refused(one: Path) -> None:
+    done = program.run(*words(one.parent, "refused"), RANK="1", WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "--until teacher --cache_dir" in done.stderr
+    assert not (one.parent / "refused").exists()
+
+
+def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "-m", "engine"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, cwd=program.ROOT, timeout=400
+    )
+
+
+def wait_for(look: Callable[[], object], seconds: float = 200) -> object:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def rank_process(run: Path, phase: str, rank: int) -> int:
+    """The process of a rank that is at work on a phase; 0 while there is none."""
+    wanted = f"engine.phase\0{phase}\0{run}\0".encode()
+    for folder in Path("/proc").iterdir():
+        try:
+            if not folder.name.isdigit() or wanted not in (folder / "cmdline").read_bytes():
+                continue
+            if f"\0RANK={rank}\0".encode() in b"\0" + (folder / "environ").read_bytes():
+                return int(folder.name)
+        except OSError:
+            continue
+    return 0
