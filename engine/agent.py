@@ -1,7 +1,7 @@
 """The process of a rank that a launcher has started: it waits for the supervisor's calls and starts phases.
 
-It ends with the exit code of the run. Rank 0 has no agent: its process starts the supervisor. The files between them are
-described in :mod:`engine.launched`.
+It ends with the exit code of the run. Rank 0 has no agent: its process starts the supervisor. The files between them
+are described in :mod:`engine.launched`.
 """
 
 from __future__ import annotations
