@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, untied, padded": ("llama", {"tie_word_embeddings": False, **_PADDED}),
     "mistral, untied": ("mistral", {"tie_word_embeddings": False}),
     "qwen2, tied, padded": ("qwen2", {"tie_word_embeddings": True, **_PADDED}),
-    "qwen2, untied": ("qwen2", {"tie_word_embeddings": False}),
+    "qwen2, untied": ("qwen2", {"tie_word_embeddings": False, "vocab_size": VOCAB_SIZE}),
     "qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
     "qwen3, untied, padded": ("qwen3", {"tie_word_embeddings": False, **_PADDED}),
     "gemma, tied": ("gemma", {"hidden_activation": "gelu_pytorch_tanh"}),
