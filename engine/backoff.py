@@ -33,9 +33,9 @@ def next_step(phase: str, settings: RunConfig, head: HeadBlocks | None = None) -
     First freed memory is no longer kept in the process, which changes nothing but the time. Then the micro-batch is
     halved until it is one row; where the vocabulary is so large that a chunk of the teacher's logits
     is, its chunks are quartered; then the teacher is streamed, the student's activations are computed twice instead of
-    kept, the layers of a student that trains an adapter are streamed too, and what waits (hidden states, moments, on a
-    CPU weights) leaves the compute device. Chunks of usual size are cut last: they bring little. None of this changes
-    what the student learns but for rounding: the optimizer's moments keep their bits.
+    kept, and what waits (hidden states, moments, on a CPU weights) leaves the compute device. Chunks of usual size are
+    cut last: they bring little. None of this changes what the student learns but for rounding: the optimizer's moments
+    keep their bits.
 
     A student has no smaller chunks: the peak of its step is where the gradients are, not in the loss (with 262k ids its
     phase took 587 MiB with chunks of 48 positions and with 12), and a lean one works on slices of the vocabulary.
@@ -71,8 +71,6 @@ def next_step(phase: str, settings: RunConfig, head: HeadBlocks | None = None) -
             return fewer_rows
         if not settings.gradient_checkpointing:
             return Step((("gradient_checkpointing", False, True),))
-        if settings.lora_rank and not settings.student_layer_by_layer:
-            return Step((("student_layer_by_layer", False, True),))
         if not settings.cpu_offload:
             return _OFFLOAD
         return fewer_rows

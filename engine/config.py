@@ -198,7 +198,7 @@ class RunConfig(BaseModel):
     )
     lora_alpha: float | None = setting(
         None,
-        "The adapter's product is multiplied by this over the rank; twice the rank when not set",
+        "The adapter's product is multiplied by this over the rank; as large as the rank when not set",
         group="training",
         gt=0,
         le=1e6,

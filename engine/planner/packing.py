@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from engine.config import RunConfig
 from engine.planner import reasons
-from engine.planner.shape import ModelShape
-
-CARRIES_A_STATE = frozenset(
-    {
-        *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "jamba", "zamba", "zamba2", "bamba"),
-        *("falcon_h1", "granitemoehybrid", "nemotron_h", "lfm2", "lfm2_moe", "minimax", "qwen3_next", "qwen3_5"),
-        *("qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear", "olmo_hybrid"),
-    }
-)
-"""Types of models with recurrent layers or convolutions. The test of :mod:`engine.models.packed` measures them."""
+from engine.planner.shape import CARRIES_A_STATE, ModelShape
 
 
 def packing_for(config: RunConfig, student: ModelShape) -> tuple[bool, str]:

@@ -231,7 +231,7 @@ def _alpha(question: Question, answer: Proposal) -> tuple[float | None, str]:
     rank, given = answer.student.setting.rank, question.config.lora_alpha
     if not rank:
         return given, "only for an adapter"
-    return given or ALPHA_PER_RANK * rank, f"{ALPHA_PER_RANK:g} times the rank"
+    return given or ALPHA_PER_RANK * rank, "as large as the rank: the adapter's product is added as it is"
 
 
 def _targets(answer: Proposal) -> str:

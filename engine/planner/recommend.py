@@ -26,7 +26,7 @@ from engine.planner.footprint import (
     teacher_footprint,
 )
 from engine.planner.measure import MachineRates
-from engine.planner.shape import ModelShape
+from engine.planner.shape import CARRIES_A_STATE, ModelShape
 from engine.planner.timing import step_seconds, teacher_duration
 from engine.planner.workload import Text, default_length, effective_rows
 from engine.settings import layer_count, layer_list
@@ -227,7 +227,9 @@ def student_candidates(
     streamed = [False]
     if config.lora_rank:
         wished = config.student_layer_by_layer
-        streamed = [False, True] if wished is None and config.gradient_checkpointing is not False else [bool(wished)]
+        is_open = wished is None and config.gradient_checkpointing is not False and shape.has_plain_head
+        is_open = is_open and not (config.packing and shape.model_type in CARRIES_A_STATE)
+        streamed = [False, True] if is_open else [bool(wished)]
     for layer_by_layer, batch, checkpointing, optimizer, in_fewer in itertools.product(
         streamed,
         batches,

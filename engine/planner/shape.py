@@ -18,6 +18,16 @@ PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
+CARRIES_A_STATE = frozenset(
+    {
+        *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "jamba", "zamba", "zamba2", "bamba"),
+        *("falcon_h1", "granitemoehybrid", "nemotron_h", "lfm2", "lfm2_moe", "minimax", "qwen3_next", "qwen3_5"),
+        *("qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear", "olmo_hybrid"),
+    }
+)
+"""Types of models with recurrent layers or convolutions. The test of :mod:`engine.models.packed` measures them."""
+# Factors on the logits and caps of them, in the words of those families that have some.
+_HEAD_MORE = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -50,6 +60,7 @@ class ModelShape:
         max_positions: longest sequence; None without a limit.
         fused_attention: whether query, key and value come out of one matrix.
         plain_norms: whether norms have a bias (LayerNorm), and are not root-mean-square norms.
+        has_plain_head: whether config.json says of nothing that the head does beside its matrix product.
         is_quantized: whether the files hold most of the layers in fewer than 16 bits.
         linears: linear layers of the decoder layers; experts, which transformers fuses into one block, are none.
     """
@@ -71,6 +82,7 @@ class ModelShape:
     stored_precision: str = "fp32"
     fused_attention: bool = False
     plain_norms: bool = False
+    has_plain_head: bool = True
     is_quantized: bool = False
     linears: tuple[LinearShape, ...] = ()
 
@@ -173,6 +185,7 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         model_type=spec.model_type,
         fused_attention=any(_FUSED.search(name) for name in spec.tensors),
         plain_norms=any(_NORM_BIAS.search(name) for name in spec.tensors),
+        has_plain_head=all(spec.config.get(key) in (None, 1, 0) for key in _HEAD_MORE),
         is_quantized=_is_quantized(spec),
         linears=_linears(spec),
     )

@@ -9,7 +9,7 @@ from engine.models.borders import positions_in
 from engine.models.core import last_hidden_states
 from engine.models.load import load_causal_lm
 from engine.models.packed import can_be_cut, packed_hidden_states
-from engine.planner.packing import CARRIES_A_STATE
+from engine.planner.shape import CARRIES_A_STATE
 from engine.student.learner import _enable_checkpointing
 from tests.engine.models.architectures import ARCHITECTURES, NEWER, VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers

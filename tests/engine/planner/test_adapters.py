@@ -112,6 +112,8 @@ def test_a_fused_layer_is_named_as_it_is() -> None:
         (RunConfig(lora_targets="q_proj"), shape, "it has dense"),
         (RunConfig(lora_rank=4), replace(shape, linears=()), "no linear layers"),
         (RunConfig(lora_rank=4, student_quantization="nf4"), replace(shape, is_quantized=True), "quantized already"),
+        (RunConfig(student_layer_by_layer=True), describe(str(tiny_model("gemma2"))), "scales or caps its logits"),
+        (RunConfig(student_layer_by_layer=True, packing=True), replace(shape, model_type="mamba"), "--no_packing"),
     ):
         with pytest.raises(SettingsError) as told:
             check_adapter(asked, changed)
