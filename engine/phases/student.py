@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,6 +98,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
 def _run(run: Run, settings: RunConfig, events: EventWriter, control: PhaseControl, world: World | None) -> None:
     device, _ = prepare_torch(settings)
     is_first = world is None or world.rank.number == 0
+    hosts = 1 if world is None else len(set(world.gathered(socket.gethostname())))
     if world is not None and not is_first:
         world.wait()  # rank 0 repairs a damaged one
     folder = student_folder(run, settings, events)
@@ -127,7 +129,7 @@ def _run(run: Run, settings: RunConfig, events: EventWriter, control: PhaseContr
                 "skipped_steps": learned.skipped,
                 "best_step": learned.best_step,
                 "device_peak_bytes": device_peak_bytes(device),
-                "world": {"ranks": settings.processes, "hosts": 1},
+                "world": {"ranks": 1 if world is None else world.rank.world, "hosts": hosts},
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
                 result["adapter"] = _told_of_adapter(adapter, folder, settings)
