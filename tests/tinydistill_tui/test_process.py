@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -178,6 +179,27 @@ def test_output_into_a_file_has_no_codes_and_says_why(runs_folder):
     assert b"\x1b" not in result.stdout + result.stderr
     assert b"since the output is no terminal" in result.stderr
     assert b"Traceback" not in result.stderr
+
+
+def test_locale_without_the_signs_gets_ascii_by_itself(runs_folder):
+    path = make_run(runs_folder, scene="stopped")
+    locale = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with terminal(["--attach", str(path)], **locale) as term:
+        term.wait_for("# stopped")
+        term.type("q")
+        assert term.wait() == 0
+        assert bytes(term.written).isascii()
+        assert "\\u2" not in term.text()
+
+
+def test_no_color_sends_no_colour(runs_folder):
+    path = make_run(runs_folder, scene="stopped")
+    with terminal(["--attach", str(path)], NO_COLOR="1") as term:
+        term.wait_for("■ stopped")
+        term.type("q")
+        assert term.wait() == 0
+    colours = set(re.findall(rb"[34]8;2;(\d+;\d+;\d+)", bytes(term.written)))
+    assert all(len(set(colour.split(b";"))) == 1 for colour in colours), colours  # greys alone
 
 
 def test_json_is_all_that_a_pipe_gets(runs_folder):

@@ -54,6 +54,20 @@ def test_a_pair_that_is_here_comes_first_and_needs_no_disk():
 
 
 @pytest.mark.usefixtures("same_machine")
+@pytest.mark.parametrize(
+    ("budget", "count", "title"),
+    [("", 3, "Suggestions for this machine"), ("560MB", 1, "Suggestions"), ("500MB", 0, "Models that")],
+)
+async def test_pairs_fit_the_budget_that_was_typed(budget, count, title):
+    async with wizard({"demo": True, **({"ram_budget": budget} if budget else {})}) as (app, pilot):
+        await pilot.press("enter")
+        screen = await until_models(app, pilot)
+        rows = screen.query_one("#suggestions", OptionList)
+        assert sum(str(option.id).startswith("pair") for option in rows.options) == count
+        assert title in text_of(app)
+
+
+@pytest.mark.usefixtures("same_machine")
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 async def test_enter_takes_both_models_of_a_pair_and_f3_downloads_what_is_missing(monkeypatch, size):
     monkeypatch.setattr(models, "cached_models", list)

@@ -201,13 +201,15 @@ class ModelsScreen(StepScreen):
         return facts.bad, SEE_ABOVE
 
     def _suggestions(self, cached: list[str]) -> list[Suggestion]:
-        """The pairs for the device that was chosen on the first screen."""
+        """The pairs for the device and the budget that were chosen on the first screen."""
         machine = self.tiny.machine
         self._here = frozenset(cached)
         if machine is None:
             return []
         gpus = [gpu.free_bytes for gpu in machine.gpus if self.draft.get("device") in ("", gpu.device)]
-        memory = max(gpus, default=machine.available_bytes)
+        asked = self.draft.good_config()
+        budget = asked.memory_budget if gpus else asked.ram_budget
+        memory = min(max(gpus, default=machine.available_bytes), budget or machine.ram_bytes + sum(gpus))
         return suggested(table(), memory_bytes=memory, disk_bytes=machine.disk_free_bytes, here=self._here)
 
     @on(OptionList.OptionHighlighted, "#suggestions")
