@@ -593,7 +593,7 @@ def environment_for(
         "TOKENIZERS_PARALLELISM": "false",  # forking after threads deadlocks; we give it one thread
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "PYTHONFAULTHANDLER": "1",
-        **allocator_environment(os.environ, keep=bool(settings.keep_memory)),
+        **allocator_environment(keep=bool(settings.keep_memory)),
     }
 
 

@@ -10,14 +10,26 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import os
 import sys
 from collections.abc import Callable
+
+from engine.allocator import keeps_memory
 
 
 def return_memory() -> None:
     """Collect garbage, and hand free heap pages back to the system where the C library can."""
     gc.collect()
     trim_heap()
+
+
+def return_memory_if_scarce() -> None:
+    """The same between parts of a phase that take turns, unless the process keeps its memory for the next part.
+
+    Each page that was handed back is filled with zeros by the system when the next step takes it.
+    """
+    if not keeps_memory(os.environ):
+        return_memory()
 
 
 def trim_heap() -> None:

@@ -133,18 +133,22 @@ class _LinearPass:
         self._buffer: Tensor | None = None
         self._num_positions = num_positions
         self._waiting: _Waiting | None = None
+        self._is_unwritten = False  # whether the weight's gradient is memory without values
 
     def begin(self, accumulate: bool) -> None:
         self._accumulate = accumulate
         for index, parameter in enumerate(self.parameters):
             if not parameter.requires_grad:
                 continue
-            if not accumulate:
-                self._gradients[index] = torch.zeros_like(parameter)
-            else:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                self._gradients[index] = parameter.grad
+            gradient = parameter.grad if accumulate else None
+            if gradient is None:
+                # The first product is written into the weight's gradient: a matrix of zeros costs as much time as that.
+                self._is_unwritten |= index == 0
+                gradient = torch.empty_like(parameter) if index == 0 else torch.zeros_like(parameter)
+                gradient[self._rows :] = 0
+            if accumulate:
+                parameter.grad = gradient
+            self._gradients[index] = gradient
 
     def forward(self, hidden_states: Tensor, wants_gradient: bool) -> Tensor:
         self._hidden_states = hidden_states.to(self._dtype)
@@ -167,7 +171,10 @@ class _LinearPass:
             bias_gradient[0][: self._rows] += gradient.sum(dim=0, dtype=bias_gradient[0].dtype)
         if weight_gradient is None or weight_gradient.dtype == self._dtype:
             gradient = gradient.to(self._dtype)
-            if weight_gradient is not None:
+            if weight_gradient is not None and self._is_unwritten:
+                torch.mm(gradient.T, self._hidden_states, out=weight_gradient[: self._rows])
+                self._is_unwritten = False
+            elif weight_gradient is not None:
                 weight_gradient[: self._rows].addmm_(gradient.T, self._hidden_states)
             into.copy_(gradient @ self._weight)
             return
@@ -184,12 +191,19 @@ class _LinearPass:
         gradients, hidden_states = waiting.taken()
         for start in range(0, self._rows, _SLICE_ROWS):
             rows = slice(start, min(start + _SLICE_ROWS, self._rows))
-            weight_gradient[rows] += gradients[:, rows].T @ hidden_states
+            product = gradients[:, rows].T @ hidden_states
+            if self._is_unwritten:
+                weight_gradient[rows] = product
+            else:
+                weight_gradient[rows] += product
+        self._is_unwritten = False
         waiting.give(gradients @ self._weight)
 
     def end(self) -> Sequence[Tensor | None]:
         if self._waiting is not None and self._gradients[0] is not None:
             self._multiply(self._waiting, self._gradients[0])
+        if self._is_unwritten and self._gradients[0] is not None:
+            self._gradients[0].zero_()  # there was no position
         self._buffer = self._hidden_states = self._waiting = None
         return [None] * len(self.parameters) if self._accumulate else self._gradients
 

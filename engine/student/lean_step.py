@@ -114,7 +114,8 @@ def lean_step(
     assert part.batch is not None, "several ranks make whole gradients"
     batch = part.batch.to(learner.device)
     scale = 1.0 / max(1, part.num_scored)
-    with _sparse_embedding(learner):
+    # The row of the padding token has a gradient too; :class:`_Update` leaves it out.
+    with learner.sparse_embedding(with_padding=True):
         states = learner.hidden_states(batch)
     loss = sliced_loss(states, batch.labels, batch.records, learner.head, objective=objective)
     ce, kd = (value * scale for value in torch.stack([loss.ce_sum, loss.kd_sum]).tolist())
@@ -229,25 +230,6 @@ class _Update:
             self._optimizer.update(name, gradient, rows)
         else:
             self._optimizer.update(name, gradient, rows, skip=skip)
-
-
-@contextmanager
-def _sparse_embedding(learner: Learner) -> Iterator[None]:
-    """While this is open, a forward pass leaves an embedding whose gradient has only the rows that were read.
-
-    The row of the padding token is among them: torch would search for it twice, and each search makes the CPU wait for
-    the GPU. :class:`_Update` leaves it out.
-    """
-    embedding = learner.model.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding):
-        yield
-        return
-    sparse, padding_row = embedding.sparse, embedding.padding_idx
-    embedding.sparse, embedding.padding_idx = kind_of(embedding.weight.device).has_sparse, None
-    try:
-        yield
-    finally:
-        embedding.sparse, embedding.padding_idx = sparse, padding_row
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.errors import BadNumbers
 from engine.events import EventWriter
-from engine.models.memory import return_memory
+from engine.models.memory import return_memory, return_memory_if_scarce
 from engine.phase_control import PhaseControl
 from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
@@ -109,7 +109,7 @@ def learn(
         before = _measured(training, "student_before", events, control, of_before)
         notes = {"before": asdict(before), "before_documents": of_before.table().tolist(), "before_texts": texts()}
         progress = Progress(loss_scale=loss_scale, notes=notes)
-        return_memory()
+        return_memory_if_scarce()
     train(training, progress, checkpoints, events, control, relief)
 
     best = best_checkpoint(training, progress, checkpoints)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
+from engine.machine.torch_device import kind_of
 from engine.models.cached import GrowingRows
 from engine.models.core import head_is_linear, last_hidden_states, logits_of
 from engine.models.packed import can_be_cut, packed_hidden_states
@@ -112,6 +113,29 @@ class Learner:
     def growing_rows(self) -> Callable[[Tensor], Tensor]:
         """A function from ids [rows, length] to the last token's hidden states, for rows that grow."""
         return GrowingRows(self.model, lambda ids: last_hidden_states(self.model, lengthened(ids)))
+
+    @contextlib.contextmanager
+    def sparse_embedding(self, *, with_padding: bool = False) -> Iterator[None]:
+        """While this is open, a forward pass leaves an embedding whose gradient has only the rows that were read.
+
+        Nothing happens where the embedding is not a lookup in a matrix, or the device has no sparse gradients.
+
+        Args:
+            with_padding: let the padding token's row have a gradient too. torch would search for it, and on a GPU each
+                search makes the CPU wait.
+        """
+        embedding = self.model.get_input_embeddings()
+        if not isinstance(embedding, nn.Embedding):
+            yield
+            return
+        sparse, padding_row = embedding.sparse, embedding.padding_idx
+        embedding.sparse = kind_of(embedding.weight.device).has_sparse
+        if with_padding:
+            embedding.padding_idx = None
+        try:
+            yield
+        finally:
+            embedding.sparse, embedding.padding_idx = sparse, padding_row
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -6,14 +6,15 @@ division into micro-batches makes no difference; gradients are accumulated over 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.machine.torch_device import exact, exact_home
+from engine.machine.torch_device import exact, exact_home, kind_of
 from engine.student.batches import StepPart
 from engine.student.learner import Learner
 from engine.student.loss import Objective, record_loss
@@ -103,12 +104,16 @@ def train_step(
     """
     sums = torch.zeros(2, dtype=torch.float64, device=exact_home(learner.device))
     tokens = 0
+    embedding = _looked_up_in(learner)
     for part in parts:
         tokens = part.num_scored
         if part.batch is None:
             continue
         batch = part.batch.to(learner.device)
-        states = learner.hidden_states(batch)
+        with contextlib.nullcontext() if embedding is None else learner.sparse_embedding():
+            states = learner.hidden_states(batch)
+        if embedding is not None and embedding.grad is None and not learner.tied:
+            embedding.grad = torch.zeros_like(embedding)  # sparse gradients are added to it; the optimizer wants it so
         loss = record_loss(
             states,
             batch.labels,
@@ -171,6 +176,16 @@ def finish_step(
         parameter.grad = None
     learner.model.zero_grad(set_to_none=True)
     return StepResult(loss_value, ce, kd, norm, tokens, is_usable and bool(gradients), not is_usable and not searching)
+
+
+def _looked_up_in(learner: Learner) -> nn.Parameter | None:
+    """The embedding's matrix if its gradient can be added row by row; None where it must be a whole matrix.
+
+    A whole one is filled with zeros and added to that of the head, which costs two passes over the vocabulary.
+    """
+    embedding = learner.model.get_input_embeddings()
+    is_lookup = isinstance(embedding, nn.Embedding) and kind_of(embedding.weight.device).is_host
+    return embedding.weight if is_lookup and embedding.weight.requires_grad else None
 
 
 def blended(ce: float, kd: float, objective: Objective) -> float:

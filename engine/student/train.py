@@ -17,7 +17,7 @@ import torch
 
 from engine.errors import BadNumbers, CorruptState
 from engine.events import EventWriter
-from engine.models.memory import return_memory
+from engine.models.memory import return_memory_if_scarce
 from engine.phase_control import PhaseControl
 from engine.ranks import ALONE, Rank
 from engine.relief import Relief
@@ -192,7 +192,7 @@ def train(
                 metrics = look(training, limit_rows=training.evaluation_rows)
                 events.write("evaluation", which="student_during", step=progress.step, **metrics.as_dict())
                 _keep_best(progress, metrics)
-                return_memory()
+                return_memory_if_scarce()
             if is_look or control.stopping or progress.step % training.checkpoint_every == 0:
                 if training.rank.number == 0:
                     save(training, progress, checkpoints, events)

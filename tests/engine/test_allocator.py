@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from engine.allocator import allocator_environment
+from engine.allocator import allocator_environment, keeps_memory
 
 # Blocks as a training step takes them: of many sizes, written, let go of in another order, and taken again.
 PROGRAM = """
@@ -28,7 +28,7 @@ print((faults() - before) / 20)
 
 
 def faults_a_step(*, keep: bool) -> float:
-    environment = {**os.environ, **allocator_environment({}, keep=keep)}
+    environment = {**os.environ, **allocator_environment(keep=keep)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
@@ -39,9 +39,7 @@ def test_kept_memory_is_used_again_and_the_other_is_handed_back() -> None:
     assert faults_a_step(keep=False) > 1_000  # 70 MiB in pages of 4 KiB or, where the system makes them huge, fewer
 
 
-def test_tunables_of_the_person_stay() -> None:
-    found = allocator_environment({"GLIBC_TUNABLES": "glibc.malloc.check=1"}, keep=True)["GLIBC_TUNABLES"]
-    assert found.split(":") == ["glibc.malloc.check=1", "glibc.malloc.hugetlb=1"]
-    theirs = "glibc.malloc.hugetlb=0"
-    assert allocator_environment({"GLIBC_TUNABLES": theirs}, keep=True)["GLIBC_TUNABLES"] == theirs
-    assert "GLIBC_TUNABLES" not in allocator_environment({"GLIBC_TUNABLES": theirs}, keep=False)
+def test_a_process_knows_whether_it_keeps_memory() -> None:
+    assert keeps_memory({"PATH": "/bin", **allocator_environment(keep=True)})
+    assert not keeps_memory(allocator_environment(keep=False))
+    assert not keeps_memory({})
