@@ -39,9 +39,13 @@ def main() -> None:
     found: dict[str, float] = {}
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     formats = {name: dtypes[name] for name in ("fp32", *kind_of(device).formats)}
+    began, used = time.perf_counter(), time.process_time()
     for size, shape in _SHAPES.items():
         for name, dtype in formats.items():
             found[f"{name}_{size}"] = _gemm_flops_per_second(shape, dtype, device)
+    if kind_of(device).is_host:
+        wall = (time.perf_counter() - began) * arguments.threads
+        found["processor_share"] = (time.process_time() - used) / wall
     found["memory_bytes_per_second"] = _memory_bytes_per_second(device)
     found["seconds_per_operation"] = _seconds_per_operation(device)
     if not kind_of(device).shares_main_memory:

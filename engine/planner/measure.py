@@ -24,6 +24,9 @@ from engine.machine.gpu_check import gpu_of, torch_version
 
 _FORMAT = 1
 _TIMEOUT_SECONDS = 60
+# Of the processor time of all threads that the products get on a quiet machine; with one other busy program per core
+# they get half.
+_UNDISTURBED_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     if measure:
         found = _measure(device, threads, _to_measure(path.parent))
         if found is not None:
-            with contextlib.suppress(OSError, DiskFull):  # not kept: measured again next time
-                write_atomic(path, json.dumps(found, indent=1) + "\n")
+            if not _was_disturbed(found):
+                with contextlib.suppress(OSError, DiskFull):  # not kept: measured again next time
+                    write_atomic(path, json.dumps(found, indent=1) + "\n")
             return _from_measurements(found, device)
     return cautious_rates(device, threads)
 
@@ -85,6 +89,11 @@ def kept_at(device: str, threads: int) -> Path:
     parts = [_FORMAT, platform.node(), name, features, threads, device, torch_version(), identity]
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
     return places.cache() / f"machine-{digest}.json"
+
+
+def _was_disturbed(found: dict[str, float]) -> bool:
+    """Whether other programs took so much of the processor that the rates say little about the machine."""
+    return found.get("processor_share", 1.0) < _UNDISTURBED_SHARE
 
 
 def _gpu(device: str) -> hardware.Gpu | None:

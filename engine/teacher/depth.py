@@ -5,7 +5,7 @@ states can go (Men et al. 2024, ShortGPT, https://arxiv.org/abs/2403.03853, eq. 
 only because of the other, so influence is measured again whenever some layers have been taken out, and the result is
 compared, by its loss on the text, with the cuts that one measurement gives and with evenly spaced layers.
 
-Each step is a pass of the teacher over some 1,024 tokens. A streamed teacher reads its layers once per pass, with all
+Each step is a pass of the teacher over 512 to 1,024 tokens. A streamed teacher reads its layers once per pass, with all
 cuts that are compared in it, and gives the same numbers as one in memory. Knows nothing of files.
 """
 
@@ -27,7 +27,8 @@ from engine.machine.torch_device import exact, exact_sum
 from engine.models.documents import batches_of, find_documents
 from engine.models.skipping import cut_to, watched
 
-_TEXT_TOKENS = 1_024
+# Tokens of a pass: a thirty-second of the text, between these. There are some ten passes.
+_FEWEST_TOKENS, _MOST_TOKENS, _SHARE_OF_TEXT = 512, 1_024, 1 / 32
 _FEWEST_ROWS = 4
 # A tenth of the layers goes before influence is measured again: some seven passes down to a third of them.
 _ROUNDS = 10
@@ -108,17 +109,19 @@ class Depth:
 
 
 def piece_of(tokens: TokenFile, split: Split, micro_batch: int) -> list[Piece]:
-    """Return some 1,024 tokens from evenly spaced rows of a split; empty if it has no rows.
+    """Return 512 to 1,024 tokens from evenly spaced rows of a split; empty if it has no rows.
 
     Each document of a row becomes a batch row, as documents do not attend to each other.
     """
     num_rows = tokens.num_rows(split)
-    wanted = max(_FEWEST_ROWS, _TEXT_TOKENS // tokens.sequence_length)
+    share = int(tokens.num_scored("train") * _SHARE_OF_TEXT)
+    most_tokens = min(_MOST_TOKENS, max(_FEWEST_TOKENS, share))
+    wanted = max(_FEWEST_ROWS, most_tokens // tokens.sequence_length)
     indices = sorted({place * num_rows // wanted for place in range(wanted)}) if num_rows else []
     if not indices:
         return []
     rows = tokens.rows(split, indices)
-    length = max(2, _TEXT_TOKENS // len(indices))
+    length = max(2, most_tokens // len(indices))
     documents = find_documents(rows.begins[:, :length], np.minimum(rows.lengths, length))
     pieces = []
     for chosen, longest in batches_of(documents.lengths, most_tokens=micro_batch * length, longest=length):

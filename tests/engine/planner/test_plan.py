@@ -350,8 +350,22 @@ def test_precision_follows_what_was_measured(text: Path) -> None:
     chosen = plan(config, hardware=computer(), machine=fast)
     assert chosen.settings.precision == "bf16"
     assert "1,000 GFLOP/s" in next(choice.reason for choice in chosen.choices if choice.field == "precision")
-    small = plan(config.model_copy(update={"teacher": str(tiny_model("llama"))}), hardware=computer(), machine=fast)
-    assert small.settings.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("width", "times_as_fast", "expected"),
+    [(512, 1.6, "bf16"), (512, 1.4, "fp32"), (256, 2.2, "bf16"), (256, 1.6, "fp32"), (64, 5.0, "fp32")],
+)
+def test_a_narrow_model_needs_a_faster_half_precision(
+    text: Path, width: int, times_as_fast: float, expected: str
+) -> None:
+    rates = {
+        f"{name}_{size}": 1e11 * factor
+        for name, factor in (("fp32", 1.0), ("bf16", times_as_fast))
+        for size in ("small", "large")
+    }
+    config = RunConfig(teacher=str(tiny_model("llama", hidden_size=width)), student="from-teacher", data=str(text))
+    assert plan(config, hardware=computer(), machine=replace(RATES, gemm_flops=rates)).settings.precision == expected
 
 
 def test_half_precision_is_taken_where_nothing_else_fits_and_it_is_not_too_slow(text: Path) -> None:

@@ -42,3 +42,11 @@ def test_what_was_not_measured_has_the_larger_error() -> None:
     measured = student_duration(PYTHIA_70M, STUDENT, 100, 10_000, RATES)
     rough = student_duration(PYTHIA_70M, STUDENT, 100, 10_000, guessed)
     assert rough.error / rough.seconds > measured.error / measured.seconds
+
+
+def test_few_rows_at_a_time_are_slower_a_token() -> None:
+    one, eight, sixty_four = (
+        teacher_duration(PYTHIA_410M, replace(TEACHER, batch=batch), 10**6, RATES).seconds for batch in (1, 8, 64)
+    )
+    assert one > 1.4 * eight
+    assert eight < 1.15 * sixty_four
