@@ -13,9 +13,9 @@ from engine.planner.models import Models
 _WORTH_IT = 1.5
 # If no other format fits it may be this much slower.
 _BEARABLE = 0.5
-# Narrow models convert much and multiply little: below the first width the product must be 1.8 times as fast (the demo's
-# width of 256 gained 13 % in scoring and 21 % in training where bf16 products were 2.2 times as fast), below the second
-# one nothing is gained.
+# Narrow models convert much and multiply little: below the first width the product must be 1.8 times as fast (at the
+# demo's width of 256, 13 % were gained in scoring and 21 % in training where bf16 products were 2.2 times as fast),
+# below the second one nothing is gained.
 _NARROW, _SMALLEST_WIDTH = 384, 192
 _WORTH_IT_NARROW = 1.8
 

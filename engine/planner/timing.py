@@ -24,9 +24,9 @@ _ERROR_MEASURED, _ERROR_GUESSED = 0.4, 0.8
 # numbers (read, written).
 _OPERATIONS_PER_LAYER = 45
 _PASSES_OVER_HIDDEN, _PASSES_OVER_INNER = 24, 8
-# A product must bring each weight into the form that its kernel multiplies, however few rows there are. It takes as long
-# as so many rows more: 138 were measured in bf16, 60 in fp32 (SmolLM2's layers, 128 rows against 2,048). Rates are
-# measured with products of so many rows.
+# A product must bring each weight into the form that its kernel multiplies, however few rows there are. It takes as
+# long as so many rows more: 138 were measured in bf16, 60 in fp32 (SmolLM2's layers, 128 rows against 2,048). Rates
+# are measured with products of so many rows.
 _ROWS_FOR_A_WEIGHT, _MEASURED_ROWS = 100, 512
 # Passes over a block of logits: softmax and the draw of a record; the loss and its gradient.
 _PASSES_OVER_LOGITS = {"teacher": 14, "student": 8}
