@@ -28,7 +28,6 @@ from types import FrameType
 from typing import IO
 
 from engine import backoff, hardware, last_word, preloaded, ranks, report, safe_child
-from engine.allocator import allocator_environment
 from engine.config import RunConfig
 from engine.crew import Crew
 from engine.disk import file_lock
@@ -52,6 +51,7 @@ from engine.format import format_bytes
 from engine.last_word import VARIABLE, LastWord
 from engine.launched import Elsewhere, Launch
 from engine.machine import system
+from engine.machine.allocator import allocator_environment
 from engine.machine.gpu_check import gpu_of, visible
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from engine.allocator import keeps_memory
+from engine.machine.allocator import keeps_memory
 
 
 def return_memory() -> None:

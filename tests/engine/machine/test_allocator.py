@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from engine.allocator import allocator_environment, keeps_memory
+from engine.machine.allocator import allocator_environment, keeps_memory
 
 # Blocks as a training step takes them: of many sizes, written, let go of in another order, and taken again.
 PROGRAM = """
