@@ -25,7 +25,7 @@ def first_rows(run_path: Path | None) -> Iterable[Widget]:
     title.left = stepper(1) if run_path is None else Content.assemble((run_path.name, "bold"), "  opening…")
     yield title
     yield Rule(id="rule")
-    with Container(id="content"):
+    with Container(id="content", classes="first-frame"):
         if run_path is None:
             yield Static(PURPOSE, id="purpose", markup=False)
             yield Static("This machine", classes="heading")

@@ -1,11 +1,15 @@
 """The first frame: it stands before the engine's settings, the planner and the screens are imported."""
 
 import json
+import sys
 
 import pytest
 
 from tests.tinydistill_tui.fixtures import make_run
+from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.terminal import terminal
+from tests.tinydistill_tui.wizard import wizard
+from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.opening import PURPOSE
 
 # In place of the import behind the first frame, it writes down what was imported before it.
@@ -33,6 +37,21 @@ def test_first_frame_stands_before_engine_and_screens_are_imported(tmp_path, wor
         assert PURPOSE in term.text()
     modules = json.loads(seen.read_text())
     assert [name for name in modules if name.startswith(LATE)] == []
+
+
+async def test_rows_of_the_first_frame_stay_where_they_are_when_the_screen_comes(monkeypatch):
+    async def never(self):
+        pass
+
+    monkeypatch.setattr(TinyDistillApp, "_import_screens", never)
+    app = TinyDistillApp(options={"no_animation": True})
+    monkeypatch.delitem(sys.modules, "tinydistill_tui.routes")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: PURPOSE in text_of(app), "the first frame")
+        first = lines_of(app)[:4]
+    monkeypatch.undo()
+    async with wizard() as (app, _):
+        assert lines_of(app)[:4] == first
 
 
 def test_keys_that_come_with_the_first_frame_are_the_first_screens():
