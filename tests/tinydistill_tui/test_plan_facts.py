@@ -1,0 +1,29 @@
+"""The plan's rows come from the one definition of the settings: one that is added has its place."""
+
+import pytest
+
+from engine.config import SETTINGS, RunConfig
+from engine.planner import plan
+from tests.tinydistill_tui.wizard import MACHINE
+from tinydistill_tui.plan_facts import FIRST_SETTINGS, rows, shown, typed
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan(RunConfig(demo=True), hardware=MACHINE, strict=False)
+
+
+def test_every_setting_that_a_run_has_is_behind_f6_and_can_be_typed_again(planned):
+    found = {row.field: row for row in rows(planned, everything=True)}
+    assert set(found) == {name for name, info in SETTINGS.items() if info.group != "command"}
+    for name in found:
+        value = getattr(planned.settings, SETTINGS[name].field)
+        assert found[name].value == shown(name, value)
+        if value is not None:
+            RunConfig.parse({name: typed(name, value), "use_recommended": True})
+
+
+def test_first_settings_are_settings(planned):
+    assert set(FIRST_SETTINGS) <= set(SETTINGS)
+    few, all_of_them = (rows(planned, everything=everything) for everything in (False, True))
+    assert {row.field for row in few} < {row.field for row in all_of_them}
