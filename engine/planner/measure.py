@@ -62,23 +62,26 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     """The rates of this machine.
 
     Args:
-        measure: measure now if there are no stored rates (about three seconds, most of it torch starting); otherwise
-            cautious figures are used.
+        measure: measure now if there are no stored rates, or only some from a busy machine (about three seconds, most
+            of it torch starting); otherwise cautious figures are used.
         device: by its name.
         threads: CPU threads; all usable cores when not set.
     """
     threads = threads or hardware.usable_cores()
     path = kept_at(device, threads)
+    kept: MachineRates | None = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return _from_measurements(json.loads(path.read_text(encoding="utf-8")), device)
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        kept = _from_measurements(stored, device)
+        if not (measure and _was_disturbed(stored)):
+            return kept
     if measure:
         found = _measure(device, threads, _to_measure(path.parent))
         if found is not None:
-            if not _was_disturbed(found):
-                with contextlib.suppress(OSError, DiskFull):  # not kept: measured again next time
-                    write_atomic(path, json.dumps(found, indent=1) + "\n")
+            with contextlib.suppress(OSError, DiskFull):  # not kept: measured again next time
+                write_atomic(path, json.dumps(found, indent=1) + "\n")
             return _from_measurements(found, device)
-    return cautious_rates(device, threads)
+    return kept or cautious_rates(device, threads)
 
 
 def kept_at(device: str, threads: int) -> Path:

@@ -33,15 +33,17 @@ def test_rates_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Monke
     assert measure.machine_rates(measure=False, threads=1) == found
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.3, 0), (0.95, 1)])
-def test_rates_measured_while_other_programs_compute_are_used_but_not_kept(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, share: float, kept: int
+@pytest.mark.parametrize(("share", "measured"), [(0.3, 2), (0.95, 1)])
+def test_rates_of_a_busy_machine_are_used_until_the_next_run_measures(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, share: float, measured: int
 ) -> None:
     told = {"fp32_small": 1e9, "fp32_large": 1e9, "memory_bytes_per_second": 1e9, "seconds_per_operation": 1e-6}
     done = subprocess.CompletedProcess([], 0, json.dumps({**told, "processor_share": share}))
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    assert measure.machine_rates(measure=True, threads=1).flops_per_second("fp32") == 1e9
-    assert len(list(cache.glob("machine-*.json"))) == kept
+    probes = []
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: probes.append(1) or done)
+    for measure_now in (True, False, True):
+        assert measure.machine_rates(measure=measure_now, threads=1).flops_per_second("fp32") == 1e9
+    assert len(probes) == measured
 
 
 def test_nothing_kept_gives_cautious_figures_that_say_so(cache: Path) -> None:
