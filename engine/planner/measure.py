@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _TIMEOUT_SECONDS = 60
 # Of the processor time of all threads that the products get on a quiet machine; with one other busy program per core
 # they get half.
 _UNDISTURBED_SHARE = 0.75
+# Until then two runs with the same settings have the same plan, on a busy machine too.
+_DISTURBED_FOR_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     """The rates of this machine.
 
     Args:
-        measure: measure now if there are no stored rates, or only some from a busy machine (about three seconds, most
-            of it torch starting); otherwise cautious figures are used.
+        measure: measure now if there are no stored rates, or only some that are an hour old from a busy machine (about
+            three seconds, most of it torch starting); otherwise cautious figures are used.
         device: by its name.
         threads: CPU threads; all usable cores when not set.
     """
@@ -73,7 +76,7 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads(path.read_text(encoding="utf-8"))
         kept = _from_measurements(stored, device)
-        if not (measure and _was_disturbed(stored)):
+        if not (measure and _was_disturbed(stored) and time.time() - path.stat().st_mtime > _DISTURBED_FOR_SECONDS):
             return kept
     if measure:
         found = _measure(device, threads, _to_measure(path.parent))

@@ -53,8 +53,8 @@ def journal_before_shard(patch: Patch) -> None:
         images[path] = image
         return hashlib.sha256(image).hexdigest()
 
-    def journal_first(folder: Path, entry: Any) -> None:
-        append(folder, entry)
+    def journal_first(folder: Path, entry: Any, name: str) -> None:
+        append(folder, entry, name)
         write(folder / entry.name, images[folder / entry.name])
 
     patch("engine.cache.store.write_shard", only_promise)

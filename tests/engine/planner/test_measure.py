@@ -1,8 +1,10 @@
 """The probe runs for real, in a child process; its results are kept."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,9 +35,9 @@ def test_rates_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Monke
     assert measure.machine_rates(measure=False, threads=1) == found
 
 
-@pytest.mark.parametrize(("share", "measured"), [(0.3, 2), (0.95, 1)])
-def test_rates_of_a_busy_machine_are_used_until_the_next_run_measures(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, share: float, measured: int
+@pytest.mark.parametrize(("share", "age", "measured"), [(0.3, 7200, 2), (0.3, 60, 1), (0.95, 7200, 1)])
+def test_rates_of_a_busy_machine_are_used_for_an_hour(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, share: float, age: float, measured: int
 ) -> None:
     told = {"fp32_small": 1e9, "fp32_large": 1e9, "memory_bytes_per_second": 1e9, "seconds_per_operation": 1e-6}
     done = subprocess.CompletedProcess([], 0, json.dumps({**told, "processor_share": share}))
@@ -43,6 +45,8 @@ def test_rates_of_a_busy_machine_are_used_until_the_next_run_measures(
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: probes.append(1) or done)
     for measure_now in (True, False, True):
         assert measure.machine_rates(measure=measure_now, threads=1).flops_per_second("fp32") == 1e9
+        then = time.time() - age
+        os.utime(measure.kept_at("cpu", 1), (then, then))
     assert len(probes) == measured
 
 
