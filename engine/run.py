@@ -213,7 +213,7 @@ class Run:
 
     def sweep(self) -> None:
         """Remove what killed writers have left half-written; the lock has to be held."""
-        for folder in (self.path, self.phases_path):
+        for folder in (self.path, self.phases_path, self.pictures_path, self.student_path):
             remove_leftovers(folder)
 
     def move(self, places: dict[str, Any]) -> None:

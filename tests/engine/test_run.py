@@ -116,3 +116,14 @@ def test_run_json_that_was_changed_is_refused_and_one_without_a_checksum_is_read
     del info["checksum"]
     file.write_text(json.dumps(info))
     assert Run.open(tmp_path / "run").settings.seed == 4
+
+
+@pytest.mark.parametrize("folder", [".", "phases", "pictures", "student"])
+def test_what_a_killed_writer_left_is_removed_from_every_folder_of_the_run(tmp_path, folder):
+    run = make_run(tmp_path / "run")
+    place = run.path / folder
+    place.mkdir(exist_ok=True)
+    (place / "loss.svg.4454.tmp").write_text("half")
+    (place / "loss.svg").write_text("whole")
+    run.sweep()
+    assert sorted(path.name for path in place.glob("loss*")) == ["loss.svg"]
