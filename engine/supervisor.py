@@ -590,8 +590,8 @@ def environment_for(
         # Threads that wait spin by default, and take the cores from those that work as soon as another program wants
         # one: scoring on two busy cores was 4 times as fast with threads that sleep (41 s against 10 s).
         "OMP_WAIT_POLICY": "PASSIVE",
-        # oneDNN keeps a kernel with its scratch memory for each shape of product, 1,024 of them. Documents have many
-        # lengths: the demo's teacher grew to 625 to 684 MiB in bf16, and to 417 to 458 with 32, in the same time.
+        # oneDNN keeps a kernel with its scratch memory for each shape of product, 1,024 of them; documents have many
+        # lengths. A training step has some 24 shapes, and takes the same time with so few kept.
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
         "TOKENIZERS_PARALLELISM": "false",  # forking after threads deadlocks; we give it one thread
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
