@@ -60,9 +60,18 @@ async def look_at(app: TinyDistillApp, pilot: Pilot[Any], path: Path) -> None:
     await until_keys(app, pilot)
 
 
-async def until_keys(app: TinyDistillApp, pilot: Pilot[Any]) -> None:
-    """Wait for the line of keys: for a moment it is taken down to be made anew."""
-    await until(pilot, lambda: lines_of(app)[-1].strip() != "", "the keys are shown")
+async def until_keys(app: TinyDistillApp, pilot: Pilot[Any], *words: str) -> None:
+    """Wait until the line of keys has all of the words.
+
+    Textual's footer takes the line down and makes it anew whenever a key comes or goes, and it does so some time after
+    the change: a test never reads the line at once.
+    """
+
+    def shown() -> bool:
+        line = lines_of(app)[-1]
+        return line.strip() != "" and all(word in line for word in words)
+
+    await until(pilot, shown, f"the keys are shown: {' '.join(words)}")
 
 
 @contextlib.asynccontextmanager

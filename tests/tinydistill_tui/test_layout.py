@@ -59,21 +59,21 @@ async def test_nothing_is_outside_and_nothing_is_cut(runs_folder):
             async with watching(paths["starting"], size=size) as (app, pilot):
                 for scene, path in paths.items():
                     await look_at(app, pilot, path)
-                    check(app, scene)
+                    await check(app, pilot, scene)
                     if scene == "training":
                         for box, key in BOXES.items():
                             await pilot.press(key)
                             await until(pilot, lambda: len(app.screen_stack) > 1, "the box is open")
                             if box != "palette":  # Textual's own
-                                check(app, box)
+                                await check(app, pilot, box)
                             await pilot.press("escape")
                             await until(pilot, lambda: len(app.screen_stack) == 1, "the box is closed")
                 app.switch_mode("runs")
                 await until(pilot, lambda: isinstance(app.screen, RunsScreen) and app.screen.summaries, "read")
-                check(app, "runs")
+                await check(app, pilot, "runs")
 
 
-def check(app, scene):
+async def check(app, pilot, scene):
     assert outside(app) == [], scene
     cut = [
         line
@@ -81,7 +81,7 @@ def check(app, scene):
         if "…" in line.replace("stopping…", "") and not any(words in line for words in MAY_BE_CUT)
     ]
     assert cut == [], scene
-    assert wrong_footers(app) == [], scene
+    await until(pilot, lambda: wrong_footers(app) == [], f"the keys fit: {scene}")
     assert len(lines_of(app)) == app.size.height, scene
 
 

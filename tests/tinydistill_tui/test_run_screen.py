@@ -14,7 +14,7 @@ from engine.planner import share
 from engine.planner.measure import cautious_rates
 from engine.verdict import gap_closed
 from tests.tinydistill_tui.fixtures import NOW, append, events_of, held, make_run
-from tests.tinydistill_tui.screen import lines_of, text_of, until, watching, words_of
+from tests.tinydistill_tui.screen import lines_of, text_of, until, until_keys, watching, words_of
 from tinydistill_tui import busy, control, machine_share
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
@@ -75,10 +75,10 @@ async def test_everything_important_is_in_sight_at_80x24(runs_folder):
 async def test_state_is_a_word_in_the_first_line(runs_folder, scene, word):
     path = make_run(runs_folder, scene=scene)
     if scene in ("stopped", "lost"):
-        async with watching(path) as (app, _):
+        async with watching(path) as (app, pilot):
             assert word in lines_of(app)[0]
             assert "R resumes it" in text_of(app)
-            assert "Resume" in lines_of(app)[-1]
+            await until_keys(app, pilot, "Resume")
             assert "Pause" not in lines_of(app)[-1]
     else:
         with held(path):
@@ -351,14 +351,14 @@ async def test_keys_below_are_those_that_work_where_one_is(runs_folder):
     path = make_run(runs_folder)
     with held(path):
         async with watching(path) as (app, pilot):
-            assert all(words in lines_of(app)[-1] for words in ("? Help", "/ Filter", "Space Pause"))
+            await until_keys(app, pilot, "? Help", "/ Filter", "Space Pause")
             await pilot.press("slash")
-            await until(pilot, lambda: "F1 Help" in lines_of(app)[-1], "the letters are the field's now")
+            await until_keys(app, pilot, "F1 Help")
             assert not [words for words in ("? Help", "/ Filter", "Pause", "Stop") if words in lines_of(app)[-1]]
             await pilot.press("f1")
             await until(pilot, lambda: "Esc closes" in text_of(app), "the help is there")
             await pilot.press("escape", "escape")
-            await until(pilot, lambda: "? Help" in lines_of(app)[-1], "the letters are keys again")
+            await until_keys(app, pilot, "? Help")
 
 
 async def test_enter_keeps_all_lines_and_n_goes_from_match_to_match(runs_folder):
@@ -394,7 +394,8 @@ async def test_copy_and_write_take_what_is_shown(runs_folder):
     with held(path):
         async with watching(path) as (app, pilot):
             await pilot.press("w", "y")
-            assert app.clipboard == "12:59:57 warning The disk is getting full: 3.1 GiB free.\n"
+            copied = "12:59:57 warning The disk is getting full: 3.1 GiB free.\n"
+            await until(pilot, lambda: app.clipboard == copied, "the line is copied")
             await pilot.press("W")
             await until(pilot, lambda: (path / "log-filtered.txt").exists(), "the file is there")
             assert (path / "log-filtered.txt").read_text() == app.clipboard
@@ -611,8 +612,12 @@ async def test_line_of_the_log_that_goes_on_beyond_the_window_is_marked(runs_fol
     append(path, [{"time": NOW, "kind": "log", "level": "info", "message": words}])
     with held(path):
         async with watching(path) as (app, pilot):
-            row = next(line for line in lines_of(app) if "the beginning of it" in line)
-            assert row.rstrip("│ ").endswith("x…")
+
+            def marked() -> bool:
+                row = next(line for line in lines_of(app) if "the beginning of it" in line)
+                return row.rstrip("│ ").endswith("x…")
+
+            await until(pilot, marked, "the row says that it goes on")
             window = app.screen.query_one(LogView)
             window.scroll_to(x=200, animate=False)
             await until(pilot, lambda: "its end" in text_of(app), "scrolled to the side")
