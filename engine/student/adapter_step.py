@@ -7,7 +7,6 @@ through their layers differs (:meth:`engine.student.learner.Learner.backward`), 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -17,10 +16,9 @@ from engine.machine.torch_device import exact, exact_home
 from engine.student.batches import MicroBatch, StepPart
 from engine.student.head import SlicedHead
 from engine.student.learner import Learner
-from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.sliced_loss import sliced_loss
-from engine.student.step import LossScale, StepResult, finish_step
+from engine.student.step import StepResult, StepSettings, finish_step
 
 
 def can_be_sliced(learner: Learner) -> bool:
@@ -28,17 +26,7 @@ def can_be_sliced(learner: Learner) -> bool:
     return isinstance(learner.head, SlicedHead)
 
 
-def adapter_step(
-    learner: Learner,
-    parts: Iterable[StepPart],
-    optimizer: AdamW,
-    *,
-    objective: Objective,
-    learning_rate: float,
-    clip_norm: float,
-    loss_scale: LossScale,
-    exploded_above: float = math.inf,
-) -> StepResult:
+def adapter_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, settings: StepSettings) -> StepResult:
     """Do one step; arguments and result as for :func:`engine.student.step.train_step`."""
     head = learner.head
     assert isinstance(head, SlicedHead), "see can_be_sliced"
@@ -47,22 +35,12 @@ def adapter_step(
 
     def gradient(part: StepPart, batch: MicroBatch, states: Tensor) -> Tensor:
         nonlocal tokens
-        loss = sliced_loss(states, batch.labels, batch.records, head, objective=objective)
+        loss = sliced_loss(states, batch.labels, batch.records, head, objective=settings.objective)
         sums.add_(exact(torch.stack([loss.ce_sum, loss.kd_sum])))
         tokens = part.num_scored
-        found = loss.backward(loss_scale.value / max(1, part.num_scored))
+        found = loss.backward(settings.loss_scale.value / max(1, part.num_scored))
         assert found is not None
         return found.to(states.dtype)
 
     learner.backward(parts, gradient)
-    return finish_step(
-        learner,
-        optimizer,
-        sums,
-        tokens,
-        objective=objective,
-        learning_rate=learning_rate,
-        clip_norm=clip_norm,
-        loss_scale=loss_scale,
-        exploded_above=exploded_above,
-    )
+    return finish_step(learner, optimizer, sums, tokens, settings)

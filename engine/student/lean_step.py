@@ -25,10 +25,9 @@ from engine.machine.torch_device import kind_of
 from engine.student.batches import StepPart
 from engine.student.head import LinearHead
 from engine.student.learner import Learner
-from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.sliced_loss import sliced_loss
-from engine.student.step import StepResult, blended
+from engine.student.step import StepResult, StepSettings, blended
 
 _MEMORY = 0.9
 
@@ -95,17 +94,11 @@ def can_be_lean(learner: Learner) -> bool:
 
 
 def lean_step(
-    learner: Learner,
-    parts: Iterable[StepPart],
-    optimizer: AdamW,
-    *,
-    objective: Objective,
-    learning_rate: float,
-    norms: RunningNorms,
-    exploded_above: float = math.inf,
+    learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, settings: StepSettings, norms: RunningNorms
 ) -> StepResult:
     """Do one step of one micro-batch; arguments and result as for :func:`engine.student.step.train_step`.
 
+    ``norms`` clips the gradients; no other clipping, and no scale of the loss, is used.
     A NaN or infinite loss changes nothing. A NaN or infinite gradient leaves its tensor unchanged, and the step counts
     as bad.
     """
@@ -117,14 +110,14 @@ def lean_step(
     # The row of the padding token has a gradient too; :class:`_Update` leaves it out.
     with learner.sparse_embedding(with_padding=True):
         states = learner.hidden_states(batch)
-    loss = sliced_loss(states, batch.labels, batch.records, learner.head, objective=objective)
+    loss = sliced_loss(states, batch.labels, batch.records, learner.head, objective=settings.objective)
     ce, kd = (value * scale for value in torch.stack([loss.ce_sum, loss.kd_sum]).tolist())
-    value = blended(ce, kd, objective)
-    is_usable = math.isfinite(value) and value <= exploded_above
+    value = blended(ce, kd, settings.objective)
+    is_usable = math.isfinite(value) and value <= settings.exploded_above
     if not is_usable or not part.num_scored:
         return StepResult(value, ce, kd, 0.0, part.num_scored, False, not is_usable)
 
-    optimizer.begin_step(learning_rate)
+    optimizer.begin_step(settings.learning_rate)
     update = _Update(learner.head, learner.tied, optimizer, norms, _Embedding.of(learner, part.batch.tokens))
     gradient = loss.backward(scale, on_rows=None if learner.tied else update.head_rows)
     assert gradient is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -75,32 +75,37 @@ class LossScale:
         return overflowed
 
 
-def train_step(
-    learner: Learner,
-    parts: Iterable[StepPart],
-    optimizer: AdamW,
-    *,
-    objective: Objective,
-    learning_rate: float,
-    clip_norm: float,
-    chunk_tokens: int,
-    loss_scale: LossScale,
-    exploded_above: float = math.inf,
-    world: World | None = None,
-) -> StepResult:
+@dataclass(frozen=True)
+class StepSettings:
+    """Settings of one step.
+
+    Attributes:
+        objective: the loss.
+        learning_rate: of this step.
+        clip_norm: largest norm of the gradient; 0 never clips.
+        chunk_tokens: positions whose logits exist at a time, where a step computes whole logits.
+        loss_scale: for float16.
+        exploded_above: a step with a larger loss changes nothing.
+        world: the ranks that share the step; None where there is one.
+    """
+
+    objective: Objective
+    learning_rate: float
+    clip_norm: float
+    chunk_tokens: int
+    loss_scale: LossScale = field(default_factory=LossScale)
+    exploded_above: float = math.inf
+    world: World | None = None
+
+
+def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, settings: StepSettings) -> StepResult:
     """Do one step.
 
     Args:
         learner: the student, in training mode.
-        parts: the step's micro-batches, on the CPU.
+        parts: the step's micro-batches, on the CPU; with several ranks, those of this rank.
         optimizer: of the student's parameters.
-        objective: what is minimised.
-        learning_rate: of this step.
-        clip_norm: largest norm of the gradient; 0 never clips.
-        chunk_tokens: positions whose logits exist at a time.
-        loss_scale: for float16.
-        exploded_above: a step with a larger loss changes nothing.
-        world: the ranks that share the step; ``parts`` are this rank's.
+        settings: of the step.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=exact_home(learner.device))
     tokens = 0
@@ -119,58 +124,38 @@ def train_step(
             batch.labels,
             batch.records,
             learner.head,
-            objective=objective,
-            chunk_tokens=chunk_tokens,
-            scale=loss_scale.value / max(1, part.num_scored),
+            objective=settings.objective,
+            chunk_tokens=settings.chunk_tokens,
+            scale=settings.loss_scale.value / max(1, part.num_scored),
             accumulate=True,
         )
         del states
         loss.loss.backward()
         sums += torch.stack([loss.ce_sum, loss.kd_sum])
         del loss
-    if world is not None:
-        sums = world.add_up(sums.cpu(), optimizer.parameters.values()).to(sums.device)
-    return finish_step(
-        learner,
-        optimizer,
-        sums,
-        tokens,
-        objective=objective,
-        learning_rate=learning_rate,
-        clip_norm=clip_norm,
-        loss_scale=loss_scale,
-        exploded_above=exploded_above,
-    )
+    return finish_step(learner, optimizer, sums, tokens, settings)
 
 
-def finish_step(
-    learner: Learner,
-    optimizer: AdamW,
-    sums: Tensor,
-    tokens: int,
-    *,
-    objective: Objective,
-    learning_rate: float,
-    clip_norm: float,
-    loss_scale: LossScale,
-    exploded_above: float,
-) -> StepResult:
-    """Apply the gradients that the parameters have, or drop them; otherwise as :func:`train_step`.
+def finish_step(learner: Learner, optimizer: AdamW, sums: Tensor, tokens: int, settings: StepSettings) -> StepResult:
+    """Add up the gradients of all ranks, and apply them or drop them; otherwise as :func:`train_step`.
 
-    ``sums`` [2] are the cross-entropy and the KD of all scored tokens, of which there are ``tokens``.
+    ``sums`` [2] are the cross-entropy and the KD of this rank's scored tokens; all ranks have ``tokens`` of them.
     """
+    loss_scale = settings.loss_scale
+    if settings.world is not None:
+        sums = settings.world.add_up(sums.cpu(), optimizer.parameters.values()).to(sums.device)
     gradients = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
     # One question to the device: each makes the CPU wait for all that was launched.
     norm_of_all = exact(torch.nn.utils.get_total_norm(gradients))
     ce_sum, kd_sum, norm = torch.cat([sums, norm_of_all.view(1)]).tolist()
     ce, kd, norm = ce_sum / max(1, tokens), kd_sum / max(1, tokens), norm / loss_scale.value
-    loss_value = blended(ce, kd, objective)
+    loss_value = blended(ce, kd, settings.objective)
     is_finite = math.isfinite(loss_value) and math.isfinite(norm)
     searching = loss_scale.take(not is_finite)
-    is_usable = is_finite and loss_value <= exploded_above
+    is_usable = is_finite and loss_value <= settings.exploded_above
     if is_usable and gradients:
-        _scale(gradients, clip_factor(norm, clip_norm) / loss_scale.value)
-        optimizer.begin_step(learning_rate)
+        _scale(gradients, clip_factor(norm, settings.clip_norm) / loss_scale.value)
+        optimizer.begin_step(settings.learning_rate)
         optimizer.step()
     for parameter in optimizer.parameters.values():
         parameter.grad = None

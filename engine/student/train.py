@@ -33,7 +33,7 @@ from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.order import Order
 from engine.student.schedule import Schedule
-from engine.student.step import LossScale, StepResult, train_step
+from engine.student.step import LossScale, StepResult, StepSettings, train_step
 from engine.student.trainable import WholeModel
 from engine.student.world import World
 
@@ -202,31 +202,8 @@ def train(
 
 
 def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate: float) -> StepResult:
-    if training.is_lean:
-        return lean_step(
-            training.learner,
-            ahead.step(),
-            training.optimizer,
-            objective=training.objective,
-            learning_rate=learning_rate,
-            norms=RunningNorms(training.clip_norm, progress.norms),
-            exploded_above=progress.exploded_above,
-        )
-    if isinstance(training.learner.trainable, LowRankAdapter) and can_be_sliced(training.learner):
-        return adapter_step(
-            training.learner,
-            ahead.step(),
-            training.optimizer,
-            objective=training.objective,
-            learning_rate=learning_rate,
-            clip_norm=training.clip_norm,
-            loss_scale=progress.loss_scale,
-            exploded_above=progress.exploded_above,
-        )
-    return train_step(
-        training.learner,
-        ahead.step(),
-        training.optimizer,
+    learner, optimizer = training.learner, training.optimizer
+    settings = StepSettings(
         objective=training.objective,
         learning_rate=learning_rate,
         clip_norm=training.clip_norm,
@@ -235,6 +212,11 @@ def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate
         exploded_above=progress.exploded_above,
         world=training.world,
     )
+    if training.is_lean:
+        return lean_step(learner, ahead.step(), optimizer, settings, RunningNorms(training.clip_norm, progress.norms))
+    is_adapter = isinstance(learner.trainable, LowRankAdapter)
+    step = adapter_step if is_adapter and can_be_sliced(learner) else train_step
+    return step(learner, ahead.step(), optimizer, settings)
 
 
 def look(

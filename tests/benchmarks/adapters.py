@@ -201,7 +201,7 @@ def _child(folder: Path, name: str, quantization: Any, way: str) -> dict[str, An
     from engine.student.loss import Objective
     from engine.student.mapped import weights_in_files
     from engine.student.optimizer import AdamW
-    from engine.student.step import LossScale
+    from engine.student.step import StepSettings
     from engine.student.streamed import StreamedLearner
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -232,10 +232,9 @@ def _child(folder: Path, name: str, quantization: Any, way: str) -> dict[str, An
             learner,
             parts,
             optimizer,
-            objective=Objective(student.vocab_size, "unbiased", 1.0, 1.0),
-            learning_rate=1e-3,
-            clip_norm=1.0,
-            loss_scale=LossScale(),
+            StepSettings(
+                Objective(student.vocab_size, "unbiased", 1.0, 1.0), learning_rate=1e-3, clip_norm=1.0, chunk_tokens=64
+            ),
         )
         seconds.append(round(time.monotonic() - began, 2))
         losses.append(result.loss)

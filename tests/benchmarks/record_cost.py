@@ -41,7 +41,7 @@ from engine.student.batches import Source, StepPart
 from engine.student.learner import Learner
 from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
-from engine.student.step import LossScale, train_step
+from engine.student.step import StepSettings, train_step
 from engine.teacher.score import score
 
 ROWS, LENGTH, BATCH, STEPS = 256, 128, 16, 8
@@ -143,11 +143,12 @@ def _steps(folder: Path, tokens: TokenFile, store: CacheStore) -> tuple[float, f
             learner,
             [StepPart(batch, len(batch.labels), True)],
             optimizer,
-            objective=Objective(tokens.vocab_size, "unbiased", 0.9, 1.0),
-            learning_rate=1e-3,
-            clip_norm=1.0,
-            chunk_tokens=head_chunk_tokens(tokens.vocab_size),
-            loss_scale=LossScale(),
+            StepSettings(
+                Objective(tokens.vocab_size, "unbiased", 0.9, 1.0),
+                learning_rate=1e-3,
+                clip_norm=1.0,
+                chunk_tokens=head_chunk_tokens(tokens.vocab_size),
+            ),
         )
         steps.append(time.process_time() - began)
     return median(steps), median(reads)

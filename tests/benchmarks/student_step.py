@@ -159,7 +159,7 @@ def _record_step(model: Any, arguments: argparse.Namespace, scratch: Path) -> Ca
     from engine.student.loss import Objective, RecordTensors
     from engine.student.mapped import weights_in_files
     from engine.student.optimizer import AdamW
-    from engine.student.step import LossScale, train_step
+    from engine.student.step import StepSettings, train_step
 
     folder = scratch if arguments.side == "mapped" else None
     if folder is not None:
@@ -181,14 +181,13 @@ def _record_step(model: Any, arguments: argparse.Namespace, scratch: Path) -> Ca
 
     def step(tokens: Any) -> float:
         batch = MicroBatch(tokens, places, tokens.flatten()[places + 1], records)
-        common: dict[str, Any] = {"objective": objective, "learning_rate": 1e-4}
+        settings = StepSettings(
+            objective, learning_rate=1e-4, clip_norm=1.0, chunk_tokens=head_chunk_tokens(VOCAB_ROWS)
+        )
         parts = [StepPart(batch, count, True)]
         if bits == 8:
-            return lean_step(learner, parts, optimizer, norms=RunningNorms(1.0, norms), **common).loss
-        chunk = head_chunk_tokens(VOCAB_ROWS)
-        return train_step(
-            learner, parts, optimizer, clip_norm=1.0, chunk_tokens=chunk, loss_scale=LossScale(), **common
-        ).loss
+            return lean_step(learner, parts, optimizer, settings, RunningNorms(1.0, norms)).loss
+        return train_step(learner, parts, optimizer, settings).loss
 
     return step
 

@@ -14,7 +14,7 @@ import torch
 
 from engine.student.batches import StepPart
 from engine.student.lean_step import RunningNorms, lean_step
-from engine.student.step import LossScale, train_step
+from engine.student.step import StepSettings, train_step
 from engine.student.train import Training
 from engine.teacher.head import Scored, records_from_hidden
 from tests.engine.student.small_run import SmallRun, make_run
@@ -71,18 +71,13 @@ def plain(training: Training, parts: list[StepPart], _norms: RunningNorms) -> An
         training.learner,
         parts,
         training.optimizer,
-        objective=training.objective,
-        learning_rate=1e-3,
-        clip_norm=1.0,
-        chunk_tokens=64,
-        loss_scale=LossScale(),
+        StepSettings(training.objective, learning_rate=1e-3, clip_norm=1.0, chunk_tokens=64),
     )
 
 
 def lean(training: Training, parts: list[StepPart], norms: RunningNorms) -> Any:
-    return lean_step(
-        training.learner, parts, training.optimizer, objective=training.objective, learning_rate=1e-3, norms=norms
-    )
+    settings = StepSettings(training.objective, learning_rate=1e-3, clip_norm=0.0, chunk_tokens=64)
+    return lean_step(training.learner, parts, training.optimizer, settings, norms)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from engine.student.lean_step import RunningNorms, can_be_lean, lean_step
 from engine.student.learner import Learner
 from engine.student.optimizer import AdamW
 from engine.student.order import Order
-from engine.student.step import LossScale, StepResult, train_step
+from engine.student.step import StepResult, StepSettings, train_step
 from engine.student.train import look
 from tests.engine.student.small_run import SmallRun, make_run
 from tests.engine.student.test_train import StopsAfter, go, weights
@@ -40,26 +40,11 @@ def step(run: SmallRun, learner: Learner, *, lean: bool, rows: int = 6) -> tuple
     optimizer = Noting(learner.model.named_parameters(), weight_decay=0.0)
     optimizer.noted = {}
     with Prefetch(run.source, Order(run.tokens.num_rows("train"), rows, 1, rows, seed=1), 0) as ahead:
+        settings = StepSettings(run.objective, learning_rate=1e-2, clip_norm=0.0, chunk_tokens=9)
         if lean:
-            result = lean_step(
-                learner,
-                ahead.step(),
-                optimizer,
-                objective=run.objective,
-                learning_rate=1e-2,
-                norms=RunningNorms(1.0, {}),
-            )
+            result = lean_step(learner, ahead.step(), optimizer, settings, RunningNorms(1.0, {}))
         else:
-            result = train_step(
-                learner,
-                ahead.step(),
-                optimizer,
-                objective=run.objective,
-                learning_rate=1e-2,
-                clip_norm=0.0,
-                chunk_tokens=9,
-                loss_scale=LossScale(),
-            )
+            result = train_step(learner, ahead.step(), optimizer, settings)
     return result, optimizer.noted
 
 

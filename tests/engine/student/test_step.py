@@ -13,7 +13,7 @@ from engine.student.learner import Learner
 from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.order import Order
-from engine.student.step import LossScale, StepResult, clip_factor, train_step
+from engine.student.step import LossScale, StepResult, StepSettings, clip_factor, train_step
 from tests.engine.student.small_run import SmallRun, make_run
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
@@ -41,11 +41,7 @@ def one_step(
             learner,
             ahead.step(),
             optimizer,
-            objective=objective or run.objective,
-            learning_rate=1e-3,
-            clip_norm=clip_norm,
-            chunk_tokens=7,
-            loss_scale=LossScale(),
+            StepSettings(objective or run.objective, learning_rate=1e-3, clip_norm=clip_norm, chunk_tokens=7),
         )
     return result, optimizer.seen
 
@@ -158,11 +154,7 @@ def test_step_without_any_scored_token_changes_nothing(run: SmallRun) -> None:
         learner,
         [StepPart(empty, 0, True)],
         optimizer,
-        objective=run.objective,
-        learning_rate=1e-3,
-        clip_norm=1.0,
-        chunk_tokens=8,
-        loss_scale=LossScale(),
+        StepSettings(run.objective, learning_rate=1e-3, clip_norm=1.0, chunk_tokens=8),
     )
     assert result.loss == 0
     assert not result.is_bad
