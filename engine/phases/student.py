@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 import socket
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
-from engine.config import SETTINGS, RunConfig
-from engine.data.chat_template import PLAIN_TEMPLATE
+from engine.config import RunConfig
 from engine.data.tokens import TokenFile
-from engine.disk.files import NO_ROOM, write_atomic
+from engine.disk.files import write_atomic
 from engine.errors import (
-    BadNumbers,
-    DiskFull,
     ModelError,
-    OutOfMemory,
     RankLost,
-    RunFailed,
-    Stopped,
-    TinyDistillError,
 )
 from engine.events import EventWriter
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
-from engine.models.load import check_numbers, first_sentence, load_causal_lm, load_tokenizer
+from engine.models.load import check_numbers, load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
-from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
-from engine.phases.cut import CUT, is_cut, mend_student
+from engine.phases.cut import is_cut, mend_student
 from engine.phases.device import device_peak_bytes, prepare_torch
+from engine.phases.student_memory import StudentSaver, setting_of
+from engine.phases.student_result import (
+    card_of,
+    figures_of,
+    holdout_bytes,
+    samples_of,
+    told_of_adapter,
+    training_is_kept,
+    with_bits,
+    write_student,
+)
 from engine.phases.teacher import open_store
-from engine.planner.adapters import adapter_shape, targets_of
-from engine.planner.footprint import StudentSetting, context_bytes_on, student_footprint, student_reads_ahead
+from engine.planner.adapters import adapter_shape
+from engine.planner.footprint import context_bytes_on, student_reads_ahead
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
@@ -53,11 +53,8 @@ from engine.run import Run
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
-from engine.student.companions import versions_told
-from engine.student.evaluate import Metrics
-from engine.student.export import export_student, model_card, stored_dtype
 from engine.student.generate import SampleLimits, holdout_prompts
-from engine.student.judge import Unigram, bits_per_byte, chance_sums, intervals
+from engine.student.judge import Unigram, chance_sums
 from engine.student.learn import Learned, learn
 from engine.student.learner import Learner
 from engine.student.loss import Objective
@@ -68,15 +65,12 @@ from engine.student.schedule import Schedule
 from engine.student.step import LossScale
 from engine.student.train import Training
 from engine.student.world import World
-from engine.verdict import adapter_in_words, details, gap_of, headline
-from engine.version import __version__
+from engine.verdict import gap_of
 
 _STREAMED_TOKENS = 8
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
@@ -116,12 +110,12 @@ def _run(run: Run, settings: RunConfig, events: EventWriter, control: PhaseContr
                 _on_labels(run, settings, folder, source, tokens, 0, events, control, world)
             return
         chance = chance_sums(source, Unigram.of(tokens), micro_batch=settings.student_batch or 1, eos_id=tokens.eos_id)
-        with _training_is_kept():
+        with training_is_kept():
             tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
-            num_bytes = _holdout_bytes(tokens, tokenizer)
+            num_bytes = holdout_bytes(tokens, tokenizer)
             result = {
-                **_figures(learned, chance, num_bytes, settings.seed),
-                "samples": _samples(run, tokenizer, prompts, learned, tokens.end_ids),
+                **figures_of(learned, chance, num_bytes, settings.seed),
+                "samples": samples_of(run, tokenizer, prompts, learned, tokens.end_ids),
                 "tokens": learned.tokens,
                 "tokens_per_second": learned.tokens_per_second,
                 "working_seconds": learned.seconds,
@@ -132,14 +126,14 @@ def _run(run: Run, settings: RunConfig, events: EventWriter, control: PhaseContr
                 "world": {"ranks": 1 if world is None else world.rank.world, "hosts": hosts},
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
-                result["adapter"] = _told_of_adapter(adapter, folder, settings)
-            _export(run, settings, folder, learner, result, tokens.end_ids, events)
+                result["adapter"] = told_of_adapter(adapter, folder, settings)
+            write_student(run, settings, folder, learner, result, tokens.end_ids, events)
         if settings.compare == "labels":
             del learner, adapter  # two students are never in memory together
             return_memory()
             labels = _on_labels(run, settings, folder, source, tokens, num_bytes, events, control, world)
             result["compare"] = {"labels": labels}
-            write_atomic(run.student_path / "README.md", _card(run, settings, folder, result))
+            write_atomic(run.student_path / "README.md", card_of(run, settings, folder, result))
     events.write("evaluation", which="result", gap_closed=gap_of(result))
     run.finish_phase("student", result)
 
@@ -219,7 +213,7 @@ def _streamed(
     context = 0 if where.is_host else context_bytes_on(gpu_of(str(device)))
     is_roomy = student_reads_ahead(
         shape,
-        _setting(settings, where),
+        setting_of(settings, where),
         (settings.memory_budget or 2**62) - context,
         settings.ram_budget or 2**62,
     )
@@ -246,19 +240,6 @@ def _streamed(
 def _adapter(settings: RunConfig, model: PreTrainedModel, device: torch.device, scratch: Path | None) -> LowRankAdapter:
     place = None if scratch is None else weights_in_files(scratch)
     return LowRankAdapter(model, adapter_shape(settings), device=device, seed=settings.seed, new_tensor=place)
-
-
-def _told_of_adapter(adapter: LowRankAdapter, folder: Path, settings: RunConfig) -> dict[str, Any]:
-    """The report's entry about an adapter."""
-    trained = adapter.num_parameters
-    whole = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code)).parameters
-    return {
-        "rank": adapter.shape.rank,
-        "alpha": adapter.shape.alpha,
-        "targets": sorted({linear.kind for linear in adapter.linears}),
-        "trained_parameters": trained,
-        "share": trained / whole,
-    }
 
 
 def _limits(settings: RunConfig, tokens: TokenFile) -> SampleLimits:
@@ -299,91 +280,7 @@ def _on_labels(
     _, learned = _learned(run, alone, folder, source, tokens, [], path, beside, control, world)
     if is_first:
         shutil.rmtree(path, ignore_errors=True)
-    return _with_bits(learned.student_after, num_bytes)
-
-
-def _figures(learned: Learned, chance: NDArray[np.float64], num_bytes: int, seed: int) -> dict[str, Any]:
-    """The report's figures: three models, chance, and how sure they are."""
-    tables = {**learned.documents, "chance": chance}
-    scored, loss = float(chance[:, 0].sum()), float(chance[:, 1].sum())
-    found = {
-        "teacher": _with_bits(learned.teacher, num_bytes),
-        "student_before": _with_bits(learned.student_before, num_bytes),
-        "student_after": _with_bits(learned.student_after, num_bytes),
-        "intervals": intervals(tables, seed=seed),
-    }
-    if scored:
-        mean = loss / scored
-        found["chance"] = {"holdout_loss": mean, "bits_per_byte": bits_per_byte(mean, int(scored), num_bytes)}
-    return found
-
-
-def _with_bits(metrics: Metrics, num_bytes: int) -> dict[str, Any]:
-    return {
-        **metrics.as_dict(),
-        "calibration": metrics.calibration,
-        "bits_per_byte": bits_per_byte(metrics.holdout_loss, metrics.tokens, num_bytes),
-    }
-
-
-def _holdout_bytes(tokens: TokenFile, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Bytes of text, in UTF-8, that the scored hold-out tokens stand for."""
-    total, num_rows = 0, tokens.num_rows("holdout")
-    for start in range(0, num_rows, 64):
-        rows = tokens.rows("holdout", range(start, min(start + 64, num_rows)))
-        for ids, scored in zip(rows.tokens, rows.scored, strict=True):
-            total += len(str(tokenizer.decode(ids[scored].tolist(), skip_special_tokens=True)).encode())
-    return total
-
-
-def _export(
-    run: Run,
-    settings: RunConfig,
-    folder: Path,
-    learner: Learner,
-    result: dict[str, Any],
-    end_ids: Collection[int],
-    events: EventWriter,
-) -> None:
-    """Write ``student/``, with a card that tells the result."""
-    stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
-    card = _card(run, settings, folder, result)
-    adapter = learner.trainable if isinstance(learner.trainable, LowRankAdapter) else None
-    for note in export_student(
-        learner.model,
-        folder,
-        run.student_path,
-        card,
-        dtype=stored,
-        end_ids=end_ids,
-        adapter=adapter,
-        base=_without_folders(str(folder if settings.student == FROM_TEACHER else settings.student)),
-        trust_remote_code=settings.trust_remote_code,
-    ):
-        events.log("warning", note, "student-files")
-    if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
-        # The form that the conversations were written in, so that a chat with the student is written alike.
-        write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)
-
-
-def _card(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any]) -> str:
-    judged = {**result, "gap_closed": gap_of(result)}
-    return model_card(
-        name=run.name,
-        teacher=_without_folders(str(settings.teacher)),
-        student=_beginning(run, settings),
-        data=_without_folders(str(settings.data)),
-        figures={
-            "teacher": result["teacher"],
-            "before": result["student_before"],
-            "after": result["student_after"],
-        },
-        settings=_to_publish(settings),
-        version=__version__,
-        opens=versions_told(folder),
-        verdict=" ".join([headline(judged), *details(judged)]),
-        adapter=adapter_in_words(result["adapter"]) if result.get("adapter") else "",
-    )
+    return with_bits(learned.student_after, num_bytes)
 
 
 def _load(
@@ -406,88 +303,6 @@ def _load(
         return load_causal_lm(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     place = in_memory if scratch is None else weights_in_files(scratch)
     return load_in_place(folder, dtype=dtype, new_tensor=place, trust_remote_code=trust_remote_code)
-
-
-@contextlib.contextmanager
-def _training_is_kept() -> Iterator[None]:
-    """Add to errors after the training that the training is kept and the run can be resumed."""
-    try:
-        yield
-    except (Stopped, OutOfMemory, DiskFull, BadNumbers, RankLost, MemoryError):
-        raise  # say it themselves, or are answered with less memory
-    except Exception as error:
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in NO_ROOM):
-            raise  # the phase says how much room is needed
-        said = error if isinstance(error, TinyDistillError) else None
-        raise RunFailed(
-            f"The training is done and kept, and the student could not be written: "
-            f"{said.what if said else f'{type(error).__name__}: {first_sentence(error)}'}",
-            said.why if said else "",
-            "",
-        ) from error
-
-
-def _to_publish(settings: RunConfig) -> dict[str, Any]:
-    """Return the settings for the student's model card, without paths: a card may be published."""
-    chosen = settings.model_dump(mode="json", by_alias=True)
-    names = {name: _without_folders(chosen[name]) for name in ("teacher", "student", "data") if chosen[name]}
-    kept = {name: value for name, value in chosen.items() if SETTINGS[name].group not in ("command", "run")}
-    return {**kept, **names}
-
-
-def _without_folders(name: str) -> str:
-    """A file or folder by its last name; the id of a model or dataset as it is."""
-    return Path(name).name if Path(name).expanduser().exists() else name
-
-
-@dataclass(frozen=True)
-class StudentSaver:
-    """Memory relief of the student; on a GPU main memory is short, of which the student holds little."""
-
-    learner: Learner
-    saved_bytes: int
-    growth_bytes: int = 0
-
-    @classmethod
-    def of(cls, settings: RunConfig, learner: Learner, folder: Path, *, where: Device) -> StudentSaver:
-        """For this student: what it saves is the difference of two predictions."""
-        shape = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code))
-        setting = _setting(settings, where)
-        if setting.layer_by_layer:  # one layer in memory instead of two
-            without, with_it = (
-                student_footprint(shape, replace(setting, reads_ahead=ahead)) for ahead in (True, False)
-            )
-        else:
-            without, with_it = (
-                student_footprint(shape, replace(setting, checkpointing=checkpointing))
-                for checkpointing in (False, True)
-            )
-        return cls(learner, max(0, without.ram_bytes - with_it.ram_bytes))
-
-    def save_memory(self, on: bool) -> str:
-        """See :class:`engine.relief.Saver`."""
-        return_memory()
-        return self.learner.save_memory(on) if Device.of(str(self.learner.device)).is_host else ""
-
-
-def _setting(settings: RunConfig, where: Device) -> StudentSetting:
-    """The settings that the phase's memory depends on."""
-    return StudentSetting(
-        batch=settings.student_batch or 1,
-        accumulation=settings.gradient_accumulation or 1,
-        sequence_length=settings.sequence_length or 1,
-        precision=settings.precision or "fp32",
-        checkpointing=bool(settings.gradient_checkpointing),
-        optimizer=settings.optimizer or "adamw",
-        cpu_offload=bool(settings.cpu_offload) and bool(settings.student_layer_by_layer),
-        device=where,
-        packing=settings.packing,
-        rank=settings.lora_rank or 0,
-        targets=targets_of(settings),
-        quantization=settings.student_quantization,
-        layer_by_layer=bool(settings.student_layer_by_layer),
-        ranks=settings.processes,
-    )
 
 
 def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
@@ -543,36 +358,3 @@ def _training(
         lean=settings.optimizer
         == "adamw-8bit",  # a run that saves memory on optimizer states saves it on gradients too
     )
-
-
-def _beginning(run: Run, settings: RunConfig) -> str:
-    if settings.student != FROM_TEACHER:
-        return f"**{Path(str(settings.student)).name}**"
-    kept = (run.result(CUT) or {}).get("kept") or []
-    width = (run.result(CUT) or {}).get("width")
-    narrow = f" narrowed to {width['neurons']:,} neurons and {width['kv_heads']} key-value heads" if width else ""
-    return f"layers {', '.join(map(str, kept))} of its teacher{narrow}, with the teacher's embedding and head"
-
-
-def _samples(
-    run: Run, tokenizer: Any, prompts: list[list[int]], learned: Learned, end_ids: Collection[int]
-) -> list[dict[str, str | None]]:
-    """Prompts with what each model went on with; the teacher's are there when it was loaded in this run.
-
-    A text that did not end by itself has three dots behind it.
-    """
-    path = run.phases_path / "teacher-samples.json"
-    teacher_texts: list[Any] = json.loads(path.read_text()) if path.exists() else [None] * len(prompts)
-
-    def told(ids: list[int] | None) -> str | None:
-        if ids is None:
-            return None
-        ended = bool(ids) and ids[-1] in end_ids
-        return tokenizer.decode(ids[:-1]) if ended else f"{tokenizer.decode(ids)} …"
-
-    texts = zip(teacher_texts, learned.before_texts, learned.after_texts, strict=True)
-    names = ("teacher", "before", "after")
-    return [
-        {"prompt": tokenizer.decode(prompt), **{name: told(ids) for name, ids in zip(names, row, strict=True)}}
-        for prompt, row in zip(prompts, texts, strict=True)
-    ]

@@ -34,7 +34,7 @@ from engine.models.load import load_causal_lm, load_tokenizer
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
 from engine.phase_control import PhaseControl
-from engine.phases.student import _holdout_bytes
+from engine.phases.student_result import holdout_bytes
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import learning_rate_for
@@ -183,7 +183,7 @@ def _context(material: Material, teacher: Path, work: Path) -> dict[str, Any]:
     source = Source(material.tokens, store)
     figures = evaluate_teacher(source, micro_batch=8)
     sums = chance_sums(source, Unigram.of(material.tokens), micro_batch=8, eos_id=material.tokens.eos_id)
-    num_bytes = _holdout_bytes(material.tokens, load_tokenizer(teacher))
+    num_bytes = holdout_bytes(material.tokens, load_tokenizer(teacher))
     return {
         "teacher_loss": figures.holdout_loss,
         "chance": float(sums[:, 1].sum() / sums[:, 0].sum()),

@@ -13,7 +13,7 @@ import torch
 from engine.errors import BadNumbers, Stopped
 from engine.memory_watch import MemoryWatch
 from engine.phase_control import PhaseControl
-from engine.phases.student import StudentSaver
+from engine.phases.student_memory import StudentSaver
 from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.schedule import Schedule
