@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import profiles, supervisor
+from engine.command import how_to_continue, resume_command
 from engine.config import SETTINGS, RunConfig
 from engine.data.left_out import ASKS_FOR_LOSSES
 from engine.data.survey import Survey
@@ -238,9 +239,7 @@ def failure(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyD
     """
     last = said or _last_error(run)
     if code == 130:
-        error: TinyDistillError = TinyDistillError(
-            "The run was stopped.", "", f"Go on: {supervisor.resume_command(run)}"
-        )
+        error: TinyDistillError = TinyDistillError("The run was stopped.", "", f"Continue: {resume_command(run.path)}")
     elif last:
         error = RunFailed(
             last.get("what", ""), last.get("why", ""), _with_command(run, code, str(last.get("todo", "")))
@@ -256,7 +255,7 @@ def _with_command(run: Run, code: int, todo: str) -> str:
     if code != RunFailed.exit_code or "--resume" in todo:
         return todo
     todo = todo.removesuffix(", then resume the run.").removesuffix(" and resume the run.").removesuffix(".")
-    command = f"Go on: {supervisor.resume_command(run)}"
+    command = f"Continue: {resume_command(run.path)}"
     return f"{todo}. {command}" if todo else command
 
 
@@ -278,7 +277,7 @@ def _ended_without_a_word(run: Run, code: int) -> RunFailed:
     except OSError:
         lines = []
     why = f"The last line of its run.log: {lines[-1][-300:]}" if lines else "It could write nothing into its folder."
-    return RunFailed(f"The run in {run.path} {how}.", why, f"Go on: {supervisor.resume_command(run)}")
+    return RunFailed(f"The run in {run.path} {how}.", why, how_to_continue(run.path))
 
 
 def _require_models(config: RunConfig) -> None:

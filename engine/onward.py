@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import planner
+from engine.command import resume_command
 from engine.config import SETTINGS, RunConfig
 from engine.errors import FolderError, Problem, SettingsError
 from engine.planner import Plan
@@ -49,7 +50,7 @@ def expanded(config: RunConfig) -> RunConfig:
         raise FolderError(
             f"The run in {run.path} has no student yet.",
             "The run is not finished.",
-            f"Continue it: tiny-distill --resume --output_dir {run.path}",
+            f"Continue it: {resume_command(run.path)}",
         )
     return RunConfig.parse(from_the_student(run.path, settings, asked, typed))
 

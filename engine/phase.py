@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import last_word, preloaded
+from engine.command import how_to_continue, resume_command
 from engine.disk.files import NO_ROOM, no_room
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
@@ -42,7 +43,7 @@ from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
 from engine.ranks import Rank
 from engine.run import Run
-from engine.supervisor import PHASES, resume_command, unwritable
+from engine.supervisor import PHASES, unwritable
 
 _WATCH_SECONDS = 0.5
 _ORPHAN_SECONDS = 5.0  # for a step, and the checkpoint after it
@@ -141,7 +142,7 @@ def _body(name: str) -> Callable[[Run, EventWriter, PhaseControl], None]:
 
 def _default_todo(error: TinyDistillError, run: Run) -> str:
     """A wrong request stays wrong when it is resumed."""
-    return "" if isinstance(error, RequestError) else f"Go on: {resume_command(run)}"
+    return "" if isinstance(error, RequestError) else f"Continue: {resume_command(run.path)}"
 
 
 def first_line(error: BaseException) -> str:
@@ -165,20 +166,21 @@ def _in_our_words(error: Exception, name: str, run: Run) -> TinyDistillError:
         where = error.filename or run.path
         needed, free = run.info["predicted"].get("disk_bytes", 0), shutil.disk_usage(run.path).free
         what = f"There was no room to write {where}; {free:,} bytes are free, and the whole run takes some {needed:,}."
-        said: TinyDistillError = no_room(what, error, kept="what was done is kept")
-        said.todo = f"{said.todo.removesuffix(' resume the run.')} go on: {resume_command(run)}"
+        command = resume_command(run.path)
+        said: TinyDistillError = no_room(what, error, kept="completed work is kept", then=f"then continue: {command}")
+        said.todo = said.todo.removesuffix(".")  # it ends with a command
         return said
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         where = f" of {error.filename}" if error.filename else ""
         return TinyDistillError(
             f"The {name} phase ended: the system says {os.strerror(error.errno).lower()}{where}.",
             _SYSTEM_WORDS.get(error.errno, "The traceback is in run.log."),
-            f"What was done is kept; once that is mended, go on: {resume_command(run)}",
+            how_to_continue(run.path, "Fix that"),
         )
     return TinyDistillError(
         f"The {name} phase met something unexpected: {type(error).__name__}: {error}.",
         "The traceback is in run.log.",
-        f"What was done is kept; to try again: {resume_command(run)}",
+        how_to_continue(run.path),
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import hardware
+from engine.command import resume_command
 from engine.config import SETTINGS, RunConfig
 from engine.disk import file_lock
 from engine.disk.files import make_folder, remove_leftovers, write_atomic
@@ -338,8 +339,7 @@ def check_new_folder(path: Path) -> None:
                 raise FolderError(
                     f"{path} already holds a run.",
                     "It is not overwritten.",
-                    f"Continue it: tiny-distill --resume --output_dir {shlex.quote(str(path))}, or choose another "
-                    "--output_dir.",
+                    f"Continue it: {resume_command(path)}, or choose another --output_dir.",
                 )
             if not all(_KILLED_EARLY.fullmatch(entry.name) for entry in path.iterdir()):
                 raise FolderError(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -28,6 +27,7 @@ from types import FrameType
 from typing import IO
 
 from engine import backoff, hardware, last_word, preloaded, ranks, report, safe_child
+from engine.command import how_to_continue, resume_command
 from engine.config import RunConfig
 from engine.crew import Crew
 from engine.disk import file_lock
@@ -122,7 +122,7 @@ def start(
         raise RunFailed(
             f"The run could not be started ({error.strerror or error}).",
             "",
-            f"Free some memory or end other processes, then: {command_to_resume(path)}",
+            f"Free some memory or end other processes, then: {resume_command(path)}",
         ) from error
     finally:
         if last_word is not None:
@@ -207,7 +207,7 @@ class Supervisor:
                 "error",
                 what=f"The supervisor met something unexpected: {type(error).__name__}: {error}.",
                 why="This is a defect of the program; the traceback is in run.log.",
-                todo=f"What was done is kept: {resume_command(self.run)}",
+                todo=how_to_continue(self.run.path),
             )
             return "failed", 4
         finally:
@@ -264,7 +264,7 @@ class Supervisor:
                 raise PhaseDied(
                     f"The {phase} phase ended without an error message ({_ending(code)}).",
                     "Its last lines are in run.log.",
-                    f"What was done is kept: {resume_command(self.run)}",
+                    how_to_continue(self.run.path),
                 )
 
     def _make_tokens_again(self) -> None:
@@ -299,7 +299,7 @@ class Supervisor:
                 f"The {phase} phase ran out of memory with the smallest possible settings.",
                 reason[0].upper() + reason[1:] + ".",
                 "Close other programs, or start a run with a smaller student or a shorter --sequence_length; "
-                f"to try this one again: {resume_command(self.run)}",
+                f"to try this one again: {resume_command(self.run.path)}",
             )
         for name, old, new in step.changes:
             self._events.write("back_off", phase=phase, reason=reason, field=name, **{"from": old, "to": new})
@@ -553,16 +553,6 @@ class _AlreadySaid(TinyDistillError):
         self.exit_code = exit_code  # type: ignore[misc]
 
 
-def resume_command(run: Run) -> str:
-    """The command that goes on with a run."""
-    return command_to_resume(run.path)
-
-
-def command_to_resume(path: Path) -> str:
-    """The command that goes on with the run in a folder."""
-    return f"tiny-distill --resume --output_dir {shlex.quote(str(path))}"
-
-
 def phase_environment(run: Run) -> dict[str, str]:
     """Return the environment of a phase's process."""
     return environment_for(run.settings)
@@ -632,7 +622,7 @@ def _rank_lost(run: Run, phase: str, silent: list[int]) -> RankLost:
     return RankLost(
         f"{which} the {phase} phase did not answer, and the other ranks have ended.",
         "They wait for each other in every step, up to a limit.",
-        f"The checkpoints are kept; see that every machine is reachable, then: {resume_command(run)}",
+        how_to_continue(run.path, "Check that every machine is reachable"),
     )
 
 
@@ -686,7 +676,7 @@ def main(arguments: list[str] | None = None) -> int:
         said = RunFailed(
             f"The supervisor met something unexpected: {type(error).__name__}: {error}.",
             "This is a defect of the program; the traceback is in run.log.",
-            f"What was done is kept: {command_to_resume(folder)}",
+            how_to_continue(folder),
         )
     last_word.say({"what": said.what, "why": said.why, "todo": said.todo})
     sys.stderr.write(said.paragraph() + "\n")

@@ -21,6 +21,7 @@ from typing import Any
 from engine import launch, places, supervisor
 from engine.cli import arguments, streams
 from engine.cli.progress import BarView, JsonView, LineView, View, follow, wants_lines
+from engine.command import how_to_continue, resume_command
 from engine.config import RunConfig
 from engine.data.left_out import MostlyLeftOut
 from engine.errors import Problem, RequestError, SettingsError, Stopped, TinyDistillError
@@ -162,7 +163,7 @@ def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int
             _show_end(run)
         return 0
     if code == Stopped.exit_code:
-        _tell(f"Stopped; all progress is kept. Continue: {supervisor.resume_command(run)}\n")
+        _tell(f"Stopped. {how_to_continue(run.path)}\n")
         return code
     error = launch.failure(run, code, said)
     if launch.asks_for_losses(run) and _goes_on(error, config):
@@ -296,7 +297,7 @@ def _already_finished(run: Run, config: RunConfig) -> int:
 
 def _show_end(run: Run) -> None:
     if not run.report_json.exists():
-        print(f"Done up to --until {run.settings.until}. Continue: {supervisor.resume_command(run)}")
+        print(f"Done up to --until {run.settings.until}. Continue: {resume_command(run.path)}")
         return
     from engine.cli.result_table import show_result
 

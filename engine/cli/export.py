@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cli.distill import guarded
+from engine.command import resume_command
 from engine.disk.files import make_folder, write_atomic
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
@@ -95,7 +96,7 @@ def student_folder(path: Path) -> Path:
         raise FolderError(
             f"The run in {path} has no student yet.",
             "The run is not finished.",
-            f"Continue it: tiny-distill --resume --output_dir {path}",
+            f"Continue it: {resume_command(path)}",
         )
     raise FolderError(
         f"{path} holds neither a run nor a model.",

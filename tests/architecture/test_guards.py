@@ -80,3 +80,12 @@ def test_the_name_of_a_public_class_is_there_once():
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_says_that_it_has_types(package):
     assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "home"),
+    [("tiny-distill --resume --output_dir", "engine/command.py"), ("Completed work is kept.", "engine/command.py")],
+)
+def test_advice_to_continue_a_run_is_written_in_one_place(words: str, home: str):
+    found = {str(path.relative_to(ROOT)) for path in (ROOT / "engine").rglob("*.py") if words in path.read_text()}
+    assert found == {home}, "others call engine.command, which quotes the path for a shell"

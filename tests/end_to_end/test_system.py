@@ -153,7 +153,7 @@ def test_every_signal_that_asks_to_end_stops_in_order_and_says_so(number, to_all
     started.send_signal(number)
     _, said = started.communicate(timeout=120)
     assert started.returncode == 130, said
-    assert "Stopped; all progress is kept. Continue: tiny-distill --resume" in said
+    assert "Stopped. Completed work is kept. Continue: tiny-distill --resume" in said
     assert list((run / "checkpoints").iterdir()), "a step back would be lost work"
     last = (run / "run.log").read_text().strip().splitlines()[-1]
     assert "run_finished" in last
