@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ from engine.errors import (
 from engine.events import EventWriter
 from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
+from engine.phase_kinds import KINDS
 from engine.ranks import Rank
 from engine.run import Run
-from engine.supervisor import PHASES, unwritable
+from engine.supervisor import unwritable
 
 _WATCH_SECONDS = 0.5
 _ORPHAN_SECONDS = 5.0  # for a step, and the checkpoint after it
@@ -58,7 +60,7 @@ def main(words: list[str] | None = None) -> int:
         if made is None:
             return 0
         name, parent = made
-    assert name in PHASES
+    assert name in KINDS
     _die_with_parent(parent)
     _offer_itself()
     try:
@@ -127,17 +129,9 @@ def _has_more_range(name: str, run: Run) -> bool:
 
 def _body(name: str) -> Callable[[Run, EventWriter, PhaseControl], None]:
     """The phase's own code; imported late, so that a phase loads only what it needs."""
-    if name == "prepare":
-        from engine.phases.prepare import run_prepare
-
-        return run_prepare
-    if name == "teacher":
-        from engine.phases.teacher import run_teacher
-
-        return run_teacher
-    from engine.phases.student import run_student
-
-    return run_student
+    kind = KINDS[name]
+    body: Callable[[Run, EventWriter, PhaseControl], None] = getattr(import_module(kind.module), kind.function)
+    return body
 
 
 def _default_todo(error: TinyDistillError, run: Run) -> str:

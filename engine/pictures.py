@@ -5,6 +5,7 @@ They are drawn from a run's events and its report, and measure nothing themselve
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from html import escape
 from typing import Any
 
 from engine.events import Event
+from engine.phase_kinds import PHASES
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 720, 360, 64, 44, 16, 48
 _MOST_POINTS = 400
@@ -82,14 +84,12 @@ def _loss(events: Sequence[Event], report: Mapping[str, Any]) -> str | None:
 
 def _memory(events: Sequence[Event], report: Mapping[str, Any]) -> str | None:
     """Memory of each phase over time, with its budget and its predicted peak."""
-    told = [
-        each for each in events if each["kind"] == "memory" and each.get("phase") in ("prepare", "teacher", "student")
-    ]
+    told = [each for each in events if each["kind"] == "memory" and each.get("phase") in PHASES]
     if len(told) < 2:
         return None
     begin = told[0]["time"]
     lines = []
-    for phase, colour in (("prepare", _GREY), ("teacher", _GREEN), ("student", _BLUE)):
+    for phase, colour in zip(PHASES, itertools.cycle((_GREY, _GREEN, _BLUE)), strict=False):
         points = [((each["time"] - begin) / 60, each["bytes"] / _GIB) for each in told if each["phase"] == phase]
         if not points:
             continue

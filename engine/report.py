@@ -15,6 +15,7 @@ from engine.disk.files import make_folder, write_atomic
 from engine.events import Event, read_events
 from engine.format import format_bytes, format_duration
 from engine.machine.device import Device
+from engine.phase_kinds import PHASES
 from engine.pictures import draw_all
 from engine.planner.share import forget_slow_rates, gemm_shares
 from engine.run import Run
@@ -206,9 +207,7 @@ def _cuts(report: dict[str, Any]) -> list[str]:
 
 def _spent(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
     """Seconds and peak memory of each phase, over all the processes it took."""
-    spent: dict[str, dict[str, Any]] = {
-        phase: {"seconds": 0.0, "peak_bytes": None} for phase in ("prepare", "teacher", "student")
-    }
+    spent: dict[str, dict[str, Any]] = {phase: {"seconds": 0.0, "peak_bytes": None} for phase in PHASES}
     began: float | None = None
     current, last = "", 0.0
     for event in events:

@@ -55,13 +55,13 @@ from engine.machine.allocator import allocator_environment
 from engine.machine.gpu_check import gpu_of, visible
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
+from engine.phase_kinds import KINDS, PHASES
 from engine.preloaded import Child, Preloaded, Started, Usage
 from engine.ranks import ALONE, Rank
 from engine.run import Run
 from engine.runs import announced
 from engine.version import __version__
 
-PHASES = ("prepare", "teacher", "student")
 COMMANDS = ("stop", "pause", "resume")
 STOPPING_SIGNALS = tuple(
     getattr(signal, name)
@@ -343,7 +343,7 @@ class Supervisor:
 
     def _crews(self, phase: str) -> Iterator[list[Rank]]:
         """The processes of a phase, those that work at the same time together."""
-        share = ranks.share_by_hand(self.run.settings, os.environ) if phase == "teacher" else None
+        share = ranks.share_by_hand(self.run.settings, os.environ) if KINDS[phase].ranks == "apart" else None
         world = self.run.settings.processes
         if share is not None:
             rank, told_by = share
@@ -352,12 +352,12 @@ class Supervisor:
             yield [rank]
             self._finish_share(rank)
             return
-        if phase == "teacher" and world > 1:
+        if KINDS[phase].ranks == "apart" and world > 1:
             for rank in ranks.all_ranks(world):
                 self.run.reopen_phase(rank.result)
             yield ranks.all_ranks(world)
         # One process judges what several have scored; the ranks of a training end with rank 0's result.
-        yield ranks.all_ranks(world) if phase == "student" and world > 1 else [ALONE]
+        yield ranks.all_ranks(world) if KINDS[phase].ranks == "together" and world > 1 else [ALONE]
 
     def _finish_share(self, rank: Rank) -> None:
         """Enter the result of a share; ``--resume`` scores what is missing then."""
@@ -366,7 +366,11 @@ class Supervisor:
 
     def _run_crew(self, phase: str, crew: list[Rank], log: IO[bytes]) -> tuple[int, int, Usage]:
         """Run the processes of a phase to their end; return the exit code, the peak of their memory, their usage."""
-        with self._meeting_place() if phase == "student" and len(crew) > 1 else contextlib.nullcontext() as meeting:
+        with (
+            self._meeting_place()
+            if KINDS[phase].ranks == "together" and len(crew) > 1
+            else contextlib.nullcontext() as meeting
+        ):
             child: Child | Crew
             if crew == [ALONE]:
                 child = self._preloaded_phase(phase) or Started(self._new_process(phase, log, ALONE))
@@ -399,14 +403,14 @@ class Supervisor:
             """Whether a killed scorer is started again: it has lost a wave, and the others do not need it."""
             nonlocal restarts
             was_killed = code == -signal.SIGKILL and _not_for_memory(killed_for_memory)
-            if phase != "teacher" or not was_killed or self._stopping or restarts >= _MOST_KILLS:
+            if KINDS[phase].ranks != "apart" or not was_killed or self._stopping or restarts >= _MOST_KILLS:
                 return False
             restarts += 1
-            said = f"Rank {rank.number} of the teacher phase was killed, but not by the OOM killer; it restarts."
+            said = f"Rank {rank.number} of the {phase} phase was killed, but not by the OOM killer; it restarts."
             self._events.log("warning", said, "rank-killed")
             return True
 
-        return Crew(crew, start, waits_for_all=phase == "student", again=again)
+        return Crew(crew, start, waits_for_all=KINDS[phase].ranks == "together", again=again)
 
     @contextlib.contextmanager
     def _meeting_place(self) -> Iterator[str]:

@@ -15,6 +15,7 @@ from engine.errors import SettingsError, TinyDistillError
 from engine.format import UNKNOWN, format_bytes, format_duration
 from engine.hardware import Hardware
 from engine.models.demo import DEMO_TEACHER
+from engine.phase_kinds import phase_noun
 from engine.planner import Plan
 from engine.planner.footprint import context_bytes_on
 
@@ -41,7 +42,6 @@ FIRST_SETTINGS = (
     "samples",
     "output_dir",
 )
-PHASE_NOUNS = {"teacher": "score", "student": "train"}
 
 
 @dataclass(frozen=True)
@@ -158,14 +158,14 @@ def needs(planned: Plan, machine: Hardware) -> list[Need]:
     gpu = next((gpu for gpu in machine.gpus if gpu.device == device), None)
     budget, ram_budget = settings.memory_budget or 0, settings.ram_budget or 0
     for phase, figures in planned.predicted.items():
-        noun = PHASE_NOUNS.get(phase, phase)
+        noun = phase_noun(phase)
         if gpu is None:
             found.append(Need(noun, "RAM", figures.peak_bytes, min(budget, ram_budget), machine.ram_bytes))
         else:
             found.append(Need(noun, "GPU", figures.peak_bytes, budget, gpu.total_bytes, context_bytes_on(gpu)))
     if gpu is not None and planned.predicted:
         phase, figures = max(planned.predicted.items(), key=lambda each: each[1].ram_bytes)
-        noun = PHASE_NOUNS.get(phase, phase)
+        noun = phase_noun(phase)
         found.append(Need(noun, "RAM", figures.ram_bytes, ram_budget, machine.ram_bytes))
     return found
 
@@ -173,10 +173,7 @@ def needs(planned: Plan, machine: Hardware) -> list[Need]:
 def cost(planned: Plan, machine: Hardware, width: int) -> str:
     """Disk and time in a line; the phases' own times where there is room for them."""
     parts = [f"Disk {format_bytes(planned.disk_bytes)} of {format_bytes(machine.disk_free_bytes)}"]
-    spans = [
-        f"{PHASE_NOUNS.get(phase, phase)} {format_duration(figures.seconds)}"
-        for phase, figures in planned.predicted.items()
-    ]
+    spans = [f"{phase_noun(phase)} {format_duration(figures.seconds)}" for phase, figures in planned.predicted.items()]
     total = sum(figures.seconds for figures in planned.predicted.values())
     error = sum(figures.seconds_error for figures in planned.predicted.values())
     if planned.total_steps is None:
@@ -194,7 +191,7 @@ def parts(planned: Plan) -> str:
     for phase, figures in planned.predicted.items():
         largest = sorted(figures.parts.items(), key=lambda part: -part[1])
         listed = " · ".join(f"{name} {format_bytes(size)}" for name, size in largest if size)
-        lines.append(f"{PHASE_NOUNS.get(phase, phase)}: {listed}")
+        lines.append(f"{phase_noun(phase)}: {listed}")
     return "\n".join(lines)
 
 

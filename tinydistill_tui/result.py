@@ -9,6 +9,7 @@ from typing import Any
 
 from engine import verdict
 from engine.format import format_bytes, format_count, format_duration
+from engine.phase_kinds import PHASES, phase_noun
 from engine.report import MEASURES, Measure, compute_unit, one_line, speed_in_words
 from tinydistill_tui.words import number
 
@@ -46,12 +47,15 @@ def costs(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return time and memory of the phases, and the size of the cache."""
     lines = []
     phases = _part(report, "phases")
-    for name, word in (("teacher", "score"), ("student", "train")):
+    for name in PHASES[1:]:
         phase = _part(phases, name)
         if phase:
             peak, predicted = (format_bytes(number(phase.get(key))) for key in ("peak_bytes", "predicted_peak_bytes"))
             lines.append(
-                (word, f"{format_duration(number(phase.get('seconds')))}, peak {peak} (predicted {predicted})")
+                (
+                    phase_noun(name),
+                    f"{format_duration(number(phase.get('seconds')))}, peak {peak} (predicted {predicted})",
+                )
             )
             figures = {key: number(phase.get(key)) for key in ("gemm_share", "overhead_seconds")}
             if speed := speed_in_words(figures, compute_unit(report)):

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.phase_kinds import PHASES
 from engine.verdict import gap_closed
 from tinydistill_tui.series import Series
 from tinydistill_tui.words import LogLine
 
-PHASES = ("prepare", "teacher", "student")
 METRICS = ("loss", "ce", "kd", "learning_rate", "tokens_per_second", "grad_norm")
 
 

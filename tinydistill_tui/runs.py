@@ -19,11 +19,12 @@ from engine.disk.files import write_atomic
 from engine.errors import FolderError
 from engine.events import Event
 from engine.format import format_count, format_duration, format_percent
+from engine.phase_kinds import phase_noun
 from engine.runs import default_runs_path
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.state import RunState, run_state
 from tinydistill_tui.watch import fold
-from tinydistill_tui.words import number, phase_noun
+from tinydistill_tui.words import number
 
 _RECENT_BYTES = 256 * 2**10
 _MOST_REMEMBERED = 200

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.format import format_duration
+from engine.phase_kinds import phase_verb
 from tinydistill_tui.run_view import RunView
-from tinydistill_tui.words import phase_verb
 
 _STARTING_SECONDS = 20.0  # from making the folder to the supervisor's first word: an interpreter on a slow disk
 _QUIET_SECONDS = 15.0

@@ -13,8 +13,9 @@ from typing import Any
 from engine.config import SETTINGS, RunConfig
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_duration
+from engine.phase_kinds import PHASES, phase_noun
 from engine.planner import Plan
-from tinydistill_tui.plan_facts import PHASE_NOUNS, SETTINGS_OF, shown, typed
+from tinydistill_tui.plan_facts import SETTINGS_OF, shown, typed
 
 _NEIGHBOURS = 2  # on each side
 _ROOM_FOR_VALUES = 32  # cells; what is left says why figures rise and fall again
@@ -92,7 +93,7 @@ def tries_words(tries: Sequence[Try], width: int) -> str:
     Told of the phase that it changes most; as many values as there is room for.
     """
     plans = [each.plan for each in tries if each.plan is not None]
-    phases = [phase for phase in PHASE_NOUNS if len(plans) > 1 and all(phase in plan.predicted for plan in plans)]
+    phases = [phase for phase in PHASES if len(plans) > 1 and all(phase in plan.predicted for plan in plans)]
     if not phases:
         return ""
 
@@ -112,7 +113,7 @@ def tries_words(tries: Sequence[Try], width: int) -> str:
             continue
         fits = "" if each.plan.misfit is None else " does not fit"
         parts.append(f"{each.words}: {write(getattr(each.plan.predicted[phase], figure))}{fits}")
-    head, why = f"{PHASE_NOUNS[phase]} with ", ""
+    head, why = f"{phase_noun(phase)} with ", ""
     if not _goes_one_way([getattr(plan.predicted[phase], figure) for plan in plans]):
         why = _others_that_move(plans, width - _ROOM_FOR_VALUES)
     while len(head) + len(" · ".join(parts)) + len(why) > width and len(parts) > 1:

@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 from engine.events import Event
 from engine.format import format_bytes, format_count, format_duration, format_number, format_percent
+from engine.phase_kinds import phase_noun
 
 LEVELS = ("debug", "info", "warning", "error")
-
-# A phase's name in the events, and what a person calls it: as a noun and as what is going on.
-PHASE_WORDS = {"prepare": ("prepare", "preparing"), "teacher": ("score", "scoring"), "student": ("train", "training")}
 
 # They come by the second and have a place of their own on the screen.
 _SILENT = frozenset({"memory", "progress"})
@@ -38,16 +36,6 @@ def text(value: Any, limit: int = 2000) -> str:
     """A value on one line, without control characters."""
     words = "" if value is None else str(value)
     return "".join(c if c.isprintable() else " " for c in words[:limit])
-
-
-def phase_noun(phase: str) -> str:
-    """Return the phase's name in a list: prepare, score, train."""
-    return PHASE_WORDS.get(phase, (phase, phase))[0]
-
-
-def phase_verb(phase: str) -> str:
-    """Return the phase's activity: preparing, scoring, training."""
-    return PHASE_WORDS.get(phase, (phase, phase))[1]
 
 
 def log_line(event: Event) -> LogLine | None:

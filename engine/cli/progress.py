@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from engine.events import Event, Tail
 from engine.format import format_bytes, format_duration, format_rate
+from engine.phase_kinds import phase_verb
 from engine.run import Run
 
-PHASE_WORDS = {"prepare": "preparing", "teacher": "scoring", "student": "training"}
 _POLL_SECONDS = 0.1
 _LINE_SECONDS = 10.0
 _LINE_SHARE = 0.05
@@ -110,7 +110,7 @@ class LineView:
             self._memory = event
         elif kind == "phase_started":
             self._phase, self._last_share, self._last = event["phase"], 0.0, time.monotonic()
-            print(f"{PHASE_WORDS.get(self._phase, self._phase)} …", flush=True)
+            print(f"{phase_verb(self._phase)} …", flush=True)
         elif kind == "progress" and event.get("total"):
             share = event["done"] / event["total"]
             if time.monotonic() - self._last >= _LINE_SECONDS or share - self._last_share >= _LINE_SHARE:
@@ -149,7 +149,7 @@ class BarView:
         if kind == "memory":
             self._memory = event
         elif kind == "phase_started":
-            word = PHASE_WORDS.get(event["phase"], str(event["phase"]))
+            word = phase_verb(str(event["phase"]))
             self._task = self._progress.add_task(word, total=None, note="")
         elif kind == "progress" and self._task is not None:
             self._progress.update(
@@ -172,7 +172,7 @@ def sentence(event: Event) -> str | None:
         case "run_resumed":
             return "resumed"
         case "phase_finished":
-            word = PHASE_WORDS.get(event["phase"], event["phase"])
+            word = phase_verb(str(event["phase"]))
             return f"{word} done in {format_duration(event['seconds'])}, peak {format_bytes(event['peak_bytes'])}"
         case "back_off":
             return f"backed off: {event['field']} {event['from']} -> {event['to']} ({event['reason']})"
@@ -188,7 +188,7 @@ def sentence(event: Event) -> str | None:
 
 
 def _progress_line(phase: str, event: Event, memory: Event) -> str:
-    word = PHASE_WORDS.get(phase, phase)
+    word = phase_verb(phase)
     return f"{word} {event['done'] / event['total']:.0%} · {_note(event, memory)}"
 
 

@@ -11,6 +11,7 @@ from engine.afterwards import FILE, about_the_student, next_steps
 from engine.cli.console import Console
 from engine.cli.progress import wants_lines
 from engine.format import format_bytes, format_duration
+from engine.phase_kinds import PHASES, phase_noun
 from engine.report import MEASURES, compute_unit, one_line, speed_in_words
 from engine.verdict import details, headline
 
@@ -24,8 +25,8 @@ def show_result(report: dict[str, Any], path: Path) -> None:
     console.print(_table(report))
     for sentence in details(report):
         console.print(sentence, markup=False, soft_wrap=True)
-    for phase, word in (("teacher", "score"), ("student", "train")):
-        figures = report["phases"][phase]
+    for phase in PHASES[1:]:
+        figures, word = report["phases"][phase], phase_noun(phase)
         console.print(
             f"{word}: {format_duration(figures['seconds'])}, peak {format_bytes(figures['peak_bytes'])} "
             f"(predicted {format_bytes(figures['predicted_peak_bytes'])})",

@@ -41,6 +41,7 @@ from engine import phase, supervisor
 from engine.config import RunConfig
 from engine.disk import fault
 from engine.events import read_events
+from engine.phase_kinds import PHASES
 from engine.planner import plan
 from engine.run import Run
 from tests.crash.disk import MODES, Disk
@@ -50,7 +51,7 @@ from tests.forks import share_nothing_with_children
 from tests.tiny import tiny_model
 
 Target = Literal["phase", "supervisor", "both", "power", "disk"]
-ROLES = ("supervisor", *supervisor.PHASES)
+ROLES = ("supervisor", *PHASES)
 FIGURES = ("teacher", "student_before", "student_after", "gap_closed", "cache", "samples")
 _WAVE_TOKENS = 320
 _PATIENCE_SECONDS = 120.0

@@ -17,10 +17,10 @@ import pytest
 from engine import phase, supervisor
 from engine.events import EventWriter
 from engine.phase_control import PhaseControl
+from engine.phase_kinds import PHASES
 from engine.planner.live_runs import live_runs
 from engine.run import Run
 from engine.runs import announced_runs
-from engine.supervisor import PHASES
 from tests.crash.harness import Harness, Kill, Life, _as_process
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from engine import preloaded, supervisor
 from engine.config import RunConfig
+from engine.phase_kinds import PHASES
 from engine.run import Run
-from engine.supervisor import PHASES
 from tests.end_to_end import program
 from tests.tiny import tiny_model
 

@@ -16,10 +16,10 @@ from engine.format import (
     format_percent,
     format_rate,
 )
+from engine.phase_kinds import phase_noun
 from tinydistill_tui.marks import MARK_STYLES, MARKS, bar
 from tinydistill_tui.run_view import PhaseView, RunView
 from tinydistill_tui.state import RunState
-from tinydistill_tui.words import phase_noun
 
 _BAR_CELLS = 22
 _LEAST_WIDTH_FOR_A_BAR = 56
