@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -14,6 +15,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 share_nothing_with_children()
+# A garbage collection looks at every object that is alive, and the imports alone leave some 300,000. A streamed model
+# collects after each wave. The imported objects are set apart below, and automatic collections are made rarer.
+gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +27,23 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setenv(variable, str(home / variable.lower()))
     for variable in ("TINYDISTILL_RUNS", "NO_COLOR", "ACCESSIBLE", "SSH_CONNECTION", "SSH_TTY"):
         monkeypatch.delenv(variable, raising=False)
+
+
+def pytest_collection_finish() -> None:
+    """Set apart what collecting the tests imported."""
+    _set_apart()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Set apart what a file's tests imported and keep."""
+    if nextitem is not None and nextitem.path != item.path:
+        _set_apart()
+
+
+def _set_apart() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -1,5 +1,4 @@
 import contextlib
-import gc
 import hashlib
 import shutil
 from dataclasses import fields
@@ -98,16 +97,6 @@ def records_of(tokens_path, cache_path, split="train", **identity) -> Records:
 
 def files_of(cache_path: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(cache_path.glob("shard-*.h5"))}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def what_was_imported_is_not_collected_again():
-    # A streamed wave ends with a garbage collection: a quarter of a second with transformers loaded, against
-    # milliseconds for the wave of a tiny model.
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
