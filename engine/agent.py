@@ -73,10 +73,11 @@ class Agent:
             self._sent += 1
             self._child.send_signal(number)
         code = self._child.poll()
-        if code is not None or time.monotonic() - self._told > _BEAT_SECONDS:
-            self._tell(code)
         if code is not None:
-            self._child = None
+            if self._tell(code):
+                self._child = None
+        elif time.monotonic() - self._told > _BEAT_SECONDS:
+            self._tell(None)
 
     def _start(self, call: dict[str, Any]) -> None:
         run = Run.open(self.folder)
@@ -92,13 +93,13 @@ class Agent:
                 env=environment,
             )
 
-    def _tell(self, code: int | None) -> None:
+    def _tell(self, code: int | None) -> bool:
         self._beat += 1
         self._told = time.monotonic()
         assert self._child is not None
         used = 0 if code is not None else hardware.memory_of_tree(self._child.pid)
         path = rank_file(self.folder, self.launch.rank.number)
-        write(path, self.launch, call=self._call, beat=self._beat, bytes=used, code=code)
+        return write(path, self.launch, call=self._call, beat=self._beat, bytes=used, code=code)
 
     def _end_child(self) -> None:
         if self._child is None:

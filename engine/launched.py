@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.disk.files import make_folder, write_atomic
-from engine.errors import RequestError
+from engine.errors import DiskFull, RequestError
 from engine.preloaded import Usage
 from engine.ranks import Rank
 
@@ -80,9 +80,18 @@ class Launch:
             return f"tcp://{self.address}:{found.getsockname()[1]}"
 
 
-def tell_end(run: Path, launch: Launch, code: int) -> None:
-    """Let the other ranks end with this exit code."""
-    _write(run / "ranks" / "end.json", {"launch": launch.name, "code": code})
+def tell_end(run: Path, launch: Launch, code: int, *, patience_seconds: float = _SILENT_SECONDS) -> None:
+    """Let the other ranks end with this exit code.
+
+    Args:
+        run: the run's folder.
+        launch: of this process.
+        code: of the run.
+        patience_seconds: for a disk that does not take the file. After it, the launcher has to end the other ranks.
+    """
+    until = time.monotonic() + patience_seconds
+    while not write(run / "ranks" / "end.json", launch, code=code) and time.monotonic() < until:
+        time.sleep(min(1.0, patience_seconds))
 
 
 def read(path: Path, launch: Launch) -> dict[str, Any] | None:
@@ -94,14 +103,19 @@ def read(path: Path, launch: Launch) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("launch") == launch.name else None
 
 
-def write(path: Path, launch: Launch, **fields: Any) -> None:
-    """Replace a file of this launch; what the disk does not take is tried again with the next one."""
-    _write(path, {"launch": launch.name, **fields})
+def write(path: Path, launch: Launch, **fields: Any) -> bool:
+    """Replace a file of this launch.
 
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    make_folder(path.parent)
-    write_atomic(path, json.dumps(content) + "\n")
+    Returns:
+        False where the disk did not take it (it is full, or a network's server is away): the old file is unchanged, and
+        the caller tries again. A process that ended here would take its phase with it.
+    """
+    try:
+        make_folder(path.parent)
+        write_atomic(path, json.dumps({"launch": launch.name, **fields}) + "\n")
+    except (DiskFull, OSError):
+        return False
+    return True
 
 
 def call_file(run: Path, rank: int) -> Path:
@@ -133,6 +147,7 @@ class Elsewhere:
     usage: Usage = field(default_factory=Usage)
     memory_bytes: int = 0
     _signals: list[int] = field(default_factory=list)
+    _is_told: bool = False
     _heard: tuple[int, float] = (-1, 0.0)
 
     def __post_init__(self) -> None:
@@ -142,6 +157,8 @@ class Elsewhere:
 
     def poll(self) -> int | None:
         """The exit code; that of a killed process where its machine is silent."""
+        if not self._is_told:
+            self._tell()
         found = read(rank_file(self.run, self.rank.number), self.launch)
         if found is not None and found.get("call") == self._call:
             self.memory_bytes = int(found.get("bytes") or 0)
@@ -169,7 +186,7 @@ class Elsewhere:
         self.send_signal(signal.SIGKILL)
 
     def _tell(self) -> None:
-        write(
+        self._is_told = write(
             call_file(self.run, self.rank.number),
             self.launch,
             call=self._call,

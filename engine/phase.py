@@ -40,6 +40,7 @@ from engine.errors import (
     TokensDamaged,
 )
 from engine.events import EventWriter
+from engine.machine.kernels import kernels_environment
 from engine.out_of_memory import is_out_of_memory
 from engine.phase_control import PhaseControl
 from engine.phase_kinds import KINDS
@@ -61,6 +62,7 @@ def main(words: list[str] | None = None) -> int:
             return 0
         name, parent = made
     assert name in KINDS
+    os.environ.update(kernels_environment(name))  # a copy of a preloaded process has the environment of all phases
     _die_with_parent(parent)
     _offer_itself()
     try:

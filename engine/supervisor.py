@@ -53,6 +53,7 @@ from engine.launched import Elsewhere, Launch
 from engine.machine import system
 from engine.machine.allocator import allocator_environment
 from engine.machine.gpu_check import gpu_of, visible
+from engine.machine.kernels import kernels_environment
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
 from engine.phase_kinds import KINDS, PHASES
@@ -584,9 +585,7 @@ def environment_for(
         # Threads that wait spin by default, and take the cores from those that work as soon as another program wants
         # one: scoring on two busy cores was 4 times as fast with threads that sleep (41 s against 10 s).
         "OMP_WAIT_POLICY": "PASSIVE",
-        # oneDNN keeps a kernel with its scratch memory for each shape of product, 1,024 of them; documents have many
-        # lengths. A training step has some 24 shapes, and takes the same time with so few kept.
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+        **kernels_environment("student"),
         "TOKENIZERS_PARALLELISM": "false",  # forking after threads deadlocks; we give it one thread
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "PYTHONFAULTHANDLER": "1",

@@ -18,7 +18,6 @@ DEMO_SETTINGS: dict[str, Any] = {
     "gradient_checkpointing": False,
     "layer_by_layer": False,
     "optimizer": "adamw",
-    "precision": "fp32",
 }
 """Chosen by hand from runs of the demo, for the largest share of the gap that two minutes can close."""
 
@@ -27,7 +26,6 @@ DEMO_REASONS = {
     "samples": "a part of the text, so that the demo is quick",
     "steps": "few steps, so that the demo is quick",
     "learning_rate": "of those that were tried, the one that learns most in 150 steps",
-    "precision": "its memory is as predicted; bf16 is faster where the processor has it",
 }
 """Why a setting has the demo's value, where the models and the machine do not decide it."""
 

@@ -423,9 +423,9 @@ def _frozen_bytes(shape: ModelShape, setting: StudentSetting) -> int:
 _KEPT_FREE = 12 * MIB
 _HOLES, _EMBEDDING_HOLE = 0.3, 0.75
 # There a phase comes out of a process that has imported what all phases need (engine.preloaded), and in half precision
-# the kernels of each length of document stay, with their scratch memory: the demo's phases took 30 MiB more than a
-# process of their own in fp32, and 60 to 85 in bf16.
-_KEPT_IMPORTS, _KEPT_KERNELS = 30 * MIB, 45 * MIB
+# kernels and their scratch memory lie between the blocks: the demo's phases took 30 MiB more than a process of their
+# own in fp32, and 60 to 75 in bf16.
+_KEPT_IMPORTS, _KEPT_KERNELS = 30 * MIB, 40 * MIB
 # [C, V] float32 matrices that exist at a time in the teacher's scoring: the logits, which become log-probabilities
 # where they stand, the probabilities, and a little that the allocator keeps.
 _TEACHER_BLOCKS = 2.1
