@@ -61,15 +61,21 @@ class BaseMissing(ModelError):
 
     Attributes:
         base: its Hugging Face id or path, as the adapter names it.
+        folder: of the adapter.
     """
 
     def __init__(self, folder: Path, base: str, reason: ModelError) -> None:
+        merged = folder.resolve().parent
         super().__init__(
             f"The adapter in {folder} changes the model {shown_value(base)}, which cannot be used.",
-            reason.what,
-            reason.todo,
+            f"{reason.what} {reason.why}".strip(),
+            # A student's folder holds its adapter too, which names a base of another machine or folder.
+            f"Name {merged} instead: it is the same model, with an adapter merged in."
+            if (merged / "config.json").is_file()
+            else f"{reason.todo} The base's place stands in {folder / CONFIG} as base_model_name_or_path.",
         )
         self.base = base
+        self.folder = folder
 
 
 @dataclass(frozen=True)

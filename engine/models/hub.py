@@ -200,8 +200,11 @@ def _with_base(model_id: str) -> Path:
     except adapters.BaseMissing as missing:
         if not is_hub_id(missing.base) or _is_here(missing.base):
             raise
-        base = missing.base
-    fetch_model(base)
+        base, folder = missing.base, missing.folder
+    try:
+        fetch_model(base)
+    except ModelError as error:
+        raise adapters.BaseMissing(folder, base, error) from error
     return resolve_model(model_id)
 
 

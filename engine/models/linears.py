@@ -5,12 +5,14 @@ Works on a model with or without its weights. Knows nothing of training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from engine.models.adapter_shape import ends_with
 from engine.models.core import find_core
 from engine.models.quantize import QuantizedLinear
 
@@ -23,6 +25,7 @@ class Linear:
         name: its path in the model.
         rows: outputs.
         columns: inputs.
+        layer: number of the decoder layer that it is part of.
         module: the layer itself.
         transposed: whether its weight is kept as [inputs, outputs] (GPT-2's).
     """
@@ -30,6 +33,7 @@ class Linear:
     name: str
     rows: int
     columns: int
+    layer: int
     module: nn.Module
     transposed: bool = False
 
@@ -47,14 +51,19 @@ def decoder_linears(model: PreTrainedModel) -> list[Linear]:
     found = find_core(model)
     linears = []
     for path, module in found.layers.named_modules():
-        name = f"{found.layers_prefix}.{path}"
+        name, layer = f"{found.layers_prefix}.{path}", int(path.partition(".")[0] or 0)
         if isinstance(module, QuantizedLinear):
             rows, columns = module.shape
-            linears.append(Linear(name, rows, columns, module, module.transposed))
+            linears.append(Linear(name, rows, columns, layer, module, module.transposed))
         elif isinstance(module, Conv1D):
             columns, rows = module.weight.shape
-            linears.append(Linear(name, rows, columns, module, transposed=True))
+            linears.append(Linear(name, rows, columns, layer, module, transposed=True))
         elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
             rows, columns = module.weight.shape
-            linears.append(Linear(name, rows, columns, module))
+            linears.append(Linear(name, rows, columns, layer, module))
     return linears
+
+
+def chosen(linears: Sequence[Linear], targets: Sequence[str]) -> list[Linear]:
+    """The linear layers that an adapter of these targets changes; all of them where none is named."""
+    return [linear for linear in linears if not targets or ends_with(linear.name, targets)]

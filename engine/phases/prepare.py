@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,13 +80,14 @@ def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
 def check_linears(source: ModelSpec, settings: RunConfig) -> None:
     """Refuse an adapter that the student's linear layers do not allow, as the model itself has them.
 
-    The plan has looked at the names in the student's files, which transformers may change.
+    The plan has looked at the names in the student's files, which transformers may change. Of a teacher that the
+    student is cut from, the last layers will not be there.
     """
     if not settings.lora_rank:
         return
     import torch
 
-    from engine.models.linears import decoder_linears
+    from engine.models.linears import chosen, decoder_linears
     from engine.models.load import quiet
     from engine.models.meta import build_on_meta, read_config
 
@@ -93,8 +95,14 @@ def check_linears(source: ModelSpec, settings: RunConfig) -> None:
     with quiet():
         config = read_config(source.path, trust_remote_code=remote)
         model = build_on_meta(config, dtype=torch.float32, trust_remote_code=remote)
-    linears = [(linear.name, linear.rows, linear.columns) for linear in decoder_linears(model)]
-    if problems := adapter_problems(settings, source.name, linears):
+    is_cut = settings.student == FROM_TEACHER
+    kept = layer_count(settings.student_layers) or source.num_layers if is_cut else source.num_layers
+    linears = [linear for linear in decoder_linears(model) if linear.layer < kept]
+
+    def adapted(targets: Sequence[str]) -> list[tuple[str, int, int]]:
+        return [(linear.name, linear.rows, linear.columns) for linear in chosen(linears, targets)]
+
+    if problems := adapter_problems(settings, source.name, adapted):
         raise SettingsError(problems)
 
 

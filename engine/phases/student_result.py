@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.run import Run
 from engine.student.adapter import LowRankAdapter
+from engine.student.adapter_file import ADAPTER
 from engine.student.companions import versions_told
 from engine.student.evaluate import Metrics
 from engine.student.export import export_student, model_card, stored_dtype
@@ -58,6 +60,7 @@ def told_of_adapter(adapter: LowRankAdapter, folder: Path, settings: RunConfig) 
         "targets": sorted({linear.kind for linear in adapter.linears}),
         "trained_parameters": trained,
         "share": trained / whole,
+        "quantization": settings.student_quantization,
     }
 
 
@@ -116,7 +119,10 @@ def write_student(
         dtype=stored,
         end_ids=end_ids,
         adapter=adapter,
-        base=_without_folders(str(folder if settings.student == FROM_TEACHER else settings.student)),
+        # The cut teacher is in the run's folder; any other folder's path might be published with the student.
+        base=os.path.relpath(folder, run.student_path / ADAPTER)
+        if settings.student == FROM_TEACHER
+        else _without_folders(str(settings.student)),
         trust_remote_code=settings.trust_remote_code,
     ):
         events.log("warning", note, "student-files")

@@ -5,11 +5,18 @@ Reads names and shapes out of the headers of the student's files; no torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
-from engine.models.adapter_shape import AdapterShape, ends_with
+from engine.models.adapter_shape import AdapterShape
 from engine.planner.shape import CARRIES_A_STATE, ModelShape
 
+ALL = "all-linear"
+"""In peft, this word stands for all linear layers of the decoder."""
+# Parts of a model outside of its decoder layers, by the last word of their names.
+_EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "wte", "wpe", "embed_positions", "word_embeddings", "embeddings"})
+_HEADS = frozenset({"lm_head", "embed_out", "output", "head"})
 DEFAULT_RANK = 64
 """The rank where the settings leave it open; smaller where a linear layer is smaller."""
 # Schulman et al. 2025, https://thinkingmachines.ai/blog/lora/: with alpha 32 the best learning rate is about ten times
@@ -23,7 +30,7 @@ RATE_FACTOR = 5.0
 def targets_of(config: RunConfig) -> tuple[str, ...]:
     """The linear layers that the settings name; none where all are meant."""
     words = (config.lora_targets or "").replace(",", " ").split()
-    return tuple(dict.fromkeys(words))
+    return () if words == [ALL] else tuple(dict.fromkeys(words))
 
 
 def adapter_shape(config: RunConfig) -> AdapterShape:
@@ -72,23 +79,27 @@ def check_adapter(config: RunConfig, shape: ModelShape) -> None:
         accepted = f"a streamed {shape.model_type} cannot be cut between the documents of a row; use --no_packing"
         raise SettingsError([Problem("packing", True, accepted)])
     problems = adapter_problems(
-        config, shape.name, [(linear.name, linear.rows, linear.columns) for linear in shape.linears]
+        config,
+        shape.name,
+        lambda targets: [(linear.name, linear.rows, linear.columns) for linear in shape.adapted(targets)],
     )
     if problems:
         raise SettingsError(problems)
 
 
-def adapter_problems(config: RunConfig, student: str, linears: list[tuple[str, int, int]]) -> list[Problem]:
+def adapter_problems(
+    config: RunConfig, student: str, adapted: Callable[[Sequence[str]], list[tuple[str, int, int]]]
+) -> list[Problem]:
     """Return the problems of the adapter that the settings ask for.
 
     Args:
         config: the settings.
         student: the student's name, for the messages.
-        linears: name, outputs and inputs of each linear layer of its decoder.
+        adapted: name, outputs and inputs of each linear layer of its decoder that an adapter of some targets changes.
     """
     targets = targets_of(config)
-    kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in linears))
-    if not linears:
+    kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in adapted(())))
+    if not kinds:
         return [
             Problem(
                 "lora_rank",
@@ -96,20 +107,11 @@ def adapter_problems(config: RunConfig, student: str, linears: list[tuple[str, i
                 f"{student} has no linear layers of its own in its decoder layers; train all weights: --lora_rank 0",
             )
         ]
-    unknown = [target for target in targets if not any(ends_with(name, [target]) for name, _, _ in linears)]
-    if unknown or (config.lora_targets is not None and not targets):
-        named = ", ".join(unknown)
-        return [
-            Problem(
-                "lora_targets",
-                config.lora_targets,
-                f"{student} has no linear layer {named} in its decoder; it has {kinds}"
-                if named
-                else f"name some of {kinds}",
-            )
-        ]
-    adapted = [linear for linear in linears if not targets or ends_with(linear[0], targets)]
-    name, rows, columns = min(adapted, key=lambda linear: min(linear[1:]))
+    if config.lora_targets is not None and not config.lora_targets.replace(",", " ").split():
+        return [Problem("lora_targets", config.lora_targets, f"name some of {kinds}")]
+    if unknown := [target for target in targets if not adapted([target])]:
+        return [Problem("lora_targets", config.lora_targets, _unknown(unknown, student, kinds))]
+    name, rows, columns = min(adapted(targets), key=lambda linear: min(linear[1:]))
     if (config.lora_rank or 0) > min(rows, columns):
         return [
             Problem(
@@ -120,3 +122,19 @@ def adapter_problems(config: RunConfig, student: str, linears: list[tuple[str, i
             )
         ]
     return []
+
+
+def _unknown(targets: Sequence[str], student: str, kinds: str) -> str:
+    """Why these targets get no adapter."""
+    last = [target.rpartition(".")[2] for target in targets]
+    outside = [*(word for word in last if word in _EMBEDDINGS), *(word for word in last if word in _HEADS)]
+    if len(outside) < len(targets):
+        missing = ", ".join(target for target, word in zip(targets, last, strict=True) if word not in outside)
+        return f"{student} has no linear layer {missing} in its decoder; it has {kinds}"
+    parts = [
+        f"{word} is {'the embedding' if word in _EMBEDDINGS else 'the output matrix'} of {student}" for word in outside
+    ]
+    return (
+        f"{' and '.join(parts)}, and an adapter changes the decoder's linear layers alone: name some of {kinds}, or "
+        "train all weights with --lora_rank 0"
+    )

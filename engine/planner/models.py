@@ -49,6 +49,13 @@ class Models:
         """Whether the student is cut from the teacher."""
         return self.student == FROM_TEACHER
 
+    def shape_after_cut(self, config: RunConfig) -> ModelShape:
+        """Of the student with as many layers as the settings keep; with all of them while their number is open."""
+        count = layer_count(config.student_layers) if self.cut else None
+        if count is None:
+            return self.student_shape
+        return self.student_shape.with_layers(count, layer_list(config.student_layers))
+
 
 def models_for(config: RunConfig, budget: Budget) -> Models:
     """Describe the models of a run; pick those that are not named.

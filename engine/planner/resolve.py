@@ -73,7 +73,7 @@ def plan(
     if machine is None or machine.device != budget.device:
         machine = machine_rates(device=budget.device, threads=threads_each(threads, wished.processes))
     models = models_for(wished, budget)
-    check_adapter(wished, models.student_shape)
+    check_adapter(wished, models.shape_after_cut(wished))
     packing, packing_reason = packing_for(wished, models.student_shape)
     wished = wished.model_copy(update={"packing": packing})
     data = wished.data or DEFAULT_DATA

@@ -63,6 +63,7 @@ class ModelShape:
         has_plain_head: whether config.json says of nothing that the head does beside its matrix product.
         is_quantized: whether the files hold most of the layers in fewer than 16 bits.
         linears: linear layers of the decoder layers; experts, which transformers fuses into one block, are none.
+        layers_prefix: path of the decoder layers in the files, as in ``model.layers``.
     """
 
     name: str
@@ -85,6 +86,7 @@ class ModelShape:
     has_plain_head: bool = True
     is_quantized: bool = False
     linears: tuple[LinearShape, ...] = ()
+    layers_prefix: str = ""
 
     @property
     def num_layers(self) -> int:
@@ -119,8 +121,32 @@ class ModelShape:
         return sum(self.layer_parameters) + self.head_matrix
 
     def adapted(self, targets: Sequence[str]) -> list[LinearShape]:
-        """The linear layers that an adapter of these targets changes; all of them where none is named."""
-        return [linear for linear in self.linears if not targets or ends_with(linear.name, targets)]
+        """The linear layers that an adapter of these targets changes; all of them where none is named.
+
+        A target may name the linear layer of one decoder layer, as in ``model.layers.3.mlp.down_proj``; the share of
+        what is returned is that of the decoder layers which are meant.
+        """
+        if not targets:
+            return list(self.linears)
+        found = []
+        for linear in self.linears:
+            share = linear.share
+            if not ends_with(linear.name, targets):
+                numbered = [target for target in targets if any(map(str.isdigit, target.split(".")))]
+                meant = sum(
+                    self._is_meant(index, linear, numbered) for index in range(self.num_layers * bool(numbered))
+                )
+                share = min(share, meant / max(1, self.num_layers))
+            if share:
+                found.append(replace(linear, share=share))
+        return found
+
+    def _is_meant(self, index: int, linear: LinearShape, targets: Sequence[str]) -> bool:
+        name = f"{index}.{linear.name}"
+        # In the model, the path before the number can be longer than in the files.
+        return ends_with(f"{self.layers_prefix}.{name}", targets) or any(
+            ends_with(target, [name]) for target in targets
+        )
 
     def adapter_parameters(self, rank: int, targets: Sequence[str]) -> int:
         """Numbers in a low-rank adapter; 0 for rank 0."""
@@ -188,11 +214,16 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         has_plain_head=all(spec.config.get(key) in (None, 1, 0) for key in _HEAD_MORE),
         is_quantized=_is_quantized(spec),
         linears=_linears(spec),
+        layers_prefix=spec.layers_prefix,
     )
 
 
 def _is_quantized(spec: ModelSpec) -> bool:
-    matrices = [tensor for tensor in spec.tensors.values() if len(tensor.shape) == 2]
+    # An embedding is often left as it is, and larger than the layers of a small model.
+    stem = f"{spec.layers_prefix}."
+    matrices = [
+        tensor for name, tensor in spec.tensors.items() if name.startswith(stem) and len(tensor.shape) in (2, 3)
+    ]
     small = sum(tensor.numel for tensor in matrices if tensor.decoder is not None and tensor.nbytes < 2 * tensor.numel)
     return 2 * small > sum(tensor.numel for tensor in matrices)
 

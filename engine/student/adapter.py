@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engine.models.adapter_shape import AdapterShape, ends_with
-from engine.models.linears import Linear, decoder_linears
+from engine.models.adapter_shape import AdapterShape
+from engine.models.linears import chosen, decoder_linears
 
 NewTensor = Callable[[torch.Size, torch.dtype], Tensor]
 """Makes memory for one matrix; whatever is in it."""
@@ -111,11 +111,6 @@ class LowRankAdapter:
             return output + added.to(output.dtype)
 
         return add
-
-
-def chosen(linears: Sequence[Linear], targets: Sequence[str]) -> list[Linear]:
-    """The linear layers that an adapter of these targets changes; all of them where none is named."""
-    return [linear for linear in linears if not targets or ends_with(linear.name, targets)]
 
 
 def _tensor(shape: tuple[int, int], new_tensor: NewTensor | None, device: torch.device) -> Tensor:

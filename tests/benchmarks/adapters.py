@@ -70,6 +70,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "tinydistill-adapters")
     parser.add_argument("--json", type=Path, help="write the results here, each as soon as it is there")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each case")
     parser.add_argument("--speed", action="store_true", help="only compare the time of steps")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
@@ -77,7 +78,7 @@ def main(words: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.child:
         name, quantization, way = arguments.child
-        print(json.dumps(_child(folder, name, quantization, way)))
+        print(json.dumps(_child(folder, name, quantization, way, arguments.steps)))
         return 0
     found: dict[str, Any] = {}
     if arguments.json is not None and arguments.json.is_file():
@@ -89,7 +90,7 @@ def main(words: list[str] | None = None) -> int:
     for case in arguments.cases:
         name, quantization, limit = CASES[case]
         make_student(STUDENTS[name], folder / name)
-        found[case] = _run(folder, name, quantization, "streamed", limit)
+        found[case] = _run(folder, name, quantization, "streamed", limit, arguments.steps)
         _write(arguments.json, found, folder)
         print(case, json.dumps(found[case]))
         if not case.startswith("3b"):
@@ -102,13 +103,13 @@ def _write(path: Path | None, found: dict[str, Any], folder: Path) -> None:
         return
     machine = hardware.detect(folder)
     found["machine"] = {"cores": machine.cores, "instruction_sets": machine.cpu_features}
-    found["settings"] = {"rank": RANK, "length": LENGTH, "steps": STEPS, "vocab_size": VOCAB_SIZE}
+    found["settings"] = {"rank": RANK, "length": LENGTH, "vocab_size": VOCAB_SIZE}
     found["versions"], found["date"] = versions(), time.strftime("%Y-%m-%d")
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _run(folder: Path, name: str, quantization: str, way: str, limit: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.benchmarks.adapters", "--folder", str(folder)]
+def _run(folder: Path, name: str, quantization: str, way: str, limit: int, steps: int = STEPS) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.benchmarks.adapters", "--folder", str(folder), "--steps", str(steps)]
     command += ["--child", name, quantization, way]
     try:
         cap = MemoryCap.make(limit)
@@ -185,7 +186,7 @@ def make_student(student: Student, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _child(folder: Path, name: str, quantization: Any, way: str) -> dict[str, Any]:
+def _child(folder: Path, name: str, quantization: Any, way: str, steps: int) -> dict[str, Any]:
     import torch
 
     from engine.machine.device import CPU
@@ -225,7 +226,7 @@ def _child(folder: Path, name: str, quantization: Any, way: str) -> dict[str, An
     return_memory()
     optimizer = AdamW(adapter.parameters(), weight_decay=0.01, bits=8, scratch=scratch)
     losses, seconds = [], []
-    for step in range(STEPS if not is_small else 4):
+    for step in range(steps if not is_small else 4):
         parts = [_part(student.vocab_size, rows, step)]
         began = time.monotonic()
         result = adapter_step(

@@ -30,7 +30,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,17 +83,21 @@ class Kill:
 class Harness:
     """A template of a run, a run that nobody touched, and the means to kill others.
 
+    Args:
+        scratch: a folder for all of them.
+        settings: of the run, beside those of :func:`make_template`.
+
     Attributes:
         points: (role, ``name:count``) that an untouched run passes, in order.
         seconds: what an untouched run takes.
         expected: what has to come out, by name.
     """
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, settings: Mapping[str, Any] | None = None) -> None:
         self.scratch = scratch
         self.points: list[tuple[str, str]] = []
         _import_everything()
-        self.template = make_template(scratch)
+        self.template = make_template(scratch, settings or {})
         folder = self.new_run()
         began = time.monotonic()
         life = Life(folder, count_to=scratch / "points")
@@ -296,7 +300,7 @@ class ForkedPhase:
         self.send_signal(signal.SIGKILL)
 
 
-def make_template(scratch: Path) -> Path:
+def make_template(scratch: Path, settings: Mapping[str, Any]) -> Path:
     """The folder of a planned run, with models and text beside it."""
     config = RunConfig.parse(
         {
@@ -318,6 +322,7 @@ def make_template(scratch: Path) -> Path:
             "precision": "fp32",
             "threads": 1,
             "output_dir": str(scratch / "template" / "run"),
+            **settings,
         }
     )
     planned = plan(config)  # without measuring the machine: nothing that is compared depends on it

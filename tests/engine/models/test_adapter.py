@@ -153,6 +153,18 @@ def test_the_tokenizer_is_the_adapters_where_it_has_one(tmp_path: Path) -> None:
     assert found.chat_template == "{{ messages }}"
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_adapter_in_a_students_folder_points_to_the_student(inside: bool, tmp_path: Path) -> None:
+    """A student's folder holds its adapter, whose base has another place on each machine, or none."""
+    if inside:
+        shutil.copytree(tiny_model("llama"), tmp_path / "student")
+    adapter = adapter_of(Path("not-here"), tmp_path / "student" / "adapter")
+    with pytest.raises(ModelError, match="changes the model not-here") as caught:
+        resolve_model(adapter)
+    place = f"Name {tmp_path / 'student'} instead" if inside else "base_model_name_or_path"
+    assert place in caught.value.todo
+
+
 def test_the_base_is_found_beside_the_adapter_and_named_where_it_is_not(tmp_path: Path) -> None:
     adapter = adapter_of(Path("../base"), tmp_path / "adapter")
     with pytest.raises(ModelError) as caught:

@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.config import RunConfig
 from engine.errors import SettingsError
+from engine.models.load import load_causal_lm
+from engine.models.spec import read_spec
+from engine.phases.prepare import check_linears
 from engine.planner import plan
-from engine.planner.adapters import check_adapter, default_rank
+from engine.planner.adapters import adapter_shape, check_adapter, default_rank, targets_of
 from engine.planner.footprint import StudentSetting, student_footprint
 from engine.planner.models import describe
 from engine.planner.shape import LinearShape, ModelShape
+from engine.student.adapter import LowRankAdapter
+from tests.engine.models.test_quantised import LAYOUTS, quantised
 from tests.engine.planner.machines import RATES, computer
 from tests.tiny import tiny_model
 
@@ -95,7 +101,16 @@ def test_a_setting_that_only_an_adapter_has_asks_for_one(text: Path, asked: dict
     [
         ({"lora_rank": 17}, "at most 16"),
         ({"lora_targets": "q_proj, query_key_value"}, "no linear layer query_key_value in its decoder; it has"),
-        ({"lora_targets": "embed_tokens"}, "q_proj"),
+        ({"lora_targets": "embed_tokens"}, "embed_tokens is the embedding of"),
+        ({"lora_targets": "q_proj,lm_head"}, "lm_head is the output matrix of"),
+        ({"lora_targets": "model.embed_tokens, lm_head"}, "and lm_head is the output matrix of"),
+        ({"lora_targets": "lm_head, nothing"}, "no linear layer nothing in its decoder"),
+        ({"lora_targets": "layers.2.mlp.down_proj"}, "no linear layer layers.2.mlp.down_proj in its decoder"),
+        ({"lora_targets": "layers.1.mlp.q_proj"}, "no linear layer layers.1.mlp.q_proj in its decoder"),
+        (
+            {"student": "from-teacher", "student_layers": "3", "lora_targets": "layers.3.mlp.down_proj"},
+            "no linear layer",
+        ),
         ({"lora_targets": ","}, "name some of"),
         ({"student_layer_by_layer": True, "gradient_checkpointing": False}, "leave it out"),
     ],
@@ -104,6 +119,50 @@ def test_what_cannot_be_is_refused_with_what_can(text: Path, asked: dict[str, An
     with pytest.raises(SettingsError) as told:
         planned(text, **asked)
     assert words in told.value.paragraph()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "share"),
+    [
+        ("llama", "all-linear", 1),
+        ("llama", "model.layers.1.mlp.down_proj", 1 / 2),
+        ("llama", "1.mlp.down_proj layers.0.mlp.down_proj", 1),
+        ("llama", "layers.1.mlp.down_proj, layers.1.mlp.down_proj, 1.mlp.down_proj", 1 / 2),
+        ("gpt2", "transformer.h.0.attn.c_attn", 1 / 2),
+        ("gpt2", "h.0.attn.c_attn", 1 / 2),
+    ],
+)
+def test_the_linear_layer_of_one_decoder_layer_can_be_named(architecture: str, targets: str, share: float) -> None:
+    """The plan's names are those of the files; those of the model in memory, which decide in the end, are longer."""
+    folder = tiny_model(architecture, num_layers=2)
+    shape = describe(str(folder))
+    config = RunConfig(lora_rank=4, lora_targets=targets, student=str(folder))
+    check_adapter(config, shape)
+    check_linears(read_spec(folder), config)
+    named = targets_of(config)
+    assert [linear.share for linear in shape.adapted(named)] == [share] * (1 if named else 7)
+    model = load_causal_lm(folder, dtype=torch.float32)
+    adapter = LowRankAdapter(model, adapter_shape(config), device=torch.device("cpu"), seed=0)
+    assert shape.adapter_parameters(4, named) == adapter.num_parameters
+
+
+def test_of_a_cut_student_the_layers_that_stay_can_be_named() -> None:
+    teacher = read_spec(tiny_model("llama"))
+    asked = RunConfig(lora_rank=4, student="from-teacher", student_layers="0,3", lora_targets="layers.1.mlp.down_proj")
+    check_linears(teacher, asked)
+    with pytest.raises(SettingsError, match="no linear layer"):
+        check_linears(teacher, asked.model_copy(update={"lora_targets": "layers.3.mlp.down_proj"}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_student_that_is_quantized_is_not_quantized_again(layout: str, text: Path, tmp_path: Path) -> None:
+    """The embedding and the head of these are whole, and larger than their layers."""
+    small, plain = quantised(layout, tmp_path)
+    asked = {"teacher": str(plain), "student_quantization": "nf4", "precision": "fp32"}
+    with pytest.raises(SettingsError, match="stored quantized already"):
+        planned(text, student=str(small), **asked)
+    assert value(planned(text, student=str(plain), **asked), "student_quantization") == "nf4"
+    assert value(planned(text, student=str(small), teacher=str(plain), lora_rank=4), "lora_rank") == 4
 
 
 def test_a_fused_layer_is_named_as_it_is() -> None:

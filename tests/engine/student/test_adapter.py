@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from engine.errors import DiskFull
 from engine.models.adapter_shape import AdapterShape
 from engine.models.linears import decoder_linears
 from engine.models.load import load_causal_lm
@@ -169,3 +171,22 @@ def test_the_written_folders_are_the_trained_student(architecture: str, dtype: s
     assert kept == {name: tensor.dtype for name, tensor in load_file(source / "model.safetensors").items()}
     config = (folder / "adapter" / "adapter_config.json").read_text()
     assert str(tmp_path) not in config
+
+
+def test_a_disk_that_is_full_while_the_student_is_written_is_told(tmp_path: Path) -> None:
+    """A real disk of 160 KiB, for root on Linux; on a larger one the same student is written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "none", disk], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        source, model = tiny_model("llama", num_layers=2), load()
+        how: dict[str, Any] = {"dtype": torch.float32, "adapter": adapted(model), "base": "base"}
+        with pytest.raises(DiskFull, match="There was no room to write the student"):
+            export_student(model, source, disk / "student", "card", **how)
+        assert not list(disk.iterdir())
+        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+        export_student(model, source, disk / "student", "card", **how)
+        assert torch.allclose(logits(load_causal_lm(disk / "student", dtype=torch.float32)), logits(model), atol=1e-4)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
