@@ -249,6 +249,13 @@ class RunConfig(BaseModel):
         "a time",
         group="memory",
     )
+    student_sharded: bool | None = setting(
+        None,
+        "With several processes, divide the student's weights, gradients and optimizer states among them (FSDP), "
+        "instead of a whole student in each",
+        group="memory",
+        may_change=True,
+    )
     precision: Literal["fp32", "bf16", "fp16"] | None = setting(
         None, "Number format of matrix products; chosen by measuring this machine when not set", group="memory"
     )

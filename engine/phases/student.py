@@ -62,6 +62,7 @@ from engine.student.mapped import weights_in_files
 from engine.student.optimizer import AdamW
 from engine.student.order import Order
 from engine.student.schedule import Schedule
+from engine.student.sharded import ShardedLearner, ShardedWorld, fill
 from engine.student.step import LossScale
 from engine.student.train import Training
 from engine.student.world import World
@@ -81,7 +82,7 @@ def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
         _run(run, settings, events, control, None)
         return
     try:
-        world = World.join(rank, os.environ)
+        world = (ShardedWorld if settings.student_sharded else World).join(rank, os.environ)
         _run(run, settings, events, control, world)
         world.leave()
     except RankLost:
@@ -158,6 +159,13 @@ def _learned(
         scratch = scratch / f"rank-{world.rank.number}"
     if settings.student_layer_by_layer:
         learner: Learner = _streamed(settings, folder, device, dtype, scratch, events)
+    elif isinstance(world, ShardedWorld):
+        # Whole it lies in files, which are no memory of the process.
+        model = _load(settings, folder, device, dtype, _whole_in_files(run, world))
+        check_numbers(model, folder)
+        learner = ShardedLearner(
+            model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing), world=world
+        )
     else:
         model = _load(settings, folder, device, dtype, scratch)
         check_numbers(model, folder)
@@ -194,7 +202,20 @@ def _learned(
         control=control,
         relief=Relief(StudentSaver.of(settings, learner, folder, where=where), events),
     )
+    if isinstance(world, ShardedWorld):
+        tensors = world.whole(learner.trainable.tensors(), dict(learner.trainable.parameters()))
+        if world.rank.number:
+            world.hand_over(tensors)
+        else:
+            model = _load(settings, folder, device, dtype, _whole_in_files(run, world))
+            fill(model, tensors)
+            learner = Learner(model, dtype=dtype, gradient_checkpointing=False)
     return learner, learned
+
+
+def _whole_in_files(run: Run, world: World) -> Path:
+    """Where the whole student lies while a rank does not have it in memory."""
+    return run.path / "scratch" / f"whole-{world.rank.number}"
 
 
 def _streamed(

@@ -62,4 +62,5 @@ def setting_of(settings: RunConfig, where: Device) -> StudentSetting:
         quantization=settings.student_quantization,
         layer_by_layer=bool(settings.student_layer_by_layer),
         ranks=settings.processes,
+        sharded=bool(settings.student_sharded) and settings.processes > 1,
     )

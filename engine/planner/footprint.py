@@ -92,6 +92,7 @@ class StudentSetting:
         layer_by_layer: a student with an adapter has its layers streamed.
         reads_ahead: a streamed layer is read while the one before computes; see :func:`student_reads_ahead`.
         ranks: processes that share the rows of a step; ``batch`` and ``accumulation`` are those of one alone.
+        sharded: whether the ranks divide weights, gradients and states among them too.
     """
 
     batch: int
@@ -111,6 +112,7 @@ class StudentSetting:
     layer_by_layer: bool = False
     reads_ahead: bool = True
     ranks: int = 1
+    sharded: bool = False
 
     @property
     def is_lean(self) -> bool:
@@ -249,6 +251,8 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     setting = setting.of_rank
     if setting.rank:
         return _adapter_footprint(shape, setting)
+    if setting.sharded:
+        return _sharded_footprint(shape, setting)
     tokens = setting.batch * setting.sequence_length
     number = PRECISION_BYTES[setting.precision]
     parameters = shape.parameters
@@ -328,6 +332,75 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         return Footprint(parts, sum(parts.values()))
     parts["other"] += _WORKSPACES
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
+
+
+def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
+    """Return the memory of one of the ranks that divide a student among them (engine.student.sharded); on the CPU.
+
+    Layers are gathered one by one, what is outside of them for the whole pass.
+    """
+    tokens = setting.batch * setting.sequence_length
+    number = PRECISION_BYTES[setting.precision]
+    share = 1 / setting.ranks
+    weights = int(4 * shape.parameters * share)
+    states = int(shape.parameters * _STATE_BYTES[setting.optimizer] * share)
+    outside = 4 * (shape.embedding + shape.head + shape.other)
+    layer = 4 * max(shape.layer_parameters)
+    chunk = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device))
+    logits = chunk * shape.vocab_size * 4
+    copies = 0
+    if number < 4:
+        block = chunk * shape.vocab_size * number
+        logits += block + max(block, min(setting.device.waiting_bytes, tokens * shape.vocab_size * number))
+        layers = max(shape.layer_parameters) if setting.checkpointing else sum(shape.layer_parameters)
+        copies = (layers + shape.head_matrix) * number
+    kept = _kept_bytes(shape, setting, number) + _mask_bytes(shape, setting, number)
+    ends = tokens * shape.hidden_size * (4 * _ENDS)
+    activations = _layer_bytes(shape, setting, number)
+    backward = activations // 2 + (activations if setting.checkpointing else 0)
+    head_gradient = 4 * shape.head_matrix
+    own = int(4 * shape.parameters * share)
+    earlier = own if setting.accumulation > 1 else 0
+    # The gathered layer, the next one, and the buffers that they are sent through.
+    gathered = outside + _GATHERED_LAYERS * layer
+    pieces = 0
+    if setting.optimizer == "adamw-8bit":
+        pieces = min(_UPDATE_PIECES, 20 * max(shape.head_matrix, max(shape.layer_parameters) // 4))
+    moments = {
+        "gather": {"weights": 2 * outside, "gradients": earlier},
+        "loss": {
+            "weights": gathered + copies,
+            "gradients": earlier + head_gradient,
+            "activations": kept + ends,
+            "logits": logits,
+        },
+        "last layer": {
+            "weights": gathered + copies,
+            "gradients": earlier + head_gradient + 2 * layer,
+            "activations": kept + ends + backward,
+        },
+        "first layer": {
+            "weights": gathered,
+            "gradients": max(earlier, own) + head_gradient + 2 * layer,
+            "activations": (0 if setting.checkpointing else activations) + backward,
+        },
+        "sum": {"weights": outside, "gradients": own + 2 * outside},
+        "update": {"gradients": own, "optimizer": pieces},
+    }
+    highest = max(moments.values(), key=lambda moment: sum(moment.values()))
+    kernels = _TRAINING_KERNELS if number == 2 else 0
+    parts = {
+        "weights": weights + highest.get("weights", 0),
+        "gradients": highest["gradients"],
+        "optimizer": (0 if setting.cpu_offload else states) + highest.get("optimizer", 0),
+        "activations": highest.get("activations", 0),
+        "logits": highest.get("logits", 0),
+        "other": _interpreter_bytes(shape) + kernels + _DISTRIBUTED,
+    }
+    if setting.keeps_memory:
+        comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
+        parts["other"] += _KEPT_FREE + _kept_by_libraries(number) + int(_HOLES * comes_and_goes)
+    return Footprint(parts, sum(parts.values()))
 
 
 def student_reads_ahead(shape: ModelShape, setting: StudentSetting, memory_bytes: int, ram_bytes: int) -> bool:
@@ -418,6 +491,10 @@ def _frozen_bytes(shape: ModelShape, setting: StudentSetting) -> int:
     return slots + shape.other * number
 
 
+# Layers of a sharded student that are gathered at a time, with the buffer that the next one arrives in.
+_GATHERED_LAYERS = 3
+# FSDP2 and what it imports.
+_DISTRIBUTED = 40 * MIB
 # Where freed memory is kept in the process: what is free at any time, the share of what comes and goes in a step that
 # lies between blocks in use and is too small for the next one, and the share of an embedding's gradient.
 _KEPT_FREE = 12 * MIB

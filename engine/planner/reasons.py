@@ -12,6 +12,7 @@ from engine.planner.adapters import ALPHA_PER_RANK, RATE_FACTOR
 from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
 from engine.planner.prediction import PhasePrediction
 from engine.planner.recommend import Proposal, Question, keeping_memory
+from engine.planner.sharding import why_not_sharded
 from engine.planner.timing import step_seconds
 from engine.planner.workload import Text, default_length, effective_rows, whole_told
 from engine.ranks import threads_each
@@ -62,6 +63,7 @@ def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, 
         "optimizer": (student.optimizer, _optimizer(question, answer)),
         "lora_rank": (student.rank, _adapter(question, answer)),
         "student_layer_by_layer": (student.layer_by_layer, _student_streaming(question, answer)),
+        "student_sharded": (student.sharded, _sharding(question, answer)),
         "lora_alpha": _alpha(question, answer),
         "lora_targets": (question.config.lora_targets, _targets(answer)),
         "cpu_offload": (answer.offload, _offload(question, answer)),
@@ -225,6 +227,23 @@ def _student_streaming(question: Question, answer: Proposal) -> str:
         alone = "" if setting.reads_ahead else ", one layer at a time and none read ahead"
         return f"streamed twice a step: {format_bytes(streamed)}{alone}; the whole student needs {format_bytes(whole)}"
     return f"the whole student fits: {format_bytes(whole)} of {_budget(question)}"
+
+
+def _sharding(question: Question, answer: Proposal) -> str:
+    setting = answer.student.setting
+    if question.ranks == 1:
+        return "only for several processes"
+    if setting.rank:
+        return "only where all weights are trained"
+    if (why := why_not_sharded(answer.shape, question.config)) is not None and not setting.sharded:
+        return f"each process has the whole student: {why.partition(';')[0]}"
+    whole, divided = (
+        format_bytes(_needed(question, student_footprint(answer.shape, replace(setting, sharded=on))))
+        for on in (False, True)
+    )
+    if setting.sharded:
+        return f"each process holds a part: {divided}; a whole student in each needs {whole} of {_budget(question)}"
+    return f"a whole student fits in each process: {whole} of {_budget(question)}; a part would take {divided}"
 
 
 def _alpha(question: Question, answer: Proposal) -> tuple[float | None, str]:

@@ -27,6 +27,7 @@ from engine.planner.footprint import (
 )
 from engine.planner.measure import MachineRates
 from engine.planner.shape import CARRIES_A_STATE, ModelShape
+from engine.planner.sharding import why_not_sharded
 from engine.planner.timing import step_seconds, teacher_duration
 from engine.planner.workload import Text, default_length, effective_rows
 from engine.settings import layer_count, layer_list
@@ -37,6 +38,8 @@ _SHORTEST_ROW = 64
 # A streamed teacher has been measured at nine tenths of the speed and more, but it reads the disk all the time: it is
 # not taken where the whole one fits.
 _STREAMING_COSTS = 1.25
+# Ranks that divide the student wait for each other in every layer: that is not taken where a whole one fits.
+_SHARDING_COSTS = 1.25
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,8 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
     ]
     if _refused(config, "cpu_offload"):
         fixed.append("cpu_offload")
+    if _refused(config, "student_sharded"):
+        fixed.append("student_sharded")
     if _refused(config, "student_layer_by_layer"):
         fixed.append("student_layer_by_layer")
     if question.config.lora_rank == 0 and question.student.linears:
@@ -230,7 +235,8 @@ def student_candidates(
         is_open = wished is None and config.gradient_checkpointing is not False and shape.has_plain_head
         is_open = is_open and not (config.packing and shape.model_type in CARRIES_A_STATE)
         streamed = [False, True] if is_open else [bool(wished)]
-    for layer_by_layer, batch, checkpointing, optimizer, in_fewer in itertools.product(
+    for sharded, layer_by_layer, batch, checkpointing, optimizer, in_fewer in itertools.product(
+        _sharding_options(question, config, shape),
         streamed,
         batches,
         [False, True] if config.gradient_checkpointing is None else [config.gradient_checkpointing],
@@ -257,6 +263,7 @@ def student_candidates(
             quantization=config.student_quantization if config.lora_rank else "none",
             layer_by_layer=layer_by_layer,
             ranks=question.ranks,
+            sharded=sharded,
         )
         if layer_by_layer:
             budget = question.budget
@@ -266,9 +273,18 @@ def student_candidates(
         seconds = step_seconds(shape, setting, question.rates) / (setting.batch * setting.accumulation)
         if layer_by_layer:
             seconds *= _STREAMING_COSTS
+        if sharded:
+            seconds *= _SHARDING_COSTS
         if in_fewer:
             seconds *= 1 + rows / batch  # never for speed: small steps learn worse
         yield Candidate(setting, student_footprint(shape, setting), seconds)
+
+
+def _sharding_options(question: Question, config: RunConfig, shape: ModelShape) -> list[bool]:
+    """Whether the ranks may divide the student: only one that is trained whole, with a plain head, and cut in rows."""
+    if question.ranks == 1 or config.lora_rank or why_not_sharded(shape, config) is not None:
+        return [False]
+    return [False, True] if config.student_sharded is None else [config.student_sharded]
 
 
 def teacher_candidates(question: Question, config: RunConfig, length: int) -> Iterator[Candidate[TeacherSetting]]:
@@ -318,7 +334,7 @@ def _answer_with(question: Question, config: RunConfig, length: int, layers: int
     student = _choose(
         list(student_candidates(question, config, shape, length)),
         budget,
-        lambda s: (s.layer_by_layer, s.checkpointing, s.optimizer),
+        lambda s: (s.sharded, s.layer_by_layer, s.checkpointing, s.optimizer),
     )
     fits = budget.fits(teacher.footprint) and budget.fits(student.footprint)
     return Proposal(length, layers, offload, shape, teacher, student, fits)
@@ -428,6 +444,7 @@ def _changes(config: RunConfig, answer: Proposal, freed: tuple[str, ...]) -> dic
         "optimizer": student.optimizer,
         "lora_rank": student.rank,
         "student_layer_by_layer": student.layer_by_layer,
+        "student_sharded": student.sharded,
         "cpu_offload": answer.offload,
         "sequence_length": answer.length,
         "student_layers": answer.layers,

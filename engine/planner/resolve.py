@@ -29,6 +29,7 @@ from engine.planner.precision import precision_for, smaller_precision
 from engine.planner.prediction import Choice, PhasePrediction, Plan
 from engine.planner.recommend import Proposal, Question, recommend
 from engine.planner.run_folder import folder_for
+from engine.planner.sharding import check_sharding
 from engine.planner.text import count_tokens
 from engine.planner.workload import Text
 from engine.ranks import threads_each
@@ -76,6 +77,7 @@ def plan(
     check_adapter(wished, models.shape_after_cut(wished))
     packing, packing_reason = packing_for(wished, models.student_shape)
     wished = wished.model_copy(update={"packing": packing})
+    check_sharding(wished, models.student_shape)
     data = wished.data or DEFAULT_DATA
     amount = count_tokens(data, wished, models.teacher, models.teacher_shape.vocab_size)
     text = Text(amount.tokens, wished.holdout, wished.samples, amount.lengths)

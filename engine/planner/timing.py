@@ -92,6 +92,10 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
         compute = max(compute, reading) if setting.reads_ahead else compute + reading
     # Gradients are sent, received and added for each rank but the first.
     exchange = (setting.ranks - 1) * trained * 12 / rates.memory_bytes_per_second
+    if setting.sharded:
+        # In each micro-batch weights are gathered twice and gradients added up; each rank updates its part alone.
+        exchange *= 3 * setting.accumulation
+        update /= setting.ranks
     return compute + adding + update + exchange
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.machine.torch_device import kind_of
 from engine.models.transfer import to_device
-from engine.ranks import ALONE, Rank
+from engine.ranks import ALONE, Rank, all_ranks
 from engine.student.loss import RecordTensors
 from engine.student.order import Order
 
@@ -50,6 +50,14 @@ class MicroBatch:
     labels: Tensor
     records: RecordTensors
     documents: Tensor | None = None
+
+    @classmethod
+    def empty(cls) -> MicroBatch:
+        """One token, of which nothing is learned: for a rank without rows that has to do a pass with the others."""
+        none = torch.zeros(0, dtype=torch.int64)
+        numbers = torch.zeros(0)
+        records = RecordTensors(none.view(0, 1), numbers.view(0, 1), none, numbers, numbers)
+        return cls(torch.zeros(1, 1, dtype=torch.int64), none, none, records)
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
@@ -137,10 +145,20 @@ class Prefetch:
         first_step: counted from 0.
         ahead: maximum number of prepared micro-batches.
         rank: whose share of each step it is.
+        even: give each rank as many micro-batches; those that it has no rows for are empty.
     """
 
-    def __init__(self, source: Source, order: Order, first_step: int, ahead: int = 2, rank: Rank = ALONE) -> None:
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        first_step: int,
+        ahead: int = 2,
+        rank: Rank = ALONE,
+        even: bool = False,
+    ) -> None:
         self._rank = rank
+        self._even = even
         self._source = source
         self._order = order
         self._first_step = first_step
@@ -199,9 +217,15 @@ class Prefetch:
             whole = groups if self._rank == ALONE else self._order.micro_batches(step)
             several = len(whole) > 1 or self._rank != ALONE
             total = sum(self._source.num_scored("train", rows) for rows in whole) if several else None
-            if not groups:
+            most = len(groups)
+            if self._even:
+                most = max(len(self._order.micro_batches(step, each)) for each in all_ranks(self._rank.world))
+            elif not groups:
                 assert total is not None, "a step without rows for this rank has rows for others"
                 yield StepPart(None, total, is_last=True)
             for index, rows in enumerate(groups):
                 batch, _ = self._source.micro_batch("train", rows)
-                yield StepPart(batch, len(batch.labels) if total is None else total, index == len(groups) - 1)
+                yield StepPart(batch, len(batch.labels) if total is None else total, index == most - 1)
+            for index in range(len(groups), most):
+                assert total is not None, "only several ranks are made even"
+                yield StepPart(MicroBatch.empty(), total, index == most - 1)

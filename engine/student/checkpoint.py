@@ -37,9 +37,10 @@ from torch import Tensor
 
 from engine.disk.fault import commit_point
 from engine.disk.files import NO_ROOM, fsync_folder, make_folder, no_room
-from engine.disk.tensor_file import write_tensors
+from engine.disk.tensor_file import write_pieces
 from engine.machine.torch_device import generator_states, restore_generators
 from engine.out_of_memory import is_out_of_memory
+from engine.student.parts import Place, Stored, bytes_of, own_rows, pieces_of
 
 _NAME = re.compile(r"step-(\d{8})")
 _TENSOR_FILES = ("weights", "optimizer", "rng")
@@ -67,10 +68,10 @@ class StudentCheckpoint:
 
     @torch.no_grad()
     def load_weights(self, into: Mapping[str, Tensor]) -> None:
-        """Copy the saved weights into tensors of the same names."""
+        """Copy the saved weights into tensors of the same names, or into the parts of them that this rank has."""
         with self.tensors("weights") as saved:
             for name, tensor in into.items():
-                tensor.copy_(saved[name])
+                tensor.copy_(own_rows(saved, name, tensor))
 
     def restore_generators(self) -> None:
         """Restore all random number generators."""
@@ -100,8 +101,8 @@ class Checkpoints:
         self,
         step: int,
         *,
-        weights: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
+        weights: Mapping[str, Stored],
+        optimizer: Mapping[str, Stored],
         state: Mapping[str, Any],
         best_step: int | None = None,
     ) -> tuple[Path, int]:
@@ -122,9 +123,9 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
         tensors = {"weights": weights, "optimizer": optimizer, "rng": generator_states()}
-        needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+        needed = sum(bytes_of(tensor) for group in tensors.values() for tensor in group.values())
         try:
-            num_bytes = _write_folder(temporary, tensors, {**state, "step": step, "generators": _generators()})
+            written = _write_folder(temporary, tensors, {**state, "step": step, "generators": _generators()})
             if path.exists():
                 shutil.rmtree(path)  # left from before a step back to an older one; deterministic, so it is the same
             commit_point("checkpoint-before-rename")
@@ -143,7 +144,7 @@ class Checkpoints:
                 kept="the checkpoint before it is kept",
             ) from error
         self._prune(best_step)
-        return path, num_bytes
+        return path, written
 
     def latest(self) -> StudentCheckpoint | None:
         """Return the newest undamaged checkpoint, or None. Damaged ones are set aside and reported."""
@@ -230,6 +231,11 @@ class _Lazy:
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
+    def part(self, name: str, place: Place) -> Tensor:
+        """Some rows of a tensor; no others are read."""
+        part: Tensor = self._file.get_slice(name)[place]
+        return part
+
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
@@ -240,12 +246,14 @@ class _Lazy:
         return self._names
 
 
-def _write_folder(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> int:
+def _write_folder(path: Path, tensors: Mapping[str, Mapping[str, Stored]], state: Mapping[str, Any]) -> int:
     path.mkdir()
     checksums: dict[str, dict[str, Any]] = {}
     for kind, group in tensors.items():
         name = f"{kind}.safetensors"
-        checksums[name] = {"sha256": write_tensors(path / name, group)}
+        described = [(key, tensor.dtype, tensor.shape) for key, tensor in group.items()]
+        pieces = (piece for tensor in group.values() for piece in pieces_of(tensor))
+        checksums[name] = {"sha256": write_pieces(path / name, described, pieces)}
         commit_point(f"checkpoint-{kind}")
     text = json.dumps(state).encode()
     _write_file(path / "state.json", text)

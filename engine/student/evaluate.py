@@ -125,8 +125,11 @@ def evaluate(
     calibration = Calibration()
     tokens = 0
     with learner.evaluating():
-        mine = _states(learner, _holdout(source, micro_batch, limit_rows, rank))
+        mine = _states(learner, _share(source, micro_batch, limit_rows, world))
         for place, (batch, records, states) in enumerate(mine):
+            if records is None:  # another rank has a micro-batch here, and this one none
+                on_batch()
+                continue
             assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
             top1_ids = torch.from_numpy(records.top1_id.astype("int64")).to(learner.device)
             each: list[Tensor] = []
@@ -155,10 +158,10 @@ def evaluate(
 
 
 def _states(
-    learner: Learner, holdout: Iterator[tuple[MicroBatch, Records]]
-) -> Iterator[tuple[MicroBatch, Records, Tensor]]:
+    learner: Learner, holdout: Iterator[tuple[MicroBatch, Records | None]]
+) -> Iterator[tuple[MicroBatch, Records | None, Tensor]]:
     """Micro-batches on the device with their hidden states; a streamed student reads its layers once for many."""
-    waiting: list[tuple[MicroBatch, Records]] = []
+    waiting: list[tuple[MicroBatch, Records | None]] = []
     tokens = 0
     for batch, records in holdout:
         waiting.append((batch.to(learner.device), records))
@@ -170,8 +173,8 @@ def _states(
 
 
 def _with_states(
-    learner: Learner, waiting: list[tuple[MicroBatch, Records]]
-) -> Iterator[tuple[MicroBatch, Records, Tensor]]:
+    learner: Learner, waiting: list[tuple[MicroBatch, Records | None]]
+) -> Iterator[tuple[MicroBatch, Records | None, Tensor]]:
     states = learner.hidden_states_of([batch for batch, _ in waiting])
     for (batch, records), found in zip(waiting, states, strict=True):
         yield batch, records, found
@@ -219,15 +222,31 @@ def evaluate_teacher(
     return _metrics(torch.tensor([loss, 0.0, float(tokens)], dtype=torch.float64), calibration, tokens)
 
 
+def _share(
+    source: Source, micro_batch: int, limit_rows: int | None, world: World | None
+) -> Iterator[tuple[MicroBatch, Records | None]]:
+    """Yield the micro-batches of a rank: each has as many, the last one of some is empty and has no records."""
+    rank = ALONE if world is None else world.rank
+    yield from _holdout(source, micro_batch, limit_rows, rank)
+    total = len(_starts(source, micro_batch, limit_rows))
+    if total % rank.world > rank.number or total % rank.world == 0:
+        return
+    yield MicroBatch.empty(), None
+
+
+def _starts(source: Source, micro_batch: int, limit_rows: int | None) -> range:
+    num_rows = source.num_rows("holdout")
+    return range(0, num_rows if limit_rows is None else min(num_rows, limit_rows), micro_batch)
+
+
 def _holdout(
     source: Source, micro_batch: int, limit_rows: int | None, rank: Rank = ALONE
 ) -> Iterator[tuple[MicroBatch, Records]]:
     """Yield the micro-batches of a rank."""
-    num_rows = source.num_rows("holdout")
-    last = num_rows if limit_rows is None else min(num_rows, limit_rows)
-    for number, start in enumerate(range(0, last, micro_batch)):
+    starts = _starts(source, micro_batch, limit_rows)
+    for number, start in enumerate(starts):
         if rank.has(number):
-            yield source.micro_batch("holdout", range(start, min(start + micro_batch, last)))
+            yield source.micro_batch("holdout", range(start, min(start + micro_batch, starts.stop)))
 
 
 def _metrics(sums: Tensor, calibration: Calibration, tokens: int) -> Metrics:

@@ -6,6 +6,7 @@ too.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
@@ -90,11 +91,9 @@ def learn(
     teacher = evaluate_teacher(training.source, micro_batch=training.order.micro_batch, documents=of_teacher)
     events.write("evaluation", which="teacher", **teacher.as_dict())
 
-    def texts() -> list[list[int]]:
-        if training.rank.number:  # rank 0 writes the report
-            return []
+    def texts_by(next_logits: Callable[[Tensor], Tensor]) -> list[list[int]]:
         return continuations(
-            next_logits_of(training.learner),
+            next_logits,
             prompts,
             vocab_size=training.objective.vocab_size,
             end_ids=end_ids,
@@ -102,6 +101,13 @@ def learn(
             max_new_tokens=limits.tokens,
             max_seconds=limits.seconds,
         )
+
+    def texts() -> list[list[int]]:
+        """The student's, on rank 0, which writes the report."""
+        world = training.world
+        if world is not None and world.is_sharded:
+            return world.led(next_logits_of(training.learner), texts_by) or []
+        return [] if training.rank.number else texts_by(next_logits_of(training.learner))
 
     progress = resume(training, checkpoints, events)
     if progress is None:
@@ -165,6 +171,8 @@ def _measured(
     training: Training, which: str, events: EventWriter, control: PhaseControl, documents: DocumentSums
 ) -> Metrics:
     # Before the first step nothing is lost by stopping here, and after the last one everything is in a checkpoint.
-    metrics = look(training, on_batch=control.safe_point, documents=documents)
+    world = training.world
+    with contextlib.nullcontext() if world is None else control.agreeing(world.agree):
+        metrics = look(training, on_batch=control.safe_point, documents=documents)
     events.write("evaluation", which=which, **metrics.as_dict())
     return metrics

@@ -25,6 +25,7 @@ from engine.machine.torch_device import kind_of
 from engine.models.transfer import to_device, to_host
 from engine.student import eight_bit
 from engine.student.mapped import SMALLEST_BYTES, mapped_zeros
+from engine.student.parts import own_rows, whole_shape
 
 BETAS = (0.9, 0.95)
 EPSILON = 1e-8
@@ -152,7 +153,7 @@ class AdamW:
         weights = _as_matrix(parameter.detach())
         moments = self._moments.get(name)
         if moments is None:
-            moments = self._moments[name] = self._new_moments(weights)
+            moments = self._moments[name] = self._new_moments(parameter)
         return weights, moments, self._weight_decay if parameter.dim() >= 2 else 0.0
 
     def _adamw(
@@ -199,13 +200,16 @@ class AdamW:
         for name, parameter in self.parameters.items():
             if not any(key.startswith(f"{name}/") for key in state):
                 continue
-            held = self._new_moments(_as_matrix(parameter.detach()))
+            held = self._new_moments(parameter)
             for part, tensor in held.parts.items():
-                tensor.copy_(state[f"{name}/{part}"])
+                tensor.copy_(own_rows(state, f"{name}/{part}", parameter, is_moment=True))
             self._moments[name] = held
 
-    def _new_moments(self, weights: Tensor) -> _Moments:
-        return _Moments(weights, self._bits, torch.device("cpu") if self._offload else weights.device, self._scratch)
+    def _new_moments(self, parameter: nn.Parameter) -> _Moments:
+        weights = _as_matrix(parameter.detach())
+        # Ranks of one training keep their parts of a matrix alike, however few rows one of them has.
+        block = _block_size(whole_shape(parameter)) if self._bits == 8 else None
+        return _Moments(weights, block, torch.device("cpu") if self._offload else weights.device, self._scratch)
 
 
 class _Moments:
@@ -217,8 +221,8 @@ class _Moments:
         are_elsewhere: whether they are on another device than the weights.
     """
 
-    def __init__(self, weights: Tensor, bits: int, device: torch.device, scratch: Path | None) -> None:
-        self.block = _block_size(weights) if bits == 8 else None
+    def __init__(self, weights: Tensor, block: int | None, device: torch.device, scratch: Path | None) -> None:
+        self.block = block
         self.are_elsewhere = device != weights.device
         self._in_pieces = self.block is not None or self.are_elsewhere
         self._piece_elements = kind_of(weights.device).piece_elements
@@ -326,11 +330,12 @@ def _as_matrix(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], -1) if tensor.dim() >= 2 else tensor.reshape(1, -1)
 
 
-def _block_size(weights: Tensor) -> int | None:
+def _block_size(shape: torch.Size) -> int | None:
     """Elements that share a scale, all in one row; None where 8 bits are not worth it or rows do not divide."""
-    if weights.numel() < _SMALLEST_8BIT or weights.shape[0] == 1:
+    if shape.numel() < _SMALLEST_8BIT or len(shape) < 2 or shape[0] == 1:
         return None
-    return next((size for size in (256, 128, 64) if weights.shape[1] % size == 0), None)
+    columns = shape.numel() // shape[0]
+    return next((size for size in (256, 128, 64) if columns % size == 0), None)
 
 
 def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device, scratch: Path | None) -> Tensor:

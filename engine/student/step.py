@@ -97,6 +97,11 @@ class StepSettings:
     exploded_above: float = math.inf
     world: World | None = None
 
+    @property
+    def loss_factor(self) -> float:
+        """A factor on the loss of each rank, so that the gradients of all ranks add up."""
+        return 1.0 if self.world is None else self.world.loss_factor
+
 
 def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, settings: StepSettings) -> StepResult:
     """Do one step.
@@ -109,14 +114,15 @@ def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, se
     """
     sums = torch.zeros(2, dtype=torch.float64, device=exact_home(learner.device))
     tokens = 0
-    embedding = _looked_up_in(learner)
+    is_lookup = _looked_up_in(learner) is not None
     for part in parts:
         tokens = part.num_scored
         if part.batch is None:
             continue
         batch = part.batch.to(learner.device)
-        with contextlib.nullcontext() if embedding is None else learner.sparse_embedding():
+        with learner.sparse_embedding() if is_lookup else contextlib.nullcontext():
             states = learner.hidden_states(batch)
+        embedding = _looked_up_in(learner)  # of a sharded student it is gathered now
         if embedding is not None and embedding.grad is None and not learner.tied:
             embedding.grad = torch.zeros_like(embedding)  # sparse gradients are added to it; the optimizer wants it so
         loss = record_loss(
@@ -126,7 +132,7 @@ def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, se
             learner.head,
             objective=settings.objective,
             chunk_tokens=settings.chunk_tokens,
-            scale=settings.loss_scale.value / max(1, part.num_scored),
+            scale=settings.loss_scale.value / max(1, part.num_scored) * settings.loss_factor,
             accumulate=True,
         )
         del states
@@ -146,7 +152,8 @@ def finish_step(learner: Learner, optimizer: AdamW, sums: Tensor, tokens: int, s
         sums = settings.world.add_up(sums.cpu(), optimizer.parameters.values()).to(sums.device)
     gradients = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
     # One question to the device: each makes the CPU wait for all that was launched.
-    norm_of_all = exact(torch.nn.utils.get_total_norm(gradients))
+    world = settings.world
+    norm_of_all = exact(torch.nn.utils.get_total_norm(gradients)) if world is None else world.norm(gradients)
     ce_sum, kd_sum, norm = torch.cat([sums, norm_of_all.view(1)]).tolist()
     ce, kd, norm = ce_sum / max(1, tokens), kd_sum / max(1, tokens), norm / loss_scale.value
     loss_value = blended(ce, kd, settings.objective)

@@ -32,7 +32,9 @@ from engine.student.learner import Learner
 from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.order import Order
+from engine.student.parts import Stored
 from engine.student.schedule import Schedule
+from engine.student.sharded import ShardedWorld
 from engine.student.step import LossScale, StepResult, StepSettings, train_step
 from engine.student.trainable import WholeModel
 from engine.student.world import World
@@ -176,13 +178,15 @@ def train(
     learner.model.train()
     world = training.world
     together = contextlib.nullcontext() if world is None else control.agreeing(world.agree)
-    with together, Prefetch(training.source, order, progress.step, rank=training.rank) as ahead:
+    is_even = world is not None and world.is_sharded
+    with together, Prefetch(training.source, order, progress.step, rank=training.rank, even=is_even) as ahead:
         while progress.step < order.total_steps:
             if relief is not None:
                 relief.look()
             pace.begin()
             learning_rate = training.schedule.learning_rate(progress.step)
-            result = _step(training, progress, ahead, learning_rate)
+            with contextlib.nullcontext() if world is None else world.passing():
+                result = _step(training, progress, ahead, learning_rate)
             progress.step += 1
             _count(result, progress, events)
             pace.end(result, learning_rate)
@@ -194,8 +198,7 @@ def train(
                 _keep_best(progress, metrics)
                 return_memory_if_scarce()
             if is_look or control.stopping or progress.step % training.checkpoint_every == 0:
-                if training.rank.number == 0:
-                    save(training, progress, checkpoints, events)
+                save(training, progress, checkpoints, events)
                 saved_step = progress.step
             control.safe_point()
     assert saved_step == progress.step, "the last step is a look, and a look is saved"
@@ -245,11 +248,21 @@ def look(
 
 
 def save(training: Training, progress: Progress, checkpoints: Checkpoints, events: EventWriter) -> None:
-    """Write a checkpoint and an event."""
+    """Write a checkpoint and an event; rank 0 does, and the others give it what it does not have."""
+    weights: Mapping[str, Stored] = training.learner.trainable.tensors()
+    moments: Mapping[str, Stored] = training.optimizer.state()
+    if isinstance(training.world, ShardedWorld):
+        weights = training.world.whole(training.learner.trainable.tensors(), training.optimizer.parameters)
+        moments = training.world.whole(training.optimizer.state(), training.optimizer.parameters)
+    if training.rank.number:
+        if isinstance(training.world, ShardedWorld):
+            training.world.hand_over(weights)
+            training.world.hand_over(moments)
+        return
     path, num_bytes = checkpoints.save(
         progress.step,
-        weights=training.learner.trainable.tensors(),
-        optimizer=training.optimizer.state(),
+        weights=weights,
+        optimizer=moments,
         state={**asdict(progress), "updates": training.optimizer.updates},
         best_step=progress.best_step,
     )

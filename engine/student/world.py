@@ -12,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import RankLost
+from engine.machine.torch_device import exact
 from engine.out_of_memory import is_out_of_memory
 from engine.ranks import MEETING, Rank
 
@@ -27,6 +28,8 @@ LIMIT = "TINYDISTILL_RANK_SECONDS"
 """Environment variable: how long a rank waits for another one."""
 
 _LIMIT_SECONDS = 300.0  # rank 0 writes checkpoints and samples while the others wait
+Result = TypeVar("Result")
+
 _BUCKET_ELEMENTS = 2**23  # of float32: 32 MiB, as engine.planner.footprint.BUCKET_BYTES
 
 
@@ -34,23 +37,28 @@ class World:
     """The ranks that train together.
 
     Attributes:
+        is_sharded: whether each rank has a part of the student, and of every pass they do a part together.
         rank: this process's.
         seconds: how long a rank waits for another one.
+        loss_factor: on the loss of each rank, so that the gradients of all ranks add up.
     """
+
+    is_sharded = False
 
     def __init__(self, rank: Rank, seconds: float = _LIMIT_SECONDS) -> None:
         self.rank = rank
         self.seconds = seconds
+        self.loss_factor = 1.0
 
     @classmethod
-    def join(cls, rank: Rank, environment: Mapping[str, str]) -> World:
+    def join(cls, rank: Rank, environment: Mapping[str, str]) -> Self:
         """Meet the other ranks, where the supervisor says.
 
         Raises:
             RankLost: they did not come.
         """
         world = cls(rank, float(environment.get(LIMIT) or _LIMIT_SECONDS))
-        with world._answers():
+        with world.answers():
             dist.init_process_group(
                 "gloo",
                 init_method=environment[MEETING],
@@ -72,23 +80,60 @@ class World:
     def agree(self, requests: int) -> int:
         """Return the requests, one bit each, of all ranks together."""
         bits = torch.tensor([requests >> place & 1 for place in range(8)], dtype=torch.uint8)
-        with self._answers():
+        with self.answers():
             dist.all_reduce(bits, dist.ReduceOp.MAX)
         return sum(int(bit) << place for place, bit in enumerate(bits.tolist()))
 
     def of_first(self, value: int) -> int:
         """Return rank 0's value on each rank."""
         told = torch.tensor([value], dtype=torch.int64)
-        with self._answers():
+        with self.answers():
             dist.broadcast(told, 0)
         return int(told[0])
 
     def gathered(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of the ranks."""
         found: list[Any] = [None] * self.rank.world
-        with self._answers():
+        with self.answers():
             dist.all_gather_object(found, value)
         return found
+
+    def passing(self) -> contextlib.AbstractContextManager[None]:
+        """For a pass of the student, in which sharded ranks need each other."""
+        return self.answers(in_pass=True)
+
+    def led(
+        self, ask: Callable[[Tensor], Tensor], work: Callable[[Callable[[Tensor], Tensor]], Result]
+    ) -> Result | None:
+        """Let rank 0 do some work, and all ranks together what it asks for meanwhile.
+
+        Args:
+            ask: what all ranks do together, from an int64 tensor of rank 0.
+            work: rank 0's, which is given ``ask``.
+
+        Returns:
+            The work's result on rank 0; None on the others.
+        """
+        if self.rank.number == 0:
+
+            def together(asked: Tensor) -> Tensor:
+                self._told(asked)
+                with self.passing():
+                    return ask(asked)
+
+            result = work(together)
+            self._told(None)
+            return result
+        while (asked := self._told(None)) is not None:
+            with self.passing():
+                ask(asked)
+        return None
+
+    def _told(self, value: Tensor | None) -> Tensor | None:
+        told = [value]
+        with self.answers():
+            dist.broadcast_object_list(told, 0)
+        return told[0]
 
     def add_up(self, sums: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Add up some sums and the gradients of all ranks; all have the same numbers afterwards, bit for bit.
@@ -105,7 +150,7 @@ class World:
         parameters = list(parameters)
         has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=sums.dtype)
         together = torch.cat([sums, has_gradient])
-        with self._answers():
+        with self.answers():
             dist.all_reduce(together)
         gradients = []
         for parameter, count in zip(parameters, together[len(sums) :].tolist(), strict=True):
@@ -118,24 +163,36 @@ class World:
             self._add_up(bucket)
         return together[: len(sums)]
 
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """The norm of all gradients of a step, after :meth:`add_up`."""
+        return exact(torch.nn.utils.get_total_norm(gradients))
+
     def _add_up(self, gradients: list[Tensor]) -> None:
         if len(gradients) == 1 and gradients[0].is_contiguous():
-            with self._answers():
+            with self.answers():
                 dist.all_reduce(gradients[0])
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        with self._answers():
+        with self.answers():
             dist.all_reduce(flat)
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, part in zip(gradients, flat.split(sizes), strict=True):
             gradient.copy_(part.view_as(gradient))
 
     @contextlib.contextmanager
-    def _answers(self) -> Iterator[None]:
+    def answers(self, *, in_pass: bool = False) -> Iterator[None]:
+        """While this is open, a rank that is missed is told of.
+
+        Args:
+            in_pass: other things than collectives are done too, which have errors of their own.
+
+        Raises:
+            RankLost: another rank has ended, or does not answer.
+        """
         try:
             yield
         except RuntimeError as error:  # gloo has no class of its own for a closed connection or its time limit
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or (in_pass and "gloo" not in str(error)):
                 raise
             raise RankLost(
                 f"Rank {self.rank.number} of {self.rank.world} (process {os.getpid()}) misses another rank: it has "

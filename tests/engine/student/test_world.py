@@ -1,107 +1,26 @@
-"""Several ranks train the student of one process, within rounding; they agree, and notice a rank that is missing.
-
-Ranks are forked: new interpreters would import torch for seconds.
-"""
+"""Several ranks train the student of one process, within rounding; they agree, and notice a rank that is missing."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
 import threading
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.errors import EXIT_RANK_LOST, RankLost, Stopped
+from engine.errors import EXIT_RANK_LOST, Stopped
 from engine.phase_control import PhaseControl
-from engine.ranks import MEETING, Rank, all_ranks
+from engine.ranks import Rank
 from engine.student.learn import learn
 from engine.student.step import LossScale
-from engine.student.train import Progress, Training, resume, train
-from engine.student.world import LIMIT, World
-from tests.engine.student.small_run import SmallRun, make_run, open_run
-from tests.tiny import tiny_model
-
-STEPS = 20
-
-
-def in_ranks(world: int, meeting: Path, work: Callable[[World], None], seconds: float = 60) -> list[int]:
-    """Start the ranks; returns their process ids."""
-    environment = {MEETING: f"file://{meeting}", LIMIT: str(seconds), "GLOO_SOCKET_IFNAME": "lo"}
-    pids = []
-    for rank in all_ranks(world):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                gc.freeze()
-                os.environ.update(environment)
-                work(World.join(rank, environment))
-                code = 0
-            except RankLost:
-                code = EXIT_RANK_LOST
-            except Stopped:
-                code = Stopped.exit_code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        pids.append(pid)
-    return pids
-
-
-def ended(pids: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-
-
-def training_of(run: SmallRun, architecture: str = "llama", steps: int = STEPS, **changes: object) -> Training:
-    learner = run.learner(tiny_model(architecture, num_layers=2, seed=5))
-    for module in learner.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    values = {"micro_batch": 4, "gradient_accumulation": 1, "steps": steps, "checkpoint_every": 5} | changes
-    return run.training(learner, **values)
-
-
-def go_on(
-    folder: Path, world: World | None, steps: int, control: PhaseControl | None = None, **changes: object
-) -> None:
-    """Train to a step and keep the weights of each rank."""
-    run = open_run(folder)
-    training = replace(training_of(run, steps=STEPS, **changes), world=world)
-    # The schedule is that of the whole run, wherever this part of it ends.
-    order = replace(training.order, total_rows=steps * training.order.effective_batch)
-    training = replace(training, order=order)
-    events = run.events()
-    checkpoints = run.checkpoints(events)
-    progress = resume(training, checkpoints, events) or Progress()
-    train(training, progress, checkpoints, events, control or PhaseControl.inert())
-    number = 0 if world is None else world.rank.number
-    torch.save(training.learner.model.state_dict(), folder / f"end-{number}.pt")
-
-
-def end_of(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"end-{rank}.pt", weights_only=True)
-
-
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Within 1e-5 of each tensor's norm.
-
-    A bias of the keys changes no attention: its gradient is rounding alone, which AdamW makes as large as any other.
-    """
-    for name, tensor in expected.items():
-        ours = found[name]
-        if name.endswith("k_proj.bias"):
-            continue
-        if name.endswith("c_attn.bias"):
-            ours, tensor = (torch.cat(torch.tensor_split(bias, 3)[::2]) for bias in (ours, tensor))
-        assert (ours - tensor).norm() <= 1e-5 * tensor.norm(), name
+from engine.student.train import Progress, train
+from engine.student.world import World
+from tests.engine.student.ranks import STEPS, assert_same, end_of, ended, go_on, in_ranks, training_of
+from tests.engine.student.small_run import make_run, open_run
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""torch's FSDP2 on CPUs, in each release of torch that this program works with.
+
+It is written for devices with streams. Releases since 2.6 miss different pieces of it on the CPU, where there is one
+stream and nothing to wait for: this file adds the missing ones, where they are missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+
+@functools.cache
+def _repair() -> None:
+    """Add the pieces that this release of torch does not have."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as groups
+
+    stream: Any = torch.cpu.Stream
+    if not hasattr(stream, "record_event"):  # torch 2.6
+        stream.record_event = lambda self, event=None: torch.cpu.Event()
+        stream.wait_event = lambda self, event: None
+    module: Any = groups
+    copy_out = module.foreach_all_gather_copy_out
+    if "version_counter(tuple(" in inspect.getsource(copy_out):
+        return
+
+    def without_counting(result: Any, parameters: Any, *args: Any) -> None:
+        # Gathering weights again in the backward pass is no change of them, but torch 2.6 counts it as one on a CPU.
+        copy_out(result, parameters, *args)
+        for parameter in parameters:
+            for gathered in parameter.all_gather_outputs:
+                set_version(gathered, 0)
+
+    set_version: Any = torch._C._autograd._unsafe_set_version_counter
+    module.foreach_all_gather_copy_out = without_counting
+
+
+def shard(model: nn.Module, layers: nn.ModuleList, world: int) -> None:
+    """Divide the parameters of a model among the ranks: each layer by itself, and the others together.
+
+    Those that are not in a layer stay gathered from the forward pass to the end of the backward pass; layers are
+    gathered when they are used.
+
+    Args:
+        model: on the CPU; its parameters become DTensors.
+        layers: its decoder layers.
+        world: how many ranks there are, in torch.distributed's default group.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    _repair()
+    mesh = init_device_mesh("cpu", (world,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def mean_of_ones(world: int) -> float:
+    """What the ranks' mean of ones is: gloo adds up and does not divide before torch 2.7."""
+    told = torch.zeros(1)
+    # Its name before torch 2.13.
+    reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    reduce_scatter(told, torch.ones(world), op=dist.ReduceOp.AVG)
+    return float(told)
