@@ -62,7 +62,7 @@ def shard(model: nn.Module, layers: nn.ModuleList, world: int) -> None:
 
 
 def mean_of_ones(world: int) -> float:
-    """What the ranks' mean of ones is: gloo adds up and does not divide before torch 2.7."""
+    """The mean of a one from each rank, by this release of gloo: torch 2.6 adds up and does not divide."""
     told = torch.zeros(1)
     # Its name before torch 2.13.
     reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

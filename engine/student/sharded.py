@@ -59,7 +59,7 @@ class ShardedWorld(World):
 
         Args:
             tensors: a rank's, by a parameter's name or ``<parameter>/<anything>``.
-            parts: the rank's parameters. What belongs to none of them is the same on all ranks.
+            parts: the rank's parameters. Other tensors are the same on all ranks.
         """
         found: dict[str, Stored] = {}
         for key, tensor in tensors.items():

@@ -83,6 +83,25 @@ def test_two_processes_leave_the_records_and_the_student_of_one(one: Path) -> No
     assert len(list((two / "cache").glob("rank-0000[01]-*.jsonl"))) == 2
 
 
+def test_ranks_that_divide_the_student_leave_the_same_student(one: Path) -> None:
+    arguments = words(one.parent, "divided", processes=2, cache_dir=one / "cache")
+    done = program.run(*arguments, "--student_sharded")
+    assert done.returncode == 0, done.stderr
+    divided = one.parent / "divided"
+    assert_same_student(one, divided)
+    reports = [json.loads((run / "report.json").read_text()) for run in (one, divided)]
+    assert reports[1]["samples"] == reports[0]["samples"]
+    assert reports[1]["student_after"]["holdout_loss"] == pytest.approx(reports[0]["student_after"]["holdout_loss"])
+    (choice,) = [
+        choice
+        for event in program.events(divided)
+        if event["kind"] == "plan"
+        for choice in event["choices"]
+        if choice["field"] == "student_sharded"
+    ]
+    assert choice["value"] is True
+
+
 def test_a_rank_that_is_killed_while_scoring_loses_its_wave_alone(one: Path) -> None:
     run = one.parent / "killed"
     arguments = words(one.parent, "killed", processes=2, until="teacher")

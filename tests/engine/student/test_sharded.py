@@ -16,8 +16,10 @@ from tests.engine.student.small_run import make_run, open_run
     ("architecture", "world", "changes"),
     [
         ("llama", 2, {}),
-        ("qwen2", 4, {"gradient_accumulation": 2}),  # a tied head; more ranks than the last step has rows
-        ("gpt2", 3, {"gradient_checkpointing": True}),  # rows that cannot be divided evenly
+        # A tied head; more ranks than the last step has rows.
+        pytest.param("qwen2", 4, {"gradient_accumulation": 2}, marks=pytest.mark.slow),
+        # Rows of a step, and of weights, that cannot be divided evenly.
+        pytest.param("gpt2", 3, {"gradient_checkpointing": True}, marks=pytest.mark.slow),
     ],
 )
 def test_sharded_ranks_train_the_student_of_one_process(
