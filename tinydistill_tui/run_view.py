@@ -57,13 +57,14 @@ class PhaseView:
 
 @dataclass(frozen=True)
 class Memory:
-    """The newest ``memory`` event, in bytes."""
+    """The newest ``memory`` event, in bytes; ``ranks`` has each process's where several work on the phase."""
 
     bytes: float | None = None
     peak_bytes: float | None = None
     budget_bytes: float | None = None
     device_bytes: float | None = None
     system_available_bytes: float | None = None
+    ranks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

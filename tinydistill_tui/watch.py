@@ -214,10 +214,12 @@ class _Folding:
 
     def _memory(self, event: Event) -> None:
         memory = Memory(
-            *(
-                number(event.get(name))
-                for name in ("bytes", "peak_bytes", "budget_bytes", "device_bytes", "system_available_bytes")
-            )
+            bytes=number(event.get("bytes")),
+            peak_bytes=number(event.get("peak_bytes")),
+            budget_bytes=number(event.get("budget_bytes")),
+            device_bytes=number(event.get("device_bytes")),
+            system_available_bytes=number(event.get("system_available_bytes")),
+            ranks=_ranks(event.get("ranks")),
         )
         self.changes["memory"] = memory
         if memory.bytes is not None:
@@ -290,3 +292,10 @@ class _Folding:
 
     def _notice(self, level: str, sentence: str) -> None:
         self.changes["notices"] = (*self.get("notices"), Notice(self.now, level, sentence))[-100:]
+
+
+def _ranks(found: object) -> tuple[float, ...]:
+    """The memory of each process; what cannot be read is left out."""
+    entries = found if isinstance(found, list) else []
+    each = (number(entry.get("bytes")) for entry in entries if isinstance(entry, dict))
+    return tuple(size for size in each if size is not None)

@@ -82,3 +82,24 @@ def test_memory_drawing_has_budget_and_one_prediction_for_each_phase():
     assert [level.name for level in drawing.levels] == ["predicted", "predicted", "budget"]
     assert [round(level.value, 1) for level in drawing.levels] == [1.1, 2.6, 3.0]
     assert [word for _, word in drawing.ticks] == ["prepare", "score", "train", "3 h 11"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "title", "note"),
+    [
+        (None, "GPU memory, GiB", ""),
+        ([{"rank": 0, "bytes": 2**30}], "GPU memory, GiB", ""),
+        ("rubbish", "GPU memory, GiB", ""),
+        ([1, {"rank": 0}, {"rank": 1, "bytes": None}], "GPU memory, GiB", ""),
+        (
+            [{"rank": 0, "bytes": 2**30}, {"rank": 1, "bytes": 3 * 2**29}],
+            "GPU memory of 2 processes, GiB",
+            "each 1.0 to 1.5",
+        ),
+    ],
+)
+def test_memory_drawing_tells_the_memory_of_each_process(ranks, title, note):
+    event = {"time": NOW, "kind": "memory", "phase": "student", "bytes": 5 * 2**29, "peak_bytes": 5 * 2**29}
+    view = fold(RunView(), [*events_of("training", "r"), event | ({} if ranks is None else {"ranks": ranks})])
+    drawing = memory_drawing(view, NOW, device=Device.of("cuda:0"))
+    assert (drawing.title, drawing.note) == (title, note)

@@ -65,10 +65,16 @@ def memory_drawing(view: RunView, now: float, *, device: Device) -> Drawing:
     newest = f"now {latest / scale:.{digits}f}" if latest is not None else ""
     if view.finished is not None and (peak := view.peak_bytes()) is not None:
         newest = f"peak {peak / scale:.{digits}f}"
+    what = "Memory" if device.is_host else "GPU memory"
+    notes = [f"budget {format_bytes(budget)}"] if budget is not None and not budget_in_sight else []
+    ranks = view.memory.ranks if view.finished is None else ()
+    if len(ranks) > 1:
+        what = f"{what} of {len(ranks)} processes"
+        notes.append(f"each {min(ranks) / scale:.{digits}f} to {max(ranks) / scale:.{digits}f}")
     return Drawing(
-        title=f"{'Memory' if device.is_host else 'GPU memory'}, {bytes_unit(highest)}",
+        title=f"{what}, {bytes_unit(highest)}",
         newest=newest,
-        note=f"budget {format_bytes(budget)}" if budget is not None and not budget_in_sight else "",
+        note=", ".join(notes),
         x_end=end,
         curves=[Curve(_samples(series, by_step=False, divisor=scale), highest=True)],
         levels=levels,
