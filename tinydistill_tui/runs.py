@@ -19,6 +19,7 @@ from engine.disk.files import write_atomic
 from engine.errors import FolderError
 from engine.events import Event
 from engine.format import format_count, format_duration, format_percent
+from engine.models.on_disk import is_model
 from engine.phase_kinds import phase_noun
 from engine.runs import default_runs_path
 from tinydistill_tui.run_view import RunView
@@ -85,13 +86,9 @@ def recent_models() -> list[str]:
         asked = read_info(path).get("asked")
         for role in ("teacher", "student"):
             name = asked.get(role) if isinstance(asked, dict) else None
-            if isinstance(name, str) and name not in names and _is_model(Path(name)):
+            if isinstance(name, str) and name not in names and is_model(Path(name)):
                 names.append(name)
     return names[:_MOST_MODELS]
-
-
-def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
 
 
 def read_info(path: Path) -> dict[str, Any]:

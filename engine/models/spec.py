@@ -24,6 +24,7 @@ from engine.errors import ModelError, shown_value
 from engine.models.headers import DTYPES, TensorInfo, read_json
 from engine.models.hub import cached_folder, is_hub_id, resolve_model
 from engine.models.known import causal_lm_types, masked_lm_types
+from engine.models.on_disk import name_of
 from engine.models.weight_files import read_tensors
 
 # The same quantity under the names that different families give it in config.json.
@@ -440,5 +441,5 @@ def _common_dtype(parameters: dict[str, TensorInfo]) -> str:
 def _name(path_or_id: str | Path, folder: Path) -> str:
     path = Path(path_or_id).expanduser()
     if path.is_file():
-        return path.name.removesuffix(".gguf")
+        return name_of(path)
     return path.resolve().name if path.is_dir() else str(path_or_id)

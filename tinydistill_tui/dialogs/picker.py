@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DirectoryTree, Input, Static
 
 from engine.data.sources import SHOWN_SUFFIXES
+from engine.models import on_disk
 from engine.places import home
 
 
@@ -41,7 +42,7 @@ class PickerScreen(ModalScreen[str | None]):
     Args:
         title: what is looked for.
         begin: where to begin; the home folder when it is no path.
-        wanted: "model" (a folder with config.json, or a GGUF file) or "data" (a file or a folder).
+        wanted: "model" (see :func:`engine.models.on_disk.is_model`) or "data" (a file or a folder).
     """
 
     AUTO_FOCUS = "#picker-tree"
@@ -61,7 +62,7 @@ class PickerScreen(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         """Path, tree, and what the keys do."""
-        suffixes = ("config.json", ".safetensors", ".gguf") if self._model else SHOWN_SUFFIXES
+        suffixes = on_disk.SHOWN if self._model else SHOWN_SUFFIXES
         with Vertical(id="picker", classes="dialog") as box:
             box.border_title = self._title
             yield Input(str(self._begin), id="picker-path", compact=True)
@@ -92,13 +93,11 @@ class PickerScreen(ModalScreen[str | None]):
             self._take(node.data.path)
 
     def _take(self, path: Path) -> None:
-        is_gguf = path.suffix == ".gguf" and path.is_file()
-        if self._model and path.is_file() and not is_gguf:
+        if self._model and path.is_file() and not on_disk.is_model_file(path):
             path = path.parent
-        if self._model and not is_gguf and not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
-            self.notify(
-                f"{path} is no model: it has no config.json and no GGUF file.", severity="warning", markup=False
-            )
+        if self._model and not on_disk.is_model(path):
+            said = f"{path} is not a model: it has none of {on_disk.ONE_OF}."
+            self.notify(said, severity="warning", markup=False)
             return
         self.dismiss(str(path))
 
