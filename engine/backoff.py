@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.machine.device import Device
+from engine.planner.footprint import StudentSetting
 from engine.planner.sizes import head_chunk_tokens, is_large_block, smaller_chunk
 
 HEAD_CHUNK = "head_chunk_tokens"
@@ -64,8 +65,7 @@ def next_step(phase: str, settings: RunConfig, head: HeadBlocks | None = None) -
         return shorter
     if phase == "student":
         accumulation = settings.gradient_accumulation or 1
-        alone = accumulation == 1 and settings.processes == 1 and not settings.lora_rank
-        is_lean = settings.optimizer == "adamw-8bit" and alone and settings.precision != "fp16"
+        is_lean = StudentSetting.of(settings, Device.of(settings.device or "cpu")).is_lean
         fewer_rows = _fewer_rows(settings.student_batch or 1, accumulation)
         if fewer_rows is not None and not is_lean:
             return fewer_rows

@@ -12,10 +12,12 @@ from engine.data.sources import open_source
 from engine.errors import Problem, SettingsError, TokenizerMismatch
 from engine.events import EventWriter
 from engine.inputs import INPUTS, identity_of
+from engine.machine.device import Device
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
 from engine.phase_control import PhaseControl
-from engine.planner.adapters import adapter_problems, targets_of
+from engine.planner.adapters import adapter_problems
+from engine.planner.footprint import StudentSetting
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.workload import too_little_text
@@ -183,8 +185,8 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
             width = width_of(teacher, settings.student_width)
             shape = shape.with_width(width.neurons, width.heads, width.kv_heads)
         shape = shape.with_layers(count, layer_list(settings.student_layers))
-    trained = shape.adapter_parameters(settings.lora_rank or 0, targets_of(settings))
-    little = too_little_text(result.train_scored, trained or shape.parameters)
+    trained = StudentSetting.of(settings, Device.of(settings.device or "cpu")).trained_parameters(shape)
+    little = too_little_text(result.train_scored, trained)
     if little is not None:
         events.log("warning", little, "little-text")
     named = {name: str(getattr(settings, name)) for name in INPUTS}

@@ -29,7 +29,7 @@ from engine.models.spec import read_spec
 from engine.phase_control import PhaseControl
 from engine.phases.cut import is_cut, mend_student
 from engine.phases.device import device_peak_bytes, prepare_torch
-from engine.phases.student_memory import StudentSaver, setting_of
+from engine.phases.student_memory import StudentSaver
 from engine.phases.student_result import (
     card_of,
     figures_of,
@@ -42,7 +42,7 @@ from engine.phases.student_result import (
 )
 from engine.phases.teacher import open_store
 from engine.planner.adapters import adapter_shape
-from engine.planner.footprint import context_bytes_on, student_reads_ahead
+from engine.planner.footprint import StudentSetting, context_bytes_on, student_reads_ahead
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
@@ -234,7 +234,7 @@ def _streamed(
     context = 0 if where.is_host else context_bytes_on(gpu_of(str(device)))
     is_roomy = student_reads_ahead(
         shape,
-        setting_of(settings, where),
+        StudentSetting.of(settings, where),
         (settings.memory_budget or 2**62) - context,
         settings.ram_budget or 2**62,
     )

@@ -1,4 +1,4 @@
-"""Memory of the student's phase: the settings that it depends on, and relief while it is short."""
+"""Relief of the student's phase while memory is short."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from engine.config import RunConfig
 from engine.machine.device import Device
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
-from engine.planner.adapters import targets_of
 from engine.planner.footprint import StudentSetting, student_footprint
 from engine.planner.shape import shape_of
 from engine.student.learner import Learner
@@ -27,7 +26,9 @@ class StudentSaver:
     def of(cls, settings: RunConfig, learner: Learner, folder: Path, *, where: Device) -> StudentSaver:
         """For this student: what it saves is the difference of two predictions."""
         shape = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code))
-        setting = setting_of(settings, where)
+        setting = StudentSetting.of(settings, where)
+        # Where the weights of a whole student lie makes no difference to what is saved.
+        setting = replace(setting, cpu_offload=setting.cpu_offload and setting.layer_by_layer)
         if setting.layer_by_layer:  # one layer in memory instead of two
             without, with_it = (
                 student_footprint(shape, replace(setting, reads_ahead=ahead)) for ahead in (True, False)
@@ -43,24 +44,3 @@ class StudentSaver:
         """See :class:`engine.relief.Saver`."""
         return_memory()
         return self.learner.save_memory(on) if Device.of(str(self.learner.device)).is_host else ""
-
-
-def setting_of(settings: RunConfig, where: Device) -> StudentSetting:
-    """The settings that the phase's memory depends on."""
-    return StudentSetting(
-        batch=settings.student_batch or 1,
-        accumulation=settings.gradient_accumulation or 1,
-        sequence_length=settings.sequence_length or 1,
-        precision=settings.precision or "fp32",
-        checkpointing=bool(settings.gradient_checkpointing),
-        optimizer=settings.optimizer or "adamw",
-        cpu_offload=bool(settings.cpu_offload) and bool(settings.student_layer_by_layer),
-        device=where,
-        packing=settings.packing,
-        rank=settings.lora_rank or 0,
-        targets=targets_of(settings),
-        quantization=settings.student_quantization,
-        layer_by_layer=bool(settings.student_layer_by_layer),
-        ranks=settings.processes,
-        sharded=bool(settings.student_sharded) and settings.processes > 1,
-    )

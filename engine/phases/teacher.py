@@ -327,16 +327,7 @@ class _Room:
 def _room(settings: RunConfig, device: torch.device) -> _Room:
     """Return the room in the budgets; without budgets there is room for everything."""
     shape = shape_of(teacher_spec(settings))
-    setting = TeacherSetting(
-        batch=settings.teacher_batch or 1,
-        sequence_length=settings.sequence_length or 1,
-        precision=settings.precision or "fp32",
-        layer_by_layer=True,
-        quantization=settings.quantization,
-        cpu_offload=bool(settings.cpu_offload),
-        record_size=settings.record_size,
-        device=Device.of(str(device)),
-    )
+    setting = TeacherSetting.of(settings, Device.of(str(device)))
     context = 0 if setting.device.is_host else context_bytes_on(gpu_of(str(device)))
     memory, ram = settings.memory_budget, settings.ram_budget
     is_roomy = reads_ahead(shape, setting, (memory or 2**62) - context, ram or 2**62)

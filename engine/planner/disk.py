@@ -40,9 +40,9 @@ def tokens_bytes(tokens: int, vocab_size: int) -> int:
     return int(tokens * (math.log2(max(2, vocab_size)) / 8 + 0.3))
 
 
-def checkpoint_bytes(student: ModelShape, optimizer: str, adapter_parameters: int = 0) -> int:
-    """One checkpoint: float32 weights and the optimizer's states, of the adapter alone where there is one."""
-    return int((adapter_parameters or student.parameters) * (4 + _CHECKPOINT_STATE_BYTES[optimizer]))
+def checkpoint_bytes(trained_parameters: int, optimizer: str) -> int:
+    """One checkpoint: float32 weights and the optimizer's states of all that is trained."""
+    return int(trained_parameters * (4 + _CHECKPOINT_STATE_BYTES[optimizer]))
 
 
 def run_bytes(
@@ -55,19 +55,23 @@ def run_bytes(
     keep_checkpoints: int,
     from_teacher: bool,
     in_files: bool = False,
-    adapter_parameters: int = 0,
+    trained_parameters: int,
 ) -> int:
-    """Return the maximum bytes of the run's folder at any time."""
+    """Return the maximum bytes of the run's folder at any time.
+
+    ``trained_parameters`` are those of the student, or fewer where they are beside its own.
+    """
+    beside = trained_parameters != student.parameters
     # The ones to keep, the best, and the one that is being written before an old one goes.
-    checkpoints = (keep_checkpoints + 2) * checkpoint_bytes(student, optimizer, adapter_parameters)
+    checkpoints = (keep_checkpoints + 2) * checkpoint_bytes(trained_parameters, optimizer)
     weights = student.parameters * 4
-    if adapter_parameters:
-        # The adapter by itself, and merged into the student in the format of its files.
-        weights = student.parameters * student.stored_bytes + adapter_parameters * 4
+    if beside:
+        # The trained part by itself, and merged into the student in the format of its files.
+        weights = student.parameters * student.stored_bytes + trained_parameters * 4
     initial = student.parameters * student.stored_bytes if from_teacher else 0
     # Weights and states that lie in files while the student trains.
-    scratch = checkpoint_bytes(student, optimizer, adapter_parameters) if in_files else 0
-    if in_files and adapter_parameters:
+    scratch = checkpoint_bytes(trained_parameters, optimizer) if in_files else 0
+    if in_files and beside:
         scratch += student.parameters * 4
     return (
         scratch

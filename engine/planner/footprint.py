@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.config import RunConfig
 from engine.hardware import Gpu
 from engine.machine.device import CPU, Device
+from engine.planner.adapters import targets_of
 from engine.planner.shape import PRECISION_BYTES, ModelShape
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 
@@ -79,6 +81,20 @@ class TeacherSetting:
     reads_ahead: bool = True
     keeps_memory: bool = False
 
+    @classmethod
+    def of(cls, settings: RunConfig, device: Device) -> TeacherSetting:
+        """The setting of a planned run on this device; freed memory is taken to go back to the system."""
+        return cls(
+            batch=settings.teacher_batch or 1,
+            sequence_length=settings.sequence_length or 1,
+            precision=settings.precision or "fp32",
+            layer_by_layer=bool(settings.layer_by_layer),
+            quantization=settings.quantization,
+            cpu_offload=bool(settings.cpu_offload),
+            record_size=settings.record_size,
+            device=device,
+        )
+
 
 @dataclass(frozen=True)
 class StudentSetting:
@@ -114,10 +130,40 @@ class StudentSetting:
     ranks: int = 1
     sharded: bool = False
 
+    @classmethod
+    def of(cls, settings: RunConfig, device: Device) -> StudentSetting:
+        """The setting of a planned run on this device; freed memory is taken to go back to the system."""
+        return cls(
+            batch=settings.student_batch or 1,
+            accumulation=settings.gradient_accumulation or 1,
+            sequence_length=settings.sequence_length or 1,
+            precision=settings.precision or "fp32",
+            checkpointing=bool(settings.gradient_checkpointing),
+            optimizer=settings.optimizer or "adamw",
+            cpu_offload=bool(settings.cpu_offload),
+            device=device,
+            packing=settings.packing,
+            rank=settings.lora_rank or 0,
+            targets=targets_of(settings),
+            quantization=settings.student_quantization,
+            layer_by_layer=bool(settings.student_layer_by_layer),
+            ranks=settings.processes,
+            sharded=bool(settings.student_sharded) and settings.processes > 1,
+        )
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight of the student has a gradient, and not an adapter alone."""
+        return not self.rank
+
+    def trained_parameters(self, shape: ModelShape) -> int:
+        """Parameters with gradients and moments: those of the student, or of its adapter."""
+        return shape.parameters if self.trains_all else shape.adapter_parameters(self.rank, self.targets)
+
     @property
     def is_lean(self) -> bool:
         """Return whether each gradient is applied as soon as it is computed (engine.student.lean_step)."""
-        alone = self.accumulation == 1 and self.ranks == 1 and not self.rank
+        alone = self.accumulation == 1 and self.ranks == 1 and self.trains_all
         return self.optimizer == "adamw-8bit" and alone and self.precision != "fp16"
 
     @property

@@ -45,8 +45,7 @@ def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Ques
     text = question.text
     cache = disk_formulas.cache_bytes(text.all_tokens(answer.length), config.record_size, question.teacher.vocab_size)
     setting = answer.student.setting
-    adapter = answer.shape.adapter_parameters(setting.rank, setting.targets)
-    checkpoint = disk_formulas.checkpoint_bytes(answer.shape, setting.optimizer, adapter)
+    checkpoint = disk_formulas.checkpoint_bytes(setting.trained_parameters(answer.shape), setting.optimizer)
     what = f"The run needs {format_bytes(needed)} of disk; {folder} has {format_bytes(free)} free."
     checkpoints = f"each of {config.keep_checkpoints + 2} checkpoints {format_bytes(checkpoint)}"
     why = f"Records take {format_bytes(cache)}, {checkpoints}."

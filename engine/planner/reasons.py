@@ -207,7 +207,7 @@ def _adapter(question: Question, answer: Proposal) -> str:
         if not answer.fits:
             return f"all weights are trained, which takes {format_bytes(whole)}"
         return f"all weights are trained, which fits: {format_bytes(whole)} of {_budget(question)}"
-    trained = answer.shape.adapter_parameters(setting.rank, setting.targets)
+    trained = setting.trained_parameters(answer.shape)
     share = trained / answer.shape.parameters
     small = format_bytes(answer.student.footprint.peak_bytes)
     return (

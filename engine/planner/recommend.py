@@ -142,7 +142,7 @@ def _pages_too_much(question: Question, answer: Proposal) -> bool:
     is_open = config.lora_rank is None and config.cpu_offload is None
     if not is_open or setting.rank or not answer.offload or not question.budget.where.is_host:
         return False
-    return checkpoint_bytes(answer.shape, setting.optimizer) > question.budget.ram_bytes
+    return checkpoint_bytes(answer.shape.parameters, setting.optimizer) > question.budget.ram_bytes
 
 
 def keeping_memory(question: Question, answer: Proposal) -> Proposal:

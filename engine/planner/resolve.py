@@ -134,8 +134,8 @@ def plan(
     text_rows = replace(text, samples=None).train_rows(answer.length)
     little = None
     if "student" in predicted:
-        trained = answer.shape.adapter_parameters(answer.student.setting.rank, answer.student.setting.targets)
-        little = workload.too_little_text(text.train_tokens(answer.length) or 0, trained or answer.shape.parameters)
+        trained = answer.student.setting.trained_parameters(answer.shape)
+        little = workload.too_little_text(text.train_tokens(answer.length) or 0, trained)
     return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem, text_rows, little)
 
 
@@ -199,9 +199,7 @@ def _work(config: RunConfig, question: Question, answer: Proposal, rates: Machin
         usual = float(f"{RATE_FACTOR * usual:.1e}")
     found["learning_rate"] = (config.learning_rate or usual, reasons.learning_rate(parameters, rank=setting.rank))
     seconds = timing.step_seconds(answer.shape, setting, rates)
-    checkpoint_bytes = disk.checkpoint_bytes(
-        answer.shape, setting.optimizer, answer.shape.adapter_parameters(setting.rank, setting.targets)
-    )
+    checkpoint_bytes = disk.checkpoint_bytes(setting.trained_parameters(answer.shape), setting.optimizer)
     every = config.checkpoint_every or workload.checkpoint_every(
         seconds, checkpoint_bytes, rates.disk_write_bytes_per_second, total
     )
@@ -258,7 +256,7 @@ def _disk_bytes(question: Question, answer: Proposal, config: RunConfig, models:
         keep_checkpoints=config.keep_checkpoints + (0 if config.compare == "none" else 3),
         from_teacher=models.student == FROM_TEACHER,
         in_files=answer.offload and question.budget.where.is_host,
-        adapter_parameters=answer.shape.adapter_parameters(answer.student.setting.rank, answer.student.setting.targets),
+        trained_parameters=answer.student.setting.trained_parameters(answer.shape),
     )
 
 

@@ -73,10 +73,9 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
         shape, micro_batch, setting.sequence_length, setting.precision, rates, "student"
     )
     passes: float = 4 if setting.checkpointing else 3
-    trained = shape.parameters
-    if setting.rank:
-        # Frozen weights have no gradient, which is one of the three passes; the adapter's own products come to it.
-        trained = shape.adapter_parameters(setting.rank, setting.targets)
+    trained = setting.trained_parameters(shape)
+    if not setting.trains_all:
+        # Frozen weights have no gradient, which is one of the three passes; the trained part's products come to it.
         passes = (3 if setting.layer_by_layer else passes - 1) + passes * trained / shape.matmul_parameters
     # AdamW reads and writes weight, gradient and two states; with 8-bit states each block is unpacked and packed again,
     # which on a CPU takes ten times as long (9 ns a parameter against 0.9).

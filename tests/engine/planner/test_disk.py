@@ -69,7 +69,7 @@ def test_the_token_file_is_at_most_what_was_predicted(tmp_path: Path, vocab_size
 
 
 def test_checkpoints_to_keep_the_best_and_the_one_being_written_all_count() -> None:
-    one = disk.checkpoint_bytes(PYTHIA_70M, "adamw")
+    one = disk.checkpoint_bytes(PYTHIA_70M.parameters, "adamw")
     assert one == 12 * PYTHIA_70M.parameters
     sizes = [
         disk.run_bytes(
@@ -80,6 +80,7 @@ def test_checkpoints_to_keep_the_best_and_the_one_being_written_all_count() -> N
             optimizer="adamw",
             keep_checkpoints=keep,
             from_teacher=False,
+            trained_parameters=PYTHIA_70M.parameters,
         )
         for keep in (1, 2)
     ]
