@@ -1,4 +1,4 @@
-"""What on a disk is a model: by the names of files alone, as a user chooses one. Loads nothing.
+"""Paths of models on a disk, judged by the names of files alone, as a user chooses one. Loads nothing.
 
 Whether the model can be used is another question, which :mod:`engine.models.spec` answers.
 """
