@@ -18,8 +18,8 @@ from typing import Any
 from engine import hardware, preloaded, safe_child
 from engine.errors import Stopped
 from engine.launched import Launch, call_file, rank_file, read, write
+from engine.phase_environment import environment_for
 from engine.run import Run
-from engine.supervisor import environment_for
 
 _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 1.0

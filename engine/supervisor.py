@@ -28,7 +28,6 @@ from typing import IO
 
 from engine import backoff, hardware, last_word, preloaded, ranks, report, safe_child
 from engine.command import how_to_continue, resume_command
-from engine.config import RunConfig
 from engine.crew import Crew
 from engine.disk import file_lock
 from engine.errors import (
@@ -51,11 +50,9 @@ from engine.format import format_bytes
 from engine.last_word import VARIABLE, LastWord
 from engine.launched import Elsewhere, Launch
 from engine.machine import system
-from engine.machine.allocator import allocator_environment
-from engine.machine.gpu_check import gpu_of, visible
-from engine.machine.kernels import kernels_environment
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
+from engine.phase_environment import environment_for, phase_environment
 from engine.phase_kinds import KINDS, PHASES
 from engine.preloaded import Child, Preloaded, Started, Usage
 from engine.ranks import ALONE, Rank
@@ -556,56 +553,6 @@ class _AlreadySaid(TinyDistillError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
         self.exit_code = exit_code  # type: ignore[misc]
-
-
-def phase_environment(run: Run) -> dict[str, str]:
-    """Return the environment of a phase's process."""
-    return environment_for(run.settings)
-
-
-def environment_for(
-    settings: RunConfig, rank: Rank = ALONE, meeting: str | None = None, *, local_world: int | None = None
-) -> dict[str, str]:
-    """The environment of a phase with these settings; benchmarks ask here too, so that they measure what runs do.
-
-    Args:
-        settings: the run's.
-        rank: of the process; the ranks on this machine share the threads.
-        meeting: where the ranks of a training meet.
-        local_world: processes of the phase on this machine; those of the run where not given, 1 for a share.
-    """
-    if local_world is None:
-        local_world = settings.processes if rank.world == settings.processes else 1
-    threads = str(ranks.threads_each(settings.threads or hardware.usable_cores(), local_world))
-    return {
-        **ranks.environment_of(rank, safe_child.environment(), local_world=local_world, meeting=meeting),
-        **_gpu_environment(settings.device or "cpu"),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        # Threads that wait spin by default, and take the cores from those that work as soon as another program wants
-        # one: scoring on two busy cores was 4 times as fast with threads that sleep (41 s against 10 s).
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **kernels_environment("student"),
-        "TOKENIZERS_PARALLELISM": "false",  # forking after threads deadlocks; we give it one thread
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "PYTHONFAULTHANDLER": "1",
-        **allocator_environment(keep=bool(settings.keep_memory)),
-    }
-
-
-_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # its name since torch 2.9, and before
-
-
-def _gpu_environment(device: str) -> dict[str, str]:
-    """Which GPUs a phase sees: the one of the plan, by its own name, so that no order of GPUs can mean another one."""
-    if device == "cpu":
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    gpu = gpu_of(device)
-    found = visible("" if gpu is None else gpu.uuid)
-    if not any(name in os.environ for name in _ALLOCATOR):
-        # Chunks and rows differ in length; segments that grow leave no holes that the next one does not fit into.
-        found |= dict.fromkeys(_ALLOCATOR, "expandable_segments:True")
-    return found
 
 
 def _pids(child: Child | Crew) -> dict[int, int]:

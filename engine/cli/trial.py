@@ -32,6 +32,7 @@ from engine.hardware import PeakMemory
 from engine.machine.gpu_check import gpu_of
 from engine.models.narrow import width_of
 from engine.phase_control import PhaseControl
+from engine.phase_environment import phase_environment
 from engine.phases.cut import CUT
 from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store
@@ -41,7 +42,6 @@ from engine.planner.measure import MachineRates
 from engine.planner.models import FROM_TEACHER
 from engine.run import Run
 from engine.settings import layer_count, layer_list
-from engine.supervisor import phase_environment
 
 STEPS = 2
 """Optimizer steps of the student; the second has the optimizer's states."""

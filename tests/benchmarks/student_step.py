@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import RunConfig
-from engine.supervisor import environment_for
+from engine.phase_environment import environment_for
 from tests.benchmarks.pythia import SHAPES, VOCAB_ROWS
 
 SIDES = ("plain", "record", "lean", "mapped")

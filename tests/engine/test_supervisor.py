@@ -19,6 +19,7 @@ from engine import phase as phase_module
 from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, OutOfMemory, PhaseDied
 from engine.events import EventWriter, read_events
 from engine.machine import gpu_check
+from engine.phase_environment import phase_environment
 from engine.run import Run
 from engine.supervisor import Supervisor
 from tests.engine.test_run import make_run
@@ -255,19 +256,19 @@ def test_the_kernels_count_of_kills_for_memory(tmp_path):
 
 
 def test_a_phase_counts_gpus_as_the_plan_does(run: Run) -> None:
-    assert supervisor.phase_environment(run)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert phase_environment(run)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_a_phase_sees_the_gpu_of_the_plan_alone(tmp_path, monkeypatch):
     gpus = tuple(hardware.Gpu(n, "RTX", 2**32, 2**31, "580", "8.6", uuid=f"GPU-{n}") for n in range(2))
     monkeypatch.setattr(gpu_check, "find_gpus", lambda: (gpus, ""))
     run = make_run(tmp_path / "run", device="cuda:1")
-    assert supervisor.phase_environment(run)["CUDA_VISIBLE_DEVICES"] == "GPU-1"
-    assert supervisor.phase_environment(run)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert phase_environment(run)["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert phase_environment(run)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")  # the person's own choice
-    assert "PYTORCH_ALLOC_CONF" not in supervisor.phase_environment(run)
+    assert "PYTORCH_ALLOC_CONF" not in phase_environment(run)
     monkeypatch.setattr(gpu_check, "find_gpus", lambda: ((replace(gpus[0], uuid="cuda:0"),), ""))
-    assert "CUDA_VISIBLE_DEVICES" not in supervisor.phase_environment(make_run(tmp_path / "other", device="cuda:0"))
+    assert "CUDA_VISIBLE_DEVICES" not in phase_environment(make_run(tmp_path / "other", device="cuda:0"))
 
 
 def test_a_teacher_that_overflows_in_the_planners_fp16_begins_again_in_fp32(run, monkeypatch):

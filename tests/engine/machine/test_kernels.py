@@ -11,7 +11,7 @@ import pytest
 
 from engine.config import RunConfig
 from engine.machine.kernels import kernels_environment
-from engine.supervisor import environment_for
+from engine.phase_environment import environment_for
 
 NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
