@@ -15,9 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine import hardware, preloaded, safe_child
+from engine import preloaded, safe_child
 from engine.errors import Stopped
 from engine.launched import Launch, call_file, rank_file, read, write
+from engine.machine import process_memory
 from engine.phase_environment import environment_for
 from engine.run import Run
 
@@ -97,7 +98,7 @@ class Agent:
         self._beat += 1
         self._told = time.monotonic()
         assert self._child is not None
-        used = 0 if code is not None else hardware.memory_of_tree(self._child.pid)
+        used = 0 if code is not None else process_memory.memory_of_tree(self._child.pid)
         path = rank_file(self.folder, self.launch.rank.number)
         return write(path, self.launch, call=self._call, beat=self._beat, bytes=used, code=code)
 

@@ -49,7 +49,7 @@ from engine.events import EventWriter, Tail
 from engine.format import format_bytes
 from engine.last_word import VARIABLE, LastWord
 from engine.launched import Elsewhere, Launch
-from engine.machine import system
+from engine.machine import process_memory, system
 from engine.models.spec import read_spec
 from engine.out_of_memory import tells_out_of_memory
 from engine.phase_environment import environment_for, phase_environment
@@ -481,7 +481,7 @@ class Supervisor:
         next_event = 0.0
         while True:
             pids = _pids(child)
-            each = {rank: hardware.memory_of_tree(pid) for rank, pid in pids.items()}
+            each = {rank: process_memory.memory_of_tree(pid) for rank, pid in pids.items()}
             each |= child.elsewhere if isinstance(child, Crew) else {}
             used = sum(each.values())
             peak_bytes = max(peak_bytes, used)
@@ -563,7 +563,7 @@ def _pids(child: Child | Crew) -> dict[int, int]:
 
 
 def _device_bytes(pids: Mapping[int, int]) -> int | None:
-    held = [found for pid in pids.values() if (found := hardware.device_bytes(pid)) is not None]
+    held = [found for pid in pids.values() if (found := process_memory.device_bytes(pid)) is not None]
     return sum(held) if held else None
 
 

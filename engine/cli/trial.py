@@ -28,8 +28,8 @@ from engine.data.checks import check_models
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.events import EventWriter, read_events
-from engine.hardware import PeakMemory
 from engine.machine.gpu_check import gpu_of
+from engine.machine.process_memory import PeakMemory
 from engine.models.narrow import width_of
 from engine.phase_control import PhaseControl
 from engine.phase_environment import phase_environment

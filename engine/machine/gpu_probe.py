@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 
-from engine import hardware
-from engine.machine import torch_device
+from engine.machine import process_memory, torch_device
 from engine.machine.device import Device
 from engine.out_of_memory import is_out_of_memory
 
@@ -169,7 +168,7 @@ def _train_a_little(device: torch.device) -> None:
 
 def _context_bytes(device: torch.device) -> int | None:
     """Return the process's GPU memory outside of torch's allocator; None if the driver does not report it."""
-    held = hardware.device_bytes(os.getpid())
+    held = process_memory.device_bytes(os.getpid())
     return None if not held else max(0, held - torch_device.reserved_bytes(device))
 
 

@@ -6,10 +6,9 @@ import os
 
 import torch
 
-from engine import hardware
 from engine.config import RunConfig
 from engine.errors import RequestError
-from engine.machine import torch_device
+from engine.machine import process_memory, torch_device
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, sees_one
 from engine.planner.footprint import CUDA_CONTEXT, context_bytes_on
@@ -59,7 +58,7 @@ def context_bytes(device: torch.device) -> int:
     """Return this process's GPU memory outside of torch's allocator: as planned, or more if it already holds more."""
     planned = context_bytes_on(gpu_of(str(device)))
     torch.zeros(1, device=device)  # starts the driver
-    held = hardware.device_bytes(os.getpid()) or 0
+    held = process_memory.device_bytes(os.getpid()) or 0
     return max(planned, held - torch_device.reserved_bytes(device))
 
 
@@ -79,6 +78,6 @@ def device_peak_bytes(device: torch.device) -> int | None:
     if torch_device.kind_of(device).is_host:
         return None
     reserved = torch_device.peak_reserved_bytes(device)
-    held = hardware.device_bytes(os.getpid())
+    held = process_memory.device_bytes(os.getpid())
     beside = context_bytes_on(gpu_of(str(device))) if held is None else held - torch_device.reserved_bytes(device)
     return reserved + max(0, beside)

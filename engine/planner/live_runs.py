@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.disk import file_lock
-from engine.hardware import memory_of_tree
+from engine.machine.process_memory import memory_of_tree
 
 
 @dataclass(frozen=True)

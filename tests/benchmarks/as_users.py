@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import hardware
-from engine.hardware import PeakMemory
+from engine.machine.process_memory import PeakMemory
 from engine.models.demo import DEMO_TEACHER
 
 SIDES = ("ours", "trl", "loop", "tune")

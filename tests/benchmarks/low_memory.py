@@ -35,6 +35,7 @@ from typing import Any
 
 from engine import hardware
 from engine.config import RunConfig
+from engine.machine import process_memory
 from engine.run import versions
 from tests.benchmarks.pythia import SHAPES, make_pythia
 from tests.memory_cap import CannotCap, MemoryCap
@@ -342,11 +343,11 @@ class Memory:
             sample(self._pid)
 
     def _anonymous(self, pid: int) -> None:
-        self.anonymous_bytes = max(self.anonymous_bytes, hardware.memory_of_tree(pid))
+        self.anonymous_bytes = max(self.anonymous_bytes, process_memory.memory_of_tree(pid))
 
     def _proportional(self, pid: int) -> None:
         total = 0
-        for member in hardware._tree(pid):
+        for member in process_memory._tree(pid):
             try:
                 with open(f"/proc/{member}/smaps_rollup") as lines:
                     total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from engine import hardware
+from engine.machine import process_memory
 
 
 class _NvmlError(Exception):
@@ -184,32 +185,32 @@ def test_memory_of_a_tree_counts_children_and_not_file_pages(tmp_path: Path) -> 
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         try:
-            measured = hardware.memory_of_tree(process.pid)
+            measured = process_memory.memory_of_tree(process.pid)
             assert held < measured < held + 30 * 2**20
-            for pid in hardware._tree(process.pid)[1:]:
+            for pid in process_memory._tree(process.pid)[1:]:
                 os.kill(pid, 9)
         finally:
             process.kill()
-    assert hardware.memory_of_tree(process.pid) == 0
+    assert process_memory.memory_of_tree(process.pid) == 0
 
 
 def test_children_are_found_on_kernels_that_do_not_list_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
-        monkeypatch.setattr(hardware, "_children", lambda pid: None)
-        assert process.pid in hardware._tree(os.getpid())
+        monkeypatch.setattr(process_memory, "_children", lambda pid: None)
+        assert process.pid in process_memory._tree(os.getpid())
         process.kill()
 
 
 def test_a_peak_outlives_the_moment() -> None:
     program = f"import time; block = b'x' * {80 * 2**20}; time.sleep(0.3); del block; time.sleep(0.2)"
-    with subprocess.Popen([sys.executable, "-c", program]) as process, hardware.PeakMemory(process.pid) as peak:
+    with subprocess.Popen([sys.executable, "-c", program]) as process, process_memory.PeakMemory(process.pid) as peak:
         process.wait()
     assert 80 * 2**20 < peak.peak_bytes < 110 * 2**20
 
 
 def test_a_boot_has_a_name_and_a_process_without_a_gpu_holds_none() -> None:
     assert hardware.boot_id() == hardware.boot_id() != ""
-    assert not hardware.device_bytes(os.getpid())
+    assert not process_memory.device_bytes(os.getpid())
 
 
 def test_gpu_memory_of_a_process_is_summed_and_unknown_where_it_is_not_told(
@@ -219,7 +220,7 @@ def test_gpu_memory_of_a_process_is_summed_and_unknown_where_it_is_not_told(
     used = [SimpleNamespace(pid=7, usedGpuMemory=100), SimpleNamespace(pid=8, usedGpuMemory=None)]
     driver.nvmlDeviceGetComputeRunningProcesses = lambda handle: used
     monkeypatch.setitem(sys.modules, "pynvml", driver)
-    assert [hardware.device_bytes(pid) for pid in (7, 8, 9)] == [200, None, None]
+    assert [process_memory.device_bytes(pid) for pid in (7, 8, 9)] == [200, None, None]
 
 
 def test_a_part_of_a_gpu_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,10 +257,10 @@ def test_child_that_has_its_parents_memory_still_is_not_counted_twice() -> None:
             assert process.stdout is not None
             assert process.stdin is not None
             process.stdout.readline()
-            alone = hardware.memory_of_tree(process.pid)
+            alone = process_memory.memory_of_tree(process.pid)
             process.stdin.write("go\n")
             process.stdin.flush()
-            with hardware.PeakMemory(process.pid, interval_seconds=0.0005) as peak:
+            with process_memory.PeakMemory(process.pid, interval_seconds=0.0005) as peak:
                 time.sleep(1.0)
             assert peak.peak_bytes < 1.5 * alone
         finally:

@@ -18,7 +18,7 @@ from engine import hardware, supervisor
 from engine import phase as phase_module
 from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, OutOfMemory, PhaseDied
 from engine.events import EventWriter, read_events
-from engine.machine import gpu_check
+from engine.machine import gpu_check, process_memory
 from engine.phase_environment import phase_environment
 from engine.run import Run
 from engine.supervisor import Supervisor
@@ -125,7 +125,7 @@ def phase_that_says(run: Run, monkeypatch: pytest.MonkeyPatch, words: Iterator[s
 def test_a_phase_that_takes_more_than_its_budget_is_told_at_once_and_once(run, monkeypatch, budget, times):
     run.info["settings"]["memory_budget"] = budget
     seen = phase_that_says(run, monkeypatch, iter([""]), 0)
-    monkeypatch.setattr(hardware, "memory_of_tree", lambda pid: 8_192)
+    monkeypatch.setattr(process_memory, "memory_of_tree", lambda pid: 8_192)
     seen._run_phase("student")
     found = [event for event in told(run, "log") if event["code"] == "over-budget"]
     assert len(found) == times

@@ -127,11 +127,12 @@ def test_memory_is_told_by_psutil_where_there_is_no_proc(tmp_path: Path) -> None
     asked = """
 import subprocess
 from engine import hardware
+from engine.machine import process_memory
 machine = hardware.detect()
 assert 2**28 < machine.available_bytes <= machine.ram_bytes, machine
 assert machine.cores >= 1 and machine.cpu_name and machine.cgroup_limit_bytes is None, machine
 assert hardware.memory_note() == ""
-assert hardware.memory_of_tree(os.getpid()) > 2**22
+assert process_memory.memory_of_tree(os.getpid()) > 2**22
 assert hardware.killed_for_memory() is None
 assert hardware.boot_id()
 """
@@ -141,11 +142,11 @@ assert hardware.boot_id()
 
 def test_all_that_a_process_has_counts_where_macos_tells_no_more(tmp_path: Path) -> None:
     asked = """
-from engine import hardware
+from engine.machine import process_memory
 def denied(process):
     raise psutil.AccessDenied(process.pid)
 psutil.Process.memory_full_info = denied
-assert hardware.memory_of_tree(os.getpid()) > 2**22
+assert process_memory.memory_of_tree(os.getpid()) > 2**22
 """
     done = run(MAC + asked, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -160,9 +161,10 @@ importlib.util.find_spec = lambda name, *rest: None if name == "psutil" else own
 from engine import hardware
 from engine.config import RunConfig
 from engine.planner.budget import budget_for
+from engine.machine import process_memory
 machine = hardware.detect()
 assert 0 < machine.available_bytes <= machine.ram_bytes // 2
-assert hardware.memory_of_tree(os.getpid()) == 0
+assert process_memory.memory_of_tree(os.getpid()) == 0
 assert "psutil" in budget_for(RunConfig(device="cpu"), machine, [], "2.13.0").reasons["ram_budget"]
 """
     done = run(MAC + asked, tmp_path)
