@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.machine.device import Device
-from engine.planner.footprint import StudentSetting
+from engine.planner.phase_settings import StudentSetting
 from engine.planner.sizes import head_chunk_tokens, is_large_block, smaller_chunk
 
 HEAD_CHUNK = "head_chunk_tokens"

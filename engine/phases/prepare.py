@@ -17,8 +17,8 @@ from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
 from engine.phase_control import PhaseControl
 from engine.planner.adapters import adapter_problems
-from engine.planner.footprint import StudentSetting
 from engine.planner.models import FROM_TEACHER
+from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of
 from engine.planner.workload import too_little_text
 from engine.run import Run

@@ -42,8 +42,9 @@ from engine.phases.student_result import (
 )
 from engine.phases.teacher import open_store
 from engine.planner.adapters import adapter_shape
-from engine.planner.footprint import StudentSetting, context_bytes_on, student_reads_ahead
+from engine.planner.footprint import context_bytes_on, student_reads_ahead
 from engine.planner.models import FROM_TEACHER
+from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import EVALUATION_ROWS, MOST_EVALUATIONS

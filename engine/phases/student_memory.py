@@ -9,7 +9,8 @@ from engine.config import RunConfig
 from engine.machine.device import Device
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
-from engine.planner.footprint import StudentSetting, student_footprint
+from engine.planner.footprint import student_footprint
+from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of
 from engine.student.learner import Learner
 

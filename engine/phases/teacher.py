@@ -30,7 +30,8 @@ from engine.models.spec import fingerprint
 from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
-from engine.planner.footprint import SPARED, TeacherSetting, context_bytes_on, reads_ahead, teacher_footprint
+from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
+from engine.planner.phase_settings import TeacherSetting
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.ranks import ALONE, Rank

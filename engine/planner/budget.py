@@ -10,8 +10,9 @@ from engine.errors import Problem, SettingsError
 from engine.format import format_bytes
 from engine.hardware import Hardware, memory_note
 from engine.machine.device import Device
-from engine.planner.footprint import Footprint, context_bytes_on
+from engine.planner.footprint import context_bytes_on
 from engine.planner.live_runs import LiveRun
+from engine.planner.phase_settings import Footprint
 
 # Default share of the free memory that a run may take: the rest is for other programs that start meanwhile.
 FREE_SHARE = 0.85

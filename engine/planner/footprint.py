@@ -9,12 +9,11 @@ Legend: B rows in a micro-batch, T tokens in a row, H hidden size, I intermediat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from engine.config import RunConfig
 from engine.hardware import Gpu
-from engine.machine.device import CPU, Device
-from engine.planner.adapters import targets_of
+from engine.planner.activations import forward_bytes, is_unfused, kept_bytes, layer_bytes, mask_bytes
+from engine.planner.phase_settings import Footprint, StudentSetting, TeacherSetting
 from engine.planner.shape import PRECISION_BYTES, ModelShape
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 
@@ -58,148 +57,6 @@ _QUANTIZED_BYTES = {"int8": 1.02, "nf4": 0.5625}
 _STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256}
 
 
-@dataclass(frozen=True)
-class TeacherSetting:
-    """The settings that the teacher phase's memory and time depend on.
-
-    Attributes:
-        total_tokens: of the whole text; short text makes short waves. None while it is not known.
-        reads_ahead: a streamed layer is read while the one before computes, and the head's rows are kept; see
-            :func:`reads_ahead`.
-        keeps_memory: freed memory stays in the process.
-    """
-
-    batch: int
-    sequence_length: int
-    precision: str
-    layer_by_layer: bool
-    quantization: str = "none"
-    cpu_offload: bool = False
-    record_size: int = 12
-    device: Device = CPU
-    total_tokens: int | None = None
-    reads_ahead: bool = True
-    keeps_memory: bool = False
-
-    @classmethod
-    def of(cls, settings: RunConfig, device: Device) -> TeacherSetting:
-        """The setting of a planned run on this device; freed memory is taken to go back to the system."""
-        return cls(
-            batch=settings.teacher_batch or 1,
-            sequence_length=settings.sequence_length or 1,
-            precision=settings.precision or "fp32",
-            layer_by_layer=bool(settings.layer_by_layer),
-            quantization=settings.quantization,
-            cpu_offload=bool(settings.cpu_offload),
-            record_size=settings.record_size,
-            device=device,
-        )
-
-
-@dataclass(frozen=True)
-class StudentSetting:
-    """The settings that the student phase's memory and time depend on.
-
-    Attributes:
-        packing: rows hold several documents, between which attention is cut by a mask.
-        rank: of a low-rank adapter; 0 trains all weights.
-        targets: linear layers that are adapted; all where empty.
-        quantization: of the frozen weights of a student with an adapter.
-        layer_by_layer: a student with an adapter has its layers streamed.
-        reads_ahead: a streamed layer is read while the one before computes; see :func:`student_reads_ahead`.
-        ranks: processes that share the rows of a step; ``batch`` and ``accumulation`` are those of one alone.
-        sharded: whether the ranks divide weights, gradients and states among them too.
-    """
-
-    batch: int
-    accumulation: int
-    sequence_length: int
-    precision: str
-    checkpointing: bool
-    optimizer: str
-    cpu_offload: bool = False
-    record_size: int = 12
-    device: Device = CPU
-    keeps_memory: bool = False
-    packing: bool = False
-    rank: int = 0
-    targets: tuple[str, ...] = ()
-    quantization: str = "none"
-    layer_by_layer: bool = False
-    reads_ahead: bool = True
-    ranks: int = 1
-    sharded: bool = False
-
-    @classmethod
-    def of(cls, settings: RunConfig, device: Device) -> StudentSetting:
-        """The setting of a planned run on this device; freed memory is taken to go back to the system."""
-        return cls(
-            batch=settings.student_batch or 1,
-            accumulation=settings.gradient_accumulation or 1,
-            sequence_length=settings.sequence_length or 1,
-            precision=settings.precision or "fp32",
-            checkpointing=bool(settings.gradient_checkpointing),
-            optimizer=settings.optimizer or "adamw",
-            cpu_offload=bool(settings.cpu_offload),
-            device=device,
-            packing=settings.packing,
-            rank=settings.lora_rank or 0,
-            targets=targets_of(settings),
-            quantization=settings.student_quantization,
-            layer_by_layer=bool(settings.student_layer_by_layer),
-            ranks=settings.processes,
-            sharded=bool(settings.student_sharded) and settings.processes > 1,
-        )
-
-    @property
-    def trains_all(self) -> bool:
-        """Whether every weight of the student has a gradient, and not an adapter alone."""
-        return not self.rank
-
-    def trained_parameters(self, shape: ModelShape) -> int:
-        """Parameters with gradients and moments: those of the student, or of its adapter."""
-        return shape.parameters if self.trains_all else shape.adapter_parameters(self.rank, self.targets)
-
-    @property
-    def is_lean(self) -> bool:
-        """Return whether each gradient is applied as soon as it is computed (engine.student.lean_step)."""
-        alone = self.accumulation == 1 and self.ranks == 1 and self.trains_all
-        return self.optimizer == "adamw-8bit" and alone and self.precision != "fp16"
-
-    @property
-    def of_rank(self) -> StudentSetting:
-        """The same for one of the ranks: it takes its share of the rows of a step, in micro-batches as large."""
-        rows = -(-self.batch * self.accumulation // self.ranks)
-        batch = min(self.batch, rows)
-        return replace(self, batch=batch, accumulation=-(-rows // batch))
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Peak memory of a phase.
-
-    Attributes:
-        parts: bytes of each part on the compute device at the moment of the peak.
-        ram_bytes: peak main memory of the process; on the CPU the sum of the parts.
-        mapped_bytes: file pages that every pass reads. They are no anonymous memory, the kernel takes them back when
-            memory is short; but a phase whose pages do not stay would read the disk at every pass.
-    """
-
-    parts: dict[str, int]
-    ram_bytes: int
-    mapped_bytes: int = 0
-
-    @property
-    def peak_bytes(self) -> int:
-        """Peak on the compute device."""
-        return sum(self.parts.values())
-
-    @property
-    def needed_bytes(self) -> int:
-        """Main memory that has to be there for the phase to run well."""
-        return self.ram_bytes + self.mapped_bytes
-
-
 def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     """Return the memory of the teacher phase: the higher of two moments, in the layers and in the lm_head."""
     tokens = setting.batch * setting.sequence_length
@@ -232,7 +89,7 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     # scored positions are gathered beside it.
     waiting = (wave if setting.layer_by_layer else tokens) * shape.hidden_size * number
     gathered = 2 * tokens * shape.hidden_size * number
-    in_layers = _forward_bytes(shape, setting.batch, setting.sequence_length, number, _is_unfused(shape, setting))
+    in_layers = forward_bytes(shape, setting.batch, setting.sequence_length, number, is_unfused(shape, setting))
     chunk = head_chunk_tokens(shape.vocab_size, device=setting.device)
     blocks = chunk * shape.vocab_size * (4 * _TEACHER_BLOCKS + (number if number < 4 else 0))
     blocks += chunk * min(setting.record_size, shape.vocab_size) * _DRAW_BYTES
@@ -316,9 +173,9 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     head_gradient = 4 * shape.head_matrix
     gradients = 4 * parameters
     accumulates = setting.accumulation > 1
-    kept = _kept_bytes(shape, setting, number) + _mask_bytes(shape, setting, number)
+    kept = kept_bytes(shape, setting, number) + mask_bytes(shape, setting, number)
     ends = tokens * shape.hidden_size * (4 * _ENDS)
-    layer = _layer_bytes(shape, setting, number)
+    layer = layer_bytes(shape, setting, number)
     # The backward pass of one layer: gradients of what the layer holds, and with checkpointing the layer's own
     # activations once more.
     backward = layer // 2 + (layer if setting.checkpointing else 0)
@@ -400,9 +257,9 @@ def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         logits += block + max(block, min(setting.device.waiting_bytes, tokens * shape.vocab_size * number))
         layers = max(shape.layer_parameters) if setting.checkpointing else sum(shape.layer_parameters)
         copies = (layers + shape.head_matrix) * number
-    kept = _kept_bytes(shape, setting, number) + _mask_bytes(shape, setting, number)
+    kept = kept_bytes(shape, setting, number) + mask_bytes(shape, setting, number)
     ends = tokens * shape.hidden_size * (4 * _ENDS)
-    activations = _layer_bytes(shape, setting, number)
+    activations = layer_bytes(shape, setting, number)
     backward = activations // 2 + (activations if setting.checkpointing else 0)
     head_gradient = 4 * shape.head_matrix
     own = int(4 * shape.parameters * share)
@@ -469,8 +326,8 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     # Of each adapted layer, [tokens, rank] is kept, and the adapter's own output is added to the layer's.
     products = sum(linear.share for linear in shape.adapted(setting.targets))
     low = int(tokens * number * products * setting.rank)
-    mask = _mask_bytes(shape, setting, number)
-    layer = _layer_bytes(shape, setting, number) + low
+    mask = mask_bytes(shape, setting, number)
+    layer = layer_bytes(shape, setting, number) + low
     is_again = setting.checkpointing or setting.layer_by_layer
     border = tokens * shape.hidden_size * number
     if setting.layer_by_layer:
@@ -568,16 +425,6 @@ _LEAN_LOGITS = 12 * MIB
 # 8-bit moments are unpacked a million elements at a time.
 _UPDATE_PIECES = 20 * MIB
 
-# Models whose attention has a cap on its scores, or a bias that the fused kernel does not take, build the whole
-# [B, heads, T, T] matrix.
-_FULL_ATTENTION = frozenset({"gemma2", "bloom", "mpt", "falcon", "gpt_oss"})
-# Models whose layers see a window and the whole row by turns.
-_WINDOWS = frozenset({"gemma2", "gemma3", "gemma3_text", "gpt_oss", "cohere2", "exaone4", "olmo3", "ministral"})
-# Attention and MLP read the same input, so that one copy of it is kept.
-_PARALLEL = frozenset({"gpt_neox", "gptj", "phi", "cohere", "cohere2"})
-# Activations that are written as several operations keep what each of them read.
-_LONG_ACTIVATION = frozenset({"gpt2", "gpt_neo", "gptj", "gemma", "gemma2", "gemma3", "gemma3_text"})
-
 
 def _power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
@@ -585,66 +432,3 @@ def _power_of_two(size: int) -> int:
 
 def _interpreter_bytes(shape: ModelShape) -> int:
     return _INTERPRETER + shape.num_layers * _MODULES_OF_LAYER
-
-
-def _attention_scores(shape: ModelShape, batch: int, length: int, number: int, is_unfused: bool) -> int:
-    is_full = shape.model_type in _FULL_ATTENTION or is_unfused
-    return batch * shape.num_heads * length * length * number if is_full else 0
-
-
-def _is_unfused(shape: ModelShape, setting: TeacherSetting | StudentSetting) -> bool:
-    """Whether torch's attention builds the whole matrix of scores on a GPU.
-
-    Its fused kernels take grouped queries in half precision alone, and NVIDIA's before capability 8.0, which are the
-    ones that fp16 is planned for, have none for them in fp16 either.
-    Source: https://github.com/pytorch/pytorch/pull/181528, https://github.com/huggingface/transformers/issues/48633
-    """
-    return not setting.device.is_host and shape.num_kv_heads < shape.num_heads and setting.precision != "bf16"
-
-
-def _forward_bytes(shape: ModelShape, batch: int, length: int, number: int, is_unfused: bool) -> int:
-    """One layer's temporaries without gradients: the widest moment is in attention or in the MLP."""
-    tokens = batch * length
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    attention = 2 * hidden + 2 * shape.attention_width
-    mlp = 3 * hidden + (3 if shape.mlp_matrices > 2 else 2) * inner
-    return int(tokens * number * max(attention, mlp)) + 2 * _attention_scores(shape, batch, length, number, is_unfused)
-
-
-def _layer_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
-    """Return the activations of one decoder layer that its backward pass needs."""
-    tokens = setting.batch * setting.sequence_length
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    heads_width = shape.num_heads * shape.head_dim
-    is_parallel = shape.model_type in _PARALLEL
-    # Norms read the float32 stream; root-mean-square norms keep a scaled copy beside it; their output is what the
-    # products read.
-    norms = (1 if is_parallel else 2) * 4 * hidden + 2 * number * hidden
-    norms += 0 if shape.plain_norms else 2 * 4 * hidden
-    # Query, key and value; where they are views of one matrix, the rotated query and key are further copies.
-    attention = number * shape.attention_width
-    if shape.fused_attention and shape.model_type != "gpt2":
-        attention += number * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
-    attention += 2 * number * heads_width  # the output, and the same in the order that the next product reads
-    gated = shape.mlp_matrices > 2
-    inner_copies = 4 if gated else 2
-    if shape.model_type in _LONG_ACTIVATION:
-        inner_copies += 3
-    scores = 3 * _attention_scores(shape, setting.batch, setting.sequence_length, number, _is_unfused(shape, setting))
-    return tokens * (norms + attention + number * inner_copies * inner) + scores
-
-
-def _mask_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
-    """The mask between documents, as numbers to add, which all layers share; nothing where rows hold one document.
-
-    A model with windows has a second one for these layers.
-    """
-    masks = 2 if shape.model_type in _WINDOWS else 1
-    return masks * setting.batch * setting.sequence_length**2 * number if setting.packing else 0
-
-
-def _kept_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
-    """Return the activations of all layers that are stored for the backward pass."""
-    if setting.checkpointing:
-        return shape.num_layers * setting.batch * setting.sequence_length * shape.hidden_size * 4
-    return shape.num_layers * _layer_bytes(shape, setting, number)

@@ -8,7 +8,7 @@ from engine.config import RunConfig
 from engine.errors import DoesNotFit
 from engine.format import format_bytes, format_count
 from engine.planner import disk as disk_formulas
-from engine.planner.footprint import Footprint
+from engine.planner.phase_settings import Footprint
 from engine.planner.recommend import Proposal, Question, nearest_that_fits
 
 _PART_NAMES = {

@@ -18,7 +18,8 @@ from engine.models.hub import cached_models, resolve_model
 from engine.models.narrow import width_of
 from engine.models.spec import read_spec
 from engine.planner.budget import Budget
-from engine.planner.footprint import StudentSetting, TeacherSetting, student_footprint, teacher_footprint
+from engine.planner.footprint import student_footprint, teacher_footprint
+from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.shape import ModelShape, shape_of
 from engine.settings import layer_count, layer_list
 

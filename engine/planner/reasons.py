@@ -9,7 +9,8 @@ from typing import Any
 from engine.format import format_bytes, format_count, format_duration
 from engine.planner import disk
 from engine.planner.adapters import ALPHA_PER_RANK, RATE_FACTOR
-from engine.planner.footprint import Footprint, student_footprint, teacher_footprint
+from engine.planner.footprint import student_footprint, teacher_footprint
+from engine.planner.phase_settings import Footprint
 from engine.planner.prediction import PhasePrediction
 from engine.planner.recommend import Proposal, Question, keeping_memory
 from engine.planner.sharding import why_not_sharded

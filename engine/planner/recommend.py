@@ -15,17 +15,9 @@ from engine.config import RunConfig
 from engine.planner.adapters import default_rank, targets_of
 from engine.planner.budget import Budget
 from engine.planner.disk import checkpoint_bytes
-from engine.planner.footprint import (
-    SPARED,
-    Footprint,
-    StudentSetting,
-    TeacherSetting,
-    reads_ahead,
-    student_footprint,
-    student_reads_ahead,
-    teacher_footprint,
-)
+from engine.planner.footprint import SPARED, reads_ahead, student_footprint, student_reads_ahead, teacher_footprint
 from engine.planner.measure import MachineRates
+from engine.planner.phase_settings import Footprint, StudentSetting, TeacherSetting
 from engine.planner.shape import CARRIES_A_STATE, ModelShape
 from engine.planner.sharding import why_not_sharded
 from engine.planner.timing import step_seconds, teacher_duration

@@ -10,8 +10,8 @@ from engine.config import RunConfig
 from engine.errors import TinyDistillError
 from engine.machine.device import Device
 from engine.models.spec import ModelSpec, read_spec
-from engine.planner.footprint import StudentSetting
 from engine.planner.measure import MachineRates, kept_at, machine_rates
+from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import ModelShape, shape_of
 from engine.planner.timing import forward_flops_per_token
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from engine.planner.footprint import StudentSetting, TeacherSetting
 from engine.planner.measure import MachineRates
+from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.shape import ModelShape
 from engine.planner.sizes import wave_tokens
 

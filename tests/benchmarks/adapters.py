@@ -194,8 +194,9 @@ def _child(folder: Path, name: str, quantization: Any, way: str, steps: int) -> 
     from engine.models.load_in_place import in_memory, load_in_place
     from engine.models.memory import return_memory
     from engine.models.stream import StreamedTeacher
-    from engine.planner.footprint import StudentSetting, student_footprint
+    from engine.planner.footprint import student_footprint
     from engine.planner.models import describe
+    from engine.planner.phase_settings import StudentSetting
     from engine.student.adapter import LowRankAdapter
     from engine.student.adapter_step import adapter_step
     from engine.student.learner import Learner

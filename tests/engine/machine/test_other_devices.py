@@ -13,7 +13,7 @@ from engine.errors import SettingsError
 from engine.machine import gpu_check, gpu_probe
 from engine.machine.gpu_check import checked
 from engine.planner.budget import budget_for
-from engine.planner.footprint import Footprint
+from engine.planner.phase_settings import Footprint
 from tests.engine.planner.machines import GIB, computer
 from tests.pretend_gpu import pretend_gpu
 

@@ -14,8 +14,9 @@ from engine.models.spec import read_spec
 from engine.phases.prepare import check_linears
 from engine.planner import plan
 from engine.planner.adapters import adapter_shape, check_adapter, default_rank, targets_of
-from engine.planner.footprint import StudentSetting, student_footprint
+from engine.planner.footprint import student_footprint
 from engine.planner.models import describe
+from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import LinearShape, ModelShape
 from engine.student.adapter import LowRankAdapter
 from tests.engine.models.test_quantised import LAYOUTS, quantised

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from engine.machine.device import Device
-from engine.planner.footprint import StudentSetting, TeacherSetting, student_footprint, teacher_footprint
+from engine.planner.footprint import student_footprint, teacher_footprint
+from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.prediction import PARTS
 from tests.engine.planner.machines import MIB, PYTHIA_70M, PYTHIA_410M, pythia
 

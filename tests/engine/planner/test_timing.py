@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from engine.planner.footprint import StudentSetting, TeacherSetting
 from engine.planner.measure import cautious_rates
+from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.timing import step_seconds, student_duration, teacher_duration
 from tests.engine.planner.machines import PYTHIA_70M, PYTHIA_410M, RATES
 
