@@ -27,6 +27,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -35,6 +36,7 @@ if sys.platform != "win32":
 
 from engine import safe_child
 from engine.config import RunConfig
+from engine.phase_kinds import KINDS
 
 WAITING = "waiting"
 """Stands in its command where a phase has its name, and is as long as each of them: see :func:`_rename`."""
@@ -354,13 +356,12 @@ def _import_what_phases_need() -> None:
     import engine.data.tokenise
     import engine.models.fit
     import engine.models.load
-    import engine.phases.prepare
-    import engine.phases.student
-    import engine.phases.teacher
     import engine.teacher.depth
     import engine.teacher.score  # noqa: F401
     from engine.models.memory import trim_heap
 
+    for kind in KINDS.values():
+        import_module(kind.module)
     trim_heap()  # what imports leave free at the end of the heap would be every phase's
     gc.freeze()  # a collection neither looks through what was imported nor copies its pages into a phase
     gc.enable()
