@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +49,18 @@ def _main(words: Sequence[str]) -> int:
     path = Path(typed.folder).expanduser()
     folder = student_folder(path)
     run = next((each for each in (path, path.parent) if (each / "run.json").is_file()), None)
-    if typed.data is None and (run is None or not (run / "tokens.h5").is_file()):
+    has_holdout = run is not None and (run / "tokens.h5").is_file()
+    if typed.data is None and not has_holdout and (_own(typed.tasks) or not typed.tasks):
         raise FolderError(
             f"{path} has no hold-out of its own.", "Only a run's folder has one.", "Name a text: --data FILE_OR_FOLDER"
         )
-    if typed.data is None:
+    if typed.data is not None:
+        found = _on_text(folder, typed)
+    elif has_holdout:
         assert run is not None
         found = _on_holdout(run, folder, typed)
     else:
-        found = _on_text(folder, typed)
+        found = _on_tasks(folder, typed)
     found.verdict = verdict(found)
     print(json.dumps(vars(found)) if typed.json else _table(found))
     return 0
@@ -119,6 +122,19 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
         found.before = {"loss": float(before), "bits_per_byte": float(before) * share}
     examinee = Examinee(model, _encoder(tokenizer), vocab_size=vocab_size, most_tokens=length, bos_id=_bos(tokenizer))
     _ask(found, examinee, texts, typed)
+    _ask_harness(found, model, tokenizer, typed)
+    return found
+
+
+def _on_tasks(folder: Path, typed: argparse.Namespace) -> Findings:
+    """A model in tasks that bring a text of their own."""
+    import torch
+
+    from engine.models.load import load_causal_lm, load_tokenizer
+
+    found = Findings(str(folder), "tasks of lm-eval")
+    model = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=typed.trust_remote_code)
+    _ask_harness(found, model, load_tokenizer(folder, trust_remote_code=typed.trust_remote_code), typed)
     return found
 
 
@@ -163,7 +179,28 @@ def _on_text(folder: Path, typed: argparse.Namespace) -> Findings:
     found.figures["loss"] = figure(sums[:, 1], sums[:, 0], typed.seed).as_list()
     found.figures["bits_per_byte"] = figure(sums[:, 1] / np.log(2), sums[:, 2], typed.seed).as_list()
     _ask(found, examinee, texts, typed)
+    _ask_harness(found, model, tokenizer, typed)
     return found
+
+
+def _own(tasks: Sequence[str]) -> list[str]:
+    """The tasks that are made of the text."""
+    return [task for task in tasks if task in TASKS]
+
+
+def _of_harness(tasks: Sequence[str]) -> list[str]:
+    """The tasks of lm-eval."""
+    return [task for task in tasks if task not in TASKS]
+
+
+def _ask_harness(found: Findings, model: Any, tokenizer: Any, typed: argparse.Namespace) -> None:
+    tasks = _of_harness(typed.tasks)
+    if not tasks:
+        return
+    from engine.student import harness
+
+    for name, score in harness.ask(model, tokenizer, tasks, most_questions=typed.questions).items():
+        found.tasks[name] = {"metrics": score.figures, "questions": score.questions}
 
 
 def _ask(found: Findings, examinee: Examinee, texts: list[str], typed: argparse.Namespace) -> None:
@@ -171,7 +208,7 @@ def _ask(found: Findings, examinee: Examinee, texts: list[str], typed: argparse.
 
     from engine.student.exam import GUESSING, figure, questions
 
-    for task in typed.tasks:
+    for task in _own(typed.tasks):
         asked = questions(task, texts, typed.questions, typed.seed)
         if not asked:
             continue
@@ -207,11 +244,14 @@ def _texts_of(tokens: Any, tokenizer: Any) -> tuple[list[str], int]:
 
 def verdict(found: Findings) -> str:
     """Return a summary of the results in one sentence."""
+    if "loss" not in found.figures:
+        return f"The tasks are judged above, {len(found.tasks)} in all; no text was scored."
     loss, low, high = found.figures["loss"]
     sure = f"{loss:.3f} (95% {low:.3f} to {high:.3f})"
     if "loss_beyond_teacher" not in found.figures:
-        above = [task for task, told in found.tasks.items() if told["guessing"] and told["share"][1] > told["guessing"]]
-        choices = [task for task, told in found.tasks.items() if told["guessing"]]
+        guessed = {task: told for task, told in found.tasks.items() if told.get("guessing")}
+        above = [task for task, told in guessed.items() if told["share"][1] > told["guessing"]]
+        choices = list(guessed)
         tail = ""
         if choices:
             tail = f", and it chooses better than by guessing in {', '.join(above)}" if above else (
@@ -243,7 +283,8 @@ _LABELS = {
 
 
 def _table(found: Findings) -> str:
-    lines = [f"{found.model} on {found.text}: {found.tokens:,} tokens, {found.documents:,} documents", ""]
+    size = f": {found.tokens:,} tokens, {found.documents:,} documents" if found.figures else ""
+    lines = [f"{found.model} on {found.text}{size}", ""]
     for name, label in _LABELS.items():
         if name not in found.figures:
             continue
@@ -256,10 +297,25 @@ def _table(found: Findings) -> str:
         more = f"   {', '.join(beside)}" if beside else ""
         lines.append(f"  {label:<20} {mean:.3f}   95% {low:.3f} to {high:.3f}{more}")
     for task, told in found.tasks.items():
+        for metric, (mean, low, high) in told.get("metrics", {}).items():
+            label = f"{task} {metric}"
+            lines.append(f"  {label:<20} {mean:.3f}   95% {low:.3f} to {high:.3f}   {told['questions']} questions")
+        if "share" not in told:
+            continue
         mean, low, high = told["share"]
         guessing = f"   guessing {told['guessing']:.0%}" if told["guessing"] else ""
         lines.append(f"  {task:<20} {mean:.0%}   95% {low:.0%} to {high:.0%}   {told['questions']} questions{guessing}")
     return "\n".join([*lines, "", found.verdict])
+
+
+def _unusable(tasks: Sequence[str]) -> list[Problem]:
+    """Problems of the tasks that are not made of the text."""
+    if not tasks:
+        return []
+    from engine.student import harness
+
+    own = f"expected some of {', '.join(TASKS)}, or a task of lm-eval"
+    return [replace(each, accepted=f"{own}: {each.accepted}") for each in harness.check(tasks)]
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -269,8 +325,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, a model's folder, or a GGUF file")
     parser.add_argument("--data", metavar="TEXT", help="Another text than the run's hold-out: a file or a folder")
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), metavar="NAME",
-                        help=f"Tasks made of the text: {', '.join(TASKS)} (default: all); none after --tasks: no task"
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), metavar="FILE_OR_NAME",
+                        help=f"Tasks made of the text: {', '.join(TASKS)} (default: all); tasks of lm-eval by name or "
+                             "by YAML file, which need the extra 'eval'; none after --tasks: no task"
                         )  # fmt: skip
     parser.add_argument("--questions", type=int, default=100, metavar="N", help="Most questions of each task")
     parser.add_argument("--max_tokens", type=int, default=50_000, metavar="N",
@@ -286,9 +343,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         for name in ("questions", "max_tokens")
         if getattr(typed, name) < 1
     ]
-    problems += [
-        Problem("tasks", task, f"expected some of {', '.join(TASKS)}") for task in typed.tasks if task not in TASKS
-    ]
+    problems += _unusable(_of_harness(typed.tasks))
     if problems:
         raise SettingsError(problems, "")
     return typed
