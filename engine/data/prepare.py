@@ -105,20 +105,37 @@ class PrepareResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Settings of rows and hold-out.
+
+    Attributes:
+        sequence_length: most tokens in a row.
+        samples: most rows to train on; None for all. The hold-out has the same share of it as it has of the documents,
+            from FEWEST_HOLDOUT_ROWS to MOST_HOLDOUT_ROWS rows.
+        holdout: share of the documents kept out of training.
+        packing: whether a row holds several documents.
+        trust_remote_code: whether a tokenizer may bring code.
+        allow_losses: whether more than half of the documents may be left out.
+    """
+
+    sequence_length: int
+    samples: int | None
+    holdout: float
+    packing: bool
+    trust_remote_code: bool = False
+    allow_losses: bool = False
+
+
 def prepare(
     *,
     source: TextSource,
     teacher: ModelSpec,
     student: ModelSpec | None,
-    sequence_length: int,
-    samples: int | None,
-    holdout: float,
-    packing: bool,
+    settings: PrepareSettings,
     out: Path,
     events: EventWriter,
     control: PhaseControl,
-    trust_remote_code: bool = False,
-    allow_losses: bool = False,
 ) -> PrepareResult:
     """Make the token file.
 
@@ -126,16 +143,10 @@ def prepare(
         source: where the text comes from.
         teacher: whose tokenizer is used.
         student: that has to have the same one; None when it is cut from the teacher.
-        sequence_length: most tokens in a row.
-        samples: most rows to train on; None for all. The hold-out has the same share of it as it has of the documents,
-            from FEWEST_HOLDOUT_ROWS to MOST_HOLDOUT_ROWS rows.
-        holdout: share of the documents kept out of training.
-        packing: whether a row holds several documents.
+        settings: of rows and hold-out.
         out: the file; it appears when it is whole.
         events: receives the progress.
         control: checked for a stop between two batches.
-        trust_remote_code: whether a tokenizer may bring code.
-        allow_losses: whether more than half of the documents may be left out.
 
     Raises:
         DataError: there is no usable text, or too little to hold anything out.
@@ -145,6 +156,7 @@ def prepare(
         Stopped: the user stopped the run; no file remains.
     """
     began = time.monotonic()
+    sequence_length, samples, holdout = settings.sequence_length, settings.samples, settings.holdout
     vocabulary = check_models(teacher, student, sequence_length)
     # Here, not above: transformers takes seconds to import, and the checks are quick to fail.
     from engine.data.tokenise import DocumentTokeniser
@@ -153,7 +165,7 @@ def prepare(
 
     tokenizer = load_tokenizer(
         teacher.path,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=settings.trust_remote_code,
         on_note=lambda note: events.log("warning", note, "tokenizer-class"),
     )
     check_ids(tokenizer, vocabulary)
@@ -164,7 +176,7 @@ def prepare(
             tokeniser=DocumentTokeniser(tokenizer, str(teacher.path)),
             vocabulary=vocabulary,
             sequence_length=sequence_length,
-            packing=packing,
+            packing=settings.packing,
             samples=samples,
             wanted_holdout=wanted_holdout_rows(samples, holdout),
             events=events,
@@ -176,12 +188,12 @@ def prepare(
             vocab_size=vocabulary.size,
             pad_id=vocabulary.pad_id,
             eos_id=vocabulary.eos_id,
-            attributes={"tokenizer": vocabulary.sha, "holdout": fraction, "packing": int(packing)},
+            attributes={"tokenizer": vocabulary.sha, "holdout": fraction, "packing": int(settings.packing)},
         ) as writer:
             work.run(source, fraction, cutting, writer)
             if work.rows["train"] and work.rows["holdout"]:
                 lost = work.left_out(source)
-                if lost.is_most and not allow_losses:
+                if lost.is_most and not settings.allow_losses:
                     events.log("info", "More than half of the text would not be used.", left_out.ASKS_FOR_LOSSES)
                     raise lost.error()
                 writer.commit()

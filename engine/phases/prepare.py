@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from engine.config import RunConfig
-from engine.data.prepare import prepare
+from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
 from engine.errors import Problem, SettingsError, TokenizerMismatch
 from engine.events import EventWriter
@@ -169,15 +169,17 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
         source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),
         teacher=teacher,
         student=student,
-        sequence_length=settings.sequence_length,
-        samples=settings.samples,
-        holdout=settings.holdout,
-        packing=settings.packing,
         out=run.tokens_path,
         events=events,
         control=control,
-        trust_remote_code=settings.trust_remote_code,
-        allow_losses=settings.allow_losses,
+        settings=PrepareSettings(
+            sequence_length=settings.sequence_length,
+            samples=settings.samples,
+            holdout=settings.holdout,
+            packing=settings.packing,
+            trust_remote_code=settings.trust_remote_code,
+            allow_losses=settings.allow_losses,
+        ),
     )
     shape = shape_of(student or teacher)
     if student is None and (count := layer_count(settings.student_layers)):

@@ -161,7 +161,7 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, wa
     from engine.models.load import ResidentTeacher
     from engine.models.stream import StreamedTeacher
     from engine.planner.sizes import head_chunk_tokens
-    from engine.teacher.score import score
+    from engine.teacher.score import ScoreSettings, score
 
     identity = store.identity
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(identity.precision, torch.float32)
@@ -184,14 +184,16 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, wa
         tokens=tokens,
         store=again,
         splits=SPLITS,
-        micro_batch=_MICRO_BATCH,
-        wave_tokens=_WAVE_TOKENS,
-        chunk_tokens=head_chunk_tokens(model.vocab_rows, device=kind_of(device)),
-        record_size=identity.record_size,
-        temperature=identity.temperature,
-        seed=identity.seed,
         events=EventWriter(folder / "events.jsonl"),
         control=PhaseControl.inert(),
+        settings=ScoreSettings(
+            micro_batch=_MICRO_BATCH,
+            wave_tokens=_WAVE_TOKENS,
+            chunk_tokens=head_chunk_tokens(model.vocab_rows, device=kind_of(device)),
+            record_size=identity.record_size,
+            temperature=identity.temperature,
+            seed=identity.seed,
+        ),
     )
     model.close()
     return again

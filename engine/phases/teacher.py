@@ -202,7 +202,7 @@ def _score(
 ) -> dict[str, Any] | None:
     """Score the rank's rows; None if it has nothing to do, and the teacher is not loaded."""
     from engine.phases.device import device_peak_bytes, prepare_torch
-    from engine.teacher.score import has_work, score
+    from engine.teacher.score import ScoreSettings, has_work, score
 
     device, dtype = prepare_torch(settings)
     spec = teacher_spec(settings)
@@ -238,16 +238,18 @@ def _score(
             tokens=tokens,
             store=store,
             splits=SPLITS,
-            micro_batch=micro_batch,
-            wave_tokens=most_tokens,
-            chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
-            record_size=settings.record_size,
-            temperature=settings.temperature,
-            seed=settings.seed,
             events=events,
             control=control,
             relief=Relief(teacher, events, also="the next waves are half as long"),
             rank=rank,
+            settings=ScoreSettings(
+                micro_batch=micro_batch,
+                wave_tokens=most_tokens,
+                chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
+                record_size=settings.record_size,
+                temperature=settings.temperature,
+                seed=settings.seed,
+            ),
         )
     finally:
         teacher.close()

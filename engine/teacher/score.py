@@ -81,18 +81,38 @@ class ScoreResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Settings of records, and of the passes that make them.
+
+    Attributes:
+        micro_batch: rows of full length per forward pass; of short documents as many as have the same number of tokens.
+        wave_tokens: maximum number of tokens in a wave (padding included), but at least one row.
+        chunk_tokens: positions whose logits exist at a time.
+        record_size: ids in a record.
+        temperature: of the distribution that is recorded.
+        seed: of the draws.
+    """
+
+    micro_batch: int
+    wave_tokens: int
+    chunk_tokens: int
+    record_size: int
+    temperature: float
+    seed: int
+
+    def rows_in_wave(self, sequence_length: int) -> int:
+        """Rows of this length in a wave."""
+        return max(1, self.wave_tokens // sequence_length)
+
+
 def score(
     *,
     teacher: Teacher,
     tokens: TokenFile,
     store: CacheStore,
     splits: Sequence[Split],
-    micro_batch: int,
-    wave_tokens: int,
-    chunk_tokens: int,
-    record_size: int,
-    temperature: float,
-    seed: int,
+    settings: ScoreSettings,
     events: EventWriter,
     control: PhaseControl,
     relief: Relief | None = None,
@@ -105,16 +125,11 @@ def score(
         tokens: the rows.
         store: takes the records; one shard for each wave.
         splits: the rows to score, in this order.
-        micro_batch: rows of full length per forward pass; of short documents as many as have the same number of tokens.
-        wave_tokens: maximum number of tokens in a wave (padding included), but at least one row.
-        chunk_tokens: positions whose logits exist at a time.
-        record_size: ids in a record.
-        temperature: of the distribution that is recorded.
-        seed: of the draws.
+        settings: of records and passes.
         events: gets ``progress`` and ``shard``.
         control: checked at safe points; a stop loses at most one wave.
         relief: watches memory; while it is short, waves are shorter, which changes shards but no record.
-        rank: which waves are this process's; every process of the world needs the same rows and ``wave_tokens``.
+        rank: which waves are this process's; every process of the world needs the same rows and waves.
 
     Raises:
         Stopped: the user stopped the run.
@@ -122,7 +137,7 @@ def score(
     """
     progress = _Progress(tokens, store, splits, events, control, relief, rank)
     scored_tokens = scored_rows = shards = 0
-    rows_in_wave = max(1, wave_tokens // tokens.sequence_length)
+    micro_batch, rows_in_wave = settings.micro_batch, settings.rows_in_wave(tokens.sequence_length)
     waves = _Waves(tokens, splits, rows_in_wave, rank)
     for split in splits:
         hashes = tokens.hashes(split)
@@ -142,15 +157,15 @@ def score(
             control.safe_point()
             rows = tokens.rows(split, indices)
             counts = rows.scored.sum(1)
-            wave = _Wave(rows, micro_batch * tokens.sequence_length, tokens.sequence_length, seed)
+            wave = _Wave(rows, micro_batch * tokens.sequence_length, tokens.sequence_length, settings.seed)
             progress.wave(int(counts.sum()))
             records = records_from_hidden(
                 _scored_positions(teacher, wave, progress),
                 teacher.logits,
                 vocab_size=tokens.vocab_size,
-                record_size=record_size,
-                temperature=temperature,
-                chunk_tokens=chunk_tokens,
+                record_size=settings.record_size,
+                temperature=settings.temperature,
+                chunk_tokens=settings.chunk_tokens,
             )
             kept = (records if is_holdout else records.without_top1()).take(wave.row_order())
             entry = store.commit(list(zip(rows.hashes, counts.tolist(), strict=True)), kept, wave.places())

@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from engine.cache.store import CacheIdentity, CacheStore
-from engine.data.prepare import prepare
+from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
 from engine.data.tokens import TokenFile
 from engine.events import EventWriter
@@ -42,7 +42,7 @@ from engine.student.learner import Learner
 from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.step import StepSettings, train_step
-from engine.teacher.score import score
+from engine.teacher.score import ScoreSettings, score
 
 ROWS, LENGTH, BATCH, STEPS = 256, 128, 16, 8
 
@@ -83,13 +83,10 @@ def measure(size: int) -> dict[str, Any]:
             source=open_source("python-docs", text_field=None, split="train"),
             teacher=teacher_spec,
             student=None,
-            sequence_length=LENGTH,
-            samples=ROWS,
-            holdout=0.05,
-            packing=True,
             out=folder / "tokens.h5",
             events=events,
             control=control,
+            settings=PrepareSettings(sequence_length=LENGTH, samples=ROWS, holdout=0.05, packing=True),
         )
         tokens = TokenFile(folder / "tokens.h5")
         identity = CacheIdentity("t", "t", "", 1.0, size, tokens.vocab_size, 0, "fp32", "none")
@@ -103,14 +100,16 @@ def measure(size: int) -> dict[str, Any]:
             tokens=tokens,
             store=store,
             splits=["train"],
-            micro_batch=BATCH,
-            wave_tokens=wave_tokens(teacher_spec.hidden_size, BATCH * LENGTH, layer_by_layer=False),
-            chunk_tokens=head_chunk_tokens(teacher_spec.vocab_size),
-            record_size=size,
-            temperature=1.0,
-            seed=0,
             events=events,
             control=control,
+            settings=ScoreSettings(
+                micro_batch=BATCH,
+                wave_tokens=wave_tokens(teacher_spec.hidden_size, BATCH * LENGTH, layer_by_layer=False),
+                chunk_tokens=head_chunk_tokens(teacher_spec.vocab_size),
+                record_size=size,
+                temperature=1.0,
+                seed=0,
+            ),
         )
         scoring, scoring_wall = time.process_time() - began, time.perf_counter() - began_wall
         step_seconds, read_seconds = _steps(folder, tokens, store)

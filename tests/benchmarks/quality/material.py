@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.cache.counter import SAMPLING, row_key, uniforms
 from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
-from engine.data.prepare import prepare
+from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
 from engine.data.tokens import SPLITS, Split, TokenFile
 from engine.events import EventWriter
@@ -33,7 +33,7 @@ from engine.planner.sizes import head_chunk_tokens
 from engine.student.batches import MicroBatch, Source
 from engine.student.loss import RecordTensors
 from engine.teacher.sampling import draw_records
-from engine.teacher.score import score
+from engine.teacher.score import ScoreSettings, score
 from tests.benchmarks.quality.arms import Setting
 
 _WAVE_TOKENS = 16_384
@@ -121,13 +121,12 @@ class Material:
             source=open_source("python-docs", text_field=None, split="train"),
             teacher=read_spec(str(setting.teacher)),
             student=None,
-            sequence_length=setting.sequence_length,
-            samples=setting.rows,
-            holdout=min(share, 0.1),
-            packing=True,
             out=path,
             events=self._events,
             control=PhaseControl.inert(),
+            settings=PrepareSettings(
+                sequence_length=setting.sequence_length, samples=setting.rows, holdout=min(share, 0.1), packing=True
+            ),
         )
 
     def _make_states(self) -> None:
@@ -165,14 +164,16 @@ class Material:
                 tokens=self.tokens,
                 store=store,
                 splits=[split],
-                micro_batch=1,
-                wave_tokens=_WAVE_TOKENS,
-                chunk_tokens=chunk_tokens,
-                record_size=size,
-                temperature=1.0,
-                seed=seed,
                 events=self._events,
                 control=PhaseControl.inert(),
+                settings=ScoreSettings(
+                    micro_batch=1,
+                    wave_tokens=_WAVE_TOKENS,
+                    chunk_tokens=chunk_tokens,
+                    record_size=size,
+                    temperature=1.0,
+                    seed=seed,
+                ),
             )
             return
         for start in range(0, self.tokens.num_rows(split), 128):

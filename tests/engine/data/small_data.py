@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from engine.data.prepare import PrepareResult, prepare
+from engine.data.prepare import PrepareResult, PrepareSettings, prepare
 from engine.data.sources import open_source
 from engine.data.tokens import Split, TokenFile
 from engine.events import EventWriter
@@ -31,7 +32,9 @@ def run_prepare(data: Path | str, out: Path, **other: Any) -> PrepareResult:
         }
         if "source" not in other:
             other["source"] = open_source(str(data), text_field=None, split="train")
-        return prepare(**{**arguments, **other}, out=out, events=events)
+        arguments |= other
+        asked = {field.name: arguments.pop(field.name) for field in fields(PrepareSettings) if field.name in arguments}
+        return prepare(**arguments, settings=PrepareSettings(**asked), out=out, events=events)
     finally:
         events.close()
 

@@ -16,7 +16,7 @@ from engine.models.load import ResidentTeacher
 from engine.models.spec import fingerprint, read_spec
 from engine.phase_control import PhaseControl
 from engine.phases.rescore import rescore
-from engine.teacher.score import score
+from engine.teacher.score import ScoreSettings, score
 from tests.engine.student.small_run import SEQUENCE_LENGTH, make_rows
 from tests.pretend_gpu import pretend_gpu
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -39,14 +39,11 @@ def a_run(folder: Path, *, scored_by: Path, claimed: Path) -> Path:
             tokens=tokens,
             store=store,
             splits=SPLITS,
-            micro_batch=3,
-            wave_tokens=200,
-            chunk_tokens=16,
-            record_size=8,
-            temperature=1.0,
-            seed=0,
             events=EventWriter(folder / "events.jsonl"),
             control=PhaseControl.inert(),
+            settings=ScoreSettings(
+                micro_batch=3, wave_tokens=200, chunk_tokens=16, record_size=8, temperature=1.0, seed=0
+            ),
         )
     (folder / "run.json").write_text(json.dumps({"settings": {"teacher": str(claimed)}}))
     return folder / "cache"

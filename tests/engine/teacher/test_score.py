@@ -22,7 +22,7 @@ from engine.models.stream import StreamedTeacher
 from engine.phase_control import PhaseControl
 from engine.ranks import ALONE, Rank
 from engine.relief import Relief
-from engine.teacher.score import score
+from engine.teacher.score import ScoreSettings, score
 from tests.engine.models.architectures import tiny_architecture
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
@@ -68,7 +68,8 @@ def run(
     teacher, tokens_path, cache_path, *, control=None, micro_batch=2, temperature=1.0, rank=ALONE, store=None, **other
 ):
     events = EventWriter(cache_path.with_suffix(".jsonl"))
-    settings = {"wave_tokens": 4 * LENGTH, "chunk_tokens": 10, "splits": ("train", "holdout")} | other
+    settings = {"wave_tokens": 4 * LENGTH, "chunk_tokens": 10, "micro_batch": micro_batch, "temperature": temperature}
+    settings |= {name: other.pop(name) for name in ("wave_tokens", "chunk_tokens") if name in other}
     try:
         number = None if rank == ALONE else rank.number
         opened = store or a_store(cache_path, number, temperature=temperature)
@@ -77,14 +78,11 @@ def run(
                 teacher=teacher,
                 tokens=tokens,
                 store=store,
-                micro_batch=micro_batch,
-                record_size=SIZE,
-                temperature=temperature,
-                seed=3,
+                settings=ScoreSettings(record_size=SIZE, seed=3, **settings),
                 events=events,
                 control=control or PhaseControl.inert(),
                 rank=rank,
-                **settings,
+                **({"splits": ("train", "holdout")} | other),
             )
     finally:
         events.close()
@@ -224,9 +222,16 @@ def kept_records(teacher, folder: Path, documents: list[list[int]], *, length: i
     ):
         store.kept = {}
         score(
-            teacher=teacher, tokens=tokens, store=store, splits=("train",), micro_batch=2, wave_tokens=4 * length,
-            chunk_tokens=10, record_size=SIZE, temperature=1.0, seed=3, events=events, control=PhaseControl.inert(),
-        )  # fmt: skip
+            teacher=teacher,
+            tokens=tokens,
+            store=store,
+            splits=("train",),
+            events=events,
+            control=PhaseControl.inert(),
+            settings=ScoreSettings(
+                micro_batch=2, wave_tokens=4 * length, chunk_tokens=10, record_size=SIZE, temperature=1.0, seed=3
+            ),
+        )
         return store.kept
 
 
