@@ -86,12 +86,13 @@ class LayerReader:
         model: on the meta device; its config is looked at, its weights are not.
         layers: for each layer the recipes of its weights.
         device: where the weights shall be.
-        shrink: applied to each layer's weights as they arrive, by the reading thread (quantisation); the result must
+        shrink: applied to the weights as they arrive, one by one, by the reading thread (quantisation); the result must
             not share memory with its argument.
         prefetch: read the next layer while the caller computes with this one.
 
     Attributes:
         prefetch: may be changed at any time; a second slot goes back to the system when it is turned off.
+        slot_bytes: of one slot: the largest layer, or where weights shrink, the largest weight.
     """
 
     def __init__(
@@ -112,17 +113,24 @@ class LayerReader:
         self._device = device
         self._shrink = shrink
         self.prefetch = prefetch
-        self.layer_bytes = max((sum(map(self._slot_bytes, recipes)) for recipes in layers), default=0)
+        together = sum if shrink is None else max
+        self.slot_bytes = max((together(map(self._slot_bytes, recipes)) for recipes in layers if recipes), default=0)
+        self._shrunk_bytes = 0
         self._copy_stream: CopyStream | None = None
         # Buffers that a layer is read into and copied from to the place of its use.
         self._passed: list[Slot] = []
         if kind_of(device).is_host:
-            # A layer that moves on, into fewer bits, leaves its slot before the next one needs it.
-            self._slots = [Slot(self.layer_bytes) for _ in range(1 if shrink is not None else 2)]
+            # A weight that moves on, into fewer bits, leaves its slot before the next one needs it.
+            self._slots = [Slot(self.slot_bytes) for _ in range(1 if shrink is not None else 2)]
         else:
             self._copy_stream = CopyStream(device)
-            self._passed = [Slot(self.layer_bytes, pinned=kind_of(device).can_pin)]
-            self._slots = [Slot(self.layer_bytes, device=device) for _ in range(2 if shrink is None else 1)]
+            self._passed = [Slot(self.slot_bytes, pinned=kind_of(device).can_pin)]
+            self._slots = [Slot(self.slot_bytes, device=device) for _ in range(2 if shrink is None else 1)]
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Memory on the device that reading ahead takes: one more layer. Where weights shrink, of those seen so far."""
+        return self.slot_bytes if self._shrink is None else self._shrunk_bytes
 
     @property
     def slots(self) -> list[Slot]:
@@ -170,8 +178,13 @@ class LayerReader:
 
     def layer(self, index: int) -> Weights:
         """One layer in memory of its own."""
-        weights = self.read(self._layers[index])
-        return weights if self._shrink is None else self._shrink(weights)
+        shrink = self._shrink
+        if shrink is None:
+            return self.read(self._layers[index])
+        weights: Weights = {}
+        for recipe in self._layers[index]:
+            weights.update(shrink(self.read([recipe])))
+        return weights
 
     def read(self, recipes: Sequence[Recipe]) -> Weights:
         """Read weights into memory of their own, on the device."""
@@ -189,17 +202,27 @@ class LayerReader:
         slot.clear()
         read_into = self._passed[0] if self._passed else slot
         read_into.clear()
+        if self._shrink is None:
+            made: Weights = {}
+            for recipe in self._layers[index]:
+                made.update(self._make(recipe, read_into))
+            return self._arrived(made, slot)
         weights: Weights = {}
-        for recipe in self._layers[index]:
-            weights.update(self._make(recipe, read_into))
-        if self._copy_stream is not None:
-            with self._copy_stream.open():
-                weights = {name: self._moved(tensor, slot) for name, tensor in weights.items()}
-                if self._shrink is not None:
-                    weights = self._shrink(weights)
-            self._copy_stream.synchronize()  # in this thread: what it came through may be overwritten from here on
-        elif self._shrink is not None:
-            weights = self._shrink(weights)
+        for recipe in self._layers[index]:  # one by one, so that no layer is ever whole before it has shrunk
+            weights.update(self._arrived(self._make(recipe, read_into), slot))
+            slot.clear()
+            read_into.clear()
+        self._shrunk_bytes = max(self._shrunk_bytes, sum(tensor.nbytes for tensor in weights.values()))
+        return weights
+
+    def _arrived(self, weights: Weights, slot: Slot) -> Weights:
+        """Weights on the device, shrunk where that is asked for."""
+        shrink = self._shrink or (lambda moved: moved)
+        if self._copy_stream is None:
+            return shrink(weights)
+        with self._copy_stream.open():
+            weights = shrink({name: self._moved(tensor, slot) for name, tensor in weights.items()})
+        self._copy_stream.synchronize()  # in this thread: what it came through may be overwritten from here on
         return weights
 
     def _moved(self, tensor: Tensor, slot: Slot) -> Tensor:

@@ -93,7 +93,7 @@ class StreamedTeacher:
         groups, resident = _group(self._plan, self._core.layers_prefix, len(self._core.layers))
         shrink = None if quantization == "none" else self._quantizer(quantization)
         self._reader = LayerReader(self.model, self._checkpoint, self._plan, groups, device=device, shrink=shrink)
-        self._reader.prefetch = weight_bytes is None or 2 * self._reader.layer_bytes <= weight_bytes
+        self._reader.prefetch = weight_bytes is None or 2 * self._reader.slot_bytes <= weight_bytes
         self._may_read_ahead = self._reader.prefetch
         self._head_rows: StreamedRows | None = None
         cut = self._cut_embedding() | self._cut_head(weight_bytes)
@@ -140,14 +140,14 @@ class StreamedTeacher:
     def growth_bytes(self) -> int:
         """Main memory that the next wave will take beyond what is held now: the layers' slots, until they are there."""
         missing = sum(not slot.is_held for slot in self._reader.host_slots)
-        return missing * self._reader.layer_bytes + (self._head_beyond_slots if missing else 0)
+        return missing * self._reader.slot_bytes + (self._head_beyond_slots if missing else 0)
 
     @property
     def saved_bytes(self) -> int:
         """Main memory that is taken again when :meth:`save_memory` is turned off."""
         is_host = kind_of(self.device).is_host  # elsewhere the second slot is not main memory
-        slot = self._reader.layer_bytes if is_host and self._may_read_ahead and not self.prefetch else 0
-        return slot + self._head_beyond_slots
+        ahead = self._reader.ahead_bytes if is_host and self._may_read_ahead and not self.prefetch else 0
+        return ahead + self._head_beyond_slots
 
     @property
     def _head_beyond_slots(self) -> int:
@@ -156,10 +156,10 @@ class StreamedTeacher:
             return 0
         size = self.model.get_output_embeddings().weight.numel() * self.dtype.itemsize
         if not kind_of(self.device).is_host:
-            room = len(self._reader.slots) * self._reader.layer_bytes
+            room = len(self._reader.slots) * self._reader.slot_bytes
             kept = size if self._head_bytes is None else min(size, room + self._head_bytes)
             return max(0, size - kept if self._host_bytes is None else min(size - kept, self._host_bytes))
-        return max(0, size - len(self._reader.slots) * self._reader.layer_bytes)
+        return max(0, size - len(self._reader.slots) * self._reader.slot_bytes)
 
     def save_memory(self, on: bool) -> str:
         """Do with less main memory from here on, at any time, with the same result; or no longer.
@@ -368,7 +368,7 @@ class StreamedTeacher:
         recipe = self._plain_recipe(head)
         if recipe is None or not can_slice_head(head):
             return set()
-        slot_bytes = len(self._reader.slots) * self._reader.layer_bytes
+        slot_bytes = len(self._reader.slots) * self._reader.slot_bytes
         self._head_bytes = None if weight_bytes is None else max(0, weight_bytes - slot_bytes)
         self._head_rows = StreamedRows(
             self._checkpoint,

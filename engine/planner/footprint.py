@@ -66,9 +66,11 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     layer = max(shape.layer_parameters)
     mapped = 0
     if setting.layer_by_layer:
-        # Two slots: the layer at work, and the one that is read meanwhile. The head's rows lie there too when no layer
-        # does, and beyond them in memory of their own; the embedding is read a few rows at a time.
-        slots = (2 if setting.reads_ahead else 1) * layer * number
+        # Two slots: the layer at work, and the one that is read meanwhile; where weights are quantised as they arrive,
+        # one slot for the largest. The head's rows lie there too when no layer does, and beyond them in memory of their
+        # own; the embedding is read a few rows at a time.
+        is_whole = setting.quantization == "none"
+        slots = ((2 if setting.reads_ahead else 1) * layer if is_whole else _largest_weight(shape)) * number
         head = shape.head_matrix * number
         weights = shape.other * number + slots
         beyond = max(0, head - slots) if setting.reads_ahead else 0
@@ -90,6 +92,8 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     waiting = (wave if setting.layer_by_layer else tokens) * shape.hidden_size * number
     gathered = 2 * tokens * shape.hidden_size * number
     in_layers = forward_bytes(shape, setting.batch, setting.sequence_length, number, is_unfused(shape, setting))
+    if setting.quantization != "none" and setting.device.is_host:  # a matrix is unpacked before it is multiplied
+        in_layers += _largest_weight(shape) * number
     chunk = head_chunk_tokens(shape.vocab_size, device=setting.device)
     blocks = chunk * shape.vocab_size * (4 * _TEACHER_BLOCKS + (number if number < 4 else 0))
     blocks += chunk * min(setting.record_size, shape.vocab_size) * _DRAW_BYTES
@@ -336,8 +340,8 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     else:
         kept = mask + shape.num_layers * (border if is_again else layer)
     ends = tokens * shape.hidden_size * (4 * _ENDS)
-    if setting.quantization != "none" and shape.linears:  # unpacked for a product
-        layer += max(linear.rows * linear.columns for linear in shape.linears) * number
+    if setting.quantization != "none":  # unpacked for a product
+        layer += _largest_weight(shape) * number
     backward = layer // 2 + (layer if is_again else 0)
     gradients = 4 * trained
     grown = gradients if setting.accumulation > 1 and not setting.layer_by_layer else 0
@@ -377,6 +381,11 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + staging + offloaded)
 
 
+def _largest_weight(shape: ModelShape) -> int:
+    """Parameters of the largest matrix in a decoder layer."""
+    return max((linear.rows * linear.columns for linear in shape.linears), default=max(shape.layer_parameters) // 3)
+
+
 def _kept_by_libraries(number: int) -> int:
     """Memory of libraries in a process that keeps memory; ``number`` is the bytes of a number in its products."""
     return _KEPT_IMPORTS + (_KEPT_KERNELS if number == 2 else 0)
@@ -390,7 +399,7 @@ def _frozen_bytes(shape: ModelShape, setting: StudentSetting) -> int:
         outside = (shape.embedding + shape.head + shape.other) * number
         return int(sum(shape.layer_parameters) * (small or number)) + outside
     layer, ahead = max(shape.layer_parameters), 2 if setting.reads_ahead else 1
-    slots = layer * number + int(ahead * layer * small) if small else ahead * layer * number
+    slots = _largest_weight(shape) * number + int(ahead * layer * small) if small else ahead * layer * number
     return slots + shape.other * number
 
 

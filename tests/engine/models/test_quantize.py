@@ -6,6 +6,7 @@ from torch import nn
 
 from engine.models.load import ResidentTeacher
 from engine.models.quantize import Method, QuantizedLinear, dequantize, quantize
+from engine.models.spec import read_spec
 from engine.models.stream import StreamedTeacher
 from tests.engine.models.architectures import VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
@@ -56,3 +57,21 @@ def test_a_quantised_layer_keeps_no_copy_of_the_weight_it_replaced() -> None:
     layer = QuantizedLinear(nn.Linear(128, 64), "nf4")
     held = sum(tensor.numel() * tensor.element_size() for tensor in layer.state_dict().values())
     assert held == 64 * 4, "only the bias is there before a weight is packed"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_streamed_layer_is_never_whole_before_it_is_quantised(method: Method) -> None:
+    """Weights pass through one slot, one after the other: it has room for the largest alone."""
+    folder = tiny_architecture("llama")
+    teacher = StreamedTeacher(folder, dtype=torch.float32, device=torch.device("cpu"), quantization=method, check=False)
+    largest = max(
+        tensor.numel
+        for name, tensor in read_spec(folder).tensors.items()
+        if name.startswith("model.layers.") and len(tensor.shape) == 2
+    )
+    assert [slot.is_held for slot in teacher._reader.slots] == [False]
+    assert teacher._reader.slot_bytes == 4 * largest
+    teacher.last_hidden_states([torch.arange(8)[None]])
+    assert 0 < teacher._reader.ahead_bytes < 4 * sum(read_spec(folder).layer_parameters)
+    teacher.save_memory(True)
+    assert teacher.saved_bytes >= teacher._reader.ahead_bytes
