@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 
 @functools.cache
@@ -41,8 +41,8 @@ def _repair() -> None:
     module.foreach_all_gather_copy_out = without_counting
 
 
-def shard(model: nn.Module, layers: nn.ModuleList, world: int) -> None:
-    """Divide the parameters of a model among the ranks: each layer by itself, and the others together.
+def shard(model: nn.Module, layers: nn.ModuleList) -> None:
+    """Divide the parameters of a model among all ranks: each layer by itself, and the others together.
 
     Those that are not in a layer stay gathered from the forward pass to the end of the backward pass; layers are
     gathered when they are used.
@@ -50,12 +50,12 @@ def shard(model: nn.Module, layers: nn.ModuleList, world: int) -> None:
     Args:
         model: on the CPU; its parameters become DTensors.
         layers: its decoder layers.
-        world: how many ranks there are, in torch.distributed's default group.
     """
     from torch.distributed.fsdp import fully_shard
 
     _repair()
-    mesh = init_device_mesh("cpu", (world,))
+    # The group that the ranks have, with its limit on waiting: a mesh of its own might get another.
+    mesh = DeviceMesh.from_group(dist.group.WORLD, "cpu")
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)

@@ -200,7 +200,7 @@ class ShardedLearner(Learner):
                 "Use --no_packing, --no_student_sharded, or --processes 1.",
             )
         self._world = world
-        shard(model, find_core(model).layers, world.rank.world)
+        shard(model, find_core(model).layers)
         with world.answers(), torch.no_grad():
             world.loss_factor = world.rank.world / mean_of_ones(world.rank.world)
             # The first pass decides where the parts lie, and where the gathered matrix of the head.

@@ -16,6 +16,7 @@ from engine.errors import EXIT_RANK_LOST, Stopped
 from engine.phase_control import PhaseControl
 from engine.ranks import Rank
 from engine.student.learn import learn
+from engine.student.sharded import ShardedWorld
 from engine.student.step import LossScale
 from engine.student.train import Progress, train
 from engine.student.world import World
@@ -84,6 +85,9 @@ def test_a_step_with_fewer_rows_than_ranks_is_the_same_step(tmp_path: Path) -> N
     assert_same(end_of(tmp_path / "many"), end_of(tmp_path / "one"))
 
 
+KINDS = pytest.mark.parametrize("kind", [World, pytest.param(ShardedWorld, marks=pytest.mark.slow)])
+
+
 class AskedOnRank(PhaseControl):
     """A person's request that one rank hears, at a step; the other ranks never do."""
 
@@ -100,23 +104,25 @@ class AskedOnRank(PhaseControl):
         return super().stopping
 
 
-def test_a_stop_that_one_rank_hears_stops_all_at_the_same_step(tmp_path: Path) -> None:
+@KINDS
+def test_a_stop_that_one_rank_hears_stops_all_at_the_same_step(tmp_path: Path, kind: type[World]) -> None:
     make_run(tmp_path)
 
     def work(world: World) -> None:
         go_on(tmp_path, world, STEPS, AskedOnRank(world, 1, signal.SIGTERM))
 
-    assert ended(in_ranks(2, tmp_path / "store", work)) == [Stopped.exit_code] * 2
+    assert ended(in_ranks(2, tmp_path / "store", work, kind=kind)) == [Stopped.exit_code] * 2
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
 
-def test_a_rank_that_is_killed_ends_the_others_and_a_checkpoint_is_there(tmp_path: Path) -> None:
+@KINDS
+def test_a_rank_that_is_killed_ends_the_others_and_a_checkpoint_is_there(tmp_path: Path, kind: type[World]) -> None:
     make_run(tmp_path)
 
     def work(world: World) -> None:
         go_on(tmp_path, world, STEPS, Killed() if world.rank.number else None)
 
-    assert ended(in_ranks(2, tmp_path / "store", work)) == [EXIT_RANK_LOST, -signal.SIGKILL]
+    assert ended(in_ranks(2, tmp_path / "store", work, kind=kind)) == [EXIT_RANK_LOST, -signal.SIGKILL]
     assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
 
 
@@ -135,13 +141,14 @@ class Killed(PhaseControl):
         super().safe_point()
 
 
-def test_a_rank_that_does_not_answer_ends_the_others_within_the_limit(tmp_path: Path) -> None:
+@KINDS
+def test_a_rank_that_does_not_answer_ends_the_others_within_the_limit(tmp_path: Path, kind: type[World]) -> None:
     make_run(tmp_path)
 
     def work(world: World) -> None:
         go_on(tmp_path, world, STEPS, Killed(signal.SIGSTOP) if world.rank.number else None)
 
-    first, stopped = in_ranks(2, tmp_path / "store", work, seconds=3)
+    first, stopped = in_ranks(2, tmp_path / "store", work, seconds=3, kind=kind)
     try:
         assert ended([first]) == [EXIT_RANK_LOST]
     finally:
@@ -164,10 +171,11 @@ def test_ranks_pause_together_though_they_hear_it_apart(tmp_path: Path) -> None:
     assert all(json.loads((tmp_path / f"{rank}.json").read_text()) > 0.2 for rank in range(2))
 
 
-def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path) -> None:
+@KINDS
+def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path, kind: type[World]) -> None:
     def learned(folder: Path, world: World | None) -> None:
         run = open_run(folder)
-        training = replace(training_of(run, steps=2, micro_batch=2), world=world)
+        training = training_of(run, steps=2, micro_batch=2, world=world)
         events = run.events()
         found = learn(
             training, run.checkpoints(events), prompts=[[5, 6]], end_ids=[0], eos_id=0, seed=1, loss_scale=LossScale(),
@@ -179,7 +187,8 @@ def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path) -> None
     for name in ("one", "many"):
         make_run(tmp_path / name, num_holdout=7)
     learned(tmp_path / "one", None)
-    assert ended(in_ranks(2, tmp_path / "store", lambda world: learned(tmp_path / "many", world))) == [0, 0]
+    pids = in_ranks(2, tmp_path / "store", lambda world: learned(tmp_path / "many", world), kind=kind)
+    assert ended(pids) == [0, 0]
     one, first, second = (
         json.loads((tmp_path / name).read_text()) for name in ("one/0.json", "many/0.json", "many/1.json")
     )
