@@ -28,6 +28,7 @@ def in_ranks(
     world: int, meeting: Path, work: Callable[[World], None], seconds: float = 60, kind: type[World] = World
 ) -> list[int]:
     """Start the ranks; returns their process ids."""
+    tiny_model("llama", num_layers=2, seed=5)  # ranks other than 0 would write one without its config.json
     environment = {MEETING: f"file://{meeting}", LIMIT: str(seconds), "GLOO_SOCKET_IFNAME": "lo"}
     pids = []
     for rank in all_ranks(world):
