@@ -14,7 +14,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine import hardware, places, safe_child
@@ -59,6 +59,22 @@ class MachineRates:
     def flops_per_second(self, precision: str, size: str = "large") -> float:
         """Return the rate of matrix products in a number format; that of fp32 if the format was not measured."""
         return self.gemm_flops.get(f"{precision}_{size}") or self.gemm_flops[f"fp32_{size}"]
+
+    def shared(self, processes: int, threads: int, memory_bytes_per_second: float) -> MachineRates:
+        """The rates of one of several processes that work at the same time.
+
+        Args:
+            processes: how many there are; these rates are those of one of them while it is alone.
+            threads: those of all processes together; where there are fewer, the processes take turns.
+            memory_bytes_per_second: of all threads together, which the processes share.
+        """
+        share = min(1.0, threads / processes)
+        return replace(
+            self,
+            gemm_flops={name: share * rate for name, rate in self.gemm_flops.items()},
+            memory_bytes_per_second=min(self.memory_bytes_per_second, memory_bytes_per_second / processes),
+            seconds_per_operation=self.seconds_per_operation / share,
+        )
 
 
 def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | None = None) -> MachineRates:

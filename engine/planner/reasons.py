@@ -11,7 +11,7 @@ from engine.planner import disk
 from engine.planner.adapters import ALPHA_PER_RANK, RATE_FACTOR
 from engine.planner.footprint import student_footprint, teacher_footprint
 from engine.planner.phase_settings import Footprint
-from engine.planner.prediction import PhasePrediction
+from engine.planner.prediction import PhasePrediction, Plan
 from engine.planner.recommend import Proposal, Question, keeping_memory
 from engine.planner.sharding import why_not_sharded
 from engine.planner.timing import step_seconds
@@ -80,8 +80,8 @@ def samples(text: Text, length: int, counted: str) -> str:
     return f"all of them: {counted}, some {rows:,} rows of {length}"
 
 
-def processes(predicted: Mapping[str, PhasePrediction], count: int, threads: int) -> str:
-    """Return what several processes take and bring, by phase."""
+def processes(predicted: Mapping[str, PhasePrediction], count: int, threads: int, alone: Plan) -> str:
+    """Return what several processes take and bring, by phase, beside the plan of one process alone."""
     each = threads_each(threads, count)
     told = [
         f"{name} {format_bytes(phase.peak_bytes // count)} each, {format_bytes(phase.peak_bytes)} in all, about "
@@ -91,7 +91,17 @@ def processes(predicted: Mapping[str, PhasePrediction], count: int, threads: int
     shared = f"{each} thread{'s' if each > 1 else ''} each"
     if count > threads:
         shared = f"{count} processes on {threads} thread{'s' if threads > 1 else ''} take turns, which brings nothing"
-    return "; ".join([shared, *told])
+    return f"{'; '.join([shared, *told])}. {_of_one(alone)}"
+
+
+def _of_one(alone: Plan) -> str:
+    """Return what the same takes with one process, which uses all threads."""
+    told = [
+        f"{name} {format_bytes(phase.peak_bytes)}, about {format_duration(phase.seconds)}"
+        for name, phase in alone.predicted.items()
+    ]
+    fits = "" if alone.misfit is None else ", which does not fit"
+    return f"With one process: {'; '.join(told)}{fits}"
 
 
 def learning_rate(parameters: int, *, rank: int = 0) -> str:

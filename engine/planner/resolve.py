@@ -71,8 +71,12 @@ def plan(
     budget = budget_for(wished, hardware, live_runs(default_runs_path(), announced_runs()), torch_version())
     threads = wished.threads or hardware.cores
     _check_processes(wished, budget)
+    given_rates = machine
     if machine is None or machine.device != budget.device:
         machine = machine_rates(device=budget.device, threads=threads_each(threads, wished.processes))
+    if wished.processes > 1:
+        whole = given_rates or machine_rates(device=budget.device, threads=threads)
+        machine = machine.shared(wished.processes, threads, whole.memory_bytes_per_second)
     models = models_for(wished, budget)
     check_adapter(wished, models.shape_after_cut(wished))
     packing, packing_reason = packing_for(wished, models.student_shape)
@@ -128,7 +132,9 @@ def plan(
     }
     notes = {"student": " ".join(models.notes)}
     if wished.processes > 1:
-        notes["processes"] = reasons.processes(predicted, wished.processes, threads)
+        one = config.model_copy(update={"processes": 1})
+        alone = plan(one, hardware=hardware, machine=given_rates, strict=False)
+        notes["processes"] = reasons.processes(predicted, wished.processes, threads, alone)
     choices, resolved = _resolve(config, values, notes)
     total_steps = work["total_steps"][0]
     text_rows = replace(text, samples=None).train_rows(answer.length)

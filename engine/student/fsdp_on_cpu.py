@@ -55,7 +55,9 @@ def shard(model: nn.Module, layers: nn.ModuleList) -> None:
 
     _repair()
     # The group that the ranks have, with its limit on waiting: a mesh of its own might get another.
-    mesh = DeviceMesh.from_group(dist.group.WORLD, "cpu")
+    group = dist.group.WORLD
+    assert group is not None
+    mesh = DeviceMesh.from_group(group, "cpu")
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
