@@ -179,7 +179,7 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
     if _refused(config, "cpu_offload"):
         fixed.append("cpu_offload")
     if _refused(config, "student_sharded"):
-        fixed.append("student_sharded")
+        fixed.insert(0, "student_sharded")  # changes least of what is learned
     if _refused(config, "student_layer_by_layer"):
         fixed.append("student_layer_by_layer")
     if question.config.lora_rank == 0 and question.student.linears:
