@@ -10,7 +10,8 @@ import pytest
 from engine.config import RunConfig
 from engine.errors import SettingsError
 from engine.planner import Plan, plan
-from engine.planner.footprint import StudentSetting, student_footprint
+from engine.planner.footprint import student_footprint
+from engine.planner.phase_settings import StudentSetting
 from tests.engine.planner.machines import MIB, RATES, computer, pythia
 from tests.tiny import tiny_model
 
