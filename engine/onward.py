@@ -26,6 +26,7 @@ OF_THE_RECORDS = (
 
 _OF_THE_TEXT = ("data", "text_field", "data_split", "samples", "allow_losses")
 _OF_THE_STUDENT = ("student", "student_layers", "student_width")
+_OF_AN_ADAPTER = ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer")
 _OF_ONE_RUN = ("output_dir", "cache_dir", "until", "resume", "demo")
 
 
@@ -81,7 +82,7 @@ def from_the_student(
     values["student"] = str(path / "student")
     if not any(name in typed for name in OF_THE_RECORDS):
         values["cache_dir"] = str(cache_of(path, settings))
-    return _with(values, typed)
+    return _with(values, typed, settings)
 
 
 def second_student(
@@ -100,9 +101,10 @@ def second_student(
     if fixed:
         raise SettingsError(fixed, "For other records, start a run without --records_from.")
     values = {name: value for name, value in asked.items() if name in SETTINGS and name not in _OF_ONE_RUN}
-    values = {name: value for name, value in values.items() if name not in _OF_THE_STUDENT}
+    # Another student may have no linear layers of these names.
+    values = {name: value for name, value in values.items() if name not in (*_OF_THE_STUDENT, "lora_targets")}
     values |= {**_of_the_records(settings), "student": FROM_TEACHER, "cache_dir": str(cache_of(path, settings))}
-    return _with(values, typed)
+    return _with(values, typed, settings)
 
 
 def cache_of(path: Path, settings: Mapping[str, Any]) -> Path:
@@ -120,8 +122,20 @@ def _of_the_records(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with(values: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with what is given now; of the two that say how long to train, the given one."""
+def _with(values: dict[str, Any], typed: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with what is given now; of the two that say how long to train, the given one.
+
+    An adapter takes a higher learning rate than all weights, so a rate is not taken over from one to the other.
+    """
+    gone: tuple[str, ...] = ()
     if "steps" in typed or "epochs" in typed:
-        values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
-    return {**values, **typed}
+        gone += ("steps", "epochs")
+    rank = typed.get("lora_rank")
+    if rank == 0:
+        gone += _OF_AN_ADAPTER
+    elif values.get("lora_rank") == 0 and any(name in typed for name in _OF_AN_ADAPTER):
+        gone += ("lora_rank",)  # these settings ask for an adapter
+        rank = 1
+    if rank is not None and bool(rank) != bool(settings.get("lora_rank")):
+        gone += ("learning_rate",)
+    return {**{name: value for name, value in values.items() if name not in gone}, **typed}

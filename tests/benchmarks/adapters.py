@@ -287,8 +287,9 @@ def _score(path: Path, quantization: Any, budget: int) -> dict[str, Any]:
     from engine.machine.device import CPU
     from engine.models.memory import return_memory
     from engine.models.stream import StreamedTeacher
-    from engine.planner.footprint import TeacherSetting, reads_ahead, teacher_footprint
+    from engine.planner.footprint import reads_ahead, teacher_footprint
     from engine.planner.models import describe
+    from engine.planner.phase_settings import TeacherSetting
     from engine.planner.sizes import head_chunk_tokens
     from engine.teacher.head import Scored, records_from_hidden
 

@@ -63,6 +63,38 @@ def finished_run(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+ADAPTED = {
+    "lora_rank": 8,
+    "lora_alpha": 4.0,
+    "lora_targets": "q_proj",
+    "student_quantization": "nf4",
+    "learning_rate": 0.01,
+}
+
+
+@pytest.mark.parametrize("way", ["start_from", "records_from"])
+def test_what_an_adapter_was_asked_for_is_not_taken_over_by_all_weights_or_the_other_way_round(way, tmp_path):
+    """The rate of one is wrong for the other, and settings of an adapter alone would be refused."""
+    adapted = finished_run(tmp_path / "adapted", **ADAPTED)
+    whole = finished_run(tmp_path / "whole", lora_rank=0, learning_rate=0.001)
+
+    def expand(run: Path, *words: str) -> RunConfig:
+        values, _ = parse((f"--{way}", str(run), *words), program="tiny-distill", description="")
+        return expanded(RunConfig.parse(values))
+
+    again = expand(adapted)
+    assert (again.lora_rank, again.learning_rate, again.student_quantization) == (8, 0.01, "nf4")
+    assert again.lora_targets == ("q_proj" if way == "start_from" else None), "another student has other layers"
+    assert expand(adapted, "--lora_rank", "16").learning_rate == 0.01
+    all_weights = expand(adapted, "--lora_rank", "0")
+    assert (all_weights.learning_rate, all_weights.lora_alpha, all_weights.student_quantization) == (None, None, "none")
+    assert expand(adapted, "--lora_rank", "0", "--learning_rate", "0.002").learning_rate == 0.002
+    assert expand(whole).learning_rate == 0.001
+    assert expand(whole, "--lora_rank", "4").learning_rate is None
+    streamed = expand(whole, "--student_layer_by_layer")
+    assert (streamed.learning_rate, streamed.lora_rank, streamed.wants_adapter) == (None, None, True)
+
+
 def test_second_student_is_asked_for_with_the_records_that_are_there(tmp_path):
     step = next(step for step in next_steps(REPORT, tmp_path) if step.key == "another")
     finished_run(tmp_path)
