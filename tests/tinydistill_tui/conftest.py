@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import textual._wait
+from textual.pilot import Pilot
 
 from engine import hardware, launch
 from engine.data import survey
 from engine.data.document import Document
 from engine.planner import measure
+from tests.tinydistill_tui.screen import press_and_wait
 from tests.tinydistill_tui.styles import parse_once
 from tests.tinydistill_tui.wizard import MACHINE, RATES
 from tinydistill_tui import busy, routes, watcher
@@ -34,6 +36,7 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setattr(textual._wait, "SLEEP_GRANULARITY", 0.004)
     monkeypatch.setattr(textual._wait, "SLEEP_IDLE", 0.002)
     monkeypatch.setattr(setting_editor, "TRY_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(Pilot, "press", press_and_wait)
     parse_once()
     assert routes.follow  # the screens are imported: an app shows them at once
     for module, name in ((models, "LOOK_AFTER_SECONDS"), (data, "LOOK_AFTER_SECONDS"), (plan, "PLAN_AFTER_SECONDS")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,10 @@ from textual.pilot import Pilot
 
 from tests.tinydistill_tui.fixtures import NOW
 from tinydistill_tui.app import TinyDistillApp
+from tinydistill_tui.key_queue import ASKED
 from tinydistill_tui.navigation import OpenRun
+
+_press = Pilot.press
 
 
 def lines_of(app: TinyDistillApp) -> list[str]:
@@ -40,6 +44,26 @@ async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, sec
                 return
         await pilot.pause(0.05)
     raise AssertionError(f"after {seconds} s not so: {what}\n{text_of(pilot.app)}")  # type: ignore[arg-type]
+
+
+async def press_and_wait(self: Pilot[Any], *keys: str) -> None:
+    """Press keys as ``Pilot.press`` does, and wait until the app has handled each of them.
+
+    The app hands out keys one after the other (``KeyQueue``), so the last one may be handled some time after it was
+    pressed. A key that starts work is handled when the work is done. A test may hold that work up, so there the wait
+    ends after a second.
+    """
+    await _press(self, *keys)
+    app = self.app
+    if not isinstance(app, TinyDistillApp):
+        return
+    began = time.monotonic()
+    while app.is_running and not app.leaving and not app._keys.is_idle:
+        at_work = any(worker.group in ASKED and not worker.is_finished for worker in app.workers)
+        if time.monotonic() > began + (1 if at_work else 60):
+            return
+        await asyncio.sleep(0.004)
+    await self._wait_for_screen()
 
 
 async def look_at(app: TinyDistillApp, pilot: Pilot[Any], path: Path) -> None:
