@@ -10,18 +10,19 @@ import json
 import os
 import random
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from engine import phase, supervisor
-from engine.events import EventWriter
+from engine.events import EventWriter, read_events
 from engine.phase_control import PhaseControl
 from engine.phase_kinds import PHASES
 from engine.planner.live_runs import live_runs
 from engine.run import Run
 from engine.runs import announced_runs
-from tests.crash.harness import Harness, Kill, Life, _as_process
+from tests.crash.harness import Harness, Kill, Life, _as_process, differing, leftovers, outcome
 
 
 def test_every_protocol_has_commit_points_that_a_run_passes(harness: Harness) -> None:
@@ -64,6 +65,31 @@ def test_a_run_that_comes_out_otherwise_is_noticed(harness: Harness, monkeypatch
     said = harness.differences(Kill("phase", "student", "checkpoint-renamed:2", 0.0, 0))
     assert said is not None
     assert "student/README.md differs" in said
+
+
+@pytest.mark.parametrize("phase", ["teacher", "student"])
+def test_stopped_in_either_phase_and_resumed_the_student_is_the_same(harness: Harness, phase: str) -> None:
+    for _ in range(9):  # a phase is over in a second, and this process may have to wait for the processor
+        folder = harness.new_run()
+        life = Life(folder)
+        while not any(told == ("phase_started", phase) for told in kinds_and_phases(folder)):
+            time.sleep(0.002)
+        supervisor.request(folder, "stop", by="a test")
+        if life.wait() == 130:
+            break
+    told = list(read_events(folder / "events.jsonl"))
+    assert [event["status"] for event in told if event["kind"] == "run_finished"] == ["stopped"]
+    assert any(event.get("state") == "stopping" for event in told)
+    assert not (folder / "report.json").exists()
+    assert Life(folder).wait() == 0
+    assert differing(outcome(folder), harness.expected) == []
+    assert leftovers(folder) == []
+
+
+def kinds_and_phases(folder: Path) -> list[tuple[str, str | None]]:
+    if not (folder / "events.jsonl").exists():
+        return []
+    return [(event["kind"], event.get("phase")) for event in read_events(folder / "events.jsonl")]
 
 
 @pytest.mark.slow

@@ -176,6 +176,7 @@ def test_a_resumed_run_cannot_have_fewer_steps_than_are_done(finished, capsys):
     assert json.loads((finished / "phases/student.json").read_text())["steps"] == done, "nothing was taken back"
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_either_phase_and_resumed_ends_with_the_same_student(finished, tmp_path):
     words = [
         *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, "--samples", 200],
@@ -209,6 +210,7 @@ def test_a_run_stopped_in_either_phase_and_resumed_ends_with_the_same_student(fi
         assert reports[0][key] == reports[1][key], key
 
 
+@pytest.mark.slow
 def test_scoring_once_and_training_later_from_a_shared_cache_never_loads_the_teacher_again(tmp_path):
     common = [
         *["--teacher", tiny_model("qwen2"), "--data", write_texts(tmp_path / "data"), *QUICK],
@@ -276,7 +278,8 @@ def test_streamed_offloaded_and_accumulated_as_in_the_seed_command(finished, tmp
     assert events(tmp_path / "run")[1]["kind"] == "plan"
 
 
-@pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_teacher_scores_and_its_records_are_its_own(tmp_path, quantization):
     done = run(
         *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, *QUICK],
