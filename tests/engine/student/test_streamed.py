@@ -12,6 +12,7 @@ from engine.errors import ModelError
 from engine.models.adapter_shape import AdapterShape
 from engine.models.load import load_causal_lm
 from engine.models.load_quantized import load_quantized
+from engine.models.spec import read_spec
 from engine.models.stream import StreamedTeacher
 from engine.phase_control import PhaseControl
 from engine.student.adapter import LowRankAdapter
@@ -22,6 +23,7 @@ from engine.student.loss import RecordTensors
 from engine.student.sliced_loss import sliced_loss
 from engine.student.streamed import StreamedLearner
 from engine.student.train import Progress, train
+from tests.engine.models.architectures import VOCAB_SIZE, tiny_architecture
 from tests.engine.student.small_run import SmallRun, make_run
 from tests.tiny import tiny_model
 
@@ -108,6 +110,29 @@ def test_documents_of_a_row_do_not_see_each_other(tmp_path: Path) -> None:
     assert any(
         not torch.allclose(others[name], gradient) for name, gradient in found[0].items() if gradient is not None
     )
+
+
+@pytest.mark.slow
+def test_gradients_of_layers_of_more_than_200_mb_are_those_of_the_model_in_memory(tmp_path: Path) -> None:
+    """A layer of this size is read into slots and freed while others are computed."""
+    large = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 3, "initializer_range": 0.01}
+    folder = tiny_architecture("llama", **large)
+    assert 4 * max(read_spec(folder).layer_parameters) > 200 * 10**6
+    run = make_run(tmp_path / "run")
+    batches = [run.source.micro_batch("train", range(2 * number, 2 * number + 2))[0] for number in range(2)]
+    batches = [replace(batch, tokens=batch.tokens % VOCAB_SIZE) for batch in batches]
+    found = []
+    for make in (streamed, resident):
+        learner = make(folder, torch.float32, "none")
+        with torch.no_grad():
+            for name, parameter in learner.trainable.parameters():
+                if name.endswith("B.weight"):
+                    parameter.add_(0.01)
+        learner.backward([StepPart(batch, 1, False) for batch in batches], lambda *given: given[2].detach().cos())
+        found.append({name: parameter.grad for name, parameter in learner.trainable.parameters()})
+        del learner
+    assert all(bool(gradient.abs().max() > 0) for gradient in found[0].values() if gradient is not None)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 def test_a_head_that_is_more_than_a_matrix_product_is_refused() -> None:
