@@ -92,7 +92,7 @@ def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
         ),
         *_start_from(config, asked, path),
         *_another_student(config, asked, path),
-        NextStep("cache", "See what the records hold", ("tiny-distill-cache", "inspect", str(cache_of(path, config)))),
+        NextStep("cache", "Inspect the records", ("tiny-distill-cache", "inspect", str(cache_of(path, config)))),
         NextStep("folder", "Open the run's folder", ("cd", run)),
     ]
 

@@ -76,7 +76,7 @@ class Problem:
     """One invalid setting.
 
     Attributes:
-        setting: the setting's name, as in RunConfig; a word that is no flag as it was typed.
+        setting: the setting's name, as in RunConfig; a word that is not a flag as it was typed.
         value: the value as given; empty if there is none.
         accepted: what is accepted, as a sentence fragment.
     """

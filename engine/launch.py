@@ -191,7 +191,7 @@ def _refuse_too_many_processes(run: Run, given: dict[str, Any]) -> None:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether everything that the run was asked for is done."""
+    """Return whether everything that the run was asked for is done."""
     last = run.settings.until or "student"
     return run.result(last) is not None and (last != "student" or run.report_json.exists())
 
@@ -224,7 +224,7 @@ def ended(run: Run, code: int, said: Mapping[str, Any] | None = None) -> TinyDis
 
 
 def asks_for_losses(run: Run) -> bool:
-    """Whether a run ended because more than half of its text would have been left out."""
+    """Return whether a run ended because more than half of its text would have been left out."""
     codes = [event.get("code") for event in read_events(run.events_path) if event["kind"] in ("log", "run_resumed")]
     return run.result("prepare") is None and codes[-1:] == [ASKS_FOR_LOSSES]
 

@@ -33,7 +33,7 @@ _WORDS = re.compile(
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an allocator gave up, in the error itself or in what led to it.
+    """Return whether an allocator gave up, in the error itself or in what led to it.
 
     The chain of causes counts, because a library or this program may have put an error of its own around the first one.
     ``raise … from None`` cuts the chain here as it does in a traceback.
@@ -42,7 +42,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def tells_out_of_memory(text: str) -> bool:
-    """Whether a library's words say that memory ran out."""
+    """Return whether a library's words say that memory ran out."""
     return _WORDS.search(text) is not None
 
 

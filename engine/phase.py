@@ -149,7 +149,7 @@ def first_line(error: BaseException) -> str:
 _SYSTEM_WORDS = {
     errno.EROFS: "The file system has become read-only, which many do when their disk fails.",
     errno.EIO: "The disk, or the network that it is reached through, failed.",
-    errno.ESTALE: "The network file system was mounted anew, or the file was removed on its server.",
+    errno.ESTALE: "The network file system was mounted again, or the file was removed on its server.",
     errno.EMFILE: "This process may have no more files open (ulimit -n).",
     errno.ENFILE: "The system has too many files open.",
     errno.EACCES: "The permissions of the file or of a folder above it do not allow it.",

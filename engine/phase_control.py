@@ -68,7 +68,7 @@ class PhaseControl:
 
     @property
     def stopping(self) -> bool:
-        """Whether the phase has to end at its next safe point; it may write a checkpoint first."""
+        """Return whether the phase has to end at its next safe point; it may write a checkpoint first."""
         if self._ask is not None and self._agreed is None:
             self._agreed = self._requests()  # the safe point that follows acts on the same answer
         return bool((self._requests() if self._agreed is None else self._agreed) & _STOP)
@@ -90,7 +90,7 @@ class PhaseControl:
             self.paused_seconds += time.monotonic() - began
             self._on_pause(False)
         if requests & _STOP:
-            raise Stopped("The phase stopped as requested.", "", "Resume the run to go on.")
+            raise Stopped("The phase stopped as requested.", "", "Resume the run to continue.")
 
     def _requests(self) -> int:
         own = _STOP * self._has_to_stop() | _PAUSE * self._paused

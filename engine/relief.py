@@ -50,7 +50,7 @@ class Relief:
 
     @property
     def is_short(self) -> bool:
-        """Whether memory was short when it was looked at last."""
+        """Return whether memory was short when it was looked at last."""
         return self._watch.is_short
 
     def look(self) -> None:

@@ -74,7 +74,7 @@ def _check_shared_folder(path: Path) -> None:
         there = there.parent
     why = ""
     if not there.is_dir():
-        why = f"{there} is a file." if there.is_file() else f"{there} is no folder."
+        why = f"{there} is a file." if there.is_file() else f"{there} is not a folder."
     elif not os.access(there, os.W_OK | os.X_OK):
         why = f"{there} cannot be written."
     if why:

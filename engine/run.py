@@ -234,12 +234,12 @@ class Run:
         settings = self.info["settings"]
         differing = {name: value for name, value in values.items() if settings.get(name) != value}
         problems = [
-            Problem(name, value, f"this run has {settings.get(name)}, and what is there was made with it")
+            Problem(name, value, f"this run has {settings.get(name)}, and its results were made with it")
             for name, value in differing.items()
             if not SETTINGS[name].may_change
         ]
         if problems:
-            raise SettingsError(problems, "Leave these out to go on with the run, or start a new one.")
+            raise SettingsError(problems, "Leave these out to continue the run, or start a new one.")
         if differing:
             settings.update(differing)
             asked = {**self.info["asked"], **differing}
@@ -297,7 +297,7 @@ class Run:
         )
 
     def is_live(self) -> bool:
-        """Whether a supervisor holds the run: its lock is tried, for pids are reused."""
+        """Return whether a supervisor holds the run: its lock is tried, for pids are reused."""
         try:
             descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -311,7 +311,7 @@ class Run:
 
 
 def _holder_lives(descriptor: int) -> bool:
-    """Whether the supervisor that took the lock is there; if not, a phase that it has left behind holds it."""
+    """Return whether the supervisor that took the lock is there; if not, a phase that it has left behind holds it."""
     try:
         pid = int(os.pread(descriptor, 32, 0))
         os.kill(pid, 0)

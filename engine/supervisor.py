@@ -588,7 +588,7 @@ def unwritable(path: Path, error: OSError) -> FolderError:
 def _over_budget(phase: str, used: int, budget: int) -> str:
     return (
         f"The {phase} phase takes {format_bytes(used)}, more than its budget of {format_bytes(budget)}. The prediction "
-        "was too low; the phase goes on as long as the system has memory."
+        "was too low; the phase continues as long as the system has memory."
     )
 
 

@@ -143,6 +143,6 @@ def adapter_in_words(adapter: dict[str, Any]) -> str:
     return (
         f"Trained: a low-rank adapter of rank {adapter['rank']} beside {', '.join(adapter['targets'])}, "
         f"{adapter['trained_parameters']:,} parameters ({adapter['share']:.1%} of the student's). The folder adapter "
-        "in the student's holds it by itself, for peft; the student's weights have it merged in."
+        "in the student's holds it alone, for peft; the student's weights have it merged in."
         f"{written if quantization != 'none' else ''}"
     )

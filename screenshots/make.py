@@ -57,7 +57,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def home(path: Path) -> Iterator[Path]:
-    """A home of its own: no model, run or profile of whoever runs this is seen."""
+    """A home of its own: no model, run or profile of the user is seen."""
     before = dict(os.environ)
     for name in [
         name for name in os.environ if name.startswith(("XDG_", "TINYDISTILL_", "TEXTUAL_", "HF_", "NO_COLOR"))

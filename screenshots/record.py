@@ -25,7 +25,7 @@ from make import BUDGET, FONTS, home, settled, shows  # noqa: E402  (beside this
 SIZE = (80, 24)
 SECONDS = 2.6
 MOST_BYTES = 500_000
-# What is pressed before each frame, and for how long it is shown in units of SECONDS.
+# Keys that are pressed before each frame, and how long it is shown in units of SECONDS.
 KEYS: list[tuple[tuple[str, ...], float]] = [
     (("tab", *BUDGET, "enter"), 1.5),
     (("enter",), 1.5),

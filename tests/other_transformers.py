@@ -19,7 +19,7 @@ import pytest
 
 from tests.tiny import scratch
 
-# What each release needs that the installed one has in another version.
+# Packages that each release needs in another version than the installed one.
 _BESIDE = {
     "4.57.3": ("huggingface-hub==0.36.2", "tokenizers==0.22.1", "requests", "urllib3", "charset-normalizer", "certifi"),
     "5.20.0": (),

@@ -69,7 +69,7 @@ class NotThere(TypeError):
 
 @dataclass
 class Counts:
-    """What was done on the GPU, by the line of engine/ that did it (or "autograd")."""
+    """Operations on the GPU, by the line of engine/ that did it (or "autograd")."""
 
     launches: Counter[str] = field(default_factory=Counter)
     syncs: Counter[str] = field(default_factory=Counter)
@@ -311,7 +311,7 @@ _MODULES: dict[str, Any] = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.m
 
 
 def _functions(kind: str, stream: Any) -> dict[str, Any]:
-    """What torch's module for a kind of device has."""
+    """The functions of torch's module for a kind of device."""
     found: dict[str, Any] = {
         "is_available": lambda: True,
         "device_count": lambda: 1,

@@ -264,7 +264,7 @@ class TinyDistillApp(App[int]):
         yield SystemCommand("Keys and help", "Help for this screen, and every key", self.show_help)
         yield SystemCommand("Screenshot", "Save what is seen as SVG", self.action_take_screenshot)
         if hasattr(screen, "action_leave"):
-            yield SystemCommand("Quit", "Leave; a run goes on without this window", screen.action_leave)
+            yield SystemCommand("Quit", "Leave; a run continues without this window", screen.action_leave)
 
 
 def run_app(
@@ -310,7 +310,7 @@ def _crashed(run_path: Path | None, traceback: str, debug: bool) -> int:
 
 
 def _slow_terminal() -> bool:
-    """Whether what moves would come late: over SSH, or through a terminal multiplexer."""
+    """Return whether what moves would come late: over SSH, or through a terminal multiplexer."""
     terminal = os.environ.get("TERM", "")
     return bool(os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY")) or terminal.startswith(
         ("screen", "tmux")

@@ -1,6 +1,6 @@
 """``tinydistill-tui`` with flags: the wizard that begins with them, or with ``--no-tui`` the run without a screen.
 
-Textual is imported only when there is a screen to draw on. Where standard output is no terminal the run goes on
+Textual is imported only when there is a screen to draw on. Where standard output is not a terminal the run goes on
 without one, and says so.
 """
 
@@ -69,8 +69,8 @@ def _main(words: Sequence[str]) -> int:
 def _screen_switches(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("screen")
     group.add_argument("--no_tui", action="store_true", help="The same run without a screen")
-    group.add_argument("--ask", action="store_true", help="Ask line by line for what is missing; no screen")
+    group.add_argument("--ask", action="store_true", help="Ask for missing settings line by line, without a screen")
     group.add_argument("--attach", metavar="DIR", help="Watch the run in this folder")
     group.add_argument("--ascii", action="store_true", help="Draw with plain ASCII characters")
     group.add_argument("--no_mouse", action="store_true", help="Leave the mouse to the terminal")
-    group.add_argument("--no_animation", action="store_true", help="Nothing moves by itself")
+    group.add_argument("--no_animation", action="store_true", help="No animations")

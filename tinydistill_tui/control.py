@@ -58,7 +58,7 @@ def ask(path: Path, command: str) -> None:
         FolderError: no supervisor is running, or the folder is not writable.
     """
     if not Run(path, {}).is_live():
-        raise FolderError(f"{path.name} is not going.", "There is nothing to " + command + ".", "R goes on with it.")
+        raise FolderError(f"{path.name} is not going.", "There is nothing to " + command + ".", "R resumes it.")
     try:
         supervisor.request(path, command, by=f"tinydistill-tui {os.getpid()}")
     except OSError as error:

@@ -55,7 +55,7 @@ class KeyQueue:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every key that was put has been handled."""
+        """Return whether every key that was put has been handled."""
         return self._task is None and not self._keys
 
     def put(self, event: events.Key) -> None:

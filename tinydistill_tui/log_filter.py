@@ -41,11 +41,11 @@ class LogFilter:
         return LogFilter(self.level, typed, pattern)
 
     def takes(self, line: LogLine) -> bool:
-        """Whether the line's level is high enough."""
+        """Return whether the line's level is high enough."""
         return LEVELS.index(line.level) >= LEVELS.index(self.level)
 
     def finds(self, line: LogLine) -> bool:
-        """Whether the words are in the line."""
+        """Return whether the words are in the line."""
         return self.pattern is None or self.pattern.search(f"{line.level} {line.text}") is not None
 
     def shown(self, lines: Iterable[LogLine], *, keep_all: bool = False) -> list[LogLine]:

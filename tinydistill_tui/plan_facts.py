@@ -86,7 +86,7 @@ class Need:
 
     @property
     def fits(self) -> bool:
-        """Whether it stays inside."""
+        """Return whether it stays inside."""
         return self.spare_bytes >= 0
 
 

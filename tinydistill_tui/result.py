@@ -25,7 +25,7 @@ def first_sentence(report: dict[str, Any]) -> str | None:
 
 
 def is_success(report: dict[str, Any]) -> bool:
-    """Whether the first sentence is a good one."""
+    """Return whether the first sentence is a good one."""
     try:
         return verdict.is_success(report)
     except (KeyError, TypeError, ValueError):

@@ -9,7 +9,7 @@ import sys
 def reason() -> str | None:
     """Return why no screen can be drawn; None if one can."""
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
-        return "since the output is no terminal"
+        return "since the output is not a terminal"
     if os.environ.get("TERM") == "dumb":
         return "since TERM is dumb"
     if os.environ.get("ACCESSIBLE"):

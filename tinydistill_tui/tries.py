@@ -123,7 +123,7 @@ def tries_words(tries: Sequence[Try], width: int) -> str:
 
 
 def _goes_one_way(figures: Sequence[float]) -> bool:
-    """Whether the figures only rise or only fall."""
+    """Return whether the figures only rise or only fall."""
     steps = [later - earlier for earlier, later in itertools.pairwise(figures)]
     return all(step >= 0 for step in steps) or all(step <= 0 for step in steps)
 

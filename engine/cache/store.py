@@ -163,7 +163,7 @@ class CacheStore:
 
     @property
     def without_locks(self) -> bool:
-        """Whether the file system has no locks, so that a file names the only writer; ranks need neither."""
+        """Return whether the file system has no locks, so that a file names the only writer; ranks need neither."""
         return self._locks.missing and self._is_alone
 
     @property

@@ -89,7 +89,7 @@ def _verify(typed: argparse.Namespace) -> int:
             print("  No row was scored again: only an undamaged cache with records can be rescored.")
         if extra:
             what = "1 file is" if len(extra) == 1 else f"{len(extra)} files are"
-            print(f"  {what} left over; {PROGRAM} gc {cache} removes what is.")
+            print(f"  {what} left over; {PROGRAM} gc {cache} removes it.")
     if is_damaged and not typed.json:
         print("Resume the run that uses it: damaged files are set aside, and their rows are scored again.")
     return 0 if is_whole else NOT_WHOLE
@@ -226,7 +226,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     )
     gc.add_argument("--keep", type=_count, metavar="N", help="Also remove caches except the N opened last")
     gc.add_argument("--yes", action="store_true", help="Do not ask for confirmation")
-    gc.add_argument("--dry_run", action="store_true", help="Only show what would be removed")
+    gc.add_argument("--dry_run", action="store_true", help="Show the files that would be removed, and remove none")
     typed, unknown = parser.parse_known_args([_underscored(word) for word in words])
     if unknown:
         known = (
@@ -244,7 +244,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         )
         raise SettingsError(
             [
-                Problem(word.lstrip("-"), "", f"is no flag of {PROGRAM}{suggestion(word.lstrip('-'), known)}")
+                Problem(word.lstrip("-"), "", f"is not a flag of {PROGRAM}{suggestion(word.lstrip('-'), known)}")
                 for word in unknown
             ],
             f"{PROGRAM} --help shows what there is.",
@@ -271,7 +271,7 @@ def _count(text: str) -> int:
 
 def _device(text: str) -> str:
     if not is_name(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected {NAMES}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; expected {NAMES}")
     return text
 
 

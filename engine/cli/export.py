@@ -127,7 +127,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
                         help="hf: a folder for transformers; gguf: one file for llama.cpp; ollama: a GGUF file with a "
                         "Modelfile")  # fmt: skip
     parser.add_argument("--type", choices=TYPES, default="f16", help="How a GGUF file stores matrices (default: f16)")
-    parser.add_argument("--out", metavar="PATH", help="Where to write; beside the student unless given")
+    parser.add_argument("--out", metavar="PATH", help="Where to write; next to the student unless given")
     parser.add_argument("--force", action="store_true", help="Replace what is at --out")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="Show tracebacks")

@@ -78,7 +78,7 @@ def wants_lines(plain: bool) -> str | None:
     if os.environ.get("TERM") == "dumb":
         return "since TERM is dumb"
     if not sys.stdout.isatty():
-        return "since the output is no terminal"
+        return "since the output is not a terminal"
     return None
 
 

@@ -51,7 +51,7 @@ def show_result(report: dict[str, Any], path: Path) -> None:
         f"The report:  {path / 'report.md'}",
         f"Talk to it:  {steps['talk']}",
         f"Longer:      {steps['longer']}",
-        f"What else:   {path / FILE} (transformers, llama.cpp, Ollama, a second student)",
+        f"More:        {path / FILE} (transformers, llama.cpp, Ollama, a second student)",
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

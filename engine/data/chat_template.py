@@ -97,7 +97,7 @@ class ChatTemplate:
         self._variables: dict[str, set[str]] = {}
 
     def has_marks(self, fields: Mapping[str, Any]) -> bool:
-        """Whether the template itself marks what the assistant writes (``{% generation %}``)."""
+        """Return whether the template itself marks what the assistant writes (``{% generation %}``)."""
         return bool(GENERATION_MARK.search(self.source(fields)))
 
     def source(self, fields: Mapping[str, Any]) -> str:
@@ -185,7 +185,7 @@ class ChatTemplate:
         return left_out(render, messages, text)
 
     def _writes_tools(self, messages: Messages, fields: Mapping[str, Any], text: str) -> bool:
-        """Whether the tools that a record offers change anything."""
+        """Return whether the tools that a record offers change anything."""
         without = {name: value for name, value in fields.items() if name != "tools"}
         return "tools" not in fields or rendered(self, messages, without, False) != text
 
@@ -223,7 +223,7 @@ def rendered(template: ChatTemplate, messages: Sequence[Turn], fields: Mapping[s
 
 
 def calls_written(turn: Turn, text: str) -> bool:
-    """Whether every tool call of a turn is in a text, by the name of its function."""
+    """Return whether every tool call of a turn is in a text, by the name of its function."""
     return all(name in text for name in _call_names(turn))
 
 

@@ -132,7 +132,7 @@ def _data_sets(marked: list[_Marked]) -> dict[Place, bool]:
 
 
 def _beside(marked: list[_Marked], root: Place, tested: list[_Marked]) -> bool:
-    """Whether tables of no split lie beside tables of a test split: ``corpus.jsonl`` beside ``test.jsonl``."""
+    """Return whether tables of no split lie beside tables of a test split: ``corpus.jsonl`` beside ``test.jsonl``."""
     kinds = {each.file.kind for each in tested if each.is_table and each.place[:-1] == root}
     return any(each.split is None and each.place[:-1] == root and each.file.kind in kinds for each in marked)
 
@@ -155,7 +155,7 @@ def _is_below(each: _Marked, root: Place) -> bool:
 
 
 def _is_description(file: FoundFile, files: Sequence[FoundFile], tally: Tally) -> bool:
-    """Whether a file is one that the datasets library writes beside the data; counted."""
+    """Return whether a file is one that the datasets library writes beside the data; counted."""
     name = file.path.name
     beside = {other.path.name for other in files if other.path.parent == file.path.parent}
     if name in _DESCRIPTIONS or (
@@ -170,7 +170,7 @@ def _is_description(file: FoundFile, files: Sequence[FoundFile], tally: Tally) -
 
 
 def _is_about(each: _Marked, marked: list[_Marked], sets: dict[Place, bool]) -> bool:
-    """Whether a file is about the data: a card, a licence. Beside notes it is one of them."""
+    """Return whether a file is about the data: a card, a licence. Beside notes it is one of them."""
     if each.is_table or not _ABOUT.fullmatch(each.place[-1]):
         return False
     here = each.place[:-1]
@@ -257,7 +257,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def _matches(inside: Path, pattern: str) -> bool:
-    """Whether a path is meant by a pattern; ``*`` ends at a folder's border, ``**`` does not."""
+    """Return whether a path is meant by a pattern; ``*`` ends at a folder's border, ``**`` does not."""
     parts = PurePosixPath(pattern.removeprefix("./")).parts
     return _match_parts(inside.parts, parts)
 

@@ -193,7 +193,7 @@ def judged(window: bytes, *, is_all: bool) -> Encoding:
 
 
 def makes_words_in_cp1252(lines: list[bytes]) -> bool:
-    """Whether lines look like words when they are read as Windows-1252."""
+    """Return whether lines look like words when they are read as Windows-1252."""
     try:
         text = b"\n".join(lines).decode("cp1252")
     except UnicodeDecodeError:
@@ -206,7 +206,7 @@ def makes_words_in_cp1252(lines: list[bytes]) -> bool:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether these bytes are UTF-8."""
+    """Return whether these bytes are UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -54,7 +54,7 @@ class Form:
 
     @property
     def is_chat(self) -> bool:
-        """Whether it makes conversations."""
+        """Return whether it makes conversations."""
         return self.kind != "text"
 
 
@@ -159,12 +159,12 @@ def all_fields(records: Sequence[Record]) -> list[str]:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is a text that is not empty."""
+    """Return whether a value is a text that is not empty."""
     return isinstance(value, str) and not value.isspace() and value != ""
 
 
 def is_conversation_as_text(text: str) -> bool:
-    """Whether a text is nothing but the turns of a conversation, written as JSON or by Python."""
+    """Return whether a text is nothing but the turns of a conversation, written as JSON or by Python."""
     if text.lstrip()[:1] not in ("[", "{") or not ("role" in text[:500] or "from" in text[:500]):
         return False
     return bool(_PYTHON_NOTATION.match(text)) or _has_turns(json_value(text))
@@ -299,7 +299,7 @@ def _preference_form(records: Sequence[Record]) -> Form | None:
 
 
 def _is_whole(chosen: object) -> bool:
-    """Whether a chosen answer brings its question: turns, or a transcript."""
+    """Return whether a chosen answer brings its question: turns, or a transcript."""
     return are_turns(_decoded(chosen)) or (isinstance(chosen, str) and len(_transcript(chosen)) > 1)
 
 
@@ -424,7 +424,7 @@ def _decoded(value: object) -> Any:
 
 
 def _says(value: object) -> bool:
-    """Whether a value can be a question or an answer."""
+    """Return whether a value can be a question or an answer."""
     return _spoken(value) is not None
 
 
@@ -450,11 +450,11 @@ def _quoted(name: str) -> str:
 
 
 def _mostly(records: Sequence[Record], name: str, holds: Callable[[Any], bool]) -> bool:
-    """Whether it is so for a field of at least half of the records."""
+    """Return whether it is so for a field of at least half of the records."""
     return _often([record.get(name) for record in records], holds)
 
 
 def _often(values: Sequence[Any], holds: Callable[[Any], bool]) -> bool:
-    """Whether it is so for at least half of the values, and for one."""
+    """Return whether it is so for at least half of the values, and for one."""
     count = sum(map(holds, values))
     return count > 0 and 2 * count >= len(values)

@@ -49,17 +49,17 @@ def without_packing(suffix: str) -> str:
 
 
 def is_packed(suffix: str) -> bool:
-    """Whether a suffix is that of a compressed file."""
+    """Return whether a suffix is that of a compressed file."""
     return PurePath(f"x{suffix}").suffix in PACKED_SUFFIXES
 
 
 def is_archive(suffix: str) -> bool:
-    """Whether a file of this suffix holds other files."""
+    """Return whether a file of this suffix holds other files."""
     return not {suffix, without_packing(suffix), PurePath(f"x{suffix}").suffix}.isdisjoint(ARCHIVES)
 
 
 def is_readable(suffix: str, suffixes: frozenset[str]) -> bool:
-    """Whether a file of this suffix may hold text; one that is only compressed may."""
+    """Return whether a file of this suffix may hold text; one that is only compressed may."""
     kind = without_packing(suffix)
     return kind in suffixes or (not kind and is_packed(suffix))
 

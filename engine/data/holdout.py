@@ -14,7 +14,7 @@ _HASH_VALUES = 2**64
 
 
 def is_holdout(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the hold-out.
+    """Return whether a document belongs to the hold-out.
 
     Args:
         text: the document's text.

@@ -16,7 +16,7 @@ _FILE_SUFFIX = re.compile(r"\.(txt|md|jsonl?|csv|parquet|gz|zip|pdf|html?|tsv)$"
 
 
 def looks_like_dataset(data: str) -> bool:
-    """Whether ``data`` may be a dataset's id: ``name``, ``owner/name`` or ``owner/name:configuration``."""
+    """Return whether ``data`` may be a dataset's id: ``name``, ``owner/name`` or ``owner/name:configuration``."""
     return bool(_ID.fullmatch(data)) and not _FILE_SUFFIX.search(data)
 
 
@@ -35,7 +35,7 @@ def require_datasets(data: str) -> None:
 
 
 def is_installed(library: str) -> bool:
-    """Whether a library could be imported."""
+    """Return whether a library could be imported."""
     try:
         return importlib.util.find_spec(library) is not None
     except (ImportError, ValueError):  # stands as None in sys.modules, or has no spec

@@ -69,12 +69,12 @@ class LeftOut:
 
     @property
     def is_much(self) -> bool:
-        """Whether it is worth a warning."""
+        """Return whether it is worth a warning."""
         return self.share > MUCH
 
     @property
     def is_most(self) -> bool:
-        """Whether it has to be asked for."""
+        """Return whether it has to be asked for."""
         return self.share > MOST
 
     def sentences(self) -> str:

@@ -75,7 +75,7 @@ def _batch_rows(group: Any) -> int:
 
 
 def may_hold_text(kind: Any, types: Any) -> bool:
-    """Whether a column of this type may hold texts or the turns of conversations."""
+    """Return whether a column of this type may hold texts or the turns of conversations."""
     return bool(
         types.is_string(kind)
         or types.is_large_string(kind)

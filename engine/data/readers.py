@@ -161,7 +161,7 @@ def content_suffix(head: bytes, suffix: str, *, is_all: bool) -> str:
 
 
 def _is_object(line: bytes) -> bool:
-    """Whether this is an object in JSON, or the list of a conversation's turns."""
+    """Return whether this is an object in JSON, or the list of a conversation's turns."""
     if line.strip()[:1] not in (b"{", b"["):
         return False
     try:
@@ -172,7 +172,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def _first_is_object(head: bytes) -> bool:
-    """Whether the first value of a file, or of the list that it is, is an object over some lines; no turn."""
+    """Return whether the first value of a file, or of the list that it is, is an object over some lines; no turn."""
     value = next(json_values([head], Tally(), len(head)), None)
     if value is None or value.data is None or not _is_object(value.data):
         return False
@@ -211,7 +211,7 @@ def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
 
 
 def _is_binary(head: bytes) -> bool:
-    """Whether a file is no text, judged by its beginning."""
+    """Return whether a file is no text, judged by its beginning."""
     lines = [line for line in re.split(rb"[\r\n]+", head) if line]
     return sum(b"\0" in line for line in lines) > _MOST_BAD_LINES * len(lines)
 

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.data.document import Document
 from engine.data.folder import FoundFile
@@ -152,20 +152,12 @@ def survey(
 
 def _of_python_docs(characters_per_token: float, previews: int) -> Survey:
     preview = tuple(map(_beginning, itertools.islice(python_documents(), previews))) if previews else ()
-    return Survey(
-        files=0,
-        bytes=0,
-        kinds={},
-        skipped={},
-        text_field=None,
-        fields=(),
-        has_messages=False,
+    return replace(
+        _of_hub_dataset(),
         documents=_PYTHON_DOCS_DOCUMENTS,
         characters=_PYTHON_DOCS_CHARACTERS,
         estimated_tokens=round(_PYTHON_DOCS_CHARACTERS / characters_per_token),
-        sampled=0.0,
         preview=preview,
-        cancelled=False,
     )
 
 

@@ -77,7 +77,7 @@ class DocumentTokeniser:
 
     @property
     def has_template(self) -> bool:
-        """Whether the tokenizer has a chat template; without one conversations are written plainly."""
+        """Return whether the tokenizer has a chat template; without one conversations are written plainly."""
         return not self._template.is_plain
 
     def texts(self, texts: Sequence[str]) -> list[TokenisedDocument]:
@@ -157,7 +157,7 @@ class DocumentTokeniser:
         return spans, found
 
     def _is_nothing(self, render: Any, written: Written, number: int, span: Span | None) -> bool:
-        """Whether the template writes the same for an answer and for none."""
+        """Return whether the template writes the same for an answer and for none."""
         turn = written.messages[number]
         content = (turn["content"] or "").strip()
         if content and span is not None and content in written.text[slice(*span)]:

@@ -48,7 +48,7 @@ class UnusableTurns(Exception):
 
 
 def is_turn(value: object) -> bool:
-    """Whether a value is one turn: it says who speaks, in a word that is known, and what."""
+    """Return whether a value is one turn: it says who speaks, in a word that is known, and what."""
     if not isinstance(value, Mapping):
         return False
     keys = _keys(value)
@@ -56,7 +56,7 @@ def is_turn(value: object) -> bool:
 
 
 def are_turns(value: object) -> bool:
-    """Whether a value is a list of turns; what a ``role`` is called does not matter here."""
+    """Return whether a value is a list of turns; what a ``role`` is called does not matter here."""
     if not isinstance(value, list) or not value or not all(isinstance(turn, Mapping) for turn in value):
         return False
     return all(is_turn(turn) or _is_role_and_content(turn) for turn in value)
@@ -77,7 +77,7 @@ def told(messages: Messages) -> str:
 
 
 def is_learned(turn: Mapping[str, Any]) -> bool:
-    """Whether a turn may be learned: the assistant says it, and its weight is not 0."""
+    """Return whether a turn may be learned: the assistant says it, and its weight is not 0."""
     return turn["role"] == "assistant" and turn.get("weight", 1) != 0
 
 

@@ -38,5 +38,5 @@ def allocator_environment(*, keep: bool) -> dict[str, str]:
 
 
 def keeps_memory(environment: Mapping[str, str]) -> bool:
-    """Whether a process with this environment was started to keep freed blocks."""
+    """Return whether a process with this environment was started to keep freed blocks."""
     return allocator_environment(keep=True).items() <= environment.items()

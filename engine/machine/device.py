@@ -109,5 +109,5 @@ CPU = Device()
 
 
 def is_name(text: str) -> bool:
-    """Whether a text names a device."""
+    """Return whether a text names a device."""
     return _NAME.fullmatch(text) is not None

@@ -88,7 +88,7 @@ def sees_one(device: Device) -> bool:
 
 
 def _may_have_others() -> bool:
-    """Whether torch may find GPUs that no library lists here: AMD's, Intel's or Apple's."""
+    """Return whether torch may find GPUs that no library lists here: AMD's, Intel's or Apple's."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
     return any(f"+{build}" in torch_version() for build in ("rocm", "xpu"))

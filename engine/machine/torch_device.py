@@ -24,7 +24,7 @@ def kind_of(device: torch.device) -> Device:
 
 
 def is_there(device: torch.device) -> bool:
-    """Whether torch can compute on it in this process."""
+    """Return whether torch can compute on it in this process."""
     kind = kind_of(device)
     return kind.is_host or (_module(device).is_available() and kind.index < _module(device).device_count())
 

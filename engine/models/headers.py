@@ -201,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model's folder.
 
     Raises:
-        ModelError: it cannot be read, or is no JSON object.
+        ModelError: it cannot be read, or is not a JSON object.
     """
     try:
         data = path.read_bytes()

@@ -90,7 +90,7 @@ def causal_lm_class(config: PretrainedConfig, *, trust_remote_code: bool = False
         return _get_model_class(config, AutoModelForCausalLM._model_mapping)
     except KeyError:
         raise ModelError(
-            f"{config._name_or_path or 'The model'} ({config.model_type}) is no causal language model in transformers.",
+            f"{config._name_or_path or 'The model'} ({config.model_type}) is not a causal LM in transformers.",
             "Distillation scores the next token, which only such a model predicts.",
             "Use another teacher, or --trust_remote_code if the model brings its own code and you have read it.",
         ) from None

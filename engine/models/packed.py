@@ -44,7 +44,7 @@ def packed_hidden_states(model: PreTrainedModel, ids: Tensor, documents: Tensor 
 
 
 def can_be_cut(model: PreTrainedModel, device: torch.device | None = None) -> bool:
-    """Whether the documents of a row do not see each other in this model once attention is cut; measured once.
+    """Return whether the documents of a row do not see each other in this model once attention is cut; measured once.
 
     Args:
         model: its first layers are run (:func:`engine.models.selfcheck.layers_to_check`).

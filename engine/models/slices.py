@@ -92,7 +92,7 @@ def slice_resident_head(model: PreTrainedModel) -> None:
 
 
 def can_slice_head(head: nn.Module | None) -> bool:
-    """Whether a head is a plain linear layer, which is all that :func:`slice_head` knows how to cut."""
+    """Return whether a head is a plain linear layer, which is all that :func:`slice_head` knows how to cut."""
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
 
 

@@ -97,7 +97,7 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
         trust_remote_code: whether a model that needs code out of its own folder is accepted.
 
     Raises:
-        ModelError: there is no such model, it is no causal language model, its weights are in another format, a file is
+        ModelError: there is no such model, it is not a causal LM, its weights are in another format, a file is
             damaged or missing, or config.json and the files contradict each other.
     """
     folder = resolve_model(path_or_id)
@@ -237,7 +237,7 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
             )
         if not brings_code:
             raise ModelError(
-                f"The model in {folder} ({shown_value(config['model_type'])}) is no causal language model that "
+                f"The model in {folder} ({shown_value(config['model_type'])}) is not a causal language model that "
                 "transformers has.",
                 "",
                 "Choose another model, or install a newer transformers if the model is newer.",

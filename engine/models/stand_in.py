@@ -152,7 +152,7 @@ def _remove(folder: Path) -> None:
 
 
 def _is_free(descriptor: int) -> bool:
-    """Whether no process has a folder in use; where the file system has no locks, its age alone tells."""
+    """Return whether no process has a folder in use; where the file system has no locks, its age alone tells."""
     try:
         return try_flock(descriptor)
     except OSError:

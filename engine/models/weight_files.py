@@ -55,7 +55,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def is_decoded(folder: Path) -> bool:
-    """Whether transformers cannot load a folder's weights by itself: they are quantised, or somewhere else.
+    """Return whether transformers cannot load a folder's weights by itself: they are quantised, or somewhere else.
 
     Raises:
         ModelError: as :func:`read_tensors`.

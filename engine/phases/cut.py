@@ -117,7 +117,7 @@ def words(found: dict[str, Any], total: int) -> list[str]:
         "named": "as you named them",
         "even": "evenly spread, which measured best on the text",
         "influence": "those that change their input most on the text",
-        "influence in rounds": "those that change their input most on the text, measured anew as layers go",
+        "influence in rounds": "those that change their input most on the text, measured again as layers are removed",
     }
     losses = ", ".join(f"{len(cut['layers'])} layers {_loss(cut['holdout_loss'])}" for cut in found["cuts"])
     width = found.get("width")

@@ -71,7 +71,7 @@ def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
             Problem(
                 "student_layers",
                 settings.student_layers,
-                f"these layers do not fit together: in {teacher.name}, what a layer is follows from its number, or "
+                f"these layers do not fit together: in {teacher.name}, the kind of a layer depends on its number, or "
                 f"layers share weights",
             )
         ],

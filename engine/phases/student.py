@@ -181,8 +181,8 @@ def _learned(
     if settings.packing and not learner.can_be_cut:
         events.log(
             "info",
-            f"{type(learner.model).__name__} cannot be cut between the documents of a row: each goes through it by "
-            "itself, which takes longer. With --packing off there is one document in a row.",
+            f"{type(learner.model).__name__} cannot be cut between the documents of a row: it reads them one by one, "
+            "which takes longer. With --packing off each row has one document.",
             "documents-one-by-one",
         )
     where = Device.of(str(device))

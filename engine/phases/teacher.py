@@ -175,8 +175,8 @@ def _judge(tokens: TokenFile, store: CacheStore, events: EventWriter) -> None:
         return
     events.log(
         "warning",
-        f"{doubt} A student learns little from such records: take text of the kind that the teacher knows, or another "
-        "teacher; --kd_weight below 1 mixes in what the labels say.",
+        f"{doubt} A student learns little from such records. Use text of a kind that the teacher knows, or another "
+        "teacher; --kd_weight below 1 mixes in the labels.",
         "teacher-doubt",
     )
 

@@ -90,7 +90,7 @@ def processes(predicted: Mapping[str, PhasePrediction], count: int, threads: int
     ]
     shared = f"{each} thread{'s' if each > 1 else ''} each"
     if count > threads:
-        shared = f"{count} processes on {threads} thread{'s' if threads > 1 else ''} take turns, which brings nothing"
+        shared = f"{count} processes on {threads} thread{'s' if threads > 1 else ''} take turns, which is no faster"
     return f"{'; '.join([shared, *told])}. {_of_one(alone)}"
 
 
@@ -107,7 +107,7 @@ def _of_one(alone: Plan) -> str:
 def learning_rate(parameters: int, *, rank: int = 0) -> str:
     """The size it belongs to."""
     usual = f"usual for {format_count(parameters)} parameters"
-    return f"{RATE_FACTOR:g} times what is {usual}: an adapter begins at zero" if rank else usual
+    return f"{RATE_FACTOR:g} times the rate {usual}: an adapter begins at zero" if rank else usual
 
 
 def checkpoint_every(every: int, seconds: float, total: int | None) -> str:
@@ -277,7 +277,7 @@ def _offload(question: Question, answer: Proposal) -> str:
     kept = student_footprint(answer.shape, replace(answer.student.setting, cpu_offload=False)).peak_bytes
     where = "files" if question.budget.where.is_host else "main memory"
     peak = format_bytes(answer.student.footprint.peak_bytes)
-    return f"what waits lies in {where}: the student takes {peak} instead of {format_bytes(kept)}"
+    return f"inactive tensors are kept in {where}: the student takes {peak} instead of {format_bytes(kept)}"
 
 
 def _keep_memory(question: Question, answer: Proposal) -> str:

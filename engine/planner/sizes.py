@@ -22,7 +22,7 @@ def head_chunk_tokens(vocab_size: int, *, device: Device = CPU) -> int:
 
 
 def is_large_block(vocab_size: int, chunk_tokens: int, *, device: Device = CPU) -> bool:
-    """Whether a chunk's logits are larger than they should be, because a product of fewer rows would be slow."""
+    """Return whether a chunk's logits are larger than they should be, because a product of fewer rows would be slow."""
     return 4 * vocab_size * chunk_tokens > device.block_bytes
 
 

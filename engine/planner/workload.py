@@ -116,7 +116,7 @@ def whole_told(text: Text, length: int, limit: int | None = None) -> str:
     if share == 1:
         return f"every conversation fits into a row whole; the longest of {len(text.conversations):,} has {longest:,}"
     why = f"; the models take no more than {limit}" if limit is not None and length == limit else ""
-    return f"{100 * share:.0f} % of the conversations fit into a row whole, the others are cut{why}"
+    return f"{100 * share:.0f} % of the conversations fit into a row; the others are cut{why}"
 
 
 def _holds(lengths: Sequence[int], share: float) -> int:

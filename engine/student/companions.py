@@ -168,7 +168,7 @@ def _pass_on_generation_config(source: Path, target: Path) -> list[str]:
     except (ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict):
-        return [f"{source} is no JSON object: the student has none, and generates as config.json says."]
+        return [f"{source} is not a JSON object: the student has none, and generates as config.json says."]
     kept = valid_generation_settings(raw)
     dropped = [key for key in raw if key not in kept]
     if not dropped:

@@ -132,7 +132,7 @@ class Examinee:
         self._vocab_size, self._most, self._bos = vocab_size, most_tokens, bos_id
 
     def is_right(self, task: str, question: ExamQuestion) -> bool:
-        """Whether the model answers a question as the text does."""
+        """Return whether the model answers a question as the text does."""
         context = self._encode(question.context)
         rows = []
         for choice in question.choices:

@@ -135,7 +135,7 @@ def rehearse_export(source: Path, folder: Path, *, dtype: torch.dtype, trust_rem
         FolderError: the student's folder cannot be made there.
     """
     if folder.exists() and not folder.is_dir():
-        raise FolderError(f"{folder} is no folder.", "The student is written there.", "Remove it.")
+        raise FolderError(f"{folder} is not a folder.", "The student is written there.", "Remove it.")
     temporary = _aside(folder)
     try:
         with quiet():
@@ -214,7 +214,7 @@ tags: [knowledge-distillation, tinydistill]
 # {name}
 
 A small language model, distilled from **{teacher}** with TinyDistill {version}. It began as {student} and learned from
-what the teacher would have said about this text: {data}.{adapter and f" {adapter}"}
+the teacher's predictions on this text: {data}.{adapter and f" {adapter}"}
 
 ## Results
 
@@ -237,8 +237,8 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 
 {opens}
 
-It has the biases of its teacher and of its text, and has been measured on nothing but the above. The teacher's licence
-applies to what is learned from it as far as that licence says so.
+It has the biases of its teacher and of its text, and was evaluated only as shown above. The teacher's licence
+applies to models that learn from it as far as that licence says so.
 
 ## Settings
 

@@ -88,7 +88,7 @@ def _prompt(tokens: TokenFile, row: int, length: int) -> list[int]:
 
 
 def _goes_on(tokens: TokenFile, row: int) -> bool:
-    """Whether a row begins with the rest of a text that the row before it did not hold."""
+    """Return whether a row begins with the rest of a text that the row before it did not hold."""
     if row == 0 or tokens.eos_id is None:
         return False
     before = tokens.rows("holdout", [row - 1])

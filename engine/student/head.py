@@ -229,7 +229,7 @@ class _Waiting:
         return cls(weight.new_empty(most, weight.shape[0]), weight.new_empty(most, weight.shape[1]), [])
 
     def has_room(self, positions: int) -> bool:
-        """Whether so many more positions fit."""
+        """Return whether so many more positions fit."""
         return self.count + positions <= len(self.gradients)
 
     def add(self, gradient: Tensor, hidden_states: Tensor, into: Tensor) -> None:

@@ -151,7 +151,7 @@ def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) ->
     latest.restore_generators()
     if training.rank.number:  # other rows, other dropout
         torch.manual_seed(training.order.seed + (latest.step << 16) + training.rank.number)
-    events.log("info", f"The student goes on after step {latest.step}, from {latest.path}.", "resumed-checkpoint")
+    events.log("info", f"Training continues after step {latest.step}, from {latest.path}.", "resumed-checkpoint")
     return Progress.read(latest.state)
 
 

@@ -52,7 +52,7 @@ def sides_of(run: Path, available_bytes: int) -> list[Side]:
 
 
 def trusts_code(run: Path) -> bool:
-    """Whether the run was allowed to run Python code that comes with its models."""
+    """Return whether the run was allowed to run Python code that comes with its models."""
     settings = read_json(run / "run.json").get("settings")
     return isinstance(settings, dict) and bool(settings.get("trust_remote_code"))
 

@@ -1,4 +1,4 @@
-"""What a device can do is asked in engine/machine alone: nothing else names a kind, or torch's modules for one.
+"""Only engine/machine asks for properties of a device: nothing else names a kind, or torch's modules for one.
 
 So another kind of device is a row of a table, and everything else runs on it as it is.
 """

@@ -1,4 +1,4 @@
-"""What keeps the house easy to change: no circle of imports, no class name twice, types for those who import us."""
+"""Guards of the structure: no circle of imports, no class name twice, types for importers, one place for advice."""
 
 from __future__ import annotations
 

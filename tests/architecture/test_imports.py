@@ -42,7 +42,7 @@ LIGHT = [
     "engine.cli.distill",
     "engine.cli.profile",
 ]
-# What a part of the engine may import of the others; a part that is not named here may import anything but the screens.
+# Parts of the engine that a part may import; one that is not named here may import anything but the screens.
 MAY_IMPORT = {
     "config": {"errors", "settings", "machine"},
     "machine": {"errors", "disk", "hardware", "places", "safe_child", "out_of_memory"},

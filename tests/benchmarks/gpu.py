@@ -109,7 +109,7 @@ MOST_LEAN_APART = 0.2
 
 @dataclass
 class Results:
-    """What was found so far, written after each step.
+    """Results so far, written after each step.
 
     Attributes:
         rows: by the step's name.
@@ -283,7 +283,7 @@ def _student(
 
 
 def _memory_of(run: Run, phase: str, device: str) -> dict[str, Any]:
-    """What the phase's process took on the GPU, context included, and what was planned, context included."""
+    """GPU memory that the phase's process took and that was planned, both with the context."""
     if device == "cpu":
         return {"device_bytes": None, "planned_bytes": None}
     planned = run.info["predicted"][phase]["peak_bytes"] + context_bytes_on(gpu_of(device))

@@ -97,7 +97,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 class Results:
-    """What was measured so far; the whole takes an hour, and a run that was stopped goes on where it was.
+    """Measurements so far; all take an hour, and a run that was stopped continues from there.
 
     Args:
         path: of the JSON file; None writes nothing.
@@ -366,7 +366,7 @@ def _write_texts(path: Path) -> Path:
 
 
 def _counted(side: dict[str, Any], key: str) -> int:
-    """What counts of a side: on a GPU what the process held there, its CUDA context included."""
+    """Memory of a side that counts: on a GPU that of the process there, its CUDA context included."""
     return int(side.get("device_bytes") or side[key])
 
 

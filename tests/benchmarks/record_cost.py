@@ -1,4 +1,4 @@
-"""What share of the teacher's phase is writing records, and what share of the student's step is reading them?
+"""The share of the teacher's phase that writes records, and of the student's step that reads them.
 
     python -m tests.benchmarks.record_cost [--out tests/benchmarks/results/record_cost.json]
 

@@ -40,7 +40,7 @@ BATCH = 4_096
 ROW = 512
 HEADS = 3  # of 12 ids
 REPEATS = 30
-# What others publish, bytes a token: DistillKit 1.0 (50 ids; "budget" mode), RS-KD (12 unique ids, 100k vocabulary).
+# Published figures, bytes a token: DistillKit 1.0 (50 ids; "budget" mode), RS-KD (12 unique ids, 100k vocabulary).
 _PARTS = {
     "ids": "ids, heads marked",
     "layout": "ids, heads marked",

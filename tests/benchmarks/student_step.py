@@ -1,9 +1,9 @@
-"""What does a step with the record loss cost beside a plain cross-entropy step of the same model, in time and memory?
+"""Time and memory of a step with the record loss, against a plain cross-entropy step of the same model.
 
     python -m tests.benchmarks.student_step --model 70m --out student_step.json
 
 Random weights in the shapes of Pythia. *plain* is the model's own forward with labels (full logits), its backward, and
-torch's fused AdamW, in the environment of whoever starts this script; the other sides have the environment that a run
+torch's fused AdamW, in the environment that this script is started in; the other sides have the environment that a run
 gives its phases. *record* is the usual step; *lean* has 8-bit moments and no whole gradient; *mapped* is lean with
 weights and moments in files. Every side learns from the same rows. Each runs in a process of its own, one right after
 the other, several times, so that a machine that is busy is busy for all. Written down are tokens a second, processor

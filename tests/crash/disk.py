@@ -30,7 +30,7 @@ _MARK = "user.tinydistill-crash"
 
 
 class Disk:
-    """What of a folder is sure to outlast a power cut.
+    """The part of a folder that is sure to outlast a power cut.
 
     Args:
         root: the folder; as it is now, it is on the disk.
@@ -118,7 +118,7 @@ class _Rebuild:
         current = now.read_bytes() if now else flushed
         if self._mode == "lost" or current == flushed:
             return flushed
-        # What was appended may be torn, not what was flushed before it.
+        # Appended bytes may be torn, but not those that were flushed before.
         kept = len(flushed) if current.startswith(flushed) else 0
         torn = current[: self._chance.randrange(kept, len(current) + 1)]
         return self._chance.choice([current[:kept], torn] if self._mode == "names" else [flushed, current, torn])

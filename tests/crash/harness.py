@@ -2,7 +2,7 @@
 
 A run is tiny and real: supervisor, three phases, report. Each kill starts a run of its own, ends a process of it with
 SIGKILL (the phase, the supervisor, both, or both with the power: what was not flushed is lost), goes on to the end, and
-compares the bytes of tokens, cache and student and the figures of the report with a run that nobody touched.
+compares the bytes of tokens, cache and student and the figures of the report with an undisturbed run.
 
 Where it is killed: at every named commit point that a run passes (between any two steps of the protocols), then at
 random moments. Processes are forked from this one, which has imported everything: a new interpreter would import torch
@@ -62,7 +62,7 @@ class Kill:
     """Where a run is killed.
 
     Attributes:
-        target: whom it hits; ``disk`` kills nobody, but the disk is full once at the commit point.
+        target: the processes that are killed; with ``disk`` none is, but the disk is full once at the commit point.
         role: the process that passes the commit point; any at a random moment.
         point: commit point and how often it was passed, ``shard-renamed:2``; None at a random moment.
         moment: share of a run's time, where there is no point.
@@ -81,7 +81,7 @@ class Kill:
 
 
 class Harness:
-    """A template of a run, a run that nobody touched, and the means to kill others.
+    """A template of a run, an undisturbed run, and the means to kill others.
 
     Args:
         scratch: a folder for all of them.
@@ -117,7 +117,7 @@ class Harness:
 
     def new_run(self) -> Path:
         """A copy of the template, as if just planned."""
-        # A name that nobody has: forked children make runs here too.
+        # A name of its own: forked children make runs here too.
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch)) / "run"
         shutil.copytree(self.template, folder)
         return folder
@@ -160,7 +160,7 @@ class Harness:
             assert code == -signal.SIGKILL
             _wait_for_orphans(folder)
             folder.parent.rename(kept.parent)
-        # A name that nobody has: forked children make runs here too.
+        # A name of its own: forked children make runs here too.
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch)) / "run"
         shutil.copytree(kept, folder)
         return folder
@@ -258,7 +258,7 @@ class Life:
 
 
 class ForkedPhase:
-    """What the supervisor needs of ``subprocess.Popen``, for a phase that is forked."""
+    """The part of ``subprocess.Popen`` that the supervisor needs, for a phase that is forked."""
 
     def __init__(self, command: list[str], *, kill: Kill | None, count_to: Path | None, **how: Any) -> None:
         role, folder, parent = _words_of_phase(command)
@@ -331,7 +331,7 @@ def make_template(scratch: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """What has to be the same after any kill: hashes of files, and the report's figures."""
+    """Return all that has to be the same after any kill: hashes of files, and the report's figures."""
     found = {}
     for path in sorted([folder / "tokens.h5", *(folder / "cache").rglob("*"), *(folder / "student").rglob("*")]):
         if path.is_file() and path.name not in ("lock", "in-use"):
@@ -343,13 +343,13 @@ def outcome(folder: Path) -> dict[str, str]:
 
 
 def differing(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """What is not the same, in words."""
+    """Return the differences in words."""
     names = sorted(found.keys() | expected.keys())
     return [f"{name} differs" for name in names if found.get(name) != expected.get(name)]
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files that nobody has swept."""
+    """Temporary files that were not removed."""
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith((".tmp", ".bad"))]
 
 

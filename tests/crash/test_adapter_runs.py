@@ -1,4 +1,4 @@
-"""Runs that train an adapter, killed anywhere: student, adapter and figures are those of a run that nobody touched."""
+"""Runs that train an adapter, killed anywhere: student, adapter and figures are those of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_a_full_disk_at_every_write_site(harness: Harness) -> None:
 
 
 def full_disk(harness: Harness, role: str, point: str) -> list[str]:
-    """What goes wrong when the disk is full at a commit point, and has room again afterwards."""
+    """Return the problems of a run whose disk is full at a commit point and has room again afterwards."""
     folder = harness.new_run()
     code = Life(folder, kill=Kill("disk", role, point, 0.0, 0)).wait()
     wrong = []

@@ -43,7 +43,7 @@ class QuietRun:
 
 @pytest.fixture(scope="module")
 def quiet(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> QuietRun:
-    """A run whose processes are refused the network, with a umask that lets nobody else in."""
+    """A run whose processes are refused the network, with a umask that gives other users no access."""
     tried = tmp_path_factory.mktemp("network") / "tried"
 
     def refuse(*arguments: Any, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""A whole run is killed anywhere and goes on: the student is the one of a run that nobody touched, bit for bit.
+"""A whole run is killed anywhere and continues: the student is that of an undisturbed run, bit for bit.
 
 ``python -m tests.crash.harness --kills 200`` is the long version.
 """

@@ -1,4 +1,4 @@
-"""In the original, teacher and student could have different tokenizers, and nobody noticed."""
+"""In the original, teacher and student could have different tokenizers, unnoticed."""
 
 from __future__ import annotations
 

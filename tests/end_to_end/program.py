@@ -14,7 +14,7 @@ from tests.tiny import tiny_texts
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--precision", "fp32", "--threads", "1", "--sequence_length", "32"]
-# Who is at work and for which run; and the model card, which names the run.
+# Names of processes and runs; and the model card, which names the run.
 NOT_COMPARED = ("lock", "in-use", "used-by.jsonl", "README.md")
 
 

@@ -1,4 +1,4 @@
-"""Whatever is typed behind whatever flag: it is accepted, or refused in a sentence; never a traceback."""
+"""Any value of any flag is accepted, or refused in a sentence; there is never a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be done is said at once: the message, the exit code, and nothing half-made left behind."""
+"""Invalid requests are refused at once: the message, the exit code, and no files left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.end_to_end.program import QUICK, run, write_texts
 from tests.tiny import tiny_model
 
 TEXTS = Path(__file__).with_name("error_texts.md")
-"""What is said in each case, word for word. After a change: ``WRITE_ERROR_TEXTS=1 pytest`` this file, read the diff."""
+"""The message of each case, word for word. After a change: ``WRITE_ERROR_TEXTS=1 pytest`` this file, read the diff."""
 
 
 GPU = Gpu(0, "RTX 3050", 4 * 2**30, 3 * 2**30, "470.1", "8.6", uuid="GPU-aaa")
@@ -122,7 +122,7 @@ CASES: dict[str, Callable[[Path], list[object]]] = {
     "an encoder": lambda folder: ["--teacher", changed_model(folder / "bert", **BERT)],
     "an encoder with a head for words": lambda folder: ["--teacher", changed_model(folder / "bert", **DECODING_BERT)],
     "an encoder and a decoder": lambda folder: ["--teacher", t5(folder / "t5")],
-    "a model that nobody knows": lambda folder: ["--teacher", changed_model(folder / "m", model_type="frobnicate")],
+    "a model of an unknown kind": lambda folder: ["--teacher", changed_model(folder / "m", model_type="frobnicate")],
     "a model with code of its own": lambda folder: ["--teacher", changed_model(folder / "m", **OWN_CODE)],
     "pickled weights": lambda folder: ["--teacher", pickled(folder / "m")],
     "weights that are cut short": lambda folder: ["--teacher", cut_short(folder / "m")],
@@ -166,7 +166,7 @@ CASES: dict[str, Callable[[Path], list[object]]] = {
     "the demo with a teacher": lambda folder: ["--demo"],
     "a format for GPUs": lambda folder: ["--precision", "fp16"],
     "a device that is none": lambda folder: ["--device", "tpu"],
-    "a profile that is not there": lambda folder: ["--profile", "nobody"],
+    "a profile that is not there": lambda folder: ["--profile", "unknown"],
     "flags that are not there": lambda folder: ["--sampels", 1, "--lr", "1e-3", "--frobnicate", "--samples", 0],
     "a value without a flag": lambda folder: ["more"],
     "a folder that holds something else": lambda folder: [
@@ -210,7 +210,7 @@ def test_what_is_said_when_it_cannot_be_done(capsys, tmp_path, monkeypatch, case
     assert told == texts.get(case), f"not as it stands under {case!r} in {TEXTS.name}"
 
 
-_HEAD = "# What is said when it cannot be done\n"
+_HEAD = "# Messages of requests that cannot be met\n"
 
 
 def _texts() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Parity on processors that this one is not: the same tests with its newer instructions switched off.
 
-What oneDNN, PyTorch's own kernels and MKL choose by processor is told to them by environment variables. What is equal
+Environment variables set the kernels that oneDNN, PyTorch and MKL choose by processor. Results that are equal
 to the last bit must be so with each of their choices; a processor that has no AVX-512 runs the same case twice.
 """
 

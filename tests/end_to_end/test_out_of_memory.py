@@ -92,7 +92,7 @@ def test_a_run_whose_allocator_gives_up_backs_off_and_finishes(tmp_path: Path) -
 
 
 def _data_bytes_of_an_interpreter() -> int:
-    """What the limit counts of a process that has only imported what the student phase imports."""
+    """Memory that the limit counts in a process that has only imported the student phase."""
     program = "import engine.phases.student\nprint(open('/proc/self/status').read())"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     return next(int(line.split()[1]) * 1024 for line in done.stdout.splitlines() if line.startswith("VmData"))

@@ -1,4 +1,4 @@
-"""The process that phases are made from: it changes no result, it is killed without harm, and it outlives nobody."""
+"""The process that phases are made from: it changes no result, can be killed without harm, and ends with its run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def words(folder: Path, **given: object) -> list[object]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run leaves whose phases are programs of their own."""
+    """Files of a run whose phases are programs of their own."""
     folder = tmp_path_factory.mktemp("alone")
     done = program.run(*words(folder, keep_memory="false"))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A model that somebody has really trained: SmolLM2-135M-Instruct as the teacher, a student cut from its layers.
+"""A model that was trained for real use: SmolLM2-135M-Instruct as the teacher, a student cut from its layers.
 
 The weights come out of a package of the Python Package Index (4-bit, about 100 MB); without it these tests are skipped.
 ``SMOLLM2=FOLDER`` names a folder that has the model already.

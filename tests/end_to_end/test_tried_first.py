@@ -1,4 +1,4 @@
-"""What the end of a run needs is tried before the teacher begins; where the end fails all the same, nothing is lost."""
+"""Everything that the end of a run needs is tried before the teacher begins; if the end fails, nothing is lost."""
 
 from __future__ import annotations
 

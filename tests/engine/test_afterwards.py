@@ -1,4 +1,4 @@
-"""What can be done with a finished run, as commands that run."""
+"""Next steps of a finished run, as commands that work."""
 
 import json
 import shlex

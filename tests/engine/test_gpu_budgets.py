@@ -1,6 +1,6 @@
 """How often a GPU is launched and waited for, counted on a pretend one: each launch costs microseconds, each wait more.
 
-The counts do not depend on the machine. What a step or a chunk may cost is asserted; what it takes is printed where a
+The counts do not depend on the machine. The limit for a step or a chunk is asserted; its real cost is printed where a
 limit is broken, by line.
 """
 

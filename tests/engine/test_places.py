@@ -15,7 +15,7 @@ from engine.planner.run_folder import folder_for
 
 
 @pytest.fixture
-def nobody(monkeypatch):
+def homeless(monkeypatch):
     """A process without HOME, under a number that no user has."""
     for name in [*(name for name in os.environ if name.startswith(("XDG_", "HF_"))), "HOME"]:
         monkeypatch.delenv(name, raising=False)
@@ -26,7 +26,7 @@ def nobody(monkeypatch):
     monkeypatch.setattr("pwd.getpwuid", unknown)
 
 
-def test_nothing_is_kept_and_nothing_is_refused(nobody, tmp_path):
+def test_nothing_is_kept_and_nothing_is_refused(homeless, tmp_path):
     assert profiles.names() == []
     profiles.used("mine", 1.0)
     assert profiles.used_at("mine") is None
@@ -38,7 +38,7 @@ def test_nothing_is_kept_and_nothing_is_refused(nobody, tmp_path):
     assert folder_for(RunConfig(output_dir=tmp_path / "run"))[0] == tmp_path / "run"
 
 
-def test_what_needs_a_home_names_what_can_be_given_instead(nobody):
+def test_actions_that_need_a_home_name_the_setting_to_give_instead(homeless):
     with pytest.raises(FolderError, match="--output_dir"):
         _raise_paragraph(lambda: folder_for(RunConfig(demo=True)))
     with pytest.raises(FolderError, match="set HOME"):

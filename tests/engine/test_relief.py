@@ -29,7 +29,7 @@ class Machine:
         return self.seconds
 
 
-class Somebody:
+class Worker:
     growth_bytes = 0
     saved_bytes = 200 * MIB
 
@@ -53,14 +53,14 @@ def said(tmp_path: Path) -> list[str]:
 def test_memory_that_runs_short_is_acted_on_once_and_given_back_when_there_is_room(
     events: EventWriter, tmp_path: Path
 ) -> None:
-    machine, somebody = Machine(150 * MIB), Somebody()
-    relief = Relief(somebody, events, watch=machine.watch())
+    machine, worker = Machine(150 * MIB), Worker()
+    relief = Relief(worker, events, watch=machine.watch())
     # The reserve is a sixteenth, 100 MiB; going back takes 200 MiB, and twice the reserve stays free.
     for free, short in ((150, False), (90, True), (80, True), (250, True), (390, True), (400, False), (101, False)):
         machine.free_bytes = free * MIB
         relief.look()
         assert relief.is_short == short, free
-    assert somebody.asked == [True, False]
+    assert worker.asked == [True, False]
     assert said(tmp_path) == ["memory-short", "memory-room"]
     warning = next(iter(read_events(tmp_path / "events.jsonl")))
     assert warning["message"] == "Memory is short: 90.0 MiB are free. One thing is left out."

@@ -27,7 +27,7 @@ def test_paths_mean_the_same_from_every_folder_and_names_stay_names(tmp_path, mo
     }
 
 
-def test_whoever_makes_a_config_in_python_gets_our_errors_and_may_give_paths(tmp_path):
+def test_a_config_made_in_python_gets_our_errors_and_may_have_paths(tmp_path):
     with pytest.raises(SettingsError, match="--samples 0"):
         RunConfig(samples=0)
     assert RunConfig(teacher=tmp_path, data=tmp_path).teacher == str(tmp_path)

@@ -1,4 +1,4 @@
-"""What the supervisor does when a phase ends, without phases: kills, lack of memory, a phase that is left alone."""
+"""The supervisor when a phase ends, without real phases: kills, lack of memory, an orphaned phase."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.delenv("TEXTUAL_THEME", raising=False)
     monkeypatch.setattr(watcher, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(busy, "load", lambda: 0.0)  # what else this machine does is no part of a screen's look
-    # What waits for the person to stop typing need not wait for a test, nor Textual's pilot for a process at rest:
+    # Timers that wait for the user to stop typing need not wait in a test, nor Textual's pilot for a process at rest:
     # it has waited for every message of the screen by then, and each pause would cost 40 ms and more.
     monkeypatch.setattr(textual._wait, "SLEEP_GRANULARITY", 0.004)
     monkeypatch.setattr(textual._wait, "SLEEP_IDLE", 0.002)

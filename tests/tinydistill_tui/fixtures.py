@@ -296,7 +296,7 @@ def _scene(script: Script, scene: str) -> None:
 
 
 def make_run(folder: Path, name: str = "notes-0412", scene: str = "training", now: float = NOW) -> Path:
-    """A run's folder with the events of a scene, as at ``now``; nobody holds its lock."""
+    """A run's folder with the events of a scene, as at ``now``; its lock is free."""
     path = folder / name
     path.mkdir(parents=True)
     events = events_of(scene, name, now)

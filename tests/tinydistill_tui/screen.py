@@ -20,12 +20,12 @@ _press = Pilot.press
 
 
 def lines_of(app: TinyDistillApp) -> list[str]:
-    """What is on the terminal, line by line."""
+    """The text on the terminal, line by line."""
     return [strip.text for strip in app.screen._compositor.render_strips()]
 
 
 def text_of(app: TinyDistillApp) -> str:
-    """What is on the terminal."""
+    """The text on the terminal."""
     return "\n".join(lines_of(app))
 
 

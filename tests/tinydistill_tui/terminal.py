@@ -59,7 +59,7 @@ class Terminal:
             self.read(0.05)
 
     def text(self) -> str:
-        """What was written, without the codes that move the cursor and set colours."""
+        """The written text, without the codes that move the cursor and set colours."""
         return _ESCAPES.sub(b"", bytes(self.written)).decode("utf-8", "replace")
 
     def type(self, keys: str) -> None:

@@ -1,4 +1,4 @@
-"""What a terminal can draw."""
+"""Characters and colours that a terminal can draw."""
 
 import pytest
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("same_machine")
 
 
 def asked(lines, values=None):
-    """What comes of these typed lines, and everything that was written."""
+    """Return the result of these typed lines, and all output."""
     written, rest = [], list(lines)
 
     def read(prompt):

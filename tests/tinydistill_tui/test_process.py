@@ -1,4 +1,4 @@
-"""What only a real process can show: what it imports, its memory, its end by a signal, its exit codes."""
+"""Properties that only a real process shows: imports, memory, its end by a signal, exit codes."""
 
 import json
 import os
@@ -177,7 +177,7 @@ def test_output_into_a_file_has_no_codes_and_says_why(runs_folder):
         timeout=60,
     )
     assert b"\x1b" not in result.stdout + result.stderr
-    assert b"since the output is no terminal" in result.stderr
+    assert b"since the output is not a terminal" in result.stderr
     assert b"Traceback" not in result.stderr
 
 

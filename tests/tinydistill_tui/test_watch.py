@@ -101,7 +101,7 @@ def test_back_off_is_a_notice_until_the_phase_starts_again():
     assert not fold(during, events[at + 1 :]).backing_off
 
 
-def test_whoever_reads_only_the_end_knows_the_phase():
+def test_a_reader_of_the_end_alone_knows_the_phase():
     events = events_of("training", "r")
     view = fold(RunView(), events[-30:])
     assert view.phase == "student"

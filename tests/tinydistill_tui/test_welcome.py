@@ -106,7 +106,7 @@ async def test_enter_does_what_is_likeliest(runs_folder):
             await until(pilot, lambda: "Attach to a-live-one" in text_of(app), "the run is in the menu")
             assert chosen(app) == "run-0"
         async with wizard({"demo": True}) as (app, pilot):
-            assert chosen(app) == "go-on"  # somebody typed flags
+            assert chosen(app) == "go-on"  # flags were typed
 
 
 async def test_where_a_run_is_moves_on_in_the_menu(runs_folder, monkeypatch):

@@ -41,7 +41,7 @@ class FrameScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("q", "leave", "Quit", id="leave", tooltip="Leave; a run goes on without this window"),
+        Binding("q", "leave", "Quit", id="leave", tooltip="Leave; a run continues without this window"),
         Binding("escape", "back", "Back", show=False, id="back", tooltip="Back to where you came from"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="help", tooltip="Help for this screen"),
         # Before what has the focus hears of it: keys that come in one piece, over a slow line, go where they are meant.
@@ -127,7 +127,7 @@ class FrameScreen(Screen[None]):
         self.say(getattr(event.widget, "hint", "") or self.hint)
 
     def ready_for(self, key: str) -> bool:
-        """Whether a key means now what it means once the screen has read what it shows; keys wait for that."""
+        """Return whether a key means now what it means once the screen has read what it shows; keys wait for that."""
         return True
 
     async def action_leave(self) -> None:

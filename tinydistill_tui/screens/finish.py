@@ -50,16 +50,16 @@ class FinishScreen(FrameScreen):
     GROUP = "Result"
     HELP = "The result of the run. report.md and report.json in its folder have the same figures."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("R", "resume_run", "Resume", id="finish-resume", tooltip="Go on with the failed run"),
+        Binding("R", "resume_run", "Resume", id="finish-resume", tooltip="Resume the failed run"),
         Binding("left,h", "sample(-1)", "Sample", key_display="←→", id="sample-before", tooltip="The sample before"),
         Binding("right", "sample(1)", "Next sample", show=False, id="sample-next", tooltip="The next sample"),
         Binding("y", "copy", "Copy", id="finish-copy", tooltip="Copy the chosen command"),
         Binding("o", "report", "Report", id="report", tooltip="Read report.md (or run.log) in the pager"),
         Binding("l", "log", "Log", id="finish-log", tooltip="Plots and log of the run"),
         Binding("a", "all_runs", "All runs", id="finish-all-runs", tooltip="Every run that is found"),
-        Binding("n", "new_like_this", "New like this", id="finish-like", tooltip="The wizard, with what it asked for"),
+        Binding("n", "new_like_this", "New like this", id="finish-like", tooltip="A new run with these settings"),
         Binding("N", "new_run", "New run", show=False, id="finish-new", tooltip="Begin another run"),
-        Binding("p", "profile", "Profile", show=False, id="finish-profile", tooltip="Save what was asked as a profile"),
+        Binding("p", "profile", "Profile", show=False, id="finish-profile", tooltip="Save these settings as a profile"),
     ]
 
     def __init__(self, path: Path, view: RunView) -> None:
@@ -288,7 +288,7 @@ class FinishScreen(FrameScreen):
 
     @work(group="dialog")
     async def action_profile(self) -> None:
-        """Save what was asked as a profile."""
+        """Save these settings as a profile."""
         asked = {name: value for name, value in self._asked.items() if name != "output_dir"}
         name = await self.app.push_screen_wait(
             NameScreen("Save as a profile", "", lambda name: profiles.save(name, asked))

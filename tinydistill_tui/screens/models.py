@@ -50,7 +50,7 @@ class ModelsScreen(StepScreen):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "f3", "download", "Download", key_display="F3", id="models-download", tooltip="Download what is missing"
+            "f3", "download", "Download", key_display="F3", id="models-download", tooltip="Download missing models"
         ),
         Binding("f2", "browse", "Browse", key_display="F2", id="models-browse", tooltip="Look for a model's folder"),
         Binding(
@@ -247,7 +247,7 @@ class ModelsScreen(StepScreen):
         return name if is_hub_id(name) and name not in cached_models() and not Path(name).exists() else ""
 
     def ready_for(self, key: str) -> bool:
-        """Whether F3 has something to download is known once the models were looked for."""
+        """Return whether F3 has something to download is known once the models were looked for."""
         return key != "f3" or not self._looking
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

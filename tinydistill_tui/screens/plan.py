@@ -80,7 +80,7 @@ class PlanScreen(StepScreen):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "start", "Start", id="plan-start", tooltip="Start the run; refused while it does not fit"),
-        Binding("enter", "next", "Keep", show=False, id="step-next", tooltip="Keep what stands in the box"),
+        Binding("enter", "next", "Keep", show=False, id="step-next", tooltip="Keep the value in the box"),
         Binding("delete,backspace", "give_back", "Planner's", key_display="Del", id="plan-give-back",
                 tooltip="Let the planner choose the setting again"),
         Binding("u", "undo", "Undo", id="plan-undo", tooltip="Take the last change back"),
@@ -89,9 +89,9 @@ class PlanScreen(StepScreen):
         Binding("y", "copy", "Copy", show=False, id="plan-copy", tooltip="Copy the same run as a command line"),
         Binding("slash", "filter", "Filter", show=False, id="plan-filter", tooltip="Only settings with these words"),
         Binding("a", "remedy(0)", "First remedy", show=False, id="plan-remedy-a",
-                tooltip="Where it does not fit: take what is said first"),
+                tooltip="If the plan does not fit: apply the first remedy"),
         Binding("b", "remedy(1)", "Second remedy", show=False, id="plan-remedy-b",
-                tooltip="Where it does not fit: take what is said second"),
+                tooltip="If the plan does not fit: apply the second remedy"),
         Binding("f5", "again", "Again", show=False, id="plan-again", tooltip="Look at the machine and plan again"),
     ]  # fmt: skip
 
@@ -204,7 +204,7 @@ class PlanScreen(StepScreen):
 
     @property
     def up_to_date(self) -> bool:
-        """Whether what is shown belongs to what was typed."""
+        """Return whether what is shown belongs to what was typed."""
         return self._planned_for == self.draft.answers
 
     def ready_for(self, key: str) -> bool:

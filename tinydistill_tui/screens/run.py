@@ -62,12 +62,10 @@ class RunScreen(FrameScreen):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "space", "pause", "Pause", key_display="Space", id="pause", tooltip="Pause at the next safe point, or go on"
+            "space", "pause", "Pause", key_display="Space", id="pause", tooltip="Pause at a safe point, or continue"
         ),
         Binding("S", "stop", "Stop", id="stop", tooltip="Stop after a checkpoint; it can be resumed"),
-        Binding(
-            "R", "resume_run", "Resume", id="resume-run", tooltip="Go on with a run that was stopped, failed or lost"
-        ),
+        Binding("R", "resume_run", "Resume", id="resume-run", tooltip="Resume a run that was stopped, failed or lost"),
         Binding("enter", "result", "Result", id="result", show=False, tooltip="The result, or why it failed"),
         Binding("slash", "filter", "Filter", key_display="/", id="filter", tooltip="Look for words in the log"),
         Binding("f", "follow", "Follow", id="follow", tooltip="Keep the newest line of the log in sight, or not"),

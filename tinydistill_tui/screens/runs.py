@@ -51,11 +51,9 @@ class RunsScreen(FrameScreen):
     HELP = "Every run in the runs' folder, and those that were opened from elsewhere; as they are now."
     hint = 'Enter opens a run. "Lost": its process is gone; R resumes it.'
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "R", "resume_run", "Resume", id="runs-resume", tooltip="Go on with a run that was stopped, failed or lost"
-        ),
+        Binding("R", "resume_run", "Resume", id="runs-resume", tooltip="Resume a run that was stopped, failed or lost"),
         Binding("N", "new_run", "New run", show=False, id="runs-new", tooltip="The wizard"),
-        Binding("n", "new_like_this", "New like this", id="runs-like", tooltip="The wizard, with what this run asked"),
+        Binding("n", "new_like_this", "New like this", id="runs-like", tooltip="A new run with these settings"),
         Binding("space,x", "select", "Select", key_display="x", id="runs-select", tooltip="Select several, to delete"),
         Binding("slash", "filter", "Filter", key_display="/", id="runs-filter", tooltip="Only runs with these words"),
         Binding("D", "delete", "Delete", id="runs-delete", tooltip="Delete the run and everything in its folder; asks"),

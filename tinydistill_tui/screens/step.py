@@ -48,7 +48,7 @@ class StepScreen(FrameScreen):
 
     @property
     def is_there(self) -> bool:
-        """Whether the screen has not been left; later results of its workers are dropped."""
+        """Return whether the screen has not been left; later results of its workers are dropped."""
         return self.is_attached and self in self.app.screen_stack
 
     def on_mount(self) -> None:

@@ -59,7 +59,7 @@ class WelcomeScreen(StepScreen):
     hint = "Everything has a default: Enter, Enter, Enter, then s starts."
     HELP = (
         "TinyDistill teaches a small language model with a big one, on this machine. The teacher reads the text once "
-        "and its answers are kept on disk; then it is gone from memory, and the student learns from what was kept."
+        "and its answers are kept on disk. Then it is removed from memory, and the student learns from the answers."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "leave", "Quit", id="leave", tooltip="Leave; the answers are kept for next time"),
@@ -93,7 +93,7 @@ class WelcomeScreen(StepScreen):
                     setting,
                     self.draft.get(setting),
                     classes="half",
-                    hint="A size: 3 (GiB), 700MB, 80 % of what is free; empty: the planner's choice.",
+                    hint="A size: 3 (GiB), 700MB, 80 % of free memory; empty: the planner's choice.",
                 )
                 yield Static(id=f"share-{setting}", classes="note", markup=False)
         yield Static("What would you like to do?", classes="heading")

@@ -64,7 +64,7 @@ def files_by_quant(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def is_gguf(file: Path) -> bool:
-    """Whether a file begins as GGUF does, whatever its name (Ollama's blobs have no ending)."""
+    """Return whether a file begins as GGUF does, whatever its name (Ollama's blobs have no ending)."""
     try:
         with file.open("rb") as stream:
             return stream.read(4) == MAGIC

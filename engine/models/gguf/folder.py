@@ -74,7 +74,7 @@ def _config(header: Header, file: Path) -> dict[str, Any]:
     metadata = header.metadata
     if metadata.get("general.type", "model") != "model" or str(metadata.get("general.architecture")) == "clip":
         raise ModelError(
-            f"{file} is no language model but {metadata.get('general.type', 'an image encoder')}.",
+            f"{file} is not a language model but {metadata.get('general.type', 'an image encoder')}.",
             "It belongs to a model's other file.",
             "Name the file with the language model's weights.",
         )

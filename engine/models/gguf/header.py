@@ -66,7 +66,7 @@ def read_header(file: Path) -> Header:
     """The header of a GGUF file; of all parts where the file is one part of a split model.
 
     Raises:
-        ModelError: it is no GGUF file, is cut short or damaged, or a part is missing.
+        ModelError: it is not a GGUF file, is cut short or damaged, or a part is missing.
     """
     files = parts_of(file)
     headers = [_read_one(part) for part in files]
@@ -167,7 +167,7 @@ def _read_one(file: Path) -> Header:
 def _parse(file: Path, reader: _Reader, size: int) -> Header:
     start = reader.left
     if reader.bytes(4) != MAGIC:
-        raise ModelError(f"{file} is no GGUF file.", "It does not begin with GGUF.", "Name a GGUF file.")
+        raise ModelError(f"{file} is not a GGUF file.", "It does not begin with GGUF.", "Name a GGUF file.")
     version = reader.number("I")
     if version not in _VERSIONS:
         big_endian = int.from_bytes(struct.pack("<I", version), "big") in _VERSIONS

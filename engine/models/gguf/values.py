@@ -82,7 +82,7 @@ class GgufValues:
 
 @functools.cache
 def can_dequantize(kind: int) -> bool:
-    """Whether there is arithmetic for a type."""
+    """Return whether there is arithmetic for a type."""
     try:
         dequantize(np.zeros(type_sizes(kind)[1], dtype=np.uint8), kind)
     except (NotImplementedError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What is compared, and on what: the two teachers, and what their students learn from."""
+"""The comparison: two teachers, and the records that their students learn from."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What a student learns from.
+    """The records that a student learns from.
 
     Attributes:
         name: in tables and results.
@@ -92,7 +92,7 @@ MAIN = (
     Arm("top-12 exact, ghost", "exact", 12, "ghost"),
     Arm("top-12 exact, blend", "exact", 12, "blend"),
 )
-"""What every other arm is seen beside: these have all their seeds before any other arm has its first."""
+"""The arms that all others are compared with: they have all their seeds before any other arm has its first."""
 
 _MORE = (
     Arm("sampled, k = 12, kd_weight 0.9", "sampled", 12, kd_weight=0.9),

@@ -137,7 +137,7 @@ def make_conversations(teacher: Path, work: Path) -> tuple[Path, list[tuple[str,
 
 
 def judged(given: list[tuple[str, int, bool]], kept: list[tuple[str, str | None, str]]) -> dict[str, Any]:
-    """What answers to the kept questions are worth."""
+    """Score the answers to the kept questions."""
     right = [word.lower() in text.lower() for (text, _, _), (_, word, _) in zip(given, kept, strict=True) if word]
     first = [_shared_words(text, answer) for (text, _, _), (_, _, answer) in zip(given, kept, strict=True)]
     return {

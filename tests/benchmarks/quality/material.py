@@ -1,4 +1,4 @@
-"""What all students of a comparison share: rows, the teacher's hidden states, and caches of its records.
+"""Material that all students of a comparison share: rows, the teacher's hidden states, and caches of its records.
 
 The teacher's layers run once. Its last hidden states are kept, so that every cache, and the full distribution, costs a
 product with the head and no more. Caches are made by the engine's own scorer.

@@ -95,7 +95,7 @@ ARMS = (
     Arm("half, measured, labels alone", 1 / 2, learns="labels"),
     Arm("half, measured, full logits", 1 / 2, learns="full"),
 )
-# What a run should do where the person sets nothing: one thing at a time is other than in the first of them.
+# Defaults to compare: one thing at a time is other than in the first of them.
 _TWO_THIRDS = 2 / 3
 DEFAULTS = (
     Arm("measured", _TWO_THIRDS),

@@ -4,10 +4,10 @@
 
 Equal tokens, equal steps, equal student, cut from the teacher: for each seed all arms read the same rows in the same
 order. The figure of merit is the share of the way from *labels only* to *full distribution* that an arm goes,
-in hold-out loss and in KL to the teacher; it is taken seed by seed. What is measured is exact: the teacher's whole
+in hold-out loss and in KL to the teacher; it is taken seed by seed. The measurement is exact: the teacher's whole
 distribution at every hold-out position.
 
-Each training has one thread, ``--jobs`` of them go on at a time. What is finished stays in ``--work``, so the
+Each training has one thread, ``--jobs`` of them run at a time. Finished ones stay in ``--work``, so the
 command can be stopped and given again. ``--teacher smollm2`` wants SmolLM2-135M-Instruct as a folder in $SMOLLM2.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _run_all(setting: Setting, arms: list[Arm], seeds: range, arguments: argparse.Namespace) -> None:
-    """What is not finished yet, in processes of one thread each; the main arms first, so that any end is fair."""
+    """Run the unfinished ones in processes of one thread each; the main arms first, so that any end is fair."""
     done = _finished(arguments.work)["trainings"]
     jobs = [
         (arm.name, seed)
@@ -119,7 +119,7 @@ def _enter(found: dict[str, Any]) -> None:
 
 
 def _bytes_of_record(found: dict[str, float], size: int, vocab_size: int) -> float:
-    """What a record of so many ids and heads takes at most with another vocabulary, when any id could be any."""
+    """Most bytes of a record of so many ids and heads with another vocabulary, if ids are uniform."""
     widths = uniform_widths(size, vocab_size)
     return (flag_bits(size, len(widths)) + size * widths[0]) / 8 + found["mean_heads"] + 3
 

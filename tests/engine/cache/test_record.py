@@ -98,7 +98,7 @@ def test_rounding_moves_no_weight_on_average(probs, num_head):
     weights = weights_by_id(through_bytes(records, 100))
     mean, error = weights.mean(0), weights.std(0) / np.sqrt(num)
     bias = np.abs(mean - expected)
-    # What is left comes from scaling the heads to 1 - tail mass: a few hundredths of a per cent of a head.
+    # The rest comes from scaling the heads to 1 - tail mass: a few hundredths of a per cent of a head.
     assert (bias < 5 * error + 5e-4 * expected + 1e-7).all(), bias / expected
 
 

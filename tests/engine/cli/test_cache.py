@@ -154,7 +154,7 @@ def test_gc_removes_what_kills_and_damage_left_and_nothing_else(cache, capsys):
 
 def test_gc_asks_and_takes_silence_for_no(cache, capsys, monkeypatch):
     (cache / "x.tmp").write_bytes(b"x")
-    assert main(["gc", str(cache)]) == 2, "nobody can be asked where there is no terminal"
+    assert main(["gc", str(cache)]) == 2, "there is no terminal to ask on"
     assert "--yes" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "")

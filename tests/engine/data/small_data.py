@@ -40,7 +40,7 @@ def run_prepare(data: Path | str, out: Path, **other: Any) -> PrepareResult:
 
 
 def texts_of(path: Path, split: Split) -> list[str]:
-    """What a token file says, one document after the other."""
+    """The text of a token file, one document after the other."""
     with TokenFile(path) as file:
         rows = file.rows(split, range(file.num_rows(split)))
         ids = [int(token) for row, length in zip(rows.tokens, rows.lengths, strict=True) for token in row[:length]]

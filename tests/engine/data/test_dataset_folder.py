@@ -49,7 +49,7 @@ def read(folder: Path, split: str = "train") -> set[str]:
 
 
 LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
-    # What is read, what is not.
+    # Files that are read, and files that are not.
     "shards": ([f"data/train{SHARDS}"], [f"data/validation{SHARDS}", f"data/test{SHARDS}"]),
     "files": (["train.jsonl"], ["valid.jsonl", "test.jsonl", "extra.jsonl"]),
     "in data": (["data/train.jsonl"], ["data/dev.jsonl", "data/eval.jsonl"]),

@@ -247,7 +247,7 @@ def test_keys_that_parquet_adds_are_taken_away_again(tmp_path: Path) -> None:
     assert second.messages == tuple(rows[1]["messages"])
 
 
-# What is left out, by name
+# Records that are left out, by name
 
 
 @pytest.mark.parametrize(

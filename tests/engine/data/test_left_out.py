@@ -1,4 +1,4 @@
-"""What is left out is told: how much of how much, why, where; much of it as a warning, most of it as a question."""
+"""Reports of text that is left out: amounts, reasons, places; a warning for much of it, a question for most of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever bytes a file holds: documents or a DataError, never anything else, and soon."""
+"""Files of any bytes give documents or a DataError, nothing else, and soon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of the first rows is what a run makes of them."""
+"""The preview shows the first rows as a run makes them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_of_conversations_what_is_learned_is_told_from_what_is_read(tmp_path: Pa
 
 def test_what_is_wrong_is_said_in_the_words_of_the_run(tmp_path: Path, notes: Path) -> None:
     with pytest.raises(ModelError, match="There is no folder"):
-        first_rows(request(tmp_path / "nobody", notes))
+        first_rows(request(tmp_path / "gone", notes))
     (tmp_path / "one.txt").write_text("a")
     with pytest.raises(DataError, match="no row to train on"):
         first_rows(request(tiny_model("llama"), tmp_path / "one.txt", holdout=0.5, sequence_length=2))
@@ -113,6 +113,6 @@ def test_the_process_answers_in_json(notes: Path, tmp_path: Path) -> None:
 
     answer = ask(json.dumps(asdict(asked)))
     assert rows_from_json(answer.stdout) == first_rows(asked)
-    answer = ask(json.dumps(asdict(request(tmp_path / "nobody", notes))))
+    answer = ask(json.dumps(asdict(request(tmp_path / "gone", notes))))
     assert (answer.returncode, answer.stdout) == (2, "")
     assert answer.stderr.startswith("There is no folder")

@@ -429,7 +429,7 @@ def test_one_conversation_as_a_file_is_a_conversation(tmp_path: Path) -> None:
     assert document.messages is not None
 
 
-# What cannot be read at all
+# Files that cannot be read at all
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ THINKS_LAST = (
 
 
 def learn(template: str | None, messages: Any, fields: Any = None) -> tuple[list[str], Tokeniser, str]:
-    """What is learned of a conversation, the tokeniser with its counts, and all that is read."""
+    """Return the learned text of a conversation, the tokeniser with its counts, and all text that is read."""
     tokenizer = tokenizer_with(template)
     tokeniser = Tokeniser(tokenizer, "folder")
     document = tokeniser.conversation(tuple(messages), fields)
@@ -280,7 +280,7 @@ def test_a_template_that_leaves_out_what_a_tool_said_gives_nothing_to_learn() ->
     assert tokeniser.skipped == {TURN_LOST: 1}
 
 
-# What else a record holds
+# Other content of a record
 
 
 def test_a_template_gets_the_fields_that_it_asks_for() -> None:
@@ -330,7 +330,7 @@ def test_what_the_template_refuses_is_counted_in_the_templates_own_words() -> No
     assert tokeniser.skipped == {f"{REFUSED} (user first)": 1}
     quoting = "{{ raise_exception('not ' + messages[0].content) }}"
     _, tokeniser, _ = learn(quoting, TWO_ANSWERS)
-    assert tokeniser.skipped == {REFUSED: 1}, "words of the text are nobody's to log"
+    assert tokeniser.skipped == {REFUSED: 1}, "logs hold no words of the text"
 
 
 def test_a_system_turn_that_no_user_turn_follows_is_counted() -> None:

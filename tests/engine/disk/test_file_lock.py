@@ -80,7 +80,7 @@ def test_a_cache_has_one_writer_and_is_never_removed_without_locks(no_locks, tmp
     first.release()
     assert second.try_writer()
     second.release()
-    assert not second.try_alone(), "nobody can say whether it is in use"
+    assert not second.try_alone(), "it is unknown whether it is in use"
     second.release()
     assert not list(tmp_path.glob("*.holder"))
 

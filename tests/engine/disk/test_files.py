@@ -1,4 +1,4 @@
-"""What file systems refuse that others grant."""
+"""File systems that refuse operations which others allow."""
 
 from __future__ import annotations
 

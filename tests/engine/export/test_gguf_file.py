@@ -75,7 +75,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def read_back(loader: Any, folder: Path, **more: Any) -> Any:
-    """What transformers reads in out.gguf; it asks for accelerate first, and does not need it."""
+    """Return the model that transformers reads from out.gguf; it asks for accelerate first, and does not need it."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("transformers.modeling_utils.is_accelerate_available", lambda *_: True)
         return loader.from_pretrained(folder, gguf_file="out.gguf", **more)

@@ -51,7 +51,7 @@ def renderer(template: str) -> Any:
 
 
 def filled(template: str, rounds: list[dict[str, str]]) -> str:
-    """What Ollama makes of a template: once for each round, the last one cut where its answer begins."""
+    """Render a template as Ollama does: once for each round, the last one cut where its answer begins."""
     text = ""
     for number, words in enumerate(rounds):
         part = re.sub(

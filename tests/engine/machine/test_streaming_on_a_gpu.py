@@ -1,4 +1,4 @@
-"""What a streamed teacher keeps where, on a pretend GPU."""
+"""Places of a streamed teacher's tensors, on a pretend GPU."""
 
 from __future__ import annotations
 

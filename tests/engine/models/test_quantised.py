@@ -110,7 +110,7 @@ def awq(name: str, weight: Tensor) -> tuple[Tensors, Tensor]:
 
 
 def four_bits(kind: str, nested: bool) -> Quantiser:
-    """What bitsandbytes itself writes, and what it makes of it."""
+    """Tensors as bitsandbytes writes them, and as it dequantizes them."""
 
     def quantise(name: str, weight: Tensor) -> tuple[Tensors, Tensor]:
         from bitsandbytes import functional

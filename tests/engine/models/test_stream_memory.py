@@ -66,7 +66,7 @@ def wide_llama(num_layers: int) -> Path:
 def test_the_peak_does_not_grow_with_the_number_of_layers() -> None:
     two_layers = 2 * 8 * _MIB
     four, sixteen = (peak_bytes(wide_llama(layers), two_layers) for layers in (4, 16))
-    # Twelve more layers are 96 MiB. What may grow are the modules themselves, a few kilobytes a layer.
+    # Twelve more layers are 96 MiB. Only the modules themselves may grow, a few kilobytes a layer.
     assert sixteen - four < 4 * _MIB, f"4 layers: {four / _MIB:.1f} MiB, 16 layers: {sixteen / _MIB:.1f} MiB"
     # Two layers, one slice of the head (8 MiB), activations; not embedding and head (40 MiB), not all layers (128 MiB).
     assert sixteen < two_layers + 24 * _MIB, f"16 layers: {sixteen / _MIB:.1f} MiB"

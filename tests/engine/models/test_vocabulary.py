@@ -15,7 +15,7 @@ def folder(tmp_path):
 
 
 def compare(teacher, student):
-    """What two models share whose embeddings have a row for each of their ids."""
+    """The shared vocabulary of two models whose embeddings have a row for each of their ids."""
     return shared_vocabulary(teacher, teacher.size, student, student.size)
 
 

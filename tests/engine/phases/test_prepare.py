@@ -1,4 +1,4 @@
-"""What writing the student needs in the end is tried in the first phase."""
+"""The first phase tries everything that writing the student needs later."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_settings_that_generation_refuses_are_told_at_once(folder: Path, events:
 
 def test_a_place_where_no_folder_can_be_is_found(folder: Path, events: EventWriter) -> None:
     (folder.parent / "student").write_text("a file")
-    with pytest.raises(FolderError, match="is no folder"):
+    with pytest.raises(FolderError, match="is not a folder"):
         check(folder, events)
 
 

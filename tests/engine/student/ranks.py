@@ -104,7 +104,7 @@ def keep_weights(training: Training, folder: Path) -> None:
 
 
 def end_of(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
-    """What :func:`keep_weights` wrote."""
+    """Read the weights that :func:`keep_weights` wrote."""
     found: dict[str, torch.Tensor] = torch.load(folder / f"end-{rank}.pt", weights_only=True)
     return found
 

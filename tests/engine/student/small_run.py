@@ -1,4 +1,4 @@
-"""What the student needs of a run, in small: rows, a tiny teacher's records of them, and a student to train."""
+"""A small run for the student: rows, a tiny teacher's records of them, and a student to train."""
 
 from __future__ import annotations
 

@@ -173,8 +173,8 @@ def test_generation_settings_are_kept_where_they_go_together(
     GenerationConfig.from_pretrained(tmp_path / "student").validate(strict=True)
 
 
-# What generation_config.json (None: there is none) and config.json name, what the student learned to end with, and
-# what has to be named in the end; None: no file is needed.
+# End tokens of generation_config.json (None: there is none) and of config.json, those that the student learned to end
+# with, and those that the export has to name; None: no file is needed.
 ENDS: dict[str, tuple[dict[str, object] | None, object, set[int], object]] = {
     "the end of a turn is another token": ({"eos_token_id": 0, "do_sample": True}, 0, {0, 5}, [0, 5]),
     "one that is named": ({"eos_token_id": [0, 5], "top_k": 3, "do_sample": True}, 0, {5}, [0, 5]),
@@ -206,11 +206,11 @@ def test_generation_stops_where_the_student_learned_to_end(
     assert learned <= set(again if isinstance(again, list) else [again])
 
 
-def test_a_generation_config_that_is_no_json_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_generation_config_that_is_not_json_is_left_out_and_told(tmp_path: Path) -> None:
     source = source_with(tmp_path, generation_config="{")
     export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), source=source)
     assert not (tmp_path / "student" / "generation_config.json").exists()
-    assert "no JSON object" in rehearse_export(source, tmp_path / "student", dtype=torch.float32)[0]
+    assert "not a JSON object" in rehearse_export(source, tmp_path / "student", dtype=torch.float32)[0]
 
 
 def test_a_rehearsal_leaves_nothing_behind_and_touches_no_student(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_rehearsal_leaves_nothing_behind_and_touches_no_student(tmp_path: Path
 
 def test_a_rehearsal_finds_what_would_fail_in_the_end(tmp_path: Path) -> None:
     (tmp_path / "student").write_text("a file")
-    with pytest.raises(FolderError, match="is no folder"):
+    with pytest.raises(FolderError, match="is not a folder"):
         rehearse_export(tiny_model("llama"), tmp_path / "student", dtype=torch.float32)
     raw = json.loads((tiny_model("llama") / "config.json").read_text())
     source = source_with(tmp_path, config={**raw, "num_attention_heads": 5})

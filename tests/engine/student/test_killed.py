@@ -37,7 +37,7 @@ KILLED = -signal.SIGKILL
 
 
 def train_to_the_end(folder: Path) -> None:
-    """What the phase does, from whatever is in the folder; ends with ``end.pt`` there."""
+    """Train as the phase does, from the state in the folder; write ``end.pt`` at the end."""
     run = open_run(folder)
     torch.manual_seed(5)
     training = run.training(run.learner(tiny_model("gpt2", num_layers=2)), checkpoint_every=1, steps=5)

@@ -142,7 +142,7 @@ def test_a_head_that_is_more_than_a_matrix_product_is_refused() -> None:
 
 
 def test_tokens_that_are_not_scored_teach_nothing(run: SmallRun) -> None:
-    """What follows a row's last scored position, and which labels stand elsewhere, changes no gradient."""
+    """Tokens after a row's last scored position, and labels elsewhere, change no gradient."""
     batch, _ = run.source.micro_batch("train", range(2))
     length = batch.tokens.shape[1]
     keep = batch.positions % length < 10

@@ -13,7 +13,7 @@ def log_of(probs) -> torch.Tensor:
 
 
 def weights_of(drawn: Drawn) -> torch.Tensor:
-    """What each id stands for, [N, k] float64."""
+    """The probability that each id stands for, [N, k] float64."""
     size = drawn.ids.shape[1]
     is_head = torch.arange(size) < drawn.num_head[:, None]
     share = drawn.tail_mass.double() / (size - drawn.num_head).clamp_min(1)
