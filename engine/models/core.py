@@ -77,6 +77,15 @@ def last_hidden_states(model: PreTrainedModel, ids: Tensor, documents: Tensor | 
     return hidden_states
 
 
+def core_hidden_states(model: PreTrainedModel, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+    """As :func:`last_hidden_states`, by the core alone: the head is not called, and no argument of the model's own."""
+    core = find_core(model).core
+    positions = {} if documents is None or not takes_positions(core) else {"position_ids": positions_in(documents)}
+    with nullcontext() if documents is None else cut(documents):
+        states: Tensor = core(input_ids=ids, use_cache=False, return_dict=True, **positions).last_hidden_state
+    return states
+
+
 def hidden_states_and_cache(model: PreTrainedModel, ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
     """As :func:`last_hidden_states`, for tokens that follow those of an earlier call.
 
@@ -112,7 +121,7 @@ def _run(model: PreTrainedModel, ids: Tensor, documents: Tensor | None, **how: A
         shortened.last_hidden_state = output.last_hidden_state[:, :1]
         return shortened
 
-    with _patched(core, forward), nullcontext() if documents is None else cut(documents):
+    with patched(core, forward), nullcontext() if documents is None else cut(documents):
         model(input_ids=ids, return_dict=True, **how)
     return _only(kept, model), caches[0]
 
@@ -135,7 +144,7 @@ def logits_of(model: PreTrainedModel, hidden_states: Tensor) -> Tensor:
         return _GivenOutput(last_hidden_state=hidden_states[None])
 
     ids = torch.zeros((1, hidden_states.shape[0]), dtype=torch.int64, device=hidden_states.device)
-    with _patched(core, forward):
+    with patched(core, forward):
         logits: Tensor = model(input_ids=ids, use_cache=False, return_dict=True).logits
     _only(calls, model)
     return logits[0]
@@ -172,7 +181,8 @@ class _GivenOutput(BaseModelOutputWithPast):
 
 
 @contextmanager
-def _patched(core: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def patched(core: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While this is open, a module's forward is another function; hooks on the module are called as ever."""
     before = core.__dict__.get("forward")  # streaming patches the instance as well
     core.forward = forward  # an instance attribute shadows the method for this call
     try:

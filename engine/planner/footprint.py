@@ -244,14 +244,16 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
 def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     """Return the memory of one of the ranks that divide a student among them (engine.student.sharded); on the CPU.
 
-    Layers are gathered one by one, what is outside of them for the whole pass.
+    Layers are gathered one by one.
     """
     tokens = setting.batch * setting.sequence_length
     number = PRECISION_BYTES[setting.precision]
     share = 1 / setting.ranks
     weights = int(4 * shape.parameters * share)
     states = int(shape.parameters * _STATE_BYTES[setting.optimizer] * share)
-    outside = 4 * (shape.embedding + shape.head + shape.other)
+    # A tied embedding is gathered with the rest for the whole of a pass; else it and the head are when they are used.
+    outside = 4 * (shape.other if shape.head else shape.embedding + shape.other)
+    embedding, head = 4 * shape.embedding, 4 * shape.head
     layer = 4 * max(shape.layer_parameters)
     chunk = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device))
     logits = chunk * shape.vocab_size * 4
@@ -265,33 +267,36 @@ def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     ends = tokens * shape.hidden_size * (4 * _ENDS)
     activations = layer_bytes(shape, setting, number)
     backward = activations // 2 + (activations if setting.checkpointing else 0)
-    head_gradient = 4 * shape.head_matrix
     own = int(4 * shape.parameters * share)
     earlier = own if setting.accumulation > 1 else 0
+    # A tied head's gradient is whole until the embedding's is added to it.
+    until_the_end = 0 if shape.head else embedding
     # The gathered layer, the next one, and the buffers that they are sent through.
     gathered = outside + _GATHERED_LAYERS * layer
     pieces = 0
     if setting.optimizer == "adamw-8bit":
         pieces = min(_UPDATE_PIECES, 20 * max(shape.head_matrix, max(shape.layer_parameters) // 4))
     moments = {
-        "gather": {"weights": 2 * outside, "gradients": earlier},
+        "gather": {"weights": 2 * max(outside, embedding), "gradients": earlier},
+        "gather head": {"weights": outside + 2 * head, "gradients": earlier, "activations": kept + ends},
         "loss": {
-            "weights": gathered + copies,
-            "gradients": earlier + head_gradient,
+            "weights": outside + head + copies,
+            "gradients": earlier + max(head, until_the_end),
             "activations": kept + ends,
             "logits": logits,
         },
+        "sum head": {"weights": outside, "gradients": max(earlier, own) + 2 * head, "activations": kept + ends},
         "last layer": {
             "weights": gathered + copies,
-            "gradients": earlier + head_gradient + 2 * layer,
+            "gradients": earlier + int(head * share) + until_the_end + 2 * layer,
             "activations": kept + ends + backward,
         },
         "first layer": {
             "weights": gathered,
-            "gradients": max(earlier, own) + head_gradient + 2 * layer,
+            "gradients": max(earlier, own) + until_the_end + 2 * layer,
             "activations": (0 if setting.checkpointing else activations) + backward,
         },
-        "sum": {"weights": outside, "gradients": own + 2 * outside},
+        "sum": {"weights": outside, "gradients": own + 2 * max(outside, embedding)},
         "update": {"gradients": own, "optimizer": pieces},
     }
     highest = max(moments.values(), key=lambda moment: sum(moment.values()))

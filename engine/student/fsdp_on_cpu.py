@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 @functools.cache
@@ -41,15 +45,16 @@ def _repair() -> None:
     module.foreach_all_gather_copy_out = without_counting
 
 
-def shard(model: nn.Module, layers: nn.ModuleList) -> None:
-    """Divide the parameters of a model among all ranks: each layer by itself, and the others together.
+def shard(root: nn.Module, modules: Iterable[nn.Module], *, only_forward: Iterable[nn.Module] = ()) -> None:
+    """Divide the parameters of a module among all ranks; they become DTensors.
 
-    Those that are not in a layer stay gathered from the forward pass to the end of the backward pass; layers are
-    gathered when they are used.
+    Those of ``modules`` are gathered when they are used, and freed after it. The others stay gathered from the forward
+    pass to the end of the backward pass.
 
     Args:
-        model: on the CPU; its parameters become DTensors.
-        layers: its decoder layers.
+        root: on the CPU; its forward is called.
+        modules: in it.
+        only_forward: those of them (or the root) whose backward pass does not read their parameters.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -58,9 +63,17 @@ def shard(model: nn.Module, layers: nn.ModuleList) -> None:
     group = dist.group.WORLD
     assert group is not None
     mesh = DeviceMesh.from_group(group, "cpu")
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    for module in modules:
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    fully_shard(root, mesh=mesh, reshard_after_forward=False)
+    for module in only_forward:
+        as_fsdp(module).set_unshard_in_backward(False)
+
+
+def as_fsdp(module: nn.Module) -> FSDPModule:
+    """A module that :func:`shard` has divided, with what FSDP2 adds to it."""
+    found: Any = module
+    return found
 
 
 def mean_of_ones(world: int) -> float:

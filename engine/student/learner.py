@@ -17,6 +17,7 @@ from engine.models.packed import can_be_cut, packed_hidden_states
 from engine.student.batches import MicroBatch, StepPart
 from engine.student.generate import lengthened
 from engine.student.head import Head, LinearHead
+from engine.student.loss import LossSums, Objective, record_loss
 from engine.student.trainable import Trainable, WholeModel
 
 
@@ -109,6 +110,33 @@ class Learner:
             batch = part.batch.to(self.device)
             states = self.hidden_states(batch)
             states.backward(gradient(part, batch, states))
+
+    def loss(
+        self, states: Tensor, batch: MicroBatch, *, objective: Objective, chunk_tokens: int, scale: float
+    ) -> LossSums:
+        """The loss at hidden states of :meth:`hidden_states`; the gradient of the head's parameters is added to theirs.
+
+        The arguments are those of :func:`engine.student.loss.record_loss`.
+        """
+        return record_loss(
+            states,
+            batch.labels,
+            batch.records,
+            self.head,
+            objective=objective,
+            chunk_tokens=chunk_tokens,
+            scale=scale,
+            accumulate=True,
+        )
+
+    def looked_up_in(self) -> nn.Parameter | None:
+        """The embedding's matrix if its gradient can be added row by row; None where it must be a whole matrix.
+
+        A whole one is filled with zeros and added to that of the head, which costs two passes over the vocabulary.
+        """
+        embedding = self.model.get_input_embeddings()
+        is_lookup = isinstance(embedding, nn.Embedding) and kind_of(embedding.weight.device).is_host
+        return embedding.weight if is_lookup and embedding.weight.requires_grad else None
 
     def growing_rows(self) -> Callable[[Tensor], Tensor]:
         """A function from ids [rows, length] to the last token's hidden states, for rows that grow."""

@@ -8,9 +8,9 @@ without a loss.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.errors import ModelError
-from engine.models.core import find_core, last_hidden_states
+from engine.models.core import core_hidden_states, find_core, last_hidden_states, patched
 from engine.student.batches import MicroBatch
-from engine.student.fsdp_on_cpu import mean_of_ones, shard
+from engine.student.fsdp_on_cpu import as_fsdp, mean_of_ones, shard
 from engine.student.head import LinearHead
 from engine.student.learner import Learner
+from engine.student.loss import LossSums, Objective
 from engine.student.parts import Part, Stored, pieces_of, rows_of_rank
 from engine.student.world import World
-
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
 
 _PIECE_ELEMENTS = 2**23
 
@@ -173,6 +171,9 @@ class ShardedModel:
 class ShardedLearner(Learner):
     """A student whose parameters are divided among ranks.
 
+    The lm_head is gathered for the loss alone, where it is not the embedding: it is a root of FSDP2's by itself, and
+    the loss is its forward pass.
+
     Args:
         model: the whole student, on the CPU; its parameters are replaced by this rank's parts.
         dtype: of the matrix products.
@@ -200,33 +201,82 @@ class ShardedLearner(Learner):
                 "Use --no_packing, --no_student_sharded, or --processes 1.",
             )
         self._world = world
-        shard(model, find_core(model).layers)
+        head = model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        found = find_core(model)
+        self._head_alone = head if not self.tied and _is_core_and_head(model, found.core, head) else None
+        self._root: nn.Module = model
+        if self._head_alone is None:
+            shard(model, found.layers)
+        else:
+            self._root = found.core
+            embedding = model.get_input_embeddings()
+            shard(found.core, [*found.layers, embedding], only_forward=[embedding])
+            shard(head, [], only_forward=[head])
         with world.answers(), torch.no_grad():
             world.loss_factor = world.rank.world / mean_of_ones(world.rank.world)
             # The first pass decides where the parts lie, and where the gathered matrix of the head.
             last_hidden_states(model, torch.zeros(1, 1, dtype=torch.int64))
-        module = model.get_output_embeddings()
-        assert isinstance(module, nn.Linear)
         # FSDP2 gathers it into the same tensor in each pass, and frees its memory between them.
-        self.head = LinearHead(module.weight, module.bias, self.head.dtype)
-        self._fsdp.reshard()
+        self.head = LinearHead(head.weight, head.bias, self.head.dtype)
+        self._free()
         self.trainable = ShardedModel(model, world)
-
-    @property
-    def _fsdp(self) -> FSDPModule:
-        found: Any = self.model
-        return found
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """Last hidden states at the scored positions, [N, H]; all ranks have to call it together."""
         with self._world.passing():
-            return super().hidden_states(batch)
+            if self._head_alone is None:
+                return super().hidden_states(batch)
+            with self._autocast():
+                return batch.at_positions(core_hidden_states(self.model, batch.tokens, batch.documents))
+
+    def loss(
+        self, states: Tensor, batch: MicroBatch, *, objective: Objective, chunk_tokens: int, scale: float
+    ) -> LossSums:
+        """See :meth:`engine.student.learner.Learner.loss`; all ranks have to call it together."""
+        compute = functools.partial(
+            super().loss, batch=batch, objective=objective, chunk_tokens=chunk_tokens, scale=scale
+        )
+        if self._head_alone is None:
+            return compute(states)
+
+        def forward(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            sums = compute(states)
+            return sums.loss, sums.ce_sum, sums.kd_sum
+
+        with self._world.passing(), patched(self._head_alone, forward):
+            return LossSums(*self._head_alone(states))
+
+    def looked_up_in(self) -> nn.Parameter | None:
+        """None where FSDP2 adds up the embedding's gradient by itself, which has to be whole then."""
+        return super().looked_up_in() if self._head_alone is None else None
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Without gradients and dropout; afterwards as it was, and without gathered weights."""
+        """Without gradients and dropout, with the head gathered; afterwards as it was, and all weights are divided."""
         with super().evaluating():
             try:
+                if self._head_alone is not None:
+                    with self._world.answers():
+                        as_fsdp(self._head_alone).unshard()
                 yield
             finally:
-                self._fsdp.reshard()
+                self._free()
+
+    def _free(self) -> None:
+        for module in (self._root, self._head_alone):
+            if module is not None:
+                as_fsdp(module).reshard()
+
+
+@torch.no_grad()
+def _is_core_and_head(model: PreTrainedModel, core: nn.Module, head: nn.Module) -> bool:
+    """Whether a model has no parameters but those of its core and its head, and the core works by itself."""
+    inside = {id(parameter) for module in (core, head) for parameter in module.parameters()}
+    if any(id(parameter) not in inside for parameter in model.parameters()):
+        return False
+    ids = torch.arange(4)[None]
+    try:
+        return torch.equal(core_hidden_states(model, ids), last_hidden_states(model, ids))
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False  # the core needs what the model gives it

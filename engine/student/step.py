@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine.machine.torch_device import exact, exact_home, kind_of
+from engine.machine.torch_device import exact, exact_home
 from engine.student.batches import StepPart
 from engine.student.learner import Learner
-from engine.student.loss import Objective, record_loss
+from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.world import World
 
@@ -114,7 +114,7 @@ def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, se
     """
     sums = torch.zeros(2, dtype=torch.float64, device=exact_home(learner.device))
     tokens = 0
-    is_lookup = _looked_up_in(learner) is not None
+    is_lookup = learner.looked_up_in() is not None
     for part in parts:
         tokens = part.num_scored
         if part.batch is None:
@@ -122,18 +122,15 @@ def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, se
         batch = part.batch.to(learner.device)
         with learner.sparse_embedding() if is_lookup else contextlib.nullcontext():
             states = learner.hidden_states(batch)
-        embedding = _looked_up_in(learner)  # of a sharded student it is gathered now
+        embedding = learner.looked_up_in()  # of a sharded student it is gathered now
         if embedding is not None and embedding.grad is None and not learner.tied:
             embedding.grad = torch.zeros_like(embedding)  # sparse gradients are added to it; the optimizer wants it so
-        loss = record_loss(
+        loss = learner.loss(
             states,
-            batch.labels,
-            batch.records,
-            learner.head,
+            batch,
             objective=settings.objective,
             chunk_tokens=settings.chunk_tokens,
             scale=settings.loss_scale.value / max(1, part.num_scored) * settings.loss_factor,
-            accumulate=True,
         )
         del states
         loss.loss.backward()
@@ -168,16 +165,6 @@ def finish_step(learner: Learner, optimizer: AdamW, sums: Tensor, tokens: int, s
         parameter.grad = None
     learner.model.zero_grad(set_to_none=True)
     return StepResult(loss_value, ce, kd, norm, tokens, is_usable and bool(gradients), not is_usable and not searching)
-
-
-def _looked_up_in(learner: Learner) -> nn.Parameter | None:
-    """The embedding's matrix if its gradient can be added row by row; None where it must be a whole matrix.
-
-    A whole one is filled with zeros and added to that of the head, which costs two passes over the vocabulary.
-    """
-    embedding = learner.model.get_input_embeddings()
-    is_lookup = isinstance(embedding, nn.Embedding) and kind_of(embedding.weight.device).is_host
-    return embedding.weight if is_lookup and embedding.weight.requires_grad else None
 
 
 def blended(ce: float, kd: float, objective: Objective) -> float:

@@ -114,13 +114,14 @@ def test_a_rank_that_is_killed_while_scoring_loses_its_wave_alone(one: Path) -> 
     assert_same_records(records(one), records(run))
 
 
+@pytest.mark.parametrize("flag", ["--no_student_sharded", "--student_sharded"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_is_lost_in_the_training_loses_nothing(one: Path, number: int) -> None:
-    name = f"lost-{number}"
+def test_a_rank_that_is_lost_in_the_training_loses_nothing(one: Path, number: int, flag: str) -> None:
+    name = f"lost-{number}{flag}"
     run = one.parent / name
     environment = {"TINYDISTILL_RANK_SECONDS": "5"}
     arguments = words(one.parent, name, processes=2, cache_dir=one / "cache", steps=400, checkpoint_every=50)
-    with program.start(*arguments, **environment) as started:
+    with program.start(*arguments, flag, **environment) as started:
         wait_for(lambda: list(run.glob("checkpoints/step-*")))
         os.kill(rank_process(run, "student", 1), number)
         _, errors = started.communicate(timeout=400)
