@@ -184,8 +184,8 @@ def _refuse_too_many_processes(run: Run, given: dict[str, Any]) -> None:
     needed = max(peaks) // planned * count
     if settings.get("student_sharded") and run.info["settings"].get("student_sharded"):
         # The ranks divide the student: more of them need little more in all. Each has the whole teacher.
-        each = {name: phase["peak_bytes"] for name, phase in run.info["predicted"].items() if isinstance(phase, dict)}
-        needed = max(each.get("student", 0), each.get("teacher", 0) // planned * count)
+        of_all = {name: phase["peak_bytes"] for name, phase in run.info["predicted"].items() if isinstance(phase, dict)}
+        needed = max(of_all.get("student", 0), of_all.get("teacher", 0) // planned * count)
     if needed > budget:
         each = f"each needs some {format_bytes(needed // count)}, and the run's memory budget is {format_bytes(budget)}"
         raise SettingsError(
