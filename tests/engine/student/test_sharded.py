@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from engine.errors import EXIT_RANK_LOST
@@ -154,3 +155,25 @@ def test_a_rank_without_memory_ends_the_others(tmp_path: Path) -> None:
         go_on(tmp_path, world, STEPS, Full())
 
     assert ended(in_ranks(2, tmp_path / "store", work, kind=ShardedWorld)) == [EXIT_RANK_LOST, 1]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_the_vocabulary_is_gathered_for_no_longer_than_it_is_used(tmp_path: Path, architecture: str) -> None:
+    run = make_run(tmp_path)
+    batch, _ = run.source.micro_batch("train", [0, 1])
+    tiny_model(architecture, num_layers=2, seed=5)
+
+    def work(world: World) -> None:
+        learner = training_of(open_run(tmp_path), architecture, world=world).learner
+        matrices = [learner.model.get_input_embeddings().weight, learner.model.get_output_embeddings().weight]
+        assert all(isinstance(matrix, DTensor) for matrix in matrices)
+        states = learner.hidden_states(batch)
+        inputs, outputs = learner.model.get_input_embeddings(), learner.model.get_output_embeddings()
+        is_tied = architecture == "qwen2"
+        assert [isinstance(module.weight, DTensor) for module in (inputs, outputs)] == [not is_tied] * 2
+        learner.loss(states, batch, objective=run.objective, chunk_tokens=16, scale=1.0).loss.backward()
+        assert isinstance(inputs.weight, DTensor)
+        assert isinstance(outputs.weight, DTensor)
+        assert len(outputs.weight.grad.to_local()) < len(outputs.weight)
+
+    assert ended(in_ranks(2, tmp_path / "store", work, kind=ShardedWorld)) == [0, 0]
