@@ -98,7 +98,7 @@ def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
 
 
 def about_the_student(report: Mapping[str, Any], path: Path) -> list[str]:
-    """Where the student is, and how large it is beside its teacher; lines for a person."""
+    """Where the student is, and how large it is beside its teacher; lines for a user."""
     student = _spec(path / "student")
     teacher = _spec(_part(report, "config").get("teacher"))
     lines = [f"The student: {path / 'student'}"]

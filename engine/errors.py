@@ -44,7 +44,7 @@ class TinyDistillError(Exception):
     """Base of everything this program raises on purpose.
 
     Args:
-        what: what happened, one sentence, with the person's own paths and values.
+        what: what happened, one sentence, with the user's own paths and values.
         why: why that is a problem, one sentence; empty if ``what`` is enough.
         todo: what the user can do, one sentence.
     """

@@ -32,7 +32,7 @@ class EventWriter:
     Args:
         path: the events file; made when it is missing.
         phase: goes into every event, where given.
-        log_path: the file for a person; none when None.
+        log_path: the file for a user; none when None.
     """
 
     def __init__(self, path: Path, *, phase: str | None = None, log_path: Path | None = None) -> None:
@@ -56,7 +56,7 @@ class EventWriter:
             self._log.append(_in_words(event))
 
     def log(self, level: str, message: str, code: str | None = None) -> None:
-        """A sentence for a person; ``level`` is debug, info, warning or error; ``code`` never changes its meaning."""
+        """A sentence for a user; ``level`` is debug, info, warning or error; ``code`` never changes its meaning."""
         self.write("log", level=level, message=message, **({"code": code} if code else {}))
 
     def progress(

@@ -47,7 +47,7 @@ def bytes_unit(reference: float) -> str:
 
 
 def exact_bytes(value: int) -> str:
-    """Bytes as a person types a size, without any rounding: ``3GiB``, ``340MB``; in bytes where no unit divides it."""
+    """Bytes as a user types a size, without any rounding: ``3GiB``, ``340MB``; in bytes where no unit divides it."""
     for unit, size in (("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20), ("MB", 10**6)):
         if value and value % size == 0:
             return f"{value // size}{unit}"

@@ -20,7 +20,7 @@ from typing import Any
 from engine.cgroup import cpu_quota, memory_limits
 from engine.machine.device import NVIDIA, Device
 
-# Instruction sets that decide how fast matrix products are, as the kernel names them -> as people do.
+# Instruction sets that decide how fast matrix products are, as the kernel names them -> as users do.
 _FEATURES = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",

@@ -1,9 +1,9 @@
-"""How a phase hears the person: asked to stop, asked to pause, or left alone by its supervisor.
+"""Requests to a phase: to stop, to pause, to continue; and the loss of its supervisor.
 
 The supervisor sends signals (SIGTERM stop, SIGUSR1 pause, SIGUSR2 go on); the phase looks at :class:`PhaseControl`
-between two steps, where everything it knows is on disk or can be written there. Nothing is interrupted in the middle.
+between two steps, where its state is on disk or can be written there. No step is interrupted.
 
-The ranks of a training hear their signals at different moments; they agree before they act (:meth:`agreeing`).
+The ranks of a training receive their signals at different moments; they agree before they act (:meth:`agreeing`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class PhaseControl:
         """Wait while paused, then go on.
 
         Raises:
-            Stopped: the person asked to stop, or the supervisor is gone.
+            Stopped: the user asked to stop, or the supervisor is gone.
         """
         requests = self._requests() if self._agreed is None else self._agreed
         self._agreed = None

@@ -53,12 +53,12 @@ def is_nowhere(path: Path) -> bool:
 
 
 def check_somewhere(path: Path, what: str, instead: str) -> None:
-    """Make sure that a place is there, for what the person asked to keep in it.
+    """Make sure that a place is there, for what the user asked to keep in it.
 
     Args:
         path: one of the above, or below it.
         what: what would be kept, as in "runs".
-        instead: what the person can give, as in "--output_dir".
+        instead: what the user can give, as in "--output_dir".
 
     Raises:
         FolderError: the user has no home folder.
@@ -72,7 +72,7 @@ def check_somewhere(path: Path, what: str, instead: str) -> None:
 
 
 def nothing_is_kept() -> str:
-    """The sentence for a person for whom nothing is kept from one time to the next; empty where it is."""
+    """The sentence for a user for whom nothing is kept from one time to the next; empty where it is."""
     there = cache()
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent

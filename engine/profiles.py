@@ -1,6 +1,6 @@
-"""Profiles: settings that a person saved under a name, one TOML file each.
+"""Profiles: settings that the user saved under a name, one TOML file each.
 
-Only what the person set is saved; the planner decides the rest on each machine. A profile's name can never leave the
+Only what the user set is saved; the planner decides the rest on each machine. A profile's name can never leave the
 profiles' folder.
 """
 

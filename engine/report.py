@@ -1,4 +1,4 @@
-"""The report of a finished run: ``report.json`` for programs, ``report.md`` for people.
+"""The report of a finished run: ``report.json`` for programs, ``report.md`` for users.
 
 It is made from what the phases left behind and from the events; it measures nothing itself.
 """
@@ -31,7 +31,7 @@ class Measure:
     percent: bool = False
 
     def shown(self, value: float | None) -> str:
-        """The value as a person reads it; a dash where there is none."""
+        """The value as a user reads it; a dash where there is none."""
         if value is None:
             return "–"
         return f"{value:.1%}" if self.percent else f"{value:.2f}" if self.key == "perplexity" else f"{value:.3f}"
@@ -114,7 +114,7 @@ def _overhead(seconds: float, working_seconds: float | None) -> float | None:
 
 
 def speed_in_words(phase: dict[str, Any], unit: str) -> str:
-    """How well a phase used the machine, for a person; empty where nothing is known.
+    """How well a phase used the machine, for a user; empty where nothing is known.
 
     Args:
         phase: its entry in the report.
@@ -151,7 +151,7 @@ def one_line(text: str | None) -> str:
 
 
 def in_words(report: dict[str, Any], name: str, *, pictures: Iterable[str] = ()) -> str:
-    """``report.md``: the same as in ``report.json``, for a person.
+    """``report.md``: the same as in ``report.json``, for a user.
 
     Args:
         report: as in ``report.json``.

@@ -1,7 +1,7 @@
-"""How this program starts its own processes: nothing that lies in the person's current folder is imported.
+"""Start of this program's own processes: they import nothing from the user's current folder.
 
 ``python -m`` looks for every module in the current folder first, so a ``random.py`` or ``token.py`` there would be run
-by us, with the person's rights. A child is started in Python's safe-path mode (``-P``), and is told where this package
+by us, with the user's rights. A child is started in Python's safe-path mode (``-P``), and is told where this package
 lies. The user's own PYTHONPATH stays.
 
 This file is the program that a child runs: ``python -P engine/safe_child.py MODULE [WORDS]``. It imports nothing but

@@ -38,7 +38,7 @@ MOST = 2**53
 
 
 def parse_bytes(value: object) -> object:
-    """Read a number of bytes as a person writes it: ``2GB`` (10**9), ``2 GiB`` or ``2G`` (2**30), ``1500000``.
+    """Read a number of bytes as a user writes it: ``2GB`` (10**9), ``2 GiB`` or ``2G`` (2**30), ``1500000``.
 
     Raises:
         ValueError: the text is no size.

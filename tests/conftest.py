@@ -1,4 +1,4 @@
-"""Every test has a home of its own: no profile, run or measurement of the person who runs them is seen or changed."""
+"""Every test has a home of its own: no profile, run or measurement of the user who runs them is seen or changed."""
 
 from __future__ import annotations
 

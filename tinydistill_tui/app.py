@@ -197,7 +197,7 @@ class TinyDistillApp(App[int]):
         self.notify(error.paragraph(), severity="error", timeout=12, markup=False)
 
     def show_in_pager(self, path: Path) -> None:
-        """Let the person read a file in ``$PAGER``; the screen comes back afterwards."""
+        """Let the user read a file in ``$PAGER``; the screen comes back afterwards."""
         import subprocess
 
         if not path.is_file():
@@ -211,7 +211,7 @@ class TinyDistillApp(App[int]):
             self.notify(f"It could not be opened here; read it elsewhere: {path}", severity="warning", markup=False)
 
     def run_in_the_terminal(self, words: Sequence[str], folder: Path | None = None) -> None:
-        """Run a program where the screen was; the screen comes back when the person has read what it said.
+        """Run a program where the screen was; the screen comes back when the user has read its output.
 
         Args:
             words: the program and its arguments; our own programs are run whatever the shell's path says.
@@ -274,7 +274,7 @@ def run_app(
     profile: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> int:
-    """Show the program until the person leaves it; returns the exit code.
+    """Show the program until the user leaves it; returns the exit code.
 
     A defect of the screens never shows a traceback: it is written to ``ui-crash.log``, and the run goes on.
     """

@@ -36,7 +36,7 @@ def ask(
         Everything that was answered; what was left empty is the planner's.
 
     Raises:
-        TinyDistillError: the answers contradict each other, or the person does not want to start.
+        TinyDistillError: the answers contradict each other, or the user does not want to start.
     """
     answers: dict[str, Any] = dict(values)
     write = write or _print

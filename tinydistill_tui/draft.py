@@ -152,7 +152,7 @@ def draft_path() -> Path:
 
 
 def budget_text(text: str, free_bytes: int) -> str:
-    """A budget as a person types it, in words that RunConfig reads: ``3`` is GiB, ``80 %`` is of what is free."""
+    """A budget as a user types it, in words that RunConfig reads: ``3`` is GiB, ``80 %`` is of what is free."""
     text = text.strip()
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
         return f"{int(free_bytes * float(match[1]) / 100 / 2**20)}MiB"

@@ -91,7 +91,7 @@ class Need:
 
 
 def rows(planned: Plan, *, everything: bool, before: Plan | None = None) -> list[Row]:
-    """The settings that matter most and those that the person set; or every one.
+    """The settings that matter most and those that the user set; or every one.
 
     Args:
         planned: what is shown.
@@ -141,7 +141,7 @@ def shown(name: str, value: Any) -> str:
 
 
 def typed(name: str, value: Any) -> str:
-    """A value as a person would type it, to begin an edit with."""
+    """A value as a user would type it, to begin an edit with."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -241,7 +241,7 @@ def error_words(error: TinyDistillError) -> str:
 
 
 def home_as_tilde(path: str) -> str:
-    """A path as a person writes it."""
+    """A path as a user writes it."""
     home = str(places.home())
     return "~" + path[len(home) :] if path == home or path.startswith(home + "/") else path
 

@@ -69,7 +69,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Notice:
-    """A back-off or a warning, which a screen keeps in sight until the person has seen it."""
+    """A back-off or a warning, which a screen keeps in sight until the user has seen it."""
 
     time: float
     level: str

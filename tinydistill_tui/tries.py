@@ -1,4 +1,4 @@
-"""Other values of a setting, and what each of them would take: for a person who looks around. Pure, no Textual.
+"""Other values of a setting, and what each of them would take: for a user who looks around. Pure, no Textual.
 
 The figures are the planner's own: each value is a whole plan.
 """

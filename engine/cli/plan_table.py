@@ -55,7 +55,7 @@ def _tell(found: Survey, *, as_json: bool) -> None:
 
 
 def print_plan(planned: Plan) -> None:
-    """The plan as tables for a person."""
+    """The plan as tables for a user."""
     console = Console(highlight=False)
     console.print(" ".join(summary(planned)), markup=False, soft_wrap=True)
     for sentence in cautions(planned):

@@ -65,7 +65,7 @@ def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> in
         view.close()
 
 
-# Information that a person decides by.
+# Information that a user decides by.
 _TOLD = frozenset({"cut", "judged", "skipped", "stage"})
 
 

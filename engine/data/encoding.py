@@ -34,7 +34,7 @@ class Encoding:
 
     Attributes:
         codec: Python's name; None when it is none that is known.
-        name: as people call it.
+        name: as users call it.
         bad_lines, lines: how many of the lines that were looked at are not UTF-8.
         is_all: whether these are all lines of the file.
         mark_bytes: length of the byte-order mark.

@@ -76,9 +76,9 @@ class Unclear:
         """Return what happened, why, and what to do.
 
         Args:
-            where: the data as the person named them.
+            where: the data as the user named them.
             name: of the file.
-            wanted: the field that the person named.
+            wanted: the field that the user named.
         """
         fields = ", ".join(map(_quoted, self.fields[:20])) or "none"
         one = _quoted(self.fields[0]) if self.fields else ""
@@ -143,7 +143,7 @@ def choose_form(records: Sequence[Record], wanted: str | None) -> Form | Unclear
 
     Args:
         records: the first records.
-        wanted: the field that the person named.
+        wanted: the field that the user named.
     """
     return _by_looking(records) if wanted is None else _as_wanted(records, wanted)
 

@@ -40,7 +40,7 @@ PYTHON_DOCS = "python-docs"
 ACCEPTED = ", ".join(READERS)
 _SUFFIXES = frozenset(READERS)
 SHOWN_SUFFIXES = (*READERS, *PACKED_SUFFIXES)
-"""Suffixes of files that may hold text, for a person who looks for one."""
+"""Suffixes of files that may hold text, for a user who looks for one."""
 
 _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20

@@ -1,7 +1,7 @@
 """Estimate of the amount of text in tokens, cached for some seconds while a form is filled in.
 
 Of plain text it is made without a tokenizer. Of conversations some are counted with the models' own, because a template
-may write as much as the person did.
+may write as much as the user did.
 """
 
 from __future__ import annotations

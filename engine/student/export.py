@@ -59,7 +59,7 @@ def export_student(
         trust_remote_code: whether ``source`` may bring code.
 
     Returns:
-        What the person should know about it, as sentences.
+        What the user should know about it, as sentences.
 
     Raises:
         BadNumbers: a weight is NaN or infinite; no file is written.

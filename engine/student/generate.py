@@ -1,4 +1,4 @@
-"""A few lines of text from a model, so that a person can read what the numbers say.
+"""A few lines of text from a model, so that a user can read what the numbers say.
 
 It knows no model: it asks a function for the next token's logits. The same seed draws from teacher and student alike.
 """

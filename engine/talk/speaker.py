@@ -1,7 +1,7 @@
 """The process that holds a model and answers: ``python -m engine.talk.speaker FOLDER``.
 
 It reads one request a line on standard input, and writes one JSON object a line: pieces of the answer as they come,
-then its end. A process of its own keeps torch out of the program that the person types into, and two models out of one
+then its end. A process of its own keeps torch out of the program that the user types into, and two models out of one
 memory.
 """
 
@@ -73,7 +73,7 @@ class Speaker:
         It is whole where the model ended it by itself.
 
         Args:
-            messages: the conversation so far; the last turn is the person's.
+            messages: the conversation so far; the last turn is the user's.
             max_tokens: most tokens of the answer.
             temperature: 0 takes the likeliest token each time.
             seed: of the draws.

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.low_memory [--folder FOLDER] [--json results.json]
     python -m tests.benchmarks.low_memory --device cuda --budget 2GB --budget 4GB
 
-*ours* is ``tiny-distill`` as a person types it, from text to the finished student, with a memory budget and, on the
+*ours* is ``tiny-distill`` as a user types it, from text to the finished student, with a memory budget and, on the
 CPU, inside a memory control group whose hard limit is 700 MB (where none can be made, the measured peak has to do).
 *plain* is the loop that everybody writes: teacher and student together, full logits of both, the KL between them, fp32
 AdamW. *trl* is TRL's GKDTrainer on the same fixed texts (``pip install -e '.[bench]'``; left out where it is missing).

@@ -9,7 +9,7 @@ random moments. Processes are forked from this one, which has imported everythin
 for seconds before each kill. Nothing else is replaced, but that a supervisor looks more often at its phase, that a wave
 of the teacher is small (so that there are several shards), and that flushing is noted instead of done: a kill loses
 nothing that was written, and a power cut everything that was not noted. ``--new-interpreters 10`` adds kills of the
-programs as they are started by a person, with a comparison of their own.
+programs as they are started by a user, with a comparison of their own.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Harness:
 
 
 class Programs:
-    """Kills of the programs as a person starts them: new interpreters, nothing replaced.
+    """Kills of the programs as a user starts them: new interpreters, nothing replaced.
 
     Attributes:
         expected: what has to come out; its waves are larger than those of :class:`Harness`.

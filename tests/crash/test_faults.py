@@ -22,7 +22,7 @@ from tests.crash.harness import Harness, Kill, Life, differing, leftovers, outco
 
 
 def said_in(folder: Path) -> str:
-    """Everything that the run has told a person."""
+    """Everything that the run has told a user."""
     events = read_events(folder / "events.jsonl")
     return "\n".join(
         " ".join(str(event.get(key) or "") for key in ("message", "what", "why", "todo"))

@@ -1,4 +1,4 @@
-"""Any bytes in the files that a run, a person or another program writes: read, refused or passed over, never obeyed."""
+"""Any bytes in the files that a run, a user or another program writes: read, refused or passed over, never obeyed."""
 
 from __future__ import annotations
 

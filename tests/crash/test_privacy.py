@@ -1,4 +1,4 @@
-"""A whole run leaves the network alone and the text where it is, and its files belong to whom the person says."""
+"""A whole run leaves the network alone and the text where it is, and its files belong to whom the user says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs as a person starts them, on tiny real models."""
+"""The programs as a user starts them, on tiny real models."""
 
 from __future__ import annotations
 

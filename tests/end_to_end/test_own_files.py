@@ -1,4 +1,4 @@
-"""Nothing in the person's current folder is imported or run, whatever it is called: it would run with their rights."""
+"""Nothing in the user's current folder is imported or run, whatever it is called: it would run with their rights."""
 
 from __future__ import annotations
 

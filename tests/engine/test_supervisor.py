@@ -265,7 +265,7 @@ def test_a_phase_sees_the_gpu_of_the_plan_alone(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", device="cuda:1")
     assert phase_environment(run)["CUDA_VISIBLE_DEVICES"] == "GPU-1"
     assert phase_environment(run)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")  # the person's own choice
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")  # the user's own choice
     assert "PYTORCH_ALLOC_CONF" not in phase_environment(run)
     monkeypatch.setattr(gpu_check, "find_gpus", lambda: ((replace(gpus[0], uuid="cuda:0"),), ""))
     assert "CUDA_VISIBLE_DEVICES" not in phase_environment(make_run(tmp_path / "other", device="cuda:0"))

@@ -1,4 +1,4 @@
-"""The terminal dies, the screen is killed, the supervisor is killed: what a person sees of it."""
+"""The terminal dies, the screen is killed, the supervisor is killed: what a user sees of it."""
 
 import contextlib
 import json

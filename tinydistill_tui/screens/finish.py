@@ -205,7 +205,7 @@ class FinishScreen(FrameScreen):
 
     @work(group="dialog")
     async def _train_longer(self, step: NextStep) -> None:
-        """The run goes on, once the person has said so: it may take as long as the first time."""
+        """Resume the run if the user confirms it: it may take as long as the first time."""
         answer = await self.app.push_screen_wait(
             ConfirmScreen(
                 f"{step.title}?",
@@ -262,7 +262,7 @@ class FinishScreen(FrameScreen):
             box.turn(step)
 
     def action_report(self) -> None:
-        """Read the report, or the log, in the person's pager."""
+        """Read the report, or the log, in the user's pager."""
         name = "report.md" if self.report else "run.log"
         self.tiny.show_in_pager(self.path / name)
 
@@ -306,5 +306,5 @@ class FinishScreen(FrameScreen):
 
 
 def _with_tilde(text: str) -> str:
-    """The same words with the person's home as a shell has it."""
+    """The same words with the user's home as a shell has it."""
     return re.sub(rf"(?<=\s){re.escape(str(places.home()))}/", "~/", text)

@@ -260,7 +260,7 @@ class PlanScreen(StepScreen):
         self.query_one(SettingEditor).show(row, self._text_of(row), editing=self.editing)
 
     def _try_others(self) -> None:
-        """Find out what other values of the chosen setting would take, once the person rests on it."""
+        """Find out what other values of the chosen setting would take, once the user rests on it."""
         row, planned = self.chosen, self.draft.plan
         if row is None or planned is None or self.error is not None or not self.up_to_date:
             return

@@ -312,7 +312,7 @@ class RunScreen(FrameScreen):
 
     @work(group="dialog")
     async def action_stop(self) -> None:
-        """Stop the run after a checkpoint, when the person means it."""
+        """Stop the run after a checkpoint, if the user confirms it."""
         step = f" at step {format_count(self.view.step)}" if self.view.step else " where it is"
         size = f" ({format_bytes(self.view.checkpoint_bytes)})" if self.view.checkpoint_bytes else ""
         answer = await self.app.push_screen_wait(

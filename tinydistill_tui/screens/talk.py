@@ -49,7 +49,7 @@ class Spoken(Message):
 
 @dataclass
 class AllSpoken(Message):
-    """Every model has answered, or the person has stopped it."""
+    """Every model has answered, or the user has stopped it."""
 
     stopped: bool
 

@@ -187,7 +187,7 @@ class WelcomeScreen(StepScreen):
         self._draw_shares()
 
     def _go_to_the_likeliest(self, has_runs: bool) -> None:
-        """Where Enter does what is most probably wanted; not when the person has moved already."""
+        """Where Enter does what is most probably wanted; not when the user has moved already."""
         menu = self.query_one("#menu", OptionList)
         if menu.highlighted:
             return

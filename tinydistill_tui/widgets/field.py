@@ -71,7 +71,7 @@ class ChoiceLine(Widget, can_focus=True):
 
     @dataclass
     class Changed(Message):
-        """The person chose."""
+        """The user chose."""
 
         line: ChoiceLine
         value: str

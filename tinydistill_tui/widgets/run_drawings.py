@@ -23,7 +23,7 @@ class Metric:
     from_zero: bool = False
 
     def write(self, value: float | None) -> str:
-        """A value as a person reads it."""
+        """A value as a user reads it."""
         return format_count(value) if self.digits == 0 else format_number(value, self.digits)
 
 

@@ -16,7 +16,7 @@ _SPEED = next(metric for metric in METRICS if metric.name == "tokens_per_second"
 
 
 class RunPlots(Horizontal):
-    """Draws a RunView; which metric, over what and on which scale is the person's choice."""
+    """Draws a RunView; which metric, over what and on which scale is the user's choice."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

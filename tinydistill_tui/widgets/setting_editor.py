@@ -95,7 +95,7 @@ class SettingEditor(Vertical):
         Args:
             row: as it stands in the table.
             text: what the field begins with.
-            editing: whether the person is at it, so that what is typed stays.
+            editing: whether the user is at it, so that what is typed stays.
         """
         if self._row is None or (row.field, row.value) != (self._row.field, self._row.value):
             self._tries = ""
@@ -121,7 +121,7 @@ class SettingEditor(Vertical):
         self.query_one("#edit-words", Static).update(words.strip("\n"))
 
     def try_others(self, setting: str, value: object, config: RunConfig, machine: Hardware | None) -> None:
-        """Say what other values would take, once the person rests on the setting.
+        """Say what other values would take, once the user rests on the setting.
 
         Args:
             setting: the one that is shown.

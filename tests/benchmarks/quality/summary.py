@@ -64,7 +64,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """A Markdown table for a person and for the README."""
+    """A Markdown table for a user and for the README."""
     lines = [
         "| learns from | bytes a token | at 152k, most | hold-out loss | KL | ECE | loss gap closed | KL gap closed |",
         "|---|---|---|---|---|---|---|---|",

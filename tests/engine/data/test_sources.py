@@ -419,7 +419,7 @@ def test_conversations_are_recognised(tmp_path: Path) -> None:
     )
     assert skipped(tmp_path) == {"record whose 'messages' holds no conversation": 1}
     assert source(tmp_path).describe().has_messages
-    assert texts(tmp_path, "text") == ["rendered"], "the person may choose the plain text"
+    assert texts(tmp_path, "text") == ["rendered"], "the user may choose the plain text"
 
 
 def test_one_conversation_as_a_file_is_a_conversation(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.tiny import tiny_model
 
 
 class StopsAfter(PhaseControl):
-    """Is asked to stop during the n-th step, as by a person in mid-run."""
+    """Is asked to stop during the n-th step, as by a user in mid-run."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
