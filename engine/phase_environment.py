@@ -6,9 +6,8 @@ import os
 
 from engine import hardware, ranks, safe_child
 from engine.config import RunConfig
-from engine.machine.allocator import allocator_environment
+from engine.machine.compute import compute_environment
 from engine.machine.gpu_check import gpu_of, visible
-from engine.machine.kernels import kernels_environment
 from engine.ranks import ALONE, Rank
 from engine.run import Run
 
@@ -31,20 +30,14 @@ def environment_for(
     """
     if local_world is None:
         local_world = settings.processes if rank.world == settings.processes else 1
-    threads = str(ranks.threads_each(settings.threads or hardware.usable_cores(), local_world))
+    threads = ranks.threads_each(settings.threads or hardware.usable_cores(), local_world)
     return {
         **ranks.environment_of(rank, safe_child.environment(), local_world=local_world, meeting=meeting),
         **_gpu_environment(settings.device or "cpu"),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        # Threads that wait spin by default, and take the cores from those that work as soon as another program wants
-        # one: scoring on two busy cores was 4 times as fast with threads that sleep (41 s against 10 s).
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **kernels_environment("student"),
+        **compute_environment(threads, keep_memory=bool(settings.keep_memory)),
         "TOKENIZERS_PARALLELISM": "false",  # forking after threads deadlocks; we give it one thread
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "PYTHONFAULTHANDLER": "1",
-        **allocator_environment(keep=bool(settings.keep_memory)),
     }
 
 

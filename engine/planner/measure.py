@@ -20,10 +20,11 @@ from pathlib import Path
 from engine import hardware, places, safe_child
 from engine.disk.files import write_atomic
 from engine.errors import DiskFull
+from engine.machine.compute import compute_environment
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, torch_version
 
-_FORMAT = 1
+_FORMAT = 2
 _TIMEOUT_SECONDS = 60
 # Of the processor time of all threads that the products get on a quiet machine; with one other busy program per core
 # they get half.
@@ -164,7 +165,11 @@ def _from_measurements(found: object, device: str) -> MachineRates:
 def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None:
     """Run the probe; None if it fails: a plan without measured rates is better than none."""
     command = safe_child.command("engine.machine.gemm_probe", "--threads", str(threads), "--device", device)
-    environment = {**safe_child.environment(), "OMP_NUM_THREADS": str(threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    environment = {
+        **safe_child.environment(),
+        **compute_environment(threads, keep_memory=True),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
     try:
         done = subprocess.run(
             [*command, "--folder", str(folder)],
