@@ -149,7 +149,7 @@ def _measured(
 ) -> dict[str, Any]:
     from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
     from engine.models.narrow import width_of
-    from engine.teacher.depth import choose_depth, piece_of
+    from engine.teacher.depth import CutRules, choose_depth, piece_of
     from engine.teacher.width import choose_width
 
     num_layers = layer_count(settings.student_layers)
@@ -162,11 +162,6 @@ def _measured(
         teacher,
         train,
         piece_of(tokens, "holdout", batch),
-        num_layers=num_layers,
-        named=layer_list(settings.student_layers),
-        even=lambda count: layers_to_keep(spec.num_layers, count),
-        kinds=layer_kinds(spec, trust_remote_code=remote),
-        is_valid=lambda kept: is_valid_cut(spec, kept, trust_remote_code=remote),
         vocab_size=tokens.vocab_size,
         wave_tokens=wave_tokens(
             spec.hidden_size,
@@ -176,6 +171,13 @@ def _measured(
         ),
         chunk_tokens=head_chunk_tokens(spec.vocab_size, device=device),
         safe_point=control.safe_point,
+        rules=CutRules(
+            num_layers=num_layers,
+            named=layer_list(settings.student_layers),
+            even=lambda count: layers_to_keep(spec.num_layers, count),
+            kinds=layer_kinds(spec, trust_remote_code=remote),
+            is_valid=lambda kept: is_valid_cut(spec, kept, trust_remote_code=remote),
+        ),
     )
     narrower: dict[str, Any] = {}
     if settings.student_width < 1:

@@ -131,16 +131,31 @@ def piece_of(tokens: TokenFile, split: Split, micro_batch: int) -> list[Piece]:
     return pieces
 
 
+@dataclass(frozen=True)
+class CutRules:
+    """Rules for the layers that a student keeps.
+
+    Attributes:
+        num_layers: layers to keep.
+        named: the layers that the user named; None to choose.
+        even: evenly spaced layers of a depth.
+        kinds: of each layer; each kind keeps at least one layer if there is room.
+        is_valid: whether some layers make a model of the teacher's architecture.
+    """
+
+    num_layers: int
+    named: Sequence[int] | None
+    even: Callable[[int], list[int]]
+    kinds: Sequence[Hashable]
+    is_valid: Callable[[Sequence[int]], bool]
+
+
 def choose_depth(
     teacher: DeepTeacher,
     train: Sequence[Piece],
     holdout: Sequence[Piece],
     *,
-    num_layers: int,
-    named: Sequence[int] | None,
-    even: Callable[[int], list[int]],
-    kinds: Sequence[Hashable],
-    is_valid: Callable[[Sequence[int]], bool],
+    rules: CutRules,
     vocab_size: int,
     wave_tokens: int,
     chunk_tokens: int,
@@ -152,11 +167,7 @@ def choose_depth(
         teacher: the whole model, in memory or streamed.
         train: training text, used for the choice.
         holdout: text for the reported losses; the training text if it is empty.
-        num_layers: layers to keep.
-        named: the layers that the user named; None to choose.
-        even: evenly spaced layers of a depth.
-        kinds: of each layer; each kind keeps at least one layer if there is room.
-        is_valid: whether some layers make a model of the teacher's architecture.
+        rules: for the layers to keep.
         vocab_size: V_eff.
         wave_tokens: maximum number of tokens in a wave of a streamed pass.
         chunk_tokens: positions whose logits exist at a time.
@@ -166,16 +177,17 @@ def choose_depth(
         ModelError: no layers of this number make a model.
         BadNumbers: the teacher gives NaN or infinity.
     """
+    num_layers, named = rules.num_layers, rules.named
     bench = _Bench(teacher, vocab_size, wave_tokens, chunk_tokens, safe_point)
     total = len(teacher.layers)
     everything = tuple(range(total))
     first = bench.influence(train, everything)
     others = {max(1, round(share * total)) for share in _OTHER_DEPTHS}
     depths = sorted({num_layers, *others}, reverse=True)
-    rounds = _in_rounds(bench, train, first, depths[-1], kinds)
+    rounds = _in_rounds(bench, train, first, depths[-1], rules.kinds)
     chosen, way = tuple(named or ()), "named"
     if named is None:
-        candidates = _candidates(num_layers, first, rounds, even, kinds, is_valid)
+        candidates = _candidates(rules, first, rounds)
         if not candidates:
             raise ModelError(
                 f"No {num_layers} of the teacher's {total} layers make a model of its architecture.",
@@ -193,17 +205,12 @@ def choose_depth(
 
 
 def _candidates(
-    num_layers: int,
-    influence: Sequence[float],
-    rounds: dict[int, tuple[int, ...]],
-    even: Callable[[int], list[int]],
-    kinds: Sequence[Hashable],
-    is_valid: Callable[[Sequence[int]], bool],
+    rules: CutRules, influence: Sequence[float], rounds: dict[int, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
     """Return the cuts to compare, by method; only valid models, without duplicates."""
-    total = len(influence)
-    once = _most_influential(range(total), influence, num_layers, kinds)
-    found = {"influence in rounds": rounds[num_layers], "influence": once, "even": tuple(even(num_layers))}
+    total, num_layers, is_valid = len(influence), rules.num_layers, rules.is_valid
+    once = _most_influential(range(total), influence, num_layers, rules.kinds)
+    found = {"influence in rounds": rounds[num_layers], "influence": once, "even": tuple(rules.even(num_layers))}
     valid: dict[str, tuple[int, ...]] = {}
     for way, layers in found.items():
         if layers not in valid.values() and is_valid(layers):

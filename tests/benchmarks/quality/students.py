@@ -49,7 +49,7 @@ from engine.student.optimizer import AdamW
 from engine.student.order import Order
 from engine.student.schedule import Schedule
 from engine.student.train import Progress, Training, look, train
-from engine.teacher.depth import choose_depth, piece_of
+from engine.teacher.depth import CutRules, choose_depth, piece_of
 from engine.teacher.width import choose_width
 from tests.benchmarks.quality.arms import Setting
 from tests.benchmarks.quality.material import ComparedSource, Material
@@ -236,15 +236,17 @@ def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[s
         teacher,
         text,
         piece_of(tokens, "holdout", setting.batch),
-        num_layers=count,
-        named=None,
-        even=lambda number: layers_to_keep(spec.num_layers, number),
-        kinds=layer_kinds(spec),
-        is_valid=lambda kept: is_valid_cut(spec, kept),
         vocab_size=tokens.vocab_size,
         wave_tokens=4_096,
         chunk_tokens=head_chunk_tokens(spec.vocab_size),
         safe_point=lambda: None,
+        rules=CutRules(
+            num_layers=count,
+            named=None,
+            even=lambda number: layers_to_keep(spec.num_layers, number),
+            kinds=layer_kinds(spec),
+            is_valid=lambda kept: is_valid_cut(spec, kept),
+        ),
     )
     derive_student(setting.teacher, depth.kept, folder)
     return {"layers": list(depth.kept), "way": depth.way}

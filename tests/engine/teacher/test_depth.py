@@ -15,7 +15,7 @@ from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.skipping import cut_to, watched
 from engine.models.spec import read_spec
 from engine.models.stream import StreamedTeacher
-from engine.teacher.depth import Depth, choose_depth, piece_of
+from engine.teacher.depth import CutRules, Depth, choose_depth, piece_of
 from tests.engine.models.architectures import ARCHITECTURES, NEWER, tiny_architecture
 from tests.engine.models.architectures import VOCAB_SIZE as FEWEST_IDS
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -47,14 +47,16 @@ def chosen(folder: Path, tokens: TokenFile, num_layers: int, *, streamed: bool =
             teacher,
             piece_of(tokens, "train", 4),
             piece_of(tokens, "holdout", 4),
-            num_layers=num_layers,
-            even=lambda count: layers_to_keep(spec.num_layers, count),
-            kinds=layer_kinds(spec),
+            rules=CutRules(
+                num_layers=num_layers,
+                even=lambda count: layers_to_keep(spec.num_layers, count),
+                kinds=layer_kinds(spec),
+                **settings,  # type: ignore[arg-type]
+            ),
             vocab_size=VOCAB_SIZE,
             wave_tokens=300,
             chunk_tokens=50,
             safe_point=lambda: None,
-            **settings,  # type: ignore[arg-type]
         )
     finally:
         teacher.close()
