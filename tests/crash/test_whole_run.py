@@ -72,7 +72,9 @@ def test_stopped_in_either_phase_and_resumed_the_student_is_the_same(harness: Ha
     for _ in range(9):  # a phase is over in a second, and this process may have to wait for the processor
         folder = harness.new_run()
         life = Life(folder)
-        while not any(told == ("phase_started", phase) for told in kinds_and_phases(folder)):
+        deadline = time.monotonic() + 120
+        while ("phase_started", phase) not in kinds_and_phases(folder):
+            assert time.monotonic() < deadline
             time.sleep(0.002)
         supervisor.request(folder, "stop", by="a test")
         if life.wait() == 130:

@@ -47,7 +47,7 @@ class Terminal:
                 with contextlib.suppress(OSError):
                     os.write(self.descriptor, b"\x1b[?2026;2$y")
 
-    def wait_for(self, words: str, seconds: float = 20.0) -> None:
+    def wait_for(self, words: str, seconds: float = 120.0) -> None:
         """Wait until the words were written."""
         until = time.monotonic() + seconds
         while words not in self.text():
@@ -66,7 +66,7 @@ class Terminal:
         """Press keys."""
         os.write(self.descriptor, keys.encode())
 
-    def wait(self, seconds: float = 20.0) -> int:
+    def wait(self, seconds: float = 120.0) -> int:
         """Wait until the process has ended; returns its exit code."""
         until = time.monotonic() + seconds
         while self.process.poll() is None:

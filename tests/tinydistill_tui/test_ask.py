@@ -93,7 +93,7 @@ def test_no_and_the_end_of_the_input_start_nothing(lines):
 def test_the_program_asks_on_any_terminal_and_shows_the_plan(runs_folder):
     result = subprocess.run(
         [sys.executable, "-m", "tinydistill_tui", "--ask", "--demo", "--dry_run", "--json"],
-        input="", capture_output=True, text=True, timeout=60,
+        input="", capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert '"teacher"' in result.stdout

@@ -21,7 +21,7 @@ async def test_timer_fires_once_on_a_machine_that_is_held_up(monkeypatch, second
         moments = itertools.count(step=10)  # ten seconds go by between any two looks at the clock
         monkeypatch.setattr(textual.timer._time, "get_time", lambda: float(next(moments)))
         after(app, seconds, lambda: fired.append("ours"))
-        await until(pilot, lambda: bool(fired), "it has fired", seconds=30)
+        await until(pilot, lambda: bool(fired), "it has fired")
         await pilot.pause(0.1)
     assert fired == ["ours"]
 

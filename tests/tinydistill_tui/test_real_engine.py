@@ -58,13 +58,13 @@ async def test_a_real_run_is_started_paused_stopped_resumed_and_finished_by_keys
         await until(pilot, lambda: "starting" in lines_of(app)[0] or "preparing" in lines_of(app)[0], "it was sent off")
         await until(pilot, lambda: "● training" in lines_of(app)[0] and app.screen.view.step, "it trains", seconds=180)
         await pilot.press("space")
-        await until(pilot, lambda: "■ paused" in lines_of(app)[0], "it paused", seconds=60)
+        await until(pilot, lambda: "■ paused" in lines_of(app)[0], "it paused")
         await pilot.press("space")
-        await until(pilot, lambda: "● training" in lines_of(app)[0], "it goes on", seconds=60)
+        await until(pilot, lambda: "● training" in lines_of(app)[0], "it goes on")
         await pilot.press("S")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "it asks")
         await pilot.press("s")
-        await until(pilot, lambda: "■ stopped" in lines_of(app)[0], "it stopped", seconds=60)
+        await until(pilot, lambda: "■ stopped" in lines_of(app)[0], "it stopped")
         assert "checkpoint" in kinds(path)
         step = app.screen.view.checkpoint_step
         assert step
@@ -107,9 +107,9 @@ async def test_a_killed_supervisor_is_lost_and_resumed(runs_folder, tmp_path):
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: isinstance(app.screen, RunScreen), "the run is shown")
         await app.navigate(StartRun(path))
-        await until(pilot, lambda: app.screen.view.phase is not None and app.screen.view.pid, "it began", seconds=60)
+        await until(pilot, lambda: app.screen.view.phase is not None and app.screen.view.pid, "it began")
         os.kill(app.screen.view.pid, signal.SIGKILL)
-        await until(pilot, lambda: "? lost" in lines_of(app)[0], "it is lost", seconds=20)
+        await until(pilot, lambda: "? lost" in lines_of(app)[0], "it is lost")
         await pilot.press("R")
         await until(pilot, lambda: isinstance(app.screen, FinishScreen), "it went on to the end", seconds=240)
         assert "done" in lines_of(app)[0]

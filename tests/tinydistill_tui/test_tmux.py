@@ -45,7 +45,7 @@ class Tmux:
     def text(self):
         return self.call("capture-pane", "-p", "-t", "s")
 
-    def wait_for(self, words, seconds=20.0):
+    def wait_for(self, words, seconds=120.0):
         until = time.monotonic() + seconds
         while words not in self.text():
             assert time.monotonic() < until, f"{words!r} is not on the screen:\n{self.text()}"
@@ -75,7 +75,7 @@ def engine(path):
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while not runs.is_live(path):
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -155,7 +155,7 @@ def test_killed_supervisor_is_seen_as_lost_and_can_be_resumed(tmux, runs_folder)
         tmux.wait_for("attached, live")
         process.kill()
         process.wait()
-        tmux.wait_for("? lost", seconds=20)
+        tmux.wait_for("? lost")
         tmux.wait_for("R resumes it")
         tmux.wait_for("R Resume")
         assert "Traceback" not in tmux.text()

@@ -28,7 +28,7 @@ def resize(term, columns, rows):
 def wait_for_a_frame(term, columns):
     """Wait until the rule below the title is as wide as the window."""
     rule = re.compile(f"(?<!─)─{{{columns}}}(?!─)")
-    until_when = time.monotonic() + 20
+    until_when = time.monotonic() + 120
     while not rule.search(term.text()):
         assert time.monotonic() < until_when, term.text()[-3000:]
         term.read(0.1)

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("same_machine")
 def stop(path):
     """End a run that a test has started, and wait for it."""
     supervisor.request(path, "stop", by="test")
-    until_when = time.monotonic() + 60
+    until_when = time.monotonic() + 120
     while Run.open(path).is_live() and time.monotonic() < until_when:
         time.sleep(0.05)
     assert not Run.open(path).is_live()
@@ -85,7 +85,7 @@ async def test_demo_by_enter_enter_enter_s_starts_a_run(runs_folder, monkeypatch
         if path is not None:
             stop(path)
         for process in control._started:
-            process.wait(30)
+            process.wait(120)
 
 
 async def test_screens_load_no_torch_and_no_numpy(run_in_a_fresh_interpreter):
@@ -237,7 +237,7 @@ async def test_settings_are_found_by_words_and_through_the_palette(monkeypatch):
     runs_are_found = threading.Event()
     monkeypatch.setattr(palette, "FIND_SECONDS", 30)
     async with wizard({"demo": True}) as (app, pilot):
-        monkeypatch.setattr(runs, "find", lambda: [runs_are_found.wait(30)][:0])
+        monkeypatch.setattr(runs, "find", lambda: [runs_are_found.wait(120)][:0])
         await pilot.press("colon", *"set warm", "enter")
         assert isinstance(app.screen, palette.Palette), "Enter waits for the search"
         runs_are_found.set()

@@ -9,6 +9,7 @@ from typing import Any
 
 from textual import events
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from engine.hardware import Hardware
 from engine.planner.measure import cautious_rates
@@ -78,8 +79,11 @@ async def until_welcome(app: TinyDistillApp, pilot: Pilot[int]) -> WelcomeScreen
 
 async def paste(app: TinyDistillApp, pilot: Pilot[int], text: str) -> None:
     """Put a long text into the field that has the focus, as a terminal does it; a key for each sign takes seconds."""
+    field = app.focused
+    assert isinstance(field, Input)
     app.post_message(events.Paste(text))
-    await pilot.pause()
+    await until(pilot, lambda: text in field.value, "the text is in the field")
+    await app._keys._heard()  # the field tells the screen, a widget at a time
 
 
 async def choose(app: TinyDistillApp, pilot: Pilot[int], setting: str) -> None:

@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_no_process_and_no_folder(words: list[str], tmp_path: Path
         phases = _wait_for(lambda: [pid for pid in _below(profiling.pid) if _has_worked(pid)])
         assert list(scratch.iterdir()) != []
         profiling.send_signal(signal.SIGINT)
-        _, said = profiling.communicate(timeout=60)
+        _, said = profiling.communicate(timeout=300)
     assert profiling.returncode == 130
     assert said.strip() == "Stopped."
     assert list(scratch.iterdir()) == []
@@ -115,7 +115,7 @@ def _has_worked(pid: int) -> bool:
 
 
 def _wait_for(look: Callable[[], list[int]]) -> list[int]:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         if found := look():
             return found
