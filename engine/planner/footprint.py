@@ -285,7 +285,11 @@ def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
             "activations": kept + ends,
             "logits": logits,
         },
-        "sum head": {"weights": outside, "gradients": max(earlier, own) + 2 * head, "activations": kept + ends},
+        "sum head": {
+            "weights": outside,
+            "gradients": earlier + int((_SUM_BUFFERS + share) * head),
+            "activations": kept + ends,
+        },
         "last layer": {
             "weights": gathered + copies,
             "gradients": earlier + int(head * share) + until_the_end + 2 * layer,
@@ -296,7 +300,7 @@ def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
             "gradients": max(earlier, own) + until_the_end + 2 * layer,
             "activations": (0 if setting.checkpointing else activations) + backward,
         },
-        "sum": {"weights": outside, "gradients": own + 2 * max(outside, embedding)},
+        "sum": {"weights": outside, "gradients": own + _SUM_BUFFERS * max(outside, embedding) + layer},
         "update": {"gradients": own, "optimizer": pieces},
     }
     highest = max(moments.values(), key=lambda moment: sum(moment.values()))
@@ -410,6 +414,8 @@ def _frozen_bytes(shape: ModelShape, setting: StudentSetting) -> int:
 
 # Layers of a sharded student that are gathered at a time, with the buffer that the next one arrives in.
 _GATHERED_LAYERS = 3
+# Whole gradients of a group while it is added up: its own, FSDP2's buffer, and gloo's copy of that.
+_SUM_BUFFERS = 3
 # FSDP2 and what it imports.
 _DISTRIBUTED = 40 * MIB
 # Where freed memory is kept in the process: what is free at any time, the share of what comes and goes in a step that

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
+from engine.machine.process_memory import memory_of_tree
 from tests.benchmarks.predicted_memory import make_model
 from tests.end_to_end import program
 from tests.end_to_end.test_ranks import rank_process
@@ -35,7 +35,7 @@ def one_run(folder: Path, ranks: int, words: list[object]) -> dict[str, Any]:
                 looked = time.monotonic()
                 pids = {rank: pid for rank in peaks if (pid := rank_process(folder, "student", rank))}
             for rank, pid in pids.items():
-                peaks[rank] = max(peaks[rank], hardware.memory_of_tree(pid))
+                peaks[rank] = max(peaks[rank], memory_of_tree(pid))
             time.sleep(0.005)
         if started.returncode:
             raise SystemExit(started.communicate()[1])

@@ -177,3 +177,27 @@ def test_the_vocabulary_is_gathered_for_no_longer_than_it_is_used(tmp_path: Path
         assert len(outputs.weight.grad.to_local()) < len(outputs.weight)
 
     assert ended(in_ranks(2, tmp_path / "store", work, kind=ShardedWorld)) == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_in_half_precision_the_losses_are_those_of_one_process(
+    tmp_path: Path, architecture: str, gradient_checkpointing: bool
+) -> None:
+    changes = {
+        "architecture": architecture,
+        "dtype": torch.bfloat16,
+        "gradient_checkpointing": gradient_checkpointing,
+        "micro_batch": 2,
+        "gradient_accumulation": 3,
+        "bits": 8,
+    }
+    for name in ("one", "many"):
+        make_run(tmp_path / name)
+    go_on(tmp_path / "one", None, 8, **changes)
+    many = tmp_path / "many"
+    pids = in_ranks(2, tmp_path / "store", lambda world: go_on(many, world, 8, **changes), kind=ShardedWorld)
+    assert ended(pids) == [0, 0]
+    one, other = (open_run(tmp_path / name).read_events("metric") for name in ("one", "many"))
+    assert [event["loss"] for event in other[::2]] == pytest.approx([event["loss"] for event in one], rel=2e-2)
