@@ -55,10 +55,12 @@ def run_bytes(
     keep_checkpoints: int,
     from_teacher: bool,
     in_files: bool = False,
+    loaded_in_files: int = 0,
     trained_parameters: int,
 ) -> int:
     """Return the maximum bytes of the run's folder at any time.
 
+    ``loaded_in_files`` are processes that load the student into a file of their own, before they take a part of it.
     ``trained_parameters`` are those of the student, or fewer where they are beside its own.
     """
     beside = trained_parameters != student.parameters
@@ -73,6 +75,7 @@ def run_bytes(
     scratch = checkpoint_bytes(trained_parameters, optimizer) if in_files else 0
     if in_files and beside:
         scratch += student.parameters * 4
+    scratch += loaded_in_files * student.parameters * 4
     return (
         scratch
         + cache_bytes(tokens, record_size, vocab_size)

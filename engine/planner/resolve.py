@@ -262,6 +262,7 @@ def _disk_bytes(question: Question, answer: Proposal, config: RunConfig, models:
         keep_checkpoints=config.keep_checkpoints + (0 if config.compare == "none" else 3),
         from_teacher=models.student == FROM_TEACHER,
         in_files=answer.offload and question.budget.where.is_host,
+        loaded_in_files=question.ranks if answer.student.setting.sharded else 0,
         trained_parameters=answer.student.setting.trained_parameters(answer.shape),
     )
 

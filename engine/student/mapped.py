@@ -45,8 +45,9 @@ def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tens
             raise
         raise DiskFull(
             f"There was no room for {num_bytes:,} bytes in {folder}; {shutil.disk_usage(folder).free:,} are free.",
-            "With --cpu_offload the student's weights and moments lie there instead of in memory.",
-            "Free some space, then resume the run, or leave out --cpu_offload.",
+            "The student's weights and moments lie there with --cpu_offload; with --student_sharded its weights do "
+            "while they are divided.",
+            "Free some space, then resume the run.",
         ) from error
     finally:
         os.close(descriptor)

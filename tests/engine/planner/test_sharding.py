@@ -62,6 +62,7 @@ def test_the_student_is_divided_where_a_whole_one_does_not_fit(tmp_path: Path) -
     assert sharded is True
     assert "a whole student in each needs" in reason
     assert tight.predicted["student"].peak_bytes < whole
+    assert tight.disk_bytes > roomy.disk_bytes, "each rank loads the student into a file"
     refused = planned(tmp_path, **values, memory_budget=f"{int(0.9 * whole) // MIB}MiB", student_sharded=False)
     assert refused.misfit is not None
     assert "--student_sharded" in refused.misfit.todo
