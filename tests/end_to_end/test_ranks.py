@@ -90,7 +90,9 @@ def test_ranks_that_divide_the_student_leave_the_same_student(one: Path) -> None
     divided = one.parent / "divided"
     assert_same_student(one, divided)
     reports = [json.loads((run / "report.json").read_text()) for run in (one, divided)]
-    assert reports[1]["samples"] == reports[0]["samples"]
+    # With records that are there already the teacher is not loaded, and writes no samples.
+    texts = [[(each["prompt"], each["before"], each["after"]) for each in report["samples"]] for report in reports]
+    assert texts[1] == texts[0]
     assert reports[1]["student_after"]["holdout_loss"] == pytest.approx(reports[0]["student_after"]["holdout_loss"])
     (choice,) = [
         choice
