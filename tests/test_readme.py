@@ -39,6 +39,7 @@ def test_every_flag_that_the_readme_names_exists():
         "beside",
         "format",
         "prompt",
+        "tasks",
         "type",
     }
     for flag in re.findall(r"(?<![\w-])--([a-z][a-z_-]+)", README):
