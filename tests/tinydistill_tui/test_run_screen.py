@@ -503,7 +503,7 @@ async def test_help_lists_every_key_with_what_it_does(runs_folder):
             await pilot.press("question_mark")
             await until(pilot, lambda: "Keep the newest line of the log in sight" in text_of(app), "help")
             screen = text_of(app)
-            for words in ("Space", "Pause at the next safe point", "closing this window changes nothing", "?", "F12"):
+            for words in ("Space", "Pause at a safe point", "closing this window changes nothing", "?", "F12"):
                 assert words in screen, words
             await pilot.press("escape")
             await until(pilot, lambda: isinstance(app.screen, RunScreen), "closed")
@@ -634,7 +634,7 @@ async def test_help_has_groups(runs_folder):
             lines = [line[left + 1 : left + 74].strip() for line in lines_of(app)]
             places = [lines.index(group) for group in ("Run", "Move", "Everywhere")]
             assert places == sorted(places)
-            pause = next(number for number, line in enumerate(lines) if "Pause at the next safe point" in line)
-            leave = next(number for number, line in enumerate(lines) if "a run goes on without this window" in line)
+            pause = next(number for number, line in enumerate(lines) if "Pause at a safe point" in line)
+            leave = next(number for number, line in enumerate(lines) if "a run continues without this window" in line)
             assert places[0] < pause < places[1]
             assert leave > places[2]

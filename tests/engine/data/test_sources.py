@@ -349,14 +349,15 @@ def test_list_of_any_length_is_read_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with path.open("w") as file:
         file.write("[")
-        file.write(",".join(json.dumps({"text": f"{number} " + "word " * 100}) for number in range(20_000)))
+        file.write(",".join(json.dumps({"text": f"{number} " + "word " * 100}) for number in range(40_000)))
         file.write("]")
     tracemalloc.start()
     count = sum(1 for _ in source(path).documents())
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert count == 20_000
-    assert peak_bytes < 2_500_000 < path.stat().st_size / 4
+    assert count == 40_000
+    # How much garbage waits for its collection depends on what else is alive.
+    assert peak_bytes < 4_000_000 < path.stat().st_size / 4
 
 
 # Which field holds the text
