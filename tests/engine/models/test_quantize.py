@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from engine.machine.allocator import allocator_environment
 from engine.models.load import ResidentTeacher
 from engine.models.quantize import Method, QuantizedLinear, dequantize, quantize
 from engine.models.spec import read_spec
@@ -75,3 +81,30 @@ def test_a_streamed_layer_is_never_whole_before_it_is_quantised(method: Method) 
     assert 0 < teacher._reader.ahead_bytes < 4 * sum(read_spec(folder).layer_parameters)
     teacher.save_memory(True)
     assert teacher.saved_bytes >= teacher._reader.ahead_bytes
+
+
+# Blocks below 1 MiB lie on the heap, between each other: as in a phase that hands memory back.
+PEAK = """
+import gc, re, sys, torch
+from pathlib import Path
+from engine.models import quantize
+def kib(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+torch.set_num_threads(1)
+weight = torch.randn(2048, 7168).bfloat16()
+quantize.quantize(weight[:36], sys.argv[1])
+gc.collect()
+Path("/proc/self/clear_refs").write_text("5")
+before = kib("VmRSS")
+codes, scales = quantize.quantize(weight, sys.argv[1])
+print((kib("VmHWM") - before) * 1024 / (codes.nbytes + scales.nbytes))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are asked of Linux")
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_quantising_takes_little_more_than_its_result(method: str) -> None:
+    environment = {**os.environ, **allocator_environment(keep=False)}
+    command = [sys.executable, "-c", PEAK, method]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2
