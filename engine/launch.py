@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from engine import profiles, supervisor
+from engine.channel.events import Event, read_events
+from engine.channel.last_word import LastWord
 from engine.command import how_to_continue, resume_command
 from engine.config import SETTINGS, RunConfig
 from engine.data.left_out import ASKS_FOR_LOSSES
 from engine.data.survey import Survey
 from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyDistillError
-from engine.events import Event, read_events
 from engine.format import format_bytes
 from engine.hardware import usable_cores
 from engine.inputs import moved
-from engine.last_word import LastWord
 from engine.models.hub import fetch_model
 from engine.onward import expanded
 from engine.planner import Plan, plan

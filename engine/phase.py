@@ -22,7 +22,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engine import last_word, preloaded
+from engine import preloaded
+from engine.channel import last_word
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.command import how_to_continue, resume_command
 from engine.disk.files import NO_ROOM, no_room
 from engine.errors import (
@@ -39,10 +42,8 @@ from engine.errors import (
     TinyDistillError,
     TokensDamaged,
 )
-from engine.events import EventWriter
 from engine.machine.kernels import kernels_environment
 from engine.out_of_memory import is_out_of_memory
-from engine.phase_control import PhaseControl
 from engine.phase_kinds import KINDS
 from engine.ranks import Rank
 from engine.run import Run

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import afterwards
+from engine.channel.events import Event, read_events
 from engine.disk.files import make_folder, write_atomic
-from engine.events import Event, read_events
 from engine.format import format_bytes, format_duration
 from engine.machine.device import Device
 from engine.phase_kinds import PHASES

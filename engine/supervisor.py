@@ -26,7 +26,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from engine import backoff, hardware, last_word, preloaded, ranks, report, safe_child
+from engine import backoff, hardware, preloaded, ranks, report, safe_child
+from engine.channel import last_word
+from engine.channel.events import EventWriter, Tail
+from engine.channel.last_word import VARIABLE, LastWord
 from engine.command import how_to_continue, resume_command
 from engine.crew import Crew
 from engine.disk import file_lock
@@ -45,9 +48,7 @@ from engine.errors import (
     Stopped,
     TinyDistillError,
 )
-from engine.events import EventWriter, Tail
 from engine.format import format_bytes
-from engine.last_word import VARIABLE, LastWord
 from engine.launched import Elsewhere, Launch
 from engine.machine import process_memory, system
 from engine.models.spec import read_spec

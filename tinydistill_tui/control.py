@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import supervisor
+from engine.channel.last_word import LastWord
 from engine.errors import FolderError, RunFailed
-from engine.last_word import LastWord
 from engine.run import Run
 
 # Kept, so that a supervisor that ends while we are here is no zombie; it does not end with us.

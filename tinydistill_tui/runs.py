@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from engine import places
+from engine.channel.events import Event
 from engine.disk.files import write_atomic
 from engine.errors import FolderError
-from engine.events import Event
 from engine.format import format_count, format_duration, format_percent
 from engine.models.on_disk import is_model
 from engine.phase_kinds import phase_noun

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from engine.events import Event
+from engine.channel.events import Event
 from engine.format import format_duration
 from tinydistill_tui.run_view import METRICS, Evaluation, Failure, Memory, Notice, RunView
 from tinydistill_tui.words import LogLine, back_off_words, log_line, number, text

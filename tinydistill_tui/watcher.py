@@ -10,7 +10,7 @@ from pathlib import Path
 
 from textual.message import Message
 
-from engine.events import Tail
+from engine.channel.events import Tail
 from tinydistill_tui import runs
 from tinydistill_tui.messages import RunGone, RunUpdated
 from tinydistill_tui.run_view import RunView

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from engine.events import Event
+from engine.channel.events import Event
 from engine.format import format_bytes, format_count, format_duration, format_number, format_percent
 from engine.phase_kinds import phase_noun
 

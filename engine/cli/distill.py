@@ -19,14 +19,14 @@ from types import FrameType
 from typing import Any
 
 from engine import launch, places, supervisor
+from engine.channel.events import Event, Tail
+from engine.channel.last_word import LastWord
 from engine.cli import arguments, streams
 from engine.cli.progress import BarView, JsonView, LineView, View, follow, wants_lines
 from engine.command import how_to_continue, resume_command
 from engine.config import RunConfig
 from engine.data.left_out import MostlyLeftOut
 from engine.errors import Problem, RequestError, SettingsError, Stopped, TinyDistillError
-from engine.events import Event, Tail
-from engine.last_word import LastWord
 from engine.launched import Launch, tell_end
 from engine.machine import system
 from engine.run import Run

@@ -70,8 +70,8 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
     """A run's student on the run's hold-out, beside the teacher's records."""
     import torch
 
+    from engine.channel.events import EventWriter
     from engine.data.tokens import TokenFile
-    from engine.events import EventWriter
     from engine.models.load import load_causal_lm, load_tokenizer
     from engine.phases.teacher import open_store
     from engine.run import Run

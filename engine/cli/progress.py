@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from engine.events import Event, Tail
+from engine.channel.events import Event, Tail
 from engine.format import format_bytes, format_duration, format_rate
 from engine.phase_kinds import phase_verb
 from engine.run import Run

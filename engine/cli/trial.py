@@ -23,15 +23,15 @@ import numpy as np
 
 from engine import safe_child
 from engine.cache.record import Records
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter, read_events
 from engine.config import RunConfig
 from engine.data.checks import check_models
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
-from engine.events import EventWriter, read_events
 from engine.machine.gpu_check import gpu_of
 from engine.machine.process_memory import PeakMemory
 from engine.models.narrow import width_of
-from engine.phase_control import PhaseControl
 from engine.phase_environment import phase_environment
 from engine.phases.cut import CUT
 from engine.phases.prepare import student_spec, teacher_spec

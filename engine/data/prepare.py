@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.data import left_out
 from engine.data.checks import check_models
 from engine.data.document import Document
@@ -28,10 +30,8 @@ from engine.data.tally import in_words, notes_in_words
 from engine.data.tokenise import WEIGHT_0
 from engine.data.tokens import Split, TokenFile, TokenFileWriter
 from engine.errors import DataError
-from engine.events import EventWriter
 from engine.models.spec import ModelSpec
 from engine.models.vocabulary import Vocabulary
-from engine.phase_control import PhaseControl
 
 if TYPE_CHECKING:
     from engine.data.tokenise import DocumentTokeniser

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.config import RunConfig
 from engine.data.tokens import TokenFile
 from engine.errors import CorruptState
-from engine.events import EventWriter
 from engine.machine.device import Device
 from engine.models.spec import ModelSpec
-from engine.phase_control import PhaseControl
 from engine.planner.models import FROM_TEACHER
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.run import Run

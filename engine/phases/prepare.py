@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.config import RunConfig
 from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
 from engine.errors import Problem, SettingsError, TokenizerMismatch
-from engine.events import EventWriter
 from engine.inputs import INPUTS, identity_of
 from engine.machine.device import Device
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
-from engine.phase_control import PhaseControl
 from engine.planner.adapters import adapter_problems
 from engine.planner.models import FROM_TEACHER
 from engine.planner.phase_settings import StudentSetting

@@ -20,13 +20,13 @@ import numpy as np
 from engine.cache.garbage import users
 from engine.cache.record import Records
 from engine.cache.store import CacheStore
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.data.packing import PackedRow
 from engine.data.tokens import SPLITS, Split, TokenFile, TokenFileWriter
 from engine.errors import CacheMismatch, FolderError, Problem, SettingsError, TinyDistillError
-from engine.events import EventWriter
 from engine.machine.gpu_check import visible
 from engine.models.spec import fingerprint, read_spec
-from engine.phase_control import PhaseControl
 
 AGREEING = 0.9
 """Least mean overlap of records from the same teacher. On one machine it is above 0.99; two models share far less."""

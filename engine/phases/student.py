@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
+from engine.channel.pressure import Relief
 from engine.config import RunConfig
 from engine.data.tokens import TokenFile
 from engine.disk.files import write_atomic
@@ -19,14 +22,12 @@ from engine.errors import (
     ModelError,
     RankLost,
 )
-from engine.events import EventWriter
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
 from engine.models.load import check_numbers, load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
-from engine.phase_control import PhaseControl
 from engine.phases.cut import is_cut, mend_student
 from engine.phases.device import device_peak_bytes, prepare_torch
 from engine.phases.student_memory import StudentSaver
@@ -49,7 +50,6 @@ from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import EVALUATION_ROWS, MOST_EVALUATIONS
 from engine.ranks import ALONE, Rank
-from engine.relief import Relief
 from engine.run import Run
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source

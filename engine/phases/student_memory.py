@@ -42,6 +42,6 @@ class StudentSaver:
         return cls(learner, max(0, without.ram_bytes - with_it.ram_bytes))
 
     def save_memory(self, on: bool) -> str:
-        """See :class:`engine.relief.Saver`."""
+        """See :class:`engine.channel.pressure.Saver`."""
         return_memory()
         return self.learner.save_memory(on) if Device.of(str(self.learner.device)).is_host else ""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.channel.events import EventWriter
 from engine.config import SETTINGS, RunConfig
 from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
@@ -25,7 +26,6 @@ from engine.errors import (
     Stopped,
     TinyDistillError,
 )
-from engine.events import EventWriter
 from engine.models.load import first_sentence
 from engine.models.spec import read_spec
 from engine.out_of_memory import is_out_of_memory

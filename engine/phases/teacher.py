@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cache.identity import MANIFEST
 from engine.cache.store import CacheIdentity, CacheStore
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
+from engine.channel.pressure import Relief
 from engine.config import RunConfig
 from engine.data.tokens import SPLITS, TokenFile
 from engine.disk.file_lock import no_locks
 from engine.disk.files import make_folder, write_atomic
 from engine.errors import CacheMismatch
-from engine.events import EventWriter
 from engine.inputs import identity_of
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
 from engine.models.spec import fingerprint
-from engine.phase_control import PhaseControl
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
@@ -35,7 +36,6 @@ from engine.planner.phase_settings import TeacherSetting
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.ranks import ALONE, Rank
-from engine.relief import Relief
 from engine.run import Run
 from engine.verdict import doubts
 

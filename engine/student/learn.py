@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
+from engine.channel.pressure import Relief
 from engine.errors import BadNumbers
-from engine.events import EventWriter
 from engine.models.memory import return_memory, return_memory_if_scarce
-from engine.phase_control import PhaseControl
-from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.evaluate import Metrics, evaluate_teacher
 from engine.student.generate import SampleLimits, continuations

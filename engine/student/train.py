@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
+from engine.channel.pressure import Relief
 from engine.errors import BadNumbers, CorruptState
-from engine.events import EventWriter
 from engine.models.memory import return_memory_if_scarce
-from engine.phase_control import PhaseControl
 from engine.ranks import ALONE, Rank
-from engine.relief import Relief
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_step import adapter_step, can_be_sliced
 from engine.student.batches import Prefetch, Source

@@ -30,13 +30,13 @@ from torch import Tensor
 from engine.cache.counter import SAMPLING, uniforms
 from engine.cache.record import Places
 from engine.cache.store import CacheStore
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
+from engine.channel.pressure import Relief
 from engine.data.tokens import Rows, Split, TokenFile
-from engine.events import EventWriter
 from engine.models.documents import Documents, batches_of, find_documents
 from engine.models.transfer import to_device
-from engine.phase_control import PhaseControl
 from engine.ranks import ALONE, Rank
-from engine.relief import Relief
 from engine.teacher.head import Scored, records_from_hidden
 
 _SECONDS_BETWEEN_EVENTS = 0.5

@@ -27,15 +27,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from engine.cache.store import CacheIdentity, CacheStore
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
 from engine.data.tokens import TokenFile
-from engine.events import EventWriter
 from engine.models.demo import DEMO_TEACHER
 from engine.models.derive import derive_student
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.spec import read_spec
-from engine.phase_control import PhaseControl
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.student.batches import Source, StepPart
 from engine.student.learner import Learner

@@ -38,9 +38,9 @@ from typing import Any, Literal
 import psutil
 
 from engine import phase, supervisor
+from engine.channel.events import read_events
 from engine.config import RunConfig
 from engine.disk import fault
-from engine.events import read_events
 from engine.phase_kinds import PHASES
 from engine.planner import plan
 from engine.run import Run

@@ -14,9 +14,9 @@ import h5py
 import pytest
 
 from engine import launch, supervisor
+from engine.channel.events import read_events
 from engine.config import RunConfig
 from engine.errors import CorruptState, FolderError
-from engine.events import read_events
 from engine.run import Run
 from tests.crash.harness import Harness, Kill, Life, differing, leftovers, outcome
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as some
 from engine import profiles
 from engine.cache.identity import read_manifest
 from engine.cache.journal import read_journal
+from engine.channel.events import EventWriter, Tail, read_events
 from engine.errors import TinyDistillError
-from engine.events import EventWriter, Tail, read_events
 from engine.run import Run
 from engine.student.checkpoint import find_damage
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from engine import phase, supervisor
-from engine.events import EventWriter, read_events
-from engine.phase_control import PhaseControl
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter, read_events
 from engine.phase_kinds import PHASES
 from engine.planner.live_runs import live_runs
 from engine.run import Run

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.channel.control import PhaseControl
 from engine.errors import RecordsMissing
-from engine.phase_control import PhaseControl
 from engine.student.train import Progress, train
 from tests.engine.student.small_run import make_run
 from tests.engine.student.test_train import go, spoil

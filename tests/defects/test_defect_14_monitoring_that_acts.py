@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from engine import backoff
+from engine.channel.events import EventWriter, read_events
+from engine.channel.pressure import Relief
 from engine.config import RunConfig
-from engine.events import EventWriter, read_events
-from engine.memory_watch import MemoryWatch
+from engine.machine.memory_watch import MemoryWatch
 from engine.models.stream import StreamedTeacher
-from engine.relief import Relief
 from tests.tiny import tiny_model
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.channel.events import EventWriter
 from engine.cli import export
 from engine.data.tokens import TokenFile
-from engine.events import EventWriter
 from engine.phases.rescore import Rescored, _compared
 from engine.phases.teacher import open_store
 from engine.run import Run

@@ -196,7 +196,7 @@ def test_a_reader_that_goes_early_is_no_failure(flags, num_read, tmp_path):
 
 
 def events(run: Path) -> list[dict[str, object]]:
-    from engine.events import read_events
+    from engine.channel.events import read_events
 
     return list(read_events(run / "events.jsonl"))
 

@@ -16,8 +16,8 @@ import pytest
 
 from engine import hardware, supervisor
 from engine import phase as phase_module
+from engine.channel.events import EventWriter, read_events
 from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, OutOfMemory, PhaseDied
-from engine.events import EventWriter, read_events
 from engine.machine import gpu_check, process_memory
 from engine.phase_environment import phase_environment
 from engine.run import Run

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from engine.events import EventWriter, Tail
+from engine.channel.events import EventWriter, Tail
 from engine.run import Run
 
 

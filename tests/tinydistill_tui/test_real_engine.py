@@ -12,8 +12,8 @@ import time
 import pytest
 
 from engine import launch
+from engine.channel.events import read_events
 from engine.config import RunConfig
-from engine.events import read_events
 from engine.format import format_bytes
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import measure

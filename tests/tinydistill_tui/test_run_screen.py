@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from engine.channel.last_word import LastWord
 from engine.config import RunConfig
-from engine.last_word import LastWord
 from engine.machine.device import CPU
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import share

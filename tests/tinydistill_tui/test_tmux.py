@@ -13,7 +13,7 @@ import uuid
 
 import pytest
 
-from engine.events import read_events
+from engine.channel.events import read_events
 from tests.tinydistill_tui.fixtures import make_run
 from tinydistill_tui import runs
 

@@ -19,16 +19,16 @@ from torch import Tensor
 from engine.cache.counter import SAMPLING, row_key, uniforms
 from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
 from engine.data.tokens import SPLITS, Split, TokenFile
-from engine.events import EventWriter
 from engine.models.derive import derive_student
 from engine.models.documents import find_documents
 from engine.models.load import ResidentTeacher
 from engine.models.packed import packed_hidden_states
 from engine.models.spec import read_spec
-from engine.phase_control import PhaseControl
 from engine.planner.sizes import head_chunk_tokens
 from engine.student.batches import MicroBatch, Source
 from engine.student.loss import RecordTensors

@@ -26,14 +26,14 @@ from typing import Any
 import torch
 import transformers
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.data.tokens import TokenFile
-from engine.events import EventWriter
 from engine.models.demo import DEMO_TEACHER
 from engine.models.derive import derive_student, is_valid_cut, layer_kinds, layers_to_keep
 from engine.models.load import load_causal_lm, load_tokenizer
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
-from engine.phase_control import PhaseControl
 from engine.phases.student_result import holdout_bytes
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens

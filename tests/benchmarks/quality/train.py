@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from engine.events import EventWriter
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.models.load import load_causal_lm
-from engine.phase_control import PhaseControl
 from engine.planner.sizes import head_chunk_tokens
 from engine.student.checkpoint import Checkpoints
 from engine.student.learner import Learner

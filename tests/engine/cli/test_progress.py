@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
+from engine.channel.events import Tail
 from engine.cli.progress import follow
-from engine.events import Tail
 from engine.run import Run
 
 START = {"time": 1.0, "kind": "run_started"}

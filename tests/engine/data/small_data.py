@@ -8,12 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.data.prepare import PrepareResult, PrepareSettings, prepare
 from engine.data.sources import open_source
 from engine.data.tokens import Split, TokenFile
-from engine.events import EventWriter
 from engine.models.spec import read_spec
-from engine.phase_control import PhaseControl
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from engine.channel.events import Event, read_events
 from engine.data.left_out import ASKS_FOR_LOSSES, CODE, MostlyLeftOut, left_out
 from engine.data.sources import open_source
 from engine.data.survey import survey
 from engine.data.tally import Tally
 from engine.errors import DataError
-from engine.events import Event, read_events
 from engine.models.spec import read_spec
 from tests.end_to_end import program
 from tests.end_to_end.program import QUICK

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import read_events
 from engine.data.document import Document
 from engine.data.holdout import is_holdout
 from engine.data.prepare import (
@@ -22,10 +24,8 @@ from engine.data.prepare import (
 from engine.data.tally import Tally
 from engine.data.tokens import TokenFile
 from engine.errors import DataError, SettingsError, Stopped
-from engine.events import read_events
 from engine.models.load import load_tokenizer
 from engine.models.spec import read_spec
-from engine.phase_control import PhaseControl
 from tests.engine.data.small_data import TEMPLATE, make_bos_model, make_chat_model, run_prepare, texts_of, write_chats
 from tests.tiny import MAX_POSITIONS, VOCAB_SIZE, tiny_model, tiny_texts
 

@@ -10,9 +10,9 @@ import pytest
 
 from engine.cache.record import Records
 from engine.cache.store import CacheStore
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.data.tokens import SPLITS, Split, TokenFile
-from engine.events import EventWriter
-from engine.phase_control import PhaseControl
 from engine.phases.prepare import run_prepare
 from engine.phases.student import run_student
 from engine.phases.teacher import run_teacher

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from engine.channel.events import EventWriter, read_events
 from engine.config import RunConfig
 from engine.errors import FolderError, ModelError, SettingsError, TokenizerMismatch
-from engine.events import EventWriter, read_events
 from engine.models.spec import read_spec
 from engine.phases.prepare import check_end, check_named_layers
 from tests.engine.models.architectures import tiny_architecture

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from engine.cache.store import CacheIdentity, CacheStore
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.cli.cache import main
 from engine.data.tokens import SPLITS, TokenFile, TokenFileWriter
 from engine.errors import CacheMismatch, FolderError
-from engine.events import EventWriter
 from engine.models.load import ResidentTeacher
 from engine.models.spec import fingerprint, read_spec
-from engine.phase_control import PhaseControl
 from engine.phases.rescore import rescore
 from engine.teacher.score import ScoreSettings, score
 from tests.engine.student.small_run import SEQUENCE_LENGTH, make_rows

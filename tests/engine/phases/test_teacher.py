@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter
 from engine.errors import CacheMismatch
-from engine.events import EventWriter
-from engine.phase_control import PhaseControl
 from engine.phases.teacher import open_store
 from engine.run import Run
 from tests.tiny import VOCAB_SIZE, tiny_model

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, RankLost, Stopped
 from engine.models.load import load_causal_lm
-from engine.phase_control import PhaseControl
 from engine.ranks import MEETING, all_ranks
 from engine.student.sharded import ShardedLearner, ShardedWorld
 from engine.student.train import Progress, Training, resume, train

@@ -12,9 +12,9 @@ import torch
 
 from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
+from engine.channel.events import EventWriter, read_events
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
-from engine.events import EventWriter, read_events
 from engine.models.adapter_shape import AdapterShape
 from engine.models.load import load_causal_lm
 from engine.student.adapter import LowRankAdapter

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from engine.channel.control import PhaseControl
 from engine.errors import DiskFull
 from engine.models.adapter_shape import AdapterShape
 from engine.models.linears import decoder_linears
 from engine.models.load import load_causal_lm
-from engine.phase_control import PhaseControl
 from engine.student.adapter import LowRankAdapter
 from engine.student.export import export_student
 from engine.student.learner import Learner

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.phase_control import PhaseControl
+from engine.channel.control import PhaseControl
 from engine.student.train import Progress, resume, train
 from tests.engine.student.small_run import make_run, open_run
 from tests.tiny import tiny_model

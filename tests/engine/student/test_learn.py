@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.channel.control import PhaseControl
 from engine.errors import BadNumbers, Stopped
-from engine.phase_control import PhaseControl
 from engine.student.generate import holdout_prompts
 from engine.student.learn import Learned, learn
 from engine.student.schedule import Schedule

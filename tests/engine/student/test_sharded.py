@@ -11,9 +11,9 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST
 from engine.models.load import load_causal_lm
-from engine.phase_control import PhaseControl
 from engine.student.checkpoint import Checkpoints
 from engine.student.export import export_student
 from engine.student.sharded import ShardedWorld, fill

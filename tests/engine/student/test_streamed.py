@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.channel.control import PhaseControl
 from engine.errors import ModelError
 from engine.models.adapter_shape import AdapterShape
 from engine.models.load import load_causal_lm
 from engine.models.load_quantized import load_quantized
 from engine.models.spec import read_spec
 from engine.models.stream import StreamedTeacher
-from engine.phase_control import PhaseControl
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import StepPart
 from engine.student.evaluate import evaluate

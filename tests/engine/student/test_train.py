@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from engine.channel.control import PhaseControl
+from engine.channel.pressure import Relief
 from engine.errors import BadNumbers, Stopped
-from engine.memory_watch import MemoryWatch
-from engine.phase_control import PhaseControl
+from engine.machine.memory_watch import MemoryWatch
 from engine.phases.student_memory import StudentSaver
-from engine.relief import Relief
 from engine.student.checkpoint import Checkpoints
 from engine.student.schedule import Schedule
 from engine.student.train import Progress, Training, evaluation_steps, look, resume, train

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, Stopped
-from engine.phase_control import PhaseControl
 from engine.ranks import Rank
 from engine.student.learn import learn
 from engine.student.sharded import ShardedWorld

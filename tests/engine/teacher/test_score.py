@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter, read_events
+from engine.channel.pressure import Relief
 from engine.data.packing import PackedRow, TokenisedDocument, pack
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.errors import BadNumbers, Stopped
-from engine.events import EventWriter, read_events
-from engine.memory_watch import MemoryWatch
+from engine.machine.memory_watch import MemoryWatch
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.stream import StreamedTeacher
-from engine.phase_control import PhaseControl
 from engine.ranks import ALONE, Rank
-from engine.relief import Relief
 from engine.teacher.score import ScoreSettings, score
 from tests.engine.models.architectures import tiny_architecture
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model

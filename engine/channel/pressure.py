@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engine.events import EventWriter
+from engine.channel.events import EventWriter
 from engine.format import format_bytes
-from engine.memory_watch import MemoryWatch
+from engine.machine.memory_watch import MemoryWatch
 
 
 class Saver(Protocol):

@@ -7,7 +7,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.events import EventWriter, Tail, read_events
+from engine.channel.events import EventWriter, Tail, read_events
 
 
 def test_what_is_written_is_read_in_order(tmp_path):
@@ -56,7 +56,7 @@ def pytest_fail(name: str) -> None:
 
 def test_lines_of_several_processes_do_not_mix(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from engine.events import EventWriter\n"
+        "import sys; from pathlib import Path; from engine.channel.events import EventWriter\n"
         "w = EventWriter(Path(sys.argv[1]))\n"
         "for i in range(300): w.log('info', sys.argv[2] * 500)\n"
     )

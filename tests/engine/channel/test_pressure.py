@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.events import EventWriter, read_events
-from engine.memory_watch import MemoryWatch
+from engine.channel.events import EventWriter, read_events
+from engine.channel.pressure import Relief
+from engine.machine.memory_watch import MemoryWatch
 from engine.models.stream import StreamedTeacher
-from engine.relief import Relief
 from tests.tiny import tiny_model
 
 MIB = 2**20

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine import last_word
+from engine.channel import last_word
 
 Event = dict[str, Any]
 
