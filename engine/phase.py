@@ -46,8 +46,7 @@ from engine.machine.kernels import kernels_environment
 from engine.out_of_memory import is_out_of_memory
 from engine.phase_kinds import KINDS
 from engine.ranks import Rank
-from engine.run import Run
-from engine.supervisor import unwritable
+from engine.run import Run, unwritable
 
 _WATCH_SECONDS = 0.5
 _ORPHAN_SECONDS = 5.0  # for a step, and the checkpoint after it

@@ -365,6 +365,15 @@ def _no_folder(path: Path, error: Exception) -> FolderError:
     return FolderError(f"{shown_value(path)} cannot be written ({reason}).", "", "Choose another --output_dir.")
 
 
+def unwritable(path: Path, error: OSError) -> FolderError:
+    """The error for a run whose folder cannot be used, in the words of the system."""
+    return FolderError(
+        f"The run in {path} cannot go on: {error.filename or path}: {error.strerror}.",
+        "A run writes its events and results into its folder.",
+        "Make the folder writable, then resume the run.",
+    )
+
+
 def plan_fields(plan: Plan) -> dict[str, Any]:
     """The plan as it stands in ``run.json`` and in the ``plan`` event: choices with reasons, and predictions."""
     phases = {

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from engine import supervisor
+from engine import run_control, supervisor
 from engine.channel.last_word import LastWord
 from engine.errors import FolderError, RunFailed
 from engine.run import Run
@@ -60,7 +60,7 @@ def ask(path: Path, command: str) -> None:
     if not Run(path, {}).is_live():
         raise FolderError(f"{path.name} is not going.", "There is nothing to " + command + ".", "R resumes it.")
     try:
-        supervisor.request(path, command, by=f"tinydistill-tui {os.getpid()}")
+        run_control.request(path, command, by=f"tinydistill-tui {os.getpid()}")
     except OSError as error:
         raise FolderError(
             f"{path / 'control'} cannot be written ({error.strerror or error}).", "", "Ask as the user who started it."

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine import launch, places, supervisor
+from engine import launch, places, run_control, supervisor
 from engine.channel.events import Event, Tail
 from engine.channel.last_word import LastWord
 from engine.cli import arguments, streams
@@ -248,7 +248,7 @@ def _stopping(run: Run, config: RunConfig) -> Iterator[list[subprocess.Popen[byt
             _tell("\nLeaving; the run stops after its current step.\n")
             os._exit(Stopped.exit_code)
         try:
-            supervisor.request(run.path, "stop", by=signal.Signals(number).name)
+            run_control.request(run.path, "stop", by=signal.Signals(number).name)
         except OSError:  # a full or read-only disk
             for process in started:
                 process.terminate()
@@ -264,7 +264,7 @@ def _signals(heard: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle all signals that request an end, except those that the parent process set to be ignored (nohup)."""
     numbers = [
         number
-        for number in supervisor.STOPPING_SIGNALS
+        for number in run_control.STOPPING_SIGNALS
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
     ]
     before = {number: signal.signal(number, heard) for number in numbers}

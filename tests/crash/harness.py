@@ -37,7 +37,7 @@ from typing import Any, Literal
 
 import psutil
 
-from engine import phase, supervisor
+from engine import phase, phase_watch, preloaded, supervisor
 from engine.channel.events import read_events
 from engine.config import RunConfig
 from engine.disk import fault
@@ -381,10 +381,10 @@ def _supervise(folder: Path, kill: Kill | None, notes: Path | None, count_to: Pa
             pending[0] = None  # the phase that goes on after it is left alone
         return ForkedPhase(command, kill=first, count_to=count_to, **how)
 
-    supervisor.subprocess.Popen = start  # type: ignore[misc,assignment]
+    subprocess.Popen = start  # type: ignore[misc,assignment]
     # Each phase is forked from here; how a run does it by itself is tried in tests/crash/test_preloaded.py.
-    supervisor.preloaded.is_worth_it = lambda *_: False  # type: ignore[assignment]
-    supervisor._POLL_SECONDS = 0.02
+    preloaded.is_worth_it = lambda *_: False  # type: ignore[assignment]
+    phase_watch._POLL_SECONDS = 0.02
     small = functools.partial(_small_wave, engine.phases.teacher.wave_tokens)
     engine.phases.teacher.wave_tokens = small
     os.fsync = Disk(folder, notes).fsync if notes else _no_flush  # type: ignore[assignment]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import phase, supervisor
+from engine import phase, run_control, walk
 from engine.channel.control import PhaseControl
 from engine.channel.events import EventWriter, read_events
 from engine.phase_kinds import PHASES
@@ -61,7 +61,7 @@ def test_killed_at_a_moment(harness: Harness, target) -> None:
 
 
 def test_a_run_that_comes_out_otherwise_is_noticed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_not_for_memory", lambda killed_before: False)  # as it was once
+    monkeypatch.setattr(walk, "not_for_memory", lambda killed_before: False)  # as it was once
     said = harness.differences(Kill("phase", "student", "checkpoint-renamed:2", 0.0, 0))
     assert said is not None
     assert "student/README.md differs" in said
@@ -76,7 +76,7 @@ def test_stopped_in_either_phase_and_resumed_the_student_is_the_same(harness: Ha
         while ("phase_started", phase) not in kinds_and_phases(folder):
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        supervisor.request(folder, "stop", by="a test")
+        run_control.request(folder, "stop", by="a test")
         if life.wait() == 130:
             break
     told = list(read_events(folder / "events.jsonl"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import preloaded, supervisor
+from engine import preloaded, run_control
 from engine.config import RunConfig
 from engine.phase_kinds import PHASES
 from engine.run import Run
@@ -125,9 +125,9 @@ def test_nothing_outlives_its_supervisor(moment, tmp_path):
 def test_a_pause_that_is_asked_for_while_a_phase_imports_is_kept(keep_memory, tmp_path):
     with program.start(*words(tmp_path), "--keep_memory", keep_memory) as started:
         wait_for(lambda: bool(commands_of_phases(tmp_path)))
-        supervisor.request(tmp_path / "run", "pause", "test")
+        run_control.request(tmp_path / "run", "pause", "test")
         wait_for(lambda: "paused" in states(tmp_path))
-        supervisor.request(tmp_path / "run", "resume", "test")
+        run_control.request(tmp_path / "run", "resume", "test")
         said = started.communicate(timeout=200)
     assert started.returncode == 0, said
     assert Run.open(tmp_path / "run").report_json.exists()

@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
-from engine import hardware, supervisor
+from engine import hardware
 from engine import phase as phase_module
 from engine.channel.events import EventWriter, read_events
 from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, OutOfMemory, PhaseDied
 from engine.machine import gpu_check, process_memory
 from engine.phase_environment import phase_environment
+from engine.phase_start import PhaseStarter
+from engine.phase_watch import Ending, PhaseWatch
 from engine.run import Run
-from engine.supervisor import Supervisor
+from engine.run_control import RunControl
+from engine.walk import Walk
 from tests.engine.test_run import make_run
 
 
@@ -30,21 +33,19 @@ def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "run", student_batch=4, gradient_accumulation=2)
 
 
-def phase_that_ends_with(run: Run, monkeypatch: pytest.MonkeyPatch, codes: list[int], kills: list[int | None]) -> Any:
-    """A supervisor whose phases end with these codes; and what the kernel says it has killed, each time it is asked."""
-    seen = Supervisor(run)
-    seen._events = EventWriter(run.events_path)
+def phase_that_ends_with(run: Run, monkeypatch: pytest.MonkeyPatch, codes: list[int], kills: list[int | None]) -> Walk:
+    """A walk whose phases end with these codes; and what the kernel says it has killed, each time it is asked."""
+    events = EventWriter(run.events_path)
     ends, counts = iter(codes), iter(kills)
 
-    def ends_with(self: Supervisor, phase: str) -> int:
+    def ends_with(phase: str) -> Ending:
         code = next(ends)
         if code == 0:
-            self.run.finish_phase(phase, {})
-        return code
+            run.finish_phase(phase, {})
+        return Ending(code)
 
-    monkeypatch.setattr(Supervisor, "_run_process", ends_with)
     monkeypatch.setattr(hardware, "killed_for_memory", lambda: next(counts))
-    return seen
+    return Walk(run, events, RunControl(run.control_path, events), ends_with)
 
 
 def told(run: Run, kind: str) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def told(run: Run, kind: str) -> list[dict[str, Any]]:
 
 def test_a_phase_that_somebody_killed_goes_on_with_the_same_settings(run, monkeypatch):
     seen = phase_that_ends_with(run, monkeypatch, [-9, -9, 0], [3, 3, 3, 3, 3])
-    seen._run_phase("student")
+    seen.do("student")
     assert Run.open(run.path).settings.student_batch == 4
     assert [event["code"] for event in told(run, "log")] == ["killed", "killed"]
     assert told(run, "back_off") == []
@@ -63,7 +64,7 @@ def test_a_phase_that_somebody_killed_goes_on_with_the_same_settings(run, monkey
 def test_a_phase_that_the_kernel_killed_for_its_memory_gets_smaller_settings(run, monkeypatch, kills):
     # Where the kernel does not tell, lack of memory is the likelier reason.
     seen = phase_that_ends_with(run, monkeypatch, [-9, 0], kills)
-    seen._run_phase("student")
+    seen.do("student")
     settings = Run.open(run.path).settings
     assert (settings.student_batch, settings.gradient_accumulation) == (2, 4)
     assert len(told(run, "back_off")) == 2
@@ -71,14 +72,14 @@ def test_a_phase_that_the_kernel_killed_for_its_memory_gets_smaller_settings(run
 
 def test_kills_without_end_are_taken_for_lack_of_memory(run, monkeypatch):
     seen = phase_that_ends_with(run, monkeypatch, [-9, -9, -9, -9, 0], [3] * 20)
-    seen._run_phase("student")
+    seen.do("student")
     assert Run.open(run.path).settings.student_batch == 2
 
 
 def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypatch):
     seen = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 9, [3] * 20)
     with pytest.raises(OutOfMemory, match="smallest possible settings"):
-        seen._run_phase("student")
+        seen.do("student")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypa
 )
 def test_c_code_that_ends_the_process_for_lack_of_memory_gets_smaller_settings(run, monkeypatch, words, code):
     seen = phase_that_says(run, monkeypatch, iter([words, ""]), code)
-    seen._run_phase("student")
+    seen.do("student")
     assert Run.open(run.path).settings.student_batch == 2
     assert {event["reason"] for event in told(run, "back_off")} == {"out of memory"}
 
@@ -99,15 +100,13 @@ def test_an_end_without_a_word_of_memory_is_no_lack_of_it(run, monkeypatch):
     run.log_path.write_text("an earlier phase: CUDA out of memory\n")
     seen = phase_that_says(run, monkeypatch, iter(["Segmentation fault"]), 1)
     with pytest.raises(PhaseDied, match="exit code 1"):
-        seen._run_phase("student")
+        seen.do("student")
 
 
-def phase_that_says(run: Run, monkeypatch: pytest.MonkeyPatch, words: Iterator[str], code: int) -> Supervisor:
-    """A supervisor whose phases are real processes that write these words and end with the code, and at last with 0."""
-    seen = Supervisor(run)
-    seen._events = EventWriter(run.events_path)
-    seen._control = supervisor.Tail(run.control_path)
-    seen._lock = os.open(run.path, os.O_RDONLY)
+def phase_that_says(run: Run, monkeypatch: pytest.MonkeyPatch, words: Iterator[str], code: int) -> Walk:
+    """A walk whose phases are real processes that write these words and end with the code, and at last with 0."""
+    events = EventWriter(run.events_path)
+    control = RunControl(run.control_path, events)
     own = subprocess.Popen
 
     def popen(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
@@ -118,7 +117,7 @@ def phase_that_says(run: Run, monkeypatch: pytest.MonkeyPatch, words: Iterator[s
         return own(["sh", "-c", f"echo '{said}' >&2; {end if said else 'exit 0'}"], **how)
 
     monkeypatch.setattr(subprocess, "Popen", popen)
-    return seen
+    return Walk(run, events, control, PhaseWatch(run, events, control, PhaseStarter(run, events, control)).run_phase)
 
 
 @pytest.mark.parametrize(("budget", "times"), [(4_096, 1), (2**40, 0), (None, 0)])
@@ -126,7 +125,7 @@ def test_a_phase_that_takes_more_than_its_budget_is_told_at_once_and_once(run, m
     run.info["settings"]["memory_budget"] = budget
     seen = phase_that_says(run, monkeypatch, iter([""]), 0)
     monkeypatch.setattr(process_memory, "memory_of_tree", lambda pid: 8_192)
-    seen._run_phase("student")
+    seen.do("student")
     found = [event for event in told(run, "log") if event["code"] == "over-budget"]
     assert len(found) == times
     assert all("8.0 KiB, more than its budget of 4.0 KiB" in event["message"] for event in found)
@@ -134,7 +133,7 @@ def test_a_phase_that_takes_more_than_its_budget_is_told_at_once_and_once(run, m
 
 def test_a_phase_that_has_ended_tells_what_it_spent(run, monkeypatch):
     seen = phase_that_says(run, monkeypatch, iter([""]), 0)
-    seen._run_phase("student")
+    seen.do("student")
     (finished,) = told(run, "phase_finished")
     assert finished["minor_faults"] > 0
     assert 0 <= finished["user_seconds"] < finished["seconds"] + 1
@@ -146,24 +145,22 @@ def test_smaller_chunks_of_the_head_are_told_and_kept_in_the_run(tmp_path, monke
 
     run = make_run(tmp_path / "run", teacher=str(tiny_model("llama")), teacher_batch=1, device="cpu")
     seen = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 3 + [0], [3] * 20)
-    seen._run_phase("teacher")
+    seen.do("teacher")
     assert [event["field"] for event in told(run, "back_off")] == ["layer_by_layer", "cpu_offload", "head_chunk_tokens"]
     assert Run.open(run.path).head_chunk_tokens == told(run, "back_off")[-1]["to"] == 64
 
 
 def test_control_lines_of_any_kind_are_answered_and_do_no_harm(run):
-    seen = Supervisor(run)
-    seen._events = EventWriter(run.events_path)
-    seen._control = supervisor.Tail(run.control_path)
+    control = RunControl(run.control_path, EventWriter(run.events_path))
     run.control_path.write_bytes(
         b'{"kind": "control", "command": "explode"}\n[]\nnonsense\n\xff\xfe\n{"kind": "control"}\n'
         b'{"kind": "control", "command": ["stop"]}\n{"kind": "control", "command": null, "by": {"a": 1}}\n'
         b'{"kind": "control", "command": "sto'
     )
-    seen._obey()
+    control.look()
     answers = told(run, "control")
     assert [answer["accepted"] for answer in answers] == [False] * 4
-    assert not seen._stopping
+    assert not control.stopping
 
 
 PHASE = """
@@ -280,7 +277,7 @@ def test_a_teacher_that_overflows_in_the_planners_fp16_begins_again_in_fp32(run,
     error, events = BadNumbers("NaN", "", ""), EventWriter(run.events_path)
     assert phase_module._say(error, "teacher", run, events) == EXIT_OVERFLOWED
     seen = phase_that_ends_with(run, monkeypatch, [EXIT_OVERFLOWED, 0], [3, 3, 3])
-    seen._run_phase("teacher")
+    seen.do("teacher")
     assert Run.open(run.path).settings.precision == "fp32"
     assert not run.cache_path.exists(), "its records are of another format"
     (change,) = told(run, "back_off")

@@ -12,7 +12,7 @@ import pytest
 from textual import events
 from textual.widgets import Input, OptionList
 
-from engine import launch, profiles, supervisor
+from engine import launch, profiles, run_control, supervisor
 from engine.config import SETTINGS
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import measure, plan
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("same_machine")
 
 def stop(path):
     """End a run that a test has started, and wait for it."""
-    supervisor.request(path, "stop", by="test")
+    run_control.request(path, "stop", by="test")
     until_when = time.monotonic() + 120
     while Run.open(path).is_live() and time.monotonic() < until_when:
         time.sleep(0.05)
