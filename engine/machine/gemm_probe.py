@@ -4,7 +4,7 @@ Run in a process of its own, so that the planner and the screens never load torc
 
     python -m engine.machine.gemm_probe --threads 2 --device cpu --folder ~/.cache
 
-Takes about a second beside the import of torch. It knows nothing of models; measure.py makes rates of it.
+Takes about three seconds beside the import of torch. It knows nothing of models; measure.py makes rates of it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from pathlib import Path
 
 import torch
 
+from engine.machine.layer_probe import layer_work
+from engine.machine.probed_layer import LENGTH, OPERATIONS_PER_LAYER, ROWS, WIDTHS, inner_size, numbers_moved, products
 from engine.machine.torch_device import host_bytes, kind_of, synchronize
 
 # Rows, inner and outer size of the products: a layer of a small model, and one of a big one.
 _SHAPES = {"small": (512, 256, 1024), "large": (512, 1024, 4096)}
-_SECONDS_EACH = 0.06
+_SECONDS_EACH, _FEWEST_CALLS = 0.06, 3
+# A GPU is not filled by what fills a CPU core.
+_ROWS_ON_A_GPU = 8
 _DISK_BYTES = 96 * 2**20
 
 
@@ -48,6 +52,9 @@ def main() -> None:
         found["processor_share"] = (time.process_time() - used) / wall
     found["memory_bytes_per_second"] = _memory_bytes_per_second(device)
     found["seconds_per_operation"] = _seconds_per_operation(device)
+    for size, hidden in WIDTHS.items():
+        for name, dtype in formats.items():
+            found |= _layer(f"{name}_{size}", hidden, dtype, device, found)
     if not kind_of(device).shares_main_memory:
         found["copy_bytes_per_second"] = _copy_bytes_per_second(device)
     found |= _disk(arguments.folder)
@@ -57,23 +64,40 @@ def main() -> None:
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call: the best of as many as fit into the time, for anything slower was disturbed."""
     work()  # warm-up: code paths are chosen and scratch memory is taken once
-    best, end = float("inf"), time.perf_counter() + _SECONDS_EACH
-    while time.perf_counter() < end:
+    best, calls, end = float("inf"), 0, time.perf_counter() + _SECONDS_EACH
+    while calls < _FEWEST_CALLS or time.perf_counter() < end:
         start = time.perf_counter()
         work()
         synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best, calls = min(best, time.perf_counter() - start), calls + 1
     return best
 
 
 def _gemm_flops_per_second(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
     rows, inner, outer = shape
     if not kind_of(device).is_host:
-        rows *= 8  # a GPU is not filled by what fills a CPU core
+        rows *= _ROWS_ON_A_GPU
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(outer, inner, device=device).to(dtype)
     # As a linear layer does it: the weight is [out, in].
     return 2.0 * rows * inner * outer / _best_seconds(lambda: torch.nn.functional.linear(left, right), device)
+
+
+def _layer(
+    name: str, hidden: int, dtype: torch.dtype, device: torch.device, found: dict[str, float]
+) -> dict[str, float]:
+    """Seconds for each number that a layer moves, forward and in a training step: the time that is no product's."""
+    rows = ROWS if kind_of(device).is_host else ROWS * _ROWS_ON_A_GPU
+    work = layer_work(hidden, rows, dtype, device)
+    moved = rows * LENGTH * numbers_moved(hidden, inner_size(hidden))
+    known = rows * LENGTH * products(hidden) / found[name] + OPERATIONS_PER_LAYER * found["seconds_per_operation"]
+    # Never less than memory allows: the best of some repetitions was a little quicker than the best product.
+    least = 4 / found["memory_bytes_per_second"]
+    passes = {"forward": (work.forward, 1), "learn": (work.learn, 3)}
+    return {
+        f"moving_{kind}_{name}": max(least, (_best_seconds(run, device) - count * known) / (count * moved))
+        for kind, (run, count) in passes.items()
+    }
 
 
 def _memory_bytes_per_second(device: torch.device) -> float:

@@ -14,7 +14,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine import hardware, places, safe_child
@@ -24,7 +24,8 @@ from engine.machine.compute import compute_environment
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, torch_version
 
-_FORMAT = 2
+_FORMAT = 3
+_MOVING = "moving_"
 _TIMEOUT_SECONDS = 60
 # Of the processor time of all threads that the products get on a quiet machine; with one other busy program per core
 # they get half.
@@ -46,6 +47,8 @@ class MachineRates:
         measured: whether these are measurements of this machine.
         copy_bytes_per_second: between main memory and a device that has another; 0 where there is none.
         device: that the products were made on.
+        moving_seconds: what a layer costs beside its products, for each number that it reads or writes
+            (:func:`engine.machine.probed_layer.numbers_moved`), as in ``forward_fp32_small`` and ``learn_bf16_large``.
     """
 
     gemm_flops: dict[str, float]
@@ -56,10 +59,21 @@ class MachineRates:
     measured: bool
     device: str = "cpu"
     copy_bytes_per_second: float = 0.0
+    moving_seconds: dict[str, float] = field(default_factory=dict)
 
     def flops_per_second(self, precision: str, size: str = "large") -> float:
         """Return the rate of matrix products in a number format; that of fp32 if the format was not measured."""
         return self.gemm_flops.get(f"{precision}_{size}") or self.gemm_flops[f"fp32_{size}"]
+
+    def seconds_per_number(self, work: str, precision: str, size: str) -> float:
+        """Seconds for each number that a layer moves.
+
+        Args:
+            work: "forward" or "learn" (one of its three passes).
+            precision: of the products.
+            size: "small" or "large".
+        """
+        return self.moving_seconds.get(f"{work}_{precision}_{size}", 4 / self.memory_bytes_per_second)
 
     def shared(self, processes: int, threads: int, memory_bytes_per_second: float) -> MachineRates:
         """The rates of one of several processes that work at the same time.
@@ -75,6 +89,7 @@ class MachineRates:
             gemm_flops={name: share * rate for name, rate in self.gemm_flops.items()},
             memory_bytes_per_second=min(self.memory_bytes_per_second, memory_bytes_per_second / processes),
             seconds_per_operation=self.seconds_per_operation / share,
+            moving_seconds={name: seconds / share for name, seconds in self.moving_seconds.items()},
         )
 
 
@@ -83,7 +98,7 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
 
     Args:
         measure: measure now if there are no stored rates, or only some that are an hour old from a busy machine (about
-            three seconds, most of it torch starting); otherwise cautious figures are used.
+            six seconds, half of them torch starting); otherwise cautious figures are used.
         device: by its name.
         threads: CPU threads; all usable cores when not set.
     """
@@ -146,7 +161,11 @@ _SLOW_GPU = {"fp32": 3e12, "bf16": 6e12, "fp16": 6e12}
 def _from_measurements(found: object, device: str) -> MachineRates:
     if not isinstance(found, dict):
         raise TypeError("these are no measurements")
-    gemm = {name: float(rate) for name, rate in found.items() if name.endswith(("_small", "_large"))}
+    gemm = {
+        name: float(rate)
+        for name, rate in found.items()
+        if name.endswith(("_small", "_large")) and not name.startswith(_MOVING)
+    }
     if not {"fp32_small", "fp32_large"} <= gemm.keys():
         raise ValueError("these are no measurements")
     return MachineRates(
@@ -159,6 +178,9 @@ def _from_measurements(found: object, device: str) -> MachineRates:
         measured=True,
         device=device,
         copy_bytes_per_second=float(found.get("copy_bytes_per_second", _copy_rate(device))),
+        moving_seconds={
+            name.removeprefix(_MOVING): float(seconds) for name, seconds in found.items() if name.startswith(_MOVING)
+        },
     )
 
 

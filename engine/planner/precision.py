@@ -8,16 +8,15 @@ from engine.hardware import Gpu, Hardware
 from engine.planner.budget import Budget
 from engine.planner.measure import MachineRates
 from engine.planner.models import Models
+from engine.planner.timing import pass_seconds_per_token
 
-# Half precision costs digits of the teacher's distribution: it must be clearly faster.
-_WORTH_IT = 1.5
+# Half precision costs digits of the teacher's distribution: its products must be clearly faster, and so must a token of
+# teacher and student together. Between the products numbers are converted, which is all that narrow models do.
+_WORTH_IT, _WORTH_IT_IN_ALL = 1.5, 1.4
+# Tokens and row length of the passes that are compared.
+_MICRO_BATCH, _LENGTH = 1024, 128
 # If no other format fits it may be this much slower.
 _BEARABLE = 0.5
-# Narrow models convert much and multiply little: below the first width the product must be 1.8 times as fast (at the
-# demo's width of 256, 13 % were gained in scoring and 21 % in training where bf16 products were 2.2 times as fast),
-# below the second one nothing is gained.
-_NARROW, _SMALLEST_WIDTH = 384, 192
-_WORTH_IT_NARROW = 1.8
 
 
 def smaller_precision(
@@ -48,14 +47,26 @@ def precision_for(
         return _for_gpu(budget, hardware, rates)
     if not rates.measured:
         return "fp32", "nothing was measured on this machine yet, and bf16 may be very slow without support for it"
-    width = min(models.teacher_shape.hidden_size, models.student_shape.hidden_size)
-    if width < _SMALLEST_WIDTH:
-        return "fp32", f"with a hidden size of {width} conversions cost more than a faster product saves"
-    size = "large" if width >= _NARROW else "small"
-    fp32, bf16 = rates.flops_per_second("fp32", size), rates.gemm_flops.get(f"bf16_{size}", 0.0)
-    figures = f"bf16 does {bf16 / 1e9:,.0f} GFLOP/s here, fp32 {fp32 / 1e9:,.0f}"
-    least = _WORTH_IT if width >= _NARROW else _WORTH_IT_NARROW
-    return ("bf16", f"{figures}: worth its rounding") if bf16 > least * fp32 else ("fp32", figures)
+    figures = _products_of("bf16", "here", rates)
+    if rates.gemm_flops.get("bf16_large", 0.0) <= _WORTH_IT * rates.flops_per_second("fp32"):
+        return "fp32", figures
+    ratio = _seconds_per_token(models, "bf16", rates) / _seconds_per_token(models, "fp32", rates)
+    figures += f"; with what lies between the products, these models would take {ratio:.2f} of the time"
+    if ratio * _WORTH_IT_IN_ALL > 1:
+        return "fp32", figures
+    return "bf16", f"{figures}: worth its rounding"
+
+
+def _products_of(half: str, where: str, rates: MachineRates) -> str:
+    fast, fp32 = rates.flops_per_second(half), rates.flops_per_second("fp32")
+    return f"{half} does {fast / 1e9:,.0f} GFLOP/s {where}, fp32 {fp32 / 1e9:,.0f}"
+
+
+def _seconds_per_token(models: Models, precision: str, rates: MachineRates) -> float:
+    """Seconds of the teacher's pass and of the three passes of a training step."""
+    scored = pass_seconds_per_token(models.teacher_shape, _MICRO_BATCH, _LENGTH, precision, rates, "forward")
+    learned = pass_seconds_per_token(models.student_shape, _MICRO_BATCH, _LENGTH, precision, rates, "learn")
+    return scored + 3 * learned
 
 
 def _halves(budget: Budget, hardware: Hardware) -> tuple[str, ...]:
@@ -86,9 +97,8 @@ def _for_gpu(budget: Budget, hardware: Hardware, rates: MachineRates) -> tuple[s
     if not rates.measured:
         return "fp32", f"nothing was measured on {which} yet"
     half = halves[0]
-    fast, fp32 = rates.flops_per_second(half), rates.flops_per_second("fp32")
-    figures = f"{half} does {fast / 1e9:,.0f} GFLOP/s on {which}, fp32 {fp32 / 1e9:,.0f}"
-    if fast <= _WORTH_IT * fp32:
+    figures = _products_of(half, f"on {which}", rates)
+    if rates.flops_per_second(half) <= _WORTH_IT * rates.flops_per_second("fp32"):
         return "fp32", figures
     return half, figures + ("; should a model overflow in it, fp32 is used instead" if half == "fp16" else "")
 

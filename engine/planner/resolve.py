@@ -207,12 +207,12 @@ def _work(config: RunConfig, question: Question, answer: Proposal, rates: Machin
     seconds = timing.step_seconds(answer.shape, setting, rates)
     checkpoint_bytes = disk.checkpoint_bytes(setting.trained_parameters(answer.shape), setting.optimizer)
     every = config.checkpoint_every or workload.checkpoint_every(
-        seconds, checkpoint_bytes, rates.disk_write_bytes_per_second, total
+        seconds, checkpoint_bytes, timing.written_bytes_per_second(rates), total
     )
     found["checkpoint_every"] = (every, reasons.checkpoint_every(every, seconds, total))
     looked_at = min(workload.EVALUATION_ROWS * answer.length, question.text.holdout_tokens(answer.length))
     look = timing.evaluation_seconds(answer.shape, setting, looked_at, rates)
-    look += checkpoint_bytes / rates.disk_write_bytes_per_second
+    look += checkpoint_bytes / timing.written_bytes_per_second(rates)
     looks = config.evaluations or workload.evaluations_for(total, seconds, look)
     found["evaluations"] = (looks, reasons.evaluations(look, seconds, total))
     found["looks_seconds"] = (looks * look, "")

@@ -11,25 +11,31 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from engine.machine.probed_layer import OPERATIONS_PER_LAYER, WIDTHS, numbers_moved
 from engine.planner.measure import MachineRates
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.shape import ModelShape
 from engine.planner.sizes import wave_tokens
 
-# Importing torch and transformers and opening the files, before the first token.
-_START_SECONDS = 5.0
+# Importing torch and transformers and opening the files, before the first token. Where there is memory for it, the
+# process does so while the phase before it works.
+_START_SECONDS = 3.0
 # Share by which a prediction may be off: with measured rates, and with cautious figures.
 _ERROR_MEASURED, _ERROR_GUESSED = 0.4, 0.8
-# Operations that a layer launches in a forward pass, and bytes that its elementwise operations move for each of their
-# numbers (read, written).
-_OPERATIONS_PER_LAYER = 45
-_PASSES_OVER_HIDDEN, _PASSES_OVER_INNER = 24, 8
 # A product must bring each weight into the form that its kernel multiplies, however few rows there are. It takes as
 # long as so many rows more: 138 were measured in bf16, 60 in fp32 (SmolLM2's layers, 128 rows against 2,048). Rates
 # are measured with products of so many rows.
 _ROWS_FOR_A_WEIGHT, _MEASURED_ROWS = 100, 512
-# Passes over a block of logits: softmax and the draw of a record; the loss and its gradient.
-_PASSES_OVER_LOGITS = {"teacher": 14, "student": 8}
+# Passes over a block of logits: softmax and the draw of a record; the loss and its gradient, for each of three passes.
+# A position costs as much as so many logits more, with any vocabulary.
+_PASSES_OVER_LOGITS, _LOGITS_PER_POSITION = {"forward": 27, "learn": 8}, 5_000
+# Layers that are timed alone find weights and activations in the caches. Whole phases took 1.16 to 1.36 times as long a
+# token (SmolLM2 and the demo, fp32 and bf16).
+_WHOLE_PHASE = 1.2
+# Of a checkpoint or a student, copied and summed up on the way to the disk (977 MB in 2.9 s, 0.7 s of it the disk's).
+_PACKED_BYTES_PER_SECOND = 4.5e8
+# Samples of a student: rows at a time, and most tokens and seconds of each time (engine.student.generate).
+_SAMPLE_ROWS, _SAMPLE_TOKENS, _SAMPLE_SECONDS = 4, 32, 8.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,8 @@ def teacher_duration(shape: ModelShape, setting: TeacherSetting, tokens: int, ra
         tokens: tokens of text, those of the hold-out too.
         rates: of this machine.
     """
-    compute = tokens * _forward_seconds_per_token(
-        shape, setting.batch * setting.sequence_length, setting.sequence_length, setting.precision, rates, "teacher"
+    compute = tokens * pass_seconds_per_token(
+        shape, setting.batch * setting.sequence_length, setting.sequence_length, setting.precision, rates, "forward"
     )
     stored = shape.parameters * shape.stored_bytes
     if setting.layer_by_layer:
@@ -69,8 +75,8 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
     """How long one optimizer step of the student takes; the ranks share its rows, and each updates all weights."""
     setting = setting.of_rank
     micro_batch = setting.batch * setting.sequence_length
-    forward = micro_batch * _forward_seconds_per_token(
-        shape, micro_batch, setting.sequence_length, setting.precision, rates, "student"
+    forward = micro_batch * pass_seconds_per_token(
+        shape, micro_batch, setting.sequence_length, setting.precision, rates, "learn"
     )
     passes: float = 4 if setting.checkpointing else 3
     trained = setting.trained_parameters(shape)
@@ -101,8 +107,8 @@ def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates
 def evaluation_seconds(shape: ModelShape, setting: StudentSetting, tokens: int, rates: MachineRates) -> float:
     """How long the student takes to read so many tokens of the hold-out."""
     micro_batch = setting.batch * setting.sequence_length
-    return tokens * _forward_seconds_per_token(
-        shape, micro_batch, setting.sequence_length, setting.precision, rates, "student"
+    return tokens * pass_seconds_per_token(
+        shape, micro_batch, setting.sequence_length, setting.precision, rates, "forward"
     )
 
 
@@ -114,9 +120,26 @@ def student_duration(
     rates: MachineRates,
     looks_seconds: float = 0.0,
 ) -> Duration:
-    """How long training takes, with an evaluation before and one after, and ``looks_seconds`` for those between."""
+    """How long training takes.
+
+    It has an evaluation and samples before and after, and ``looks_seconds`` for the evaluations between; the student is
+    written at the end.
+    """
     evaluation = evaluation_seconds(shape, setting, holdout_tokens, rates)
-    return _duration(steps * step_seconds(shape, setting, rates) + 2 * evaluation + looks_seconds, rates)
+    written = 4 * shape.parameters / written_bytes_per_second(rates)
+    ends = 2 * (evaluation + _samples_seconds(shape, setting, rates)) + written
+    return _duration(steps * step_seconds(shape, setting, rates) + ends + looks_seconds, rates)
+
+
+def written_bytes_per_second(rates: MachineRates) -> float:
+    """Rate at which a checkpoint or a student is packed and written."""
+    return 1 / (1 / rates.disk_write_bytes_per_second + 1 / _PACKED_BYTES_PER_SECOND)
+
+
+def _samples_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates) -> float:
+    """How long the samples before or after the training take, one token of each row after the other."""
+    token = _SAMPLE_ROWS * pass_seconds_per_token(shape, _SAMPLE_ROWS, 1, setting.precision, rates, "forward")
+    return min(_SAMPLE_SECONDS, _SAMPLE_TOKENS * token)
 
 
 def prepare_seconds(tokens: int) -> float:
@@ -131,22 +154,37 @@ def forward_flops_per_token(shape: ModelShape, length: int) -> float:
     return 2.0 * shape.matmul_parameters + attention
 
 
-def _forward_seconds_per_token(
-    shape: ModelShape, micro_batch: int, length: int, precision: str, rates: MachineRates, phase: str
+def pass_seconds_per_token(
+    shape: ModelShape, micro_batch: int, length: int, precision: str, rates: MachineRates, work: str
 ) -> float:
-    # Products of small matrices do not reach the rate of large ones.
-    share = min(1.0, max(0.0, (shape.hidden_size - 256) / (1024 - 256)))
+    """Seconds a token of one pass through a model.
+
+    Args:
+        shape: the model.
+        micro_batch: tokens that go through it at a time.
+        length: of a row.
+        precision: of the products.
+        rates: of this machine.
+        work: "forward", a pass without gradients; or "learn", one of the three passes of a training step.
+    """
+    share = wide_share(shape.hidden_size)
     small, large = rates.flops_per_second(precision, "small"), rates.flops_per_second(precision, "large")
     products = 2 * shape.matmul_parameters / (small + share * (large - small))
     products *= (1 + _ROWS_FOR_A_WEIGHT / micro_batch) / (1 + _ROWS_FOR_A_WEIGHT / _MEASURED_ROWS)
     # Scores and their use, half of them masked: T/2 * 2 products of width heads * head_dim.
     width = shape.num_heads * shape.head_dim
     attention = shape.num_layers * 2 * length * width / rates.flops_per_second("fp32", "small")
-    moved = shape.num_layers * (_PASSES_OVER_HIDDEN * shape.hidden_size + _PASSES_OVER_INNER * shape.intermediate_size)
-    moved += _PASSES_OVER_LOGITS[phase] * shape.vocab_size
-    elementwise = 4 * moved / rates.memory_bytes_per_second
-    launches = shape.num_layers * _OPERATIONS_PER_LAYER * rates.seconds_per_operation / micro_batch
-    return products + attention + elementwise + launches
+    narrow, wide = (rates.seconds_per_number(work, precision, size) for size in ("small", "large"))
+    moved = shape.num_layers * numbers_moved(shape.hidden_size, shape.intermediate_size)
+    moving = moved * (narrow + share * (wide - narrow))
+    logits = 4 * _PASSES_OVER_LOGITS[work] * (shape.vocab_size + _LOGITS_PER_POSITION) / rates.memory_bytes_per_second
+    launches = shape.num_layers * OPERATIONS_PER_LAYER * rates.seconds_per_operation / micro_batch
+    return _WHOLE_PHASE * (products + attention + moving + logits + launches)
+
+
+def wide_share(hidden: int) -> float:
+    """Share of the rates of the wide layer among those of a hidden size: products of small matrices are slower."""
+    return min(1.0, max(0.0, (hidden - WIDTHS["small"]) / (WIDTHS["large"] - WIDTHS["small"])))
 
 
 def _duration(work: float, rates: MachineRates) -> Duration:

@@ -25,6 +25,13 @@ def test_rates_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Monke
     assert 1e8 < found.flops_per_second("fp32") < 1e16
     assert 0 < found.seconds_per_operation < 1e-2
     assert 1e6 < found.disk_read_bytes_per_second < 1e13
+    assert {
+        f"{work}_{precision}_{size}"
+        for work in ("forward", "learn")
+        for precision in ("fp32", "bf16")
+        for size in ("small", "large")
+    } <= found.moving_seconds.keys()
+    assert all(1e-13 < seconds < 1e-5 for seconds in found.moving_seconds.values())
     assert len(list(cache.glob("machine-*.json"))) == 1
 
     def not_again(*arguments: object, **keywords: object) -> None:

@@ -353,19 +353,30 @@ def test_precision_follows_what_was_measured(text: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "times_as_fast", "expected"),
-    [(512, 1.6, "bf16"), (512, 1.4, "fp32"), (256, 2.2, "bf16"), (256, 1.6, "fp32"), (64, 5.0, "fp32")],
+    ("width", "times_as_fast", "nanoseconds", "expected"),
+    [
+        (512, 1.6, (0.01, 0.01), "bf16"),
+        (512, 1.4, (0.01, 0.01), "fp32"),
+        (256, 2.6, (0.3, 0.3), "bf16"),
+        (256, 2.6, (0.3, 0.9), "fp32"),
+        (64, 5.0, (0.3, 0.9), "fp32"),
+    ],
 )
-def test_a_narrow_model_needs_a_faster_half_precision(
-    text: Path, width: int, times_as_fast: float, expected: str
+def test_half_precision_is_taken_where_whole_layers_are_faster(
+    text: Path, width: int, times_as_fast: float, nanoseconds: tuple[float, float], expected: str
 ) -> None:
-    rates = {
-        f"{name}_{size}": 1e11 * factor
-        for name, factor in (("fp32", 1.0), ("bf16", times_as_fast))
-        for size in ("small", "large")
+    """Narrow models convert much and multiply little: the rest of a layer may take the time that products save."""
+    sizes, names = ("small", "large"), ("fp32", "bf16")
+    gemm = {f"{name}_{size}": 1e11 * (times_as_fast if name == "bf16" else 1) for name in names for size in sizes}
+    moving = {
+        f"{work}_{name}_{size}": 1e-9 * each
+        for work in ("forward", "learn")
+        for name, each in zip(names, nanoseconds, strict=True)
+        for size in sizes
     }
+    machine = replace(RATES, gemm_flops=gemm, moving_seconds=moving)
     config = RunConfig(teacher=str(tiny_model("llama", hidden_size=width)), student="from-teacher", data=str(text))
-    assert plan(config, hardware=computer(), machine=replace(RATES, gemm_flops=rates)).settings.precision == expected
+    assert plan(config, hardware=computer(), machine=machine).settings.precision == expected
 
 
 def test_half_precision_is_taken_where_nothing_else_fits_and_it_is_not_too_slow(text: Path) -> None:

@@ -1,9 +1,19 @@
+import itertools
 from dataclasses import replace
+
+import pytest
 
 from engine.planner.measure import cautious_rates
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
-from engine.planner.timing import step_seconds, student_duration, teacher_duration
-from tests.engine.planner.machines import PYTHIA_70M, PYTHIA_410M, RATES
+from engine.planner.timing import (
+    evaluation_seconds,
+    pass_seconds_per_token,
+    step_seconds,
+    student_duration,
+    teacher_duration,
+    written_bytes_per_second,
+)
+from tests.engine.planner.machines import PYTHIA_70M, PYTHIA_410M, RATES, pythia
 
 TEACHER = TeacherSetting(4, 128, "fp32", layer_by_layer=False)
 STUDENT = StudentSetting(4, 1, 128, "fp32", checkpointing=False, optimizer="adamw")
@@ -50,3 +60,32 @@ def test_few_rows_at_a_time_are_slower_a_token() -> None:
     )
     assert one > 1.4 * eight
     assert eight < 1.15 * sixty_four
+
+
+def test_short_trainings_count_what_is_done_before_and_after_them() -> None:
+    """An evaluation and samples at both ends, and the student's folder."""
+    none = student_duration(PYTHIA_410M, STUDENT, 0, 10_000, RATES).seconds
+    evaluations = 2 * evaluation_seconds(PYTHIA_410M, STUDENT, 10_000, RATES)
+    written = 4 * PYTHIA_410M.parameters / written_bytes_per_second(RATES)
+    assert none > evaluations + written + 2
+    slow = replace(RATES, disk_write_bytes_per_second=1e6)
+    assert student_duration(PYTHIA_410M, STUDENT, 0, 10_000, slow).seconds > none + 1000
+
+
+def test_what_a_layer_does_beside_its_products_takes_as_long_as_was_measured() -> None:
+    """Forward passes and training steps apart, narrow and wide models apart."""
+    measured = {
+        f"{work}_fp32_{size}": 1e-9 * (1 + number)
+        for number, (work, size) in enumerate(itertools.product(("forward", "learn"), ("small", "large")))
+    }
+    machine = replace(RATES, moving_seconds=measured)
+    for work, shape, key in (
+        ("forward", PYTHIA_410M, "forward_fp32_large"),
+        ("learn", PYTHIA_410M, "learn_fp32_large"),
+        ("learn", pythia(256, 4, 4), "learn_fp32_small"),
+    ):
+        before = pass_seconds_per_token(shape, 1024, 128, "fp32", machine, work)
+        slower = replace(machine, moving_seconds={**measured, key: 2 * measured[key]})
+        after = pass_seconds_per_token(shape, 1024, 128, "fp32", slower, work)
+        numbers = shape.num_layers * (24 * shape.hidden_size + 8 * shape.intermediate_size)
+        assert after - before == pytest.approx(1.2 * numbers * measured[key])
