@@ -16,6 +16,7 @@ from engine.export.gguf_file import TYPES, write_gguf
 from engine.format import format_bytes
 from engine.models.adapter import is_adapter
 from engine.models.gguf.find import gguf_in
+from engine.models.gguf.numbers import exact_tokens
 from engine.models.headers import read_json
 from engine.models.hub import resolve_model
 from engine.models.spec import read_spec
@@ -53,6 +54,9 @@ def _main(words: Sequence[str]) -> int:
         count = write_gguf(model, out, weight_type=typed.type)
         print(f"Wrote {count} tensors to {out} ({format_bytes(out.stat().st_size)}).")
         print(f"Try it with llama.cpp: llama-cli -m {out}")
+        if (tokens := _exact_tokens(model)) is not None:
+            print("Its layers have a sliding window, and llama.cpp computes this architecture without one: beyond")
+            print(f"{tokens:,} tokens its answers differ from the model's.")
     else:
         _write_ollama(model, out, typed.type)
     return 0
@@ -66,12 +70,19 @@ def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
     config = read_json(model / "config.json")
     context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
     write_gguf(model, out / weights, weight_type=weight_type)
-    write_atomic(out / "Modelfile", modelfile(model, weights, context=min(context, _MOST_CONTEXT)))
+    context = min(context, _MOST_CONTEXT, _exact_tokens(model) or context)
+    write_atomic(out / "Modelfile", modelfile(model, weights, context=context))
     print(f"Wrote {out / weights} ({format_bytes((out / weights).stat().st_size)}) and {out / 'Modelfile'}.")
     print(
         f"Import it into Ollama: ollama create {out.name.lower()} -f {out / 'Modelfile'} && ollama run "
         f"{out.name.lower()}"
     )
+
+
+def _exact_tokens(model: Path) -> int | None:
+    from engine.models.meta import read_config  # torch takes seconds to import
+
+    return exact_tokens(read_config(model).to_dict())
 
 
 def student_folder(path: Path) -> Path:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from engine.disk.files import NO_ROOM, commit_file, fsync_file, no_room
 from engine.errors import ModelError
-from engine.export.vocabulary import add_vocabulary
-from engine.models.gguf.architectures import Config, architecture_of, extra_tensors
+from engine.export.vocabulary import add_vocabulary, model_name
+from engine.models.gguf.architectures import architecture_of, extra_tensors
+from engine.models.gguf.numbers import Config, check
 from engine.models.headers import TensorInfo, read_bytes, read_json
 from engine.models.weight_files import read_tensors
 
@@ -43,13 +44,16 @@ def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
     """
     import gguf
 
-    config = read_json(folder / "config.json")
-    architecture = architecture_of(config)
+    from engine.models.meta import read_config  # torch takes seconds to import
+
+    architecture = architecture_of(read_json(folder / "config.json"))
+    config = read_config(folder).to_dict()
+    check(config)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(folder.resolve().name)
+        writer.add_name(model_name(folder))
         writer.add_file_type(int(gguf.LlamaFileType[_FILE_TYPES[weight_type]]))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         architecture.describe(writer, config)

@@ -7,6 +7,7 @@ SentencePiece model (Llama 2's, Gemma's, Phi-3's). Anything else is refused: a w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 _LLAMA3 = r"\p{N}{1,3}"
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>"}
 _QWEN2 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
 
 
@@ -75,6 +78,23 @@ def chat_template(folder: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
+def model_name(folder: Path) -> str:
+    """The name that a file gives its model: the folder's, a run's where it is the run's student.
+
+    llama.cpp goes by this name, too: where it has "phi-3" in it, each special token takes the white space behind it
+    away, as Phi-3's do, and a vocabulary without Phi-3's tokens does not load.
+    """
+    place = folder.resolve()
+    name = place.parent.name if place.name == "student" else place.name
+    added = {
+        each["content"]: bool(each.get("rstrip"))
+        for each in _optional(folder / "tokenizer.json").get("added_tokens") or ()
+    }
+    if added.keys() >= _PHI3_TOKENS and added["<|user|>"]:
+        return name if _PHI3.search(name) else f"{name} (phi-3)"
+    return _PHI3.sub("phi 3", name)
+
+
 def end_tokens(folder: Path) -> list[str]:
     """The tokens that end an answer: the tokenizer's and those of generation_config.json, each once."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -96,6 +116,9 @@ def _add_special(writer: gguf.GGUFWriter, folder: Path, tokenizer: Tokenizer) ->
         number = tokenizer.token_to_id(token) if token else model.get(f"{name}_token_id")
         if isinstance(number, int):
             ids[name] = number
+    ends = [number for token in end_tokens(folder) if (number := tokenizer.token_to_id(token)) is not None]
+    if "eos" not in ids and ends:  # llama.cpp would take the token 11 for one that a file does not name
+        ids["eos"] = ends[0]
     adders = {
         "bos": writer.add_bos_token_id,
         "eos": writer.add_eos_token_id,
@@ -104,10 +127,9 @@ def _add_special(writer: gguf.GGUFWriter, folder: Path, tokenizer: Tokenizer) ->
     }
     for name, number in ids.items():
         adders[name](number)
-    others = [tokenizer.token_to_id(token) for token in end_tokens(folder)]
-    beside = [number for number in others if number is not None and number != ids.get("eos")]
-    if beside:
-        writer.add_eot_token_id(beside[0])
+    beside = [number for number in ends if number != ids.get("eos")]
+    for add, number in zip((writer.add_eot_token_id, writer.add_eom_token_id), beside, strict=False):
+        add(number)
     plain, dressed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     start = len(dressed) - len(plain)
     writer.add_add_bos_token(bool(start and dressed[0] == ids.get("bos") and plain[:1] != dressed[:1]))
@@ -121,11 +143,12 @@ def _tokens(content: Mapping[str, Any], tokenizer: Tokenizer, rows: int) -> tupl
     by_id = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     added = {each["id"]: bool(each.get("special")) for each in content.get("added_tokens") or ()}
     unknown = (content.get("model") or {}).get("unk_token")
+    taken = set(by_id.values())
     tokens, kinds = [], []
     for number in range(rows):
         token = by_id.get(number)
         if token is None:
-            tokens.append(f"[PAD{number}]")
+            tokens.append(_unused(number, taken))
             kinds.append(_UNUSED)
             continue
         tokens.append(token)
@@ -134,6 +157,14 @@ def _tokens(content: Mapping[str, Any], tokenizer: Tokenizer, rows: int) -> tupl
         else:
             kinds.append(_UNKNOWN if token == unknown else _NORMAL)
     return tokens, kinds
+
+
+def _unused(number: int, taken: set[str]) -> str:
+    """A name for a row without a token: llama.cpp ends where two tokens have the same."""
+    name = f"[PAD{number}]"
+    while name in taken:
+        name = f"[{name}]"
+    return name
 
 
 def _byte_kind(token: str, kind: int) -> int:

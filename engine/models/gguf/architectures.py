@@ -1,8 +1,8 @@
-"""Representation of each architecture in GGUF: name, hyperparameters and tensors, in both directions.
+"""Representation of each architecture in GGUF: name, tensors, and the configuration that a header means.
 
 llama.cpp reads some tensors in another order or shape than transformers keeps them. The rules follow llama.cpp's own
 converter, ``convert_hf_to_gguf.py`` (https://github.com/ggml-org/llama.cpp); names of tensors come from the ``gguf``
-package. Nothing here reads or writes a file.
+package, and :mod:`engine.models.gguf.numbers` writes the header. Nothing here reads or writes a file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ModelError
+from engine.models.gguf.numbers import (
+    Config,
+    describe_gemma2,
+    describe_gemma3,
+    describe_gpt2,
+    describe_gpt_neox,
+    describe_llama,
+    describe_phi3,
+    divided_by,
+    head_dim,
+    query_scale,
+    rope,
+    rope_theta,
+    rope_type,
+    windows,
+    yarn_magnitude,
+)
 
 if TYPE_CHECKING:
     import gguf
 
-Config = Mapping[str, Any]
 Array = NDArray[Any]
 
 
@@ -31,11 +47,13 @@ class Layout:
     Attributes:
         order: for each row of the file, the row of transformers' tensor; None where they are the same.
         shift: what the file's numbers have more than transformers'.
+        scale: by what they are multiplied then.
         turned: rows are columns.
     """
 
     order: NDArray[np.int64] | None = None
     shift: float = 0.0
+    scale: float = 1.0
     turned: bool = False
 
     def stored(self, values: Array) -> Array:
@@ -44,7 +62,8 @@ class Layout:
             values = values[self.order]
         if self.turned:
             values = values.T
-        return values + values.dtype.type(self.shift) if self.shift else values
+        values = values + values.dtype.type(self.shift) if self.shift else values
+        return values * values.dtype.type(self.scale) if self.scale != 1.0 else values
 
     def places(self) -> NDArray[np.int64]:
         """For each row of transformers' tensor, the row of the file."""
@@ -168,13 +187,13 @@ def extra_tensors(config: Config) -> Iterator[tuple[str, Array]]:
 
     Source: transformers, ``_compute_llama3_parameters``.
     """
-    rope = _rope(config)
-    if _rope_type(rope) != "llama3":
+    settings = rope(config)
+    if rope_type(settings) != "llama3":
         return
-    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    trained = float(rope["original_max_position_embeddings"])
-    size = _head_dim(config)
-    frequencies = 1.0 / _rope_theta(config) ** (np.arange(0, size, 2, dtype=np.float64) / size)
+    factor, low, high = (float(settings[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    trained = float(settings["original_max_position_embeddings"])
+    size = head_dim(config)
+    frequencies = 1.0 / rope_theta(config) ** (np.arange(0, size, 2, dtype=np.float64) / size)
     factors = []
     for wave in 2 * math.pi / frequencies:
         if wave < trained / high:
@@ -207,7 +226,7 @@ def llama3_scaling(factors: Array, config: Config, where: str) -> dict[str, Any]
             "high_freq_factor": high,
             "original_max_position_embeddings": length,
         }
-        told = {**config, "rope_parameters": {**scaling, "rope_theta": _rope_theta(config)}}
+        told = {**config, "rope_parameters": {**scaling, "rope_theta": rope_theta(config)}}
         (_, made) = next(iter(extra_tensors(told)))
         if made.shape == factors.shape and np.allclose(made, factors, rtol=1e-4):
             return scaling
@@ -216,132 +235,6 @@ def llama3_scaling(factors: Array, config: Config, where: str) -> dict[str, Any]
         "Which numbers of config.json made them is not known.",
         "Use the safetensors version of the model.",
     )
-
-
-def _rope(config: Config) -> Mapping[str, Any]:
-    """Rotary settings, whatever version of transformers wrote them."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
-
-
-def _rope_type(rope: Mapping[str, Any]) -> str:
-    return str(rope.get("rope_type") or rope.get("type") or "default")
-
-
-def _rope_theta(config: Config, default: float = 10_000.0) -> float:
-    return float(_rope(config).get("rope_theta") or config.get("rope_theta") or default)
-
-
-def _head_dim(config: Config) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-
-
-def _describe_decoder(writer: gguf.GGUFWriter, config: Config) -> None:
-    heads = int(config["num_attention_heads"])
-    writer.add_context_length(int(config["max_position_embeddings"]))
-    writer.add_embedding_length(int(config["hidden_size"]))
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
-    writer.add_key_length(_head_dim(config))
-    writer.add_value_length(_head_dim(config))
-    if "rms_norm_eps" in config:
-        writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-
-
-def _describe_rope(writer: gguf.GGUFWriter, config: Config) -> None:
-    rope = _rope(config)
-    share = float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
-    writer.add_rope_freq_base(_rope_theta(config))
-    writer.add_rope_dimension_count(int(share * _head_dim(config)))
-    kind = _rope_type(rope)
-    if kind == "linear":
-        writer.add_rope_scaling_type(_scaling("LINEAR"))
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-    elif kind == "yarn":
-        writer.add_rope_scaling_type(_scaling("YARN"))
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-        trained = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-        writer.add_rope_scaling_orig_ctx_len(int(trained))
-    elif kind not in ("default", "llama3"):
-        raise ModelError(
-            f"Rotary positions of the kind {kind} cannot be written as GGUF.",
-            "default, linear, yarn and llama3 can.",
-            "Use --format hf, and convert the folder with llama.cpp's own script.",
-        )
-
-
-def _scaling(name: str) -> Any:
-    import gguf
-
-    return gguf.RopeScalingType[name]
-
-
-def _describe_llama(writer: gguf.GGUFWriter, config: Config) -> None:
-    _describe_decoder(writer, config)
-    _describe_rope(writer, config)
-    writer.add_vocab_size(int(config["vocab_size"]))
-
-
-def _check_scale(config: Config) -> None:
-    """llama.cpp scales Gemma's queries by the head's size, whatever config.json says."""
-    scalar = config.get("query_pre_attn_scalar")
-    if scalar is not None and int(scalar) != _head_dim(config):
-        raise ModelError(
-            f"A Gemma with query_pre_attn_scalar {scalar} and heads of {_head_dim(config)} cannot be written as GGUF.",
-            "llama.cpp takes the head's size as the scale.",
-            "Use --format hf.",
-        )
-
-
-def _describe_gemma2(writer: gguf.GGUFWriter, config: Config) -> None:
-    _check_scale(config)
-    _describe_llama(writer, config)
-    writer.add_attn_logit_softcapping(float(config["attn_logit_softcapping"]))
-    writer.add_final_logit_softcapping(float(config["final_logit_softcapping"]))
-    writer.add_sliding_window(int(config["sliding_window"]))
-
-
-def _describe_gemma3(writer: gguf.GGUFWriter, config: Config) -> None:
-    _check_scale(config)
-    _describe_decoder(writer, config)
-    rope = _rope(config)
-    full = rope.get("full_attention") if isinstance(rope.get("full_attention"), Mapping) else None
-    theta = (full or rope).get("rope_theta") or config.get("rope_theta") or 1_000_000.0
-    writer.add_rope_freq_base(float(theta))
-    scaled = full or rope
-    if _rope_type(scaled) == "linear":
-        writer.add_rope_scaling_type(_scaling("LINEAR"))
-        writer.add_rope_scaling_factor(float(scaled["factor"]))
-    writer.add_sliding_window(int(config["sliding_window"]))
-    writer.add_vocab_size(int(config["vocab_size"]))
-
-
-def _describe_phi3(writer: gguf.GGUFWriter, config: Config) -> None:
-    _describe_llama(writer, config)
-    writer.add_sliding_window(int(config.get("sliding_window") or 0))
-
-
-def _describe_gpt_neox(writer: gguf.GGUFWriter, config: Config) -> None:
-    rope = _rope(config)
-    share = float(rope.get("partial_rotary_factor") or config.get("rotary_pct") or 0.25)
-    writer.add_context_length(int(config["max_position_embeddings"]))
-    writer.add_embedding_length(int(config["hidden_size"]))
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_rope_dimension_count(int(share * _head_dim(config)))
-    writer.add_head_count(int(config["num_attention_heads"]))
-    writer.add_parallel_residual(bool(config.get("use_parallel_residual", True)))
-    writer.add_layer_norm_eps(float(config.get("layer_norm_eps", 1e-5)))
-
-
-def _describe_gpt2(writer: gguf.GGUFWriter, config: Config) -> None:
-    writer.add_context_length(int(config["n_positions"]))
-    writer.add_embedding_length(int(config["n_embd"]))
-    writer.add_block_count(int(config["n_layer"]))
-    writer.add_feed_forward_length(int(config.get("n_inner") or 4 * config["n_embd"]))
-    writer.add_head_count(int(config["n_head"]))
-    writer.add_layer_norm_eps(float(config["layer_norm_epsilon"]))
 
 
 def as_it_is(config: Config, name: str, rows: int) -> Layout:
@@ -360,8 +253,14 @@ def llama_pairs(config: Config, name: str, rows: int) -> Layout:
 
 
 def _gemma_norms(config: Config, name: str, rows: int) -> Layout:
-    """Gemma's norms multiply by 1 + weight, llama.cpp's by the weight."""
-    return Layout(shift=1.0) if name.endswith("norm.weight") else Layout()
+    """Gemma's norms multiply by 1 + weight, llama.cpp's by the weight.
+
+    The scale of attention that llama.cpp does not have goes where queries are made: into their norm, or else their
+    projection.
+    """
+    shift = 1.0 if name.endswith("norm.weight") else 0.0
+    makes_queries = ".q_norm." if config["model_type"] == "gemma3_text" else ".q_proj."
+    return Layout(shift=shift, scale=query_scale(config) if makes_queries in name else 1.0)
 
 
 def _gpt_neox_parts(config: Config, name: str, rows: int) -> Layout:
@@ -406,11 +305,13 @@ def read_rope(facts: Facts) -> dict[str, Any]:
         return {"rope_scaling": {"rope_type": "linear", "factor": float(factor)}}
     if kind == "yarn":
         trained = facts.count("rope.scaling.original_context_length", facts.count("context_length"))
+        share = facts.number("rope.scaling.attn_factor", 1.0)
         return {
             "rope_scaling": {
                 "rope_type": "yarn",
                 "factor": float(factor),
                 "original_max_position_embeddings": trained,
+                **({} if share == 1.0 else {"attention_factor": share * yarn_magnitude(float(factor))}),
             }
         }
     raise ModelError(
@@ -433,15 +334,21 @@ def _read_qwen(facts: Facts) -> dict[str, Any]:
     return {**read_decoder(facts), **read_rope(facts)}
 
 
-# Gemma's largest models scale queries by another number than a head's size; llama.cpp knows them by their layers, too.
-_GEMMA_SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
-
-
-def _read_gemma(facts: Facts) -> dict[str, Any]:
+def _read_gemma(facts: Facts, model_type: str, usual_window: int) -> dict[str, Any]:
     config = read_decoder(facts)
-    scaled = config["num_hidden_layers"] == _GEMMA_SCALED_BY_WIDTH.get(facts.name)
-    scale = config["hidden_size"] // config["num_attention_heads"] if scaled else config["head_dim"]
-    return {**config, "query_pre_attn_scalar": scale}
+    pattern = facts.metadata.get(f"{facts.name}.attention.sliding_window_pattern")
+    slides = windows(model_type, config["num_hidden_layers"], pattern)
+    window = usual_window
+    if facts.get("attention.sliding_window"):
+        window = facts.count("attention.sliding_window")
+    elif model_type == "gemma3_text":  # llama.cpp then computes no layer of it with a window
+        slides = [False] * len(slides)
+    return {
+        **config,
+        "query_pre_attn_scalar": divided_by({**config, "model_type": model_type}),
+        "sliding_window": window,
+        "layer_types": ["sliding_attention" if each else "full_attention" for each in slides],
+    }
 
 
 def _read_gemma1(facts: Facts) -> dict[str, Any]:
@@ -450,21 +357,20 @@ def _read_gemma1(facts: Facts) -> dict[str, Any]:
 
 def _read_gemma2(facts: Facts) -> dict[str, Any]:
     return {
-        **_read_gemma(facts),
-        "sliding_window": facts.count("attention.sliding_window", 4096),
+        **_read_gemma(facts, "gemma2", 4096),
         "attn_logit_softcapping": facts.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": facts.number("final_logit_softcapping", 30.0),
     }
 
 
 def _read_gemma3(facts: Facts) -> dict[str, Any]:
+    capped = facts.number("final_logit_softcapping", 0.0)
     return {
-        **_read_gemma(facts),
+        **_read_gemma(facts, "gemma3_text", 1024),
         **read_rope(facts),
         "rope_theta": facts.number("rope.freq_base", 1_000_000.0),
         "rope_local_base_freq": facts.number("rope.freq_base_swa", 10_000.0),
-        "sliding_window": facts.count("attention.sliding_window", 1024),
-        "sliding_window_pattern": 6,
+        **({"final_logit_softcapping": capped} if capped else {}),
     }
 
 
@@ -494,6 +400,7 @@ def _read_gpt_neox(facts: Facts) -> dict[str, Any]:
         "max_position_embeddings": facts.count("context_length"),
         "rotary_pct": facts.count("rope.dimension_count", size) / size,
         "rotary_emb_base": facts.number("rope.freq_base", 10_000.0),
+        **read_rope(facts),
         "layer_norm_eps": facts.number("attention.layer_norm_epsilon", 1e-5),
         "use_parallel_residual": bool(facts.get("use_parallel_residual", True)),
     }
@@ -534,23 +441,23 @@ _GPT2_TENSORS = (
 
 # Of several with the same name in GGUF, the first is what a file is read as: a Mistral is a Llama there.
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture("llama", _describe_llama, llama_pairs, _read_llama, _LLAMA_TENSORS),
-    "mistral": Architecture("llama", _describe_llama, llama_pairs, _read_llama, _LLAMA_TENSORS),
-    "qwen2": Architecture("qwen2", _describe_llama, as_it_is, _read_qwen, _LLAMA_TENSORS),
-    "qwen3": Architecture("qwen3", _describe_llama, as_it_is, _read_qwen, decoder_tensors(*_APART, *_HEAD_NORMS)),
-    "gemma": Architecture("gemma", _describe_llama, _gemma_norms, _read_gemma1, _LLAMA_TENSORS),
+    "llama": Architecture("llama", describe_llama, llama_pairs, _read_llama, _LLAMA_TENSORS),
+    "mistral": Architecture("llama", describe_llama, llama_pairs, _read_llama, _LLAMA_TENSORS),
+    "qwen2": Architecture("qwen2", describe_llama, as_it_is, _read_qwen, _LLAMA_TENSORS),
+    "qwen3": Architecture("qwen3", describe_llama, as_it_is, _read_qwen, decoder_tensors(*_APART, *_HEAD_NORMS)),
+    "gemma": Architecture("gemma", describe_llama, _gemma_norms, _read_gemma1, _LLAMA_TENSORS),
     "gemma2": Architecture(
-        "gemma2", _describe_gemma2, _gemma_norms, _read_gemma2, decoder_tensors(*_APART, *_GEMMA_NORMS)
+        "gemma2", describe_gemma2, _gemma_norms, _read_gemma2, decoder_tensors(*_APART, *_GEMMA_NORMS)
     ),
     "gemma3_text": Architecture(
-        *("gemma3", _describe_gemma3, _gemma_norms, _read_gemma3),
+        *("gemma3", describe_gemma3, _gemma_norms, _read_gemma3),
         decoder_tensors(*_APART, *_HEAD_NORMS, *_GEMMA_NORMS),
     ),
     "phi3": Architecture(
-        "phi3", _describe_phi3, as_it_is, _read_phi3, decoder_tensors("self_attn.qkv_proj", "mlp.gate_up_proj")
+        "phi3", describe_phi3, as_it_is, _read_phi3, decoder_tensors("self_attn.qkv_proj", "mlp.gate_up_proj")
     ),
     "gpt_neox": Architecture(
-        "gptneox", _describe_gpt_neox, _gpt_neox_parts, _read_gpt_neox, _GPT_NEOX_TENSORS, needs_head=True
+        "gptneox", describe_gpt_neox, _gpt_neox_parts, _read_gpt_neox, _GPT_NEOX_TENSORS, needs_head=True
     ),
-    "gpt2": Architecture("gpt2", _describe_gpt2, _gpt2_turned, _read_gpt2, _GPT2_TENSORS),
+    "gpt2": Architecture("gpt2", describe_gpt2, _gpt2_turned, _read_gpt2, _GPT2_TENSORS),
 }

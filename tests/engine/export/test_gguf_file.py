@@ -140,12 +140,49 @@ def test_llama3_positions_are_written_as_factors(tmp_path: Path) -> None:
     assert torch.allclose(plain / factors, rotary, rtol=1e-5)
 
 
-def test_gemma_with_another_scale_of_attention_is_refused(tmp_path: Path) -> None:
-    folder = folder_of("gemma2", tmp_path)
+TAKEN_FOR_GRANTED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "another activation": ("llama", {"hidden_act": "gelu"}, "hidden_act gelu"),
+    "another activation of Gemma": ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation gelu"),
+    "another activation of GPT-2": ("gpt2", {"activation_function": "relu"}, "activation_function relu"),
+    "scores scaled by layer": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx True",
+    ),
+    "biases without a place": ("qwen3", {"attention_bias": True}, "attention_bias True"),
+    "a head of its own": ("gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings False"),
+    "no softcapping": ("gemma2", {"attn_logit_softcapping": None}, "no softcapping"),
+    "attention in both directions": (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention True",
+    ),
+    "heads narrower than the width": ("qwen2", {"head_dim": 4}, "4 heads of 4 beside a hidden size of 32"),
+    "half of a head rotated": ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    "Llama 3's factors elsewhere": ("qwen2", {"rope_parameters": _LLAMA3}, "of the kind llama3"),
+    "dynamic positions": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+        "of the kind dynamic",
+    ),
+    "another YaRN": (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "beta_fast": 16.0}},
+        "beta_fast 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN_FOR_GRANTED)
+def test_a_setting_that_llama_cpp_does_not_read_is_refused(case: str, tmp_path: Path) -> None:
+    name, settings, words = TAKEN_FOR_GRANTED[case]
+    folder = folder_of(name, tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"query_pre_attn_scalar": 12}))
-    with pytest.raises(ModelError, match="query_pre_attn_scalar"):
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(ModelError) as caught:
         write_gguf(folder, tmp_path / "out.gguf")
+    assert words in caught.value.paragraph()
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
@@ -184,3 +221,11 @@ def test_folder_without_a_student_is_told(tmp_path: Path) -> None:
         command.student_folder(tmp_path)
     with pytest.raises(FolderError, match="There is no folder"):
         command.student_folder(tmp_path / "nowhere")
+
+
+def test_a_window_that_llama_cpp_does_not_have_is_told_and_bounds_ollamas_context(tmp_path: Path, capsys: Any) -> None:
+    folder = folder_of("mistral", tmp_path, sliding_window=16)
+    assert command.main([str(folder), "--format", "gguf", "--out", str(tmp_path / "out.gguf")]) == 0
+    assert "beyond\n16 tokens its answers differ" in capsys.readouterr().out
+    assert command.main([str(folder), "--format", "ollama", "--out", str(tmp_path / "ollama")]) == 0
+    assert "PARAMETER num_ctx 16\n" in (tmp_path / "ollama" / "Modelfile").read_text()

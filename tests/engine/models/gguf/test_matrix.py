@@ -88,6 +88,16 @@ def rounded(values: NDArray[np.float32], weight_type: str) -> NDArray[np.float32
     return found.reshape(values.shape)
 
 
+def as_stored(model: Any, weight_type: str) -> Any:
+    """The model, its weights rounded as a file of a type keeps them."""
+    for name, parameter in model.named_parameters():
+        turned = name.endswith(_TURNED)
+        values = (parameter.detach().T if turned else parameter.detach()).contiguous().numpy()
+        values = rounded(values, weight_type)
+        parameter.data = torch.from_numpy(np.ascontiguousarray(values.T if turned else values))
+    return model
+
+
 def with_q4_k(file: Path, out: Path) -> Path:
     """A GGUF file whose matrices are Q4_K."""
     whole = gguf.GGUFReader(file)
@@ -141,11 +151,7 @@ def test_a_file_whole_and_streamed_is_the_model_in_its_types_rounding(form: str,
         path = tmp_path / "model.gguf"
         write_gguf(folder, path, weight_type="f16" if form == "q4_k" else form)
         path = with_q4_k(path, tmp_path / "model-q4_k.gguf") if form == "q4_k" else path
-        for name, parameter in wanted.named_parameters():
-            turned = name.endswith(_TURNED)
-            values = (parameter.detach().T if turned else parameter.detach()).contiguous().numpy()
-            values = rounded(values, form)
-            parameter.data = torch.from_numpy(np.ascontiguousarray(values.T if turned else values))
+        as_stored(wanted, form)
     spec = read_spec(path)
     assert spec.tied_embeddings == (", tied" in case)
     assert spec.vocab_size == VOCAB_SIZE + 24 * ("padded" in case)

@@ -1,0 +1,191 @@
+"""llama.cpp reads our GGUF files as transformers reads the folders: logits, tokens, special tokens, chat template.
+
+    TINYDISTILL_LLAMA_CPP=PYTHON pytest -m slow tests/end_to_end/test_llama_cpp.py
+
+``PYTHON`` has llama-cpp-python. The model that a file has to be is known without llama.cpp and without our reader: the
+folder's weights, rounded as the file's type rounds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.activations import GELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from engine.export import write_gguf
+from engine.models.load import load_causal_lm
+from tests.engine.export.test_gguf_file import _LLAMA3, _SHARED
+from tests.engine.export.tokenizers_of import CUTS, byte_level, sentencepiece
+from tests.engine.models.gguf.test_matrix import CASES, as_stored, folder_of, with_q4_k
+from tests.engine.models.gguf.test_numbers import CASES as NUMBERS
+from tests.engine.models.gguf.test_numbers import folder_of as folder_with
+from tests.llama_cpp import ask
+from tests.tiny import VOCAB_SIZE
+
+pytestmark = pytest.mark.slow
+
+IDS = torch.randint(2, VOCAB_SIZE, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+
+# llama.cpp rounds what it multiplies with a matrix to the matrix' own kind: float16, bfloat16, or blocks of 8 bits.
+_BLOCKS = {"q8_0": 32, "q4_k": 256}
+# transformers with the same rounding is off by as much (within 10 % for all cases and types); sums are taken in another
+# order, and ggml's GELU is a table of float16.
+_AS_FAR = 1.3
+
+
+_PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+OTHER_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    **NUMBERS,
+    "llama, llama3": ("llama", {"rope_parameters": _LLAMA3}),
+    "llama, linear": ("llama", {"rope_parameters": {**_PLAIN, "rope_type": "linear", "factor": 4.0}}),
+    "llama, yarn": (
+        "llama",
+        {"rope_parameters": {**_PLAIN, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+    ),
+    "llama, another base": ("llama", {"rope_parameters": {**_PLAIN, "rope_theta": 300.0}}),
+    "llama, wide heads": ("llama", {"head_dim": 16, "attention_bias": True}),
+    "qwen2, yarn": (
+        "qwen2",
+        {"rope_parameters": {**_PLAIN, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+    ),
+    "qwen3, wide heads": ("qwen3", {"head_dim": 16}),
+    "phi3, half of a head": (
+        "phi3",
+        {"rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5}, "num_key_value_heads": 2},
+    ),
+    "gemma, wide heads": ("gemma", {"head_dim": 16}),
+    "gpt_neox, all of a head": ("gpt_neox", {"rope_parameters": {**_PLAIN, "partial_rotary_factor": 1.0}}),
+}
+
+
+def as_multiplied(values: torch.Tensor, form: str) -> torch.Tensor:
+    """Round values [..., columns] as llama.cpp does before it multiplies them with a matrix of a type."""
+    if form not in _BLOCKS:
+        return values.to(torch.float16 if form == "f16" else torch.bfloat16).float()
+    blocks = values.reshape(-1, _BLOCKS[form] if values.shape[-1] % _BLOCKS[form] == 0 else values.shape[-1])
+    step = (blocks.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
+    return ((blocks / step).round() * step).reshape(values.shape)
+
+
+def logits_of(folder: Path, form: str, *, rounds: bool = False) -> NDArray[np.float32]:
+    """Logits [ids, vocabulary] of transformers with the weights that a file of this type holds.
+
+    Args:
+        folder: the model's.
+        form: f16, bf16, q8_0 or q4_k.
+        rounds: multiply as llama.cpp does.
+    """
+    model = as_stored(load_causal_lm(folder, dtype=torch.float32), form)
+    model.set_attn_implementation("eager")
+    for module in model.modules():
+        if rounds and isinstance(module, (torch.nn.Linear, Conv1D)):
+            module.register_forward_pre_hook(lambda _, given: (as_multiplied(given[0], form),))
+        if rounds and isinstance(module, GELUActivation):  # ggml has the approximation only
+            module.register_forward_hook(lambda _, given, __: torch.nn.functional.gelu(given[0], approximate="tanh"))
+    with torch.no_grad():
+        found: NDArray[np.float32] = model.eval()(torch.tensor([IDS])).logits[0].float().numpy()
+    return found
+
+
+def far(cases: Iterable[str], folders: list[Path], files: list[Path], form: str) -> dict[str, str]:
+    """Those whose logits in llama.cpp are farther from the exact ones than its rounding explains."""
+    found = {}
+    told = ask([{"file": file, "ids": IDS} for file in files])
+    for case, folder, each in zip(cases, folders, told, strict=True):
+        exact = logits_of(folder, form)
+        assert each["logits"].shape == exact.shape
+        theirs, rounding = (
+            float(np.sqrt(np.square(logits - exact).mean()) / exact.std())
+            for logits in (each["logits"], logits_of(folder, form, rounds=True))
+        )
+        if not theirs <= _AS_FAR * rounding:
+            found[case] = f"off by {theirs:.5f} of the logits' spread, where rounding explains {rounding:.5f}"
+    return found
+
+
+@pytest.mark.parametrize("form", ["f16", "bf16", "q8_0", "q4_k"])
+def test_llama_cpp_computes_the_logits_of_the_folder(form: str, tmp_path: Path) -> None:
+    folders = [folder_of(case, tmp_path / str(number)) for number, case in enumerate(CASES)]
+    files = []
+    for folder in folders:
+        files.append(folder.with_suffix(".gguf"))
+        write_gguf(folder, files[-1], weight_type="f16" if form == "q4_k" else form)
+        if form == "q4_k":
+            files[-1] = with_q4_k(files[-1], folder.with_suffix(".q4_k.gguf"))
+    assert far(CASES, folders, files, form) == {}
+
+
+@pytest.mark.parametrize("form", ["f16", "q8_0"])
+def test_settings_beside_the_usual_are_computed(form: str, tmp_path: Path) -> None:
+    folders, files = [], []
+    for number, (kind, settings) in enumerate(OTHER_SETTINGS.values()):
+        folders.append(folder_with(kind, settings, tmp_path / str(number)))
+        files.append(folders[-1].with_suffix(".gguf"))
+        write_gguf(folders[-1], files[-1], weight_type=form)
+    assert far(OTHER_SETTINGS, folders, files, form) == {}
+
+
+TEXTS = (
+    "A small model, 42 1234 from — records.",
+    " it's IT'S we'll 1999's\n\n\n ok\t\tx",
+    "  two  spaces   three ",
+    "ünï 你好 🙂 é\r\n-- != ...()",
+    "<|user|>The end</s> of<|over|>\n it <s> twice",
+    "[PAD464] [PAD466] <0x0A> ▁ Ġ",
+    "x",
+)
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '' }}{{ m.content }}<|over|>\n"
+    "{% endfor %}{% if add_generation_prompt %}answer: {% endif %}"
+)
+MESSAGES = [{"role": "user", "content": "A small model"}]
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    **{f"{cut}, a begin token": {"cut": cut, "adds_bos": True} for cut in CUTS},
+    **{f"{cut}, none": {"cut": cut, "adds_bos": False} for cut in CUTS},
+    "Llama 2": {"adds_space": True},
+    "Gemma": {"adds_space": False},
+    "without a begin token": {"adds_bos": False},
+    "Phi-3": {"strips": True},
+}
+
+
+def with_tokenizer(case: str, folder: Path) -> Path:
+    """A tiny llama with a tokenizer, rows more than it has ids, and a chat template that writes the begin token."""
+    settings = dict(TOKENIZERS[case])
+    made = (
+        byte_level(folder, settings.pop("cut"), **settings) if "cut" in settings else sentencepiece(folder, **settings)
+    )
+    rows = len(AutoTokenizer.from_pretrained(made)) + 9
+    ids = {"vocab_size": rows, "bos_token_id": 1, "eos_token_id": [2, 4, 5], "pad_token_id": None}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **{**_SHARED, **ids})
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(made)
+    (made / "chat_template.jinja").write_text(CHAT)
+    return made
+
+
+def test_texts_become_the_same_ids_and_conversations_the_same_prompts(tmp_path: Path) -> None:
+    folders = [with_tokenizer(case, tmp_path / f"a phi-3 of {number}") for number, case in enumerate(TOKENIZERS)]
+    jobs: list[dict[str, Any]] = []
+    for number, folder in enumerate(folders):
+        write_gguf(folder, tmp_path / f"{number}.gguf")
+        jobs.append({"file": tmp_path / f"{number}.gguf", "texts": TEXTS, "messages": MESSAGES})
+    for case, folder, told in zip(TOKENIZERS, folders, ask(jobs), strict=True):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        for text, found in zip(TEXTS, told["texts"], strict=True):
+            assert found == tokenizer(text).input_ids, (case, text)
+        adds_bos = TOKENIZERS[case].get("adds_bos", True)
+        assert (told["bos"], told["eos"], told["adds_bos"], told["adds_eos"]) == (1, 2, adds_bos, False), case
+        assert {2, 4, 5} <= set(told["ends"]), case
+        assert told["words"] == len(tokenizer) + 9
+        assert told["template"] == CHAT
+        prompt = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+        assert told["prompt"] == prompt
