@@ -24,6 +24,7 @@ from typing import Any
 
 from engine import preloaded
 from engine.channel import last_word
+from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.channel.events import EventWriter
 from engine.command import how_to_continue, resume_command
@@ -80,7 +81,7 @@ def main(words: list[str] | None = None) -> int:
     )
     preloaded.let_signals_in()
     try:
-        _body(name)(run, events, control)
+        _body(name)(run, Channel(events, control))
     except Stopped:
         return Stopped.exit_code
     except Exception as error:  # the edge of the process: nothing may end without a word
@@ -129,10 +130,10 @@ def _has_more_range(name: str, run: Run) -> bool:
     return name == "teacher" and run.settings.precision == "fp16" and "precision" not in run.info["asked"]
 
 
-def _body(name: str) -> Callable[[Run, EventWriter, PhaseControl], None]:
+def _body(name: str) -> Callable[[Run, Channel], None]:
     """The phase's own code; imported late, so that a phase loads only what it needs."""
     kind = KINDS[name]
-    body: Callable[[Run, EventWriter, PhaseControl], None] = getattr(import_module(kind.module), kind.function)
+    body: Callable[[Run, Channel], None] = getattr(import_module(kind.module), kind.function)
     return body
 
 

@@ -23,6 +23,8 @@ _STOP, _PAUSE = 1, 2
 class PhaseControl:
     """Requests to this phase so far.
 
+    One that is made without arguments never stops anything.
+
     Args:
         parent: pid of the supervisor; a phase whose parent is another one has been left alone, and stops.
         on_pause: called with True when a pause begins and False when it ends.
@@ -36,11 +38,6 @@ class PhaseControl:
         self._ask: Callable[[int], int] | None = None
         self._agreed: int | None = None
         self.paused_seconds = 0.0
-
-    @classmethod
-    def inert(cls) -> PhaseControl:
-        """One that never stops anything."""
-        return cls()
 
     @classmethod
     def listening(cls, parent: int, on_pause: Callable[[bool], None]) -> PhaseControl:

@@ -59,12 +59,6 @@ class EventWriter:
         """A sentence for a user; ``level`` is debug, info, warning or error; ``code`` never changes its meaning."""
         self.write("log", level=level, message=message, **({"code": code} if code else {}))
 
-    def progress(
-        self, done: int, total: int, unit: str, rate: float | None = None, eta_seconds: float | None = None
-    ) -> None:
-        """How far the phase is; ``rate`` in units per second."""
-        self.write("progress", done=done, total=total, unit=unit, rate=rate, eta_seconds=eta_seconds)
-
     def text(self, text: str) -> None:
         """Lines for ``run.log`` alone: a traceback, a library's chatter."""
         if self._log is not None:

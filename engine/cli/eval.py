@@ -70,6 +70,7 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
     """A run's student on the run's hold-out, beside the teacher's records."""
     import torch
 
+    from engine.channel.channel import Channel
     from engine.channel.events import EventWriter
     from engine.data.tokens import TokenFile
     from engine.models.load import load_causal_lm, load_tokenizer
@@ -88,7 +89,7 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
     found = Findings(str(folder), "the run's own hold-out")
     with (
         TokenFile(run.tokens_path) as tokens,
-        open_store(run, settings, tokens.vocab_size, EventWriter(Path(os.devnull))) as store,
+        open_store(run, settings, tokens.vocab_size, Channel(EventWriter(Path(os.devnull)))) as store,
     ):
         source = Source(tokens, store)
         ours, theirs = DocumentSums(tokens.eos_id), DocumentSums(tokens.eos_id)

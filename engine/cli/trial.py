@@ -23,7 +23,7 @@ import numpy as np
 
 from engine import safe_child
 from engine.cache.record import Records
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
 from engine.config import RunConfig
 from engine.data.checks import check_models
@@ -128,8 +128,11 @@ def _write_tokens(run: Run, settings: RunConfig, train_rows: int, holdout_rows: 
 
 def _write_records(run: Run, settings: RunConfig) -> None:
     """Records of the usual form for every row: three heads, and the rest drawn."""
-    events, control = EventWriter(run.events_path), PhaseControl.inert()
-    with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events, control) as store:
+    channel = Channel(EventWriter(run.events_path))
+    with (
+        TokenFile(run.tokens_path) as tokens,
+        open_store(run, settings, tokens.vocab_size, channel, writable=True) as store,
+    ):
         size = min(settings.record_size, tokens.vocab_size)
         heads = min(3, size)
         generator = np.random.default_rng(settings.seed)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.channel.control import PhaseControl
-from engine.channel.events import EventWriter
+from engine.channel.channel import PROGRESS_SECONDS, Channel
 from engine.data import left_out
 from engine.data.checks import check_models
 from engine.data.document import Document
@@ -46,7 +45,6 @@ _ROUGH_BELOW_TOKENS = 2_000
 _MOST_CUT = 0.05  # of the conversations; more are warned of
 _BATCH_CHARACTERS = 2**19
 _BATCH_TEXTS = 512
-_PROGRESS_SECONDS = 0.5
 
 AS_ASKED = frozenset({WEIGHT_0, PREFERENCE})
 """Notes that the data's own format explains; they need no warning."""
@@ -134,8 +132,7 @@ def prepare(
     student: ModelSpec | None,
     settings: PrepareSettings,
     out: Path,
-    events: EventWriter,
-    control: PhaseControl,
+    channel: Channel,
 ) -> PrepareResult:
     """Make the token file.
 
@@ -145,8 +142,7 @@ def prepare(
         student: that has to have the same one; None when it is cut from the teacher.
         settings: of rows and hold-out.
         out: the file; it appears when it is whole.
-        events: receives the progress.
-        control: checked for a stop between two batches.
+        channel: receives the progress; its safe points are between two batches.
 
     Raises:
         DataError: there is no usable text, or too little to hold anything out.
@@ -166,7 +162,7 @@ def prepare(
     tokenizer = load_tokenizer(
         teacher.path,
         trust_remote_code=settings.trust_remote_code,
-        on_note=lambda note: events.log("warning", note, "tokenizer-class"),
+        on_note=lambda note: channel.log("warning", note, "tokenizer-class"),
     )
     check_ids(tokenizer, vocabulary)
     cutting = None if source.whole_documents else USUAL
@@ -179,8 +175,7 @@ def prepare(
             packing=settings.packing,
             samples=samples,
             wanted_holdout=wanted_holdout_rows(samples, holdout),
-            events=events,
-            control=control,
+            channel=channel,
         )
         with TokenFileWriter(
             out,
@@ -194,14 +189,14 @@ def prepare(
             if work.rows["train"] and work.rows["holdout"]:
                 lost = work.left_out(source)
                 if lost.is_most and not settings.allow_losses:
-                    events.log("info", "More than half of the text would not be used.", left_out.ASKS_FOR_LOSSES)
+                    channel.log("info", "More than half of the text would not be used.", left_out.ASKS_FOR_LOSSES)
                     raise lost.error()
                 writer.commit()
                 break
         if cutting is FINE or cutting is None or work.rows["train"] + work.rows["holdout"] == 0:
             raise _too_little(source, work)
         usable = _Usable(DocumentTokeniser(tokenizer, str(teacher.path)), sequence_length)
-        cutting, fraction = FINE, _enough_for_one(source, holdout, work, usable, control)
+        cutting, fraction = FINE, _enough_for_one(source, holdout, work, usable, channel)
     skipped = {**source.skipped, **work.skipped, **work.tokeniser.skipped}
     with TokenFile(out) as file:
         result = PrepareResult(
@@ -229,7 +224,7 @@ def prepare(
             holdout_fraction=fraction,
             seconds=time.monotonic() - began,
         )
-    _tell(result, lost, holdout, samples, vocabulary, events)
+    _tell(result, lost, holdout, samples, vocabulary, channel)
     return result
 
 
@@ -253,8 +248,7 @@ class _Preparation:
         packing: bool,
         samples: int | None,
         wanted_holdout: int,
-        events: EventWriter,
-        control: PhaseControl,
+        channel: Channel,
     ) -> None:
         self.tokeniser = tokeniser
         self._vocab_size = vocabulary.size
@@ -269,15 +263,13 @@ class _Preparation:
             for split in self.rows
         }
         self._samples = samples
-        self._events = events
-        self._control = control
-        self._told_at = 0.0
+        self._channel = channel
         self._began = time.monotonic()
 
     def run(self, source: TextSource, fraction: float, cutting: Cutting | None, writer: TokenFileWriter) -> None:
         """Read until there is enough or no more."""
         for batch in self._batches(source, fraction, cutting):
-            self._control.safe_point()
+            self._channel.safe_point()
             for split, document in self._tokenised(batch):
                 if max(document.ids, default=0) >= self._vocab_size:
                     self.skipped[NO_ROW] += 1
@@ -366,20 +358,10 @@ class _Preparation:
         return self.rows[split] >= self.limits[split]
 
     def _progress(self, source: TextSource, *, at_end: bool = False) -> None:
-        now = time.monotonic()
-        if not at_end and now - self._told_at < _PROGRESS_SECONDS:
-            return
-        self._told_at = now
         done = self.rows["train"] + self.rows["holdout"]
-        total = max(done, self._expected(source))
-        rate = done / max(now - self._began, 1e-3)
-        self._events.progress(
-            done,
-            done if at_end else total,
-            "rows",
-            rate=rate,
-            eta_seconds=0 if at_end else (total - done) / max(rate, 1e-3),
-        )
+        total = done if at_end else max(done, self._expected(source))
+        rate = done / max(time.monotonic() - self._began, 1e-3)
+        self._channel.progress(done, total, "rows", rate=rate, seconds=0 if at_end else PROGRESS_SECONDS)
 
     def _expected(self, source: TextSource) -> int:
         """Rows in the end, as far as can be told: by what share of the files' bytes is behind us."""
@@ -406,7 +388,7 @@ class _Usable:
 
 
 def _enough_for_one(
-    source: TextSource, holdout: float, work: _Preparation, usable: Callable[[Document], bool], control: PhaseControl
+    source: TextSource, holdout: float, work: _Preparation, usable: Callable[[Document], bool], channel: Channel
 ) -> float:
     """The share of finely cut documents at which at least one is held out, the usable one whose hash is lowest.
 
@@ -415,7 +397,7 @@ def _enough_for_one(
     """
     lowest: dict[str, float] = {}
     for document in source.documents():
-        control.safe_point()
+        channel.safe_point()
         for piece in pieces(document, FINE):
             fraction = smallest_fraction(piece)
             if len(lowest) == 2 and fraction >= max(lowest.values()):
@@ -451,44 +433,44 @@ def _tell(
     holdout: float,
     samples: int | None,
     vocabulary: Vocabulary,
-    events: EventWriter,
+    channel: Channel,
 ) -> None:
-    events.log(
+    channel.log(
         "info",
         f"{result.train_rows:,} rows to train on ({result.train_tokens:,} tokens of {_texts(result.documents)}), "
         f"{result.holdout_rows:,} held out ({result.holdout_tokens:,} tokens of {_texts(result.holdout_documents)}).",
     )
     for note in vocabulary.notes:
-        events.log("warning", note, "untaught-ids")
+        channel.log("warning", note, "untaught-ids")
     if result.left_out:
-        events.log("warning" if lost.is_much else "info", result.left_out, left_out.CODE)
+        channel.log("warning" if lost.is_much else "info", result.left_out, left_out.CODE)
     for note in result.read_as:
-        events.log("warning", note, READ_AS)
+        channel.log("warning", note, READ_AS)
     if result.noted:
         level = "info" if set(result.noted) <= AS_ASKED else "warning"
-        events.log(level, f"Of the conversations: {in_words(result.noted)}.", "conversations-noted")
+        channel.log(level, f"Of the conversations: {in_words(result.noted)}.", "conversations-noted")
     if result.cut:
-        events.log(
+        channel.log(
             "warning" if result.cut > _MOST_CUT * result.conversations else "info",
             f"{result.cut:,} of {result.conversations:,} conversations are longer than a row of "
             f"{result.sequence_length:,} tokens and were cut there. Longer rows hold more of them: --sequence_length.",
             "cut-conversations",
         )
     if result.plain_template:
-        events.log(
+        channel.log(
             "warning",
             "The tokenizer has no chat template: conversations are written plainly, as User: and Assistant: with a "
             "blank line between them. For another form put a chat_template.jinja into the folders of both models.",
             "plain-template",
         )
     if samples is not None and result.train_rows < samples:
-        events.log("warning", f"The text gives {result.train_rows:,} rows, not {samples:,}.", "fewer-rows")
+        channel.log("warning", f"The text gives {result.train_rows:,} rows, not {samples:,}.", "fewer-rows")
     if vocabulary.eos_id is None:
-        events.log(
+        channel.log(
             "warning", "The tokenizer has no token that ends a text: documents follow each other without one.", "no-eos"
         )
     if result.holdout_fraction > holdout:
-        events.log(
+        channel.log(
             "warning",
             f"Of so little text a hold-out of {holdout:.3g} is not one document: it was cut into pieces of about "
             f"{FINE.piece_characters:,} characters, and {result.holdout_documents} of "
@@ -496,7 +478,7 @@ def _tell(
             "fine-holdout",
         )
     if result.holdout_scored < _ROUGH_BELOW_TOKENS:
-        events.log(
+        channel.log(
             "warning",
             f"The hold-out has only {result.holdout_scored:,} tokens: figures measured with it are rough.",
             "small-holdout",

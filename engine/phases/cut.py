@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.channel.control import PhaseControl
-from engine.channel.events import EventWriter
+from engine.channel.channel import Channel
 from engine.config import RunConfig
 from engine.data.tokens import TokenFile
 from engine.errors import CorruptState
@@ -46,8 +45,7 @@ def cut_student(
     spec: ModelSpec,
     teacher: Callable[[], DeepTeacher],
     tokens: TokenFile,
-    events: EventWriter,
-    control: PhaseControl,
+    channel: Channel,
 ) -> None:
     """Choose the layers, unless they are chosen, and write the student's first weights.
 
@@ -57,8 +55,7 @@ def cut_student(
         spec: the teacher, described.
         teacher: the teacher itself; asked for only when something has to be measured.
         tokens: the rows.
-        events: receives the choice, and the initial losses of other depths.
-        control: checked at safe points.
+        channel: receives the choice, and the initial losses of other depths.
 
     Raises:
         Stopped: the user stopped the run.
@@ -66,13 +63,13 @@ def cut_student(
     """
     found = run.result(CUT)
     if found is None:
-        found = _measured(settings, spec, teacher(), tokens, control)
+        found = _measured(settings, spec, teacher(), tokens, channel)
         for line in words(found, spec.num_layers):
-            events.log("info", line, "cut")
+            channel.log("info", line, "cut")
     _write(run, settings, spec, found)
 
 
-def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, events: EventWriter) -> None:
+def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, channel: Channel) -> None:
     """Copy the chosen layers again where the student's first weights are damaged.
 
     Raises:
@@ -85,7 +82,7 @@ def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, events: EventWr
             "It lists the teacher's layers that the student was built from.",
             "Start a new run; with --cache_dir it reuses the teacher's records.",
         )
-    events.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
+    channel.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
     _write(run, settings, spec, found)
 
 
@@ -145,7 +142,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def _measured(
-    settings: RunConfig, spec: ModelSpec, teacher: DeepTeacher, tokens: TokenFile, control: PhaseControl
+    settings: RunConfig, spec: ModelSpec, teacher: DeepTeacher, tokens: TokenFile, channel: Channel
 ) -> dict[str, Any]:
     from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
     from engine.models.narrow import width_of
@@ -170,7 +167,7 @@ def _measured(
             device=device,
         ),
         chunk_tokens=head_chunk_tokens(spec.vocab_size, device=device),
-        safe_point=control.safe_point,
+        safe_point=channel.safe_point,
         rules=CutRules(
             num_layers=num_layers,
             named=layer_list(settings.student_layers),
@@ -189,7 +186,7 @@ def _measured(
             width,
             head_dim=spec.head_dim,
             outputs=depth.outputs,
-            safe_point=control.safe_point,
+            safe_point=channel.safe_point,
         )
         narrower = {"width": asdict(width), "parts": {str(index): asdict(part) for index, part in parts.items()}}
     return {

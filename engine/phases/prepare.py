@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.channel.control import PhaseControl
-from engine.channel.events import EventWriter
+from engine.channel.channel import Channel
 from engine.config import RunConfig
 from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
@@ -109,7 +108,7 @@ def check_linears(source: ModelSpec, settings: RunConfig) -> None:
 
 
 def check_end(
-    source: ModelSpec, teacher: ModelSpec, student_path: Path, events: EventWriter, *, trust_remote_code: bool = False
+    source: ModelSpec, teacher: ModelSpec, student_path: Path, channel: Channel, *, trust_remote_code: bool = False
 ) -> None:
     """Test the export of the student early: its files, and its tokenizer against the teacher's.
 
@@ -117,7 +116,7 @@ def check_end(
         source: the model that the student begins as, or is cut from.
         teacher: whose tokenizer cuts the text.
         student_path: where the student will be written.
-        events: receives notes about parts that the student's files will lack.
+        channel: receives notes about parts that the student's files will lack.
         trust_remote_code: whether models may bring code.
 
     Raises:
@@ -130,7 +129,7 @@ def check_end(
 
     dtype = stored_dtype(source.dtype)
     for note in rehearse_export(source.path, student_path, dtype=dtype, trust_remote_code=trust_remote_code):
-        events.log("warning", note, "student-files")
+        channel.log("warning", note, "student-files")
     if _same_tokenizer_files(source.path, teacher.path):
         return
     folders = (source.path, teacher.path)
@@ -151,27 +150,26 @@ def _same_tokenizer_files(one: Path, other: Path) -> bool:
     return all(content(one / name) == content(other / name) for name in names) and (one / "tokenizer.json").is_file()
 
 
-def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
+def run_prepare(run: Run, channel: Channel) -> None:
     """Make ``tokens.h5``."""
     settings = run.settings
     assert settings.data is not None
     assert settings.sequence_length is not None
     teacher, student = teacher_spec(settings), student_spec(settings)
-    events.log("info", "Checking the models' files.", STAGE)
+    channel.log("info", "Checking the models' files.", STAGE)
     for model in (teacher, student):
         if model is not None:
             _check_fit(model, settings)
     check_named_layers(teacher, settings)
     check_linears(student or teacher, settings)
-    check_end(student or teacher, teacher, run.student_path, events, trust_remote_code=settings.trust_remote_code)
-    events.log("info", "Loading the tokenizer and reading the text.", STAGE)
+    check_end(student or teacher, teacher, run.student_path, channel, trust_remote_code=settings.trust_remote_code)
+    channel.log("info", "Loading the tokenizer and reading the text.", STAGE)
     result = prepare(
         source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),
         teacher=teacher,
         student=student,
         out=run.tokens_path,
-        events=events,
-        control=control,
+        channel=channel,
         settings=PrepareSettings(
             sequence_length=settings.sequence_length,
             samples=settings.samples,
@@ -190,7 +188,7 @@ def run_prepare(run: Run, events: EventWriter, control: PhaseControl) -> None:
     trained = StudentSetting.of(settings, Device.of(settings.device or "cpu")).trained_parameters(shape)
     little = too_little_text(result.train_scored, trained)
     if little is not None:
-        events.log("warning", little, "little-text")
+        channel.log("warning", little, "little-text")
     named = {name: str(getattr(settings, name)) for name in INPUTS}
     inputs = {
         name: identity_of(name, value, trust_remote_code=settings.trust_remote_code) for name, value in named.items()

@@ -20,7 +20,7 @@ import numpy as np
 from engine.cache.garbage import users
 from engine.cache.record import Records
 from engine.cache.store import CacheStore
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.data.packing import PackedRow
 from engine.data.tokens import SPLITS, Split, TokenFile, TokenFileWriter
@@ -184,8 +184,7 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, wa
         tokens=tokens,
         store=again,
         splits=SPLITS,
-        events=EventWriter(folder / "events.jsonl"),
-        control=PhaseControl.inert(),
+        channel=Channel(EventWriter(folder / "events.jsonl")),
         settings=ScoreSettings(
             micro_batch=_MICRO_BATCH,
             wave_tokens=_WAVE_TOKENS,

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
-from engine.channel.pressure import Relief
 from engine.config import RunConfig
 from engine.data.tokens import TokenFile
 from engine.disk.files import write_atomic
@@ -75,41 +74,41 @@ if TYPE_CHECKING:
     pass
 
 
-def run_student(run: Run, events: EventWriter, control: PhaseControl) -> None:
+def run_student(run: Run, channel: Channel) -> None:
     """Train, write ``student/`` and enter the phase's result."""
     settings = run.settings
     rank = Rank.of_phase(os.environ)
     if rank == ALONE:
-        _run(run, settings, events, control, None)
+        _run(run, settings, channel, None)
         return
     try:
         world = (ShardedWorld if settings.student_sharded else World).join(rank, os.environ)
-        _run(run, settings, events, control, world)
+        _run(run, settings, channel, world)
         world.leave()
     except RankLost:
-        control.safe_point()  # the other ranks were asked to stop too
+        channel.safe_point()  # the other ranks were asked to stop too
         raise
 
 
-def _run(run: Run, settings: RunConfig, events: EventWriter, control: PhaseControl, world: World | None) -> None:
+def _run(run: Run, settings: RunConfig, channel: Channel, world: World | None) -> None:
     device, _ = prepare_torch(settings)
     is_first = world is None or world.rank.number == 0
     hosts = 1 if world is None else len(set(world.gathered(socket.gethostname())))
     if world is not None and not is_first:
         world.wait()  # rank 0 repairs a damaged one
-    folder = student_folder(run, settings, events)
+    folder = student_folder(run, settings, channel)
     if world is not None and is_first:
         world.wait()
-    with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, events) as store:
+    with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, channel) as store:
         source = Source(tokens, store)
         prompts = holdout_prompts(tokens)
         learner, learned = _learned(
-            run, settings, folder, source, tokens, prompts, run.checkpoints_path, events, control, world
+            run, settings, folder, source, tokens, prompts, run.checkpoints_path, channel, world
         )
         if not is_first:
             del learner
             if settings.compare == "labels":
-                _on_labels(run, settings, folder, source, tokens, 0, events, control, world)
+                _on_labels(run, settings, folder, source, tokens, 0, channel, world)
             return
         chance = chance_sums(source, Unigram.of(tokens), micro_batch=settings.student_batch or 1, eos_id=tokens.eos_id)
         with training_is_kept():
@@ -129,14 +128,14 @@ def _run(run: Run, settings: RunConfig, events: EventWriter, control: PhaseContr
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
                 result["adapter"] = told_of_adapter(adapter, folder, settings)
-            write_student(run, settings, folder, learner, result, tokens.end_ids, events)
+            write_student(run, settings, folder, learner, result, tokens.end_ids, channel)
         if settings.compare == "labels":
             del learner, adapter  # two students are never in memory together
             return_memory()
-            labels = _on_labels(run, settings, folder, source, tokens, num_bytes, events, control, world)
+            labels = _on_labels(run, settings, folder, source, tokens, num_bytes, channel, world)
             result["compare"] = {"labels": labels}
             write_atomic(run.student_path / "README.md", card_of(run, settings, folder, result))
-    events.write("evaluation", which="result", gap_closed=gap_of(result))
+    channel.write("evaluation", which="result", gap_closed=gap_of(result))
     run.finish_phase("student", result)
 
 
@@ -148,8 +147,7 @@ def _learned(
     tokens: TokenFile,
     prompts: list[list[int]],
     checkpoints_path: Path,
-    events: EventWriter,
-    control: PhaseControl,
+    channel: Channel,
     world: World | None,
 ) -> tuple[Learner, Learned]:
     """Train a student from its first weights in ``folder``; the returned one is the best."""
@@ -159,7 +157,7 @@ def _learned(
     if world is not None and scratch is not None:
         scratch = scratch / f"rank-{world.rank.number}"
     if settings.student_layer_by_layer:
-        learner: Learner = _streamed(settings, folder, device, dtype, scratch, events)
+        learner: Learner = _streamed(settings, folder, device, dtype, scratch, channel)
     elif isinstance(world, ShardedWorld):
         # Whole it lies in files, which are no memory of the process.
         model = _load(settings, folder, device, dtype, _whole_in_files(run, world))
@@ -179,30 +177,29 @@ def _learned(
     if world is not None:
         torch.manual_seed(settings.seed + world.rank.number)  # other rows, other dropout
     if settings.packing and not learner.can_be_cut:
-        events.log(
+        channel.log(
             "info",
             f"{type(learner.model).__name__} cannot be cut between the documents of a row: it reads them one by one, "
             "which takes longer. With --packing off each row has one document.",
             "documents-one-by-one",
         )
     where = Device.of(str(device))
-    learned = learn(
-        replace(_training(settings, learner, source, tokens, scratch=scratch, where=where), world=world),
-        Checkpoints(
-            checkpoints_path,
-            keep=settings.keep_checkpoints,
-            on_problem=lambda told: events.log("warning", told, "damaged-checkpoint"),
-        ),
-        prompts=prompts,
-        end_ids=tokens.end_ids,
-        eos_id=tokens.eos_id,
-        limits=_limits(settings, tokens),
-        seed=settings.seed,
-        loss_scale=LossScale.of(dtype),
-        events=events,
-        control=control,
-        relief=Relief(StudentSaver.of(settings, learner, folder, where=where), events),
-    )
+    with channel.saving_memory(StudentSaver.of(settings, learner, folder, where=where)):
+        learned = learn(
+            replace(_training(settings, learner, source, tokens, scratch=scratch, where=where), world=world),
+            Checkpoints(
+                checkpoints_path,
+                keep=settings.keep_checkpoints,
+                on_problem=lambda told: channel.log("warning", told, "damaged-checkpoint"),
+            ),
+            prompts=prompts,
+            end_ids=tokens.end_ids,
+            eos_id=tokens.eos_id,
+            limits=_limits(settings, tokens),
+            seed=settings.seed,
+            loss_scale=LossScale.of(dtype),
+            channel=channel,
+        )
     if isinstance(world, ShardedWorld):
         tensors = world.whole(learner.trainable.tensors(), dict(learner.trainable.parameters()))
         if world.rank.number:
@@ -225,7 +222,7 @@ def _streamed(
     device: torch.device,
     dtype: torch.dtype,
     scratch: Path | None,
-    events: EventWriter,
+    channel: Channel,
 ) -> Learner:
     from engine.models.stream import StreamedTeacher
     from engine.student.streamed import StreamedLearner
@@ -253,7 +250,7 @@ def _streamed(
         todo = todo.replace("this teacher", "this student")
         raise ModelError(error.what, error.why, todo) from error
     if base.note:
-        events.log("info", base.note, "streaming-rounds")
+        channel.log("info", base.note, "streaming-rounds")
     tokens = (settings.student_batch or 1) * (settings.gradient_accumulation or 1) * (settings.sequence_length or 1)
     adapter = _adapter(settings, base.model, device, scratch)
     return StreamedLearner(base, dtype=dtype, trainable=adapter, wave_tokens=tokens)
@@ -289,17 +286,17 @@ def _on_labels(
     source: Source,
     tokens: TokenFile,
     num_bytes: int,
-    events: EventWriter,
-    control: PhaseControl,
+    channel: Channel,
     world: World | None,
 ) -> dict[str, Any]:
     """Train the same student on labels only, with the same steps and tokens; return its metrics."""
-    events.log("info", "The same student is trained on labels alone, to compare.", "compare")
+    channel.log("info", "The same student is trained on labels alone, to compare.", "compare")
     is_first = world is None or world.rank.number == 0
-    beside = _Beside(run.events_path, phase="student", log_path=run.log_path) if is_first else events
+    if is_first:
+        channel = channel.beside(_Beside(run.events_path, phase="student", log_path=run.log_path))
     path = run.path / "checkpoints-labels"
     alone = settings.model_copy(update={"kd_weight": 0.0, "keep_checkpoints": 1})
-    _, learned = _learned(run, alone, folder, source, tokens, [], path, beside, control, world)
+    _, learned = _learned(run, alone, folder, source, tokens, [], path, channel, world)
     if is_first:
         shutil.rmtree(path, ignore_errors=True)
     return with_bits(learned.student_after, num_bytes)
@@ -327,14 +324,14 @@ def _load(
     return load_in_place(folder, dtype=dtype, new_tensor=place, trust_remote_code=trust_remote_code)
 
 
-def student_folder(run: Run, settings: RunConfig, events: EventWriter) -> Path:
+def student_folder(run: Run, settings: RunConfig, channel: Channel) -> Path:
     """Return the folder of the initial weights; a damaged one is cut from the teacher again."""
     if settings.student != FROM_TEACHER:
         return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code).path
     if not is_cut(run, settings):
         from engine.phases.prepare import teacher_spec
 
-        mend_student(run, settings, teacher_spec(settings), events)
+        mend_student(run, settings, teacher_spec(settings), channel)
     return run.initial_student_path
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.channel.events import EventWriter
+from engine.channel.channel import Channel
 from engine.config import SETTINGS, RunConfig
 from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
@@ -106,7 +106,7 @@ def write_student(
     learner: Learner,
     result: dict[str, Any],
     end_ids: Collection[int],
-    events: EventWriter,
+    channel: Channel,
 ) -> None:
     """Write ``student/``, with a card that tells the result."""
     stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
@@ -125,7 +125,7 @@ def write_student(
         else _without_folders(str(settings.student)),
         trust_remote_code=settings.trust_remote_code,
     ):
-        events.log("warning", note, "student-files")
+        channel.log("warning", note, "student-files")
     if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
         # The form that the conversations were written in, so that a chat with the student is written alike.
         write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)

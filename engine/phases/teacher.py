@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cache.identity import MANIFEST
 from engine.cache.store import CacheIdentity, CacheStore
-from engine.channel.control import PhaseControl
-from engine.channel.events import EventWriter
-from engine.channel.pressure import Relief
+from engine.channel.channel import Channel
 from engine.config import RunConfig
 from engine.data.tokens import SPLITS, TokenFile
 from engine.disk.file_lock import no_locks
@@ -74,8 +72,9 @@ def open_store(
     run: Run,
     settings: RunConfig,
     vocab_size: int,
-    events: EventWriter,
-    control: PhaseControl | None = None,
+    channel: Channel,
+    *,
+    writable: bool = False,
     rank: Rank = ALONE,
 ) -> CacheStore:
     """The run's records: in its own folder, or below the shared one under the name of what they belong to.
@@ -86,49 +85,49 @@ def open_store(
         run: whose records.
         settings: the run's.
         vocab_size: V_eff.
-        events: receives reports of damage.
-        control: of a phase that will write; it can be stopped while it waits for another run. None only reads.
+        channel: receives reports of damage; a phase that will write can be stopped while it waits for another run.
+        writable: whether records will be added.
         rank: of the process; several ranks write at the same time.
     """
     identity = cache_identity(run, settings, vocab_size)
     path = run.cache_path
     if settings.cache_dir and not (path / MANIFEST).exists():
         path = path / identity.digest()
-    wait = control.safe_point if control else None
+    wait = channel.safe_point if writable else None
     # A cache in the run's own folder is known to be the run's; a path in it would be wrong once the folder is moved.
     used_by = run.path if settings.cache_dir else None
     number = None if rank == ALONE else rank.number
-    store = CacheStore.open(path, identity, writable=control is not None, used_by=used_by, wait=wait, rank=number)
+    store = CacheStore.open(path, identity, writable=writable, used_by=used_by, wait=wait, rank=number)
     if store.without_locks:
-        events.log("warning", no_locks(store.path), "no-locks")
+        channel.log("warning", no_locks(store.path), "no-locks")
     for problem in store.problems:
-        events.log("warning", problem, "damaged-records")
+        channel.log("warning", problem, "damaged-records")
     return store
 
 
-def run_teacher(run: Run, events: EventWriter, control: PhaseControl) -> None:
+def run_teacher(run: Run, channel: Channel) -> None:
     """Score what is missing and enter the phase's result, or that of a rank."""
     settings = run.settings
     rank = Rank.of_phase(os.environ)
     with (
         TokenFile(run.tokens_path) as tokens,
-        open_store(run, settings, tokens.vocab_size, events, control, rank) as store,
+        open_store(run, settings, tokens.vocab_size, channel, writable=True, rank=rank) as store,
     ):
         missing = sum(len(store.missing(tokens.hashes(s), top1=s == "holdout")) for s in SPLITS)
         figures: dict[str, Any] = {"tokens": 0, "tokens_per_second": None, "seconds": 0.0}
         if missing:
-            figures = _score(run, settings, tokens, store, events, control, rank) or figures
+            figures = _score(run, settings, tokens, store, channel, rank) or figures
         if rank != ALONE:
             run.finish_phase(rank.result, {**figures, "host": socket.gethostname()})
             return
         if not missing and is_cut(run, settings):
-            events.log("info", "Every row has its records already; the teacher is not loaded.", "cache-hit")
+            channel.log("info", "Every row has its records already; the teacher is not loaded.", "cache-hit")
         elif not missing:
             said = "Every row has its records already; the teacher is loaded to cut the student from it."
-            events.log("info", said, "cache-hit")
-            _only_cut(run, settings, tokens, events, control)
+            channel.log("info", said, "cache-hit")
+            _only_cut(run, settings, tokens, channel)
         scored = _of_ranks(run, settings) if not missing else {**figures, "rows_scored": missing}
-        _judge(tokens, store, events)
+        _judge(tokens, store, channel)
         run.finish_phase("teacher", {**scored, "cache": cache_figures(store), "cut": run.result(CUT)})
 
 
@@ -152,7 +151,7 @@ def _of_ranks(run: Run, settings: RunConfig) -> dict[str, Any]:
     return figures
 
 
-def _judge(tokens: TokenFile, store: CacheStore, events: EventWriter) -> None:
+def _judge(tokens: TokenFile, store: CacheStore, channel: Channel) -> None:
     """Warn if the teacher's loss on the text is poor, before a student is trained on it."""
     from engine.student.batches import Source
     from engine.student.evaluate import evaluate_teacher
@@ -164,16 +163,16 @@ def _judge(tokens: TokenFile, store: CacheStore, events: EventWriter) -> None:
         return
     sums = chance_sums(source, Unigram.of(tokens), micro_batch=_JUDGED_ROWS, eos_id=tokens.eos_id)
     chance = float(sums[:, 1].sum() / sums[:, 0].sum())
-    events.write("evaluation", which="chance", holdout_loss=chance)
+    channel.write("evaluation", which="chance", holdout_loss=chance)
     doubt = doubts(teacher.holdout_loss, chance)
     if doubt is None:
         said = (
             f"The teacher's loss on the hold-out is {teacher.holdout_loss:.2f}, and {chance:.2f} that of a model that "
             "only counts how often each token comes."
         )
-        events.log("info", said, "judged")
+        channel.log("info", said, "judged")
         return
-    events.log(
+    channel.log(
         "warning",
         f"{doubt} A student learns little from such records. Use text of a kind that the teacher knows, or another "
         "teacher; --kd_weight below 1 mixes in the labels.",
@@ -196,8 +195,7 @@ def _score(
     settings: RunConfig,
     tokens: TokenFile,
     store: CacheStore,
-    events: EventWriter,
-    control: PhaseControl,
+    channel: Channel,
     rank: Rank,
 ) -> dict[str, Any] | None:
     """Score the rank's rows; None if it has nothing to do, and the teacher is not loaded."""
@@ -227,35 +225,34 @@ def _score(
         return None
     teacher = load_teacher(run, settings, device, dtype)
     if settings.layer_by_layer and teacher.note:
-        events.log("info", teacher.note, "not-bit-equal")
+        channel.log("info", teacher.note, "not-bit-equal")
     try:
         if cuts:
-            cut_student(run, settings, spec, lambda: teacher, tokens, events, control)
+            cut_student(run, settings, spec, lambda: teacher, tokens, channel)
         if rank.number == 0:
             _keep_samples(run, teacher, tokens, settings.seed)
-        result = score(
-            teacher=teacher,
-            tokens=tokens,
-            store=store,
-            splits=SPLITS,
-            events=events,
-            control=control,
-            relief=Relief(teacher, events, also="the next waves are half as long"),
-            rank=rank,
-            settings=ScoreSettings(
-                micro_batch=micro_batch,
-                wave_tokens=most_tokens,
-                chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
-                record_size=settings.record_size,
-                temperature=settings.temperature,
-                seed=settings.seed,
-            ),
-        )
+        with channel.saving_memory(teacher, also="the next waves are half as long"):
+            result = score(
+                teacher=teacher,
+                tokens=tokens,
+                store=store,
+                splits=SPLITS,
+                channel=channel,
+                rank=rank,
+                settings=ScoreSettings(
+                    micro_batch=micro_batch,
+                    wave_tokens=most_tokens,
+                    chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
+                    record_size=settings.record_size,
+                    temperature=settings.temperature,
+                    seed=settings.seed,
+                ),
+            )
     finally:
         teacher.close()
     return {
         "tokens": result.tokens,
-        "seconds": time.monotonic() - began - control.paused_seconds,
+        "seconds": time.monotonic() - began - channel.paused_seconds,
         "tokens_per_second": result.tokens / max(result.seconds, 1e-9),
         "working_seconds": result.seconds,
         "rows_scored": result.rows,
@@ -263,7 +260,7 @@ def _score(
     }
 
 
-def _only_cut(run: Run, settings: RunConfig, tokens: TokenFile, events: EventWriter, control: PhaseControl) -> None:
+def _only_cut(run: Run, settings: RunConfig, tokens: TokenFile, channel: Channel) -> None:
     """Cut the student though nothing has to be scored; the teacher is loaded where something has to be measured."""
     from engine.phases.device import prepare_torch
 
@@ -275,7 +272,7 @@ def _only_cut(run: Run, settings: RunConfig, tokens: TokenFile, events: EventWri
         return loaded[0]
 
     try:
-        cut_student(run, settings, teacher_spec(settings), teacher, tokens, events, control)
+        cut_student(run, settings, teacher_spec(settings), teacher, tokens, channel)
     finally:
         for each in loaded:
             each.close()

@@ -6,7 +6,6 @@ too.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
@@ -15,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.channel.control import PhaseControl
-from engine.channel.events import EventWriter
-from engine.channel.pressure import Relief
+from engine.channel.channel import Channel
 from engine.errors import BadNumbers
 from engine.models.memory import return_memory, return_memory_if_scarce
 from engine.student.checkpoint import Checkpoints
@@ -73,9 +70,7 @@ def learn(
     limits: SampleLimits | None = None,
     seed: int,
     loss_scale: LossScale,
-    events: EventWriter,
-    control: PhaseControl,
-    relief: Relief | None = None,
+    channel: Channel,
 ) -> Learned:
     """Run phase 2, or continue it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
 
@@ -89,7 +84,7 @@ def learn(
     limits = limits or SampleLimits()
     of_teacher = DocumentSums(eos_id)
     teacher = evaluate_teacher(training.source, micro_batch=training.order.micro_batch, documents=of_teacher)
-    events.write("evaluation", which="teacher", **teacher.as_dict())
+    channel.write("evaluation", which="teacher", **teacher.as_dict())
 
     def texts_by(next_logits: Callable[[Tensor], Tensor]) -> list[list[int]]:
         return continuations(
@@ -109,19 +104,19 @@ def learn(
             return world.led(next_logits_of(training.learner), texts_by) or []
         return [] if training.rank.number else texts_by(next_logits_of(training.learner))
 
-    progress = resume(training, checkpoints, events)
+    progress = resume(training, checkpoints, channel)
     if progress is None:
         of_before = DocumentSums(eos_id)
-        before = _measured(training, "student_before", events, control, of_before)
+        before = _measured(training, "student_before", channel, of_before)
         notes = {"before": asdict(before), "before_documents": of_before.table().tolist(), "before_texts": texts()}
         progress = Progress(loss_scale=loss_scale, notes=notes)
         return_memory_if_scarce()
-    train(training, progress, checkpoints, events, control, relief)
+    train(training, progress, checkpoints, channel)
 
     best = best_checkpoint(training, progress, checkpoints)
     if best is not None:
         best.load_weights(training.learner.trainable.tensors())
-        events.log(
+        channel.log(
             "info",
             f"The student of step {best.step} is kept: its hold-out loss was the lowest, {progress.best_loss:.4f}.",
             "best-checkpoint",
@@ -129,7 +124,7 @@ def learn(
     training.optimizer.release()
     return_memory()
     of_after = DocumentSums(eos_id)
-    after = _measured(training, "student_after", events, control, of_after)
+    after = _measured(training, "student_after", channel, of_after)
     if not math.isfinite(after.holdout_loss):
         raise BadNumbers(
             "The student's loss on the hold-out text is not a number.",
@@ -167,12 +162,9 @@ def next_logits_of(learner: Learner) -> Callable[[Tensor], Tensor]:
     return next_logits
 
 
-def _measured(
-    training: Training, which: str, events: EventWriter, control: PhaseControl, documents: DocumentSums
-) -> Metrics:
+def _measured(training: Training, which: str, channel: Channel, documents: DocumentSums) -> Metrics:
     # Before the first step nothing is lost by stopping here, and after the last one everything is in a checkpoint.
-    world = training.world
-    with contextlib.nullcontext() if world is None else control.agreeing(world.agree):
-        metrics = look(training, on_batch=control.safe_point, documents=documents)
-    events.write("evaluation", which=which, **metrics.as_dict())
+    with channel.agreeing(training.world):
+        metrics = look(training, on_batch=channel.safe_point, documents=documents)
+    channel.write("evaluation", which=which, **metrics.as_dict())
     return metrics

@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-from engine.channel.control import PhaseControl
-from engine.channel.events import EventWriter
-from engine.channel.pressure import Relief
+from engine.channel.channel import PROGRESS_SECONDS, Channel
 from engine.errors import BadNumbers, CorruptState
 from engine.models.memory import return_memory_if_scarce
 from engine.ranks import ALONE, Rank
@@ -46,8 +44,6 @@ BAD_STEPS_IN_A_ROW = 5
 # hundreds of tokens and more, and the worst text that a model can read costs it some ln(vocabulary), 7 to 12 nats.
 _EXPLODED_FACTOR, _EXPLODED_MARGIN = 3.0, 3.0
 _USUAL_MEMORY, _STEPS_BEFORE_USUAL = 0.95, 20
-
-_PROGRESS_SECONDS = 0.5
 
 
 @dataclass
@@ -138,7 +134,7 @@ class Training:
         return ALONE if self.world is None else self.world.rank
 
 
-def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) -> Progress | None:
+def resume(training: Training, checkpoints: Checkpoints, channel: Channel) -> Progress | None:
     """Restore the newest undamaged checkpoint; None if there is none. Rank 0 says which one all ranks take."""
     if training.rank.number == 0:
         checkpoints.sweep()
@@ -151,7 +147,7 @@ def resume(training: Training, checkpoints: Checkpoints, events: EventWriter) ->
     latest.restore_generators()
     if training.rank.number:  # other rows, other dropout
         torch.manual_seed(training.order.seed + (latest.step << 16) + training.rank.number)
-    events.log("info", f"Training continues after step {latest.step}, from {latest.path}.", "resumed-checkpoint")
+    channel.log("info", f"Training continues after step {latest.step}, from {latest.path}.", "resumed-checkpoint")
     return Progress.read(latest.state)
 
 
@@ -159,9 +155,7 @@ def train(
     training: Training,
     progress: Progress,
     checkpoints: Checkpoints,
-    events: EventWriter,
-    control: PhaseControl,
-    relief: Relief | None = None,
+    channel: Channel,
 ) -> None:
     """Train to the end; ``progress`` and the model are then those of the last step.
 
@@ -173,34 +167,34 @@ def train(
     """
     learner, order = training.learner, training.order
     looks = evaluation_steps(order.total_steps, training.evaluations)
-    pace = _Pace(progress, order.total_steps, events, control)
+    pace = _Pace(progress, order.total_steps, channel)
     saved_step = progress.step
     learner.model.train()
     world = training.world
-    together = contextlib.nullcontext() if world is None else control.agreeing(world.agree)
     is_even = world is not None and world.is_sharded
-    with together, Prefetch(training.source, order, progress.step, rank=training.rank, even=is_even) as ahead:
+    with (
+        channel.agreeing(world),
+        Prefetch(training.source, order, progress.step, rank=training.rank, even=is_even) as ahead,
+    ):
         while progress.step < order.total_steps:
-            if relief is not None:
-                relief.look()
             pace.begin()
             learning_rate = training.schedule.learning_rate(progress.step)
             with contextlib.nullcontext() if world is None else world.passing():
                 result = _step(training, progress, ahead, learning_rate)
             progress.step += 1
-            _count(result, progress, events)
+            _count(result, progress, channel)
             pace.end(result, learning_rate)
 
             is_look = progress.step in looks
             if is_look:
                 metrics = look(training, limit_rows=training.evaluation_rows)
-                events.write("evaluation", which="student_during", step=progress.step, **metrics.as_dict())
+                channel.write("evaluation", which="student_during", step=progress.step, **metrics.as_dict())
                 _keep_best(progress, metrics)
                 return_memory_if_scarce()
-            if is_look or control.stopping or progress.step % training.checkpoint_every == 0:
-                save(training, progress, checkpoints, events)
+            if is_look or channel.stopping or progress.step % training.checkpoint_every == 0:
+                save(training, progress, checkpoints, channel)
                 saved_step = progress.step
-            control.safe_point()
+            channel.safe_point()
     assert saved_step == progress.step, "the last step is a look, and a look is saved"
 
 
@@ -247,7 +241,7 @@ def look(
     )
 
 
-def save(training: Training, progress: Progress, checkpoints: Checkpoints, events: EventWriter) -> None:
+def save(training: Training, progress: Progress, checkpoints: Checkpoints, channel: Channel) -> None:
     """Write a checkpoint and an event; rank 0 does, and the others give it what it does not have."""
     weights: Mapping[str, Stored] = training.learner.trainable.tensors()
     moments: Mapping[str, Stored] = training.optimizer.state()
@@ -266,7 +260,7 @@ def save(training: Training, progress: Progress, checkpoints: Checkpoints, event
         state={**asdict(progress), "updates": training.optimizer.updates},
         best_step=progress.best_step,
     )
-    events.write("checkpoint", path=str(path), step=progress.step, bytes=num_bytes)
+    channel.write("checkpoint", path=str(path), step=progress.step, bytes=num_bytes)
 
 
 def best_checkpoint(training: Training, progress: Progress, checkpoints: Checkpoints) -> StudentCheckpoint | None:
@@ -312,7 +306,7 @@ def _keep_best(progress: Progress, metrics: Metrics) -> None:
         progress.best_step, progress.best_loss = progress.step, loss
 
 
-def _count(result: StepResult, progress: Progress, events: EventWriter) -> None:
+def _count(result: StepResult, progress: Progress, channel: Channel) -> None:
     if not result.is_bad:
         progress.skipped_in_a_row = 0
         if result.applied:
@@ -325,7 +319,7 @@ def _count(result: StepResult, progress: Progress, events: EventWriter) -> None:
     found = f"its loss is {result.loss:g} and its gradient's norm {result.grad_norm:g}"
     if has_exploded:
         found = f"its loss is {result.loss:g}, where {progress.usual_loss:.3g} is usual"
-    events.log(
+    channel.log(
         "warning",
         f"Step {progress.step} was skipped: {found}. The student is as it was before; {progress.skipped} skipped so "
         "far.",
@@ -347,25 +341,23 @@ def _count(result: StepResult, progress: Progress, events: EventWriter) -> None:
 class _Pace:
     """Reporter of the training's progress and speed."""
 
-    def __init__(self, progress: Progress, total_steps: int, events: EventWriter, control: PhaseControl) -> None:
+    def __init__(self, progress: Progress, total_steps: int, channel: Channel) -> None:
         self._progress = progress
         self._total_steps = total_steps
-        self._events = events
-        self._control = control
-        self._told = -math.inf
+        self._channel = channel
         self._steps, self._seconds = 0, 0.0
 
     def begin(self) -> None:
         self._began = time.monotonic()
-        self._paused = self._control.paused_seconds
+        self._paused = self._channel.paused_seconds
 
     def end(self, result: StepResult, learning_rate: float) -> None:
-        progress, now = self._progress, time.monotonic()
-        seconds = now - self._began - (self._control.paused_seconds - self._paused)
+        progress = self._progress
+        seconds = time.monotonic() - self._began - (self._channel.paused_seconds - self._paused)
         progress.seconds += seconds
         self._steps += 1
         self._seconds += seconds
-        self._events.write(
+        self._channel.write(
             "metric",
             step=progress.step,
             total_steps=self._total_steps,
@@ -376,8 +368,8 @@ class _Pace:
             grad_norm=result.grad_norm,
             tokens_per_second=result.tokens / max(seconds, 1e-9),
         )
-        if now - self._told >= _PROGRESS_SECONDS or progress.step == self._total_steps:
-            self._told = now
-            rate = self._steps / max(self._seconds, 1e-9)
-            left = (self._total_steps - progress.step) / max(rate, 1e-9)
-            self._events.progress(progress.step, self._total_steps, "steps", rate, left)
+        rate = self._steps / max(self._seconds, 1e-9)
+        at_end = progress.step == self._total_steps
+        self._channel.progress(
+            progress.step, self._total_steps, "steps", rate=rate, seconds=0 if at_end else PROGRESS_SECONDS
+        )

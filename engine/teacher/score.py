@@ -30,16 +30,13 @@ from torch import Tensor
 from engine.cache.counter import SAMPLING, uniforms
 from engine.cache.record import Places
 from engine.cache.store import CacheStore
-from engine.channel.control import PhaseControl
-from engine.channel.events import EventWriter
-from engine.channel.pressure import Relief
+from engine.channel.channel import PROGRESS_SECONDS, Channel
 from engine.data.tokens import Rows, Split, TokenFile
 from engine.models.documents import Documents, batches_of, find_documents
 from engine.models.transfer import to_device
 from engine.ranks import ALONE, Rank
 from engine.teacher.head import Scored, records_from_hidden
 
-_SECONDS_BETWEEN_EVENTS = 0.5
 # Work left after the last layer of a streamed wave: the lm_head.
 _LAYERS_SHARE = 0.9
 
@@ -113,9 +110,7 @@ def score(
     store: CacheStore,
     splits: Sequence[Split],
     settings: ScoreSettings,
-    events: EventWriter,
-    control: PhaseControl,
-    relief: Relief | None = None,
+    channel: Channel,
     rank: Rank = ALONE,
 ) -> ScoreResult:
     """Score every row of this rank whose records are not in the store.
@@ -126,16 +121,15 @@ def score(
         store: takes the records; one shard for each wave.
         splits: the rows to score, in this order.
         settings: of records and passes.
-        events: gets ``progress`` and ``shard``.
-        control: checked at safe points; a stop loses at most one wave.
-        relief: watches memory; while it is short, waves are shorter, which changes shards but no record.
+        channel: gets ``progress`` and ``shard``. A stop at one of its safe points loses at most one wave. While memory
+            is short, waves are shorter, which changes shards but no record.
         rank: which waves are this process's; every process of the world needs the same rows and waves.
 
     Raises:
         Stopped: the user stopped the run.
         BadNumbers: the teacher gives NaN or infinity.
     """
-    progress = _Progress(tokens, store, splits, events, control, relief, rank)
+    progress = _Progress(tokens, store, splits, channel, rank)
     scored_tokens = scored_rows = shards = 0
     micro_batch, rows_in_wave = settings.micro_batch, settings.rows_in_wave(tokens.sequence_length)
     waves = _Waves(tokens, splits, rows_in_wave, rank)
@@ -144,17 +138,15 @@ def score(
         is_holdout = split == "holdout"
         end = 0
         while end < len(hashes):
-            if relief is not None:
-                relief.look()
+            channel.safe_point()
             start = end
             # Waves keep their boundaries, or the shards of a resumed run would differ.
             end = min(len(hashes), (start // rows_in_wave + 1) * rows_in_wave)
-            if relief is not None and relief.is_short:
+            if channel.memory_is_short:
                 end = min(end, start + max(micro_batch, rows_in_wave // 2))
             indices = waves.missing(store, split, range(start, end))
             if not indices:
                 continue
-            control.safe_point()
             rows = tokens.rows(split, indices)
             counts = rows.scored.sum(1)
             wave = _Wave(rows, micro_batch * tokens.sequence_length, tokens.sequence_length, settings.seed)
@@ -169,7 +161,7 @@ def score(
             )
             kept = (records if is_holdout else records.without_top1()).take(wave.row_order())
             entry = store.commit(list(zip(rows.hashes, counts.tolist(), strict=True)), kept, wave.places())
-            events.write("shard", path=entry.name, tokens=entry.tokens, bytes=entry.bytes)
+            channel.write("shard", path=entry.name, tokens=entry.tokens, bytes=entry.bytes)
             progress.wave_done()
             scored_tokens += int(counts.sum())
             scored_rows += len(indices)
@@ -305,18 +297,13 @@ class _Progress:
         tokens: TokenFile,
         store: CacheStore,
         splits: Sequence[Split],
-        events: EventWriter,
-        control: PhaseControl,
-        relief: Relief | None,
+        channel: Channel,
         rank: Rank,
     ) -> None:
         self._store = store
         self._rank = rank
-        self._events = events
-        self._relief = relief
-        self._control = control
-        self._began = time.monotonic() - control.paused_seconds
-        self._last = 0.0
+        self._channel = channel
+        self._began = time.monotonic() - channel.paused_seconds
         self._total = sum(tokens.num_scored(split) for split in splits)
         self._before = 0
         for split in splits:
@@ -329,7 +316,7 @@ class _Progress:
     @property
     def seconds(self) -> float:
         """Time since the beginning, without pauses."""
-        return time.monotonic() - self._began - self._control.paused_seconds
+        return time.monotonic() - self._began - self._channel.paused_seconds
 
     def wave(self, tokens: int) -> None:
         """A wave of so many scored tokens begins."""
@@ -357,23 +344,14 @@ class _Progress:
         """Everything of this rank is scored."""
         if self._rank.world == 1:
             self._before = self._total - self._committed
-        self._last = 0.0
-        self._tell(safe=False)
+        self._tell(safe=False, seconds=0)
 
-    def _tell(self, *, safe: bool = True) -> None:
+    def _tell(self, *, safe: bool = True, seconds: float = PROGRESS_SECONDS) -> None:
         if safe:
-            self._control.safe_point()
-            if self._relief is not None:
-                self._relief.look()
-        now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_EVENTS * self._rank.world:
-            return
-        self._last = now
+            self._channel.safe_point()
         scored = self._committed + self._in_wave
         if self._rank.world > 1:  # of all ranks what is committed, as none knows how far into a wave the others are
             scored = self._committed + self._store.tokens_of_others()
         done = min(self._total, self._before + scored)
         rate = scored / self.seconds if scored and self.seconds > 0 else None
-        self._events.progress(
-            done, self._total, "tokens", rate=rate, eta_seconds=(self._total - done) / rate if rate else None
-        )
+        self._channel.progress(done, self._total, "tokens", rate=rate, seconds=seconds * self._rank.world)

@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from engine.cache.store import CacheIdentity, CacheStore
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
@@ -76,16 +76,14 @@ def measure(size: int) -> dict[str, Any]:
     """Score some rows, then learn from them, with a clock at the store's two doors."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        events = EventWriter(folder / "events.jsonl")
-        control = PhaseControl.inert()
+        channel = Channel(EventWriter(folder / "events.jsonl"))
         teacher_spec = read_spec(str(DEMO_TEACHER))
         prepare(
             source=open_source("python-docs", text_field=None, split="train"),
             teacher=teacher_spec,
             student=None,
             out=folder / "tokens.h5",
-            events=events,
-            control=control,
+            channel=channel,
             settings=PrepareSettings(sequence_length=LENGTH, samples=ROWS, holdout=0.05, packing=True),
         )
         tokens = TokenFile(folder / "tokens.h5")
@@ -100,8 +98,7 @@ def measure(size: int) -> dict[str, Any]:
             tokens=tokens,
             store=store,
             splits=["train"],
-            events=events,
-            control=control,
+            channel=channel,
             settings=ScoreSettings(
                 micro_batch=BATCH,
                 wave_tokens=wave_tokens(teacher_spec.hidden_size, BATCH * LENGTH, layer_by_layer=False),

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from engine import phase, run_control, walk
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
 from engine.phase_kinds import PHASES
 from engine.planner.live_runs import live_runs
@@ -139,7 +139,7 @@ def count_over_runs(harness: Harness, told: Path) -> int:
         run = Run.open(harness.new_run())
         for name in PHASES:
             events = EventWriter(run.events_path, phase=name)
-            phase._body(name)(run, events, PhaseControl.inert())
+            phase._body(name)(run, Channel(events))
             events.close()
         gc.collect()
         shared = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in line]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.errors import RecordsMissing
 from engine.student.train import Progress, train
 from tests.engine.student.small_run import make_run
@@ -27,7 +27,7 @@ def test_batch_that_fails_ends_the_training(tmp_path: Path, error: Exception) ->
     training.learner.model.register_forward_pre_hook(fail)
     events = run.events()
     with pytest.raises(type(error)):
-        train(training, Progress(), run.checkpoints(events), events, PhaseControl.inert())
+        train(training, Progress(), run.checkpoints(events), Channel(events))
 
 
 def test_record_that_is_missing_ends_the_training(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.channel.channel import Channel
 from engine.errors import Stopped
 from engine.student.train import resume
 from tests.engine.student.small_run import make_run
@@ -23,7 +24,7 @@ def test_weights_moments_place_counters_and_generators_come_back(tmp_path: Path)
 
     torch.manual_seed(2)
     again = run.training()
-    progress = resume(again, run.checkpoints(run.events()), run.events())
+    progress = resume(again, run.checkpoints(run.events()), Channel(run.events()))
     assert progress is not None
     assert (progress.step, progress.tokens) == (3, 3 * 4 * 23)
     assert progress.best_step == 3

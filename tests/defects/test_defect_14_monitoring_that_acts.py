@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from engine import backoff
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
-from engine.channel.pressure import Relief
 from engine.config import RunConfig
 from engine.machine.memory_watch import MemoryWatch
 from engine.models.stream import StreamedTeacher
@@ -18,15 +18,13 @@ from tests.tiny import tiny_model
 def test_a_teacher_reads_nothing_ahead_while_memory_is_short_and_does_again_when_there_is_room(tmp_path: Path) -> None:
     teacher = StreamedTeacher(tiny_model("llama"), dtype=torch.float32, device=torch.device("cpu"), check=False)
     free, seconds = iter([2**30, 1, 2**30]), iter(range(10))
-    relief = Relief(
-        teacher,
-        EventWriter(tmp_path / "events.jsonl"),
-        watch=MemoryWatch(2**30, lambda: next(free), lambda: next(seconds)),
-    )
-    reads_ahead = []
-    for _ in range(3):
-        relief.look()
-        reads_ahead.append(teacher.prefetch)
+    channel = Channel(EventWriter(tmp_path / "events.jsonl"))
+    watch = MemoryWatch(2**30, lambda: next(free), lambda: next(seconds))
+    with channel.saving_memory(teacher, watch=watch):
+        reads_ahead = [teacher.prefetch]
+        for _ in range(2):
+            channel.safe_point()
+            reads_ahead.append(teacher.prefetch)
     assert reads_ahead == [True, False, True]
     assert [event["code"] for event in read_events(tmp_path / "events.jsonl")] == ["memory-short", "memory-room"]
 

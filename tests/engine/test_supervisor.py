@@ -167,7 +167,7 @@ PHASE = """
 import sys, torch
 from engine import phase
 from engine.errors import ModelError, TokensDamaged
-def fail(run, events, control):
+def fail(run, channel):
     try:
         raise {first}
     except Exception as error:
@@ -198,7 +198,7 @@ BUSY = """
 import sys, time
 from engine import phase
 phase._ORPHAN_SECONDS = 0.5
-phase._body = lambda name: lambda run, events, control: time.sleep(600)
+phase._body = lambda name: lambda run, channel: time.sleep(600)
 phase.main(["prepare", sys.argv[1], sys.argv[2]])
 """
 SUPERVISOR = """

@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.cache.counter import SAMPLING, row_key, uniforms
 from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.data.prepare import PrepareSettings, prepare
 from engine.data.sources import open_source
@@ -51,7 +51,7 @@ class Material:
     def __init__(self, setting: Setting, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._events = EventWriter(folder / "events.jsonl")
+        self._channel = Channel(EventWriter(folder / "events.jsonl"))
         self._make_tokens(setting)
         self.tokens = TokenFile(folder / "tokens.h5")
         self.teacher = ResidentTeacher(setting.teacher, dtype=getattr(torch, setting.precision))
@@ -122,8 +122,7 @@ class Material:
             teacher=read_spec(str(setting.teacher)),
             student=None,
             out=path,
-            events=self._events,
-            control=PhaseControl.inert(),
+            channel=self._channel,
             settings=PrepareSettings(
                 sequence_length=setting.sequence_length, samples=setting.rows, holdout=min(share, 0.1), packing=True
             ),
@@ -164,8 +163,7 @@ class Material:
                 tokens=self.tokens,
                 store=store,
                 splits=[split],
-                events=self._events,
-                control=PhaseControl.inert(),
+                channel=self._channel,
                 settings=ScoreSettings(
                     micro_batch=1,
                     wave_tokens=_WAVE_TOKENS,

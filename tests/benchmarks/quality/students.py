@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import transformers
 
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.data.tokens import TokenFile
 from engine.models.demo import DEMO_TEACHER
@@ -306,7 +306,7 @@ def _train(
             began = time.process_time()
             events = EventWriter(Path(folder) / "events.jsonl")
             checkpoints = Checkpoints(Path(folder) / f"checkpoints-{steps}", keep=1, on_problem=lambda problem: None)
-            train(made, Progress(), checkpoints, events, PhaseControl.inert())
+            train(made, Progress(), checkpoints, Channel(events))
             return made, time.process_time() - began
 
         if minutes:

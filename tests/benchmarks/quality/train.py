@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.models.load import load_causal_lm
 from engine.planner.sizes import head_chunk_tokens
@@ -62,6 +62,6 @@ def train_arm(setting: Setting, material: Material, arm: Arm, seed: int) -> dict
     with tempfile.TemporaryDirectory() as folder:
         events = EventWriter(Path(folder) / "events.jsonl")
         checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1, on_problem=lambda problem: None)
-        train(training, Progress(), checkpoints, events, PhaseControl.inert())
+        train(training, Progress(), checkpoints, Channel(events))
     metrics = look(training)
     return {**metrics.as_dict(), "processor_seconds": time.process_time() - began}

@@ -12,7 +12,7 @@ from engine.channel.events import EventWriter, Tail, read_events
 
 def test_what_is_written_is_read_in_order(tmp_path):
     writer = EventWriter(tmp_path / "events.jsonl", phase="teacher")
-    writer.progress(1, 10, "rows", rate=2.5, eta_seconds=3.6)
+    writer.write("progress", done=1, total=10, unit="rows", rate=2.5, eta_seconds=3.6)
     writer.log("info", "hello", code="greeting")
     first, second = read_events(tmp_path / "events.jsonl")
     assert (first["kind"], first["phase"], first["done"], first["eta_seconds"]) == ("progress", "teacher", 1, 3.6)

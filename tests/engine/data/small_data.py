@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.channel.events import EventWriter
 from engine.data.prepare import PrepareResult, PrepareSettings, prepare
@@ -17,7 +18,7 @@ from engine.models.spec import read_spec
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
-def run_prepare(data: Path | str, out: Path, **other: Any) -> PrepareResult:
+def run_prepare(data: Path | str, out: Path, *, control: PhaseControl | None = None, **other: Any) -> PrepareResult:
     """Prepare with small settings; ``other`` replaces any of them. Events go beside ``out``."""
     events = EventWriter(out.parent / "events.jsonl", phase="prepare")
     try:
@@ -28,13 +29,12 @@ def run_prepare(data: Path | str, out: Path, **other: Any) -> PrepareResult:
             "samples": None,
             "holdout": 0.2,
             "packing": True,
-            "control": PhaseControl.inert(),
         }
         if "source" not in other:
             other["source"] = open_source(str(data), text_field=None, split="train")
         arguments |= other
         asked = {field.name: arguments.pop(field.name) for field in fields(PrepareSettings) if field.name in arguments}
-        return prepare(**arguments, settings=PrepareSettings(**asked), out=out, events=events)
+        return prepare(**arguments, settings=PrepareSettings(**asked), out=out, channel=Channel(events, control))
     finally:
         events.close()
 

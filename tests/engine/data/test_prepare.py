@@ -125,7 +125,7 @@ def test_same_settings_leave_the_same_file(notes: Path, tmp_path: Path) -> None:
 
 
 def test_stopping_leaves_no_file(notes: Path, tmp_path: Path) -> None:
-    control = PhaseControl.inert()
+    control = PhaseControl()
     control._stop = True
     with pytest.raises(Stopped):
         run(notes, tmp_path, control=control)
@@ -135,7 +135,7 @@ def test_stopping_leaves_no_file(notes: Path, tmp_path: Path) -> None:
 def test_stopping_in_the_middle_leaves_no_file_and_the_old_one_as_it_was(notes: Path, tmp_path: Path) -> None:
     run(notes, tmp_path)
     before = (tmp_path / "tokens.h5").read_bytes()
-    control = PhaseControl.inert()
+    control = PhaseControl()
     endless = _Endless(stop=lambda: setattr(control, "_stop", True), after=2_000)
     with pytest.raises(Stopped):
         run(notes, tmp_path, control=control, source=endless)

@@ -20,7 +20,7 @@ NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 PROGRAM = """
 import ctypes, sys
 from engine import phase
-def body(run, events, control):
+def body(run, channel):
     getenv = ctypes.CDLL(None).getenv
     getenv.restype = ctypes.c_char_p
     print(getenv(b"ONEDNN_PRIMITIVE_CACHE_CAPACITY").decode())

@@ -10,7 +10,7 @@ import pytest
 
 from engine.cache.record import Records
 from engine.cache.store import CacheStore
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.data.tokens import SPLITS, Split, TokenFile
 from engine.phases.prepare import run_prepare
@@ -75,7 +75,7 @@ def made(folder: Path, text: Path, family: str = "llama", **settings: Any) -> Ru
 
 
 def go(phase: Any, run: Run) -> None:
-    phase(run, EventWriter(run.events_path, phase="x", log_path=run.log_path), PhaseControl.inert())
+    phase(run, Channel(EventWriter(run.events_path, phase="x", log_path=run.log_path)))
 
 
 def on_the_gpu(phase: Any, run: Run) -> Counts:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
 from engine.config import RunConfig
 from engine.errors import FolderError, ModelError, SettingsError, TokenizerMismatch
@@ -37,7 +38,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def check(folder: Path, events: EventWriter) -> None:
-    check_end(read_spec(folder), read_spec(tiny_model("llama")), folder.parent / "student", events)
+    check_end(read_spec(folder), read_spec(tiny_model("llama")), folder.parent / "student", Channel(events))
 
 
 def test_a_student_with_the_teachers_tokenizer_passes_and_nothing_is_left(folder: Path, events: EventWriter) -> None:

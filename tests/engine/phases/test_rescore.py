@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.cache.store import CacheIdentity, CacheStore
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.cli.cache import main
 from engine.data.tokens import SPLITS, TokenFile, TokenFileWriter
@@ -39,8 +39,7 @@ def a_run(folder: Path, *, scored_by: Path, claimed: Path) -> Path:
             tokens=tokens,
             store=store,
             splits=SPLITS,
-            events=EventWriter(folder / "events.jsonl"),
-            control=PhaseControl.inert(),
+            channel=Channel(EventWriter(folder / "events.jsonl")),
             settings=ScoreSettings(
                 micro_batch=3, wave_tokens=200, chunk_tokens=16, record_size=8, temperature=1.0, seed=0
             ),

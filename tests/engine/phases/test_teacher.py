@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.errors import CacheMismatch
 from engine.phases.teacher import open_store
@@ -17,8 +17,7 @@ def opened(folder: Path, **settings: Any) -> Path:
     """Where a run's records lie, once it has opened them for writing."""
     folder.mkdir(exist_ok=True)
     run = Run(folder, {"settings": {"teacher": str(tiny_model("llama")), "precision": "fp32", **settings}})
-    events = EventWriter(run.events_path)
-    with open_store(run, run.settings, VOCAB_SIZE, events, PhaseControl.inert()) as store:
+    with open_store(run, run.settings, VOCAB_SIZE, Channel(EventWriter(run.events_path)), writable=True) as store:
         return store.path
 
 

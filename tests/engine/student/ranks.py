@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, RankLost, Stopped
 from engine.models.load import load_causal_lm
@@ -91,8 +92,9 @@ def go_on(
     training = replace(training, order=order)
     events = run.events()
     checkpoints = run.checkpoints(events)
-    progress = resume(training, checkpoints, events) or Progress()
-    train(training, progress, checkpoints, events, control or PhaseControl.inert())
+    channel = Channel(events, control)
+    progress = resume(training, checkpoints, channel) or Progress()
+    train(training, progress, checkpoints, channel)
     keep_weights(training, folder)
 
 

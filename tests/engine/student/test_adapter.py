@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.errors import DiskFull
 from engine.models.adapter_shape import AdapterShape
 from engine.models.linears import decoder_linears
@@ -106,7 +106,7 @@ def test_only_the_named_layers_are_adapted(targets: tuple[str, ...]) -> None:
 def train_to_the_end(run: SmallRun, learner: Learner, **changes: Any) -> Progress:
     training = run.training(learner, learning_rate=2e-2, **changes)
     progress = Progress()
-    train(training, progress, run.checkpoints(run.events(), keep=9), run.events(), PhaseControl.inert())
+    train(training, progress, run.checkpoints(run.events(), keep=9), Channel(run.events()))
     return progress
 
 
@@ -138,10 +138,10 @@ def test_a_stopped_training_goes_on_to_the_same_bits(run: SmallRun) -> None:
     fresh = run.learner(adapter=SHAPE)
     training = run.training(fresh, learning_rate=2e-2, checkpoint_every=1)
     checkpoints = run.checkpoints(run.events(), keep=9)
-    progress = resume(training, checkpoints, run.events())
+    progress = resume(training, checkpoints, Channel(run.events()))
     assert progress is not None
     assert progress.step < 6
-    train(training, progress, checkpoints, run.events(), PhaseControl.inert())
+    train(training, progress, checkpoints, Channel(run.events()))
     torch.testing.assert_close(fresh.trainable.tensors(), expected, rtol=0, atol=0)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.student.train import Progress, resume, train
 from tests.engine.student.small_run import make_run, open_run
 from tests.tiny import tiny_model
@@ -46,8 +46,9 @@ def train_to_the_end(folder: Path) -> None:
             module.p = 0.1
     events = run.events()
     checkpoints = run.checkpoints(events)
-    progress = resume(training, checkpoints, events) or Progress()
-    train(training, progress, checkpoints, events, PhaseControl.inert())
+    channel = Channel(events)
+    progress = resume(training, checkpoints, channel) or Progress()
+    train(training, progress, checkpoints, channel)
     torch.save({**training.learner.model.state_dict(), "tokens": torch.tensor(progress.tokens)}, folder / "end.pt")
 
 

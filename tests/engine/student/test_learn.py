@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import BadNumbers, Stopped
 from engine.student.generate import holdout_prompts
@@ -27,8 +28,7 @@ def run_phase(run: SmallRun, training: Training, control: PhaseControl | None = 
         end_ids={0},
         seed=1,
         loss_scale=LossScale(),
-        events=events,
-        control=control or PhaseControl.inert(),
+        channel=Channel(events, control),
     )
 
 
@@ -71,7 +71,7 @@ def test_resumed_run_reports_what_it_found_before_the_stop(run: SmallRun, tmp_pa
 
 
 def test_stop_during_the_first_measurement_is_heard(run: SmallRun) -> None:
-    control = PhaseControl.inert()
+    control = PhaseControl()
     control._heard(signal.SIGTERM, None)
     with pytest.raises(Stopped):
         run_phase(run, run.training(), control)

@@ -11,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST
 from engine.models.load import load_causal_lm
@@ -107,7 +108,7 @@ def test_a_checkpoint_and_a_student_have_the_bytes_of_one_process(
         run = open_run(tmp_path)
         training = training_of(run, architecture, world=ranks, bits=bits)
         events = run.events()
-        progress = resume(training, run.checkpoints(events), events)
+        progress = resume(training, run.checkpoints(events), Channel(events))
         assert progress is not None
         save(training, progress, Checkpoints(tmp_path / "again", keep=9, on_problem=pytest.fail), events)
         tensors = ranks.whole(training.learner.trainable.tensors(), training.optimizer.parameters)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.channel.control import PhaseControl
+from engine.channel.channel import Channel
 from engine.errors import ModelError
 from engine.models.adapter_shape import AdapterShape
 from engine.models.load import load_causal_lm
@@ -50,7 +50,7 @@ def streamed(folder: Path, dtype: torch.dtype, method: Method) -> StreamedLearne
 def trained(run: SmallRun, learner: Learner, name: str) -> tuple[dict[str, Tensor], Any]:
     training = run.training(learner, learning_rate=2e-2, steps=3, gradient_accumulation=3)
     events = run.events()
-    train(training, Progress(), run.checkpoints(events), events, PhaseControl.inert())
+    train(training, Progress(), run.checkpoints(events), Channel(events))
     metrics = evaluate(learner, run.source, vocab_size=320, temperature=1.0, micro_batch=2, chunk_tokens=16)
     for entry in (run.folder / "checkpoints").glob("step-*"):
         entry.rename(entry.with_name(f"{name}-{entry.name}"))

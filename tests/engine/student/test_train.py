@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
-from engine.channel.pressure import Relief
 from engine.errors import BadNumbers, Stopped
 from engine.machine.memory_watch import MemoryWatch
 from engine.phases.student_memory import StudentSaver
@@ -43,8 +44,9 @@ class StopsAfter(PhaseControl):
 def go(run: SmallRun, training: Training, control: PhaseControl | None = None) -> Progress:
     events = run.events()
     checkpoints = run.checkpoints(events)
-    progress = resume(training, checkpoints, events) or Progress()
-    train(training, progress, checkpoints, events, control or PhaseControl.inert())
+    channel = Channel(events, control)
+    progress = resume(training, checkpoints, channel) or Progress()
+    train(training, progress, checkpoints, channel)
     return progress
 
 
@@ -265,9 +267,11 @@ def test_memory_that_runs_short_between_steps_changes_nothing_in_the_student(tmp
         training = run.training(micro_batch=4, gradient_accumulation=1, steps=8, learning_rate=1e-2)
         free, seconds = itertools.cycle([2**30, 1, 1]), itertools.count()
         watch = MemoryWatch(2**30, functools.partial(next, free), functools.partial(next, seconds))
-        relief = Relief(StudentSaver(training.learner, 0), run.events(), watch=watch) if name == "short" else None
         events = run.events()
-        train(training, Progress(), run.checkpoints(events), events, PhaseControl.inert(), relief)
+        channel, saver = Channel(events), StudentSaver(training.learner, 0)
+        is_short = name == "short"
+        with channel.saving_memory(saver, watch=watch) if is_short else contextlib.nullcontext():
+            train(training, Progress(), run.checkpoints(events), channel)
         students.append(weights(training))
     told = [event["code"] for event in run.read_events("log")]
     assert told == ["memory-short", "memory-room"] * 2 + ["memory-short"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, Stopped
 from engine.ranks import Rank
@@ -77,7 +78,7 @@ def test_a_step_with_fewer_rows_than_ranks_is_the_same_step(tmp_path: Path) -> N
         training = replace(training_of(run), world=world)
         training = replace(training, order=replace(training.order, total_rows=5))  # steps of four rows and one row
         events = run.events()
-        train(training, Progress(), run.checkpoints(events), events, PhaseControl.inert())
+        train(training, Progress(), run.checkpoints(events), Channel(events))
         torch.save(training.learner.model.state_dict(), folder / f"end-{training.rank.number}.pt")
 
     short(tmp_path / "one", None)
@@ -179,7 +180,7 @@ def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path, kind: t
         events = run.events()
         found = learn(
             training, run.checkpoints(events), prompts=[[5, 6]], end_ids=[0], eos_id=0, seed=1, loss_scale=LossScale(),
-            events=events, control=PhaseControl.inert(),
+            channel=Channel(events),
         )  # fmt: skip
         told = [found.student_before.as_dict(), found.student_after.as_dict(), found.documents["after"].tolist()]
         (folder / f"{training.rank.number}.json").write_text(json.dumps(told))

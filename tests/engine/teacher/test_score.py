@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
+from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.channel.events import EventWriter, read_events
-from engine.channel.pressure import Relief
 from engine.data.packing import PackedRow, TokenisedDocument, pack
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.errors import BadNumbers, Stopped
@@ -65,8 +65,9 @@ def a_store(path: Path, rank: int | None = None, **other) -> CacheStore:
 
 
 def run(
-    teacher, tokens_path, cache_path, *, control=None, micro_batch=2, temperature=1.0, rank=ALONE, store=None, **other
-):
+    teacher, tokens_path, cache_path, *, channel=None, control=None, micro_batch=2, temperature=1.0, rank=ALONE,
+    store=None, **other,
+):  # fmt: skip
     events = EventWriter(cache_path.with_suffix(".jsonl"))
     settings = {"wave_tokens": 4 * LENGTH, "chunk_tokens": 10, "micro_batch": micro_batch, "temperature": temperature}
     settings |= {name: other.pop(name) for name in ("wave_tokens", "chunk_tokens") if name in other}
@@ -79,8 +80,7 @@ def run(
                 tokens=tokens,
                 store=store,
                 settings=ScoreSettings(record_size=SIZE, seed=3, **settings),
-                events=events,
-                control=control or PhaseControl.inert(),
+                channel=Channel(events, control) if channel is None else channel,
                 rank=rank,
                 **({"splits": ("train", "holdout")} | other),
             )
@@ -226,8 +226,7 @@ def kept_records(teacher, folder: Path, documents: list[list[int]], *, length: i
             tokens=tokens,
             store=store,
             splits=("train",),
-            events=events,
-            control=PhaseControl.inert(),
+            channel=Channel(events),
             settings=ScoreSettings(
                 micro_batch=2, wave_tokens=4 * length, chunk_tokens=10, record_size=SIZE, temperature=1.0, seed=3
             ),
@@ -331,14 +330,15 @@ def test_a_teacher_that_gives_no_numbers_stops_the_run_and_leaves_what_was_done(
 
 def test_short_memory_makes_shorter_waves_and_the_same_records(tmp_path):
     tokens_path = token_file(tmp_path / "tokens.h5", train=16, short=False)
-    events = EventWriter(tmp_path / "relief.jsonl")
-    free = iter([2**30, *[1] * 24, *[2**30] * 10_000])  # short within the first wave and into the second
+    channel = Channel(EventWriter(tmp_path / "relief.jsonl"))
+    free = iter([2**30, 2**30, *[1] * 24, *[2**30] * 10_000])  # short within the first wave and into the second
     seconds = iter(range(10_000))
     watch = MemoryWatch(2**30, lambda: next(free), lambda: next(seconds))
     teacher = StreamedTeacher(tiny_model("llama"), dtype=torch.float32, device=torch.device("cpu"), check=False)
-    relief = Relief(teacher, events, also="the next waves are half as long", watch=watch)
-    squeezed = run(teacher, tokens_path, tmp_path / "squeezed", wave_tokens=8 * LENGTH, relief=relief)
-    assert [event["code"] for event in read_events(tmp_path / "relief.jsonl")] == ["memory-short", "memory-room"]
+    with channel.saving_memory(teacher, also="the next waves are half as long", watch=watch):
+        squeezed = run(teacher, tokens_path, tmp_path / "squeezed", wave_tokens=8 * LENGTH, channel=channel)
+    logged = [event for event in read_events(tmp_path / "relief.jsonl") if event["kind"] == "log"]
+    assert [event["code"] for event in logged] == ["memory-short", "memory-room"]
     assert teacher.prefetch
     plain = run(teacher, tokens_path, tmp_path / "plain", wave_tokens=8 * LENGTH)
     for split in ("train", "holdout"):
