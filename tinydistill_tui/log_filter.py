@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from tinydistill_tui.words import LEVELS, LogLine
+from engine.channel.words import LEVELS, LogLine
 
 
 @dataclass(frozen=True)

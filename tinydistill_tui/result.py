@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from engine import verdict
+from engine.channel.words import number
 from engine.format import format_bytes, format_count, format_duration
 from engine.phase_kinds import PHASES, phase_noun
 from engine.report import MEASURES, Measure, compute_unit, one_line, speed_in_words
-from tinydistill_tui.words import number
 
 PEOPLE = ("teacher", "student_before", "student_after")
 

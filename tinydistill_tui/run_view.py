@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.channel.words import LogLine
 from engine.phase_kinds import PHASES
 from engine.verdict import gap_closed
 from tinydistill_tui.series import Series
-from tinydistill_tui.words import LogLine
 
 METRICS = ("loss", "ce", "kd", "learning_rate", "tokens_per_second", "grad_norm")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine import places
 from engine.channel.events import Event
+from engine.channel.words import number
 from engine.disk.files import write_atomic
 from engine.errors import FolderError
 from engine.format import format_count, format_duration, format_percent
@@ -25,7 +26,6 @@ from engine.runs import default_runs_path
 from tinydistill_tui.run_view import RunView
 from tinydistill_tui.state import RunState, run_state
 from tinydistill_tui.watch import fold
-from tinydistill_tui.words import number
 
 _RECENT_BYTES = 256 * 2**10
 _MOST_REMEMBERED = 200

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from engine.channel.events import Event
+from engine.channel.words import LogLine, back_off_words, log_line, number, text
 from engine.format import format_duration
 from tinydistill_tui.run_view import METRICS, Evaluation, Failure, Memory, Notice, RunView
-from tinydistill_tui.words import LogLine, back_off_words, log_line, number, text
 
 MAX_LOG_LINES = 50_000
 _GAPS_KEPT = 32

@@ -46,7 +46,7 @@ LIGHT = [
 MAY_IMPORT = {
     "config": {"errors", "settings", "machine"},
     "machine": {"errors", "disk", "hardware", "places", "safe_child", "out_of_memory"},
-    "channel": {"errors", "format", "machine"},
+    "channel": {"errors", "format", "machine", "phase_kinds"},
     "errors": set(),
     "disk": {"errors", "disk"},
     "out_of_memory": {"errors"},

@@ -18,6 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
+from engine.channel.words import text
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration, format_percent
 from engine.machine.device import CPU, Device
@@ -32,7 +33,6 @@ from tinydistill_tui.widgets.log_pane import FilterField, LogPane
 from tinydistill_tui.widgets.log_view import LogView
 from tinydistill_tui.widgets.phase_list import PhaseList
 from tinydistill_tui.widgets.run_plots import RunPlots
-from tinydistill_tui.words import text
 
 _ASKED_SECONDS = 20.0  # how long "pausing…" stands before the engine has said so
 

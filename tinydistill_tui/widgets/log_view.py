@@ -18,7 +18,7 @@ from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
-from tinydistill_tui.words import LogLine
+from engine.channel.words import LogLine
 
 _PREFIX = len("12:58:04 warning ")
 

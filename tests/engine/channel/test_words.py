@@ -1,6 +1,6 @@
 import pytest
 
-from tinydistill_tui.words import log_line
+from engine.channel.words import log_line
 
 
 @pytest.mark.parametrize(
