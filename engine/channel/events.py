@@ -4,7 +4,7 @@ The engine writes them; the wizard, the progress bar, ``--json`` and the report 
 the same file: each line is one ``write`` on a descriptor opened with O_APPEND, so lines do not mix. A torn last line
 (a kill, a full disk) is left alone by readers and closed with a newline by the next writer.
 
-This file knows nothing of torch, and nothing of what the events mean.
+This file knows nothing of torch, and of what the events mean only their words (:mod:`engine.channel.words`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from engine.channel import last_word
+from engine.channel.words import log_line
 
 Event = dict[str, Any]
-
-# Kinds that are left out of run.log, as they occur every second.
-_TOO_OFTEN_FOR_THE_LOG = frozenset({"memory", "progress"})
 
 
 class EventWriter:
@@ -52,8 +50,9 @@ class EventWriter:
         if kind == "error":
             last_word.say(event)
         self._file.append(json.dumps(_finite(event), ensure_ascii=False, default=str))
-        if self._log is not None and kind not in _TOO_OFTEN_FOR_THE_LOG:
-            self._log.append(_in_words(event))
+        if self._log is not None and (line := log_line(event)) is not None:
+            clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.time))
+            self._log.append(f"{clock} {line.level:7} {line.text}")
 
     def log(self, level: str, message: str, code: str | None = None) -> None:
         """A sentence for a user; ``level`` is debug, info, warning or error; ``code`` never changes its meaning."""
@@ -155,20 +154,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return value
-
-
-def _in_words(event: Event) -> str:
-    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-    words: dict[str, Callable[[], str]] = {
-        "log": lambda: f"{event['level']:7} {event['message']}",
-        "error": lambda: "error   " + " ".join(str(event[part]) for part in ("what", "why", "todo") if event.get(part)),
-        "metric": lambda: (
-            f"info    step {event['step']} of {event['total_steps']}: loss {event['loss']:.4f}"
-            if event.get("loss") is not None
-            else f"info    step {event['step']}"
-        ),
-    }
-    if event["kind"] in words:
-        return f"{clock} {words[event['kind']]()}"
-    rest = {key: value for key, value in event.items() if key not in ("time", "kind")}
-    return f"{clock} info    {event['kind']} {json.dumps(rest, ensure_ascii=False, default=str)[:500]}"

@@ -1,20 +1,29 @@
-"""An event as one line of the log, in words. Pure: no screens, and it takes any event, also of a newer version."""
+"""The one table from an event to a line of text: ``run.log``, the command's lines and the wizard's log show it.
+
+Pure: it takes any event, also an odd one and one of a newer version, and never raises.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from engine.channel.events import Event
 from engine.format import format_bytes, format_count, format_duration, format_number, format_percent
 from engine.phase_kinds import phase_noun
 
-LEVELS = ("debug", "info", "warning", "error")
+Event = Mapping[str, Any]
 
-# They come by the second and have a place of their own on the screen.
+LEVELS = ("debug", "info", "warning", "error")
+_BAD = ("warning", "error")
+
+# They come by the second; screens show them in places of their own.
 _SILENT = frozenset({"memory", "progress"})
+
+
+# Codes of information that a user decides by, wherever little is shown.
+_DECIDED_BY = frozenset({"cut", "judged", "skipped", "stage"})
 
 
 class LogLine(NamedTuple):
@@ -50,6 +59,27 @@ def log_line(event: Event) -> LogLine | None:
     describe = _WORDS.get(kind)
     level = "error" if kind == "error" else "warning" if kind == "back_off" else "info"
     return LogLine(time, level, describe(event) if describe else text(_rest(event)))
+
+
+def headline_of(event: Event) -> str | None:
+    """Return the line of an event that a user decides by, for displays with little room; None for other events."""
+    line = log_line(event)
+    if line is None or not _is_headline(event):
+        return None
+    return f"{line.level}: {line.text}" if event["kind"] == "log" and line.level in _BAD else line.text
+
+
+def _is_headline(event: Event) -> bool:
+    match event["kind"]:
+        case "run_resumed" | "phase_finished" | "back_off":
+            return True
+        case "log":
+            return event.get("level") in _BAD or event.get("code") in _DECIDED_BY
+        case "control":
+            return bool(event.get("state"))
+        case "evaluation":
+            return event.get("holdout_loss") is not None
+    return False
 
 
 def back_off_words(event: Event) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from engine.channel.events import Event, Tail
+from engine.channel.words import headline_of
 from engine.format import format_bytes, format_duration, format_rate
 from engine.phase_kinds import phase_verb
 from engine.run import Run
@@ -65,10 +66,6 @@ def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> in
         view.close()
 
 
-# Information that a user decides by.
-_TOLD = frozenset({"cut", "judged", "skipped", "stage"})
-
-
 def wants_lines(plain: bool) -> str | None:
     """Why lines of text are shown instead of a bar; None when a bar is right."""
     if plain:
@@ -116,7 +113,7 @@ class LineView:
             if time.monotonic() - self._last >= _LINE_SECONDS or share - self._last_share >= _LINE_SHARE:
                 self._last, self._last_share = time.monotonic(), share
                 print(_progress_line(self._phase, event, self._memory), flush=True)
-        elif line := sentence(event):
+        elif line := headline_of(event):
             print(line, flush=True)
 
     def close(self) -> None:
@@ -158,33 +155,12 @@ class BarView:
         elif kind == "phase_finished" and self._task is not None:
             note = f"{format_duration(event['seconds'])}, peak {format_bytes(event['peak_bytes'])}"
             self._progress.update(self._task, total=1, completed=1, note=note)
-        elif line := sentence(event):
+        elif line := headline_of(event):
             self._progress.console.print(line, highlight=False, markup=False)
 
     def close(self) -> None:
         """Leave the bar where it is and the cursor below it."""
         self._progress.stop()
-
-
-def sentence(event: Event) -> str | None:
-    """An event as one line of text; None for those that come by the second."""
-    match event["kind"]:
-        case "run_resumed":
-            return "resumed"
-        case "phase_finished":
-            word = phase_verb(str(event["phase"]))
-            return f"{word} done in {format_duration(event['seconds'])}, peak {format_bytes(event['peak_bytes'])}"
-        case "back_off":
-            return f"backed off: {event['field']} {event['from']} -> {event['to']} ({event['reason']})"
-        case "log" if event.get("level") in ("warning", "error"):
-            return f"{event['level']}: {event['message']}"
-        case "log" if event.get("code") in _TOLD:
-            return str(event["message"])
-        case "control" if event.get("state"):
-            return f"{event['state']} …"
-        case "evaluation" if event.get("holdout_loss") is not None:
-            return f"{event.get('which', 'evaluation')}: hold-out loss {event['holdout_loss']:.3f}"
-    return None
 
 
 def _progress_line(phase: str, event: Event, memory: Event) -> str:

@@ -156,7 +156,7 @@ def test_every_signal_that_asks_to_end_stops_in_order_and_says_so(number, to_all
     assert "Stopped. Completed work is kept. Continue: tiny-distill --resume" in said
     assert list((run / "checkpoints").iterdir()), "a step back would be lost work"
     last = (run / "run.log").read_text().strip().splitlines()[-1]
-    assert "run_finished" in last
+    assert "run finished" in last
 
 
 def _children(pid: int) -> list[int]:

@@ -1,6 +1,7 @@
 import pytest
 
-from engine.channel.words import log_line
+from engine.channel.events import EventWriter, read_events
+from engine.channel.words import headline_of, log_line
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,53 @@ def test_event_in_words(event, words):
 def test_what_comes_by_the_second_is_no_line():
     assert log_line({"kind": "memory"}) is None
     assert log_line({"kind": "progress"}) is None
+
+
+KINDS = (
+    "run_started", "run_resumed", "plan", "phase_started", "phase_finished", "progress", "memory", "metric",
+    "evaluation", "shard", "checkpoint", "control", "back_off", "log", "error", "run_finished",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "odd", [{}, {"level": 3, "path": [], "loss": "x", "tokens": {}, "choices": 5, "seconds": None}]
+)
+def test_any_event_however_odd_has_words_or_none(kind, odd):
+    line = log_line({"kind": kind, **odd})
+    assert (line is None) == (kind in ("progress", "memory"))
+    headline_of({"kind": kind, **odd})
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ({"kind": "log", "level": "warning", "message": "Memory is short."}, "warning: Memory is short."),
+        ({"kind": "log", "level": "info", "message": "Reading.", "code": "stage"}, "Reading."),
+        ({"kind": "log", "level": "info", "message": "Not for all.", "code": "resumed-checkpoint"}, None),
+        ({"kind": "control", "state": "paused"}, "paused"),
+        ({"kind": "control", "command": "stop", "by": "me", "accepted": True}, None),
+        (
+            {"kind": "back_off", "field": "student_batch", "from": 4, "to": 2, "reason": "out of memory"},
+            "backed off: student_batch 4 to 2 (out of memory)",
+        ),
+        ({"kind": "evaluation", "which": "teacher", "holdout_loss": 2.5}, "hold-out, teacher: loss 2.500"),
+        ({"kind": "evaluation", "which": "result", "gap_closed": 0.5}, None),
+        ({"kind": "metric", "step": 1}, None),
+        ({"kind": "memory", "bytes": 1}, None),
+    ],
+)
+def test_displays_with_little_room_show_what_a_user_decides_by(event, words):
+    assert headline_of(event) == words
+
+
+def test_run_log_has_the_same_words_as_the_wizard(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl", phase="teacher", log_path=tmp_path / "run.log")
+    writer.write("shard", path="shard-00000.h5", tokens=120, bytes=2**20)
+    writer.write("memory", bytes=5)
+    writer.log("warning", "Memory\nis short.", "memory-short")
+    writer.close()
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    shown = [line for event in read_events(tmp_path / "events.jsonl") if (line := log_line(event)) is not None]
+    assert [line[20:] for line in lines] == [f"{line.level:7} {line.text}" for line in shown]
+    assert len(lines) == 2
