@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,79 +152,12 @@ def prepare(
         Stopped: the user stopped the run; no file remains.
     """
     began = time.monotonic()
-    sequence_length, samples, holdout = settings.sequence_length, settings.samples, settings.holdout
-    vocabulary = check_models(teacher, student, sequence_length)
-    # Here, not above: transformers takes seconds to import, and the checks are quick to fail.
-    from engine.data.tokenise import DocumentTokeniser
-    from engine.models.faithful import check_ids
-    from engine.models.load import load_tokenizer
-
-    tokenizer = load_tokenizer(
-        teacher.path,
-        trust_remote_code=settings.trust_remote_code,
-        on_note=lambda note: channel.log("warning", note, "tokenizer-class"),
-    )
-    check_ids(tokenizer, vocabulary)
-    cutting = None if source.whole_documents else USUAL
-    fraction = holdout
-    while True:
-        work = _Preparation(
-            tokeniser=DocumentTokeniser(tokenizer, str(teacher.path)),
-            vocabulary=vocabulary,
-            sequence_length=sequence_length,
-            packing=settings.packing,
-            samples=samples,
-            wanted_holdout=wanted_holdout_rows(samples, holdout),
-            channel=channel,
-        )
-        with TokenFileWriter(
-            out,
-            sequence_length=sequence_length,
-            vocab_size=vocabulary.size,
-            pad_id=vocabulary.pad_id,
-            eos_id=vocabulary.eos_id,
-            attributes={"tokenizer": vocabulary.sha, "holdout": fraction, "packing": int(settings.packing)},
-        ) as writer:
-            work.run(source, fraction, cutting, writer)
-            if work.rows["train"] and work.rows["holdout"]:
-                lost = work.left_out(source)
-                if lost.is_most and not settings.allow_losses:
-                    channel.log("info", "More than half of the text would not be used.", left_out.ASKS_FOR_LOSSES)
-                    raise lost.error()
-                writer.commit()
-                break
-        if cutting is FINE or cutting is None or work.rows["train"] + work.rows["holdout"] == 0:
-            raise _too_little(source, work)
-        usable = _Usable(DocumentTokeniser(tokenizer, str(teacher.path)), sequence_length)
-        cutting, fraction = FINE, _enough_for_one(source, holdout, work, usable, channel)
-    skipped = {**source.skipped, **work.skipped, **work.tokeniser.skipped}
-    with TokenFile(out) as file:
-        result = PrepareResult(
-            train_rows=file.num_rows("train"),
-            train_tokens=file.num_tokens("train"),
-            train_scored=file.num_scored("train"),
-            holdout_rows=file.num_rows("holdout"),
-            holdout_tokens=file.num_tokens("holdout"),
-            holdout_scored=file.num_scored("holdout"),
-            documents=work.documents["train"],
-            holdout_documents=work.documents["holdout"],
-            skipped=skipped,
-            left_out=lost.sentences(),
-            read_as=notes_in_words(source.tally.notes),
-            noted=dict(work.tokeniser.noted),
-            conversations=work.conversations[0],
-            cut=work.conversations[1],
-            plain_template=work.has_messages and not work.tokeniser.has_template,
-            sequence_length=sequence_length,
-            vocab_size=vocabulary.size,
-            tokenizer_sha=vocabulary.sha,
-            chat_template_sha=vocabulary.chat_template_sha if work.has_messages else "",
-            data_hash=file.data_hash("train"),
-            holdout_data_hash=file.data_hash("holdout"),
-            holdout_fraction=fraction,
-            seconds=time.monotonic() - began,
-        )
-    _tell(result, lost, holdout, samples, vocabulary, channel)
+    vocabulary = check_models(teacher, student, settings.sequence_length)
+    passes = _Passes(source, teacher, vocabulary, settings, channel)
+    work = passes.write(out)
+    lost = work.left_out(source)
+    result = _result(out, source, work, lost, vocabulary, seconds=time.monotonic() - began)
+    _tell(result, lost, settings, vocabulary, channel)
     return result
 
 
@@ -236,39 +169,161 @@ def wanted_holdout_rows(samples: int | None, holdout: float) -> int:
     return min(MOST_HOLDOUT_ROWS, max(FEWEST_HOLDOUT_ROWS, share))
 
 
-class _Preparation:
-    """One pass over the data."""
+class _Passes:
+    """Passes over the data: one, and a second that cuts it finer if the first leaves a side without rows."""
 
     def __init__(
         self,
-        *,
-        tokeniser: DocumentTokeniser,
+        source: TextSource,
+        teacher: ModelSpec,
         vocabulary: Vocabulary,
-        sequence_length: int,
-        packing: bool,
-        samples: int | None,
-        wanted_holdout: int,
+        settings: PrepareSettings,
         channel: Channel,
     ) -> None:
+        # Here, not above: transformers takes seconds to import, and the checks are quick to fail.
+        from engine.models.faithful import check_ids
+        from engine.models.load import load_tokenizer
+
+        self._source = source
+        self._teacher = teacher
+        self._vocabulary = vocabulary
+        self._settings = settings
+        self._channel = channel
+        self._tokenizer = load_tokenizer(
+            teacher.path,
+            trust_remote_code=settings.trust_remote_code,
+            on_note=lambda note: channel.log("warning", note, "tokenizer-class"),
+        )
+        check_ids(self._tokenizer, vocabulary)
+
+    def write(self, out: Path) -> _Pass:
+        """Write the token file, and return the pass that did.
+
+        Raises:
+            DataError: no pass gives rows to both sides.
+            MostlyLeftOut: more than half of the text would be left out, and the settings do not allow it.
+        """
+        cutting = None if self._source.whole_documents else USUAL
+        work = self._pass(out, self._settings.holdout, cutting)
+        if work.num_rows and not work.has_both and cutting is not None:
+            work = self._pass(out, self._enough_for_one(work), FINE)
+        if not work.has_both:
+            raise _too_little(self._source, work)
+        return work
+
+    def _pass(self, out: Path, fraction: float, cutting: Cutting | None) -> _Pass:
+        """Read the data once; the file appears if both sides have rows."""
+        work = _Pass(self._tokeniser(), self._vocabulary, self._settings, fraction, cutting, self._channel)
+        with TokenFileWriter(
+            out,
+            sequence_length=self._settings.sequence_length,
+            vocab_size=self._vocabulary.size,
+            pad_id=self._vocabulary.pad_id,
+            eos_id=self._vocabulary.eos_id,
+            attributes={
+                "tokenizer": self._vocabulary.sha,
+                "holdout": fraction,
+                "packing": int(self._settings.packing),
+            },
+        ) as writer:
+            work.run(self._source, writer)
+            if work.has_both:
+                self._refuse_losses(work)
+                writer.commit()
+        return work
+
+    def _tokeniser(self) -> DocumentTokeniser:
+        from engine.data.tokenise import DocumentTokeniser
+
+        return DocumentTokeniser(self._tokenizer, str(self._teacher.path))
+
+    def _refuse_losses(self, work: _Pass) -> None:
+        lost = work.left_out(self._source)
+        if lost.is_most and not self._settings.allow_losses:
+            self._channel.log("info", "More than half of the text would not be used.", left_out.ASKS_FOR_LOSSES)
+            raise lost.error()
+
+    def _enough_for_one(self, work: _Pass) -> float:
+        """The share of finely cut documents at which at least one is held out, the usable one whose hash is lowest.
+
+        Raises:
+            DataError: there is only one.
+        """
+        usable = _Usable(self._tokeniser(), self._settings.sequence_length)
+        lowest: dict[str, float] = {}
+        for document in self._source.documents():
+            self._channel.safe_point()
+            for piece in pieces(document, FINE):
+                fraction = smallest_fraction(piece)
+                if len(lowest) == 2 and fraction >= max(lowest.values()):
+                    continue
+                if not usable(document):
+                    break
+                lowest[piece] = fraction
+                if len(lowest) > 2:
+                    del lowest[max(lowest, key=lambda text: lowest[text])]
+        if len(lowest) < 2:
+            raise _too_little(self._source, work)
+        return max(self._settings.holdout, min(lowest.values()))
+
+
+class _Pass:
+    """One pass over the data.
+
+    Args:
+        tokeniser: of documents and conversations.
+        vocabulary: the models'.
+        settings: of rows and hold-out.
+        fraction: share of the documents that are held out.
+        cutting: how long texts are cut into documents; None for texts that are documents.
+        channel: receives the progress.
+    """
+
+    def __init__(
+        self,
+        tokeniser: DocumentTokeniser,
+        vocabulary: Vocabulary,
+        settings: PrepareSettings,
+        fraction: float,
+        cutting: Cutting | None,
+        channel: Channel,
+    ) -> None:
+        wanted_holdout = wanted_holdout_rows(settings.samples, settings.holdout)
+        self.fraction = fraction
+        self._cutting = cutting
         self.tokeniser = tokeniser
         self._vocab_size = vocabulary.size
-        self.limits: dict[Split, float] = {"train": samples or math.inf, "holdout": wanted_holdout}
+        self.limits: dict[Split, float] = {"train": settings.samples or math.inf, "holdout": wanted_holdout}
         self.rows: dict[Split, int] = {"train": 0, "holdout": 0}
         self.documents: dict[Split, int] = {"train": 0, "holdout": 0}
         self.skipped: Counter[str] = Counter()
         self.examples: dict[str, str] = {}  # a conversation for each reason for which one was left out
         self.has_messages = False
         self._packers: dict[Split, Packer] = {
-            split: Packer(sequence_length, eos_id=vocabulary.eos_id, packing=packing, bos_id=tokeniser.bos_id)
+            split: Packer(
+                settings.sequence_length,
+                eos_id=vocabulary.eos_id,
+                packing=settings.packing,
+                bos_id=tokeniser.bos_id,
+            )
             for split in self.rows
         }
-        self._samples = samples
         self._channel = channel
         self._began = time.monotonic()
 
-    def run(self, source: TextSource, fraction: float, cutting: Cutting | None, writer: TokenFileWriter) -> None:
+    @property
+    def num_rows(self) -> int:
+        """Rows written so far."""
+        return sum(self.rows.values())
+
+    @property
+    def has_both(self) -> bool:
+        """Whether there are rows to train on and rows held out."""
+        return all(self.rows.values())
+
+    def run(self, source: TextSource, writer: TokenFileWriter) -> None:
         """Read until there is enough or no more."""
-        for batch in self._batches(source, fraction, cutting):
+        for batch in self._batches(source):
             self._channel.safe_point()
             for split, document in self._tokenised(batch):
                 if max(document.ids, default=0) >= self._vocab_size:
@@ -303,14 +358,12 @@ class _Preparation:
             rows={NOTHING_TO_LEARN: self.skipped[NOTHING_TO_LEARN]} if self.skipped[NOTHING_TO_LEARN] else None,
         )
 
-    def _batches(
-        self, source: TextSource, fraction: float, cutting: Cutting | None
-    ) -> Iterator[list[tuple[Split, str | Document]]]:
+    def _batches(self, source: TextSource) -> Iterator[list[tuple[Split, str | Document]]]:
         """Stretches of text and conversations, as many as are tokenised at a time; none for a side that is full."""
         batch: list[tuple[Split, str | Document]] = []
         characters = seen = 0
         for document in source.documents():
-            for held_out, text in stretches(document, fraction, cutting):
+            for held_out, text in stretches(document, self.fraction, self._cutting):
                 split: Split = "holdout" if held_out else "train"
                 seen += len(text)
                 if not self._is_full(split):
@@ -358,7 +411,7 @@ class _Preparation:
         return self.rows[split] >= self.limits[split]
 
     def _progress(self, source: TextSource, *, at_end: bool = False) -> None:
-        done = self.rows["train"] + self.rows["holdout"]
+        done = self.num_rows
         total = done if at_end else max(done, self._expected(source))
         rate = done / max(time.monotonic() - self._began, 1e-3)
         self._channel.progress(done, total, "rows", rate=rate, seconds=0 if at_end else PROGRESS_SECONDS)
@@ -366,7 +419,7 @@ class _Preparation:
     def _expected(self, source: TextSource) -> int:
         """Rows in the end, as far as can be told: by what share of the files' bytes is behind us."""
         share = source.bytes_read / source.total_bytes if source.total_bytes else 0.0
-        done = self.rows["train"] + self.rows["holdout"]
+        done = self.num_rows
         by_bytes = done / share if share > 0 else math.inf
         by_limit = self.limits["train"] + self.limits["holdout"]
         expected = min(by_bytes, by_limit)
@@ -387,34 +440,9 @@ class _Usable:
         return found is not None and any((found.trained or [])[1 : self._length])
 
 
-def _enough_for_one(
-    source: TextSource, holdout: float, work: _Preparation, usable: Callable[[Document], bool], channel: Channel
-) -> float:
-    """The share of finely cut documents at which at least one is held out, the usable one whose hash is lowest.
-
-    Raises:
-        DataError: there is only one.
-    """
-    lowest: dict[str, float] = {}
-    for document in source.documents():
-        channel.safe_point()
-        for piece in pieces(document, FINE):
-            fraction = smallest_fraction(piece)
-            if len(lowest) == 2 and fraction >= max(lowest.values()):
-                continue
-            if not usable(document):
-                break
-            lowest[piece] = fraction
-            if len(lowest) > 2:
-                del lowest[max(lowest, key=lambda text: lowest[text])]
-    if len(lowest) < 2:
-        raise _too_little(source, work)
-    return max(holdout, min(lowest.values()))
-
-
-def _too_little(source: TextSource, work: _Preparation) -> DataError:
+def _too_little(source: TextSource, work: _Pass) -> DataError:
     lost = work.left_out(source).sentences()
-    if work.has_messages and not sum(work.rows.values()):
+    if work.has_messages and not work.num_rows:
         return DataError(
             f"No conversation of {source.data} can be trained on.",
             lost,
@@ -427,25 +455,66 @@ def _too_little(source: TextSource, work: _Preparation) -> DataError:
     )
 
 
+def _result(
+    out: Path, source: TextSource, work: _Pass, lost: LeftOut, vocabulary: Vocabulary, *, seconds: float
+) -> PrepareResult:
+    with TokenFile(out) as file:
+        return PrepareResult(
+            train_rows=file.num_rows("train"),
+            train_tokens=file.num_tokens("train"),
+            train_scored=file.num_scored("train"),
+            holdout_rows=file.num_rows("holdout"),
+            holdout_tokens=file.num_tokens("holdout"),
+            holdout_scored=file.num_scored("holdout"),
+            documents=work.documents["train"],
+            holdout_documents=work.documents["holdout"],
+            skipped={**source.skipped, **work.skipped, **work.tokeniser.skipped},
+            left_out=lost.sentences(),
+            read_as=notes_in_words(source.tally.notes),
+            noted=dict(work.tokeniser.noted),
+            conversations=work.conversations[0],
+            cut=work.conversations[1],
+            plain_template=work.has_messages and not work.tokeniser.has_template,
+            sequence_length=file.sequence_length,
+            vocab_size=vocabulary.size,
+            tokenizer_sha=vocabulary.sha,
+            chat_template_sha=vocabulary.chat_template_sha if work.has_messages else "",
+            data_hash=file.data_hash("train"),
+            holdout_data_hash=file.data_hash("holdout"),
+            holdout_fraction=work.fraction,
+            seconds=seconds,
+        )
+
+
 def _tell(
-    result: PrepareResult,
-    lost: LeftOut,
-    holdout: float,
-    samples: int | None,
-    vocabulary: Vocabulary,
-    channel: Channel,
+    result: PrepareResult, lost: LeftOut, settings: PrepareSettings, vocabulary: Vocabulary, channel: Channel
 ) -> None:
     channel.log(
         "info",
         f"{result.train_rows:,} rows to train on ({result.train_tokens:,} tokens of {_texts(result.documents)}), "
         f"{result.holdout_rows:,} held out ({result.holdout_tokens:,} tokens of {_texts(result.holdout_documents)}).",
     )
-    for note in vocabulary.notes:
-        channel.log("warning", note, "untaught-ids")
     if result.left_out:
         channel.log("warning" if lost.is_much else "info", result.left_out, left_out.CODE)
+    _tell_of_tokenizer(result, vocabulary, channel)
+    _tell_of_conversations(result, channel)
+    if settings.samples is not None and result.train_rows < settings.samples:
+        said = f"The text gives {result.train_rows:,} rows, not {settings.samples:,}."
+        channel.log("warning", said, "fewer-rows")
+    _tell_of_holdout(result, settings.holdout, channel)
+
+
+def _tell_of_tokenizer(result: PrepareResult, vocabulary: Vocabulary, channel: Channel) -> None:
+    for note in vocabulary.notes:
+        channel.log("warning", note, "untaught-ids")
     for note in result.read_as:
         channel.log("warning", note, READ_AS)
+    if vocabulary.eos_id is None:
+        said = "The tokenizer has no token that ends a text: documents follow each other without one."
+        channel.log("warning", said, "no-eos")
+
+
+def _tell_of_conversations(result: PrepareResult, channel: Channel) -> None:
     if result.noted:
         level = "info" if set(result.noted) <= AS_ASKED else "warning"
         channel.log(level, f"Of the conversations: {in_words(result.noted)}.", "conversations-noted")
@@ -463,12 +532,9 @@ def _tell(
             "blank line between them. For another form put a chat_template.jinja into the folders of both models.",
             "plain-template",
         )
-    if samples is not None and result.train_rows < samples:
-        channel.log("warning", f"The text gives {result.train_rows:,} rows, not {samples:,}.", "fewer-rows")
-    if vocabulary.eos_id is None:
-        channel.log(
-            "warning", "The tokenizer has no token that ends a text: documents follow each other without one.", "no-eos"
-        )
+
+
+def _tell_of_holdout(result: PrepareResult, holdout: float, channel: Channel) -> None:
     if result.holdout_fraction > holdout:
         channel.log(
             "warning",
