@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from engine.channel.channel import Channel
@@ -17,10 +20,7 @@ from engine.channel.events import EventWriter
 from engine.config import RunConfig
 from engine.data.tokens import TokenFile
 from engine.disk.files import write_atomic
-from engine.errors import (
-    ModelError,
-    RankLost,
-)
+from engine.errors import ModelError, RankLost
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
 from engine.models.load import check_numbers, load_causal_lm, load_tokenizer
@@ -53,9 +53,10 @@ from engine.run import Run
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
+from engine.student.evaluate import Metrics
 from engine.student.generate import SampleLimits, holdout_prompts
 from engine.student.judge import Unigram, chance_sums
-from engine.student.learn import Learned, learn
+from engine.student.learn import Learned, Prompts, learn
 from engine.student.learner import Learner
 from engine.student.loss import Objective
 from engine.student.mapped import weights_in_files
@@ -70,60 +71,45 @@ from engine.verdict import gap_of
 
 _STREAMED_TOKENS = 8
 
-if TYPE_CHECKING:
-    pass
-
 
 def run_student(run: Run, channel: Channel) -> None:
     """Train, write ``student/`` and enter the phase's result."""
     settings = run.settings
     rank = Rank.of_phase(os.environ)
     if rank == ALONE:
-        _run(run, settings, channel, None)
+        _run(run, channel, None)
         return
     try:
         world = (ShardedWorld if settings.student_sharded else World).join(rank, os.environ)
-        _run(run, settings, channel, world)
+        _run(run, channel, world)
         world.leave()
     except RankLost:
         channel.safe_point()  # the other ranks were asked to stop too
         raise
 
 
-def _run(run: Run, settings: RunConfig, channel: Channel, world: World | None) -> None:
-    device, _ = prepare_torch(settings)
-    is_first = world is None or world.rank.number == 0
+def _run(run: Run, channel: Channel, world: World | None) -> None:
+    settings = run.settings
+    prepare_torch(settings)
     hosts = 1 if world is None else len(set(world.gathered(socket.gethostname())))
-    if world is not None and not is_first:
-        world.wait()  # rank 0 repairs a damaged one
-    folder = student_folder(run, settings, channel)
-    if world is not None and is_first:
-        world.wait()
+    folder = _mended_folder(run, settings, channel, world)
     with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, channel) as store:
-        source = Source(tokens, store)
+        lesson = _Lesson(run, settings, folder, tokens, Source(tokens, store), channel, world)
         prompts = holdout_prompts(tokens)
-        learner, learned = _learned(
-            run, settings, folder, source, tokens, prompts, run.checkpoints_path, channel, world
-        )
-        if not is_first:
+        learner, learned = lesson.learned(prompts, run.checkpoints_path)
+        if not lesson.is_first:
             del learner
             if settings.compare == "labels":
-                _on_labels(run, settings, folder, source, tokens, 0, channel, world)
+                lesson.on_labels()
             return
-        chance = chance_sums(source, Unigram.of(tokens), micro_batch=settings.student_batch or 1, eos_id=tokens.eos_id)
         with training_is_kept():
             tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
             num_bytes = holdout_bytes(tokens, tokenizer)
             result = {
-                **figures_of(learned, chance, num_bytes, settings.seed),
+                **figures_of(learned, lesson.chance(), num_bytes, settings.seed),
                 "samples": samples_of(run, tokenizer, prompts, learned, tokens.end_ids),
-                "tokens": learned.tokens,
-                "tokens_per_second": learned.tokens_per_second,
-                "working_seconds": learned.seconds,
-                "steps": learned.steps,
-                "skipped_steps": learned.skipped,
-                "best_step": learned.best_step,
-                "device_peak_bytes": device_peak_bytes(device),
+                **_told(learned),
+                "device_peak_bytes": device_peak_bytes(lesson.device),
                 "world": {"ranks": 1 if world is None else world.rank.world, "hosts": hosts},
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
@@ -132,133 +118,260 @@ def _run(run: Run, settings: RunConfig, channel: Channel, world: World | None) -
         if settings.compare == "labels":
             del learner, adapter  # two students are never in memory together
             return_memory()
-            labels = _on_labels(run, settings, folder, source, tokens, num_bytes, channel, world)
-            result["compare"] = {"labels": labels}
+            result["compare"] = {"labels": with_bits(lesson.on_labels(), num_bytes)}
             write_atomic(run.student_path / "README.md", card_of(run, settings, folder, result))
     channel.write("evaluation", which="result", gap_closed=gap_of(result))
     run.finish_phase("student", result)
 
 
-def _learned(
-    run: Run,
-    settings: RunConfig,
-    folder: Path,
-    source: Source,
-    tokens: TokenFile,
-    prompts: list[list[int]],
-    checkpoints_path: Path,
-    channel: Channel,
-    world: World | None,
-) -> tuple[Learner, Learned]:
-    """Train a student from its first weights in ``folder``; the returned one is the best."""
-    device, dtype = prepare_torch(settings)
-    torch.manual_seed(settings.seed)
-    scratch = run.path / "scratch" if settings.cpu_offload and Device.of(str(device)).is_host else None
-    if world is not None and scratch is not None:
-        scratch = scratch / f"rank-{world.rank.number}"
-    if settings.student_layer_by_layer:
-        learner: Learner = _streamed(settings, folder, device, dtype, scratch, channel)
-    elif isinstance(world, ShardedWorld):
-        # Whole it lies in files, which are no memory of the process.
-        model = _load(settings, folder, device, dtype, _whole_in_files(run, world))
-        check_numbers(model, folder)
-        learner = ShardedLearner(
-            model, dtype=dtype, gradient_checkpointing=bool(settings.gradient_checkpointing), world=world
+def _mended_folder(run: Run, settings: RunConfig, channel: Channel, world: World | None) -> Path:
+    """The folder of the initial weights, on each rank; rank 0 repairs a damaged one while the others wait."""
+    if world is None:
+        return student_folder(run, settings, channel)
+    if world.rank.number:
+        world.wait()
+        return student_folder(run, settings, channel)
+    folder = student_folder(run, settings, channel)
+    world.wait()
+    return folder
+
+
+def _told(learned: Learned) -> dict[str, Any]:
+    """The training's figures as the report has them."""
+    return {
+        "tokens": learned.tokens,
+        "tokens_per_second": learned.tokens_per_second,
+        "working_seconds": learned.seconds,
+        "steps": learned.steps,
+        "skipped_steps": learned.skipped,
+        "best_step": learned.best_step,
+    }
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A student's first weights, and the rows that it learns from.
+
+    Attributes:
+        run: the run.
+        settings: the run's, or those of a comparison.
+        folder: of the student's first weights.
+        tokens: the rows.
+        source: the rows with their records.
+        channel: receives the progress.
+        world: the ranks that train together; None where there is one.
+    """
+
+    run: Run
+    settings: RunConfig
+    folder: Path
+    tokens: TokenFile
+    source: Source
+    channel: Channel
+    world: World | None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what all ranks have in common."""
+        return self.world is None or self.world.rank.number == 0
+
+    @cached_property
+    def _machine(self) -> tuple[torch.device, torch.dtype]:
+        return prepare_torch(self.settings)
+
+    @property
+    def device(self) -> torch.device:
+        """The compute device."""
+        return self._machine[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the matrix products."""
+        return self._machine[1]
+
+    @property
+    def where(self) -> Device:
+        """The compute device's kind."""
+        return Device.of(str(self.device))
+
+    @property
+    def scratch(self) -> Path | None:
+        """The folder of this rank's weights and optimizer states; None where they stay in memory."""
+        if not (self.settings.cpu_offload and self.where.is_host):
+            return None
+        scratch = self.run.path / "scratch"
+        return scratch if self.world is None else scratch / f"rank-{self.world.rank.number}"
+
+    def chance(self) -> NDArray[np.float64]:
+        """Sums for each document of a model that only counts how often each token comes."""
+        micro_batch, eos_id = self.settings.student_batch or 1, self.tokens.eos_id
+        return chance_sums(self.source, Unigram.of(self.tokens), micro_batch=micro_batch, eos_id=eos_id)
+
+    def learned(self, prompts: list[list[int]], checkpoints_path: Path) -> tuple[Learner, Learned]:
+        """Train a student from its first weights in ``folder``; the returned one is the best."""
+        torch.manual_seed(self.settings.seed)
+        learner = self._learner()
+        if self.world is not None:
+            torch.manual_seed(self.settings.seed + self.world.rank.number)  # other rows, other dropout
+        if self.settings.packing and not learner.can_be_cut:
+            self.channel.log("info", _one_by_one(learner), "documents-one-by-one")
+        checkpoints = Checkpoints(
+            checkpoints_path,
+            keep=self.settings.keep_checkpoints,
+            on_problem=lambda told: self.channel.log("warning", told, "damaged-checkpoint"),
         )
-    else:
-        model = _load(settings, folder, device, dtype, scratch)
-        check_numbers(model, folder)
-        learner = Learner(
-            model,
-            dtype=dtype,
-            gradient_checkpointing=bool(settings.gradient_checkpointing),
-            trainable=_adapter(settings, model, device, scratch) if settings.lora_rank else None,
+        with self.channel.saving_memory(StudentSaver.of(self.settings, learner, self.folder, where=self.where)):
+            found = learn(
+                self._training(learner),
+                checkpoints,
+                Prompts(prompts, self.tokens.end_ids, self.settings.seed, _limits(self.settings, self.tokens)),
+                eos_id=self.tokens.eos_id,
+                loss_scale=LossScale.of(self.dtype),
+                channel=self.channel,
+            )
+        return self._whole(learner), found
+
+    def on_labels(self) -> Metrics:
+        """Train the same student on labels only, with the same steps and tokens; return its metrics."""
+        self.channel.log("info", "The same student is trained on labels alone, to compare.", "compare")
+        run, channel = self.run, self.channel
+        if self.is_first:
+            channel = channel.beside(_Beside(run.events_path, phase="student", log_path=run.log_path))
+        alone = self.settings.model_copy(update={"kd_weight": 0.0, "keep_checkpoints": 1})
+        path = run.path / "checkpoints-labels"
+        _, found = replace(self, settings=alone, channel=channel).learned([], path)
+        if self.is_first:
+            shutil.rmtree(path, ignore_errors=True)
+        return found.student_after
+
+    def _learner(self) -> Learner:
+        """Load the student: streamed, divided among ranks, or whole."""
+        settings, checkpointing = self.settings, bool(self.settings.gradient_checkpointing)
+        if settings.student_layer_by_layer:
+            return self._streamed()
+        if isinstance(self.world, ShardedWorld):
+            # Whole it lies in files, which are no memory of the process.
+            model = self._load(self._whole_in_files(self.world))
+            return ShardedLearner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, world=self.world)
+        model = self._load(self.scratch)
+        adapter = self._adapter(model) if settings.lora_rank else None
+        return Learner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, trainable=adapter)
+
+    def _whole(self, learner: Learner) -> Learner:
+        """The whole student, on rank 0; on others, and where it is whole already, the learner as it is."""
+        if not isinstance(self.world, ShardedWorld):
+            return learner
+        tensors = self.world.whole(learner.trainable.tensors(), dict(learner.trainable.parameters()))
+        if self.world.rank.number:
+            self.world.hand_over(tensors)
+            return learner
+        model = self._load(self._whole_in_files(self.world), check=False)
+        fill(model, tensors)
+        return Learner(model, dtype=self.dtype, gradient_checkpointing=False)
+
+    def _whole_in_files(self, world: World) -> Path:
+        """The folder of the whole student while a rank does not have it in memory."""
+        return self.run.path / "scratch" / f"whole-{world.rank.number}"
+
+    def _streamed(self) -> Learner:
+        from engine.models.stream import StreamedTeacher
+        from engine.student.streamed import StreamedLearner
+
+        settings = self.settings
+        try:
+            base = StreamedTeacher(
+                self.folder,
+                dtype=self.dtype,
+                device=self.device,
+                trust_remote_code=settings.trust_remote_code,
+                quantization=settings.student_quantization,
+                weight_bytes=None if self._reads_ahead() else 0,
+            )
+        except ModelError as error:  # its words are for a teacher
+            todo = error.todo.replace("--layer_by_layer", "--student_layer_by_layer")
+            todo = todo.replace("this teacher", "this student")
+            raise ModelError(error.what, error.why, todo) from error
+        if base.note:
+            self.channel.log("info", base.note, "streaming-rounds")
+        tokens = (settings.student_batch or 1) * (settings.gradient_accumulation or 1) * (settings.sequence_length or 1)
+        return StreamedLearner(base, dtype=self.dtype, trainable=self._adapter(base.model), wave_tokens=tokens)
+
+    def _reads_ahead(self) -> bool:
+        """Whether the budgets leave room for two layers."""
+        settings = self.settings
+        context = 0 if self.where.is_host else context_bytes_on(gpu_of(str(self.device)))
+        return student_reads_ahead(
+            shape_of(read_spec(self.folder, trust_remote_code=settings.trust_remote_code)),
+            StudentSetting.of(settings, self.where),
+            (settings.memory_budget or 2**62) - context,
+            settings.ram_budget or 2**62,
         )
-    if world is not None:
-        torch.manual_seed(settings.seed + world.rank.number)  # other rows, other dropout
-    if settings.packing and not learner.can_be_cut:
-        channel.log(
-            "info",
-            f"{type(learner.model).__name__} cannot be cut between the documents of a row: it reads them one by one, "
-            "which takes longer. With --packing off each row has one document.",
-            "documents-one-by-one",
-        )
-    where = Device.of(str(device))
-    with channel.saving_memory(StudentSaver.of(settings, learner, folder, where=where)):
-        learned = learn(
-            replace(_training(settings, learner, source, tokens, scratch=scratch, where=where), world=world),
-            Checkpoints(
-                checkpoints_path,
-                keep=settings.keep_checkpoints,
-                on_problem=lambda told: channel.log("warning", told, "damaged-checkpoint"),
-            ),
-            prompts=prompts,
-            end_ids=tokens.end_ids,
-            eos_id=tokens.eos_id,
-            limits=_limits(settings, tokens),
+
+    def _adapter(self, model: PreTrainedModel) -> LowRankAdapter:
+        place = None if self.scratch is None else weights_in_files(self.scratch)
+        shape = adapter_shape(self.settings)
+        return LowRankAdapter(model, shape, device=self.device, seed=self.settings.seed, new_tensor=place)
+
+    def _load(self, scratch: Path | None, *, check: bool = True) -> PreTrainedModel:
+        """Load the student, each weight directly to its place: the GPU, a file in ``scratch``, or memory.
+
+        Trained weights are kept in float32, so that small steps are not rounded away. Frozen ones are only multiplied,
+        so they are kept in the format of the products, or quantised.
+        """
+        model = _loaded(self.settings, self.folder, self.device, self.dtype, scratch)
+        if check:
+            check_numbers(model, self.folder)
+        return model
+
+    def _training(self, learner: Learner) -> Training:
+        settings = self.settings
+        order = Order.plan(
+            num_rows=self.tokens.num_rows("train"),
+            micro_batch=settings.student_batch or 1,
+            gradient_accumulation=settings.gradient_accumulation or 1,
             seed=settings.seed,
-            loss_scale=LossScale.of(dtype),
-            channel=channel,
+            epochs=settings.epochs,
+            steps=settings.steps,
         )
-    if isinstance(world, ShardedWorld):
-        tensors = world.whole(learner.trainable.tensors(), dict(learner.trainable.parameters()))
-        if world.rank.number:
-            world.hand_over(tensors)
-        else:
-            model = _load(settings, folder, device, dtype, _whole_in_files(run, world))
-            fill(model, tensors)
-            learner = Learner(model, dtype=dtype, gradient_checkpointing=False)
-    return learner, learned
+        return Training(
+            learner=learner,
+            optimizer=AdamW(
+                learner.trainable.parameters(),
+                weight_decay=settings.weight_decay,
+                bits=8 if settings.optimizer == "adamw-8bit" else 32,
+                offload=bool(settings.cpu_offload),
+                scratch=self.scratch,
+            ),
+            source=self.source,
+            order=order,
+            schedule=Schedule(
+                peak=settings.learning_rate or 1e-4,
+                total_steps=order.total_steps,
+                warmup=settings.warmup,
+                kind=settings.schedule,
+            ),
+            objective=Objective(
+                vocab_size=self.tokens.vocab_size,
+                target=settings.target,
+                kd_weight=settings.kd_weight,
+                temperature=settings.temperature,
+            ),
+            clip_norm=settings.clip_norm,
+            chunk_tokens=head_chunk_tokens(learner.model.get_input_embeddings().weight.shape[0], device=self.where),
+            checkpoint_every=settings.checkpoint_every or order.total_steps,
+            evaluation_rows=EVALUATION_ROWS,
+            evaluations=settings.evaluations or MOST_EVALUATIONS,
+            lean=settings.optimizer
+            == "adamw-8bit",  # a run that saves memory on optimizer states saves it on gradients too
+            world=self.world,
+        )
 
 
-def _whole_in_files(run: Run, world: World) -> Path:
-    """Where the whole student lies while a rank does not have it in memory."""
-    return run.path / "scratch" / f"whole-{world.rank.number}"
-
-
-def _streamed(
-    settings: RunConfig,
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    scratch: Path | None,
-    channel: Channel,
-) -> Learner:
-    from engine.models.stream import StreamedTeacher
-    from engine.student.streamed import StreamedLearner
-
-    where = Device.of(str(device))
-    shape = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code))
-    context = 0 if where.is_host else context_bytes_on(gpu_of(str(device)))
-    is_roomy = student_reads_ahead(
-        shape,
-        StudentSetting.of(settings, where),
-        (settings.memory_budget or 2**62) - context,
-        settings.ram_budget or 2**62,
+def _one_by_one(learner: Learner) -> str:
+    return (
+        f"{type(learner.model).__name__} cannot be cut between the documents of a row: it reads them one by one, "
+        "which takes longer. With --packing off each row has one document."
     )
-    try:
-        base = StreamedTeacher(
-            folder,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=settings.trust_remote_code,
-            quantization=settings.student_quantization,
-            weight_bytes=None if is_roomy else 0,
-        )
-    except ModelError as error:  # its words are for a teacher
-        todo = error.todo.replace("--layer_by_layer", "--student_layer_by_layer")
-        todo = todo.replace("this teacher", "this student")
-        raise ModelError(error.what, error.why, todo) from error
-    if base.note:
-        channel.log("info", base.note, "streaming-rounds")
-    tokens = (settings.student_batch or 1) * (settings.gradient_accumulation or 1) * (settings.sequence_length or 1)
-    adapter = _adapter(settings, base.model, device, scratch)
-    return StreamedLearner(base, dtype=dtype, trainable=adapter, wave_tokens=tokens)
-
-
-def _adapter(settings: RunConfig, model: PreTrainedModel, device: torch.device, scratch: Path | None) -> LowRankAdapter:
-    place = None if scratch is None else weights_in_files(scratch)
-    return LowRankAdapter(model, adapter_shape(settings), device=device, seed=settings.seed, new_tensor=place)
 
 
 def _limits(settings: RunConfig, tokens: TokenFile) -> SampleLimits:
@@ -279,37 +392,9 @@ class _Beside(EventWriter):
         super().write(kind, **fields)
 
 
-def _on_labels(
-    run: Run,
-    settings: RunConfig,
-    folder: Path,
-    source: Source,
-    tokens: TokenFile,
-    num_bytes: int,
-    channel: Channel,
-    world: World | None,
-) -> dict[str, Any]:
-    """Train the same student on labels only, with the same steps and tokens; return its metrics."""
-    channel.log("info", "The same student is trained on labels alone, to compare.", "compare")
-    is_first = world is None or world.rank.number == 0
-    if is_first:
-        channel = channel.beside(_Beside(run.events_path, phase="student", log_path=run.log_path))
-    path = run.path / "checkpoints-labels"
-    alone = settings.model_copy(update={"kd_weight": 0.0, "keep_checkpoints": 1})
-    _, learned = _learned(run, alone, folder, source, tokens, [], path, channel, world)
-    if is_first:
-        shutil.rmtree(path, ignore_errors=True)
-    return with_bits(learned.student_after, num_bytes)
-
-
-def _load(
+def _loaded(
     settings: RunConfig, folder: Path, device: torch.device, dtype: torch.dtype, scratch: Path | None
 ) -> PreTrainedModel:
-    """Load the student, each weight directly to its place: the GPU, a file in ``scratch``, or memory.
-
-    Trained weights are kept in float32, so that small steps are not rounded away. Frozen ones are only multiplied, so
-    they are kept in the format of the products, or quantised.
-    """
     trust_remote_code = settings.trust_remote_code
     if settings.student_quantization != "none":
         from engine.models.load_quantized import load_quantized
@@ -333,47 +418,3 @@ def student_folder(run: Run, settings: RunConfig, channel: Channel) -> Path:
 
         mend_student(run, settings, teacher_spec(settings), channel)
     return run.initial_student_path
-
-
-def _training(
-    settings: RunConfig, learner: Learner, source: Source, tokens: TokenFile, *, scratch: Path | None, where: Device
-) -> Training:
-    order = Order.plan(
-        num_rows=tokens.num_rows("train"),
-        micro_batch=settings.student_batch or 1,
-        gradient_accumulation=settings.gradient_accumulation or 1,
-        seed=settings.seed,
-        epochs=settings.epochs,
-        steps=settings.steps,
-    )
-    return Training(
-        learner=learner,
-        optimizer=AdamW(
-            learner.trainable.parameters(),
-            weight_decay=settings.weight_decay,
-            bits=8 if settings.optimizer == "adamw-8bit" else 32,
-            offload=bool(settings.cpu_offload),
-            scratch=scratch,
-        ),
-        source=source,
-        order=order,
-        schedule=Schedule(
-            peak=settings.learning_rate or 1e-4,
-            total_steps=order.total_steps,
-            warmup=settings.warmup,
-            kind=settings.schedule,
-        ),
-        objective=Objective(
-            vocab_size=tokens.vocab_size,
-            target=settings.target,
-            kd_weight=settings.kd_weight,
-            temperature=settings.temperature,
-        ),
-        clip_norm=settings.clip_norm,
-        chunk_tokens=head_chunk_tokens(learner.model.get_input_embeddings().weight.shape[0], device=where),
-        checkpoint_every=settings.checkpoint_every or order.total_steps,
-        evaluation_rows=EVALUATION_ROWS,
-        evaluations=settings.evaluations or MOST_EVALUATIONS,
-        lean=settings.optimizer
-        == "adamw-8bit",  # a run that saves memory on optimizer states saves it on gradients too
-    )

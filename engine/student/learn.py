@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,77 +60,69 @@ class Learned:
         return self.tokens / max(self.seconds, 1e-9)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts that the student continues before and after its training, for the report.
+
+    Attributes:
+        ids: token ids of each.
+        end_ids: tokens that end a continuation.
+        seed: of the draws.
+        limits: of length and time.
+    """
+
+    ids: list[list[int]]
+    end_ids: Collection[int]
+    seed: int
+    limits: SampleLimits = field(default_factory=SampleLimits)
+
+    def continued_by(self, training: Training) -> list[list[int]]:
+        """The student's continuations, on rank 0, which writes the report; none on the others."""
+        vocab_size, world = training.objective.vocab_size, training.world
+        if world is not None and world.is_sharded:
+            return world.led(next_logits_of(training.learner), lambda ask: self._continued(ask, vocab_size)) or []
+        return [] if training.rank.number else self._continued(next_logits_of(training.learner), vocab_size)
+
+    def _continued(self, next_logits: Callable[[Tensor], Tensor], vocab_size: int) -> list[list[int]]:
+        return continuations(
+            next_logits,
+            self.ids,
+            vocab_size=vocab_size,
+            end_ids=self.end_ids,
+            seed=self.seed,
+            max_new_tokens=self.limits.tokens,
+            max_seconds=self.limits.seconds,
+        )
+
+
 def learn(
     training: Training,
     checkpoints: Checkpoints,
+    prompts: Prompts,
     *,
-    prompts: list[list[int]],
-    end_ids: Collection[int],
     eos_id: int | None = None,
-    limits: SampleLimits | None = None,
-    seed: int,
     loss_scale: LossScale,
     channel: Channel,
 ) -> Learned:
     """Run phase 2, or continue it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
 
-    ``end_ids`` end a sample, before it reaches its ``limits``; ``eos_id`` ends a document of the hold-out, None where a
-    row is one.
+    ``eos_id`` ends a document of the hold-out; it is None where a row is one.
 
     Raises:
         Stopped: the user stopped the run; a checkpoint was written if a step was done.
         BadNumbers: the student's final loss is not a number.
     """
-    limits = limits or SampleLimits()
-    of_teacher = DocumentSums(eos_id)
+    of_teacher, of_after = DocumentSums(eos_id), DocumentSums(eos_id)
     teacher = evaluate_teacher(training.source, micro_batch=training.order.micro_batch, documents=of_teacher)
     channel.write("evaluation", which="teacher", **teacher.as_dict())
 
-    def texts_by(next_logits: Callable[[Tensor], Tensor]) -> list[list[int]]:
-        return continuations(
-            next_logits,
-            prompts,
-            vocab_size=training.objective.vocab_size,
-            end_ids=end_ids,
-            seed=seed,
-            max_new_tokens=limits.tokens,
-            max_seconds=limits.seconds,
-        )
-
-    def texts() -> list[list[int]]:
-        """The student's, on rank 0, which writes the report."""
-        world = training.world
-        if world is not None and world.is_sharded:
-            return world.led(next_logits_of(training.learner), texts_by) or []
-        return [] if training.rank.number else texts_by(next_logits_of(training.learner))
-
-    progress = resume(training, checkpoints, channel)
-    if progress is None:
-        of_before = DocumentSums(eos_id)
-        before = _measured(training, "student_before", channel, of_before)
-        notes = {"before": asdict(before), "before_documents": of_before.table().tolist(), "before_texts": texts()}
-        progress = Progress(loss_scale=loss_scale, notes=notes)
-        return_memory_if_scarce()
+    progress = resume(training, checkpoints, channel) or _begin(training, prompts, eos_id, loss_scale, channel)
     train(training, progress, checkpoints, channel)
-
-    best = best_checkpoint(training, progress, checkpoints)
-    if best is not None:
-        best.load_weights(training.learner.trainable.tensors())
-        channel.log(
-            "info",
-            f"The student of step {best.step} is kept: its hold-out loss was the lowest, {progress.best_loss:.4f}.",
-            "best-checkpoint",
-        )
+    best_step = _take_best(training, progress, checkpoints, channel)
     training.optimizer.release()
     return_memory()
-    of_after = DocumentSums(eos_id)
     after = _measured(training, "student_after", channel, of_after)
-    if not math.isfinite(after.holdout_loss):
-        raise BadNumbers(
-            "The student's loss on the hold-out text is not a number.",
-            "Such a student is useless, so it was not written.",
-            "Start a new run with a smaller --learning_rate.",
-        )
+    _check_number(after)
     return Learned(
         teacher=teacher,
         student_before=Metrics(**progress.notes["before"]),
@@ -142,13 +134,51 @@ def learn(
             "after": of_after.table(),
         },
         before_texts=progress.notes["before_texts"],
-        after_texts=texts(),
+        after_texts=prompts.continued_by(training),
         tokens=progress.tokens,
         seconds=progress.seconds,
         steps=progress.step,
         skipped=progress.skipped,
-        best_step=progress.step if best is None else best.step,
+        best_step=best_step,
     )
+
+
+def _begin(
+    training: Training, prompts: Prompts, eos_id: int | None, loss_scale: LossScale, channel: Channel
+) -> Progress:
+    """Measure the student before its first step; the results are the notes of every checkpoint."""
+    of_before = DocumentSums(eos_id)
+    before = _measured(training, "student_before", channel, of_before)
+    notes = {
+        "before": asdict(before),
+        "before_documents": of_before.table().tolist(),
+        "before_texts": prompts.continued_by(training),
+    }
+    return_memory_if_scarce()
+    return Progress(loss_scale=loss_scale, notes=notes)
+
+
+def _take_best(training: Training, progress: Progress, checkpoints: Checkpoints, channel: Channel) -> int:
+    """Give the model the weights with the lowest hold-out loss, and return their step."""
+    best = best_checkpoint(training, progress, checkpoints)
+    if best is None:
+        return progress.step
+    best.load_weights(training.learner.trainable.tensors())
+    channel.log(
+        "info",
+        f"The student of step {best.step} is kept: its hold-out loss was the lowest, {progress.best_loss:.4f}.",
+        "best-checkpoint",
+    )
+    return best.step
+
+
+def _check_number(after: Metrics) -> None:
+    if not math.isfinite(after.holdout_loss):
+        raise BadNumbers(
+            "The student's loss on the hold-out text is not a number.",
+            "Such a student is useless, so it was not written.",
+            "Start a new run with a smaller --learning_rate.",
+        )
 
 
 def next_logits_of(learner: Learner) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import BadNumbers, Stopped
 from engine.student.generate import holdout_prompts
-from engine.student.learn import Learned, learn
+from engine.student.learn import Learned, Prompts, learn
 from engine.student.schedule import Schedule
 from engine.student.step import LossScale
 from engine.student.train import Training, look
@@ -24,9 +24,7 @@ def run_phase(run: SmallRun, training: Training, control: PhaseControl | None = 
     return learn(
         training,
         run.checkpoints(events),
-        prompts=holdout_prompts(run.tokens, count=2, length=4),
-        end_ids={0},
-        seed=1,
+        Prompts(holdout_prompts(run.tokens, count=2, length=4), end_ids={0}, seed=1),
         loss_scale=LossScale(),
         channel=Channel(events, control),
     )

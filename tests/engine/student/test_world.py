@@ -16,7 +16,7 @@ from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, Stopped
 from engine.ranks import Rank
-from engine.student.learn import learn
+from engine.student.learn import Prompts, learn
 from engine.student.sharded import ShardedWorld
 from engine.student.step import LossScale
 from engine.student.train import Progress, train
@@ -179,7 +179,8 @@ def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path, kind: t
         training = training_of(run, steps=2, micro_batch=2, world=world)
         events = run.events()
         found = learn(
-            training, run.checkpoints(events), prompts=[[5, 6]], end_ids=[0], eos_id=0, seed=1, loss_scale=LossScale(),
+            training, run.checkpoints(events), Prompts([[5, 6]], end_ids=[0], seed=1), eos_id=0,
+            loss_scale=LossScale(),
             channel=Channel(events),
         )  # fmt: skip
         told = [found.student_before.as_dict(), found.student_after.as_dict(), found.documents["after"].tolist()]
