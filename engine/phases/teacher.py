@@ -8,6 +8,7 @@ and keeps the samples. Then one process finds no row missing, judges the records
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -26,7 +27,7 @@ from engine.errors import CacheMismatch
 from engine.inputs import identity_of
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
-from engine.models.spec import fingerprint
+from engine.models.spec import ModelSpec, fingerprint
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
@@ -43,7 +44,7 @@ _STREAMED_TOKENS = 12
 if TYPE_CHECKING:
     import torch
 
-    from engine.teacher.score import Teacher
+    from engine.teacher.score import ScoreSettings, Teacher
 
 
 def cache_identity(run: Run, settings: RunConfig, vocab_size: int) -> CacheIdentity:
@@ -154,11 +155,11 @@ def _of_ranks(run: Run, settings: RunConfig) -> dict[str, Any]:
 def _judge(tokens: TokenFile, store: CacheStore, channel: Channel) -> None:
     """Warn if the teacher's loss on the text is poor, before a student is trained on it."""
     from engine.student.batches import Source
-    from engine.student.evaluate import evaluate_teacher
+    from engine.student.evaluate import HoldoutBatches, evaluate_teacher
     from engine.student.judge import Unigram, chance_sums
 
     source = Source(tokens, store)
-    teacher = evaluate_teacher(source, micro_batch=_JUDGED_ROWS)
+    teacher = evaluate_teacher(HoldoutBatches(source, _JUDGED_ROWS))
     if not teacher.tokens:
         return
     sums = chance_sums(source, Unigram.of(tokens), micro_batch=_JUDGED_ROWS, eos_id=tokens.eos_id)
@@ -200,56 +201,27 @@ def _score(
 ) -> dict[str, Any] | None:
     """Score the rank's rows; None if it has nothing to do, and the teacher is not loaded."""
     from engine.phases.device import device_peak_bytes, prepare_torch
-    from engine.teacher.score import ScoreSettings, has_work, score
+    from engine.teacher.score import has_work, score
 
     device, dtype = prepare_torch(settings)
     spec = teacher_spec(settings)
-    if (found := fingerprint(spec)) != store.identity.teacher:
-        raise CacheMismatch(
-            f"{spec.path} is not the teacher that this run was prepared with: its weights' fingerprint is "
-            f"{found[:12]}…, not {store.identity.teacher[:12]}….",
-            "Records of two teachers would be mixed.",
-            "Put that teacher's folder back, or start a new run.",
-        )
+    _check_teacher(spec, store)
     began = time.monotonic()
-    micro_batch = settings.teacher_batch or 1
-    where = Device.of(str(device))
-    most_tokens = wave_tokens(
-        spec.hidden_size,
-        micro_batch * tokens.sequence_length,
-        layer_by_layer=bool(settings.layer_by_layer),
-        device=where,
-    )
+    how = _score_settings(run, settings, spec, tokens.sequence_length, Device.of(str(device)))
     cuts = rank.number == 0 and not is_cut(run, settings)
-    if rank != ALONE and not cuts and not has_work(tokens, store, SPLITS, wave_tokens=most_tokens, rank=rank):
+    if rank != ALONE and not cuts and not has_work(tokens, store, SPLITS, wave_tokens=how.wave_tokens, rank=rank):
         return None
-    teacher = load_teacher(run, settings, device, dtype)
-    if settings.layer_by_layer and teacher.note:
-        channel.log("info", teacher.note, "not-bit-equal")
-    try:
+    with contextlib.closing(load_teacher(run, settings, device, dtype)) as teacher:
+        if settings.layer_by_layer and teacher.note:
+            channel.log("info", teacher.note, "not-bit-equal")
         if cuts:
             cut_student(run, settings, spec, lambda: teacher, tokens, channel)
         if rank.number == 0:
             _keep_samples(run, teacher, tokens, settings.seed)
         with channel.saving_memory(teacher, also="the next waves are half as long"):
             result = score(
-                teacher=teacher,
-                tokens=tokens,
-                store=store,
-                splits=SPLITS,
-                channel=channel,
-                rank=rank,
-                settings=ScoreSettings(
-                    micro_batch=micro_batch,
-                    wave_tokens=most_tokens,
-                    chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
-                    record_size=settings.record_size,
-                    temperature=settings.temperature,
-                    seed=settings.seed,
-                ),
+                teacher=teacher, tokens=tokens, store=store, splits=SPLITS, settings=how, channel=channel, rank=rank
             )
-    finally:
-        teacher.close()
     return {
         "tokens": result.tokens,
         "seconds": time.monotonic() - began - channel.paused_seconds,
@@ -258,6 +230,38 @@ def _score(
         "rows_scored": result.rows,
         "device_peak_bytes": device_peak_bytes(device),
     }
+
+
+def _check_teacher(spec: ModelSpec, store: CacheStore) -> None:
+    found, expected = fingerprint(spec), store.identity.teacher
+    if found != expected:
+        raise CacheMismatch(
+            f"{spec.path} is not the teacher that this run was prepared with: its weights' fingerprint is "
+            f"{found[:12]}…, not {expected[:12]}….",
+            "Records of two teachers would be mixed.",
+            "Put that teacher's folder back, or start a new run.",
+        )
+
+
+def _score_settings(
+    run: Run, settings: RunConfig, spec: ModelSpec, sequence_length: int, where: Device
+) -> ScoreSettings:
+    from engine.teacher.score import ScoreSettings
+
+    micro_batch = settings.teacher_batch or 1
+    return ScoreSettings(
+        micro_batch=micro_batch,
+        wave_tokens=wave_tokens(
+            spec.hidden_size,
+            micro_batch * sequence_length,
+            layer_by_layer=bool(settings.layer_by_layer),
+            device=where,
+        ),
+        chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
+        record_size=settings.record_size,
+        temperature=settings.temperature,
+        seed=settings.seed,
+    )
 
 
 def _only_cut(run: Run, settings: RunConfig, tokens: TokenFile, channel: Channel) -> None:

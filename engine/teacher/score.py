@@ -130,44 +130,26 @@ def score(
         BadNumbers: the teacher gives NaN or infinity.
     """
     progress = _Progress(tokens, store, splits, channel, rank)
-    scored_tokens = scored_rows = shards = 0
-    micro_batch, rows_in_wave = settings.micro_batch, settings.rows_in_wave(tokens.sequence_length)
-    waves = _Waves(tokens, splits, rows_in_wave, rank)
-    for split in splits:
-        hashes = tokens.hashes(split)
-        is_holdout = split == "holdout"
-        end = 0
-        while end < len(hashes):
-            channel.safe_point()
-            start = end
-            # Waves keep their boundaries, or the shards of a resumed run would differ.
-            end = min(len(hashes), (start // rows_in_wave + 1) * rows_in_wave)
-            if channel.memory_is_short:
-                end = min(end, start + max(micro_batch, rows_in_wave // 2))
-            indices = waves.missing(store, split, range(start, end))
-            if not indices:
-                continue
-            rows = tokens.rows(split, indices)
-            counts = rows.scored.sum(1)
-            wave = _Wave(rows, micro_batch * tokens.sequence_length, tokens.sequence_length, settings.seed)
-            progress.wave(int(counts.sum()))
-            records = records_from_hidden(
-                _scored_positions(teacher, wave, progress),
-                teacher.logits,
-                vocab_size=tokens.vocab_size,
-                record_size=settings.record_size,
-                temperature=settings.temperature,
-                chunk_tokens=settings.chunk_tokens,
-            )
-            kept = (records if is_holdout else records.without_top1()).take(wave.row_order())
-            entry = store.commit(list(zip(rows.hashes, counts.tolist(), strict=True)), kept, wave.places())
-            channel.write("shard", path=entry.name, tokens=entry.tokens, bytes=entry.bytes)
-            progress.wave_done()
-            scored_tokens += int(counts.sum())
-            scored_rows += len(indices)
-            shards += 1
+    waves = _Waves(tokens, splits, settings.rows_in_wave(tokens.sequence_length), rank)
+    for split, indices in waves.left(store, channel, fewest=settings.micro_batch):
+        rows = tokens.rows(split, indices)
+        counts = rows.scored.sum(1).tolist()
+        wave = _Wave(rows, settings.micro_batch * tokens.sequence_length, tokens.sequence_length, settings.seed)
+        progress.wave(sum(counts))
+        records = records_from_hidden(
+            _scored_positions(teacher, wave, progress),
+            teacher.logits,
+            vocab_size=tokens.vocab_size,
+            record_size=settings.record_size,
+            temperature=settings.temperature,
+            chunk_tokens=settings.chunk_tokens,
+        )
+        kept = (records if split == "holdout" else records.without_top1()).take(wave.row_order())
+        entry = store.commit(list(zip(rows.hashes, counts, strict=True)), kept, wave.places())
+        channel.write("shard", path=entry.name, tokens=entry.tokens, bytes=entry.bytes)
+        progress.wave_done(len(indices))
     progress.end()
-    return ScoreResult(scored_tokens, scored_rows, shards, progress.seconds)
+    return progress.result
 
 
 def has_work(
@@ -197,6 +179,26 @@ class _Waves:
         self._first_places = {
             split: _first_places(self._hashes[split], range(len(self._hashes[split]))) for split in several
         }
+
+    def left(self, store: CacheStore, channel: Channel, *, fewest: int) -> Iterator[tuple[Split, list[int]]]:
+        """Yield the rows that this rank has to score, a wave at a time; half of one while memory is short.
+
+        Args:
+            store: has the records that are there.
+            channel: its safe points are before each wave.
+            fewest: rows in a shorter wave, where the wave has as many.
+        """
+        for split, hashes in self._hashes.items():
+            end = 0
+            while end < len(hashes):
+                channel.safe_point()
+                start = end
+                # Waves keep their boundaries, or the shards of a resumed run would differ.
+                end = min(len(hashes), (start // self._rows_in_wave + 1) * self._rows_in_wave)
+                if channel.memory_is_short:
+                    end = min(end, start + max(fewest, self._rows_in_wave // 2))
+                if indices := self.missing(store, split, range(start, end)):
+                    yield split, indices
 
     def missing(self, store: CacheStore, split: Split, indices: range) -> list[int]:
         """Return the rows of a wave, or of a part of it, that this rank has to score, without duplicates."""
@@ -310,8 +312,13 @@ class _Progress:
             hashes = tokens.hashes(split)
             present = 1.0 - len(store.missing(hashes, top1=split == "holdout")) / max(1, len(hashes))
             self._before += round(present * tokens.num_scored(split))
-        self._committed = self._in_wave = self._wave = 0
+        self._committed = self._in_wave = self._wave = self._rows = self._shards = 0
         self._through_layers = False
+
+    @property
+    def result(self) -> ScoreResult:
+        """The work done so far."""
+        return ScoreResult(self._committed, self._rows, self._shards, self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -334,9 +341,11 @@ class _Progress:
         self._in_wave += int(share * tokens)
         self._tell()
 
-    def wave_done(self) -> None:
-        """The wave's shard is committed."""
+    def wave_done(self, rows: int) -> None:
+        """The wave's shard is committed, with the records of so many rows."""
         self._committed += self._wave
+        self._rows += rows
+        self._shards += 1
         self._in_wave = 0
         self._tell(safe=False)
 
