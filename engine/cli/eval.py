@@ -77,7 +77,7 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
     from engine.phases.teacher import open_store
     from engine.run import Run
     from engine.student.batches import Source
-    from engine.student.evaluate import evaluate, evaluate_teacher
+    from engine.student.evaluate import HoldoutBatches, evaluate, evaluate_teacher
     from engine.student.exam import Examinee, figure
     from engine.student.judge import DocumentSums
     from engine.student.learner import Learner
@@ -94,17 +94,16 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
         source = Source(tokens, store)
         ours, theirs = DocumentSums(tokens.eos_id), DocumentSums(tokens.eos_id)
         learner = Learner(model, dtype=torch.float32, gradient_checkpointing=False)
-        rows = settings.student_batch or 1
+        holdout = HoldoutBatches(source, settings.student_batch or 1)
         evaluate(
             learner,
-            source,
+            holdout,
             vocab_size=tokens.vocab_size,
             temperature=settings.temperature,
-            micro_batch=rows,
             chunk_tokens=256,
             documents=ours,
         )
-        evaluate_teacher(source, micro_batch=rows, documents=theirs)
+        evaluate_teacher(holdout, documents=theirs)
         student, teacher = ours.table(), theirs.table()
         texts, num_bytes = _texts_of(tokens, tokenizer)
         vocab_size, length = tokens.vocab_size, tokens.sequence_length

@@ -91,15 +91,91 @@ class Calibration:
         ]
 
 
+@dataclass(frozen=True)
+class HoldoutBatches:
+    """The hold-out rows in micro-batches, with their records.
+
+    Attributes:
+        source: rows and records.
+        micro_batch: rows at a time.
+        limit_rows: only this many rows; all if None.
+    """
+
+    source: Source
+    micro_batch: int
+    limit_rows: int | None = None
+
+    @property
+    def _starts(self) -> range:
+        num_rows = self.source.num_rows("holdout")
+        return range(0, num_rows if self.limit_rows is None else min(num_rows, self.limit_rows), self.micro_batch)
+
+    def of(self, rank: Rank = ALONE) -> Iterator[tuple[MicroBatch, Records]]:
+        """Yield the micro-batches of a rank."""
+        for number, start in enumerate(self._starts):
+            if rank.has(number):
+                rows = range(start, min(start + self.micro_batch, self._starts.stop))
+                yield self.source.micro_batch("holdout", rows)
+
+    def even(self, rank: Rank) -> Iterator[tuple[MicroBatch, Records | None]]:
+        """Yield the micro-batches of a rank: each has as many, the last one of some is empty and has no records."""
+        yield from self.of(rank)
+        if 0 < len(self._starts) % rank.world <= rank.number:
+            yield MicroBatch.empty(), None
+
+
+class _Sums:
+    """Sums over the scored positions that were evaluated, by this rank or by all.
+
+    Attributes:
+        sums: float64 [3], of cross-entropy, KL and agreements.
+        calibration: of the first choices.
+        tokens: scored positions.
+        positions: the three values of each position, [3, N] of a micro-batch by its number; only where ranks tell each
+            other.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64)
+        self.calibration = Calibration()
+        self.tokens = 0
+        self.positions: dict[int, Tensor] = {}
+
+    def add(self, found: Tensor) -> None:
+        """Count the values of a micro-batch, [3, N]."""
+        self.sums += found.sum(1)
+        self.tokens += found.shape[1]
+
+    def add_up(self, world: World) -> None:
+        """Add what all ranks have, on each of them."""
+        told = world.gathered((self.sums, self.calibration.sums, self.tokens, self.positions))
+        self.sums = sum((each[0] for each in told), torch.zeros_like(self.sums))
+        self.calibration = Calibration(sum((each[1] for each in told), torch.zeros_like(self.calibration.sums)))
+        self.tokens = sum(each[2] for each in told)
+        self.positions = {number: found for each in told for number, found in each[3].items()}
+
+    @property
+    def metrics(self) -> Metrics:
+        """The means."""
+        loss, kl, agreements = (float(value) / max(1, self.tokens) for value in self.sums)
+        return Metrics(
+            holdout_loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),  # a float ends near exp(709)
+            kl_to_teacher=kl,
+            top1_agreement=agreements,
+            ece=self.calibration.error,
+            tokens=self.tokens,
+            calibration=self.calibration.bins,
+        )
+
+
 def evaluate(
     learner: Learner,
-    source: Source,
+    holdout: HoldoutBatches,
     *,
     vocab_size: int,
     temperature: float,
-    micro_batch: int,
     chunk_tokens: int,
-    limit_rows: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
     documents: DocumentSums | None = None,
     world: World | None = None,
@@ -108,53 +184,71 @@ def evaluate(
 
     Args:
         learner: the student.
-        source: rows and records.
+        holdout: rows and records.
         vocab_size: V_eff.
         temperature: of the records.
-        micro_batch: rows at a time.
         chunk_tokens: positions whose logits exist at a time.
-        limit_rows: evaluate only this many rows; all if None.
         on_batch: called after each micro-batch; may raise to stop.
         documents: collects the sums of each document.
         world: the ranks that share the micro-batches; all of them get the result.
     """
     rank = ALONE if world is None else world.rank
     objective = Objective(vocab_size, "unbiased", 1.0, temperature)
-    sums = torch.zeros(3, dtype=torch.float64)  # cross-entropy, KL, agreements
-    positions: dict[int, Tensor] = {}  # of each position of a micro-batch, where ranks tell each other
-    calibration = Calibration()
-    tokens = 0
+    sums = _Sums()
     with learner.evaluating():
-        mine = _states(learner, _share(source, micro_batch, limit_rows, world))
-        for place, (batch, records, states) in enumerate(mine):
-            if records is None:  # another rank has a micro-batch here, and this one none
-                on_batch()
-                continue
-            assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
-            top1_ids = torch.from_numpy(records.top1_id.astype("int64")).to(learner.device)
-            each: list[Tensor] = []
-            for part, ce, kl, best_log_prob, choice in _scores(learner.head, states, batch, objective, chunk_tokens):
-                calibration.add(best_log_prob.exp(), choice == batch.labels[part])
-                agrees = choice == top1_ids[part]
-                each.append(exact(torch.stack([ce, kl, agrees.to(ce.dtype)])).cpu())
-            found = torch.cat(each, dim=1) if each else torch.zeros(3, 0, dtype=torch.float64)
-            sums += found.sum(1)
-            if documents is not None and world is None:
-                documents.add(batch, *found)
-            elif documents is not None:
-                positions[place * rank.world + rank.number] = found
-            tokens += len(states)
+        for place, (batch, records, states) in enumerate(_states(learner, holdout.even(rank))):
+            if records is not None:  # else another rank has a micro-batch here, and this one none
+                first_choices = _first_choices(records).to(learner.device)
+                scores = _scores(learner.head, states, batch, objective, chunk_tokens)
+                found = _by_position(scores, batch, first_choices, sums.calibration)
+                sums.add(found)
+                if documents is not None and world is None:
+                    documents.add(batch, *found)
+                elif documents is not None:
+                    sums.positions[place * rank.world + rank.number] = found
             on_batch()
     if world is not None:
-        told = world.gathered((sums, calibration.sums, tokens, positions))
-        sums = sum((each[0] for each in told), torch.zeros_like(sums))
-        calibration = Calibration(sum((each[1] for each in told), torch.zeros_like(calibration.sums)))
-        tokens = sum(each[2] for each in told)
+        sums.add_up(world)
         if documents is not None:
-            of_all = {number: found for each in told for number, found in each[3].items()}
-            for number, (batch, _) in enumerate(_holdout(source, micro_batch, limit_rows)):
-                documents.add(batch, *of_all[number])
-    return _metrics(sums, calibration, tokens)
+            for number, (batch, _) in enumerate(holdout.of()):
+                documents.add(batch, *sums.positions[number])
+    return sums.metrics
+
+
+def evaluate_teacher(holdout: HoldoutBatches, *, documents: DocumentSums | None = None) -> Metrics:
+    """Return the teacher's metrics on the same rows, from its records; ``documents`` collects each document's sums."""
+    sums = _Sums()
+    for batch, records in holdout.of():
+        assert records.top1_log_prob is not None
+        is_right = _first_choices(records) == batch.labels
+        sums.calibration.add(torch.from_numpy(records.top1_log_prob).double().exp(), is_right)
+        losses = -torch.from_numpy(records.label_log_prob.astype("float64"))
+        found = torch.stack([losses, torch.zeros_like(losses), torch.ones_like(losses)])
+        sums.add(found)
+        if documents is not None:
+            documents.add(batch, *found)
+    return sums.metrics
+
+
+def _first_choices(records: Records) -> Tensor:
+    """The teacher's first choice at each position, int64 [N]."""
+    assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
+    return torch.from_numpy(records.top1_id.astype("int64"))
+
+
+def _by_position(
+    scores: Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]],
+    batch: MicroBatch,
+    first_choices: Tensor,
+    calibration: Calibration,
+) -> Tensor:
+    """Cross-entropy, KL and agreement with the teacher of each position, float64 [3, N] on the CPU."""
+    each: list[Tensor] = []
+    for part, ce, kl, best_log_prob, choice in scores:
+        calibration.add(best_log_prob.exp(), choice == batch.labels[part])
+        agrees = choice == first_choices[part]
+        each.append(exact(torch.stack([ce, kl, agrees.to(ce.dtype)])).cpu())
+    return torch.cat(each, dim=1) if each else torch.zeros(3, 0, dtype=torch.float64)
 
 
 def _states(
@@ -201,62 +295,3 @@ def _scores(
         # log p(choice) = choice - logsumexp, and the cross-entropy is logsumexp - label
         yield chunk, ce, kl, best - label_logits - ce, choice
         del logits, best, choice
-
-
-def evaluate_teacher(
-    source: Source, *, micro_batch: int, limit_rows: int | None = None, documents: DocumentSums | None = None
-) -> Metrics:
-    """Return the teacher's metrics on the same rows, from its records; ``documents`` collects each document's sums."""
-    calibration = Calibration()
-    loss, tokens = 0.0, 0
-    for batch, records in _holdout(source, micro_batch, limit_rows):
-        assert records.top1_id is not None, "hold-out rows are scored with the teacher's first choice"
-        assert records.top1_log_prob is not None
-        loss -= float(records.label_log_prob.astype("float64").sum())
-        is_right = torch.from_numpy(records.top1_id.astype("int64")) == batch.labels
-        calibration.add(torch.from_numpy(records.top1_log_prob).double().exp(), is_right)
-        tokens += len(batch.labels)
-        if documents is not None:
-            losses = -torch.from_numpy(records.label_log_prob.astype("float64"))
-            documents.add(batch, losses, torch.zeros_like(losses), torch.ones_like(losses))
-    return _metrics(torch.tensor([loss, 0.0, float(tokens)], dtype=torch.float64), calibration, tokens)
-
-
-def _share(
-    source: Source, micro_batch: int, limit_rows: int | None, world: World | None
-) -> Iterator[tuple[MicroBatch, Records | None]]:
-    """Yield the micro-batches of a rank: each has as many, the last one of some is empty and has no records."""
-    rank = ALONE if world is None else world.rank
-    yield from _holdout(source, micro_batch, limit_rows, rank)
-    total = len(_starts(source, micro_batch, limit_rows))
-    if total % rank.world > rank.number or total % rank.world == 0:
-        return
-    yield MicroBatch.empty(), None
-
-
-def _starts(source: Source, micro_batch: int, limit_rows: int | None) -> range:
-    num_rows = source.num_rows("holdout")
-    return range(0, num_rows if limit_rows is None else min(num_rows, limit_rows), micro_batch)
-
-
-def _holdout(
-    source: Source, micro_batch: int, limit_rows: int | None, rank: Rank = ALONE
-) -> Iterator[tuple[MicroBatch, Records]]:
-    """Yield the micro-batches of a rank."""
-    starts = _starts(source, micro_batch, limit_rows)
-    for number, start in enumerate(starts):
-        if rank.has(number):
-            yield source.micro_batch("holdout", range(start, min(start + micro_batch, starts.stop)))
-
-
-def _metrics(sums: Tensor, calibration: Calibration, tokens: int) -> Metrics:
-    loss, kl, agreements = (float(value) / max(1, tokens) for value in sums)
-    return Metrics(
-        holdout_loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),  # a float ends near exp(709)
-        kl_to_teacher=kl,
-        top1_agreement=agreements,
-        ece=calibration.error,
-        tokens=tokens,
-        calibration=calibration.bins,
-    )

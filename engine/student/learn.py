@@ -18,7 +18,7 @@ from engine.channel.channel import Channel
 from engine.errors import BadNumbers
 from engine.models.memory import return_memory, return_memory_if_scarce
 from engine.student.checkpoint import Checkpoints
-from engine.student.evaluate import Metrics, evaluate_teacher
+from engine.student.evaluate import HoldoutBatches, Metrics, evaluate_teacher
 from engine.student.generate import SampleLimits, continuations
 from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
@@ -113,7 +113,8 @@ def learn(
         BadNumbers: the student's final loss is not a number.
     """
     of_teacher, of_after = DocumentSums(eos_id), DocumentSums(eos_id)
-    teacher = evaluate_teacher(training.source, micro_batch=training.order.micro_batch, documents=of_teacher)
+    holdout = HoldoutBatches(training.source, training.order.micro_batch)
+    teacher = evaluate_teacher(holdout, documents=of_teacher)
     channel.write("evaluation", which="teacher", **teacher.as_dict())
 
     progress = resume(training, checkpoints, channel) or _begin(training, prompts, eos_id, loss_scale, channel)

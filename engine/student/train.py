@@ -23,7 +23,7 @@ from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_step import adapter_step, can_be_sliced
 from engine.student.batches import Prefetch, Source
 from engine.student.checkpoint import Checkpoints, StudentCheckpoint
-from engine.student.evaluate import Metrics, evaluate
+from engine.student.evaluate import HoldoutBatches, Metrics, evaluate
 from engine.student.judge import DocumentSums
 from engine.student.lean_step import RunningNorms, can_be_lean, lean_step
 from engine.student.learner import Learner
@@ -229,12 +229,10 @@ def look(
     """
     return evaluate(
         training.learner,
-        training.source,
+        HoldoutBatches(training.source, training.order.micro_batch, limit_rows),
         vocab_size=training.objective.vocab_size,
         temperature=training.objective.temperature,
-        micro_batch=training.order.micro_batch,
         chunk_tokens=training.chunk_tokens,
-        limit_rows=limit_rows,
         on_batch=on_batch,
         documents=documents,
         world=training.world,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.student.evaluate import evaluate_teacher
+from engine.student.evaluate import HoldoutBatches, evaluate_teacher
 from engine.student.step import StepResult
 from engine.student.train import look
 from tests.engine.student.small_run import make_run
@@ -32,7 +32,7 @@ def test_labels_teach_the_student(tmp_path: Path) -> None:
 
 def test_student_is_measured_against_its_teacher(tmp_path: Path) -> None:
     run = make_run(tmp_path, record_size=64)
-    student, teacher = look(run.training()), evaluate_teacher(run.source, micro_batch=2)
+    student, teacher = look(run.training()), evaluate_teacher(HoldoutBatches(run.source, 2))
     assert student.kl_to_teacher > 0.1
     assert student.top1_agreement < 1
     assert teacher.kl_to_teacher == 0

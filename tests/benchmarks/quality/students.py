@@ -177,11 +177,11 @@ def main() -> None:
 
 def _context(material: Material, teacher: Path, work: Path) -> dict[str, Any]:
     """The teacher and chance on the hold-out."""
-    from engine.student.evaluate import evaluate_teacher
+    from engine.student.evaluate import HoldoutBatches, evaluate_teacher
 
     store = material.store("sampled", _RECORD_SIZE, 0)
     source = Source(material.tokens, store)
-    figures = evaluate_teacher(source, micro_batch=8)
+    figures = evaluate_teacher(HoldoutBatches(source, 8))
     sums = chance_sums(source, Unigram.of(material.tokens), micro_batch=8, eos_id=material.tokens.eos_id)
     num_bytes = holdout_bytes(material.tokens, load_tokenizer(teacher))
     return {

@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from engine.student import head, sliced_loss
-from engine.student.evaluate import Calibration, Metrics, evaluate, evaluate_teacher
+from engine.student.evaluate import Calibration, HoldoutBatches, Metrics, evaluate, evaluate_teacher
 from engine.student.head import LinearHead
 from engine.student.learner import Learner
 from tests.engine.student.small_run import SmallRun, make_run
 from tests.tiny import VOCAB_SIZE, tiny_model
 
 
-def measured(run: SmallRun, learner: Learner, *, micro_batch: int = 4, chunk_tokens: int = 13, **rest: int) -> Metrics:
+def measured(
+    run: SmallRun, learner: Learner, *, micro_batch: int = 4, chunk_tokens: int = 13, limit_rows: int | None = None
+) -> Metrics:
     return evaluate(
         learner,
-        run.source,
+        HoldoutBatches(run.source, micro_batch, limit_rows),
         vocab_size=VOCAB_SIZE,
         temperature=run.objective.temperature,
-        micro_batch=micro_batch,
         chunk_tokens=chunk_tokens,
-        **rest,
     )
 
 
@@ -83,7 +83,7 @@ def test_records_that_hold_everything_give_the_exact_divergence(tmp_path: Path) 
 
 def test_teacher_measured_as_a_student_gives_what_its_records_say(tmp_path: Path) -> None:
     run = make_run(tmp_path, short=True, record_size=64)
-    from_records = evaluate_teacher(run.source, micro_batch=4)
+    from_records = evaluate_teacher(HoldoutBatches(run.source, 4))
     as_student = measured(run, run.learner(tiny_model("llama")))
     assert math.isclose(from_records.holdout_loss, as_student.holdout_loss, rel_tol=2e-3)  # float16 in the records
     assert math.isclose(from_records.ece, as_student.ece, abs_tol=2e-3)
@@ -113,7 +113,7 @@ def test_training_mode_and_gradients_are_left_as_they_were(run: SmallRun) -> Non
 def test_no_holdout_row_gives_zeros_and_no_division_by_zero(tmp_path: Path) -> None:
     run = make_run(tmp_path, num_holdout=0)
     assert measured(run, run.learner()).tokens == 0
-    assert evaluate_teacher(run.source, micro_batch=2).tokens == 0
+    assert evaluate_teacher(HoldoutBatches(run.source, 2)).tokens == 0
 
 
 def test_calibration_error_by_hand() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.student.evaluate import evaluate, evaluate_teacher
+from engine.student.evaluate import HoldoutBatches, evaluate, evaluate_teacher
 from engine.student.judge import COLUMNS, DocumentSums, Unigram, bits_per_byte, chance_sums, intervals
 from tests.engine.student.small_run import make_run
 from tests.tiny import VOCAB_SIZE
@@ -52,10 +52,10 @@ def test_sums_of_documents_are_those_of_the_whole_in_any_batches(tmp_path: Path,
     learner = run.learner()
     documents, of_teacher = DocumentSums(EOS), DocumentSums(EOS)
     metrics = evaluate(
-        learner, run.source, vocab_size=VOCAB_SIZE, temperature=1.0, micro_batch=micro_batch, chunk_tokens=13,
+        learner, HoldoutBatches(run.source, micro_batch), vocab_size=VOCAB_SIZE, temperature=1.0, chunk_tokens=13,
         documents=documents,
     )  # fmt: skip
-    teacher = evaluate_teacher(run.source, micro_batch=micro_batch, documents=of_teacher)
+    teacher = evaluate_teacher(HoldoutBatches(run.source, micro_batch), documents=of_teacher)
     table = documents.table()
     assert table.shape[1] == len(COLUMNS)
     assert table[:, 0].sum() == metrics.tokens
@@ -66,7 +66,12 @@ def test_sums_of_documents_are_those_of_the_whole_in_any_batches(tmp_path: Path,
     assert np.array_equal(of_teacher.table()[:, 0], table[:, 0]), "the same documents, in the same order"
     alone = DocumentSums(EOS)
     evaluate(
-        learner, run.source, vocab_size=VOCAB_SIZE, temperature=1.0, micro_batch=3, chunk_tokens=50, documents=alone
+        learner,
+        HoldoutBatches(run.source, 3),
+        vocab_size=VOCAB_SIZE,
+        temperature=1.0,
+        chunk_tokens=50,
+        documents=alone,
     )
     assert np.allclose(alone.table(), table, atol=1e-4)
 

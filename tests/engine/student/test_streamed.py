@@ -17,7 +17,7 @@ from engine.models.spec import read_spec
 from engine.models.stream import StreamedTeacher
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import StepPart
-from engine.student.evaluate import evaluate
+from engine.student.evaluate import HoldoutBatches, evaluate
 from engine.student.learner import Learner
 from engine.student.loss import RecordTensors
 from engine.student.sliced_loss import sliced_loss
@@ -51,7 +51,7 @@ def trained(run: SmallRun, learner: Learner, name: str) -> tuple[dict[str, Tenso
     training = run.training(learner, learning_rate=2e-2, steps=3, gradient_accumulation=3)
     events = run.events()
     train(training, Progress(), run.checkpoints(events), Channel(events))
-    metrics = evaluate(learner, run.source, vocab_size=320, temperature=1.0, micro_batch=2, chunk_tokens=16)
+    metrics = evaluate(learner, HoldoutBatches(run.source, 2), vocab_size=320, temperature=1.0, chunk_tokens=16)
     for entry in (run.folder / "checkpoints").glob("step-*"):
         entry.rename(entry.with_name(f"{name}-{entry.name}"))
     return {name: tensor.clone() for name, tensor in learner.trainable.tensors().items()}, metrics
