@@ -27,7 +27,7 @@ from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import faithful
 from engine.models.meta import causal_lm_class, read_config
 from engine.models.slices import slice_resident_head
-from engine.models.weight_files import is_decoded
+from engine.models.weight_files import is_decoded, model_of
 from engine.out_of_memory import is_out_of_memory, tells_out_of_memory
 
 UNUSABLE = (
@@ -143,7 +143,7 @@ def _load_in_main_memory(
     unfilled = sorted({*loading["missing_keys"], *(name for name, *_shapes in loading["mismatched_keys"])})
     if unfilled:
         raise ModelError(
-            f"The files in {folder} do not hold {unfilled[0]} in the shape that config.json asks for"
+            f"The files of {model_of(folder)} do not hold {unfilled[0]} in the shape that its configuration asks for"
             + (f", nor {len(unfilled) - 1} more tensors." if len(unfilled) > 1 else "."),
             f"{type(model).__name__} would start with random weights there.",
             "Download or save the model again.",

@@ -25,7 +25,7 @@ from engine.models.headers import DTYPES, TensorInfo, read_json
 from engine.models.hub import cached_folder, is_hub_id, resolve_model
 from engine.models.known import causal_lm_types, masked_lm_types
 from engine.models.on_disk import name_of
-from engine.models.weight_files import read_tensors
+from engine.models.weight_files import model_of, read_tensors, settings_of
 
 # The same quantity under the names that different families give it in config.json.
 _SYNONYMS = {
@@ -329,6 +329,9 @@ def _quantised(folder: Path, config: dict[str, Any], how: str) -> ModelError:
     )
 
 
+_NAME_ONE = "Name a causal language model's folder."
+
+
 def _number(folder: Path, config: dict[str, Any], quantity: str, default: int | None = None) -> int:
     for name in _SYNONYMS[quantity]:
         value = config.get(name)
@@ -338,14 +341,14 @@ def _number(folder: Path, config: dict[str, Any], quantity: str, default: int | 
             continue
         if type(value) is not int or not 0 < value < _MOST:
             raise ModelError(
-                f"{folder / 'config.json'} says {name} = {shown_value(value)}.",
+                f"{settings_of(folder)} says {name} = {shown_value(value)}.",
                 "It must be a whole number above 0.",
                 "Download or save the model again.",
             )
         return value
     if default is None:
         raise ModelError(
-            f"{folder / 'config.json'} does not say {_SYNONYMS[quantity][0]}.",
+            f"{settings_of(folder)} does not say {_SYNONYMS[quantity][0]}.",
             "",
             "Name a folder as written by save_pretrained().",
         )
@@ -374,14 +377,16 @@ def _layers(
         if match:
             lists.setdefault(match[1], Counter())[int(match[2])] += tensor.numel
     if not lists:
-        raise ModelError(f"The files in {folder} hold no decoder layers.", "", "Name a causal language model's folder.")
+        raise ModelError(
+            f"The files of {model_of(folder)} hold no decoder layers.", "", "Name a causal language model's folder."
+        )
     prefix = max(lists, key=lambda name: lists[name].total())
     found = lists[prefix]
     # Layers past the last are multi-token-prediction heads (DeepSeek-V3), which transformers leaves out too.
     extra = max(found) >= num_layers and not config.get("num_nextn_predict_layers")
     if extra or any(index not in found for index in range(num_layers)):
         raise ModelError(
-            f"{folder / 'config.json'} says {num_layers} layers, the files hold {len(found)} ({prefix}).",
+            f"{settings_of(folder)} says {num_layers} layers, the files hold {len(found)} ({prefix}).",
             "Layers would be missing or randomly initialised.",
             "Download or save the model again.",
         )
@@ -402,11 +407,13 @@ def _embedding_and_head(folder: Path, outside: dict[str, TensorInfo], vocab_size
     if wordy:
         rows = tables[wordy[0]].shape[0]
         raise ModelError(
-            f"{folder / 'config.json'} says vocab_size = {vocab_size}, but {wordy[0]} has {rows} rows.",
+            f"{settings_of(folder)} says vocab_size = {vocab_size}, but {wordy[0]} has {rows} rows.",
             "Token ids would mean something else.",
             "Download or save the model again.",
         )
-    raise ModelError(f"The files in {folder} hold no token embedding.", "", "Name a causal language model's folder.")
+    raise ModelError(
+        f"The files of {model_of(folder)} hold no token embedding.", "", "Name a causal language model's folder."
+    )
 
 
 def _check_width(folder: Path, config: dict[str, Any], hidden_size: int, name: str, embedding: TensorInfo) -> None:
@@ -414,7 +421,7 @@ def _check_width(folder: Path, config: dict[str, Any], hidden_size: int, name: s
     width = embedding.shape[1]
     if width != hidden_size and width not in config.values():
         raise ModelError(
-            f"{folder / 'config.json'} says hidden_size = {hidden_size}, but {name} is {width} wide.",
+            f"{settings_of(folder)} says hidden_size = {hidden_size}, but {name} is {width} wide.",
             "The weights belong to another model.",
             "Download or save the model again.",
         )
@@ -424,7 +431,7 @@ def _is_tied(folder: Path, config: dict[str, Any], head: str | None) -> bool:
     told = config.get("tie_word_embeddings")
     if told is False and head is None:
         raise ModelError(
-            f"{folder / 'config.json'} says that the head is not the embedding, but the files hold no head.",
+            f"{settings_of(folder)} says that the head is not the embedding, but the files hold no head.",
             "It would be randomly initialised.",
             "Save the model with its head (AutoModelForCausalLM, not AutoModel).",
         )

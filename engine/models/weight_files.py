@@ -54,6 +54,24 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     return text_tensors(tensors) if source["is_wrapper"] else tensors
 
 
+def model_of(folder: Path) -> str:
+    """The person's own path of a model, for messages: a folder may stand for another, or for a file."""
+    source = source_of(folder)
+    if source is None:
+        return str(folder)
+    return str(next(iter(source["files"])) if source["kind"] == gguf_find.KIND else source["folder"])
+
+
+def settings_of(folder: Path) -> str:
+    """The place of a model's configuration, for messages."""
+    source = source_of(folder)
+    if source is not None and source["kind"] == gguf_find.KIND:
+        return f"The header of {model_of(folder)}"
+    if source is not None and source["kind"] == adapters.KIND:
+        return settings_of(Path(source["base"]))
+    return str(Path(model_of(folder)) / _CONFIG)
+
+
 def is_decoded(folder: Path) -> bool:
     """Return whether transformers cannot load a folder's weights by itself: they are quantised, or somewhere else.
 

@@ -176,15 +176,15 @@ def _named(header: Header, config: dict[str, Any], file: Path) -> Iterator[tuple
 
 
 def _info(architecture: Architecture, config: dict[str, Any], name: str, stored: StoredTensor) -> TensorInfo:
-    turned = architecture.layout(config, name, stored.shape[0]).turned
-    shape = tuple(reversed(stored.shape)) if turned else stored.shape
-    if name.endswith(SHARED_GATE) and len(shape) == 1:
-        shape = (1, *shape)
     try:
+        turned = architecture.layout(config, name, stored.shape[0]).turned
+        shape = tuple(reversed(stored.shape)) if turned else stored.shape
+        if name.endswith(SHARED_GATE) and len(shape) == 1:
+            shape = (1, *shape)
         layout = architecture.layout(config, name, shape[0])
     except ValueError:  # rows that no heads fill
         raise ModelError(
-            f"The tensor {name} in {stored.file} has the shape {shape}, which the heads of its header do not fill.",
+            f"The tensor {name} in {stored.file} has the shape {stored.shape}, which the header's heads do not fill.",
             "The header and the tensors belong to different models.",
             "Download the file again.",
         ) from None

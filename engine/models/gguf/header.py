@@ -185,7 +185,7 @@ def _parse(file: Path, reader: _Reader, size: int) -> Header:
         metadata[key] = reader.value(reader.number("I"))
     drafts: dict[str, tuple[int, tuple[int, ...], int, int]] = {}
     for _ in range(tensors):
-        name, draft = _tensor(reader)
+        name, draft = _tensor(reader, file)
         if name in drafts:
             raise _Cut(f"the tensor {shown_value(name)} is there twice")
         drafts[name] = draft
@@ -205,7 +205,7 @@ def _parse(file: Path, reader: _Reader, size: int) -> Header:
     return Header((file,), metadata, found)
 
 
-def _tensor(reader: _Reader) -> tuple[str, tuple[int, tuple[int, ...], int, int]]:
+def _tensor(reader: _Reader, file: Path) -> tuple[str, tuple[int, tuple[int, ...], int, int]]:
     length = reader.number("Q")
     if length > _MOST_NAME:
         raise _Cut(f"a tensor's name of {length:,} bytes is announced")
@@ -215,14 +215,18 @@ def _tensor(reader: _Reader) -> tuple[str, tuple[int, tuple[int, ...], int, int]
         raise _Cut(f"the tensor {shown_value(name)} has {dimensions:,} dimensions")
     shape = tuple(reversed([reader.number("Q") for _ in range(dimensions)]))
     kind, offset = reader.number("I"), reader.number("Q")
-    elements, block = type_sizes(kind)
+    elements, block = type_sizes(kind, f"The tensor {shown_value(name)} in {file}")
     if not all(shape) or shape[-1] % elements:
         raise _Cut(f"the tensor {shown_value(name)} has the shape {shape}, which blocks of {elements} do not fill")
     return name, (kind, shape, math.prod(shape) // elements * block, offset)
 
 
-def type_sizes(kind: int) -> tuple[int, int]:
+def type_sizes(kind: int, where: str = "A tensor") -> tuple[int, int]:
     """Numbers in a block of a type, and its bytes.
+
+    Args:
+        kind: number of the type.
+        where: it is, for messages.
 
     Raises:
         ModelError: there is no such type.
@@ -233,7 +237,7 @@ def type_sizes(kind: int) -> tuple[int, int]:
         elements, block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
         raise ModelError(
-            f"A tensor has the GGUF type number {kind}, which the installed gguf package does not know.",
+            f"{where} has the GGUF type number {kind}, which the installed gguf package does not know.",
             "The file is damaged, or newer than the package.",
             "Try pip install --upgrade gguf, or download the file again.",
         ) from None
