@@ -59,82 +59,123 @@ _STATE_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256}
 
 def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     """Return the memory of the teacher phase: the higher of two moments, in the layers and in the lm_head."""
-    tokens = setting.batch * setting.sequence_length
-    number = PRECISION_BYTES[setting.precision]
-    is_stored_so = shape.stored_precision == setting.precision and setting.quantization == "none"
-    outside = (shape.embedding + shape.head + shape.other) * number
-    layer = max(shape.layer_parameters)
-    mapped = 0
-    if setting.layer_by_layer:
-        # Two slots: the layer at work, and the one that is read meanwhile; where weights are quantised as they arrive,
-        # one slot for the largest. The head's rows lie there too when no layer does, and beyond them in memory of their
-        # own; the embedding is read a few rows at a time.
-        is_whole = setting.quantization == "none"
-        slots = ((2 if setting.reads_ahead else 1) * layer if is_whole else _largest_weight(shape)) * number
-        head = shape.head_matrix * number
-        weights = shape.other * number + slots
-        beyond = max(0, head - slots) if setting.reads_ahead else 0
-        head_rows = beyond + (_HEAD_SLICE if head > slots else 0)
-    else:
-        linear = _QUANTIZED_BYTES.get(setting.quantization, number)
-        weights = int(sum(shape.layer_parameters) * linear) + outside
-        head_rows = 0
-        if is_stored_so and setting.device.is_host:
-            # The weights are the file's own pages, mapped: no anonymous memory.
-            mapped, weights = weights, 0
-    if setting.quantization != "none" and setting.layer_by_layer:
-        weights += int((2 if setting.reads_ahead else 1) * layer * _QUANTIZED_BYTES[setting.quantization])
-    wave = wave_tokens(shape.hidden_size, tokens, layer_by_layer=setting.layer_by_layer, device=setting.device)
-    if setting.total_tokens is not None:
-        wave = min(wave, max(tokens, setting.total_tokens))
-    # A streamed wave has a state for each of its tokens; a whole teacher works on one micro-batch at a time, whose
-    # scored positions are gathered beside it.
-    waiting = (wave if setting.layer_by_layer else tokens) * shape.hidden_size * number
+    tokens, number = setting.batch * setting.sequence_length, PRECISION_BYTES[setting.precision]
+    weights, mapped, head_rows = _teacher_weights(shape, setting, number)
+    waiting = _waiting_bytes(shape, setting, number)
+    # The scored positions of a micro-batch are gathered beside it.
     gathered = 2 * tokens * shape.hidden_size * number
     in_layers = forward_bytes(shape, setting.batch, setting.sequence_length, number, is_unfused(shape, setting))
     if setting.quantization != "none" and setting.device.is_host:  # a matrix is unpacked before it is multiplied
         in_layers += _largest_weight(shape) * number
-    chunk = head_chunk_tokens(shape.vocab_size, device=setting.device)
-    blocks = chunk * shape.vocab_size * (4 * _TEACHER_BLOCKS + (number if number < 4 else 0))
-    blocks += chunk * min(setting.record_size, shape.vocab_size) * _DRAW_BYTES
-    in_head = int(blocks) + gathered + head_rows
-    offloaded = setting.cpu_offload and setting.layer_by_layer
-    kernels = _KERNELS if number == 2 and setting.device.is_host else 0
-    interpreter = _interpreter_bytes(shape) + (_BITSANDBYTES if setting.quantization != "none" else 0) + kernels
+    blocks = _scoring_blocks(shape, setting, number)
+    in_head = blocks + gathered + head_rows
     is_head_higher = in_head >= in_layers
+    offloaded = setting.cpu_offload and setting.layer_by_layer
     parts = {
         "weights": weights + (head_rows if is_head_higher else 0),
         "gradients": 0,
         "optimizer": 0,
         "activations": (0 if offloaded else waiting) + (gathered if is_head_higher else in_layers),
-        "logits": int(blocks) if is_head_higher else 0,
-        "other": interpreter if setting.device.is_host else 0,
+        "logits": blocks if is_head_higher else 0,
+        "other": 0,
     }
-    if setting.keeps_memory and setting.device.is_host:
-        # Layers and head leave their holes side by side; so does what was needed to load and to check the layers.
-        parts["other"] += _KEPT_FREE + _kept_by_libraries(number) + min(in_layers, in_head - head_rows)
-        if setting.layer_by_layer:
-            parts["other"] += 3 * layer * number // 2
-        elif not is_stored_so:
-            parts["other"] += shape.embedding * number
     if setting.device.is_host:
+        parts["other"] = _teacher_interpreter(shape, setting, number)
+        if setting.keeps_memory:
+            # Layers and head leave their holes side by side.
+            kept = _KEPT_FREE + _kept_by_libraries(number) + min(in_layers, in_head - head_rows)
+            parts["other"] += kept + _kept_from_loading(shape, setting, number)
         return Footprint(parts, sum(parts.values()), mapped)
-    parts["other"] += _WORKSPACES
+    parts["other"] = _WORKSPACES
     if setting.quantization != "none":  # a matrix is unpacked before it is multiplied
-        parts["other"] += max(1, layer // 3) * number
+        parts["other"] += max(1, max(shape.layer_parameters) // 3) * number
     if offloaded:  # one state is on its way out, and the next one on its way in
         parts["activations"] += 2 * tokens * shape.hidden_size * number
+    ram = _teacher_interpreter(shape, setting, number) + _CUDA_RAM + _teacher_staging(shape, setting, number)
+    return Footprint(parts, ram + (_pinned_bytes(waiting, tokens * shape.hidden_size * number) if offloaded else 0))
+
+
+def _is_stored_so(shape: ModelShape, setting: TeacherSetting) -> bool:
+    """Whether the weights are computed with as they are in their file."""
+    return shape.stored_precision == setting.precision and setting.quantization == "none"
+
+
+def _teacher_weights(shape: ModelShape, setting: TeacherSetting, number: int) -> tuple[int, int, int]:
+    """Return the bytes of weights in memory, of pages of their file, and of head rows that are there in the head."""
     if setting.layer_by_layer:
-        staging = 2 * layer * shape.stored_bytes
-    else:
-        # A whole model is loaded in main memory first: as pages of its file, or converted into memory of its own.
-        is_converted = shape.stored_precision != setting.precision
-        staging = (sum(shape.layer_parameters) + shape.embedding + shape.head + shape.other) * number * is_converted
-        staging = max(staging, layer * shape.stored_bytes)
-    # torch's pinned memory comes in powers of two, and each micro-batch waits in a piece of its own.
-    piece = max(1, tokens * shape.hidden_size * number)
-    pinned = waiting // piece * _power_of_two(piece)
-    return Footprint(parts, interpreter + _CUDA_RAM + staging + (pinned if offloaded else 0))
+        return _streamed_weights(shape, setting, number)
+    linear = _QUANTIZED_BYTES.get(setting.quantization, number)
+    outside = (shape.embedding + shape.head + shape.other) * number
+    weights = int(sum(shape.layer_parameters) * linear) + outside
+    if _is_stored_so(shape, setting) and setting.device.is_host:
+        return 0, weights, 0  # the file's own pages, mapped: no anonymous memory
+    return weights, 0, 0
+
+
+def _streamed_weights(shape: ModelShape, setting: TeacherSetting, number: int) -> tuple[int, int, int]:
+    """As :func:`_teacher_weights`, of a teacher that is read layer by layer.
+
+    There are two slots: the layer at work, and the one that is read meanwhile; where weights are quantised as they
+    arrive, one slot for the largest. The head's rows lie there too when no layer does, and beyond them in memory of
+    their own; the embedding is read a few rows at a time.
+    """
+    layer = max(shape.layer_parameters)
+    layers = 2 if setting.reads_ahead else 1
+    slots = (layers * layer if setting.quantization == "none" else _largest_weight(shape)) * number
+    head = shape.head_matrix * number
+    weights = shape.other * number + slots
+    beyond = max(0, head - slots) if setting.reads_ahead else 0
+    head_rows = beyond + (_HEAD_SLICE if head > slots else 0)
+    if setting.quantization != "none":
+        weights += int(layers * layer * _QUANTIZED_BYTES[setting.quantization])
+    return weights, 0, head_rows
+
+
+def _waiting_bytes(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
+    """Hidden states: of each token of a streamed wave; a whole teacher works on one micro-batch at a time."""
+    tokens = setting.batch * setting.sequence_length
+    if not setting.layer_by_layer:
+        return tokens * shape.hidden_size * number
+    wave = wave_tokens(shape.hidden_size, tokens, layer_by_layer=True, device=setting.device)
+    if setting.total_tokens is not None:
+        wave = min(wave, max(tokens, setting.total_tokens))
+    return wave * shape.hidden_size * number
+
+
+def _scoring_blocks(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
+    """Logits of a chunk of positions, and the draw of their ids."""
+    chunk = head_chunk_tokens(shape.vocab_size, device=setting.device)
+    blocks = chunk * shape.vocab_size * (4 * _TEACHER_BLOCKS + (number if number < 4 else 0))
+    return int(blocks + chunk * min(setting.record_size, shape.vocab_size) * _DRAW_BYTES)
+
+
+def _teacher_interpreter(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
+    kernels = _KERNELS if number == 2 and setting.device.is_host else 0
+    return _interpreter_bytes(shape) + (_BITSANDBYTES if setting.quantization != "none" else 0) + kernels
+
+
+def _kept_from_loading(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
+    """Freed memory of loading and checking the layers, where it stays in the process."""
+    if setting.layer_by_layer:
+        return 3 * max(shape.layer_parameters) * number // 2
+    return 0 if _is_stored_so(shape, setting) else shape.embedding * number
+
+
+def _teacher_staging(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
+    """Main memory through which weights go to a GPU."""
+    layer = max(shape.layer_parameters)
+    if setting.layer_by_layer:
+        return 2 * layer * shape.stored_bytes
+    # A whole model is loaded in main memory first: as pages of its file, or converted into memory of its own.
+    is_converted = shape.stored_precision != setting.precision
+    whole = (sum(shape.layer_parameters) + shape.embedding + shape.head + shape.other) * number * is_converted
+    return max(whole, layer * shape.stored_bytes)
+
+
+def _pinned_bytes(waiting: int, micro_batch: int) -> int:
+    """Torch's pinned memory comes in powers of two, and each micro-batch waits in a piece of its own."""
+    piece = max(1, micro_batch)
+    return waiting // piece * _power_of_two(piece)
 
 
 def reads_ahead(shape: ModelShape, setting: TeacherSetting, memory_bytes: int, ram_bytes: int) -> bool:
@@ -160,85 +201,131 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         return _adapter_footprint(shape, setting)
     if setting.sharded:
         return _sharded_footprint(shape, setting)
+    return _whole_footprint(shape, setting)
+
+
+_Moments = dict[str, dict[str, int]]
+"""Moments of a step by name; each has the bytes of those parts that come and go."""
+
+
+class _StepSizes:
+    """Sizes that the moments of a step are made of, in bytes.
+
+    Attributes:
+        number: of a number in the matrix products.
+        kept: activations of all layers that wait for the backward pass.
+        ends: hidden states beside the layers.
+        layer: activations of one layer.
+        backward: of the backward pass of one layer: gradients of what the layer holds, and with checkpointing the
+            layer's own activations once more.
+        logits: of a chunk of positions in the loss.
+        pieces: optimizer states that are unpacked at a time.
+    """
+
+    def __init__(self, shape: ModelShape, setting: StudentSetting) -> None:
+        self.number = PRECISION_BYTES[setting.precision]
+        tokens = setting.batch * setting.sequence_length
+        self.kept = kept_bytes(shape, setting, self.number) + mask_bytes(shape, setting, self.number)
+        self.ends = tokens * shape.hidden_size * (4 * _ENDS)
+        self.layer = layer_bytes(shape, setting, self.number)
+        self.backward = self.layer // 2 + (self.layer if setting.checkpointing else 0)
+        self.logits = _logits_bytes(shape, setting, self.number)
+        self.pieces = 0
+        if setting.optimizer == "adamw-8bit":
+            self.pieces = min(_UPDATE_PIECES, 20 * max(shape.head_matrix, max(shape.layer_parameters) // 4))
+
+
+def _logits_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
     tokens = setting.batch * setting.sequence_length
-    number = PRECISION_BYTES[setting.precision]
-    parameters = shape.parameters
-    states = int(parameters * _STATE_BYTES[setting.optimizer])
-    chunk = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device))
-    block = chunk * shape.vocab_size
-    logits = block * 4
-    if number < 4:
-        # The head's own output, and gradients of the logits that wait for the products of the backward pass.
-        waiting = max(block * number, min(setting.device.waiting_bytes, tokens * shape.vocab_size * number))
-        logits += block * number + waiting
-    # Weights stay in float32, so that small steps are not rounded away; the products work on a copy in half precision,
-    # which is kept for the backward pass.
-    copies = (sum(shape.layer_parameters) + shape.head_matrix) * number if number < 4 else 0
-    head_gradient = 4 * shape.head_matrix
-    gradients = 4 * parameters
-    accumulates = setting.accumulation > 1
-    kept = kept_bytes(shape, setting, number) + mask_bytes(shape, setting, number)
-    ends = tokens * shape.hidden_size * (4 * _ENDS)
-    layer = layer_bytes(shape, setting, number)
-    # The backward pass of one layer: gradients of what the layer holds, and with checkpointing the layer's own
-    # activations once more.
-    backward = layer // 2 + (layer if setting.checkpointing else 0)
-    # The gradient of the embedding is made whole beside the one that is there already: of earlier micro-batches, or of
-    # the head that it is tied to.
-    second = 4 * shape.embedding if accumulates or not shape.head else 0
-    pieces = 0
-    if setting.optimizer == "adamw-8bit":
-        pieces = min(_UPDATE_PIECES, 20 * max(shape.head_matrix, max(shape.layer_parameters) // 4))
-    if setting.is_lean:
-        # Each gradient is applied as it comes, in the middle of the backward pass.
-        moments = {
-            "lean": {
-                "gradients": 4 * max(shape.layer_parameters) // 3,
-                "activations": kept + ends + backward,
-                "logits": min(setting.device.loss_factor * _LEAN_LOGITS, 3 * logits),
-                "optimizer": pieces,
-            }
-        }
-        copies = sum(shape.layer_parameters) * number if number < 4 else 0
-    else:
-        all_gradients = gradients if accumulates else head_gradient
-        moments = {
-            "loss": {"gradients": all_gradients, "activations": kept + ends, "logits": logits},
-            # From the last layer to the first, activations are freed and gradients allocated: one of the ends is the
-            # peak.
-            "last layer": {"gradients": all_gradients, "activations": kept + ends + backward},
-            "first layer": {
-                "gradients": gradients if accumulates else gradients - 4 * shape.embedding,
-                "activations": (0 if setting.checkpointing else layer) + backward,
-            },
-            "embedding": {"gradients": gradients + second, "activations": 2 * tokens * shape.hidden_size * 4},
-            "update": {"gradients": gradients, "optimizer": pieces, "weights": -copies},
-        }
-        if setting.ranks > 1:
-            moments["sum"] = {"gradients": gradients + min(2 * BUCKET_BYTES, gradients), "weights": -copies}
-    highest = max(moments.values(), key=lambda moment: sum(moment.values()))
+    block = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device)) * shape.vocab_size
+    if number == 4:
+        return 4 * block
+    # The head's own output, and gradients of the logits that wait for the products of the backward pass.
+    waiting = max(block * number, min(setting.device.waiting_bytes, tokens * shape.vocab_size * number))
+    return block * 4 + block * number + waiting
+
+
+def _highest(moments: _Moments) -> dict[str, int]:
+    return max(moments.values(), key=lambda moment: sum(moment.values()))
+
+
+def _kept_free(moments: _Moments, number: int, more: float = 0.0) -> int:
+    """Freed memory of a process that keeps it; ``more`` lies between blocks for another reason than the moments."""
+    comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
+    return _KEPT_FREE + _kept_by_libraries(number) + int(_HOLES * comes_and_goes + more)
+
+
+def _whole_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
+    """Return the memory of a student whose weights are all trained.
+
+    They stay in float32, so that small steps are not rounded away; the products work on a copy in half precision, which
+    is kept for the backward pass.
+    """
+    sizes = _StepSizes(shape, setting)
+    copied = sum(shape.layer_parameters) + (0 if setting.is_lean else shape.head_matrix)
+    copies = copied * sizes.number if sizes.number < 4 else 0
+    moments = _lean_moments(shape, setting, sizes) if setting.is_lean else _whole_moments(shape, setting, sizes, copies)
+    highest = _highest(moments)
+    states = int(shape.parameters * _STATE_BYTES[setting.optimizer])
     # On a GPU the states go to main memory; on a CPU weights and states go to a mapped file.
-    offloaded = setting.cpu_offload
-    in_files = offloaded and setting.device.is_host
-    kernels = _TRAINING_KERNELS if number == 2 and setting.device.is_host else 0
+    in_files = setting.cpu_offload and setting.device.is_host
     parts = {
-        "weights": (0 if in_files else 4 * parameters) + copies + highest.get("weights", 0),
+        "weights": (0 if in_files else 4 * shape.parameters) + copies + highest.get("weights", 0),
         "gradients": highest["gradients"],
-        "optimizer": (0 if offloaded else states) + highest.get("optimizer", 0),
+        "optimizer": (0 if setting.cpu_offload else states) + highest.get("optimizer", 0),
         "activations": highest.get("activations", 0),
         "logits": highest.get("logits", 0),
-        "other": _interpreter_bytes(shape) + kernels if setting.device.is_host else 0,
+        "other": 0,
     }
-    if setting.keeps_memory and setting.device.is_host:
-        comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
-        # The gradient of an embedding is one block, and rarely fits into a hole.
-        embedding = 0 if setting.is_lean else 4 * shape.embedding
-        parts["other"] += _KEPT_FREE + _kept_by_libraries(number)
-        parts["other"] += int(_HOLES * comes_and_goes + _EMBEDDING_HOLE * embedding)
     if setting.device.is_host:
+        parts["other"] = _interpreter_bytes(shape) + (_TRAINING_KERNELS if sizes.number == 2 else 0)
+        if setting.keeps_memory:
+            # The gradient of an embedding is one block, and rarely fits into a hole.
+            embedding = 0 if setting.is_lean else 4 * shape.embedding
+            parts["other"] += _kept_free(moments, sizes.number, _EMBEDDING_HOLE * embedding)
         return Footprint(parts, sum(parts.values()))
-    parts["other"] += _WORKSPACES
-    return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + 4 * parameters + (states if offloaded else 0))
+    parts["other"] = _WORKSPACES
+    ram = _interpreter_bytes(shape) + _CUDA_RAM + 4 * shape.parameters
+    return Footprint(parts, ram + (states if setting.cpu_offload else 0))
+
+
+def _lean_moments(shape: ModelShape, setting: StudentSetting, sizes: _StepSizes) -> _Moments:
+    """The one moment of a step that applies each gradient as it comes, in the middle of the backward pass."""
+    return {
+        "lean": {
+            "gradients": 4 * max(shape.layer_parameters) // 3,
+            "activations": sizes.kept + sizes.ends + sizes.backward,
+            "logits": min(setting.device.loss_factor * _LEAN_LOGITS, 3 * sizes.logits),
+            "optimizer": sizes.pieces,
+        }
+    }
+
+
+def _whole_moments(shape: ModelShape, setting: StudentSetting, sizes: _StepSizes, copies: int) -> _Moments:
+    """The moments of a step with whole gradients.
+
+    From the last layer to the first, activations are freed and gradients allocated: one of the ends is the peak. The
+    gradient of the embedding is made whole beside the one that is there already: of earlier micro-batches, or of the
+    head that it is tied to.
+    """
+    accumulates = setting.accumulation > 1
+    gradients = 4 * shape.parameters
+    earlier = gradients if accumulates else 4 * shape.head_matrix
+    second = 4 * shape.embedding if accumulates or not shape.head else 0
+    states = setting.batch * setting.sequence_length * shape.hidden_size * 4
+    moments = {
+        "loss": {"gradients": earlier, "activations": sizes.kept + sizes.ends, "logits": sizes.logits},
+        "last layer": {"gradients": earlier, "activations": sizes.kept + sizes.ends + sizes.backward},
+        "first layer": {
+            "gradients": gradients if accumulates else gradients - 4 * shape.embedding,
+            "activations": (0 if setting.checkpointing else sizes.layer) + sizes.backward,
+        },
+        "embedding": {"gradients": gradients + second, "activations": 2 * states},
+        "update": {"gradients": gradients, "optimizer": sizes.pieces, "weights": -copies},
+    }
+    if setting.ranks > 1:
+        moments["sum"] = {"gradients": gradients + min(2 * BUCKET_BYTES, gradients), "weights": -copies}
+    return moments
 
 
 def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
@@ -246,67 +333,14 @@ def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
 
     Layers are gathered one by one.
     """
-    tokens = setting.batch * setting.sequence_length
-    number = PRECISION_BYTES[setting.precision]
+    sizes = _StepSizes(shape, setting)
     share = 1 / setting.ranks
-    weights = int(4 * shape.parameters * share)
     states = int(shape.parameters * _STATE_BYTES[setting.optimizer] * share)
-    # A tied embedding is gathered with the rest for the whole of a pass; else it and the head are when they are used.
-    outside = 4 * (shape.other if shape.head else shape.embedding + shape.other)
-    embedding, head = 4 * shape.embedding, 4 * shape.head
-    layer = 4 * max(shape.layer_parameters)
-    chunk = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device))
-    logits = chunk * shape.vocab_size * 4
-    copies = 0
-    if number < 4:
-        block = chunk * shape.vocab_size * number
-        logits += block + max(block, min(setting.device.waiting_bytes, tokens * shape.vocab_size * number))
-        layers = max(shape.layer_parameters) if setting.checkpointing else sum(shape.layer_parameters)
-        copies = (layers + shape.head_matrix) * number
-    kept = kept_bytes(shape, setting, number) + mask_bytes(shape, setting, number)
-    ends = tokens * shape.hidden_size * (4 * _ENDS)
-    activations = layer_bytes(shape, setting, number)
-    backward = activations // 2 + (activations if setting.checkpointing else 0)
-    own = int(4 * shape.parameters * share)
-    earlier = own if setting.accumulation > 1 else 0
-    # A tied head's gradient is whole until the embedding's is added to it.
-    until_the_end = 0 if shape.head else embedding
-    # The gathered layer, the next one, and the buffers that they are sent through.
-    gathered = outside + _GATHERED_LAYERS * layer
-    pieces = 0
-    if setting.optimizer == "adamw-8bit":
-        pieces = min(_UPDATE_PIECES, 20 * max(shape.head_matrix, max(shape.layer_parameters) // 4))
-    moments = {
-        "gather": {"weights": 2 * max(outside, embedding), "gradients": earlier},
-        "gather head": {"weights": outside + 2 * head, "gradients": earlier, "activations": kept + ends},
-        "loss": {
-            "weights": outside + head + copies,
-            "gradients": earlier + max(head, until_the_end),
-            "activations": kept + ends,
-            "logits": logits,
-        },
-        "sum head": {
-            "weights": outside,
-            "gradients": earlier + int((_SUM_BUFFERS + share) * head),
-            "activations": kept + ends,
-        },
-        "last layer": {
-            "weights": gathered + copies,
-            "gradients": earlier + int(head * share) + until_the_end + 2 * layer,
-            "activations": kept + ends + backward,
-        },
-        "first layer": {
-            "weights": gathered,
-            "gradients": max(earlier, own) + until_the_end + 2 * layer,
-            "activations": (0 if setting.checkpointing else activations) + backward,
-        },
-        "sum": {"weights": outside, "gradients": own + _SUM_BUFFERS * max(outside, embedding) + layer},
-        "update": {"gradients": own, "optimizer": pieces},
-    }
-    highest = max(moments.values(), key=lambda moment: sum(moment.values()))
-    kernels = _TRAINING_KERNELS if number == 2 else 0
+    moments = _sharded_moments(shape, setting, sizes)
+    highest = _highest(moments)
+    kernels = _TRAINING_KERNELS if sizes.number == 2 else 0
     parts = {
-        "weights": weights + highest.get("weights", 0),
+        "weights": int(4 * shape.parameters * share) + highest.get("weights", 0),
         "gradients": highest["gradients"],
         "optimizer": (0 if setting.cpu_offload else states) + highest.get("optimizer", 0),
         "activations": highest.get("activations", 0),
@@ -314,9 +348,55 @@ def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         "other": _interpreter_bytes(shape) + kernels + _DISTRIBUTED,
     }
     if setting.keeps_memory:
-        comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
-        parts["other"] += _KEPT_FREE + _kept_by_libraries(number) + int(_HOLES * comes_and_goes)
+        parts["other"] += _kept_free(moments, sizes.number)
     return Footprint(parts, sum(parts.values()))
+
+
+def _sharded_moments(shape: ModelShape, setting: StudentSetting, sizes: _StepSizes) -> _Moments:
+    """The moments of a step of which each rank has a share."""
+    share = 1 / setting.ranks
+    # A tied embedding is gathered with the rest for the whole of a pass; else it and the head are when they are used.
+    outside = 4 * (shape.other if shape.head else shape.embedding + shape.other)
+    embedding, head = 4 * shape.embedding, 4 * shape.head
+    layer = 4 * max(shape.layer_parameters)
+    copies = 0
+    if sizes.number < 4:
+        layers = max(shape.layer_parameters) if setting.checkpointing else sum(shape.layer_parameters)
+        copies = (layers + shape.head_matrix) * sizes.number
+    own = int(4 * shape.parameters * share)
+    earlier = own if setting.accumulation > 1 else 0
+    # A tied head's gradient is whole until the embedding's is added to it.
+    until_the_end = 0 if shape.head else embedding
+    # The gathered layer, the next one, and the buffers that they are sent through.
+    gathered = outside + _GATHERED_LAYERS * layer
+    forward = sizes.kept + sizes.ends
+    return {
+        "gather": {"weights": 2 * max(outside, embedding), "gradients": earlier},
+        "gather head": {"weights": outside + 2 * head, "gradients": earlier, "activations": forward},
+        "loss": {
+            "weights": outside + head + copies,
+            "gradients": earlier + max(head, until_the_end),
+            "activations": forward,
+            "logits": sizes.logits,
+        },
+        "sum head": {
+            "weights": outside,
+            "gradients": earlier + int((_SUM_BUFFERS + share) * head),
+            "activations": forward,
+        },
+        "last layer": {
+            "weights": gathered + copies,
+            "gradients": earlier + int(head * share) + until_the_end + 2 * layer,
+            "activations": forward + sizes.backward,
+        },
+        "first layer": {
+            "weights": gathered,
+            "gradients": max(earlier, own) + until_the_end + 2 * layer,
+            "activations": (0 if setting.checkpointing else sizes.layer) + sizes.backward,
+        },
+        "sum": {"weights": outside, "gradients": own + _SUM_BUFFERS * max(outside, embedding) + layer},
+        "update": {"gradients": own, "optimizer": sizes.pieces},
+    }
 
 
 def student_reads_ahead(shape: ModelShape, setting: StudentSetting, memory_bytes: int, ram_bytes: int) -> bool:
@@ -331,44 +411,13 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     They are held in the format of the matrix products, so that no copies are made of them. The loss is computed in
     slices of the vocabulary.
     """
-    tokens = setting.batch * setting.sequence_length
-    number = PRECISION_BYTES[setting.precision]
+    number, is_host = PRECISION_BYTES[setting.precision], setting.device.is_host
     trained = shape.adapter_parameters(setting.rank, setting.targets)
     states = int(trained * _STATE_BYTES[setting.optimizer])
     base = _frozen_bytes(shape, setting)
-    # Of each adapted layer, [tokens, rank] is kept, and the adapter's own output is added to the layer's.
-    products = sum(linear.share for linear in shape.adapted(setting.targets))
-    low = int(tokens * number * products * setting.rank)
-    mask = mask_bytes(shape, setting, number)
-    layer = layer_bytes(shape, setting, number) + low
-    is_again = setting.checkpointing or setting.layer_by_layer
-    border = tokens * shape.hidden_size * number
-    if setting.layer_by_layer:
-        # The inputs of every layer, for all micro-batches of a step; and the gradient of one border for each.
-        kept = setting.accumulation * (shape.num_layers * border + mask + border)
-    else:
-        kept = mask + shape.num_layers * (border if is_again else layer)
-    ends = tokens * shape.hidden_size * (4 * _ENDS)
-    if setting.quantization != "none":  # unpacked for a product
-        layer += _largest_weight(shape) * number
-    backward = layer // 2 + (layer if is_again else 0)
-    gradients = 4 * trained
-    grown = gradients if setting.accumulation > 1 and not setting.layer_by_layer else 0
-    pieces = min(_UPDATE_PIECES, 20 * trained) if setting.optimizer == "adamw-8bit" else 0
-    logits = setting.device.loss_factor * _LEAN_LOGITS
-    left = setting.accumulation * mask if setting.layer_by_layer else 0
-    moments = {
-        "loss": {"gradients": grown, "activations": kept + ends, "logits": logits},
-        "last layer": {"gradients": grown, "activations": kept + ends + backward},
-        "first layer": {"gradients": gradients, "activations": left + (0 if is_again else layer) + backward},
-        "update": {"gradients": gradients, "optimizer": pieces},
-        # peft is imported for the adapter's folder, when the moments are gone.
-        "export": {"other": _PEFT if setting.device.is_host else 0, "optimizer": -states},
-    }
-    highest = max(moments.values(), key=lambda moment: sum(moment.values()))
-    in_files = setting.cpu_offload and setting.device.is_host
-    kernels = _TRAINING_KERNELS if number == 2 and setting.device.is_host else 0
-    kernels += _BITSANDBYTES if setting.quantization != "none" else 0
+    moments = _adapter_moments(shape, setting, trained, states)
+    highest = _highest(moments)
+    in_files = setting.cpu_offload and is_host
     is_mapped = in_files and not setting.layer_by_layer and setting.quantization == "none"
     parts = {
         "weights": (0 if is_mapped else base) + (0 if in_files else 4 * trained),
@@ -376,18 +425,52 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         "optimizer": max(0, (0 if setting.cpu_offload else states) + highest.get("optimizer", 0)),
         "activations": highest.get("activations", 0),
         "logits": highest.get("logits", 0),
-        "other": _interpreter_bytes(shape) + kernels + highest.get("other", 0) if setting.device.is_host else 0,
+        "other": 0,
     }
-    if setting.keeps_memory and setting.device.is_host:
-        comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
-        parts["other"] += _KEPT_FREE + _kept_by_libraries(number) + int(_HOLES * comes_and_goes)
-    if setting.device.is_host:
+    if is_host:
+        kernels = _TRAINING_KERNELS if number == 2 else 0
+        kernels += _BITSANDBYTES if setting.quantization != "none" else 0
+        parts["other"] = _interpreter_bytes(shape) + kernels + highest.get("other", 0)
+        if setting.keeps_memory:
+            parts["other"] += _kept_free(moments, number)
         return Footprint(parts, sum(parts.values()))
-    parts["other"] += _WORKSPACES
-    offloaded = states if setting.cpu_offload else 0
+    parts["other"] = _WORKSPACES
     layer_staging = 2 * max(shape.layer_parameters) * shape.stored_bytes
     staging = layer_staging if setting.layer_by_layer or setting.quantization != "none" else base
-    return Footprint(parts, _interpreter_bytes(shape) + _CUDA_RAM + staging + offloaded)
+    ram = _interpreter_bytes(shape) + _CUDA_RAM + staging
+    return Footprint(parts, ram + (states if setting.cpu_offload else 0))
+
+
+def _adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, states: int) -> _Moments:
+    """The moments of a step that trains an adapter, and that of its export."""
+    tokens, number = setting.batch * setting.sequence_length, PRECISION_BYTES[setting.precision]
+    # Of each adapted layer, [tokens, rank] is kept, and the adapter's own output is added to the layer's.
+    products = sum(linear.share for linear in shape.adapted(setting.targets))
+    layer = layer_bytes(shape, setting, number) + int(tokens * number * products * setting.rank)
+    mask = mask_bytes(shape, setting, number)
+    is_again = setting.checkpointing or setting.layer_by_layer
+    border = tokens * shape.hidden_size * number
+    if setting.layer_by_layer:
+        # The inputs of every layer, for all micro-batches of a step; and the gradient of one border for each.
+        kept = setting.accumulation * (shape.num_layers * border + mask + border)
+    else:
+        kept = mask + shape.num_layers * (border if is_again else layer)
+    kept += tokens * shape.hidden_size * (4 * _ENDS)
+    if setting.quantization != "none":  # unpacked for a product
+        layer += _largest_weight(shape) * number
+    backward = layer // 2 + (layer if is_again else 0)
+    gradients = 4 * trained
+    grown = gradients if setting.accumulation > 1 and not setting.layer_by_layer else 0
+    pieces = min(_UPDATE_PIECES, 20 * trained) if setting.optimizer == "adamw-8bit" else 0
+    left = setting.accumulation * mask if setting.layer_by_layer else 0
+    return {
+        "loss": {"gradients": grown, "activations": kept, "logits": setting.device.loss_factor * _LEAN_LOGITS},
+        "last layer": {"gradients": grown, "activations": kept + backward},
+        "first layer": {"gradients": gradients, "activations": left + (0 if is_again else layer) + backward},
+        "update": {"gradients": gradients, "optimizer": pieces},
+        # peft is imported for the adapter's folder, when the moments are gone.
+        "export": {"other": _PEFT if setting.device.is_host else 0, "optimizer": -states},
+    }
 
 
 def _largest_weight(shape: ModelShape) -> int:
