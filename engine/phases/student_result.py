@@ -37,10 +37,11 @@ from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import ADAPTER
 from engine.student.companions import versions_told
 from engine.student.evaluate import Metrics
-from engine.student.export import export_student, model_card, stored_dtype
+from engine.student.export import export_student, stored_dtype
 from engine.student.judge import bits_per_byte, intervals
 from engine.student.learn import Learned
 from engine.student.learner import Learner
+from engine.student.model_card import ModelCard
 from engine.verdict import adapter_in_words, details, gap_of, headline
 from engine.version import __version__
 
@@ -134,7 +135,7 @@ def write_student(
 def card_of(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any]) -> str:
     """The text of the student's model card."""
     judged = {**result, "gap_closed": gap_of(result)}
-    return model_card(
+    card = ModelCard(
         name=run.name,
         teacher=_without_folders(str(settings.teacher)),
         student=_beginning(run, settings),
@@ -150,6 +151,7 @@ def card_of(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any])
         verdict=" ".join([headline(judged), *details(judged)]),
         adapter=adapter_in_words(result["adapter"]) if result.get("adapter") else "",
     )
+    return card.text
 
 
 @contextlib.contextmanager

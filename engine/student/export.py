@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -65,13 +64,7 @@ def export_student(
         BadNumbers: a weight is NaN or infinite; no file is written.
         DiskFull: no room; an existing folder is unchanged.
     """
-    for name, parameter in model.named_parameters() if adapter is None else adapter.parameters():
-        if not _is_finite(parameter):
-            raise BadNumbers(
-                f"The student's weight {name} holds NaN or infinity.",
-                "Such a student is useless, so it was not written.",
-                "Start a new run with a smaller --learning_rate.",
-            )
+    _check_finite(model.named_parameters() if adapter is None else adapter.parameters())
     temporary = _aside(folder)
     config = model.config
     model.config.use_cache = True  # it was off for training
@@ -91,26 +84,37 @@ def export_student(
         for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
             shutil.copymode(temporary / "config.json", entry)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        commit_point("student-written")
-        for entry in temporary.rglob("*"):
-            if entry.is_file():
-                fsync_file(entry)
-        fsync_folder(temporary)
-        commit_point("student-synced")
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old.tmp")
-            folder.rename(old)
-            commit_point("student-old-aside")
-            temporary.rename(folder)
-            commit_point("student-renamed")
-            fsync_folder(folder.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(folder)
-            commit_point("student-renamed")
-            fsync_folder(folder.parent)
+        _publish(temporary, folder)
     commit_point("student-durable")
     return notes
+
+
+def _check_finite(parameters: Iterable[tuple[str, Tensor]]) -> None:
+    for name, parameter in parameters:
+        if not _is_finite(parameter):
+            raise BadNumbers(
+                f"The student's weight {name} holds NaN or infinity.",
+                "Such a student is useless, so it was not written.",
+                "Start a new run with a smaller --learning_rate.",
+            )
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Give a whole folder its name; an existing one goes aside first."""
+    commit_point("student-written")
+    for entry in temporary.rglob("*"):
+        if entry.is_file():
+            fsync_file(entry)
+    fsync_folder(temporary)
+    commit_point("student-synced")
+    old = folder.with_name(f".{folder.name}.old.tmp")
+    if folder.exists():
+        folder.rename(old)
+        commit_point("student-old-aside")
+    temporary.rename(folder)
+    commit_point("student-renamed")
+    fsync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def stored_dtype(name: str) -> torch.dtype:
@@ -170,82 +174,6 @@ def _aside(folder: Path) -> Path:
 def _is_finite(tensor: Tensor) -> bool:
     # In pieces: isfinite() makes a copy and two masks, which for an embedding is more than a training step holds.
     return all(bool(piece.isfinite().all()) for piece in tensor.detach().flatten().split(_PIECE_ELEMENTS))
-
-
-def model_card(
-    *,
-    name: str,
-    teacher: str,
-    student: str,
-    data: str,
-    figures: Mapping[str, Mapping[str, float]],
-    settings: Mapping[str, Any],
-    version: str,
-    opens: str,
-    verdict: str = "",
-    adapter: str = "",
-) -> str:
-    """The README.md of a student.
-
-    Args:
-        name: of the run.
-        teacher: its name.
-        student: what the student was made from.
-        data: description of its data.
-        figures: rows of the table of results: the name of a model to its metrics.
-        settings: the settings of the training.
-        version: of this program.
-        opens: releases of transformers that open it, as a sentence.
-        verdict: summary of the results, in sentences.
-        adapter: what was trained, in sentences, where that is an adapter.
-    """
-    rows = "\n".join(
-        f"| {title} | {row['holdout_loss']:.4f} | {row['perplexity']:.2f} | {row['kl_to_teacher']:.4f} "
-        f"| {row['top1_agreement']:.1%} | {row['ece']:.4f} |"
-        for title, row in figures.items()
-    )
-    lines = "\n".join(f"| `{key}` | {value} |" for key, value in settings.items() if value is not None)
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [knowledge-distillation, tinydistill]
----
-
-# {name}
-
-A small language model, distilled from **{teacher}** with TinyDistill {version}. It began as {student} and learned from
-the teacher's predictions on this text: {data}.{adapter and f" {adapter}"}
-
-## Results
-
-{verdict}
-
-On documents that were kept out of training:
-
-| model | loss (nats a token) | perplexity | KL to the teacher | top-1 agreement | calibration error |
-|---|---|---|---|---|---|
-{rows}
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-```
-
-{opens}
-
-It has the biases of its teacher and of its text, and was evaluated only as shown above. The teacher's licence
-applies to models that learn from it as far as that licence says so.
-
-## Settings
-
-| setting | value |
-|---|---|
-{lines}
-"""
 
 
 @contextlib.contextmanager

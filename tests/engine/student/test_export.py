@@ -12,10 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
 from engine.models.load import load_causal_lm
 from engine.student.companions import versions_told
-from engine.student.export import export_student, model_card, rehearse_export
+from engine.student.export import export_student, rehearse_export
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
-
-FIGURES = {"holdout_loss": 3.25, "perplexity": 25.79, "kl_to_teacher": 0.5, "top1_agreement": 0.625, "ece": 0.03}
 
 
 def export(
@@ -92,24 +90,6 @@ def test_full_disk_leaves_the_student_that_was_there(
     monkeypatch.undo()
     assert {entry.name: entry.read_bytes() for entry in folder.iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["student"]
-
-
-def test_card_tells_teacher_data_figures_and_settings() -> None:
-    card = model_card(
-        name="notes-run",
-        teacher="big-model",
-        student="layers 0, 2 of its teacher",
-        data="notes/",
-        figures={"teacher": FIGURES, "before": FIGURES, "after": FIGURES},
-        settings={"temperature": 1.0, "steps": None},
-        version="1.2",
-        opens="Opens in transformers 5.",
-    )
-    assert card.startswith("---\nlibrary_name: transformers\n")
-    for text in ("# notes-run", "**big-model**", "notes/", "| after | 3.2500 | 25.79 | 0.5000 | 62.5% | 0.0300 |"):
-        assert text in card
-    assert "| `temperature` | 1.0 |" in card
-    assert "`steps`" not in card
 
 
 def source_with(tmp_path: Path, **files: object) -> Path:
