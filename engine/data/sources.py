@@ -257,39 +257,9 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
     except (OSError, ValueError, RuntimeError):  # an invalid file name, or the home of an unknown user
         is_folder = is_file = exists = False
     if is_folder:
-        files = find_files(path, _SUFFIXES, tally)
-        if files:
-            files = files_of_split(files, path, split, tally)
-        if not files:
-            there = in_words(tally.skipped)
-            raise DataError(
-                f"There is no text in {shown(path)}.",
-                f"It holds only {there}." if there else "The folder is empty.",
-                f"Give a file or folder with {ACCEPTED}.",
-            )
-        return TextSource(data, text_field, split, files, tally)
+        return TextSource(data, text_field, split, _files_in(path, split, tally), tally)
     if is_file:
-        suffix = suffix_of(path.name)
-        if is_archive(suffix):
-            raise DataError(
-                f"{shown(path)} is an archive, which holds other files.",
-                "",
-                f"Unpack it, and give the folder with the {ACCEPTED} in it.",
-            )
-        if not is_readable(suffix, _SUFFIXES):
-            raise DataError(
-                f"{shown(path)} is not a supported file type.",
-                f"Its suffix is {shown(suffix)!r}." if suffix else "It has no suffix.",
-                f"Give {ACCEPTED}; a plain text under another name can be renamed to .txt.",
-            )
-        file = FoundFile(path, shown(path.name), path.stat().st_size, suffix)
-        if file.kind != ".json" and split not in ("train", split_of_words(path.name)):
-            raise DataError(
-                f"There is no split {split!r} in {shown(path)}: it is one file.",
-                "A split is a file or a folder of a data set.",
-                "Leave out --data_split, or give the folder or the file of that split as --data.",
-            )
-        return TextSource(data, text_field, split, [file], tally)
+        return TextSource(data, text_field, split, [_one_file(path, split)], tally)
     if exists:
         raise DataError(f"{shown(path)} is neither a file nor a folder.", "", f"Give {ACCEPTED}.")
     if looks_like_dataset(data):
@@ -300,6 +270,45 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
         "",
         f"Give a file or folder with {ACCEPTED}, or {PYTHON_DOCS}.",
     )
+
+
+def _files_in(folder: Path, split: str, tally: Tally) -> list[FoundFile]:
+    """The files of a folder that are read; the tally has the others."""
+    files = find_files(folder, _SUFFIXES, tally)
+    if files:
+        files = files_of_split(files, folder, split, tally)
+    if not files:
+        there = in_words(tally.skipped)
+        raise DataError(
+            f"There is no text in {shown(folder)}.",
+            f"It holds only {there}." if there else "The folder is empty.",
+            f"Give a file or folder with {ACCEPTED}.",
+        )
+    return files
+
+
+def _one_file(path: Path, split: str) -> FoundFile:
+    suffix = suffix_of(path.name)
+    if is_archive(suffix):
+        raise DataError(
+            f"{shown(path)} is an archive, which holds other files.",
+            "",
+            f"Unpack it, and give the folder with the {ACCEPTED} in it.",
+        )
+    if not is_readable(suffix, _SUFFIXES):
+        raise DataError(
+            f"{shown(path)} is not a supported file type.",
+            f"Its suffix is {shown(suffix)!r}." if suffix else "It has no suffix.",
+            f"Give {ACCEPTED}; a plain text under another name can be renamed to .txt.",
+        )
+    file = FoundFile(path, shown(path.name), path.stat().st_size, suffix)
+    if file.kind != ".json" and split not in ("train", split_of_words(path.name)):
+        raise DataError(
+            f"There is no split {split!r} in {shown(path)}: it is one file.",
+            "A split is a file or a folder of a data set.",
+            "Leave out --data_split, or give the folder or the file of that split as --data.",
+        )
+    return file
 
 
 def _read_as(file: FoundFile, tally: Tally) -> str | None:

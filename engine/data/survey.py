@@ -116,13 +116,16 @@ def survey(
         on_progress(number + 1, len(source.files))
     if not sample.documents and not cancelled():
         source.describe()  # reads on from the first file, and raises when there is no text at all
+    return _estimated(source, sample, characters_per_token, cancelled=cancelled())
+
+
+def _estimated(source: TextSource, sample: _Sample, characters_per_token: float, *, cancelled: bool) -> Survey:
+    """The survey of all files, from a sample of them."""
     share = sample.covered_bytes / source.total_bytes if source.total_bytes else 1.0
-    known = sample.covered_bytes > 0
     tally = Tally()
     tally.add(source.found)
     tally.add(sample.tally)
-    characters = round(sample.characters / share) if known else None
-    return Survey(
+    found = Survey(
         files=len(source.files),
         bytes=source.total_bytes,
         kinds=dict(Counter(file.suffix for file in source.files)),
@@ -130,14 +133,12 @@ def survey(
         text_field=source.field.name if source.field else None,
         fields=source.fields,
         has_messages=sample.has_messages,
-        documents=round(sample.documents / share) if known else None,
-        characters=characters,
-        estimated_tokens=None
-        if characters is None
-        else round(characters / characters_per_token + _TOKENS_PER_TURN * sample.turns / share),
+        documents=None,
+        characters=None,
+        estimated_tokens=None,
         sampled=min(1.0, share),
         preview=tuple(sample.preview),
-        cancelled=cancelled(),
+        cancelled=cancelled,
         conversations=tuple(sample.conversations),
         left_out=left_out(
             tally,
@@ -148,6 +149,12 @@ def survey(
         ),
         notes=tuple(notes_in_words(tally.notes)),
     )
+    if not sample.covered_bytes:
+        return found
+    characters = round(sample.characters / share)
+    tokens = round(characters / characters_per_token + _TOKENS_PER_TURN * sample.turns / share)
+    documents = round(sample.documents / share)
+    return replace(found, documents=documents, characters=characters, estimated_tokens=tokens)
 
 
 def _of_python_docs(characters_per_token: float, previews: int) -> Survey:

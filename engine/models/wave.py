@@ -11,8 +11,9 @@ Knows nothing of where weights come from.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,11 +96,8 @@ def run_wave(
         main.switch()
         store.get(place)
 
-    forwards = [layer.forward for layer in layers]
-    for index, layer in enumerate(layers):
-        layer.forward = _waiting(layer.forward, index, wait_for)
     try:
-        with torch.no_grad():
+        with _forwards_that_wait(layers, wait_for), torch.no_grad():
             for micro_batch in waiting:
                 micro_batch.switch()
             for index in arrivals:
@@ -110,8 +108,6 @@ def run_wave(
                     micro_batch.switch()
                     on_step()
     finally:
-        for layer, forward in zip(layers, forwards, strict=True):
-            layer.forward = forward
         for micro_batch in waiting:
             if micro_batch:  # still standing somewhere: unwind its frames, which hold tensors
                 micro_batch.throw(GreenletExit)
@@ -136,6 +132,19 @@ def _forward(core: nn.Module, input_ids: Tensor, given: Mapping[str, Any]) -> Ca
         current.result = output[0]
 
     return run
+
+
+@contextlib.contextmanager
+def _forwards_that_wait(layers: nn.ModuleList, wait_for: Callable[..., None]) -> Iterator[None]:
+    """Within this, each layer calls ``wait_for`` with its index and arguments before it computes."""
+    forwards = [layer.forward for layer in layers]
+    for index, layer in enumerate(layers):
+        layer.forward = _waiting(layer.forward, index, wait_for)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, forwards, strict=True):
+            layer.forward = forward
 
 
 def _waiting(forward: Callable[..., Any], index: int, wait_for: Callable[..., None]) -> Callable[..., Any]:
