@@ -183,7 +183,7 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{self.prog}: {message}.", "", f"{self.prog} --help shows what there is.")
 
 
-def _parse(words: Sequence[str]) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROGRAM, description="Inspect, verify and clean up the teacher's records.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|verify|gc", parser_class=_Parser)
@@ -195,7 +195,15 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         made.add_argument("--debug", action="store_true", help="Show the traceback of an error")
         return made
 
-    inspect = command("inspect", "Show a cache's teacher and settings, its bytes by part, statistics and some records")
+    _add_inspect(
+        command("inspect", "Show a cache's teacher and settings, its bytes by part, statistics and some records")
+    )
+    _add_verify(command("verify", "Check checksums, weights, ids and journal; exit code 4 if anything is damaged"))
+    _add_gc(command("gc", "Remove files that crashes and damage left, and caches that no run uses"))
+    return parser
+
+
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
     inspect.add_argument("--records", type=_count, default=3, metavar="N", help="Records to show (default: 3)")
     inspect.add_argument(
         "--tokenizer",
@@ -203,7 +211,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         metavar="MODEL",
         help="Model folder whose tokenizer shows ids as text (default: the run's teacher)",
     )
-    verify = command("verify", "Check checksums, weights, ids and journal; exit code 4 if anything is damaged")
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--rescore",
         type=_count,
@@ -217,7 +227,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     verify.add_argument(
         "--device", type=_device, metavar="DEVICE", help=f"{NAMES} (default: that of the run, else cpu)"
     )
-    gc = command("gc", "Remove files that crashes and damage left, and caches that no run uses")
+
+
+def _add_gc(gc: argparse.ArgumentParser) -> None:
     gc.add_argument(
         "--older_than",
         type=_age,
@@ -227,6 +239,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     gc.add_argument("--keep", type=_count, metavar="N", help="Also remove caches except the N opened last")
     gc.add_argument("--yes", action="store_true", help="Do not ask for confirmation")
     gc.add_argument("--dry_run", action="store_true", help="Show the files that would be removed, and remove none")
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
     typed, unknown = parser.parse_known_args([_underscored(word) for word in words])
     if unknown:
         known = (

@@ -108,9 +108,7 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
     _check_not_packed(folder, config, tensors)
     parameters = {name: tensor for name, tensor in tensors.items() if not _is_buffer(name, tensor)}
 
-    kinds = config.get("layers_block_type")  # NemotronH as transformers 5 writes it: the list alone tells how many
-    counted = len(kinds) if kinds and isinstance(kinds, list) else None
-    num_layers = _number(folder, config, "num_layers", default=counted)
+    num_layers = _num_layers(folder, config)
     hidden_size = _number(folder, config, "hidden_size")
     num_heads = _number(folder, config, "num_heads", default=1)
     head_dim = _number(folder, config, "head_dim", default=max(1, hidden_size // num_heads))
@@ -151,6 +149,12 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
         tensors=tensors,
         config=config,
     )
+
+
+def _num_layers(folder: Path, config: dict[str, Any]) -> int:
+    kinds = config.get("layers_block_type")  # NemotronH as transformers 5 writes it: the list alone tells how many
+    counted = len(kinds) if kinds and isinstance(kinds, list) else None
+    return _number(folder, config, "num_layers", default=counted)
 
 
 def fingerprint(spec: ModelSpec) -> str:

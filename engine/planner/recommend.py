@@ -212,25 +212,12 @@ def student_candidates(
 ) -> Iterator[Candidate[StudentSetting]]:
     """Yield all ways to train the student that the settings leave open."""
     rows, _ = effective_rows(question.text, length)
-    most = max(1, question.budget.where.most_tokens // length)
-    if config.student_batch is not None:
-        batches = [config.student_batch]
-    elif config.gradient_accumulation is not None:
-        batches = _powers(min(most, max(1, rows // config.gradient_accumulation)))
-    else:
-        batches = _powers(min(most, rows))
     # Without accumulation there is no full gradient: steps of fewer rows are the last resort.
     fewer_rows = config.gradient_accumulation is None and config.student_batch is None
-    streamed = [False]
-    if config.lora_rank:
-        wished = config.student_layer_by_layer
-        is_open = wished is None and config.gradient_checkpointing is not False and shape.has_plain_head
-        is_open = is_open and not (config.packing and shape.model_type in CARRIES_A_STATE)
-        streamed = [False, True] if is_open else [bool(wished)]
     for sharded, layer_by_layer, batch, checkpointing, optimizer, in_fewer in itertools.product(
         _sharding_options(question, config, shape),
-        streamed,
-        batches,
+        _streaming_options(config, shape),
+        _batches(config, rows, most=max(1, question.budget.where.most_tokens // length)),
         [False, True] if config.gradient_checkpointing is None else [config.gradient_checkpointing],
         ["adamw", "adamw-8bit"] if config.optimizer is None else [config.optimizer],
         [False, True] if fewer_rows else [False],
@@ -270,6 +257,25 @@ def student_candidates(
         if in_fewer:
             seconds *= 1 + rows / batch  # never for speed: small steps learn worse
         yield Candidate(setting, student_footprint(shape, setting), seconds)
+
+
+def _batches(config: RunConfig, rows: int, *, most: int) -> list[int]:
+    """Micro-batches for steps of so many rows, at most ``most``."""
+    if config.student_batch is not None:
+        return [config.student_batch]
+    if config.gradient_accumulation is not None:
+        return _powers(min(most, max(1, rows // config.gradient_accumulation)))
+    return _powers(min(most, rows))
+
+
+def _streaming_options(config: RunConfig, shape: ModelShape) -> list[bool]:
+    """Whether the student's layers may be streamed: only under an adapter, with a plain head, and computed again."""
+    if not config.lora_rank:
+        return [False]
+    wished = config.student_layer_by_layer
+    is_open = wished is None and config.gradient_checkpointing is not False and shape.has_plain_head
+    is_open = is_open and not (config.packing and shape.model_type in CARRIES_A_STATE)
+    return [False, True] if is_open else [bool(wished)]
 
 
 def _sharding_options(question: Question, config: RunConfig, shape: ModelShape) -> list[bool]:

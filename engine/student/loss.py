@@ -308,19 +308,24 @@ def logits_to_gradient(
     kd_factor = scale * objective.kd_weight * temperature  # T^2 from the loss, 1/T from the logits' scaling
     ce_rows = (ce_factor / label_sum)[:, None]
     kd_rows = (kd_factor * dense / kd_sum)[:, None]
-    if power == 1:
-        matrix.mul_(ce_rows + kd_rows)
-    else:
-        flat_rows, sharp_rows = (kd_rows, ce_rows) if temperature >= 1 else (ce_rows, kd_rows)
-        for block in _blocks(matrix):
-            sharp_block = block.pow(power).mul_(sharp_rows)
-            block.mul_(flat_rows).add_(sharp_block)
+    flat_rows, sharp_rows = (kd_rows, ce_rows) if temperature >= 1 else (ce_rows, kd_rows)
+    _mix(matrix, power, flat_rows, sharp_rows)
     if kd_factor:
         matrix.scatter_add_(1, records.ids, (-kd_factor * sparse).to(matrix.dtype))
     if ce_factor:
         matrix.scatter_add_(1, labels[:, None], matrix.new_full((len(labels), 1), -ce_factor))
     logits_CV[:, objective.vocab_size :] = 0
     return ce, kd
+
+
+def _mix(flat_CV: Tensor, power: float, flat_rows: Tensor, sharp_rows: Tensor) -> None:
+    """Replace a distribution by a mix of itself and its power, with a factor [C, 1] on each."""
+    if power == 1:
+        flat_CV.mul_(sharp_rows + flat_rows)
+        return
+    for block in _blocks(flat_CV):
+        sharp_block = block.pow(power).mul_(sharp_rows)
+        block.mul_(flat_rows).add_(sharp_block)
 
 
 def read_for(target: Target, records: RecordTensors, labels: Tensor) -> RecordTensors:
