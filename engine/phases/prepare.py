@@ -8,7 +8,8 @@ from pathlib import Path
 
 from engine.channel.channel import Channel
 from engine.config import RunConfig
-from engine.data.prepare import PrepareSettings, prepare
+from engine.data.passes import PrepareSettings
+from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.errors import Problem, SettingsError, TokenizerMismatch
 from engine.inputs import INPUTS, identity_of

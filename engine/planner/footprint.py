@@ -12,15 +12,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.hardware import Gpu
-from engine.planner.activations import forward_bytes, is_unfused, kept_bytes, layer_bytes, mask_bytes
+from engine.planner.activations import forward_bytes, is_unfused
+from engine.planner.moments import (
+    Moments,
+    StepSizes,
+    adapter_moments,
+    highest,
+    largest_weight,
+    lean_moments,
+    sharded_moments,
+    whole_moments,
+)
 from engine.planner.phase_settings import Footprint, StudentSetting, TeacherSetting
 from engine.planner.shape import PRECISION_BYTES, ModelShape
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 
 MIB = 2**20
-
-BUCKET_BYTES = 32 * MIB
-"""Gradients that ranks add up at a time."""
 
 # Python with torch, transformers' modelling code, numpy and h5py, before any weight. 80 MiB of it are what
 # transformers.modeling_utils imports (sympy, torch._dynamo, torch.distributed). Each layer's modules take some more.
@@ -28,8 +35,6 @@ _INTERPRETER = 266 * MIB
 _MODULES_OF_LAYER = 1 * MIB
 # bitsandbytes brings networkx and torch._inductor; it is only imported when it is used.
 _BITSANDBYTES = 42 * MIB
-# peft brings accelerate and bitsandbytes.
-_PEFT = 58 * MIB
 # A prediction may be off by some percent: chosen settings leave that much of a budget free.
 SPARED = 0.95
 # On a GPU: the CUDA libraries in main memory, and the context on the card until it was measured there. 426 MiB were
@@ -66,7 +71,7 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     gathered = 2 * tokens * shape.hidden_size * number
     in_layers = forward_bytes(shape, setting.batch, setting.sequence_length, number, is_unfused(shape, setting))
     if setting.quantization != "none" and setting.device.is_host:  # a matrix is unpacked before it is multiplied
-        in_layers += _largest_weight(shape) * number
+        in_layers += largest_weight(shape) * number
     blocks = _scoring_blocks(shape, setting, number)
     in_head = blocks + gathered + head_rows
     is_head_higher = in_head >= in_layers
@@ -121,7 +126,7 @@ def _streamed_weights(shape: ModelShape, setting: TeacherSetting, number: int) -
     """
     layer = max(shape.layer_parameters)
     layers = 2 if setting.reads_ahead else 1
-    slots = (layers * layer if setting.quantization == "none" else _largest_weight(shape)) * number
+    slots = (layers * layer if setting.quantization == "none" else largest_weight(shape)) * number
     head = shape.head_matrix * number
     weights = shape.other * number + slots
     beyond = max(0, head - slots) if setting.reads_ahead else 0
@@ -204,52 +209,7 @@ def student_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     return _whole_footprint(shape, setting)
 
 
-_Moments = dict[str, dict[str, int]]
-"""Moments of a step by name; each has the bytes of those parts that come and go."""
-
-
-class _StepSizes:
-    """Sizes that the moments of a step are made of, in bytes.
-
-    Attributes:
-        number: of a number in the matrix products.
-        kept: activations of all layers that wait for the backward pass.
-        ends: hidden states beside the layers.
-        layer: activations of one layer.
-        backward: of the backward pass of one layer: gradients of what the layer holds, and with checkpointing the
-            layer's own activations once more.
-        logits: of a chunk of positions in the loss.
-        pieces: optimizer states that are unpacked at a time.
-    """
-
-    def __init__(self, shape: ModelShape, setting: StudentSetting) -> None:
-        self.number = PRECISION_BYTES[setting.precision]
-        tokens = setting.batch * setting.sequence_length
-        self.kept = kept_bytes(shape, setting, self.number) + mask_bytes(shape, setting, self.number)
-        self.ends = tokens * shape.hidden_size * (4 * _ENDS)
-        self.layer = layer_bytes(shape, setting, self.number)
-        self.backward = self.layer // 2 + (self.layer if setting.checkpointing else 0)
-        self.logits = _logits_bytes(shape, setting, self.number)
-        self.pieces = 0
-        if setting.optimizer == "adamw-8bit":
-            self.pieces = min(_UPDATE_PIECES, 20 * max(shape.head_matrix, max(shape.layer_parameters) // 4))
-
-
-def _logits_bytes(shape: ModelShape, setting: StudentSetting, number: int) -> int:
-    tokens = setting.batch * setting.sequence_length
-    block = min(tokens, head_chunk_tokens(shape.vocab_size, device=setting.device)) * shape.vocab_size
-    if number == 4:
-        return 4 * block
-    # The head's own output, and gradients of the logits that wait for the products of the backward pass.
-    waiting = max(block * number, min(setting.device.waiting_bytes, tokens * shape.vocab_size * number))
-    return block * 4 + block * number + waiting
-
-
-def _highest(moments: _Moments) -> dict[str, int]:
-    return max(moments.values(), key=lambda moment: sum(moment.values()))
-
-
-def _kept_free(moments: _Moments, number: int, more: float = 0.0) -> int:
+def _kept_free(moments: Moments, number: int, more: float = 0.0) -> int:
     """Freed memory of a process that keeps it; ``more`` lies between blocks for another reason than the moments."""
     comes_and_goes = max(moment.get("activations", 0) + moment.get("logits", 0) for moment in moments.values())
     return _KEPT_FREE + _kept_by_libraries(number) + int(_HOLES * comes_and_goes + more)
@@ -261,20 +221,20 @@ def _whole_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     They stay in float32, so that small steps are not rounded away; the products work on a copy in half precision, which
     is kept for the backward pass.
     """
-    sizes = _StepSizes(shape, setting)
+    sizes = StepSizes(shape, setting)
     copied = sum(shape.layer_parameters) + (0 if setting.is_lean else shape.head_matrix)
     copies = copied * sizes.number if sizes.number < 4 else 0
-    moments = _lean_moments(shape, setting, sizes) if setting.is_lean else _whole_moments(shape, setting, sizes, copies)
-    highest = _highest(moments)
+    moments = lean_moments(shape, setting, sizes) if setting.is_lean else whole_moments(shape, setting, sizes, copies)
+    peak = highest(moments)
     states = int(shape.parameters * _STATE_BYTES[setting.optimizer])
     # On a GPU the states go to main memory; on a CPU weights and states go to a mapped file.
     in_files = setting.cpu_offload and setting.device.is_host
     parts = {
-        "weights": (0 if in_files else 4 * shape.parameters) + copies + highest.get("weights", 0),
-        "gradients": highest["gradients"],
-        "optimizer": (0 if setting.cpu_offload else states) + highest.get("optimizer", 0),
-        "activations": highest.get("activations", 0),
-        "logits": highest.get("logits", 0),
+        "weights": (0 if in_files else 4 * shape.parameters) + copies + peak.get("weights", 0),
+        "gradients": peak["gradients"],
+        "optimizer": (0 if setting.cpu_offload else states) + peak.get("optimizer", 0),
+        "activations": peak.get("activations", 0),
+        "logits": peak.get("logits", 0),
         "other": 0,
     }
     if setting.device.is_host:
@@ -289,114 +249,28 @@ def _whole_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     return Footprint(parts, ram + (states if setting.cpu_offload else 0))
 
 
-def _lean_moments(shape: ModelShape, setting: StudentSetting, sizes: _StepSizes) -> _Moments:
-    """The one moment of a step that applies each gradient as it comes, in the middle of the backward pass."""
-    return {
-        "lean": {
-            "gradients": 4 * max(shape.layer_parameters) // 3,
-            "activations": sizes.kept + sizes.ends + sizes.backward,
-            "logits": min(setting.device.loss_factor * _LEAN_LOGITS, 3 * sizes.logits),
-            "optimizer": sizes.pieces,
-        }
-    }
-
-
-def _whole_moments(shape: ModelShape, setting: StudentSetting, sizes: _StepSizes, copies: int) -> _Moments:
-    """The moments of a step with whole gradients.
-
-    From the last layer to the first, activations are freed and gradients allocated: one of the ends is the peak. The
-    gradient of the embedding is made whole beside the one that is there already: of earlier micro-batches, or of the
-    head that it is tied to.
-    """
-    accumulates = setting.accumulation > 1
-    gradients = 4 * shape.parameters
-    earlier = gradients if accumulates else 4 * shape.head_matrix
-    second = 4 * shape.embedding if accumulates or not shape.head else 0
-    states = setting.batch * setting.sequence_length * shape.hidden_size * 4
-    moments = {
-        "loss": {"gradients": earlier, "activations": sizes.kept + sizes.ends, "logits": sizes.logits},
-        "last layer": {"gradients": earlier, "activations": sizes.kept + sizes.ends + sizes.backward},
-        "first layer": {
-            "gradients": gradients if accumulates else gradients - 4 * shape.embedding,
-            "activations": (0 if setting.checkpointing else sizes.layer) + sizes.backward,
-        },
-        "embedding": {"gradients": gradients + second, "activations": 2 * states},
-        "update": {"gradients": gradients, "optimizer": sizes.pieces, "weights": -copies},
-    }
-    if setting.ranks > 1:
-        moments["sum"] = {"gradients": gradients + min(2 * BUCKET_BYTES, gradients), "weights": -copies}
-    return moments
-
-
 def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     """Return the memory of one of the ranks that divide a student among them (engine.student.sharded); on the CPU.
 
     Layers are gathered one by one.
     """
-    sizes = _StepSizes(shape, setting)
+    sizes = StepSizes(shape, setting)
     share = 1 / setting.ranks
     states = int(shape.parameters * _STATE_BYTES[setting.optimizer] * share)
-    moments = _sharded_moments(shape, setting, sizes)
-    highest = _highest(moments)
+    moments = sharded_moments(shape, setting, sizes)
+    peak = highest(moments)
     kernels = _TRAINING_KERNELS if sizes.number == 2 else 0
     parts = {
-        "weights": int(4 * shape.parameters * share) + highest.get("weights", 0),
-        "gradients": highest["gradients"],
-        "optimizer": (0 if setting.cpu_offload else states) + highest.get("optimizer", 0),
-        "activations": highest.get("activations", 0),
-        "logits": highest.get("logits", 0),
+        "weights": int(4 * shape.parameters * share) + peak.get("weights", 0),
+        "gradients": peak["gradients"],
+        "optimizer": (0 if setting.cpu_offload else states) + peak.get("optimizer", 0),
+        "activations": peak.get("activations", 0),
+        "logits": peak.get("logits", 0),
         "other": _interpreter_bytes(shape) + kernels + _DISTRIBUTED,
     }
     if setting.keeps_memory:
         parts["other"] += _kept_free(moments, sizes.number)
     return Footprint(parts, sum(parts.values()))
-
-
-def _sharded_moments(shape: ModelShape, setting: StudentSetting, sizes: _StepSizes) -> _Moments:
-    """The moments of a step of which each rank has a share."""
-    share = 1 / setting.ranks
-    # A tied embedding is gathered with the rest for the whole of a pass; else it and the head are when they are used.
-    outside = 4 * (shape.other if shape.head else shape.embedding + shape.other)
-    embedding, head = 4 * shape.embedding, 4 * shape.head
-    layer = 4 * max(shape.layer_parameters)
-    copies = 0
-    if sizes.number < 4:
-        layers = max(shape.layer_parameters) if setting.checkpointing else sum(shape.layer_parameters)
-        copies = (layers + shape.head_matrix) * sizes.number
-    own = int(4 * shape.parameters * share)
-    earlier = own if setting.accumulation > 1 else 0
-    # A tied head's gradient is whole until the embedding's is added to it.
-    until_the_end = 0 if shape.head else embedding
-    # The gathered layer, the next one, and the buffers that they are sent through.
-    gathered = outside + _GATHERED_LAYERS * layer
-    forward = sizes.kept + sizes.ends
-    return {
-        "gather": {"weights": 2 * max(outside, embedding), "gradients": earlier},
-        "gather head": {"weights": outside + 2 * head, "gradients": earlier, "activations": forward},
-        "loss": {
-            "weights": outside + head + copies,
-            "gradients": earlier + max(head, until_the_end),
-            "activations": forward,
-            "logits": sizes.logits,
-        },
-        "sum head": {
-            "weights": outside,
-            "gradients": earlier + int((_SUM_BUFFERS + share) * head),
-            "activations": forward,
-        },
-        "last layer": {
-            "weights": gathered + copies,
-            "gradients": earlier + int(head * share) + until_the_end + 2 * layer,
-            "activations": forward + sizes.backward,
-        },
-        "first layer": {
-            "weights": gathered,
-            "gradients": max(earlier, own) + until_the_end + 2 * layer,
-            "activations": (0 if setting.checkpointing else sizes.layer) + sizes.backward,
-        },
-        "sum": {"weights": outside, "gradients": own + _SUM_BUFFERS * max(outside, embedding) + layer},
-        "update": {"gradients": own, "optimizer": sizes.pieces},
-    }
 
 
 def student_reads_ahead(shape: ModelShape, setting: StudentSetting, memory_bytes: int, ram_bytes: int) -> bool:
@@ -415,22 +289,22 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     trained = shape.adapter_parameters(setting.rank, setting.targets)
     states = int(trained * _STATE_BYTES[setting.optimizer])
     base = _frozen_bytes(shape, setting)
-    moments = _adapter_moments(shape, setting, trained, states)
-    highest = _highest(moments)
+    moments = adapter_moments(shape, setting, trained, states)
+    peak = highest(moments)
     in_files = setting.cpu_offload and is_host
     is_mapped = in_files and not setting.layer_by_layer and setting.quantization == "none"
     parts = {
         "weights": (0 if is_mapped else base) + (0 if in_files else 4 * trained),
-        "gradients": highest.get("gradients", 0),
-        "optimizer": max(0, (0 if setting.cpu_offload else states) + highest.get("optimizer", 0)),
-        "activations": highest.get("activations", 0),
-        "logits": highest.get("logits", 0),
+        "gradients": peak.get("gradients", 0),
+        "optimizer": max(0, (0 if setting.cpu_offload else states) + peak.get("optimizer", 0)),
+        "activations": peak.get("activations", 0),
+        "logits": peak.get("logits", 0),
         "other": 0,
     }
     if is_host:
         kernels = _TRAINING_KERNELS if number == 2 else 0
         kernels += _BITSANDBYTES if setting.quantization != "none" else 0
-        parts["other"] = _interpreter_bytes(shape) + kernels + highest.get("other", 0)
+        parts["other"] = _interpreter_bytes(shape) + kernels + peak.get("other", 0)
         if setting.keeps_memory:
             parts["other"] += _kept_free(moments, number)
         return Footprint(parts, sum(parts.values()))
@@ -439,43 +313,6 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     staging = layer_staging if setting.layer_by_layer or setting.quantization != "none" else base
     ram = _interpreter_bytes(shape) + _CUDA_RAM + staging
     return Footprint(parts, ram + (states if setting.cpu_offload else 0))
-
-
-def _adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, states: int) -> _Moments:
-    """The moments of a step that trains an adapter, and that of its export."""
-    tokens, number = setting.batch * setting.sequence_length, PRECISION_BYTES[setting.precision]
-    # Of each adapted layer, [tokens, rank] is kept, and the adapter's own output is added to the layer's.
-    products = sum(linear.share for linear in shape.adapted(setting.targets))
-    layer = layer_bytes(shape, setting, number) + int(tokens * number * products * setting.rank)
-    mask = mask_bytes(shape, setting, number)
-    is_again = setting.checkpointing or setting.layer_by_layer
-    border = tokens * shape.hidden_size * number
-    if setting.layer_by_layer:
-        # The inputs of every layer, for all micro-batches of a step; and the gradient of one border for each.
-        kept = setting.accumulation * (shape.num_layers * border + mask + border)
-    else:
-        kept = mask + shape.num_layers * (border if is_again else layer)
-    kept += tokens * shape.hidden_size * (4 * _ENDS)
-    if setting.quantization != "none":  # unpacked for a product
-        layer += _largest_weight(shape) * number
-    backward = layer // 2 + (layer if is_again else 0)
-    gradients = 4 * trained
-    grown = gradients if setting.accumulation > 1 and not setting.layer_by_layer else 0
-    pieces = min(_UPDATE_PIECES, 20 * trained) if setting.optimizer == "adamw-8bit" else 0
-    left = setting.accumulation * mask if setting.layer_by_layer else 0
-    return {
-        "loss": {"gradients": grown, "activations": kept, "logits": setting.device.loss_factor * _LEAN_LOGITS},
-        "last layer": {"gradients": grown, "activations": kept + backward},
-        "first layer": {"gradients": gradients, "activations": left + (0 if is_again else layer) + backward},
-        "update": {"gradients": gradients, "optimizer": pieces},
-        # peft is imported for the adapter's folder, when the moments are gone.
-        "export": {"other": _PEFT if setting.device.is_host else 0, "optimizer": -states},
-    }
-
-
-def _largest_weight(shape: ModelShape) -> int:
-    """Parameters of the largest matrix in a decoder layer."""
-    return max((linear.rows * linear.columns for linear in shape.linears), default=max(shape.layer_parameters) // 3)
 
 
 def _kept_by_libraries(number: int) -> int:
@@ -491,14 +328,10 @@ def _frozen_bytes(shape: ModelShape, setting: StudentSetting) -> int:
         outside = (shape.embedding + shape.head + shape.other) * number
         return int(sum(shape.layer_parameters) * (small or number)) + outside
     layer, ahead = max(shape.layer_parameters), 2 if setting.reads_ahead else 1
-    slots = _largest_weight(shape) * number + int(ahead * layer * small) if small else ahead * layer * number
+    slots = largest_weight(shape) * number + int(ahead * layer * small) if small else ahead * layer * number
     return slots + shape.other * number
 
 
-# Layers of a sharded student that are gathered at a time, with the buffer that the next one arrives in.
-_GATHERED_LAYERS = 3
-# Whole gradients of a group while it is added up: its own, FSDP2's buffer, and gloo's copy of that.
-_SUM_BUFFERS = 3
 # FSDP2 and what it imports.
 _DISTRIBUTED = 40 * MIB
 # Where freed memory is kept in the process: what is free at any time, the share of what comes and goes in a step that
@@ -521,12 +354,6 @@ _HEAD_SLICE = 8 * MIB
 _KERNELS = 5 * MIB
 # The backward pass has three shapes of product for each of the forward's.
 _TRAINING_KERNELS = 25 * MIB
-# Hidden states beside the layers: the last norm's input and output, the scored positions, and their gradient.
-_ENDS = 5
-# A lean step's head works on slices of 4 MiB: logits, their gradient, the slice's own gradient.
-_LEAN_LOGITS = 12 * MIB
-# 8-bit moments are unpacked a million elements at a time.
-_UPDATE_PIECES = 20 * MIB
 
 
 def _power_of_two(size: int) -> int:

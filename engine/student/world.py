@@ -30,7 +30,7 @@ LIMIT = "TINYDISTILL_RANK_SECONDS"
 _LIMIT_SECONDS = 300.0  # rank 0 writes checkpoints and samples while the others wait
 Result = TypeVar("Result")
 
-_BUCKET_ELEMENTS = 2**23  # of float32: 32 MiB, as engine.planner.footprint.BUCKET_BYTES
+_BUCKET_ELEMENTS = 2**23  # of float32: 32 MiB, as engine.planner.moments.BUCKET_BYTES
 
 
 class World:

@@ -29,7 +29,8 @@ import torch
 from engine.cache.store import CacheIdentity, CacheStore
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
-from engine.data.prepare import PrepareSettings, prepare
+from engine.data.passes import PrepareSettings
+from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.data.tokens import TokenFile
 from engine.models.demo import DEMO_TEACHER

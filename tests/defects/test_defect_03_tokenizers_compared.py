@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.data.checks import check_models
-from engine.data.prepare import NO_ROW
+from engine.data.passes import NO_ROW
 from engine.errors import ModelError, TokenizerMismatch
 from engine.models.spec import read_spec
 from tests.engine.data.small_data import run_prepare

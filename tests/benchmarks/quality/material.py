@@ -21,7 +21,8 @@ from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
-from engine.data.prepare import PrepareSettings, prepare
+from engine.data.passes import PrepareSettings
+from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.data.tokens import SPLITS, Split, TokenFile
 from engine.models.derive import derive_student

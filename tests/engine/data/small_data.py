@@ -11,7 +11,8 @@ from typing import Any
 from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.channel.events import EventWriter
-from engine.data.prepare import PrepareResult, PrepareSettings, prepare
+from engine.data.passes import PrepareSettings
+from engine.data.prepare import PrepareResult, prepare
 from engine.data.sources import open_source
 from engine.data.tokens import Split, TokenFile
 from engine.models.spec import read_spec

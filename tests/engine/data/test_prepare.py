@@ -14,13 +14,8 @@ from engine.channel.control import PhaseControl
 from engine.channel.events import read_events
 from engine.data.document import Document
 from engine.data.holdout import is_holdout
-from engine.data.prepare import (
-    FEWEST_HOLDOUT_ROWS,
-    MOST_HOLDOUT_ROWS,
-    QUESTION_TOO_LONG,
-    PrepareResult,
-    wanted_holdout_rows,
-)
+from engine.data.passes import FEWEST_HOLDOUT_ROWS, MOST_HOLDOUT_ROWS, QUESTION_TOO_LONG, wanted_holdout_rows
+from engine.data.prepare import PrepareResult
 from engine.data.tally import Tally
 from engine.data.tokens import TokenFile
 from engine.errors import DataError, SettingsError, Stopped
