@@ -381,9 +381,7 @@ def _layers(
         if match:
             lists.setdefault(match[1], Counter())[int(match[2])] += tensor.numel
     if not lists:
-        raise ModelError(
-            f"The files of {model_of(folder)} hold no decoder layers.", "", "Name a causal language model's folder."
-        )
+        raise ModelError(f"The files of {model_of(folder)} hold no decoder layers.", "", _NAME_ONE)
     prefix = max(lists, key=lambda name: lists[name].total())
     found = lists[prefix]
     # Layers past the last are multi-token-prediction heads (DeepSeek-V3), which transformers leaves out too.
@@ -415,9 +413,7 @@ def _embedding_and_head(folder: Path, outside: dict[str, TensorInfo], vocab_size
             "Token ids would mean something else.",
             "Download or save the model again.",
         )
-    raise ModelError(
-        f"The files of {model_of(folder)} hold no token embedding.", "", "Name a causal language model's folder."
-    )
+    raise ModelError(f"The files of {model_of(folder)} hold no token embedding.", "", _NAME_ONE)
 
 
 def _check_width(folder: Path, config: dict[str, Any], hidden_size: int, name: str, embedding: TensorInfo) -> None:

@@ -9,6 +9,7 @@ folder's weights, rounded as the file's type rounds them.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.cli import export
 from engine.export import write_gguf
+from engine.models.demo import DEMO_TEACHER
 from engine.models.hub import resolve_model
 from engine.models.load import load_causal_lm
+from tests.end_to_end.program import ROOT
 from tests.engine.export.test_gguf_file import _LLAMA3, _SHARED
 from tests.engine.export.tokenizers_of import CUTS, byte_level, sentencepiece
 from tests.engine.models.gguf.test_matrix import CASES, as_stored, folder_of, with_q4_k
 from tests.engine.models.gguf.test_numbers import CASES as NUMBERS
 from tests.engine.models.gguf.test_numbers import folder_of as folder_with
-from tests.llama_cpp import ask
+from tests.llama_cpp import ask, python_with_llama_cpp
 from tests.tiny import VOCAB_SIZE
 
 pytestmark = pytest.mark.slow
@@ -253,3 +256,15 @@ def test_a_real_file_is_read_as_llama_cpp_reads_it() -> None:
     folder = resolve_model(file)
     model = load_causal_lm(folder, dtype=torch.float32)
     compare(file, model, "q4_1", AutoTokenizer.from_pretrained(folder))
+
+
+def test_the_pages_line_for_python_answers(tmp_path: Path) -> None:
+    lines = (ROOT / "docs/from-file-to-ollama.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [line.strip() for line in lines if "import Llama" in line]
+    file = tmp_path / "run/ollama/model-q8_0.gguf"
+    file.parent.mkdir(parents=True)
+    write_gguf(DEMO_TEACHER, file, weight_type="q8_0")
+    command = line.replace("python", python_with_llama_cpp(), 1)
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) > 3

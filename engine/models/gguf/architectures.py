@@ -56,6 +56,11 @@ class Layout:
     scale: float = 1.0
     turned: bool = False
 
+    @property
+    def is_same(self) -> bool:
+        """Whether both sides keep the tensor alike."""
+        return self.order is None and not self.shift and self.scale == 1.0 and not self.turned
+
     def stored(self, values: Array) -> Array:
         """Return the entries of the file."""
         if self.order is not None:

@@ -28,6 +28,7 @@ from engine.models.stand_in import stand_in
 _CONFIG = "config.json"
 # Tensors that tell numbers of the configuration.
 _OF_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_PLAIN = ("F32", "F16", "BF16")
 _DTYPES = {"F32": "float32", "F64": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -188,8 +189,11 @@ def _info(architecture: Architecture, config: dict[str, Any], name: str, stored:
             "The header and the tensors belong to different models.",
             "Download the file again.",
         ) from None
-    dtype = _DTYPES.get(type_name(stored.kind), "float16")
-    return TensorInfo(shape, dtype, stored.nbytes, stored.file, stored.offset, GgufValues(stored, layout))
+    kind = type_name(stored.kind)
+    dtype = _DTYPES.get(kind, "float16")
+    # Numbers that lie in the file as transformers has them are read as those of safetensors, many times as fast.
+    decoder = None if kind in _PLAIN and layout.is_same else GgufValues(stored, layout)
+    return TensorInfo(shape, dtype, stored.nbytes, stored.file, stored.offset, decoder)
 
 
 def _names(architecture: Architecture, layers: int) -> dict[str, str]:
