@@ -10,7 +10,26 @@ from __future__ import annotations
 import math
 from hashlib import blake2b
 
+MOST_HOLDOUT_ROWS = 512
+"""More would make each evaluation slow and hardly more certain."""
+
+FEWEST_HOLDOUT_ROWS = 16
+"""With --samples, reading goes on until this many rows are held out, or the data end."""
+
 _HASH_VALUES = 2**64
+
+
+def wanted_holdout_rows(samples: int | None, holdout: float) -> int:
+    """Most rows that are held out: the documents' share of the samples, within bounds.
+
+    Args:
+        samples: rows to train on; None for all.
+        holdout: share of the documents.
+    """
+    if samples is None:
+        return MOST_HOLDOUT_ROWS
+    share = math.ceil(samples * holdout / (1 - holdout))
+    return min(MOST_HOLDOUT_ROWS, max(FEWEST_HOLDOUT_ROWS, share))
 
 
 def is_holdout(text: str, fraction: float) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from engine.channel.channel import PROGRESS_SECONDS, Channel
 from engine.data import left_out
 from engine.data.document import Document
-from engine.data.holdout import smallest_fraction
+from engine.data.holdout import smallest_fraction, wanted_holdout_rows
 from engine.data.left_out import LeftOut
 from engine.data.packing import PackedRow, Packer, TokenisedDocument
 from engine.data.sources import TextSource
@@ -29,12 +29,6 @@ from engine.models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from engine.data.tokenise import DocumentTokeniser
-
-MOST_HOLDOUT_ROWS = 512
-"""More would make each evaluation slow and hardly more certain."""
-
-FEWEST_HOLDOUT_ROWS = 16
-"""With --samples, reading goes on until this many rows are held out, or the data end."""
 
 _BATCH_CHARACTERS = 2**19
 _BATCH_TEXTS = 512
@@ -51,7 +45,7 @@ class PrepareSettings:
     Attributes:
         sequence_length: most tokens in a row.
         samples: most rows to train on; None for all. The hold-out has the same share of it as it has of the documents,
-            from FEWEST_HOLDOUT_ROWS to MOST_HOLDOUT_ROWS rows.
+            within the bounds of :mod:`engine.data.holdout`.
         holdout: share of the documents kept out of training.
         packing: whether a row holds several documents.
         trust_remote_code: whether a tokenizer may bring code.
@@ -64,14 +58,6 @@ class PrepareSettings:
     packing: bool
     trust_remote_code: bool = False
     allow_losses: bool = False
-
-
-def wanted_holdout_rows(samples: int | None, holdout: float) -> int:
-    """Most rows that are held out: the documents' share of the samples, within bounds."""
-    if samples is None:
-        return MOST_HOLDOUT_ROWS
-    share = math.ceil(samples * holdout / (1 - holdout))
-    return min(MOST_HOLDOUT_ROWS, max(FEWEST_HOLDOUT_ROWS, share))
 
 
 class Passes:

@@ -21,7 +21,7 @@ from engine.planner.sizes import wave_tokens
 # process does so while the phase before it works.
 _START_SECONDS = 3.0
 # Share by which a prediction may be off: with measured rates, and with cautious figures.
-_ERROR_MEASURED, _ERROR_GUESSED = 0.4, 0.8
+_ERROR_MEASURED, _ERROR_GUESSED = 0.3, 0.8
 # A product must bring each weight into the form that its kernel multiplies, however few rows there are. It takes as
 # long as so many rows more: 138 were measured in bf16, 60 in fp32 (SmolLM2's layers, 128 rows against 2,048). Rates
 # are measured with products of so many rows.

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.data.holdout import FEWEST_HOLDOUT_ROWS, wanted_holdout_rows
 from engine.format import format_count
 
 # An optimizer step over 8k to 16k tokens is what small models are distilled with; fewer where the text is short, so
@@ -18,8 +19,6 @@ MOST_TOKENS_PER_STEP, FEWEST_TOKENS_PER_STEP = 16_384, 2_048
 WANTED_STEPS = 200
 MOST_ROWS_PER_STEP, FEWEST_ROWS_PER_STEP = 64, 4
 MOST_EPOCHS = 10
-# Maximum and, with enough text, minimum of the hold-out that prepare makes (engine.data.prepare has the same numbers).
-MOST_HOLDOUT_ROWS, FEWEST_HOLDOUT_ROWS = 512, 16
 DEFAULT_LENGTH = 512
 # Conversations that a row should hold whole.
 _WHOLE_SHARE = 0.97
@@ -84,11 +83,12 @@ class Text:
         return held if tokens is None else min(held, int(tokens * (1 - self.holdout)) or 1)
 
     def holdout_tokens(self, length: int) -> int:
-        """Tokens kept out: of a text of which only samples are taken, the same share of these; within bounds."""
-        train = self.train_tokens(length)
-        if train is None:
+        """Tokens kept out: as many rows as prepare holds out, where the text has them."""
+        tokens = self.kept_tokens(length)
+        if tokens is None and self.samples is None:
             return FEWEST_HOLDOUT_ROWS * length
-        return min(MOST_HOLDOUT_ROWS * length, int(train * self.holdout / (1 - self.holdout)))
+        wanted = wanted_holdout_rows(self.samples, self.holdout) * self.row_tokens(length)
+        return wanted if tokens is None else min(wanted, int(tokens * self.holdout))
 
     def all_tokens(self, length: int) -> int:
         """Tokens that the teacher reads."""

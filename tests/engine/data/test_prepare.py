@@ -13,8 +13,8 @@ import pytest
 from engine.channel.control import PhaseControl
 from engine.channel.events import read_events
 from engine.data.document import Document
-from engine.data.holdout import is_holdout
-from engine.data.passes import FEWEST_HOLDOUT_ROWS, MOST_HOLDOUT_ROWS, QUESTION_TOO_LONG, wanted_holdout_rows
+from engine.data.holdout import FEWEST_HOLDOUT_ROWS, MOST_HOLDOUT_ROWS, is_holdout, wanted_holdout_rows
+from engine.data.passes import QUESTION_TOO_LONG
 from engine.data.prepare import PrepareResult
 from engine.data.tally import Tally
 from engine.data.tokens import TokenFile

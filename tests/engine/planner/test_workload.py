@@ -1,6 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.data.holdout import FEWEST_HOLDOUT_ROWS, MOST_HOLDOUT_ROWS
 from engine.planner import workload
 from engine.planner.workload import Text
 
@@ -15,8 +16,10 @@ def test_amounts_are_positive_and_never_more_than_there_is(tokens: int, samples:
     assert train is not None
     assert 1 <= rows <= (samples or rows)
     assert 1 <= train <= min(tokens, rows * length)
-    assert 0 <= text.holdout_tokens(length) <= workload.MOST_HOLDOUT_ROWS * length
+    assert 0 <= text.holdout_tokens(length) <= MOST_HOLDOUT_ROWS * length
     assert text.all_tokens(length) <= tokens + length
+    if samples is not None and tokens > 10**9:
+        assert text.holdout_tokens(length) >= FEWEST_HOLDOUT_ROWS * length, "few samples have as large a hold-out"
 
 
 @given(tokens=st.none() | st.integers(1, 10**10), length=st.integers(2, 8192))
