@@ -82,19 +82,15 @@ def run_wave(
         ModelError: the model does not call each layer once and in order.
     """
     main = greenlet.getcurrent()
-    more = given or [{}] * len(micro_batches)
-    waiting = [_MicroBatch(_forward(core, ids, more[place]), main) for place, ids in enumerate(micro_batches)]
-    for place, micro_batch in enumerate(waiting):
-        micro_batch.place = place
+    waiting = _begun(core, micro_batches, given or [{}] * len(micro_batches))
 
     def wait_for(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current = greenlet.getcurrent()
         assert isinstance(current, _MicroBatch), "a layer was called outside of a wave"
         current.waits_for = index
-        place = waiting.index(current)
-        store.put(place, current.holds(args[0] if args else kwargs.get("hidden_states")))
+        store.put(current.place, current.holds(args[0] if args else kwargs.get("hidden_states")))
         main.switch()
-        store.get(place)
+        store.get(current.place)
 
     try:
         with _forwards_that_wait(layers, wait_for), torch.no_grad():
@@ -111,10 +107,19 @@ def run_wave(
         for micro_batch in waiting:
             if micro_batch:  # still standing somewhere: unwind its frames, which hold tensors
                 micro_batch.throw(GreenletExit)
-    results = [micro_batch.result for micro_batch in waiting]
-    if any(result is None for result in results):
+    results = [micro_batch.result for micro_batch in waiting if micro_batch.result is not None]
+    if len(results) < len(waiting):
         raise _out_of_order(core, len(layers), None)
-    return results  # type: ignore[return-value]
+    return results
+
+
+def _begun(core: nn.Module, micro_batches: Sequence[Tensor], given: Sequence[Mapping[str, Any]]) -> list[_MicroBatch]:
+    """The passes of all micro-batches; switching to one begins it."""
+    main = greenlet.getcurrent()
+    begun = [_MicroBatch(_forward(core, *each), main) for each in zip(micro_batches, given, strict=True)]
+    for place, micro_batch in enumerate(begun):
+        micro_batch.place = place
+    return begun
 
 
 def place_at_work() -> int:
