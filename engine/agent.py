@@ -83,7 +83,7 @@ class Agent:
     def _start(self, call: dict[str, Any]) -> None:
         run = Run.open(self.folder)
         environment = environment_for(
-            run.settings, self.launch.rank, call["meeting"], local_world=self.launch.local_world
+            run.job(str(call["phase"])), self.launch.rank, call["meeting"], local_world=self.launch.local_world
         )
         with run.log_path.open("ab") as log, preloaded.signals_held_back():
             self._child = subprocess.Popen(

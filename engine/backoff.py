@@ -1,20 +1,15 @@
-"""Back-off: the next smaller setting for a phase that ran out of memory.
+"""Back-off: the next smaller values for a job that ran out of memory.
 
-Pure: settings in, changes out. The effective batch stays what it was, so the student learns the same.
+Pure: a job in, changes out. The effective batch stays what it was, so the student learns the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from engine.config import RunConfig
-from engine.machine.device import Device
+from engine.jobs import Change, Job, ScoreJob, TrainJob
 from engine.planner.phase_settings import StudentSetting
-from engine.planner.sizes import head_chunk_tokens, is_large_block, smaller_chunk
-
-HEAD_CHUNK = "head_chunk_tokens"
-"""Not a setting: positions whose logits the teacher's head works on at a time, fewer only after a step back."""
+from engine.planner.sizes import is_large_block, smaller_chunk
 
 
 @dataclass(frozen=True)
@@ -22,14 +17,14 @@ class Step:
     """One step back.
 
     Attributes:
-        changes: (setting or :data:`HEAD_CHUNK`, old value, new value), all to be made together.
+        changes: values of the job, all to be changed together.
     """
 
-    changes: tuple[tuple[str, Any, Any], ...]
+    changes: tuple[Change, ...]
 
 
-def next_step(phase: str, settings: RunConfig, head: HeadBlocks | None = None) -> Step | None:
-    """The next smaller setting for a phase, or None when there is none left.
+def next_step(job: Job) -> Step | None:
+    """The next smaller values for a job, or None when there are none left.
 
     First freed memory is no longer kept in the process, which changes nothing but the time. Then the micro-batch is
     halved until it is one row; where the vocabulary is so large that a chunk of the teacher's logits
@@ -43,69 +38,37 @@ def next_step(phase: str, settings: RunConfig, head: HeadBlocks | None = None) -
 
     A student whose gradients are applied as they come (engine.student.lean_step) is another matter: added up over
     micro-batches they would have to be held, which takes more than half the rows save. Its batch is halved last.
-
-    Args:
-        phase: that ran out.
-        settings: that it ran with.
-        head: of the teacher; None where that is not known, and then no step is about chunks.
     """
-    if settings.keep_memory:
+    if job.keep_memory:
         return Step((("keep_memory", True, False),))
-    if phase == "teacher":
-        batch = settings.teacher_batch or 1
-        if batch > 1:
-            return Step((("teacher_batch", batch, batch // 2),))
-        shorter = None if head is None else head.quartered()
-        if head is not None and head.is_large and shorter is not None:
-            return shorter
-        if not settings.layer_by_layer:
-            return Step((("layer_by_layer", False, True),))
-        if not settings.cpu_offload:
-            return _OFFLOAD
+    if isinstance(job, ScoreJob):
+        return _smaller_scoring(job)
+    return _smaller_training(job) if isinstance(job, TrainJob) else None
+
+
+def _smaller_scoring(job: ScoreJob) -> Step | None:
+    if job.teacher_batch > 1:
+        return Step((("teacher_batch", job.teacher_batch, job.teacher_batch // 2),))
+    chunk = smaller_chunk(job.head_chunk_tokens)
+    shorter = None if chunk is None else Step((("head_chunk_tokens", job.head_chunk_tokens, chunk),))
+    if is_large_block(job.vocab_size, job.head_chunk_tokens, device=job.where) and shorter is not None:
         return shorter
-    if phase == "student":
-        accumulation = settings.gradient_accumulation or 1
-        is_lean = StudentSetting.of(settings, Device.of(settings.device or "cpu")).is_lean
-        fewer_rows = _fewer_rows(settings.student_batch or 1, accumulation)
-        if fewer_rows is not None and not is_lean:
-            return fewer_rows
-        if not settings.gradient_checkpointing:
-            return Step((("gradient_checkpointing", False, True),))
-        if not settings.cpu_offload:
-            return _OFFLOAD
+    if not job.layer_by_layer:
+        return Step((("layer_by_layer", False, True),))
+    if not job.cpu_offload:
+        return _OFFLOAD
+    return shorter
+
+
+def _smaller_training(job: TrainJob) -> Step | None:
+    fewer_rows = _fewer_rows(job.student_batch, job.gradient_accumulation)
+    if fewer_rows is not None and not StudentSetting.of(job).is_lean:
         return fewer_rows
-    return None
-
-
-@dataclass(frozen=True)
-class HeadBlocks:
-    """The logits that a teacher's head works on at a time.
-
-    Attributes:
-        vocab_size: rows of the head.
-        chunk_tokens: positions in a chunk.
-        device: where they are.
-    """
-
-    vocab_size: int
-    chunk_tokens: int
-    device: Device
-
-    @classmethod
-    def of(cls, vocab_size: int, settings: RunConfig, chunk_tokens: int | None) -> HeadBlocks:
-        """Those of a run; ``chunk_tokens`` is what an earlier step back left, None before one."""
-        device = Device.of(settings.device or "cpu")
-        return cls(vocab_size, chunk_tokens or head_chunk_tokens(vocab_size, device=device), device)
-
-    @property
-    def is_large(self) -> bool:
-        """See :func:`engine.planner.sizes.is_large_block`."""
-        return is_large_block(self.vocab_size, self.chunk_tokens, device=self.device)
-
-    def quartered(self) -> Step | None:
-        """The step to shorter chunks, where there is one."""
-        shorter = smaller_chunk(self.chunk_tokens)
-        return None if shorter is None else Step(((HEAD_CHUNK, self.chunk_tokens, shorter),))
+    if not job.gradient_checkpointing:
+        return Step((("gradient_checkpointing", False, True),))
+    if not job.cpu_offload:
+        return _OFFLOAD
+    return fewer_rows
 
 
 _OFFLOAD = Step((("cpu_offload", False, True),))

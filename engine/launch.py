@@ -26,6 +26,7 @@ from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyD
 from engine.format import format_bytes
 from engine.hardware import usable_cores
 from engine.inputs import moved
+from engine.jobs import TrainJob, last_of
 from engine.models.hub import fetch_model
 from engine.onward import expanded
 from engine.planner import Plan, plan
@@ -127,9 +128,10 @@ def resume_run(config: RunConfig) -> Run:
     more_training = any(
         name in given and given[name] != run.info["settings"].get(name) for name in ("epochs", "steps", "compare")
     )
-    for name, other in (("epochs", "steps"), ("steps", "epochs")):
-        if name in given:  # one of the two says when to stop
-            given[other] = None
+    if "epochs" in given:  # one of the two says when to stop
+        given["steps"] = None
+    elif "steps" in given:
+        given["epochs"] = None
     # A running run already uses its settings; in a folder that is not writable, no run can be active.
     _refuse_fewer_steps(run, given)
     _refuse_too_many_processes(run, given)
@@ -153,8 +155,8 @@ def _refuse_fewer_steps(run: Run, given: dict[str, Any]) -> None:
         SettingsError: with how many steps are done.
     """
     done = run.steps_done()
-    settings = {**run.info["settings"], **given}
-    in_a_step = (settings.get("student_batch") or 1) * (settings.get("gradient_accumulation") or 1)
+    training = last_of(run.jobs, TrainJob)
+    in_a_step = training.student_batch * training.gradient_accumulation
     rows = ((run.result("prepare") or {}).get("data") or {}).get("train_rows")
     for name in ("steps", "epochs"):
         value = given.get(name)
@@ -175,14 +177,14 @@ def _refuse_too_many_processes(run: Run, given: dict[str, Any]) -> None:
     Raises:
         SettingsError: with what they need and what there is.
     """
-    settings = {**run.info["settings"], **given}
-    count, planned = settings.get("processes") or 1, run.info["settings"].get("processes") or 1
-    budget = settings.get("memory_budget")
+    before = last_of(run.jobs, TrainJob)
+    training = before.changed(given)
+    count, planned, budget = training.processes, before.processes, training.memory_budget
     peaks = [phase["peak_bytes"] for phase in run.info["predicted"].values() if isinstance(phase, dict)]
-    if count <= planned or budget is None or not peaks:
+    if count <= planned or not peaks:
         return
     needed = max(peaks) // planned * count
-    if settings.get("student_sharded") and run.info["settings"].get("student_sharded"):
+    if training.student_sharded and before.student_sharded:
         # The ranks divide the student: more of them need little more in all. Each has the whole teacher.
         of_all = {name: phase["peak_bytes"] for name, phase in run.info["predicted"].items() if isinstance(phase, dict)}
         needed = max(of_all.get("student", 0), of_all.get("teacher", 0) // planned * count)

@@ -1,6 +1,6 @@
-"""The process of one phase: ``python -m engine.phase prepare|teacher|student RUN_DIR [SUPERVISOR_PID]``.
+"""The process of one job: ``python -m engine.phase JOB RUN_DIR [SUPERVISOR_PID]``, with the name of a job of the run.
 
-It takes the run's settings apart and hands each part the values that it uses. When it ends, its memory goes back to
+It hands each part the values of the job that it uses. When it ends, its memory goes back to
 the operating system: teacher and student can never be in memory together. Its exceptions become an ``error`` event
 here, and an exit code for the supervisor.
 """
@@ -43,6 +43,7 @@ from engine.errors import (
     TinyDistillError,
     TokensDamaged,
 )
+from engine.jobs import Job, ScoreJob
 from engine.machine.kernels import kernels_environment
 from engine.out_of_memory import is_out_of_memory
 from engine.phase_kinds import KINDS
@@ -62,12 +63,11 @@ def main(words: list[str] | None = None) -> int:
         if made is None:
             return 0
         name, parent = made
-    assert name in KINDS
-    os.environ.update(kernels_environment(name))  # a copy of a preloaded process has the environment of all phases
     _die_with_parent(parent)
     _offer_itself()
     try:
         run = Run.open(Path(folder))
+        job = run.job(name)
         rank = Rank.of_phase(os.environ)
         writer = _OfRank if rank.number else EventWriter
         events = writer(run.events_path, phase=name, log_path=run.log_path)
@@ -79,13 +79,14 @@ def main(words: list[str] | None = None) -> int:
     control = PhaseControl.listening(
         parent, lambda paused: events.write("control", state="paused" if paused else "running")
     )
+    os.environ.update(kernels_environment(job.kind))  # a copy of a preloaded process has the environment of all phases
     preloaded.let_signals_in()
     try:
-        _body(name)(run, Channel(events, control))
+        _body(job)(run, job, Channel(events, control))
     except Stopped:
         return Stopped.exit_code
     except Exception as error:  # the edge of the process: nothing may end without a word
-        return _say(error, name, run, events)
+        return _say(error, job, run, events)
     return 0
 
 
@@ -101,7 +102,7 @@ class _OfRank(EventWriter):
         super().write(kind, **fields, rank=Rank.of_phase(os.environ).number)
 
 
-def _say(error: Exception, name: str, run: Run, events: EventWriter) -> int:
+def _say(error: Exception, job: Job, run: Run, events: EventWriter) -> int:
     """Write down what ended the phase; returns what the supervisor expects."""
     if is_out_of_memory(error):  # first: a file that could not be read for lack of memory is not damaged
         events.text(traceback.format_exc())
@@ -116,24 +117,24 @@ def _say(error: Exception, name: str, run: Run, events: EventWriter) -> int:
     if isinstance(error, RecordsMissing):
         events.log("warning", error.paragraph(), "records-missing")
         return EXIT_RECORDS_MISSING
-    if isinstance(error, BadNumbers) and _has_more_range(name, run):
+    if isinstance(error, BadNumbers) and _has_more_range(job, run):
         events.log("warning", error.paragraph(), "overflowed")
         return EXIT_OVERFLOWED
     events.text(traceback.format_exc())
-    said = error if isinstance(error, TinyDistillError) else _in_our_words(error, name, run)
+    said = error if isinstance(error, TinyDistillError) else _in_our_words(error, job.name, run)
     events.write("error", what=said.what, why=said.why, todo=said.todo or _default_todo(said, run))
     return said.exit_code
 
 
-def _has_more_range(name: str, run: Run) -> bool:
+def _has_more_range(job: Job, run: Run) -> bool:
     """Return whether the teacher computes in fp16, which overflows above 65,504, without a request by the user."""
-    return name == "teacher" and run.settings.precision == "fp16" and "precision" not in run.info["asked"]
+    return isinstance(job, ScoreJob) and job.precision == "fp16" and "precision" not in run.info["asked"]
 
 
-def _body(name: str) -> Callable[[Run, Channel], None]:
-    """The phase's own code; imported late, so that a phase loads only what it needs."""
-    kind = KINDS[name]
-    body: Callable[[Run, Channel], None] = getattr(import_module(kind.module), kind.function)
+def _body(job: Job) -> Callable[[Run, Job, Channel], None]:
+    """The code of a job's kind; imported late, so that a process loads only what it needs."""
+    kind = KINDS[job.kind]
+    body: Callable[[Run, Job, Channel], None] = getattr(import_module(kind.module), kind.function)
     return body
 
 

@@ -1,40 +1,34 @@
-"""The environment of a phase's process: threads, the GPU that it sees, and how its libraries keep memory."""
+"""The environment of a job's process: threads, the GPU that it sees, and how its libraries keep memory."""
 
 from __future__ import annotations
 
 import os
 
-from engine import hardware, ranks, safe_child
-from engine.config import RunConfig
+from engine import ranks, safe_child
+from engine.jobs import Job
 from engine.machine.compute import compute_environment
 from engine.machine.gpu_check import gpu_of, visible
 from engine.ranks import ALONE, Rank
-from engine.run import Run
-
-
-def phase_environment(run: Run) -> dict[str, str]:
-    """Return the environment of a phase's process."""
-    return environment_for(run.settings)
 
 
 def environment_for(
-    settings: RunConfig, rank: Rank = ALONE, meeting: str | None = None, *, local_world: int | None = None
+    job: Job, rank: Rank = ALONE, meeting: str | None = None, *, local_world: int | None = None
 ) -> dict[str, str]:
-    """The environment of a phase with these settings; benchmarks ask here too, so that they measure what runs do.
+    """The environment of a job's process; benchmarks ask here too, so that they measure what runs do.
 
     Args:
-        settings: the run's.
+        job: the job.
         rank: of the process; the ranks on this machine share the threads.
         meeting: where the ranks of a training meet.
-        local_world: processes of the phase on this machine; those of the run where not given, 1 for a share.
+        local_world: processes of the job on this machine; all of them where not given, 1 for a share.
     """
     if local_world is None:
-        local_world = settings.processes if rank.world == settings.processes else 1
-    threads = ranks.threads_each(settings.threads or hardware.usable_cores(), local_world)
+        local_world = job.processes if rank.world == job.processes else 1
+    threads = ranks.threads_each(job.threads, local_world)
     return {
         **ranks.environment_of(rank, safe_child.environment(), local_world=local_world, meeting=meeting),
-        **_gpu_environment(settings.device or "cpu"),
-        **compute_environment(threads, keep_memory=bool(settings.keep_memory)),
+        **_gpu_environment(job.device),
+        **compute_environment(threads, keep_memory=job.keep_memory),
         "TOKENIZERS_PARALLELISM": "false",  # forking after threads deadlocks; we give it one thread
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "PYTHONFAULTHANDLER": "1",

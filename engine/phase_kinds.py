@@ -17,7 +17,7 @@ class PhaseKind:
     """One kind of phase.
 
     Attributes:
-        name: in files, events and settings.
+        name: in files, events, settings and jobs (:mod:`engine.jobs`).
         noun: for a user, in a list.
         verb: for a user, while it runs.
         module, function: its body, imported by the phase's process alone.

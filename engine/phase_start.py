@@ -1,6 +1,6 @@
-"""Start of a phase's process, or of the processes that do the phase together.
+"""Start of a job's process, or of the processes that do the job together.
 
-A phase is a program of its own (``python -m engine.phase``), a copy of a process that has imported everything
+Its process is a program of its own (``python -m engine.phase``), a copy of a process that has imported everything
 (:mod:`engine.preloaded`), or one process for each rank (:mod:`engine.crew`), some of them on other machines
 (:mod:`engine.launched`). It knows nothing of how they end.
 """
@@ -19,8 +19,9 @@ from engine import hardware, preloaded, ranks, safe_child
 from engine.channel import last_word
 from engine.channel.events import EventWriter
 from engine.crew import Crew
+from engine.jobs import Job
 from engine.launched import Elsewhere, Launch
-from engine.phase_environment import environment_for, phase_environment
+from engine.phase_environment import environment_for
 from engine.phase_kinds import KINDS
 from engine.preloaded import Child, Preloaded, Started
 from engine.ranks import ALONE, Rank
@@ -32,15 +33,15 @@ MOST_KILLS = 3
 
 
 class PhaseStarter:
-    """Starts the phases of a run.
+    """Starts the processes of a run's jobs.
 
     Args:
-        run: whose phases.
+        run: whose jobs.
         events: receives what a user should know.
         control: a run that stops has no rank started again.
         launch: that this process is part of; None for a process of its own.
-        lock: descriptor that holds the run's lock. A phase inherits it: one that outlives its supervisor keeps the run
-            until it ends.
+        lock: descriptor that holds the run's lock. A job's process inherits it: one that outlives its supervisor keeps
+            the run until it ends.
     """
 
     def __init__(
@@ -57,25 +58,24 @@ class PhaseStarter:
         self._control = control
         self._launch = launch
         self._lock = lock
-        self._phases: Sequence[str] = ()
+        self._last = ""
         self._preloaded: Preloaded | None = None
 
-    def preload(self, phases: Sequence[str]) -> None:
+    def preload(self, jobs: Sequence[Job]) -> None:
         """Start the process that phases are made from, where there is room for it and several are to be done.
 
         Args:
-            phases: that the run is asked for, in order.
+            jobs: that the run is asked for, in order.
         """
-        self._phases = phases
-        settings = self._run.settings
-        to_do = [phase for phase in self._phases if self._run.result(phase) is None]
+        self._last = jobs[-1].name
+        to_do = [job for job in jobs if self._run.result(job.name) is None]
         is_tight = bool(self._run.info.get("backed_off"))
-        if settings.processes > 1 or ranks.share_by_hand(settings, os.environ) is not None:
+        if any(job.processes > 1 for job in jobs) or ranks.share_by_hand(self._run.settings, os.environ) is not None:
             return  # it makes one phase after the other, and none beside another
-        if is_tight or not preloaded.is_worth_it(settings, self._run.info["predicted"], to_do):
+        if is_tight or not preloaded.is_worth_it(to_do, self._run.info["predicted"]):
             return
         with self._run.log_path.open("ab") as log:
-            self._preloaded = Preloaded(self._run.path, phase_environment(self._run), log, self._inherited())
+            self._preloaded = Preloaded(self._run.path, environment_for(to_do[0]), log, self._inherited())
 
     def end(self) -> None:
         """End the process that phases are made from."""
@@ -83,66 +83,67 @@ class PhaseStarter:
             self._preloaded.end()
             self._preloaded = None
 
-    def crews(self, phase: str) -> Iterator[list[Rank]]:
-        """The processes of a phase, those that work at the same time together."""
-        share = ranks.share_by_hand(self._run.settings, os.environ) if KINDS[phase].ranks == "apart" else None
-        world = self._run.settings.processes
+    def crews(self, job: Job) -> Iterator[list[Rank]]:
+        """The processes of a job, those that work at the same time together."""
+        how, world = KINDS[job.kind].ranks, job.processes
+        share = ranks.share_by_hand(self._run.settings, os.environ) if how == "apart" else None
         if share is not None:
             rank, told_by = share
             said = f"This run scores share {rank.number + 1} of {rank.world}, as {told_by} says."
             self._events.log("info", said, "share")
             yield [rank]
-            self._finish_share(rank)
+            self._finish_share(job, rank)
             return
-        if KINDS[phase].ranks == "apart" and world > 1:
+        if how == "apart" and world > 1:
             for rank in ranks.all_ranks(world):
                 self._run.reopen_phase(rank.result)
             yield ranks.all_ranks(world)
         # One process judges what several have scored; the ranks of a training end with rank 0's result.
-        yield ranks.all_ranks(world) if KINDS[phase].ranks == "together" and world > 1 else [ALONE]
+        yield ranks.all_ranks(world) if how == "together" and world > 1 else [ALONE]
 
     @contextlib.contextmanager
-    def started(self, phase: str, crew: list[Rank], log: IO[bytes]) -> Iterator[Child | Crew]:
-        """Start the processes of a phase; at the end of the context they may have ended or not.
+    def started(self, job: Job, crew: list[Rank], log: IO[bytes]) -> Iterator[Child | Crew]:
+        """Start the processes of a job; at the end of the context they may have ended or not.
 
         Args:
-            phase: its name.
+            job: the job.
             crew: as :meth:`crews` has it.
             log: takes what they write.
         """
         if crew == [ALONE]:
-            yield self._preloaded_phase(phase) or Started(self._new_process(phase, log, ALONE))
+            yield self._preloaded_phase(job) or Started(self._new_process(job, log, ALONE))
             return
-        with self._meeting_place() if KINDS[phase].ranks == "together" else contextlib.nullcontext() as meeting:
-            yield self._new_crew(phase, crew, log, meeting)
+        with self._meeting_place() if KINDS[job.kind].ranks == "together" else contextlib.nullcontext() as meeting:
+            yield self._new_crew(job, crew, log, meeting)
 
-    def _finish_share(self, rank: Rank) -> None:
+    def _finish_share(self, job: Job, rank: Rank) -> None:
         """Enter the result of a share; ``--resume`` scores what is missing then."""
         scored = self._run.result(rank.result) or {}
-        self._run.finish_phase("teacher", {**scored, "share": {"rank": rank.number, "world": rank.world}})
+        self._run.finish_phase(job.name, {**scored, "share": {"rank": rank.number, "world": rank.world}})
 
-    def _new_crew(self, phase: str, crew: list[Rank], log: IO[bytes], meeting: str | None) -> Crew:
+    def _new_crew(self, job: Job, crew: list[Rank], log: IO[bytes], meeting: str | None) -> Crew:
+        how = KINDS[job.kind].ranks
         killed_for_memory = hardware.killed_for_memory()
         restarts = 0
 
         def start(rank: Rank) -> Child:
             launch = self._launch
             if launch is not None and rank.number and rank.world == launch.rank.world:
-                return Elsewhere(self._run.path, launch, rank, phase, meeting)
-            return Started(self._new_process(phase, log, rank, meeting))
+                return Elsewhere(self._run.path, launch, rank, job.name, meeting)
+            return Started(self._new_process(job, log, rank, meeting))
 
         def again(rank: Rank, code: int) -> bool:
             """Whether a killed scorer is started again: it has lost a wave, and the others do not need it."""
             nonlocal restarts
             was_killed = code == -signal.SIGKILL and not_for_memory(killed_for_memory)
-            if KINDS[phase].ranks != "apart" or not was_killed or self._control.stopping or restarts >= MOST_KILLS:
+            if how != "apart" or not was_killed or self._control.stopping or restarts >= MOST_KILLS:
                 return False
             restarts += 1
-            said = f"Rank {rank.number} of the {phase} phase was killed, but not by the OOM killer; it restarts."
+            said = f"Rank {rank.number} of the {job.name} phase was killed, but not by the OOM killer; it restarts."
             self._events.log("warning", said, "rank-killed")
             return True
 
-        return Crew(crew, start, waits_for_all=KINDS[phase].ranks == "together", again=again)
+        return Crew(crew, start, waits_for_all=how == "together", again=again)
 
     @contextlib.contextmanager
     def _meeting_place(self) -> Iterator[str]:
@@ -153,34 +154,30 @@ class PhaseStarter:
         with tempfile.TemporaryDirectory(prefix="tinydistill-ranks-", ignore_cleanup_errors=True) as folder:
             yield f"file://{folder}/store"
 
-    def _new_process(
-        self, phase: str, log: IO[bytes], rank: Rank, meeting: str | None = None
-    ) -> subprocess.Popen[bytes]:
+    def _new_process(self, job: Job, log: IO[bytes], rank: Rank, meeting: str | None = None) -> subprocess.Popen[bytes]:
         with preloaded.signals_held_back():
             return subprocess.Popen(
-                safe_child.command("engine.phase", phase, str(self._run.path), str(os.getpid())),
+                safe_child.command("engine.phase", job.name, str(self._run.path), str(os.getpid())),
                 pass_fds=self._inherited(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment_for(
-                    self._run.settings, rank, meeting, local_world=self._launch.local_world if self._launch else None
-                ),
+                env=environment_for(job, rank, meeting, local_world=self._launch.local_world if self._launch else None),
             )
 
     def _inherited(self) -> tuple[int, ...]:
         return tuple(fd for fd in (self._lock, last_word.inherited()) if fd is not None)
 
-    def _preloaded_phase(self, phase: str) -> Child | None:
+    def _preloaded_phase(self, job: Job) -> Child | None:
         """A phase out of the process that has imported everything; None where there is none, or it does not suit."""
         server = self._preloaded
         if server is None:
             return None
-        if server.environment != phase_environment(self._run) or self._run.info.get("backed_off"):
+        if server.environment != environment_for(job) or self._run.info.get("backed_off"):
             self.end()  # memory was short, or a setting of the environment has changed
             return None
-        is_last = phase == self._phases[-1]
-        found = server.begin(phase, is_last=is_last)
+        is_last = job.name == self._last
+        found = server.begin(job.name, is_last=is_last)
         if found is None or is_last:
             self._preloaded = None  # gone, or a phase itself now
         return found

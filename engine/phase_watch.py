@@ -1,4 +1,4 @@
-"""One phase, watched to its end: its memory is sampled, requests reach it, and its end is told.
+"""The process of a job, watched to its end: its memory is sampled, requests reach it, and its end is told.
 
 What the end means for the run is decided elsewhere (:mod:`engine.walk`).
 """
@@ -17,6 +17,7 @@ from engine import hardware
 from engine.channel.events import EventWriter
 from engine.crew import Crew
 from engine.format import format_bytes
+from engine.jobs import Job
 from engine.machine import process_memory
 from engine.phase_start import PhaseStarter
 from engine.preloaded import Child, Usage
@@ -31,7 +32,7 @@ _MEMORY_EVENT_SECONDS = 2.0  # the promise is 5: readers tell "slow" from "dead"
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a phase's process.
+    """The end of a job's process.
 
     Attributes:
         code: its exit code; the number of a signal that ended it is negative.
@@ -45,11 +46,11 @@ class Ending:
 
 
 class PhaseWatch:
-    """Runs phases and watches them.
+    """Runs the processes of jobs and watches them.
 
     Args:
-        run: whose phases.
-        events: receives the phase's begin, memory and end.
+        run: whose jobs.
+        events: receives a job's begin, memory and end.
         control: requests to the run.
         starter: starts the processes.
     """
@@ -60,24 +61,24 @@ class PhaseWatch:
         self._control = control
         self._starter = starter
 
-    def run_phase(self, phase: str) -> Ending:
-        """Run a phase's processes to their end."""
-        self._run.sweep()  # no phase runs, so partial files belong to a killed one
-        self._events.write("phase_started", phase=phase)
+    def run_job(self, job: Job) -> Ending:
+        """Run a job's processes to their end."""
+        self._run.sweep()  # no job runs, so partial files belong to a killed one
+        self._events.write("phase_started", phase=job.name)
         began = time.monotonic()
         code, peak_bytes, usage = 0, 0, Usage()
         silent: tuple[int, ...] = ()
         with self._run.log_path.open("ab") as log:
             said_from = log.seek(0, os.SEEK_END)
-            for crew in self._starter.crews(phase):
-                code, most_bytes, spent, silent = self._run_crew(phase, crew, log)
+            for crew in self._starter.crews(job):
+                code, most_bytes, spent, silent = self._run_crew(job, crew, log)
                 peak_bytes, usage = max(peak_bytes, most_bytes), usage + spent
                 if code != 0:
                     break
         if code == 0:
             self._events.write(
                 "phase_finished",
-                phase=phase,
+                phase=job.name,
                 seconds=round(time.monotonic() - began, 3),
                 peak_bytes=peak_bytes,
                 user_seconds=round(usage.user_seconds, 2),
@@ -86,29 +87,27 @@ class PhaseWatch:
             )
         return Ending(code, _end_of(self._run.log_path, said_from), silent)
 
-    def _run_crew(self, phase: str, crew: list[Rank], log: IO[bytes]) -> tuple[int, int, Usage, tuple[int, ...]]:
-        """Run the processes of a phase to their end.
+    def _run_crew(self, job: Job, crew: list[Rank], log: IO[bytes]) -> tuple[int, int, Usage, tuple[int, ...]]:
+        """Run the processes of a job to their end.
 
         Returns:
             The exit code, the peak of their memory, their usage, and the ranks that were silent.
         """
-        with self._starter.started(phase, crew, log) as child, self._control.sending_to(child):
+        with self._starter.started(job, crew, log) as child, self._control.sending_to(child):
             try:
-                peak_bytes = self._watch(phase, child)
+                peak_bytes = self._watch(job, child)
             finally:
                 if child.poll() is None:
                     child.kill()
                 code = child.wait()
         return code, peak_bytes, child.usage, tuple(child.silent) if isinstance(child, Crew) else ()
 
-    def _watch(self, phase: str, child: Child | Crew) -> int:
+    def _watch(self, job: Job, child: Child | Crew) -> int:
         """Sample memory and obey control until the child ends; returns the peak of its anonymous memory.
 
         The memory of several ranks is their sum.
         """
-        settings = self._run.settings
-        on_cpu = (settings.device or "cpu") == "cpu"
-        budget = settings.memory_budget if on_cpu else settings.ram_budget  # of main memory, which is looked at here
+        budget = job.memory_budget if job.where.is_host else job.ram_budget  # of main memory, which is looked at here
         peak_bytes = 0
         is_over = False
         next_event = 0.0
@@ -118,18 +117,18 @@ class PhaseWatch:
             each |= child.elsewhere if isinstance(child, Crew) else {}
             used = sum(each.values())
             peak_bytes = max(peak_bytes, used)
-            if used > (budget or used) and not is_over:
+            if used > budget and not is_over:
                 is_over = True
-                self._events.log("warning", _over_budget(phase, used, budget or 0), "over-budget")
+                self._events.log("warning", _over_budget(job.name, used, budget), "over-budget")
             ended = child.poll() is not None
             if ended or time.monotonic() >= next_event:
                 next_event = time.monotonic() + _MEMORY_EVENT_SECONDS
                 self._events.write(
                     "memory",
-                    phase=phase,
+                    phase=job.name,
                     bytes=used,
                     peak_bytes=peak_bytes,
-                    budget_bytes=settings.memory_budget,
+                    budget_bytes=job.memory_budget,
                     device_bytes=_device_bytes(pids),
                     system_available_bytes=hardware.available_bytes(),
                     **(

@@ -35,7 +35,7 @@ if sys.platform != "win32":
     import resource
 
 from engine import safe_child
-from engine.config import RunConfig
+from engine.jobs import Job
 from engine.phase_kinds import KINDS
 
 WAITING = "waiting"
@@ -106,19 +106,17 @@ class Child(Protocol):
         """End it at once."""
 
 
-def is_worth_it(settings: RunConfig, predicted: Mapping[str, Any], phases: Sequence[str]) -> bool:
-    """Whether a run should have such a process: several phases are to be done, and there is room for it.
+def is_worth_it(jobs: Sequence[Job], predicted: Mapping[str, Any]) -> bool:
+    """Whether a run should have such a process: several jobs are to be done, and there is room for it.
 
     Args:
-        settings: the run's.
+        jobs: those that are still to be done.
         predicted: what the plan says of each phase.
-        phases: those that are still to be done.
     """
-    if not sys.platform.startswith("linux") or (settings.device or "cpu") != "cpu" or not settings.keep_memory:
+    if not sys.platform.startswith("linux") or not all(job.where.is_host and job.keep_memory for job in jobs):
         return False
     peak = max((int(part["peak_bytes"]) for part in predicted.values() if isinstance(part, Mapping)), default=0)
-    budget = settings.memory_budget
-    return len(phases) > 1 and (budget is None or peak + _IMPORTED_BYTES <= budget)
+    return len(jobs) > 1 and peak + _IMPORTED_BYTES <= min(job.memory_budget for job in jobs)
 
 
 class Started:

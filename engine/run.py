@@ -21,16 +21,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
+from engine import hardware, old_runs
 from engine.command import resume_command
 from engine.config import SETTINGS, RunConfig
 from engine.disk import file_lock
 from engine.disk.files import make_folder, remove_leftovers, write_atomic
 from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError, shown_value
+from engine.jobs import Change, Job, backed_off, jobs_from_json, jobs_to_json, settings_in, with_values
 from engine.planner import Plan
 from engine.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 _SEAL = "checksum"
 _ORPHAN_SECONDS = 30.0  # a phase whose supervisor was killed ends within 10
 _LIBRARIES = ("torch", "transformers", "h5py", "safetensors", "tokenizers", "bitsandbytes", "numpy", "pydantic")
@@ -88,6 +89,7 @@ class Run:
             "asked": config.asked(),
             "settings": _plain(plan.settings),
             **plan_fields(plan),
+            "jobs": jobs_to_json(plan.jobs),
             "versions": versions(),
             "hardware": asdict(hardware.detect(path)),
         }
@@ -128,6 +130,7 @@ class Run:
                 "It holds the settings and the state of the run.",
                 "Put back a copy of it, or start a new run; the teacher's records can be shared through --cache_dir.",
             ) from error
+        by_hand = isinstance(info, dict) and _SEAL not in info
         if isinstance(info, dict) and _unsealed(info) is None:
             raise CorruptState(
                 f"{path / 'run.json'} is not what was written: its checksum does not match.",
@@ -135,13 +138,17 @@ class Run:
                 "Put back a copy of it, or start a new run; if you changed it yourself, take out its last entry, "
                 "the checksum.",
             )
-        if not isinstance(info, dict) or info.get("format") != FORMAT or not isinstance(info.get("settings"), dict):
-            raise CorruptState(
-                f"{path / 'run.json'} is not of a kind that this version ({__version__}) reads.",
-                "",
-                "Use the version that made the run.",
-            )
-        return cls(path, info)
+        formats = (old_runs.FORMAT, FORMAT)
+        if (
+            not isinstance(info, dict)
+            or info.get("format") not in formats
+            or not isinstance(info.get("settings"), dict)
+        ):
+            raise _of_another_version(path)
+        run = cls(path, info)
+        if by_hand:  # its settings may have been changed
+            run._set(info["settings"])
+        return run
 
     @property
     def name(self) -> str:
@@ -154,10 +161,32 @@ class Run:
         return RunConfig.model_validate(self.info["settings"])
 
     @property
-    def head_chunk_tokens(self) -> int | None:
-        """Positions whose logits the teacher works on at a time after it backed off; None: as many as are usual."""
-        found = self.info.get("head_chunk_tokens")
-        return None if found is None else int(found)
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs of the run, in order; those of an earlier version's run are made from its settings.
+
+        Raises:
+            CorruptState: they cannot be read.
+        """
+        try:
+            return old_runs.jobs_of_old_run(self.info) if self.is_old else jobs_from_json(self.info["jobs"])
+        except ValueError as error:
+            raise _of_another_version(self.path) from error
+
+    @property
+    def is_old(self) -> bool:
+        """Whether an earlier version has written ``run.json``; :meth:`save` writes it as this version does."""
+        return "jobs" not in self.info
+
+    def job(self, name: str) -> Job:
+        """The job of a name.
+
+        Raises:
+            CorruptState: the run has none of this name.
+        """
+        found = next((job for job in self.jobs if job.name == name), None)
+        if found is None:
+            raise _of_another_version(self.path)
+        return found
 
     @property
     def cache_path(self) -> Path:
@@ -209,7 +238,11 @@ class Run:
                 self.path.rmdir()
 
     def save(self) -> None:
-        """Write ``run.json`` whole."""
+        """Write ``run.json`` whole; one of an earlier version becomes one of this version."""
+        if self.is_old:
+            self.info["jobs"] = jobs_to_json(self.jobs)
+            self.info.pop("head_chunk_tokens", None)
+        self.info["format"] = FORMAT
         write_atomic(self.run_json, _sealed(self.info))
 
     def sweep(self) -> None:
@@ -220,7 +253,7 @@ class Run:
     def move(self, places: dict[str, Any]) -> None:
         """Enter where inputs of the same content lie now, and where the run itself does."""
         if places or self.info.get("folder") not in (None, str(self.path)):
-            self.info["settings"].update(places)
+            self._set(places)
             self.info["asked"].update({name: value for name, value in places.items() if name in self.info["asked"]})
             self.info["folder"] = str(self.path)
             self.save()
@@ -241,10 +274,39 @@ class Run:
         if problems:
             raise SettingsError(problems, "Leave these out to continue the run, or start a new one.")
         if differing:
-            settings.update(differing)
+            self._set(differing)
             asked = {**self.info["asked"], **differing}
             self.info["asked"] = {name: value for name, value in asked.items() if value is not None}
             self.save()
+
+    def back_off(self, name: str, reason: str, changes: Sequence[Change]) -> None:
+        """Replace a job that ran out of memory by a smaller one; see :meth:`replace_job`.
+
+        Args:
+            name: of the job.
+            reason: in words.
+            changes: of its values.
+        """
+        self.info.setdefault("backed_off", []).append({"phase": name, "reason": reason, "changes": changes})
+        self.replace_job(name, changes)
+
+    def replace_job(self, name: str, changes: Sequence[Change]) -> None:
+        """Change values of a job and of those after it (:func:`engine.jobs.backed_off`), and write them down.
+
+        The settings follow: they tell readers how the run is done.
+        """
+        self.info["jobs"] = jobs_to_json(backed_off(self.jobs, name, changes))
+        self.info["settings"].update(settings_in(changes))
+        self.save()
+
+    def _set(self, values: dict[str, Any]) -> None:
+        self.info["settings"].update(values)
+        if self.is_old:
+            return
+        try:
+            self.info["jobs"] = jobs_to_json(with_values(self.jobs, values))
+        except ValueError as error:
+            raise _of_another_version(self.path) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[int]:
@@ -357,6 +419,14 @@ def check_new_folder(path: Path) -> None:
             raise FolderError(f"{there} cannot be written.", "", "Choose another --output_dir.")
     except (OSError, ValueError) as error:
         raise _no_folder(path, error) from error
+
+
+def _of_another_version(path: Path) -> CorruptState:
+    return CorruptState(
+        f"{path / 'run.json'} is not of a kind that this version ({__version__}) reads.",
+        "",
+        "Use the version that made the run.",
+    )
 
 
 def _no_folder(path: Path, error: Exception) -> FolderError:

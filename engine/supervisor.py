@@ -1,6 +1,6 @@
 """The supervisor: one small process that sees a run through.
 
-It holds the run's lock, hears requests, walks through the phases (:mod:`engine.walk`), each in a process of its own
+It holds the run's lock, hears requests, walks through the jobs (:mod:`engine.walk`), each in a process of its own
 (:mod:`engine.phase_watch`), and writes how the run ended. It is detached from whatever started it, so a closed terminal
 or a killed wizard changes nothing. It knows nothing of models or tensors, and never imports torch.
 
@@ -27,14 +27,13 @@ from engine.disk import file_lock
 from engine.errors import RunFailed, Stopped, TinyDistillError
 from engine.launched import Launch
 from engine.machine import system
-from engine.phase_kinds import PHASES
 from engine.phase_start import PhaseStarter
 from engine.phase_watch import PhaseWatch
 from engine.run import Run, unwritable
 from engine.run_control import RunControl
 from engine.runs import announced
 from engine.version import __version__
-from engine.walk import Walk, phases_asked
+from engine.walk import Walk, jobs_asked
 
 
 def start(
@@ -131,11 +130,13 @@ class Supervisor:
 
     def _see_through(self, events: EventWriter, control: RunControl, starter: PhaseStarter) -> tuple[str, int]:
         run = self.run
-        for file in run.damaged_results(PHASES):
-            events.log("warning", f"{file} is damaged: the phase runs again.", "damaged-result")
         try:
-            starter.preload(phases_asked(run))
-            Walk(run, events, control, PhaseWatch(run, events, control, starter).run_phase).go()
+            if run.is_old:
+                run.save()
+            for file in run.damaged_results([job.name for job in run.jobs]):
+                events.log("warning", f"{file} is damaged: the phase runs again.", "damaged-result")
+            starter.preload(jobs_asked(run))
+            Walk(run, events, control, PhaseWatch(run, events, control, starter).run_job).go()
             run.sweep()
             if run.result("student") is not None:
                 report.write(run)

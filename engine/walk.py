@@ -1,14 +1,14 @@
-"""The walk of a run through its phases: which is next, and what follows the end of each.
+"""The walk of a run through its jobs: which is next, and what follows the end of each.
 
-A phase that ran out of memory begins again with less; damaged inputs are made again; everything else that ends a phase
-early ends the run. How a phase is started and watched is not known here (:mod:`engine.phase_watch`).
+A job that ran out of memory is replaced by a smaller one; damaged inputs are made again; everything else that ends a
+job early ends the run. How a process is started and watched is not known here (:mod:`engine.phase_watch`).
 """
 
 from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine import backoff, hardware
@@ -27,24 +27,24 @@ from engine.errors import (
     Stopped,
     TinyDistillError,
 )
-from engine.models.spec import read_spec
+from engine.jobs import Change, Job, ScoreJob
 from engine.out_of_memory import tells_out_of_memory
-from engine.phase_kinds import PHASES
 from engine.phase_start import MOST_KILLS, not_for_memory
 from engine.phase_watch import Ending
 from engine.run import Run
 from engine.run_control import RunControl
 
 
-def phases_asked(run: Run) -> tuple[str, ...]:
-    """The phases up to ``--until``."""
-    until = run.settings.until
-    return PHASES[: PHASES.index(until) + 1] if until else PHASES
+def jobs_asked(run: Run) -> tuple[Job, ...]:
+    """The jobs up to the first one of the kind in ``--until``."""
+    jobs, until = run.jobs, run.settings.until
+    last = next((place for place, job in enumerate(jobs) if job.kind == until), len(jobs) - 1)
+    return jobs[: last + 1]
 
 
 @dataclass
 class _Answered:
-    """Answers to the ends of a phase so far: some help once at most."""
+    """Answers to the ends of a job so far: some help once at most."""
 
     records_again: bool = False
     tokens_again: bool = False
@@ -52,34 +52,34 @@ class _Answered:
 
 
 class Walk:
-    """Takes a run through its phases.
+    """Takes a run through its jobs.
 
     Args:
         run: the run.
-        events: receives what is done about the end of a phase.
+        events: receives what is done about the end of a job.
         control: requests to the run.
-        run_phase: runs a phase's process to its end.
+        run_job: runs a job's process to its end.
     """
 
-    def __init__(self, run: Run, events: EventWriter, control: RunControl, run_phase: Callable[[str], Ending]) -> None:
+    def __init__(self, run: Run, events: EventWriter, control: RunControl, run_job: Callable[[Job], Ending]) -> None:
         self._run = run
         self._events = events
         self._control = control
-        self._run_phase = run_phase
+        self._run_job = run_job
 
     def go(self) -> None:
-        """Do each phase that was asked for and is not done.
+        """Do each job that was asked for and is not done.
 
         Raises:
             Stopped: the run was asked to stop.
-            TinyDistillError: a phase ended early, and the run with it; without a text where the phase has told it.
+            TinyDistillError: a job ended early, and the run with it; without a text where its process has told it.
         """
-        for phase in phases_asked(self._run):
-            if self._run.result(phase) is None:
-                self.do(phase)
+        for job in jobs_asked(self._run):
+            if self._run.result(job.name) is None:
+                self.do(job.name)
 
-    def do(self, phase: str) -> None:
-        """Run one phase to its end, again with less after each time that memory ran out.
+    def do(self, name: str) -> None:
+        """Do one job to its end, as a smaller one after each time that memory ran out.
 
         Raises:
             Stopped, TinyDistillError: as :meth:`go`.
@@ -88,63 +88,73 @@ class Walk:
         while True:
             self._control.raise_if_stopped()
             killed_for_memory = hardware.killed_for_memory()
-            ending = self._run_phase(phase)
-            if ending.code == 0 and self._run.result(phase) is not None:
+            job = self._run.job(name)
+            ending = self._run_job(job)
+            if ending.code == 0 and self._run.result(name) is not None:
                 return
             self._control.raise_if_stopped()
-            self._answer(phase, ending, answered, killed_for_memory)
+            self._answer(job, ending, answered, killed_for_memory)
 
-    def _answer(self, phase: str, ending: Ending, answered: _Answered, killed_for_memory: int | None) -> None:
-        """Do what lets the phase begin again; raise where nothing does."""
+    def _answer(self, job: Job, ending: Ending, answered: _Answered, killed_for_memory: int | None) -> None:
+        """Do what lets the job begin again; raise where nothing does."""
         code = ending.code
         if code == Stopped.exit_code:
             raise Stopped("The run was stopped.")
         if code == EXIT_RECORDS_MISSING and not answered.records_again:
             answered.records_again = True
-            self._make_records_again()
+            self._make_records_again(job)
         elif code == EXIT_TOKENS_DAMAGED and not answered.tokens_again:
             answered.tokens_again = True
-            self._make_tokens_again()
+            self._make_tokens_again(job)
         elif code == -signal.SIGKILL and answered.kills < MOST_KILLS and not_for_memory(killed_for_memory):
             answered.kills += 1
             self._events.log(
                 "warning",
-                f"The {phase} phase was killed, but not by the OOM killer; it restarts with the same settings.",
+                f"The {job.name} phase was killed, but not by the OOM killer; it restarts with the same settings.",
                 "killed",
             )
         elif code in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
-            self._back_off(phase, killed=code < 0)
+            self._back_off(job, killed=code < 0)
         elif code == EXIT_RANK_LOST:
-            raise _rank_lost(self._run, phase, ending.silent)
-        elif code == EXIT_OVERFLOWED and self._run.settings.precision == "fp16":
-            self._use_fp32()
+            raise _rank_lost(self._run, job.name, ending.silent)
+        elif code == EXIT_OVERFLOWED and isinstance(job, ScoreJob) and job.precision == "fp16":
+            self._use_fp32(job)
         elif code in (2, 3, 4):
             raise _AlreadySaid(code)
         elif tells_out_of_memory(ending.last_words):
-            self._back_off(phase, killed=False)
+            self._back_off(job, killed=False)
         else:
             raise PhaseDied(
-                f"The {phase} phase ended without an error message ({_ending(code)}).",
+                f"The {job.name} phase ended without an error message ({_ending(code)}).",
                 "Its last lines are in run.log.",
                 how_to_continue(self._run.path),
             )
 
-    def _make_records_again(self) -> None:
+    def _last_before(self, job: Job, kind: str) -> str:
+        """The name of the job that has made what this one reads."""
+        names = [each.name for each in self._run.jobs]
+        earlier = self._run.jobs[: names.index(job.name)]
+        return next(each.name for each in reversed(earlier) if each.kind == kind)
+
+    def _do_again(self, name: str) -> None:
+        self._run.reopen_phase(name)
+        self.do(name)
+
+    def _make_records_again(self, job: Job) -> None:
         self._events.log(
             "warning",
             "Some of the teacher's records are missing or damaged: the teacher scores these rows again.",
             "records-again",
         )
-        self._run.reopen_phase("teacher")
-        self.do("teacher")
+        self._do_again(self._last_before(job, "teacher"))
 
-    def _make_tokens_again(self) -> None:
+    def _make_tokens_again(self, job: Job) -> None:
         """Read the text once more; the rows have to be the same, or what was learned from them is of other text."""
-        before = (self._run.result("prepare") or {}).get("data", {})
+        name = self._last_before(job, "prepare")
+        before = (self._run.result(name) or {}).get("data", {})
         self._events.log("warning", f"{self._run.tokens_path} is damaged: it is made again.", "tokens-again")
-        self._run.reopen_phase("prepare")
-        self.do("prepare")
-        after = (self._run.result("prepare") or {}).get("data", {})
+        self._do_again(name)
+        after = (self._run.result(name) or {}).get("data", {})
         if any(before.get(key) != after.get(key) for key in ("data_hash", "holdout_data_hash")):
             raise CorruptState(
                 f"{self._run.tokens_path} was damaged, and the text has changed since it was made.",
@@ -153,39 +163,30 @@ class Walk:
                 "the rows that are the same.",
             )
 
-    def _use_fp32(self) -> None:
+    def _use_fp32(self, job: Job) -> None:
         """Begin the teacher again in fp32; its records in fp16 are of another number format, and are not mixed."""
-        change = {"from": "fp16", "to": "fp32"}
-        self._events.write("back_off", phase="teacher", reason="the teacher overflows", field="precision", **change)
         if not self._run.settings.cache_dir:  # a shared folder has one for each format
             shutil.rmtree(self._run.cache_path, ignore_errors=True)
-        self._run.info["settings"]["precision"] = "fp32"
-        self._run.save()
+        changes = (("precision", "fp16", "fp32"),)
+        self._tell(job, "the teacher overflows", changes)
+        self._run.replace_job(job.name, changes)
 
-    def _back_off(self, phase: str, *, killed: bool) -> None:
-        step = backoff.next_step(phase, self._run.settings, self._head_blocks())
+    def _back_off(self, job: Job, *, killed: bool) -> None:
+        step = backoff.next_step(job)
         reason = "the process was killed, probably by the OOM killer" if killed else "out of memory"
         if step is None:
             raise OutOfMemory(
-                f"The {phase} phase ran out of memory with the smallest possible settings.",
+                f"The {job.name} phase ran out of memory with the smallest possible settings.",
                 reason[0].upper() + reason[1:] + ".",
                 "Close other programs, or start a run with a smaller student or a shorter --sequence_length; "
                 f"to try this one again: {resume_command(self._run.path)}",
             )
-        for name, old, new in step.changes:
-            self._events.write("back_off", phase=phase, reason=reason, field=name, **{"from": old, "to": new})
-            kept_in = self._run.info if name == backoff.HEAD_CHUNK else self._run.info["settings"]
-            kept_in[name] = new
-        self._run.info.setdefault("backed_off", []).append({"phase": phase, "reason": reason, "changes": step.changes})
-        self._run.save()
+        self._tell(job, reason, step.changes)
+        self._run.back_off(job.name, reason, step.changes)
 
-    def _head_blocks(self) -> backoff.HeadBlocks | None:
-        settings = self._run.settings
-        try:
-            spec = read_spec(str(settings.teacher), trust_remote_code=settings.trust_remote_code)
-        except TinyDistillError:
-            return None  # there are other steps
-        return backoff.HeadBlocks.of(spec.vocab_size, settings, self._run.head_chunk_tokens)
+    def _tell(self, job: Job, reason: str, changes: Sequence[Change]) -> None:
+        for name, old, new in changes:
+            self._events.write("back_off", phase=job.name, reason=reason, field=name, **{"from": old, "to": new})
 
 
 class _AlreadySaid(TinyDistillError):

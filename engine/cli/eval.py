@@ -73,6 +73,7 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
     from engine.channel.channel import Channel
     from engine.channel.events import EventWriter
     from engine.data.tokens import TokenFile
+    from engine.jobs import TrainJob, last_of
     from engine.models.load import load_causal_lm, load_tokenizer
     from engine.phases.teacher import open_store
     from engine.run import Run
@@ -83,23 +84,23 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
     from engine.student.learner import Learner
 
     run = Run.open(home)
-    settings = run.settings
+    job = last_of(run.jobs, TrainJob)
     model = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=typed.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=typed.trust_remote_code)
     found = Findings(str(folder), "the run's own hold-out")
     with (
         TokenFile(run.tokens_path) as tokens,
-        open_store(run, settings, tokens.vocab_size, Channel(EventWriter(Path(os.devnull)))) as store,
+        open_store(run, job, tokens.vocab_size, Channel(EventWriter(Path(os.devnull)))) as store,
     ):
         source = Source(tokens, store)
         ours, theirs = DocumentSums(tokens.eos_id), DocumentSums(tokens.eos_id)
         learner = Learner(model, dtype=torch.float32, gradient_checkpointing=False)
-        holdout = HoldoutBatches(source, settings.student_batch or 1)
+        holdout = HoldoutBatches(source, job.student_batch)
         evaluate(
             learner,
             holdout,
             vocab_size=tokens.vocab_size,
-            temperature=settings.temperature,
+            temperature=job.temperature,
             chunk_tokens=256,
             documents=ours,
         )

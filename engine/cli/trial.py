@@ -25,14 +25,14 @@ from engine import safe_child
 from engine.cache.record import Records
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
-from engine.config import RunConfig
 from engine.data.checks import check_models
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
+from engine.jobs import ScoreJob, TrainJob, last_of
 from engine.machine.gpu_check import gpu_of
 from engine.machine.process_memory import PeakMemory
 from engine.models.narrow import width_of
-from engine.phase_environment import phase_environment
+from engine.phase_environment import environment_for
 from engine.phases.cut import CUT
 from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store
@@ -41,7 +41,7 @@ from engine.planner.footprint import context_bytes_on
 from engine.planner.measure import MachineRates
 from engine.planner.models import FROM_TEACHER
 from engine.run import Run
-from engine.settings import layer_count, layer_list
+from engine.settings import layer_list
 
 STEPS = 2
 """Optimizer steps of the student; the second has the optimizer's states."""
@@ -87,30 +87,30 @@ def try_phase(phase: str, planned: Plan, rates: MachineRates, folder: Path | Non
 
 
 def _make_run(phase: str, planned: Plan, rates: MachineRates, folder: Path) -> tuple[Run, int]:
-    settings = planned.settings
-    length, batch = settings.sequence_length or 0, settings.student_batch or 1
-    in_a_step = batch * (settings.gradient_accumulation or 1)
+    scoring, training = last_of(planned.jobs, ScoreJob), last_of(planned.jobs, TrainJob)
+    length = scoring.sequence_length
     if phase == "teacher":
-        rows = max(settings.teacher_batch or 1, WAVE_TOKENS // length)
+        rows = max(scoring.teacher_batch, WAVE_TOKENS // length)
         train_rows, holdout_rows = 2 * rows, 1
     else:
-        train_rows, holdout_rows = STEPS * in_a_step, batch
-    config = settings.model_copy(
+        in_a_step = training.student_batch * training.gradient_accumulation
+        train_rows, holdout_rows = STEPS * in_a_step, training.student_batch
+    config = planned.settings.model_copy(
         update={"steps": STEPS, "epochs": None, "output_dir": folder, "checkpoint_every": STEPS, "samples": train_rows}
     )
     run = Run.create(folder, config, plan(config, machine=rates, strict=False))
-    _write_tokens(run, settings, train_rows, holdout_rows)
+    _write_tokens(run, last_of(run.jobs, TrainJob), train_rows, holdout_rows)
     if phase == "student":
-        _write_records(run, settings)
-        _write_cut(run, settings)
+        _write_records(run, last_of(run.jobs, TrainJob))
+        _write_cut(run, last_of(run.jobs, ScoreJob))
     return run, (train_rows + holdout_rows) * length
 
 
-def _write_tokens(run: Run, settings: RunConfig, train_rows: int, holdout_rows: int) -> None:
-    vocabulary = check_models(teacher_spec(settings), student_spec(settings), settings.sequence_length or 1)
-    generator = np.random.default_rng(settings.seed)
-    length = settings.sequence_length or 1
-    begins = np.arange(length) % (max(2, length // 2) if settings.packing else length) == 0
+def _write_tokens(run: Run, job: TrainJob, train_rows: int, holdout_rows: int) -> None:
+    vocabulary = check_models(teacher_spec(job), student_spec(job), job.sequence_length)
+    generator = np.random.default_rng(job.seed)
+    length = job.sequence_length
+    begins = np.arange(length) % (max(2, length // 2) if job.packing else length) == 0
     with TokenFileWriter(
         run.tokens_path,
         sequence_length=length,
@@ -126,16 +126,16 @@ def _write_tokens(run: Run, settings: RunConfig, train_rows: int, holdout_rows: 
         writer.commit()
 
 
-def _write_records(run: Run, settings: RunConfig) -> None:
+def _write_records(run: Run, job: TrainJob) -> None:
     """Records of the usual form for every row: three heads, and the rest drawn."""
     channel = Channel(EventWriter(run.events_path))
     with (
         TokenFile(run.tokens_path) as tokens,
-        open_store(run, settings, tokens.vocab_size, channel, writable=True) as store,
+        open_store(run, job, tokens.vocab_size, channel, writable=True) as store,
     ):
-        size = min(settings.record_size, tokens.vocab_size)
+        size = min(job.record_size, tokens.vocab_size)
         heads = min(3, size)
-        generator = np.random.default_rng(settings.seed)
+        generator = np.random.default_rng(job.seed)
         for split in ("train", "holdout"):
             hashes = tokens.hashes(split)
             counts = tokens.rows(split, range(len(hashes))).scored.sum(1).tolist()
@@ -158,19 +158,19 @@ def _write_records(run: Run, settings: RunConfig) -> None:
             store.commit(list(zip(hashes, counts, strict=True)), records)
 
 
-def _write_cut(run: Run, settings: RunConfig) -> None:
+def _write_cut(run: Run, job: ScoreJob) -> None:
     """Choose arbitrary layers and neurons: they take as much memory as selected ones. The phase copies them."""
-    if settings.student != FROM_TEACHER:
+    if job.student != FROM_TEACHER:
         return
-    spec = teacher_spec(settings)
-    count = layer_count(settings.student_layers) or 1
+    spec = teacher_spec(job)
+    count = job.num_kept
     spread = [place * (spec.num_layers - 1) // max(1, count - 1) for place in range(count)]
     found: dict[str, Any] = {
-        "kept": list(layer_list(settings.student_layers) or spread),
+        "kept": list(layer_list(job.student_layers) or spread),
         "files": {"": ""},  # not written yet
     }
-    if settings.student_width < 1:
-        width = width_of(spec, settings.student_width)
+    if job.student_width < 1:
+        width = width_of(spec, job.student_width)
         part = {"neurons": list(range(width.neurons)), "kv_heads": list(range(width.kv_heads))}
         found |= {"width": asdict(width), "parts": {str(layer): part for layer in range(spec.num_layers)}}
     run.finish_phase(CUT, found)
@@ -185,7 +185,7 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
     # Where a GPU computes, the prediction is of its memory, and the context that comes to it was counted as well.
     on_device = (run.result(phase) or {}).get("device_peak_bytes")
     if on_device:
-        predicted += context_bytes_on(gpu_of(run.settings.device or "cpu"))
+        predicted += context_bytes_on(gpu_of(run.job(phase).device))
     return Trial(on_device or peak.peak_bytes, predicted, time.monotonic() - began, tokens, problem)
 
 
@@ -198,7 +198,7 @@ def _phase_process(phase: str, run: Run) -> Iterator[subprocess.Popen[bytes]]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=phase_environment(run),
+            env=environment_for(run.job(phase)),
         )
         try:
             yield child

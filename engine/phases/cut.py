@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.channel.channel import Channel
-from engine.config import RunConfig
 from engine.data.tokens import TokenFile
 from engine.errors import CorruptState
-from engine.machine.device import Device
+from engine.jobs import Job, ScoreJob
 from engine.models.spec import ModelSpec
 from engine.planner.models import FROM_TEACHER
-from engine.planner.sizes import head_chunk_tokens, wave_tokens
+from engine.planner.sizes import wave_tokens
 from engine.run import Run
-from engine.settings import layer_count, layer_list
+from engine.settings import layer_list
 
 if TYPE_CHECKING:
     from engine.teacher.depth import Cut, DeepTeacher
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 CUT = "cut"
 
 
-def is_cut(run: Run, settings: RunConfig) -> bool:
+def is_cut(run: Run, job: Job) -> bool:
     """Return whether the student's initial weights exist, or do not come from the teacher."""
-    if settings.student != FROM_TEACHER:
+    if job.student != FROM_TEACHER:
         return True
     written = run.result(CUT)
     return written is not None and written["files"] == checksums(run.initial_student_path)
@@ -41,7 +40,7 @@ def is_cut(run: Run, settings: RunConfig) -> bool:
 
 def cut_student(
     run: Run,
-    settings: RunConfig,
+    job: ScoreJob,
     spec: ModelSpec,
     teacher: Callable[[], DeepTeacher],
     tokens: TokenFile,
@@ -51,7 +50,7 @@ def cut_student(
 
     Args:
         run: whose student.
-        settings: the run's.
+        job: the scoring.
         spec: the teacher, described.
         teacher: the teacher itself; asked for only when something has to be measured.
         tokens: the rows.
@@ -63,13 +62,13 @@ def cut_student(
     """
     found = run.result(CUT)
     if found is None:
-        found = _measured(settings, spec, teacher(), tokens, channel)
+        found = _measured(job, spec, teacher(), tokens, channel)
         for line in words(found, spec.num_layers):
             channel.log("info", line, "cut")
-    _write(run, settings, spec, found)
+    _write(run, job, spec, found)
 
 
-def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, channel: Channel) -> None:
+def mend_student(run: Run, job: Job, spec: ModelSpec, channel: Channel) -> None:
     """Copy the chosen layers again where the student's first weights are damaged.
 
     Raises:
@@ -83,10 +82,10 @@ def mend_student(run: Run, settings: RunConfig, spec: ModelSpec, channel: Channe
             "Start a new run; with --cache_dir it reuses the teacher's records.",
         )
     channel.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
-    _write(run, settings, spec, found)
+    _write(run, job, spec, found)
 
 
-def _write(run: Run, settings: RunConfig, spec: ModelSpec, found: dict[str, Any]) -> None:
+def _write(run: Run, job: Job, spec: ModelSpec, found: dict[str, Any]) -> None:
     from engine.models.derive import derive_student
     from engine.models.narrow import Kept, Width
 
@@ -102,7 +101,7 @@ def _write(run: Run, settings: RunConfig, spec: ModelSpec, found: dict[str, Any]
         run.initial_student_path,
         width=None if width is None else Width(**width),
         parts=parts,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=job.trust_remote_code,
     )
     run.finish_phase(CUT, {**found, "files": checksums(run.initial_student_path)})
 
@@ -142,18 +141,15 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def _measured(
-    settings: RunConfig, spec: ModelSpec, teacher: DeepTeacher, tokens: TokenFile, channel: Channel
+    job: ScoreJob, spec: ModelSpec, teacher: DeepTeacher, tokens: TokenFile, channel: Channel
 ) -> dict[str, Any]:
     from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
     from engine.models.narrow import width_of
     from engine.teacher.depth import CutRules, choose_depth, piece_of
     from engine.teacher.width import choose_width
 
-    num_layers = layer_count(settings.student_layers)
-    assert num_layers is not None, "the planner gives every student that is cut a number of layers"
-    batch = settings.teacher_batch or 1
-    device = Device.of(settings.device or "cpu")
-    remote = settings.trust_remote_code
+    batch = job.teacher_batch
+    remote = job.trust_remote_code
     train = piece_of(tokens, "train", batch)
     depth = choose_depth(
         teacher,
@@ -163,22 +159,22 @@ def _measured(
         wave_tokens=wave_tokens(
             spec.hidden_size,
             batch * tokens.sequence_length,
-            layer_by_layer=bool(settings.layer_by_layer),
-            device=device,
+            layer_by_layer=job.layer_by_layer,
+            device=job.where,
         ),
-        chunk_tokens=head_chunk_tokens(spec.vocab_size, device=device),
+        chunk_tokens=job.head_chunk_tokens,
         safe_point=channel.safe_point,
         rules=CutRules(
-            num_layers=num_layers,
-            named=layer_list(settings.student_layers),
+            num_layers=job.num_kept,
+            named=layer_list(job.student_layers),
             even=lambda count: layers_to_keep(spec.num_layers, count),
             kinds=layer_kinds(spec, trust_remote_code=remote),
             is_valid=lambda kept: is_valid_cut(spec, kept, trust_remote_code=remote),
         ),
     )
     narrower: dict[str, Any] = {}
-    if settings.student_width < 1:
-        width = width_of(spec, settings.student_width)
+    if job.student_width < 1:
+        width = width_of(spec, job.student_width)
         parts = choose_width(
             teacher,
             train,

@@ -6,8 +6,8 @@ import os
 
 import torch
 
-from engine.config import RunConfig
 from engine.errors import RequestError
+from engine.jobs import RecordsJob
 from engine.machine import process_memory, torch_device
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, sees_one
@@ -17,7 +17,7 @@ from engine.ranks import threads_each
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def prepare_torch(settings: RunConfig) -> tuple[torch.device, torch.dtype]:
+def prepare_torch(job: RecordsJob) -> tuple[torch.device, torch.dtype]:
     """Set torch up for a phase.
 
     On a GPU the budget becomes the process's memory fraction, so that a 2 GB plan runs as on a 2 GB card.
@@ -28,24 +28,22 @@ def prepare_torch(settings: RunConfig) -> tuple[torch.device, torch.dtype]:
     Raises:
         RequestError: the run wants a GPU that torch does not find.
     """
-    if settings.threads:
-        # The ranks on this machine share the threads.
-        torch.set_num_threads(threads_each(settings.threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    device = as_seen_here(settings.device or "cpu")
+    # The ranks on this machine share the threads.
+    torch.set_num_threads(threads_each(job.threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    device = as_seen_here(job.device)
     kind = torch_device.kind_of(device)
     if not kind.is_host:
         if not torch_device.is_there(device):
             raise RequestError(
-                f"--device {settings.device}: torch finds no such GPU.",
+                f"--device {job.device}: torch finds no such GPU.",
                 "This installation of torch was built without support for it, or the driver does not answer.",
                 "Use --device cpu, or install a build of torch for your GPU.",
             )
         torch_device.select(device)
-        if settings.memory_budget:
-            _, total_bytes = torch_device.memory_of(device)
-            fraction = allocator_fraction(settings.memory_budget, total_bytes, context_bytes(device))
-            torch_device.limit_memory(device, fraction)
-    return device, _DTYPES[settings.precision or "fp32"]
+        _, total_bytes = torch_device.memory_of(device)
+        fraction = allocator_fraction(job.memory_budget, total_bytes, context_bytes(device))
+        torch_device.limit_memory(device, fraction)
+    return device, _DTYPES[job.precision]
 
 
 def as_seen_here(device: str) -> torch.device:

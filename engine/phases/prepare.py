@@ -7,56 +7,54 @@ from dataclasses import asdict
 from pathlib import Path
 
 from engine.channel.channel import Channel
-from engine.config import RunConfig
 from engine.data.passes import PrepareSettings
 from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.errors import Problem, SettingsError, TokenizerMismatch
 from engine.inputs import INPUTS, identity_of
-from engine.machine.device import Device
+from engine.jobs import Job, PrepareJob
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
-from engine.planner.adapters import adapter_problems
+from engine.planner.adapters import adapter_problems, targets_of
 from engine.planner.models import FROM_TEACHER
-from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of
 from engine.planner.workload import too_little_text
 from engine.run import Run
-from engine.settings import layer_count, layer_list
+from engine.settings import layer_list
 
 STAGE = "stage"
 """Code of the event that says what a phase does while it cannot tell how much of it is done."""
 
 
-def teacher_spec(settings: RunConfig) -> ModelSpec:
+def teacher_spec(job: Job) -> ModelSpec:
     """The teacher, described."""
-    return read_spec(str(settings.teacher), trust_remote_code=settings.trust_remote_code)
+    return read_spec(job.teacher, trust_remote_code=job.trust_remote_code)
 
 
-def student_spec(settings: RunConfig) -> ModelSpec | None:
+def student_spec(job: Job) -> ModelSpec | None:
     """The student, described; None when it is cut from the teacher."""
-    if settings.student == FROM_TEACHER:
+    if job.student == FROM_TEACHER:
         return None
-    return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code)
+    return read_spec(job.student, trust_remote_code=job.trust_remote_code)
 
 
-def _check_fit(model: ModelSpec, settings: RunConfig) -> None:
+def _check_fit(model: ModelSpec, job: PrepareJob) -> None:
     """Refuse invalid model files now, not after hours of scoring."""
-    if settings.trust_remote_code and model.config.get("auto_map"):
+    if job.trust_remote_code and model.config.get("auto_map"):
         return  # only the model's own code can tell
     from engine.models.fit import check_fit  # transformers takes seconds to import, and what comes before is quick
 
     check_fit(model.path)
 
 
-def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
+def check_named_layers(teacher: ModelSpec, job: PrepareJob) -> None:
     """Refuse layers that the user named and that cannot form a model, before the teacher scores the text."""
-    named = layer_list(settings.student_layers)
-    if settings.student != FROM_TEACHER or named is None:
+    named = layer_list(job.student_layers)
+    if job.student != FROM_TEACHER or named is None:
         return
     from engine.models.derive import is_valid_cut, layers_to_keep
 
-    remote = settings.trust_remote_code
+    remote = job.trust_remote_code
     if is_valid_cut(teacher, named, trust_remote_code=remote):
         return
     total = teacher.num_layers
@@ -70,7 +68,7 @@ def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
         [
             Problem(
                 "student_layers",
-                settings.student_layers,
+                job.student_layers,
                 f"these layers do not fit together: in {teacher.name}, the kind of a layer depends on its number, or "
                 f"layers share weights",
             )
@@ -79,13 +77,13 @@ def check_named_layers(teacher: ModelSpec, settings: RunConfig) -> None:
     )
 
 
-def check_linears(source: ModelSpec, settings: RunConfig) -> None:
+def check_linears(source: ModelSpec, job: PrepareJob) -> None:
     """Refuse an adapter that the student's linear layers do not allow, as the model itself has them.
 
     The plan has looked at the names in the student's files, which transformers may change. Of a teacher that the
     student is cut from, the last layers will not be there.
     """
-    if not settings.lora_rank:
+    if not job.lora_rank:
         return
     import torch
 
@@ -93,18 +91,18 @@ def check_linears(source: ModelSpec, settings: RunConfig) -> None:
     from engine.models.load import quiet
     from engine.models.meta import build_on_meta, read_config
 
-    remote = settings.trust_remote_code
+    remote = job.trust_remote_code
     with quiet():
         config = read_config(source.path, trust_remote_code=remote)
         model = build_on_meta(config, dtype=torch.float32, trust_remote_code=remote)
-    is_cut = settings.student == FROM_TEACHER
-    kept = layer_count(settings.student_layers) or source.num_layers if is_cut else source.num_layers
+    is_cut = job.student == FROM_TEACHER
+    kept = job.num_kept if is_cut else source.num_layers
     linears = [linear for linear in decoder_linears(model) if linear.layer < kept]
 
     def adapted(targets: Sequence[str]) -> list[tuple[str, int, int]]:
         return [(linear.name, linear.rows, linear.columns) for linear in chosen(linears, targets)]
 
-    if problems := adapter_problems(settings, source.name, adapted):
+    if problems := adapter_problems(job.lora_rank, job.lora_targets, source.name, adapted):
         raise SettingsError(problems)
 
 
@@ -151,48 +149,43 @@ def _same_tokenizer_files(one: Path, other: Path) -> bool:
     return all(content(one / name) == content(other / name) for name in names) and (one / "tokenizer.json").is_file()
 
 
-def run_prepare(run: Run, channel: Channel) -> None:
+def run_prepare(run: Run, job: PrepareJob, channel: Channel) -> None:
     """Make ``tokens.h5``."""
-    settings = run.settings
-    assert settings.data is not None
-    assert settings.sequence_length is not None
-    teacher, student = teacher_spec(settings), student_spec(settings)
+    teacher, student = teacher_spec(job), student_spec(job)
     channel.log("info", "Checking the models' files.", STAGE)
     for model in (teacher, student):
         if model is not None:
-            _check_fit(model, settings)
-    check_named_layers(teacher, settings)
-    check_linears(student or teacher, settings)
-    check_end(student or teacher, teacher, run.student_path, channel, trust_remote_code=settings.trust_remote_code)
+            _check_fit(model, job)
+    check_named_layers(teacher, job)
+    check_linears(student or teacher, job)
+    check_end(student or teacher, teacher, run.student_path, channel, trust_remote_code=job.trust_remote_code)
     channel.log("info", "Loading the tokenizer and reading the text.", STAGE)
     result = prepare(
-        source=open_source(settings.data, text_field=settings.text_field, split=settings.data_split),
+        source=open_source(job.data, text_field=job.text_field, split=job.data_split),
         teacher=teacher,
         student=student,
         out=run.tokens_path,
         channel=channel,
         settings=PrepareSettings(
-            sequence_length=settings.sequence_length,
-            samples=settings.samples,
-            holdout=settings.holdout,
-            packing=settings.packing,
-            trust_remote_code=settings.trust_remote_code,
-            allow_losses=settings.allow_losses,
+            sequence_length=job.sequence_length,
+            samples=job.samples,
+            holdout=job.holdout,
+            packing=job.packing,
+            trust_remote_code=job.trust_remote_code,
+            allow_losses=job.allow_losses,
         ),
     )
     shape = shape_of(student or teacher)
-    if student is None and (count := layer_count(settings.student_layers)):
-        if settings.student_width < 1:
-            width = width_of(teacher, settings.student_width)
+    if student is None:
+        if job.student_width < 1:
+            width = width_of(teacher, job.student_width)
             shape = shape.with_width(width.neurons, width.heads, width.kv_heads)
-        shape = shape.with_layers(count, layer_list(settings.student_layers))
-    trained = StudentSetting.of(settings, Device.of(settings.device or "cpu")).trained_parameters(shape)
+        shape = shape.with_layers(job.num_kept, layer_list(job.student_layers))
+    trained = shape.trained_parameters(job.lora_rank, targets_of(job.lora_targets))
     little = too_little_text(result.train_scored, trained)
     if little is not None:
         channel.log("warning", little, "little-text")
-    named = {name: str(getattr(settings, name)) for name in INPUTS}
-    inputs = {
-        name: identity_of(name, value, trust_remote_code=settings.trust_remote_code) for name, value in named.items()
-    }
-    inputs["teacher"] = identity_of("teacher", str(teacher.path), trust_remote_code=settings.trust_remote_code)
-    run.finish_phase("prepare", {"data": {"source": settings.data, **asdict(result)}, "inputs": inputs})
+    named = {name: str(getattr(job, name)) for name in INPUTS}
+    inputs = {name: identity_of(name, value, trust_remote_code=job.trust_remote_code) for name, value in named.items()}
+    inputs["teacher"] = identity_of("teacher", str(teacher.path), trust_remote_code=job.trust_remote_code)
+    run.finish_phase("prepare", {"data": {"source": job.data, **asdict(result)}, "inputs": inputs})

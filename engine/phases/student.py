@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
-from engine.config import RunConfig
 from engine.data.tokens import TokenFile
 from engine.disk.files import write_atomic
 from engine.errors import ModelError, RankLost
+from engine.jobs import TrainJob
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
 from engine.models.load import check_numbers, load_causal_lm, load_tokenizer
@@ -47,7 +47,7 @@ from engine.planner.models import FROM_TEACHER
 from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
-from engine.planner.workload import EVALUATION_ROWS, MOST_EVALUATIONS
+from engine.planner.workload import EVALUATION_ROWS
 from engine.ranks import ALONE, Rank
 from engine.run import Run
 from engine.student.adapter import LowRankAdapter
@@ -72,66 +72,64 @@ from engine.verdict import gap_of
 _STREAMED_TOKENS = 8
 
 
-def run_student(run: Run, channel: Channel) -> None:
-    """Train, write ``student/`` and enter the phase's result."""
-    settings = run.settings
+def run_student(run: Run, job: TrainJob, channel: Channel) -> None:
+    """Train, write ``student/`` and enter the job's result."""
     rank = Rank.of_phase(os.environ)
     if rank == ALONE:
-        _run(run, channel, None)
+        _run(run, job, channel, None)
         return
     try:
-        world = (ShardedWorld if settings.student_sharded else World).join(rank, os.environ)
-        _run(run, channel, world)
+        world = (ShardedWorld if job.student_sharded else World).join(rank, os.environ)
+        _run(run, job, channel, world)
         world.leave()
     except RankLost:
         channel.safe_point()  # the other ranks were asked to stop too
         raise
 
 
-def _run(run: Run, channel: Channel, world: World | None) -> None:
-    settings = run.settings
-    prepare_torch(settings)
+def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None:
+    prepare_torch(job)
     hosts = 1 if world is None else len(set(world.gathered(socket.gethostname())))
-    folder = _mended_folder(run, settings, channel, world)
-    with TokenFile(run.tokens_path) as tokens, open_store(run, settings, tokens.vocab_size, channel) as store:
-        lesson = _Lesson(run, settings, folder, tokens, Source(tokens, store), channel, world)
+    folder = _mended_folder(run, job, channel, world)
+    with TokenFile(run.tokens_path) as tokens, open_store(run, job, tokens.vocab_size, channel) as store:
+        lesson = _Lesson(run, job, folder, tokens, Source(tokens, store), channel, world)
         prompts = holdout_prompts(tokens)
         learner, learned = lesson.learned(prompts, run.checkpoints_path)
         if not lesson.is_first:
             del learner
-            if settings.compare == "labels":
+            if job.compare == "labels":
                 lesson.on_labels()
             return
         with training_is_kept():
-            tokenizer = load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
+            tokenizer = load_tokenizer(folder, trust_remote_code=job.trust_remote_code)
             num_bytes = holdout_bytes(tokens, tokenizer)
             result = {
-                **figures_of(learned, lesson.chance(), num_bytes, settings.seed),
+                **figures_of(learned, lesson.chance(), num_bytes, job.seed),
                 "samples": samples_of(run, tokenizer, prompts, learned, tokens.end_ids),
                 **_told(learned),
                 "device_peak_bytes": device_peak_bytes(lesson.device),
                 "world": {"ranks": 1 if world is None else world.rank.world, "hosts": hosts},
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
-                result["adapter"] = told_of_adapter(adapter, folder, settings)
-            write_student(run, settings, folder, learner, result, tokens.end_ids, channel)
-        if settings.compare == "labels":
+                result["adapter"] = told_of_adapter(adapter, folder, job)
+            write_student(run, job, folder, learner, result, tokens.end_ids, channel)
+        if job.compare == "labels":
             del learner, adapter  # two students are never in memory together
             return_memory()
             result["compare"] = {"labels": with_bits(lesson.on_labels(), num_bytes)}
-            write_atomic(run.student_path / "README.md", card_of(run, settings, folder, result))
+            write_atomic(run.student_path / "README.md", card_of(run, folder, result))
     channel.write("evaluation", which="result", gap_closed=gap_of(result))
-    run.finish_phase("student", result)
+    run.finish_phase(job.name, result)
 
 
-def _mended_folder(run: Run, settings: RunConfig, channel: Channel, world: World | None) -> Path:
+def _mended_folder(run: Run, job: TrainJob, channel: Channel, world: World | None) -> Path:
     """The folder of the initial weights, on each rank; rank 0 repairs a damaged one while the others wait."""
     if world is None:
-        return student_folder(run, settings, channel)
+        return student_folder(run, job, channel)
     if world.rank.number:
         world.wait()
-        return student_folder(run, settings, channel)
-    folder = student_folder(run, settings, channel)
+        return student_folder(run, job, channel)
+    folder = student_folder(run, job, channel)
     world.wait()
     return folder
 
@@ -154,7 +152,7 @@ class _Lesson:
 
     Attributes:
         run: the run.
-        settings: the run's, or those of a comparison.
+        job: the run's, or that of a comparison.
         folder: of the student's first weights.
         tokens: the rows.
         source: the rows with their records.
@@ -163,7 +161,7 @@ class _Lesson:
     """
 
     run: Run
-    settings: RunConfig
+    job: TrainJob
     folder: Path
     tokens: TokenFile
     source: Source
@@ -177,7 +175,7 @@ class _Lesson:
 
     @cached_property
     def _machine(self) -> tuple[torch.device, torch.dtype]:
-        return prepare_torch(self.settings)
+        return prepare_torch(self.job)
 
     @property
     def device(self) -> torch.device:
@@ -197,34 +195,34 @@ class _Lesson:
     @property
     def scratch(self) -> Path | None:
         """The folder of this rank's weights and optimizer states; None where they stay in memory."""
-        if not (self.settings.cpu_offload and self.where.is_host):
+        if not (self.job.cpu_offload and self.where.is_host):
             return None
         scratch = self.run.path / "scratch"
         return scratch if self.world is None else scratch / f"rank-{self.world.rank.number}"
 
     def chance(self) -> NDArray[np.float64]:
         """Sums for each document of a model that only counts how often each token comes."""
-        micro_batch, eos_id = self.settings.student_batch or 1, self.tokens.eos_id
+        micro_batch, eos_id = self.job.student_batch, self.tokens.eos_id
         return chance_sums(self.source, Unigram.of(self.tokens), micro_batch=micro_batch, eos_id=eos_id)
 
     def learned(self, prompts: list[list[int]], checkpoints_path: Path) -> tuple[Learner, Learned]:
         """Train a student from its first weights in ``folder``; the returned one is the best."""
-        torch.manual_seed(self.settings.seed)
+        torch.manual_seed(self.job.seed)
         learner = self._learner()
         if self.world is not None:
-            torch.manual_seed(self.settings.seed + self.world.rank.number)  # other rows, other dropout
-        if self.settings.packing and not learner.can_be_cut:
+            torch.manual_seed(self.job.seed + self.world.rank.number)  # other rows, other dropout
+        if self.job.packing and not learner.can_be_cut:
             self.channel.log("info", _one_by_one(learner), "documents-one-by-one")
         checkpoints = Checkpoints(
             checkpoints_path,
-            keep=self.settings.keep_checkpoints,
+            keep=self.job.keep_checkpoints,
             on_problem=lambda told: self.channel.log("warning", told, "damaged-checkpoint"),
         )
-        with self.channel.saving_memory(StudentSaver.of(self.settings, learner, self.folder, where=self.where)):
+        with self.channel.saving_memory(StudentSaver.of(self.job, learner, self.folder)):
             found = learn(
                 self._training(learner),
                 checkpoints,
-                Prompts(prompts, self.tokens.end_ids, self.settings.seed, _limits(self.settings, self.tokens)),
+                Prompts(prompts, self.tokens.end_ids, self.job.seed, _limits(self.job, self.tokens)),
                 eos_id=self.tokens.eos_id,
                 loss_scale=LossScale.of(self.dtype),
                 channel=self.channel,
@@ -236,25 +234,25 @@ class _Lesson:
         self.channel.log("info", "The same student is trained on labels alone, to compare.", "compare")
         run, channel = self.run, self.channel
         if self.is_first:
-            channel = channel.beside(_Beside(run.events_path, phase="student", log_path=run.log_path))
-        alone = self.settings.model_copy(update={"kd_weight": 0.0, "keep_checkpoints": 1})
+            channel = channel.beside(_Beside(run.events_path, phase=self.job.name, log_path=run.log_path))
+        alone = self.job.changed({"kd_weight": 0.0, "keep_checkpoints": 1})
         path = run.path / "checkpoints-labels"
-        _, found = replace(self, settings=alone, channel=channel).learned([], path)
+        _, found = replace(self, job=alone, channel=channel).learned([], path)
         if self.is_first:
             shutil.rmtree(path, ignore_errors=True)
         return found.student_after
 
     def _learner(self) -> Learner:
         """Load the student: streamed, divided among ranks, or whole."""
-        settings, checkpointing = self.settings, bool(self.settings.gradient_checkpointing)
-        if settings.student_layer_by_layer:
+        job, checkpointing = self.job, self.job.gradient_checkpointing
+        if job.student_layer_by_layer:
             return self._streamed()
         if isinstance(self.world, ShardedWorld):
             # Whole it lies in files, which are no memory of the process.
             model = self._load(self._whole_in_files(self.world))
             return ShardedLearner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, world=self.world)
         model = self._load(self.scratch)
-        adapter = self._adapter(model) if settings.lora_rank else None
+        adapter = self._adapter(model) if job.lora_rank else None
         return Learner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, trainable=adapter)
 
     def _whole(self, learner: Learner) -> Learner:
@@ -277,14 +275,14 @@ class _Lesson:
         from engine.models.stream import StreamedTeacher
         from engine.student.streamed import StreamedLearner
 
-        settings = self.settings
+        job = self.job
         try:
             base = StreamedTeacher(
                 self.folder,
                 dtype=self.dtype,
                 device=self.device,
-                trust_remote_code=settings.trust_remote_code,
-                quantization=settings.student_quantization,
+                trust_remote_code=job.trust_remote_code,
+                quantization=job.student_quantization,
                 weight_bytes=None if self._reads_ahead() else 0,
             )
         except ModelError as error:  # its words are for a teacher
@@ -293,24 +291,24 @@ class _Lesson:
             raise ModelError(error.what, error.why, todo) from error
         if base.note:
             self.channel.log("info", base.note, "streaming-rounds")
-        tokens = (settings.student_batch or 1) * (settings.gradient_accumulation or 1) * (settings.sequence_length or 1)
+        tokens = job.student_batch * job.gradient_accumulation * job.sequence_length
         return StreamedLearner(base, dtype=self.dtype, trainable=self._adapter(base.model), wave_tokens=tokens)
 
     def _reads_ahead(self) -> bool:
         """Whether the budgets leave room for two layers."""
-        settings = self.settings
+        job = self.job
         context = 0 if self.where.is_host else context_bytes_on(gpu_of(str(self.device)))
         return student_reads_ahead(
-            shape_of(read_spec(self.folder, trust_remote_code=settings.trust_remote_code)),
-            StudentSetting.of(settings, self.where),
-            (settings.memory_budget or 2**62) - context,
-            settings.ram_budget or 2**62,
+            shape_of(read_spec(self.folder, trust_remote_code=job.trust_remote_code)),
+            StudentSetting.of(job),
+            job.memory_budget - context,
+            job.ram_budget,
         )
 
     def _adapter(self, model: PreTrainedModel) -> LowRankAdapter:
         place = None if self.scratch is None else weights_in_files(self.scratch)
-        shape = adapter_shape(self.settings)
-        return LowRankAdapter(model, shape, device=self.device, seed=self.settings.seed, new_tensor=place)
+        shape = adapter_shape(self.job.lora_rank, self.job.lora_alpha, self.job.lora_targets)
+        return LowRankAdapter(model, shape, device=self.device, seed=self.job.seed, new_tensor=place)
 
     def _load(self, scratch: Path | None, *, check: bool = True) -> PreTrainedModel:
         """Load the student, each weight directly to its place: the GPU, a file in ``scratch``, or memory.
@@ -318,51 +316,50 @@ class _Lesson:
         Trained weights are kept in float32, so that small steps are not rounded away. Frozen ones are only multiplied,
         so they are kept in the format of the products, or quantised.
         """
-        model = _loaded(self.settings, self.folder, self.device, self.dtype, scratch)
+        model = _loaded(self.job, self.folder, self.device, self.dtype, scratch)
         if check:
             check_numbers(model, self.folder)
         return model
 
     def _training(self, learner: Learner) -> Training:
-        settings = self.settings
+        job = self.job
         order = Order.plan(
             num_rows=self.tokens.num_rows("train"),
-            micro_batch=settings.student_batch or 1,
-            gradient_accumulation=settings.gradient_accumulation or 1,
-            seed=settings.seed,
-            epochs=settings.epochs,
-            steps=settings.steps,
+            micro_batch=job.student_batch,
+            gradient_accumulation=job.gradient_accumulation,
+            seed=job.seed,
+            epochs=job.epochs,
+            steps=job.steps,
         )
         return Training(
             learner=learner,
             optimizer=AdamW(
                 learner.trainable.parameters(),
-                weight_decay=settings.weight_decay,
-                bits=8 if settings.optimizer == "adamw-8bit" else 32,
-                offload=bool(settings.cpu_offload),
+                weight_decay=job.weight_decay,
+                bits=8 if job.optimizer == "adamw-8bit" else 32,
+                offload=job.cpu_offload,
                 scratch=self.scratch,
             ),
             source=self.source,
             order=order,
             schedule=Schedule(
-                peak=settings.learning_rate or 1e-4,
+                peak=job.learning_rate,
                 total_steps=order.total_steps,
-                warmup=settings.warmup,
-                kind=settings.schedule,
+                warmup=job.warmup,
+                kind=job.schedule,
             ),
             objective=Objective(
                 vocab_size=self.tokens.vocab_size,
-                target=settings.target,
-                kd_weight=settings.kd_weight,
-                temperature=settings.temperature,
+                target=job.target,
+                kd_weight=job.kd_weight,
+                temperature=job.temperature,
             ),
-            clip_norm=settings.clip_norm,
+            clip_norm=job.clip_norm,
             chunk_tokens=head_chunk_tokens(learner.model.get_input_embeddings().weight.shape[0], device=self.where),
-            checkpoint_every=settings.checkpoint_every or order.total_steps,
+            checkpoint_every=job.checkpoint_every,
             evaluation_rows=EVALUATION_ROWS,
-            evaluations=settings.evaluations or MOST_EVALUATIONS,
-            lean=settings.optimizer
-            == "adamw-8bit",  # a run that saves memory on optimizer states saves it on gradients too
+            evaluations=job.evaluations,
+            lean=job.optimizer == "adamw-8bit",  # a run that saves memory on optimizer states saves it on gradients too
             world=self.world,
         )
 
@@ -374,10 +371,10 @@ def _one_by_one(learner: Learner) -> str:
     )
 
 
-def _limits(settings: RunConfig, tokens: TokenFile) -> SampleLimits:
+def _limits(job: TrainJob, tokens: TokenFile) -> SampleLimits:
     """How long samples may be: each token of a streamed student is a pass over all its layers, from the disk."""
     limits = SampleLimits.of(tokens)
-    return replace(limits, tokens=min(limits.tokens, _STREAMED_TOKENS)) if settings.student_layer_by_layer else limits
+    return replace(limits, tokens=min(limits.tokens, _STREAMED_TOKENS)) if job.student_layer_by_layer else limits
 
 
 class _Beside(EventWriter):
@@ -393,28 +390,28 @@ class _Beside(EventWriter):
 
 
 def _loaded(
-    settings: RunConfig, folder: Path, device: torch.device, dtype: torch.dtype, scratch: Path | None
+    job: TrainJob, folder: Path, device: torch.device, dtype: torch.dtype, scratch: Path | None
 ) -> PreTrainedModel:
-    trust_remote_code = settings.trust_remote_code
-    if settings.student_quantization != "none":
+    trust_remote_code = job.trust_remote_code
+    if job.student_quantization != "none":
         from engine.models.load_quantized import load_quantized
 
         return load_quantized(
-            folder, settings.student_quantization, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+            folder, job.student_quantization, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
-    dtype = dtype if settings.lora_rank else torch.float32
+    dtype = dtype if job.lora_rank else torch.float32
     if not Device.of(str(device)).is_host:
         return load_causal_lm(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     place = in_memory if scratch is None else weights_in_files(scratch)
     return load_in_place(folder, dtype=dtype, new_tensor=place, trust_remote_code=trust_remote_code)
 
 
-def student_folder(run: Run, settings: RunConfig, channel: Channel) -> Path:
+def student_folder(run: Run, job: TrainJob, channel: Channel) -> Path:
     """Return the folder of the initial weights; a damaged one is cut from the teacher again."""
-    if settings.student != FROM_TEACHER:
-        return read_spec(str(settings.student), trust_remote_code=settings.trust_remote_code).path
-    if not is_cut(run, settings):
+    if job.student != FROM_TEACHER:
+        return read_spec(job.student, trust_remote_code=job.trust_remote_code).path
+    if not is_cut(run, job):
         from engine.phases.prepare import teacher_spec
 
-        mend_student(run, settings, teacher_spec(settings), channel)
+        mend_student(run, job, teacher_spec(job), channel)
     return run.initial_student_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.config import RunConfig
+from engine.jobs import TrainJob
 from engine.machine.device import Device
 from engine.models.memory import return_memory
 from engine.models.spec import read_spec
@@ -24,10 +24,10 @@ class StudentSaver:
     growth_bytes: int = 0
 
     @classmethod
-    def of(cls, settings: RunConfig, learner: Learner, folder: Path, *, where: Device) -> StudentSaver:
+    def of(cls, job: TrainJob, learner: Learner, folder: Path) -> StudentSaver:
         """For this student: what it saves is the difference of two predictions."""
-        shape = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code))
-        setting = StudentSetting.of(settings, where)
+        shape = shape_of(read_spec(folder, trust_remote_code=job.trust_remote_code))
+        setting = StudentSetting.of(job)
         # Where the weights of a whole student lie makes no difference to what is saved.
         setting = replace(setting, cpu_offload=setting.cpu_offload and setting.layer_by_layer)
         if setting.layer_by_layer:  # one layer in memory instead of two

@@ -26,6 +26,7 @@ from engine.errors import (
     Stopped,
     TinyDistillError,
 )
+from engine.jobs import TrainJob
 from engine.models.load import first_sentence
 from engine.models.spec import read_spec
 from engine.out_of_memory import is_out_of_memory
@@ -51,17 +52,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def told_of_adapter(adapter: LowRankAdapter, folder: Path, settings: RunConfig) -> dict[str, Any]:
+def told_of_adapter(adapter: LowRankAdapter, folder: Path, job: TrainJob) -> dict[str, Any]:
     """The report's entry about an adapter."""
     trained = adapter.num_parameters
-    whole = shape_of(read_spec(folder, trust_remote_code=settings.trust_remote_code)).parameters
+    whole = shape_of(read_spec(folder, trust_remote_code=job.trust_remote_code)).parameters
     return {
         "rank": adapter.shape.rank,
         "alpha": adapter.shape.alpha,
         "targets": sorted({linear.kind for linear in adapter.linears}),
         "trained_parameters": trained,
         "share": trained / whole,
-        "quantization": settings.student_quantization,
+        "quantization": job.student_quantization,
     }
 
 
@@ -102,7 +103,7 @@ def holdout_bytes(tokens: TokenFile, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def write_student(
     run: Run,
-    settings: RunConfig,
+    job: TrainJob,
     folder: Path,
     learner: Learner,
     result: dict[str, Any],
@@ -110,21 +111,21 @@ def write_student(
     channel: Channel,
 ) -> None:
     """Write ``student/``, with a card that tells the result."""
-    stored = stored_dtype(read_spec(folder, trust_remote_code=settings.trust_remote_code).dtype)
+    stored = stored_dtype(read_spec(folder, trust_remote_code=job.trust_remote_code).dtype)
     adapter = learner.trainable if isinstance(learner.trainable, LowRankAdapter) else None
     for note in export_student(
         learner.model,
         folder,
         run.student_path,
-        card_of(run, settings, folder, result),
+        card_of(run, folder, result),
         dtype=stored,
         end_ids=end_ids,
         adapter=adapter,
         # The cut teacher is in the run's folder; any other folder's path might be published with the student.
         base=os.path.relpath(folder, run.student_path / ADAPTER)
-        if settings.student == FROM_TEACHER
-        else _without_folders(str(settings.student)),
-        trust_remote_code=settings.trust_remote_code,
+        if job.student == FROM_TEACHER
+        else _without_folders(job.student),
+        trust_remote_code=job.trust_remote_code,
     ):
         channel.log("warning", note, "student-files")
     if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
@@ -132,13 +133,14 @@ def write_student(
         write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)
 
 
-def card_of(run: Run, settings: RunConfig, folder: Path, result: dict[str, Any]) -> str:
+def card_of(run: Run, folder: Path, result: dict[str, Any]) -> str:
     """The text of the student's model card."""
+    settings = run.settings
     judged = {**result, "gap_closed": gap_of(result)}
     card = ModelCard(
         name=run.name,
         teacher=_without_folders(str(settings.teacher)),
-        student=_beginning(run, settings),
+        student=_beginning(run),
         data=_without_folders(str(settings.data)),
         figures={
             "teacher": result["teacher"],
@@ -186,9 +188,10 @@ def _without_folders(name: str) -> str:
     return Path(name).name if Path(name).expanduser().exists() else name
 
 
-def _beginning(run: Run, settings: RunConfig) -> str:
-    if settings.student != FROM_TEACHER:
-        return f"**{Path(str(settings.student)).name}**"
+def _beginning(run: Run) -> str:
+    student = str(run.settings.student)
+    if student != FROM_TEACHER:
+        return f"**{Path(student).name}**"
     kept = (run.result(CUT) or {}).get("kept") or []
     width = (run.result(CUT) or {}).get("width")
     narrow = f" narrowed to {width['neurons']:,} neurons and {width['kv_heads']} key-value heads" if width else ""

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 from engine.cache.identity import MANIFEST
 from engine.cache.store import CacheIdentity, CacheStore
 from engine.channel.channel import Channel
-from engine.config import RunConfig
 from engine.data.tokens import SPLITS, TokenFile
 from engine.disk.file_lock import no_locks
 from engine.disk.files import make_folder, write_atomic
 from engine.errors import CacheMismatch
 from engine.inputs import identity_of
-from engine.machine.device import Device
+from engine.jobs import RecordsJob, ScoreJob
 from engine.machine.gpu_check import gpu_of
 from engine.models.spec import ModelSpec, fingerprint
 from engine.phases.cut import CUT, cut_student, is_cut
@@ -33,7 +32,7 @@ from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
 from engine.planner.phase_settings import TeacherSetting
 from engine.planner.shape import shape_of
-from engine.planner.sizes import head_chunk_tokens, wave_tokens
+from engine.planner.sizes import wave_tokens
 from engine.ranks import ALONE, Rank
 from engine.run import Run
 from engine.verdict import doubts
@@ -47,31 +46,31 @@ if TYPE_CHECKING:
     from engine.teacher.score import ScoreSettings, Teacher
 
 
-def cache_identity(run: Run, settings: RunConfig, vocab_size: int) -> CacheIdentity:
+def cache_identity(run: Run, job: RecordsJob, vocab_size: int) -> CacheIdentity:
     """Return the identity of this run's records: all settings that could change one of them.
 
     The teacher was identified when the run was prepared; its folder is not needed once all records exist.
     """
     teacher = ((run.result("prepare") or {}).get("inputs") or {}).get("teacher")
     if teacher is None:
-        teacher = identity_of("teacher", str(teacher_spec(settings).path), trust_remote_code=settings.trust_remote_code)
+        teacher = identity_of("teacher", str(teacher_spec(job).path), trust_remote_code=job.trust_remote_code)
     assert teacher is not None, "a teacher's folder is there"
     return CacheIdentity(
         teacher=teacher["weights"],
         tokenizer=teacher["tokenizer"],
         chat_template=teacher["chat template"],
-        temperature=settings.temperature,
-        record_size=settings.record_size,
+        temperature=job.temperature,
+        record_size=job.record_size,
         vocab_size=vocab_size,
-        seed=settings.seed,
-        precision=str(settings.precision),
-        quantization=settings.quantization,
+        seed=job.seed,
+        precision=job.precision,
+        quantization=job.quantization,
     )
 
 
 def open_store(
     run: Run,
-    settings: RunConfig,
+    job: RecordsJob,
     vocab_size: int,
     channel: Channel,
     *,
@@ -84,19 +83,19 @@ def open_store(
 
     Args:
         run: whose records.
-        settings: the run's.
+        job: that scores, or reads the records.
         vocab_size: V_eff.
         channel: receives reports of damage; a phase that will write can be stopped while it waits for another run.
         writable: whether records will be added.
         rank: of the process; several ranks write at the same time.
     """
-    identity = cache_identity(run, settings, vocab_size)
+    identity = cache_identity(run, job, vocab_size)
     path = run.cache_path
-    if settings.cache_dir and not (path / MANIFEST).exists():
+    if job.cache_dir and not (path / MANIFEST).exists():
         path = path / identity.digest()
     wait = channel.safe_point if writable else None
     # A cache in the run's own folder is known to be the run's; a path in it would be wrong once the folder is moved.
-    used_by = run.path if settings.cache_dir else None
+    used_by = run.path if job.cache_dir else None
     number = None if rank == ALONE else rank.number
     store = CacheStore.open(path, identity, writable=writable, used_by=used_by, wait=wait, rank=number)
     if store.without_locks:
@@ -106,36 +105,35 @@ def open_store(
     return store
 
 
-def run_teacher(run: Run, channel: Channel) -> None:
-    """Score what is missing and enter the phase's result, or that of a rank."""
-    settings = run.settings
+def run_teacher(run: Run, job: ScoreJob, channel: Channel) -> None:
+    """Score what is missing and enter the job's result, or that of a rank."""
     rank = Rank.of_phase(os.environ)
     with (
         TokenFile(run.tokens_path) as tokens,
-        open_store(run, settings, tokens.vocab_size, channel, writable=True, rank=rank) as store,
+        open_store(run, job, tokens.vocab_size, channel, writable=True, rank=rank) as store,
     ):
         missing = sum(len(store.missing(tokens.hashes(s), top1=s == "holdout")) for s in SPLITS)
         figures: dict[str, Any] = {"tokens": 0, "tokens_per_second": None, "seconds": 0.0}
         if missing:
-            figures = _score(run, settings, tokens, store, channel, rank) or figures
+            figures = _score(run, job, tokens, store, channel, rank) or figures
         if rank != ALONE:
             run.finish_phase(rank.result, {**figures, "host": socket.gethostname()})
             return
-        if not missing and is_cut(run, settings):
+        if not missing and is_cut(run, job):
             channel.log("info", "Every row has its records already; the teacher is not loaded.", "cache-hit")
         elif not missing:
             said = "Every row has its records already; the teacher is loaded to cut the student from it."
             channel.log("info", said, "cache-hit")
-            _only_cut(run, settings, tokens, channel)
-        scored = _of_ranks(run, settings) if not missing else {**figures, "rows_scored": missing}
+            _only_cut(run, job, tokens, channel)
+        scored = _of_ranks(run, job) if not missing else {**figures, "rows_scored": missing}
         _judge(tokens, store, channel)
-        run.finish_phase("teacher", {**scored, "cache": cache_figures(store), "cut": run.result(CUT)})
+        run.finish_phase(job.name, {**scored, "cache": cache_figures(store), "cut": run.result(CUT)})
 
 
-def _of_ranks(run: Run, settings: RunConfig) -> dict[str, Any]:
+def _of_ranks(run: Run, job: ScoreJob) -> dict[str, Any]:
     """The figures of what the ranks have scored, together; of nothing, where there were none."""
-    found = [run.result(Rank(number, settings.processes).result) for number in range(settings.processes)]
-    ranks = [result for result in found if result is not None] if settings.processes > 1 else []
+    found = [run.result(Rank(number, job.processes).result) for number in range(job.processes)]
+    ranks = [result for result in found if result is not None] if job.processes > 1 else []
     tokens = sum(result["tokens"] for result in ranks)
     seconds = max((result["seconds"] for result in ranks), default=0.0)
     working = max((result.get("working_seconds", 0.0) for result in ranks), default=0.0)
@@ -193,7 +191,7 @@ def cache_figures(store: CacheStore) -> dict[str, Any]:
 
 def _score(
     run: Run,
-    settings: RunConfig,
+    job: ScoreJob,
     tokens: TokenFile,
     store: CacheStore,
     channel: Channel,
@@ -203,21 +201,21 @@ def _score(
     from engine.phases.device import device_peak_bytes, prepare_torch
     from engine.teacher.score import has_work, score
 
-    device, dtype = prepare_torch(settings)
-    spec = teacher_spec(settings)
+    device, dtype = prepare_torch(job)
+    spec = teacher_spec(job)
     _check_teacher(spec, store)
     began = time.monotonic()
-    how = _score_settings(run, settings, spec, tokens.sequence_length, Device.of(str(device)))
-    cuts = rank.number == 0 and not is_cut(run, settings)
+    how = _score_settings(job, spec, tokens.sequence_length)
+    cuts = rank.number == 0 and not is_cut(run, job)
     if rank != ALONE and not cuts and not has_work(tokens, store, SPLITS, wave_tokens=how.wave_tokens, rank=rank):
         return None
-    with contextlib.closing(load_teacher(run, settings, device, dtype)) as teacher:
-        if settings.layer_by_layer and teacher.note:
+    with contextlib.closing(load_teacher(run, job, device, dtype)) as teacher:
+        if job.layer_by_layer and teacher.note:
             channel.log("info", teacher.note, "not-bit-equal")
         if cuts:
-            cut_student(run, settings, spec, lambda: teacher, tokens, channel)
+            cut_student(run, job, spec, lambda: teacher, tokens, channel)
         if rank.number == 0:
-            _keep_samples(run, teacher, tokens, settings.seed)
+            _keep_samples(run, teacher, tokens, job.seed)
         with channel.saving_memory(teacher, also="the next waves are half as long"):
             result = score(
                 teacher=teacher, tokens=tokens, store=store, splits=SPLITS, settings=how, channel=channel, rank=rank
@@ -243,64 +241,61 @@ def _check_teacher(spec: ModelSpec, store: CacheStore) -> None:
         )
 
 
-def _score_settings(
-    run: Run, settings: RunConfig, spec: ModelSpec, sequence_length: int, where: Device
-) -> ScoreSettings:
+def _score_settings(job: ScoreJob, spec: ModelSpec, sequence_length: int) -> ScoreSettings:
     from engine.teacher.score import ScoreSettings
 
-    micro_batch = settings.teacher_batch or 1
     return ScoreSettings(
-        micro_batch=micro_batch,
+        micro_batch=job.teacher_batch,
         wave_tokens=wave_tokens(
             spec.hidden_size,
-            micro_batch * sequence_length,
-            layer_by_layer=bool(settings.layer_by_layer),
-            device=where,
+            job.teacher_batch * sequence_length,
+            layer_by_layer=job.layer_by_layer,
+            device=job.where,
         ),
-        chunk_tokens=run.head_chunk_tokens or head_chunk_tokens(spec.vocab_size, device=where),
-        record_size=settings.record_size,
-        temperature=settings.temperature,
-        seed=settings.seed,
+        chunk_tokens=job.head_chunk_tokens,
+        record_size=job.record_size,
+        temperature=job.temperature,
+        seed=job.seed,
     )
 
 
-def _only_cut(run: Run, settings: RunConfig, tokens: TokenFile, channel: Channel) -> None:
+def _only_cut(run: Run, job: ScoreJob, tokens: TokenFile, channel: Channel) -> None:
     """Cut the student though nothing has to be scored; the teacher is loaded where something has to be measured."""
     from engine.phases.device import prepare_torch
 
-    device, dtype = prepare_torch(settings)
+    device, dtype = prepare_torch(job)
     loaded: list[Any] = []
 
     def teacher() -> Any:
-        loaded.append(load_teacher(run, settings, device, dtype))
+        loaded.append(load_teacher(run, job, device, dtype))
         return loaded[0]
 
     try:
-        cut_student(run, settings, teacher_spec(settings), teacher, tokens, channel)
+        cut_student(run, job, teacher_spec(job), teacher, tokens, channel)
     finally:
         for each in loaded:
             each.close()
 
 
-def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: torch.dtype) -> Any:
+def load_teacher(run: Run, job: ScoreJob, device: torch.device, dtype: torch.dtype) -> Any:
     """Load the teacher as planned: whole, or streamed layer by layer.
 
     Only a streamed teacher has hidden states that wait: ``cpu_offload`` keeps them off the compute device, on a GPU in
     main memory and on the CPU in a file of the run's folder.
     """
-    folder = teacher_spec(settings).path
-    if settings.layer_by_layer:
+    folder = teacher_spec(job).path
+    if job.layer_by_layer:
         from engine.models.stream import StreamedTeacher
 
-        room = _room(settings, device)
+        room = _room(job, device)
         return StreamedTeacher(
             folder,
             dtype=dtype,
             device=device,
-            trust_remote_code=settings.trust_remote_code,
-            quantization=settings.quantization,
-            hidden_bytes=0 if settings.cpu_offload else None,
-            spill_folder=run.path if Device.of(str(device)).is_host else None,
+            trust_remote_code=job.trust_remote_code,
+            quantization=job.quantization,
+            hidden_bytes=0 if job.cpu_offload else None,
+            spill_folder=run.path if job.where.is_host else None,
             weight_bytes=None if room.reads_ahead else 0,
             host_bytes=room.host_bytes,
         )
@@ -310,8 +305,8 @@ def load_teacher(run: Run, settings: RunConfig, device: torch.device, dtype: tor
         folder,
         dtype=dtype,
         device=device,
-        trust_remote_code=settings.trust_remote_code,
-        quantization=settings.quantization,
+        trust_remote_code=job.trust_remote_code,
+        quantization=job.quantization,
     )
 
 
@@ -321,24 +316,21 @@ class _Room:
 
     Attributes:
         reads_ahead: whether there is room for two layers.
-        host_bytes: main memory that is left over; None is as much as it wants.
+        host_bytes: main memory that is left over.
     """
 
     reads_ahead: bool
-    host_bytes: int | None
+    host_bytes: int
 
 
-def _room(settings: RunConfig, device: torch.device) -> _Room:
-    """Return the room in the budgets; without budgets there is room for everything."""
-    shape = shape_of(teacher_spec(settings))
-    setting = TeacherSetting.of(settings, Device.of(str(device)))
+def _room(job: ScoreJob, device: torch.device) -> _Room:
+    """Return the room in the budgets."""
+    shape = shape_of(teacher_spec(job))
+    setting = TeacherSetting.of(job)
     context = 0 if setting.device.is_host else context_bytes_on(gpu_of(str(device)))
-    memory, ram = settings.memory_budget, settings.ram_budget
-    is_roomy = reads_ahead(shape, setting, (memory or 2**62) - context, ram or 2**62)
-    if ram is None:
-        return _Room(is_roomy, None)
+    is_roomy = reads_ahead(shape, setting, job.memory_budget - context, job.ram_budget)
     planned = teacher_footprint(shape, replace(setting, reads_ahead=is_roomy)).ram_bytes
-    return _Room(is_roomy, max(0, int(SPARED * ram) - planned))
+    return _Room(is_roomy, max(0, int(SPARED * job.ram_budget) - planned))
 
 
 def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> None:

@@ -27,16 +27,15 @@ RATE_FACTOR = 5.0
 """Learning rate of an adapter over that of the whole student."""
 
 
-def targets_of(config: RunConfig) -> tuple[str, ...]:
-    """The linear layers that the settings name; none where all are meant."""
-    words = (config.lora_targets or "").replace(",", " ").split()
+def targets_of(lora_targets: str | None) -> tuple[str, ...]:
+    """The linear layers that the setting names; none where all are meant."""
+    words = (lora_targets or "").replace(",", " ").split()
     return () if words == [ALL] else tuple(dict.fromkeys(words))
 
 
-def adapter_shape(config: RunConfig) -> AdapterShape:
-    """The adapter of a plan, whose rank is set and above 0."""
-    assert config.lora_rank, "the planner gives every student a rank; 0 has no adapter"
-    return AdapterShape(config.lora_rank, config.lora_alpha or ALPHA_PER_RANK * config.lora_rank, targets_of(config))
+def adapter_shape(rank: int, alpha: float | None, lora_targets: str | None) -> AdapterShape:
+    """The adapter of a rank above 0; the usual alpha where it is left open."""
+    return AdapterShape(rank, alpha or ALPHA_PER_RANK * rank, targets_of(lora_targets))
 
 
 def default_rank(shape: ModelShape, targets: tuple[str, ...]) -> int:
@@ -79,7 +78,8 @@ def check_adapter(config: RunConfig, shape: ModelShape) -> None:
         accepted = f"a streamed {shape.model_type} cannot be cut between the documents of a row; use --no_packing"
         raise SettingsError([Problem("packing", True, accepted)])
     problems = adapter_problems(
-        config,
+        config.lora_rank,
+        config.lora_targets,
         shape.name,
         lambda targets: [(linear.name, linear.rows, linear.columns) for linear in shape.adapted(targets)],
     )
@@ -88,35 +88,39 @@ def check_adapter(config: RunConfig, shape: ModelShape) -> None:
 
 
 def adapter_problems(
-    config: RunConfig, student: str, adapted: Callable[[Sequence[str]], list[tuple[str, int, int]]]
+    lora_rank: int | None,
+    lora_targets: str | None,
+    student: str,
+    adapted: Callable[[Sequence[str]], list[tuple[str, int, int]]],
 ) -> list[Problem]:
     """Return the problems of the adapter that the settings ask for.
 
     Args:
-        config: the settings.
+        lora_rank: as it is set; None while it is open.
+        lora_targets: as they are set.
         student: the student's name, for the messages.
         adapted: name, outputs and inputs of each linear layer of its decoder that an adapter of some targets changes.
     """
-    targets = targets_of(config)
+    targets = targets_of(lora_targets)
     kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in adapted(())))
     if not kinds:
         return [
             Problem(
                 "lora_rank",
-                config.lora_rank,
+                lora_rank,
                 f"{student} has no linear layers of its own in its decoder layers; train all weights: --lora_rank 0",
             )
         ]
-    if config.lora_targets is not None and not config.lora_targets.replace(",", " ").split():
-        return [Problem("lora_targets", config.lora_targets, f"name some of {kinds}")]
+    if lora_targets is not None and not lora_targets.replace(",", " ").split():
+        return [Problem("lora_targets", lora_targets, f"name some of {kinds}")]
     if unknown := [target for target in targets if not adapted([target])]:
-        return [Problem("lora_targets", config.lora_targets, _unknown(unknown, student, kinds))]
+        return [Problem("lora_targets", lora_targets, _unknown(unknown, student, kinds))]
     name, rows, columns = min(adapted(targets), key=lambda linear: min(linear[1:]))
-    if (config.lora_rank or 0) > min(rows, columns):
+    if (lora_rank or 0) > min(rows, columns):
         return [
             Problem(
                 "lora_rank",
-                config.lora_rank,
+                lora_rank,
                 f"at most {min(rows, columns)} for {student}: {name.rpartition('.')[2]} is {rows:,} × {columns:,}, and "
                 "an adapter of a higher rank would be larger than the weight that it changes",
             )

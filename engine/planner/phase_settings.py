@@ -1,13 +1,13 @@
 """The settings of a phase that its memory and time depend on, without an open value, and the memory that they lead to.
 
-The planner searches over them; a phase, back-off and the report make the same value from a run's settings.
+The planner searches over them; a phase and back-off make the same value from a job.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.config import RunConfig
+from engine.jobs import ScoreJob, TrainJob
 from engine.machine.device import CPU, Device
 from engine.planner.adapters import targets_of
 from engine.planner.shape import ModelShape
@@ -37,17 +37,17 @@ class TeacherSetting:
     keeps_memory: bool = False
 
     @classmethod
-    def of(cls, settings: RunConfig, device: Device) -> TeacherSetting:
-        """The setting of a planned run on this device; freed memory is taken to go back to the system."""
+    def of(cls, job: ScoreJob) -> TeacherSetting:
+        """The setting of a job; freed memory is taken to go back to the system."""
         return cls(
-            batch=settings.teacher_batch or 1,
-            sequence_length=settings.sequence_length or 1,
-            precision=settings.precision or "fp32",
-            layer_by_layer=bool(settings.layer_by_layer),
-            quantization=settings.quantization,
-            cpu_offload=bool(settings.cpu_offload),
-            record_size=settings.record_size,
-            device=device,
+            batch=job.teacher_batch,
+            sequence_length=job.sequence_length,
+            precision=job.precision,
+            layer_by_layer=job.layer_by_layer,
+            quantization=job.quantization,
+            cpu_offload=job.cpu_offload,
+            record_size=job.record_size,
+            device=job.where,
         )
 
 
@@ -86,24 +86,24 @@ class StudentSetting:
     sharded: bool = False
 
     @classmethod
-    def of(cls, settings: RunConfig, device: Device) -> StudentSetting:
-        """The setting of a planned run on this device; freed memory is taken to go back to the system."""
+    def of(cls, job: TrainJob) -> StudentSetting:
+        """The setting of a job; freed memory is taken to go back to the system."""
         return cls(
-            batch=settings.student_batch or 1,
-            accumulation=settings.gradient_accumulation or 1,
-            sequence_length=settings.sequence_length or 1,
-            precision=settings.precision or "fp32",
-            checkpointing=bool(settings.gradient_checkpointing),
-            optimizer=settings.optimizer or "adamw",
-            cpu_offload=bool(settings.cpu_offload),
-            device=device,
-            packing=settings.packing,
-            rank=settings.lora_rank or 0,
-            targets=targets_of(settings),
-            quantization=settings.student_quantization,
-            layer_by_layer=bool(settings.student_layer_by_layer),
-            ranks=settings.processes,
-            sharded=bool(settings.student_sharded) and settings.processes > 1,
+            batch=job.student_batch,
+            accumulation=job.gradient_accumulation,
+            sequence_length=job.sequence_length,
+            precision=job.precision,
+            checkpointing=job.gradient_checkpointing,
+            optimizer=job.optimizer,
+            cpu_offload=job.cpu_offload,
+            device=job.where,
+            packing=job.packing,
+            rank=job.lora_rank,
+            targets=targets_of(job.lora_targets),
+            quantization=job.student_quantization,
+            layer_by_layer=job.student_layer_by_layer,
+            ranks=job.processes,
+            sharded=job.student_sharded and job.processes > 1,
         )
 
     @property
@@ -113,7 +113,7 @@ class StudentSetting:
 
     def trained_parameters(self, shape: ModelShape) -> int:
         """Parameters with gradients and moments: those of the student, or of its adapter."""
-        return shape.parameters if self.trains_all else shape.adapter_parameters(self.rank, self.targets)
+        return shape.trained_parameters(self.rank, self.targets)
 
     @property
     def is_lean(self) -> bool:

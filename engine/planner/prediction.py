@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from engine.config import RunConfig
 from engine.errors import DoesNotFit
+from engine.jobs import Job
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "other")
 """Parts of a phase's memory, in the order of display."""
@@ -66,6 +67,7 @@ class Plan:
         misfit: why it does not fit and settings that fit, if plan() was called without ``strict``.
         text_rows: rows to train on that all of the text gives; None while its amount is not known.
         little_text: warning for a text that is small for the student, or None.
+        jobs: of the run, in order.
     """
 
     settings: RunConfig
@@ -76,3 +78,4 @@ class Plan:
     misfit: DoesNotFit | None = None
     text_rows: int | None = None
     little_text: str | None = None
+    jobs: tuple[Job, ...] = ()

@@ -119,7 +119,7 @@ def _rank_options(question: Question) -> list[int]:
     config = question.config
     if config.lora_rank is not None:
         return [config.lora_rank]
-    usual = default_rank(question.student, targets_of(config))
+    usual = default_rank(question.student, targets_of(config.lora_targets))
     if config.wants_adapter:
         return [usual]
     return [0, usual] if question.student.linears else [0]
@@ -238,7 +238,7 @@ def student_candidates(
             device=question.budget.where,
             packing=config.packing,
             rank=config.lora_rank or 0,
-            targets=targets_of(config),
+            targets=targets_of(config.lora_targets),
             quantization=config.student_quantization if config.lora_rank else "none",
             layer_by_layer=layer_by_layer,
             ranks=question.ranks,
@@ -424,7 +424,7 @@ def _refused(config: RunConfig, name: str) -> bool:
 def _loosened(question: Question, config: RunConfig, freed: tuple[str, ...]) -> dict[str, object]:
     values: dict[str, object] = {name: None for name in freed}
     if "lora_rank" in freed:
-        values["lora_rank"] = default_rank(question.student, targets_of(config))
+        values["lora_rank"] = default_rank(question.student, targets_of(config.lora_targets))
     if "student_batch" in freed and config.student_batch is not None and config.gradient_accumulation is not None:
         # The requested rows per step, in smaller micro-batches.
         values |= {"student_batch": 1, "gradient_accumulation": config.student_batch * config.gradient_accumulation}

@@ -16,6 +16,7 @@ from engine.config import RunConfig
 from engine.errors import DoesNotFit, Problem, SettingsError
 from engine.format import format_bytes
 from engine.hardware import Hardware
+from engine.jobs import jobs_of
 from engine.machine.gpu_check import checked, torch_version
 from engine.planner import disk, misfit, reasons, timing, workload
 from engine.planner.adapters import RATE_FACTOR, check_adapter
@@ -30,6 +31,7 @@ from engine.planner.prediction import Choice, PhasePrediction, Plan
 from engine.planner.recommend import Proposal, Question, recommend
 from engine.planner.run_folder import folder_for
 from engine.planner.sharding import check_sharding
+from engine.planner.sizes import head_chunk_tokens
 from engine.planner.text import count_tokens
 from engine.planner.workload import Text
 from engine.ranks import threads_each
@@ -142,7 +144,11 @@ def plan(
     if "student" in predicted:
         trained = answer.student.setting.trained_parameters(answer.shape)
         little = workload.too_little_text(text.train_tokens(answer.length) or 0, trained)
-    return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem, text_rows, little)
+    vocab_size = models.teacher_shape.vocab_size
+    jobs = jobs_of(
+        resolved, vocab_size=vocab_size, head_chunk_tokens=head_chunk_tokens(vocab_size, device=budget.where)
+    )
+    return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem, text_rows, little, jobs)
 
 
 def _with_demo(config: RunConfig) -> RunConfig:

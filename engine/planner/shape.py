@@ -153,6 +153,10 @@ class ModelShape:
         in_a_layer = sum(linear.share * (linear.rows + linear.columns) for linear in self.adapted(targets))
         return int(rank * in_a_layer * self.num_layers)
 
+    def trained_parameters(self, rank: int, targets: Sequence[str]) -> int:
+        """Parameters with gradients and moments: all, or for a rank above 0 those of the adapter."""
+        return self.adapter_parameters(rank, targets) if rank else self.parameters
+
     def with_layers(self, num_layers: int, named: Sequence[int] | None = None) -> ModelShape:
         """The same model with fewer layers, as it is cut from a teacher; learnt positions and norms stay.
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from engine import hardware
 from engine.config import RunConfig
 from engine.errors import TinyDistillError
-from engine.machine.device import Device
 from engine.models.spec import ModelSpec, read_spec
 from engine.planner.measure import MachineRates, kept_at, machine_rates
-from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import ModelShape, shape_of
 from engine.planner.timing import forward_flops_per_token
 
@@ -47,8 +45,7 @@ def gemm_shares(
     """
     if rates is None:
         rates = machine_rates(device=settings.device or "cpu", threads=settings.threads)
-    trains_all = StudentSetting.of(settings, Device.of(settings.device or "cpu")).trains_all
-    training = 3 if trains_all else 2  # frozen weights have no gradient
+    training = 2 if settings.lora_rank else 3  # frozen weights have no gradient
     is_again = settings.gradient_checkpointing or settings.student_layer_by_layer
     passes = {"teacher": 1, "student": training + bool(is_again)}
     found: dict[str, float | None] = {}

@@ -82,6 +82,46 @@ def test_a_package_says_that_it_has_types(package):
     assert (ROOT / package / "py.typed").is_file()
 
 
+def _asks_the_settings(path: Path) -> bool:
+    tree = ast.parse(path.read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return "RunConfig" in imported or any(
+        isinstance(node, ast.Attribute) and node.attr == "settings" and ast.unparse(node.value).endswith("run")
+        for node in ast.walk(tree)
+    )
+
+
+def test_a_phase_asks_its_job_and_not_the_settings_of_the_run():
+    found = {path.name for path in (ROOT / "engine/phases").glob("*.py") if _asks_the_settings(path)}
+    assert found == {"student_result.py"}, "the student's card alone tells all settings"
+
+
+def _guesses(path: Path) -> list[str]:
+    """Values of a job that are guessed or asserted, as if the planner might have left them open."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+            *values, last = node.values
+            if any("job." in ast.unparse(value) for value in values) and isinstance(last, ast.Constant | ast.BinOp):
+                found.append(ast.unparse(node))
+        if isinstance(node, ast.Assert) and "job." in (asked := ast.unparse(node.test)) and "not None" in asked:
+            found.append(asked)
+    return found
+
+
+def test_no_value_of_a_job_is_guessed():
+    paths = [path for folder in ("phases", "cli", "") for path in (ROOT / "engine" / folder).glob("*.py")]
+    assert {path.name: said for path in paths if (said := _guesses(path))} == {}
+
+
+@pytest.mark.parametrize("name", ["supervisor", "walk", "phase_start", "phase_watch", "run_control", "jobs", "backoff"])
+def test_the_supervisor_is_read_in_short_functions(name: str):
+    for node in ast.walk(ast.parse((ROOT / f"engine/{name}.py").read_text())):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
 @pytest.mark.parametrize(
     ("words", "home"),
     [("tiny-distill --resume --output_dir", "engine/command.py"), ("Completed work is kept.", "engine/command.py")],

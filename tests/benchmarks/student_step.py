@@ -27,9 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.config import RunConfig
+from engine.hardware import usable_cores
 from engine.phase_environment import environment_for
 from tests.benchmarks.pythia import SHAPES, VOCAB_ROWS
+from tests.jobs import train_job
 
 SIDES = ("plain", "record", "lean", "mapped")
 
@@ -89,7 +90,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 def _run_side(side: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.student_step", *sys.argv[1:], "--side", side]
     # A run keeps freed memory where there is room, and the lean ways are for where there is none.
-    ours = environment_for(RunConfig(keep_memory=side == "record"))
+    ours = environment_for(train_job(keep_memory=side == "record", threads=usable_cores()))
     environment = None if side == "plain" else ours
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -105,6 +105,16 @@ def test_killed_at_forty_places(harness: Harness) -> None:
     assert wrong == {}
 
 
+def test_a_run_of_the_version_without_jobs_continues_and_the_student_is_the_same(harness: Harness) -> None:
+    folder = harness.half_done()
+    info = json.loads((folder / "run.json").read_text())
+    del info["checksum"], info["jobs"]
+    (folder / "run.json").write_text(json.dumps({**info, "format": 1}))
+    assert Life(folder).wait() == 0
+    assert differing(outcome(folder), harness.expected) == []
+    assert json.loads((folder / "run.json").read_text())["format"] == 2
+
+
 def test_a_second_run_is_planned_with_what_the_first_has_not_taken_yet(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +149,8 @@ def count_over_runs(harness: Harness, told: Path) -> int:
         run = Run.open(harness.new_run())
         for name in PHASES:
             events = EventWriter(run.events_path, phase=name)
-            phase._body(name)(run, Channel(events))
+            job = run.job(name)
+            phase._body(job)(run, job, Channel(events))
             events.close()
         gc.collect()
         shared = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in line]

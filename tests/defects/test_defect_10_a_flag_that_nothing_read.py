@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import SETTINGS, RunConfig
+from engine.config import SETTINGS
 from engine.models.core import find_core
 from engine.models.load import ResidentTeacher
 from engine.models.stream import StreamedTeacher
 from engine.phases.teacher import load_teacher
 from engine.run import Run
 from tests.engine.teacher.test_score import run, token_file
+from tests.jobs import score_job
 from tests.tiny import tiny_model
 
 ENGINE = Path(__file__).parents[2] / "engine"
@@ -36,8 +37,8 @@ def test_with_layer_by_layer_no_more_than_one_layer_is_in_the_model(tmp_path: Pa
 
 @pytest.mark.parametrize(("flag", "kind"), [(True, StreamedTeacher), (False, ResidentTeacher)])
 def test_the_phase_takes_the_teacher_that_the_flag_asks_for(tmp_path: Path, flag: bool, kind: type) -> None:
-    settings = RunConfig(teacher=str(tiny_model("llama")), layer_by_layer=flag, teacher_batch=1, sequence_length=8)
-    assert isinstance(load_teacher(Run(tmp_path, {}), settings, torch.device("cpu"), torch.float32), kind)
+    job = score_job(teacher=str(tiny_model("llama")), layer_by_layer=flag, sequence_length=8)
+    assert isinstance(load_teacher(Run(tmp_path, {}), job, torch.device("cpu"), torch.float32), kind)
 
 
 def test_every_setting_is_read_by_some_code() -> None:

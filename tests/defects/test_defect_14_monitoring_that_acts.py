@@ -9,9 +9,9 @@ import torch
 from engine import backoff
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
-from engine.config import RunConfig
 from engine.machine.memory_watch import MemoryWatch
 from engine.models.stream import StreamedTeacher
+from tests.jobs import train_job
 from tests.tiny import tiny_model
 
 
@@ -30,12 +30,12 @@ def test_a_teacher_reads_nothing_ahead_while_memory_is_short_and_does_again_when
 
 
 def test_a_phase_that_ran_out_of_memory_goes_on_with_less_and_the_same_effective_batch() -> None:
-    settings = RunConfig(student_batch=8, gradient_accumulation=2, optimizer="adamw", gradient_checkpointing=False)
+    job = train_job(student_batch=8, gradient_accumulation=2, optimizer="adamw", gradient_checkpointing=False)
     rows = set()
     for _ in range(3):
-        step = backoff.next_step("student", settings)
+        step = backoff.next_step(job)
         assert step is not None
-        settings = settings.model_copy(update={name: new for name, _, new in step.changes})
-        rows.add((settings.student_batch or 0) * (settings.gradient_accumulation or 0))
-    assert settings.student_batch == 1
+        job = job.changed({name: new for name, _, new in step.changes})
+        rows.add(job.student_batch * job.gradient_accumulation)
+    assert job.student_batch == 1
     assert rows == {16}

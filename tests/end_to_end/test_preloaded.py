@@ -6,21 +6,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from engine import preloaded, run_control
-from engine.config import RunConfig
+from engine.jobs import Job
 from engine.phase_kinds import PHASES
 from engine.run import Run
 from tests.end_to_end import program
+from tests.jobs import complete, jobs
 from tests.tiny import tiny_model
 
 ROOM = {"teacher": {"peak_bytes": 10**9}, "student": {"peak_bytes": 2 * 10**9}, "disk_bytes": 10}
 ROOMY = {"device": "cpu", "keep_memory": True, "memory_budget": 3 * 10**9}
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is used on Linux only")
+
+
+def to_do(names: Sequence[str], **settings: object) -> list[Job]:
+    return [job for job in jobs(complete(**{**ROOMY, **settings})) if job.name in names]
 
 
 @on_linux
@@ -33,17 +38,17 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it i
         ({"keep_memory": False}, PHASES, False),
         ({"device": "cuda:0"}, PHASES, False),
         ({"memory_budget": 2 * 10**9 + 10**8}, PHASES, False),
-        ({"memory_budget": None}, PHASES, True),
+        ({"memory_budget": 2**53}, PHASES, True),
     ],
 )
 def test_it_is_used_where_it_saves_something_and_there_is_room(settings, phases, expected):
-    assert preloaded.is_worth_it(RunConfig(**{**ROOMY, **settings}), ROOM, phases) is expected
+    assert preloaded.is_worth_it(to_do(phases, **settings), ROOM) is expected
 
 
 def test_it_is_not_used_where_a_process_cannot_be_copied(monkeypatch):
     for platform in ("darwin", "win32"):
         monkeypatch.setattr(sys, "platform", platform)
-        assert not preloaded.is_worth_it(RunConfig(**ROOMY), ROOM, PHASES)
+        assert not preloaded.is_worth_it(to_do(PHASES), ROOM)
 
 
 def test_its_command_has_room_for_the_name_of_each_phase():

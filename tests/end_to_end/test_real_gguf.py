@@ -13,6 +13,7 @@ import pytest
 from engine.channel.events import EventWriter
 from engine.cli import export
 from engine.data.tokens import TokenFile
+from engine.jobs import TrainJob, last_of
 from engine.phases.rescore import Rescored, _compared
 from engine.phases.teacher import open_store
 from engine.run import Run
@@ -49,9 +50,9 @@ def compared(first: Run, second: Run) -> Rescored:
     quiet = EventWriter(Path(os.devnull))
     with (
         TokenFile(first.tokens_path) as tokens,
-        open_store(first, first.settings, tokens.vocab_size, quiet) as one,
+        open_store(first, last_of(first.jobs, TrainJob), tokens.vocab_size, quiet) as one,
     ):
-        return _compared(tokens, one, open_store(second, second.settings, tokens.vocab_size, quiet))
+        return _compared(tokens, one, open_store(second, last_of(second.jobs, TrainJob), tokens.vocab_size, quiet))
 
 
 def test_the_records_are_those_of_the_safetensors_folder_made_from_the_file(file: Path, tmp_path: Path) -> None:

@@ -2,16 +2,24 @@ from __future__ import annotations
 
 import pytest
 
-from engine.backoff import HEAD_CHUNK, HeadBlocks, Step, next_step
-from engine.config import RunConfig
+from engine.backoff import next_step
+from engine.jobs import Job
+from tests.jobs import complete, jobs, score_job, train_job
+
+HEAD_CHUNK = "head_chunk_tokens"
 
 
-def walk(phase: str, **values: object) -> list[dict[str, object]]:
-    settings = RunConfig.model_validate(values)
+def a_job(name: str, vocab_size: int = 1000, **values: object) -> Job:
+    return next(job for job in jobs(complete(**values), vocab_size) if job.name == name)
+
+
+def walk(name: str, vocab_size: int = 1000, **values: object) -> list[dict[str, object]]:
+    job = a_job(name, vocab_size, **values)
     path = []
-    while (step := next_step(phase, settings)) is not None:
-        changes = {name: new for name, _, new in step.changes}
-        settings = settings.model_copy(update=changes)
+    while (step := next_step(job)) is not None:
+        assert all(getattr(job, field) == old != new for field, old, new in step.changes)
+        changes = {field: new for field, _, new in step.changes}
+        job = job.changed(changes)
         path.append(changes)
         assert len(path) < 50, "it never ends"
     return path
@@ -19,12 +27,12 @@ def walk(phase: str, **values: object) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (6, 4), (1, 32), (5, 3)])
 def test_the_effective_batch_stays_what_it_was(batch, accumulation):
-    settings = RunConfig.model_validate({"student_batch": batch, "gradient_accumulation": accumulation})
-    while (step := next_step("student", settings)) is not None:
-        settings = settings.model_copy(update={name: new for name, _, new in step.changes})
-        assert settings.student_batch * settings.gradient_accumulation == batch * accumulation
-    assert settings.student_batch == 1
-    assert settings.gradient_checkpointing is True
+    job = train_job(student_batch=batch, gradient_accumulation=accumulation)
+    while (step := next_step(job)) is not None:
+        job = job.changed({name: new for name, _, new in step.changes})
+        assert job.student_batch * job.gradient_accumulation == batch * accumulation
+    assert job.student_batch == 1
+    assert job.gradient_checkpointing is True
 
 
 def test_the_teacher_ends_up_streamed_one_row_at_a_time():
@@ -33,6 +41,8 @@ def test_the_teacher_ends_up_streamed_one_row_at_a_time():
         {"teacher_batch": 1},
         {"layer_by_layer": True},
         {"cpu_offload": True},
+        {HEAD_CHUNK: 64},
+        {HEAD_CHUNK: 16},
     ]
 
 
@@ -60,46 +70,42 @@ def test_nothing_is_learned_differently_with_less_memory():
 
 def test_nothing_smaller_is_left_in_the_end():
     assert walk("prepare") == []
-    assert walk("teacher", teacher_batch=1, layer_by_layer=True, cpu_offload=True) == []
+    assert walk("teacher", teacher_batch=1, layer_by_layer=True, cpu_offload=True, vocab_size=262_144)[1:] == []
 
 
-def head(vocab_size: int, chunk_tokens: int | None = None, device: str = "cpu") -> HeadBlocks:
-    return HeadBlocks.of(vocab_size, RunConfig(device=device), chunk_tokens)
-
-
-def walk_with_head(phase: str, vocab_size: int, **values: object) -> list[str]:
-    settings, chunk = RunConfig.model_validate(values), None
-    fields = []
-    while (step := next_step(phase, settings, head(vocab_size, chunk))) is not None:
-        for name, old, new in step.changes:
-            assert old != new
-            fields.append(name)
-            if name == HEAD_CHUNK:
-                chunk = new
-            else:
-                settings = settings.model_copy(update={name: new})
-        assert len(fields) < 50, "it never ends"
-    return fields
+def fields(name: str, vocab_size: int, **values: object) -> list[str]:
+    return [field for changes in walk(name, vocab_size, **values) for field in changes]
 
 
 def test_a_large_vocabulary_is_worked_on_in_smaller_chunks_before_anything_slower():
     for vocab_size in (151_936, 262_144):
-        teacher = walk_with_head("teacher", vocab_size, teacher_batch=2)
+        teacher = fields("teacher", vocab_size, teacher_batch=2)
         assert teacher == ["teacher_batch", HEAD_CHUNK, "layer_by_layer", "cpu_offload"]
 
 
 def test_chunks_of_usual_size_are_cut_at_the_very_last_and_a_students_never():
-    assert walk_with_head("teacher", 50_304, teacher_batch=1) == ["layer_by_layer", "cpu_offload", HEAD_CHUNK]
-    fields = walk_with_head("student", 262_144, student_batch=1, gradient_accumulation=2, optimizer="adamw")
-    assert fields == ["gradient_checkpointing", "cpu_offload"]
+    assert fields("teacher", 50_304, teacher_batch=1) == ["layer_by_layer", "cpu_offload", HEAD_CHUNK]
+    student = fields("student", 262_144, student_batch=1, gradient_accumulation=2, optimizer="adamw")
+    assert student == ["gradient_checkpointing", "cpu_offload"]
 
 
-def test_a_chunk_is_quartered_and_stays_a_matrix():
-    assert head(262_144).quartered() == Step(((HEAD_CHUNK, 48, 12),))
-    assert head(50_304).quartered() == Step(((HEAD_CHUNK, 83, 20),))
-    assert head(262_144, 12).quartered() is None
-    assert not head(262_144, 12).is_large
-    assert not head(262_144, device="cuda").is_large
+@pytest.mark.parametrize(
+    ("vocab_size", "device", "steps"),
+    [(262_144, "cpu", [(48, 12)]), (50_304, "cpu", [(83, 20)]), (262_144, "cuda", [(128, 32), (32, 8)])],
+)
+def test_a_chunk_is_quartered_and_stays_a_matrix(vocab_size, device, steps):
+    job = score_job(vocab_size, device=device)
+    found = []
+    while (step := next_step(job)) is not None:
+        job = job.changed({name: new for name, _, new in step.changes})
+        found += [(old, new) for name, old, new in step.changes if name == HEAD_CHUNK]
+    assert found == steps
+
+
+def test_a_chunk_on_a_gpu_is_no_large_block():
+    step = next_step(score_job(262_144, device="cuda"))
+    assert step is not None
+    assert step.changes[0][0] == "layer_by_layer"
 
 
 @pytest.mark.parametrize("phase", ["prepare", "teacher", "student"])

@@ -10,10 +10,11 @@ from engine.config import RunConfig
 from engine.errors import CorruptState, FolderError, SettingsError
 from engine.planner.prediction import PhasePrediction, Plan
 from engine.run import Run
+from tests.jobs import complete, jobs
 
 
 def small_plan(**values: object) -> Plan:
-    settings = RunConfig.model_validate({"teacher": "t", "student": "s", "epochs": 1, "seed": 3, **values})
+    settings = complete(**{"seed": 3, **values})
     phase = PhasePrediction(peak_bytes=1, seconds=1.0, seconds_error=0.5, parts={}, ram_bytes=1)
     return Plan(
         settings=settings,
@@ -22,6 +23,7 @@ def small_plan(**values: object) -> Plan:
         disk_bytes=5,
         total_steps=None,
         misfit=None,
+        jobs=jobs(settings),
     )
 
 

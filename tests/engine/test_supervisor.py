@@ -18,8 +18,9 @@ from engine import hardware
 from engine import phase as phase_module
 from engine.channel.events import EventWriter, read_events
 from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, OutOfMemory, PhaseDied
+from engine.jobs import Job, ScoreJob
 from engine.machine import gpu_check, process_memory
-from engine.phase_environment import phase_environment
+from engine.phase_environment import environment_for
 from engine.phase_start import PhaseStarter
 from engine.phase_watch import Ending, PhaseWatch
 from engine.run import Run
@@ -38,10 +39,10 @@ def phase_that_ends_with(run: Run, monkeypatch: pytest.MonkeyPatch, codes: list[
     events = EventWriter(run.events_path)
     ends, counts = iter(codes), iter(kills)
 
-    def ends_with(phase: str) -> Ending:
+    def ends_with(job: Job) -> Ending:
         code = next(ends)
         if code == 0:
-            run.finish_phase(phase, {})
+            run.finish_phase(job.name, {})
         return Ending(code)
 
     monkeypatch.setattr(hardware, "killed_for_memory", lambda: next(counts))
@@ -53,8 +54,8 @@ def told(run: Run, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_phase_that_somebody_killed_goes_on_with_the_same_settings(run, monkeypatch):
-    seen = phase_that_ends_with(run, monkeypatch, [-9, -9, 0], [3, 3, 3, 3, 3])
-    seen.do("student")
+    walk = phase_that_ends_with(run, monkeypatch, [-9, -9, 0], [3, 3, 3, 3, 3])
+    walk.do("student")
     assert Run.open(run.path).settings.student_batch == 4
     assert [event["code"] for event in told(run, "log")] == ["killed", "killed"]
     assert told(run, "back_off") == []
@@ -63,23 +64,23 @@ def test_a_phase_that_somebody_killed_goes_on_with_the_same_settings(run, monkey
 @pytest.mark.parametrize("kills", [[3, 4, 4], [None, 4, 4]])
 def test_a_phase_that_the_kernel_killed_for_its_memory_gets_smaller_settings(run, monkeypatch, kills):
     # Where the kernel does not tell, lack of memory is the likelier reason.
-    seen = phase_that_ends_with(run, monkeypatch, [-9, 0], kills)
-    seen.do("student")
+    walk = phase_that_ends_with(run, monkeypatch, [-9, 0], kills)
+    walk.do("student")
     settings = Run.open(run.path).settings
     assert (settings.student_batch, settings.gradient_accumulation) == (2, 4)
     assert len(told(run, "back_off")) == 2
 
 
 def test_kills_without_end_are_taken_for_lack_of_memory(run, monkeypatch):
-    seen = phase_that_ends_with(run, monkeypatch, [-9, -9, -9, -9, 0], [3] * 20)
-    seen.do("student")
+    walk = phase_that_ends_with(run, monkeypatch, [-9, -9, -9, -9, 0], [3] * 20)
+    walk.do("student")
     assert Run.open(run.path).settings.student_batch == 2
 
 
 def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypatch):
-    seen = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 9, [3] * 20)
+    walk = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 9, [3] * 20)
     with pytest.raises(OutOfMemory, match="smallest possible settings"):
-        seen.do("student")
+        walk.do("student")
 
 
 @pytest.mark.parametrize(
@@ -90,17 +91,17 @@ def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypa
     ],
 )
 def test_c_code_that_ends_the_process_for_lack_of_memory_gets_smaller_settings(run, monkeypatch, words, code):
-    seen = phase_that_says(run, monkeypatch, iter([words, ""]), code)
-    seen.do("student")
+    walk = phase_that_says(run, monkeypatch, iter([words, ""]), code)
+    walk.do("student")
     assert Run.open(run.path).settings.student_batch == 2
     assert {event["reason"] for event in told(run, "back_off")} == {"out of memory"}
 
 
 def test_an_end_without_a_word_of_memory_is_no_lack_of_it(run, monkeypatch):
     run.log_path.write_text("an earlier phase: CUDA out of memory\n")
-    seen = phase_that_says(run, monkeypatch, iter(["Segmentation fault"]), 1)
+    walk = phase_that_says(run, monkeypatch, iter(["Segmentation fault"]), 1)
     with pytest.raises(PhaseDied, match="exit code 1"):
-        seen.do("student")
+        walk.do("student")
 
 
 def phase_that_says(run: Run, monkeypatch: pytest.MonkeyPatch, words: Iterator[str], code: int) -> Walk:
@@ -117,23 +118,23 @@ def phase_that_says(run: Run, monkeypatch: pytest.MonkeyPatch, words: Iterator[s
         return own(["sh", "-c", f"echo '{said}' >&2; {end if said else 'exit 0'}"], **how)
 
     monkeypatch.setattr(subprocess, "Popen", popen)
-    return Walk(run, events, control, PhaseWatch(run, events, control, PhaseStarter(run, events, control)).run_phase)
+    return Walk(run, events, control, PhaseWatch(run, events, control, PhaseStarter(run, events, control)).run_job)
 
 
-@pytest.mark.parametrize(("budget", "times"), [(4_096, 1), (2**40, 0), (None, 0)])
+@pytest.mark.parametrize(("budget", "times"), [(4_096, 1), (2**40, 0)])
 def test_a_phase_that_takes_more_than_its_budget_is_told_at_once_and_once(run, monkeypatch, budget, times):
-    run.info["settings"]["memory_budget"] = budget
-    seen = phase_that_says(run, monkeypatch, iter([""]), 0)
+    run.change({"memory_budget": budget})
+    walk = phase_that_says(run, monkeypatch, iter([""]), 0)
     monkeypatch.setattr(process_memory, "memory_of_tree", lambda pid: 8_192)
-    seen.do("student")
+    walk.do("student")
     found = [event for event in told(run, "log") if event["code"] == "over-budget"]
     assert len(found) == times
     assert all("8.0 KiB, more than its budget of 4.0 KiB" in event["message"] for event in found)
 
 
 def test_a_phase_that_has_ended_tells_what_it_spent(run, monkeypatch):
-    seen = phase_that_says(run, monkeypatch, iter([""]), 0)
-    seen.do("student")
+    walk = phase_that_says(run, monkeypatch, iter([""]), 0)
+    walk.do("student")
     (finished,) = told(run, "phase_finished")
     assert finished["minor_faults"] > 0
     assert 0 <= finished["user_seconds"] < finished["seconds"] + 1
@@ -144,10 +145,12 @@ def test_smaller_chunks_of_the_head_are_told_and_kept_in_the_run(tmp_path, monke
     from tests.tiny import tiny_model
 
     run = make_run(tmp_path / "run", teacher=str(tiny_model("llama")), teacher_batch=1, device="cpu")
-    seen = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 3 + [0], [3] * 20)
-    seen.do("teacher")
+    walk = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 3 + [0], [3] * 20)
+    walk.do("teacher")
     assert [event["field"] for event in told(run, "back_off")] == ["layer_by_layer", "cpu_offload", "head_chunk_tokens"]
-    assert Run.open(run.path).head_chunk_tokens == told(run, "back_off")[-1]["to"] == 64
+    job = Run.open(run.path).job("teacher")
+    assert isinstance(job, ScoreJob)
+    assert job.head_chunk_tokens == told(run, "back_off")[-1]["to"] == 64
 
 
 def test_control_lines_of_any_kind_are_answered_and_do_no_harm(run):
@@ -167,12 +170,12 @@ PHASE = """
 import sys, torch
 from engine import phase
 from engine.errors import ModelError, TokensDamaged
-def fail(run, channel):
+def fail(run, job, channel):
     try:
         raise {first}
     except Exception as error:
         raise {then}
-phase._body = lambda name: fail
+phase._body = lambda job: fail
 sys.exit(phase.main(["student", sys.argv[1], str(__import__("os").getppid())]))
 """
 
@@ -198,7 +201,7 @@ BUSY = """
 import sys, time
 from engine import phase
 phase._ORPHAN_SECONDS = 0.5
-phase._body = lambda name: lambda run, channel: time.sleep(600)
+phase._body = lambda job: lambda run, job, channel: time.sleep(600)
 phase.main(["prepare", sys.argv[1], sys.argv[2]])
 """
 SUPERVISOR = """
@@ -253,31 +256,29 @@ def test_the_kernels_count_of_kills_for_memory(tmp_path):
 
 
 def test_a_phase_counts_gpus_as_the_plan_does(run: Run) -> None:
-    assert phase_environment(run)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert environment_for(run.job("teacher"))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_a_phase_sees_the_gpu_of_the_plan_alone(tmp_path, monkeypatch):
     gpus = tuple(hardware.Gpu(n, "RTX", 2**32, 2**31, "580", "8.6", uuid=f"GPU-{n}") for n in range(2))
     monkeypatch.setattr(gpu_check, "find_gpus", lambda: (gpus, ""))
     run = make_run(tmp_path / "run", device="cuda:1")
-    assert phase_environment(run)["CUDA_VISIBLE_DEVICES"] == "GPU-1"
-    assert phase_environment(run)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert environment_for(run.job("teacher"))["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert environment_for(run.job("teacher"))["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")  # the user's own choice
-    assert "PYTORCH_ALLOC_CONF" not in phase_environment(run)
+    assert "PYTORCH_ALLOC_CONF" not in environment_for(run.job("teacher"))
     monkeypatch.setattr(gpu_check, "find_gpus", lambda: ((replace(gpus[0], uuid="cuda:0"),), ""))
-    assert "CUDA_VISIBLE_DEVICES" not in phase_environment(make_run(tmp_path / "other", device="cuda:0"))
+    assert "CUDA_VISIBLE_DEVICES" not in environment_for(make_run(tmp_path / "other", device="cuda:0").job("teacher"))
 
 
-def test_a_teacher_that_overflows_in_the_planners_fp16_begins_again_in_fp32(run, monkeypatch):
-    run.info["settings"]["precision"] = "fp16"
-    run.info["asked"].pop("precision", None)
-    run.save()
+def test_a_teacher_that_overflows_in_the_planners_fp16_begins_again_in_fp32(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", precision="fp16")
     run.cache_path.mkdir()
     (run.cache_path / "manifest.json").write_text("{}")
     error, events = BadNumbers("NaN", "", ""), EventWriter(run.events_path)
-    assert phase_module._say(error, "teacher", run, events) == EXIT_OVERFLOWED
-    seen = phase_that_ends_with(run, monkeypatch, [EXIT_OVERFLOWED, 0], [3, 3, 3])
-    seen.do("teacher")
+    assert phase_module._say(error, run.job("teacher"), run, events) == EXIT_OVERFLOWED
+    walk = phase_that_ends_with(run, monkeypatch, [EXIT_OVERFLOWED, 0], [3, 3, 3])
+    walk.do("teacher")
     assert Run.open(run.path).settings.precision == "fp32"
     assert not run.cache_path.exists(), "its records are of another format"
     (change,) = told(run, "back_off")
@@ -287,10 +288,9 @@ def test_a_teacher_that_overflows_in_the_planners_fp16_begins_again_in_fp32(run,
 @pytest.mark.parametrize(
     ("phase", "precision", "asked"), [("teacher", "fp16", True), ("teacher", "fp32", False), ("student", "fp16", False)]
 )
-def test_numbers_that_are_bad_in_a_format_that_stays_end_the_run(run, phase, precision, asked):
-    run.info["settings"]["precision"] = precision
-    run.info["asked"].pop("precision", None)
+def test_numbers_that_are_bad_in_a_format_that_stays_end_the_run(tmp_path, phase, precision, asked):
+    run = make_run(tmp_path / "run", precision=precision)
     if asked:
         run.info["asked"]["precision"] = precision
     error = BadNumbers("NaN", "", "")
-    assert phase_module._say(error, phase, run, EventWriter(run.events_path)) == BadNumbers.exit_code
+    assert phase_module._say(error, run.job(phase), run, EventWriter(run.events_path)) == BadNumbers.exit_code

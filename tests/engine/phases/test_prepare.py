@@ -12,11 +12,11 @@ import pytest
 
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
-from engine.config import RunConfig
 from engine.errors import FolderError, ModelError, SettingsError, TokenizerMismatch
 from engine.models.spec import read_spec
 from engine.phases.prepare import check_end, check_named_layers
 from tests.engine.models.architectures import tiny_architecture
+from tests.jobs import prepare_job
 from tests.tiny import tiny_model
 
 
@@ -83,8 +83,7 @@ def test_a_place_where_no_folder_can_be_is_found(folder: Path, events: EventWrit
 
 
 def _named(teacher: Path, layers: object, student: str = "from-teacher") -> None:
-    settings = RunConfig.parse({"teacher": str(teacher), "student": student, "student_layers": layers})
-    check_named_layers(read_spec(teacher), settings)
+    check_named_layers(read_spec(teacher), prepare_job(teacher=str(teacher), student=student, student_layers=layers))
 
 
 @pytest.mark.parametrize("name", ["diffllama", "zamba2", "gemma3n"])
@@ -102,4 +101,4 @@ def test_named_layers_that_are_no_model_are_refused_in_words(name: str) -> None:
 
 def test_named_layers_that_are_a_model_pass() -> None:
     _named(tiny_model("llama"), "0,2,3")
-    _named(tiny_model("llama"), None)
+    _named(tiny_model("llama"), 3)

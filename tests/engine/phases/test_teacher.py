@@ -10,14 +10,16 @@ from engine.channel.events import EventWriter
 from engine.errors import CacheMismatch
 from engine.phases.teacher import open_store
 from engine.run import Run
+from tests.jobs import score_job
 from tests.tiny import VOCAB_SIZE, tiny_model
 
 
 def opened(folder: Path, **settings: Any) -> Path:
     """Where a run's records lie, once it has opened them for writing."""
     folder.mkdir(exist_ok=True)
-    run = Run(folder, {"settings": {"teacher": str(tiny_model("llama")), "precision": "fp32", **settings}})
-    with open_store(run, run.settings, VOCAB_SIZE, Channel(EventWriter(run.events_path)), writable=True) as store:
+    job = score_job(teacher=str(tiny_model("llama")), **settings)
+    run = Run(folder, {"settings": {"teacher": job.teacher, **settings}})
+    with open_store(run, job, VOCAB_SIZE, Channel(EventWriter(run.events_path)), writable=True) as store:
         return store.path
 
 

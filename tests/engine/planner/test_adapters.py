@@ -21,6 +21,7 @@ from engine.planner.shape import LinearShape, ModelShape
 from engine.student.adapter import LowRankAdapter
 from tests.engine.models.test_quantised import LAYOUTS, quantised
 from tests.engine.planner.machines import RATES, computer
+from tests.jobs import prepare_job
 from tests.tiny import tiny_model
 
 GIB = 2**30
@@ -139,20 +140,21 @@ def test_the_linear_layer_of_one_decoder_layer_can_be_named(architecture: str, t
     shape = describe(str(folder))
     config = RunConfig(lora_rank=4, lora_targets=targets, student=str(folder))
     check_adapter(config, shape)
-    check_linears(read_spec(folder), config)
-    named = targets_of(config)
+    check_linears(read_spec(folder), prepare_job(lora_rank=4, lora_targets=targets, student=str(folder)))
+    named = targets_of(config.lora_targets)
     assert [linear.share for linear in shape.adapted(named)] == [share] * (1 if named else 7)
     model = load_causal_lm(folder, dtype=torch.float32)
-    adapter = LowRankAdapter(model, adapter_shape(config), device=torch.device("cpu"), seed=0)
+    adapter = LowRankAdapter(model, adapter_shape(4, None, config.lora_targets), device=torch.device("cpu"), seed=0)
     assert shape.adapter_parameters(4, named) == adapter.num_parameters
 
 
 def test_of_a_cut_student_the_layers_that_stay_can_be_named() -> None:
     teacher = read_spec(tiny_model("llama"))
-    asked = RunConfig(lora_rank=4, student="from-teacher", student_layers="0,3", lora_targets="layers.1.mlp.down_proj")
+    layers = {"student": "from-teacher", "student_layers": "0,3"}
+    asked = prepare_job(lora_rank=4, lora_targets="layers.1.mlp.down_proj", **layers)
     check_linears(teacher, asked)
     with pytest.raises(SettingsError, match="no linear layer"):
-        check_linears(teacher, asked.model_copy(update={"lora_targets": "layers.3.mlp.down_proj"}))
+        check_linears(teacher, asked.changed({"lora_targets": "layers.3.mlp.down_proj"}))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
