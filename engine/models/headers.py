@@ -72,6 +72,7 @@ class TensorInfo:
         decoder: makes the numbers of the bytes; None where they are of ``dtype``. With a decoder, ``dtype`` is the
             float format that the numbers are written in when they are written anew.
         made_of: other tensors that its numbers are made of, beside its own bytes.
+        stored_as: the file's own word for ``dtype``, where that is another (F16 in GGUF).
     """
 
     shape: tuple[int, ...]
@@ -81,6 +82,7 @@ class TensorInfo:
     offset: int
     decoder: Decoder | None = None
     made_of: tuple[TensorInfo, ...] = ()
+    stored_as: str = ""
 
     @property
     def numel(self) -> int:

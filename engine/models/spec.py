@@ -177,7 +177,7 @@ def fingerprint(spec: ModelSpec) -> str:
                     os.close(descriptor)
                     descriptor = -1
                 file, descriptor = tensor.file, os.open(tensor.file, os.O_RDONLY | os.O_CLOEXEC)
-            stored = tensor.dtype if tensor.decoder is None else tensor.decoder.name
+            stored = (tensor.stored_as or tensor.dtype) if tensor.decoder is None else tensor.decoder.name
             digest.update(f"{name} {tensor.shape} {stored}".encode())
             for place in (0, tensor.nbytes // 2, max(0, tensor.nbytes - 256)):
                 length = min(256, tensor.nbytes - place)

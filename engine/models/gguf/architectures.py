@@ -348,12 +348,14 @@ def _read_gemma(facts: Facts, model_type: str, usual_window: int) -> dict[str, A
         window = facts.count("attention.sliding_window")
     elif model_type == "gemma3_text":  # llama.cpp then computes no layer of it with a window
         slides = [False] * len(slides)
-    return {
+    found = {
         **config,
         "query_pre_attn_scalar": divided_by({**config, "model_type": model_type}),
         "sliding_window": window,
-        "layer_types": ["sliding_attention" if each else "full_attention" for each in slides],
     }
+    if slides == windows(model_type, len(slides)):  # transformers' order, too
+        return found
+    return {**found, "layer_types": ["sliding_attention" if each else "full_attention" for each in slides]}
 
 
 def _read_gemma1(facts: Facts) -> dict[str, Any]:
@@ -375,6 +377,7 @@ def _read_gemma3(facts: Facts) -> dict[str, Any]:
         **read_rope(facts),
         "rope_theta": facts.number("rope.freq_base", 1_000_000.0),
         "rope_local_base_freq": facts.number("rope.freq_base_swa", 10_000.0),
+        "sliding_window_pattern": 6,
         **({"final_logit_softcapping": capped} if capped else {}),
     }
 

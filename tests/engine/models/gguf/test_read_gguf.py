@@ -113,6 +113,16 @@ def test_any_range_of_a_tensor_is_that_range_of_the_whole(tmp_path: Path) -> Non
         checkpoint.close()
 
 
+def test_plain_numbers_are_read_as_those_of_safetensors_and_known_by_the_files_own_word(tmp_path: Path) -> None:
+    _, file = gguf_of("llama", tmp_path)
+    tensors = read_spec(file).tensors
+    plain = {name: info.stored_as for name, info in tensors.items() if info.decoder is None}
+    assert plain["model.layers.0.mlp.up_proj.weight"] == plain["model.embed_tokens.weight"] == "F16"
+    assert plain["model.norm.weight"] == "F32"
+    moved = {name.split(".")[-2] for name in tensors.keys() - plain.keys()}
+    assert moved == {"q_proj", "k_proj"}
+
+
 def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     _, file = gguf_of("llama", tmp_path)
     (tmp_path / "elsewhere").mkdir()
