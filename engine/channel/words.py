@@ -112,8 +112,10 @@ def _checkpoint(event: Event) -> str:
 
 
 def _evaluation(event: Event) -> str:
-    if (share := number(event.get("gap_closed"))) is not None:
-        return f"gap to the teacher closed: {format_percent(share)}"
+    if "gap_closed" in event:
+        share = number(event["gap_closed"])
+        none = "none to close, the loss was at the teacher's or below it at the beginning"
+        return f"gap to the teacher: {none}" if share is None else f"gap to the teacher closed: {format_percent(share)}"
     which, loss = text(event.get("which")).replace("_", " "), format_number(number(event.get("holdout_loss")))
     parts = [f"hold-out, {which}: loss {loss}"]
     if (perplexity := number(event.get("perplexity"))) is not None:

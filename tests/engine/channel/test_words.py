@@ -21,6 +21,10 @@ from engine.channel.words import headline_of, log_line
             "hold-out, student before: loss 2.900, perplexity 18.50",
         ),
         ({"kind": "evaluation", "which": "result", "gap_closed": 0.64}, "gap to the teacher closed: 64 %"),
+        (
+            {"kind": "evaluation", "which": "result", "gap_closed": None},
+            "gap to the teacher: none to close, the loss was at the teacher's or below it at the beginning",
+        ),
         ({"kind": "control", "command": "stop", "by": "me", "accepted": False}, "stop requested by me (refused)"),
         ({"kind": "error", "what": "No room.", "why": "", "todo": "Free some."}, "No room. Free some."),
         (
