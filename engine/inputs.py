@@ -35,8 +35,15 @@ def identity_of(name: str, value: str, *, trust_remote_code: bool = False) -> di
     path = Path(value).expanduser()
     if name == "data":
         return {"content": _content(path)} if path.exists() else None
-    if not path.exists():
-        return None
+    return identity_of_model(path, trust_remote_code=trust_remote_code) if path.exists() else None
+
+
+def identity_of_model(path: Path, *, trust_remote_code: bool = False) -> dict[str, str]:
+    """Return the fingerprint of a model's folder: weights, tokenizer and chat template.
+
+    Raises:
+        ModelError: there is no such model.
+    """
     spec = read_spec(path, trust_remote_code=trust_remote_code)
     vocabulary = read_vocabulary(spec.path)
     return {

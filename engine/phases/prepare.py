@@ -11,7 +11,7 @@ from engine.data.passes import PrepareSettings
 from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.errors import Problem, SettingsError, TokenizerMismatch
-from engine.inputs import INPUTS, identity_of
+from engine.inputs import INPUTS, identity_of, identity_of_model
 from engine.jobs import Job, PrepareJob
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
@@ -187,5 +187,5 @@ def run_prepare(run: Run, job: PrepareJob, channel: Channel) -> None:
         channel.log("warning", little, "little-text")
     named = {name: str(getattr(job, name)) for name in INPUTS}
     inputs = {name: identity_of(name, value, trust_remote_code=job.trust_remote_code) for name, value in named.items()}
-    inputs["teacher"] = identity_of("teacher", str(teacher.path), trust_remote_code=job.trust_remote_code)
+    inputs["teacher"] = identity_of_model(teacher.path, trust_remote_code=job.trust_remote_code)
     run.finish_phase("prepare", {"data": {"source": job.data, **asdict(result)}, "inputs": inputs})

@@ -23,7 +23,7 @@ from engine.data.tokens import SPLITS, TokenFile
 from engine.disk.file_lock import no_locks
 from engine.disk.files import make_folder, write_atomic
 from engine.errors import CacheMismatch
-from engine.inputs import identity_of
+from engine.inputs import identity_of_model
 from engine.jobs import RecordsJob, ScoreJob
 from engine.machine.gpu_check import gpu_of
 from engine.models.spec import ModelSpec, fingerprint
@@ -53,8 +53,7 @@ def cache_identity(run: Run, job: RecordsJob, vocab_size: int) -> CacheIdentity:
     """
     teacher = ((run.result("prepare") or {}).get("inputs") or {}).get("teacher")
     if teacher is None:
-        teacher = identity_of("teacher", str(teacher_spec(job).path), trust_remote_code=job.trust_remote_code)
-    assert teacher is not None, "a teacher's folder is there"
+        teacher = identity_of_model(teacher_spec(job).path, trust_remote_code=job.trust_remote_code)
     return CacheIdentity(
         teacher=teacher["weights"],
         tokenizer=teacher["tokenizer"],
