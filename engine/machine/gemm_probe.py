@@ -11,21 +11,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from engine.machine.layer_probe import layer_work
-from engine.machine.probed_layer import LENGTH, OPERATIONS_PER_LAYER, ROWS, WIDTHS, inner_size, numbers_moved, products
+from engine.machine.probed_layer import (
+    LENGTH,
+    OPERATIONS_PER_LAYER,
+    ROWS,
+    UNDISTURBED_SHARE,
+    WIDTHS,
+    inner_size,
+    numbers_moved,
+    products,
+)
 from engine.machine.torch_device import host_bytes, kind_of, synchronize
 
 # Rows, inner and outer size of the products: a layer of a small model, and one of a big one.
 _SHAPES = {"small": (512, 256, 1024), "large": (512, 1024, 4096)}
 _SECONDS_EACH, _FEWEST_CALLS = 0.06, 3
+# Of the processor time of all threads, what these products and layers get where nothing else runs.
+_QUIET_SHARE = 0.87
 # A GPU is not filled by what fills a CPU core.
 _ROWS_ON_A_GPU = 8
 _DISK_BYTES = 96 * 2**20
@@ -39,94 +52,143 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
+    print(json.dumps(_measured(torch.device(arguments.device), arguments.threads, arguments.folder)))  # noqa: T201
+
+
+def _measured(device: torch.device, threads: int, folder: Path) -> dict[str, float]:
+    clock = _Clock(device, threads)
     found: dict[str, float] = {}
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     formats = {name: dtypes[name] for name in ("fp32", *kind_of(device).formats)}
-    began, used = time.perf_counter(), time.process_time()
-    for size, shape in _SHAPES.items():
-        for name, dtype in formats.items():
-            found[f"{name}_{size}"] = _gemm_flops_per_second(shape, dtype, device)
+    best = {
+        f"{name}_{size}": (shape, clock.best(_product(shape, dtype, device)))
+        for size, shape in _SHAPES.items()
+        for name, dtype in formats.items()
+    }
     if kind_of(device).is_host:
-        wall = (time.perf_counter() - began) * arguments.threads
-        found["processor_share"] = (time.process_time() - used) / wall
-    found["memory_bytes_per_second"] = _memory_bytes_per_second(device)
-    found["seconds_per_operation"] = _seconds_per_operation(device)
+        found["processor_share"] = clock.share
+    clock.is_disturbed = clock.share < UNDISTURBED_SHARE
+    found |= {name: _flops(shape, device) / clock.seconds(one) for name, (shape, one) in best.items()}
+    found["memory_bytes_per_second"] = _memory_bytes_per_second(clock)
+    found["seconds_per_operation"] = _seconds_per_operation(clock)
     for size, hidden in WIDTHS.items():
         for name, dtype in formats.items():
-            found |= _layer(f"{name}_{size}", hidden, dtype, device, found)
+            found |= _layer(f"{name}_{size}", hidden, dtype, clock, found)
     if not kind_of(device).shares_main_memory:
-        found["copy_bytes_per_second"] = _copy_bytes_per_second(device)
-    found |= _disk(arguments.folder)
-    print(json.dumps(found))  # noqa: T201 - this is the result
+        found["copy_bytes_per_second"] = _copy_bytes_per_second(clock)
+    return found | _disk(folder)
 
 
-def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call: the best of as many as fit into the time, for anything slower was disturbed."""
-    work()  # warm-up: code paths are chosen and scratch memory is taken once
-    best, calls, end = float("inf"), 0, time.perf_counter() + _SECONDS_EACH
-    while calls < _FEWEST_CALLS or time.perf_counter() < end:
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        best, calls = min(best, time.perf_counter() - start), calls + 1
-    return best
+class _Best(NamedTuple):
+    """The shortest of some calls, in seconds on the clock and in seconds of all processors."""
+
+    wall: float
+    processor: float
 
 
-def _gemm_flops_per_second(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
+class _Clock:
+    """Times work on a device.
+
+    While other programs take turns with the threads, the time on the clock says little about the machine. The time that
+    the threads themselves took is then divided by what they get on a quiet machine.
+
+    Attributes:
+        is_disturbed: whether other programs take much of the processor.
+    """
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.device = device
+        self.is_disturbed = False
+        self._threads = threads
+        self._began, self._used = time.perf_counter(), time.process_time()
+
+    @property
+    def share(self) -> float:
+        """Of the processor time of all threads since this was made, what this process got; 1 beside a device."""
+        if not kind_of(self.device).is_host:
+            return 1.0
+        wall = (time.perf_counter() - self._began) * self._threads
+        return (time.process_time() - self._used) / wall
+
+    def best(self, work: Callable[[], object]) -> _Best:
+        """Time one call: the best of as many as fit into the time, for anything slower was disturbed."""
+        work()  # warm-up: code paths are chosen and scratch memory is taken once
+        best, calls, end = _Best(math.inf, math.inf), 0, time.perf_counter() + _SECONDS_EACH
+        while calls < _FEWEST_CALLS or time.perf_counter() < end:
+            start, used = time.perf_counter(), time.process_time()
+            work()
+            synchronize(self.device)
+            wall, processor = time.perf_counter() - start, time.process_time() - used
+            best, calls = _Best(min(best.wall, wall), min(best.processor, processor)), calls + 1
+        return best
+
+    def seconds(self, best: _Best) -> float:
+        """Seconds that work of all threads takes on a quiet machine."""
+        if not self.is_disturbed:
+            return best.wall
+        return min(best.wall, best.processor / (self._threads * _QUIET_SHARE))
+
+
+def _rows_of(device: torch.device, rows: int) -> int:
+    return rows if kind_of(device).is_host else rows * _ROWS_ON_A_GPU
+
+
+def _flops(shape: tuple[int, int, int], device: torch.device) -> float:
     rows, inner, outer = shape
-    if not kind_of(device).is_host:
-        rows *= _ROWS_ON_A_GPU
-    left = torch.randn(rows, inner, device=device).to(dtype)
+    return 2.0 * _rows_of(device, rows) * inner * outer
+
+
+def _product(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    rows, inner, outer = shape
+    left = torch.randn(_rows_of(device, rows), inner, device=device).to(dtype)
     right = torch.randn(outer, inner, device=device).to(dtype)
     # As a linear layer does it: the weight is [out, in].
-    return 2.0 * rows * inner * outer / _best_seconds(lambda: torch.nn.functional.linear(left, right), device)
+    return lambda: torch.nn.functional.linear(left, right)
 
 
-def _layer(
-    name: str, hidden: int, dtype: torch.dtype, device: torch.device, found: dict[str, float]
-) -> dict[str, float]:
+def _layer(name: str, hidden: int, dtype: torch.dtype, clock: _Clock, found: dict[str, float]) -> dict[str, float]:
     """Seconds for each number that a layer moves, forward and in a training step: the time that is no product's."""
-    rows = ROWS if kind_of(device).is_host else ROWS * _ROWS_ON_A_GPU
-    work = layer_work(hidden, rows, dtype, device)
+    rows = _rows_of(clock.device, ROWS)
+    work = layer_work(hidden, rows, dtype, clock.device)
     moved = rows * LENGTH * numbers_moved(hidden, inner_size(hidden))
     known = rows * LENGTH * products(hidden) / found[name] + OPERATIONS_PER_LAYER * found["seconds_per_operation"]
     # Never less than memory allows: the best of some repetitions was a little quicker than the best product.
     least = 4 / found["memory_bytes_per_second"]
     passes = {"forward": (work.forward, 1), "learn": (work.learn, 3)}
     return {
-        f"moving_{kind}_{name}": max(least, (_best_seconds(run, device) - count * known) / (count * moved))
+        f"moving_{kind}_{name}": max(least, (clock.seconds(clock.best(run)) - count * known) / (count * moved))
         for kind, (run, count) in passes.items()
     }
 
 
-def _memory_bytes_per_second(device: torch.device) -> float:
+def _memory_bytes_per_second(clock: _Clock) -> float:
+    device = clock.device
     block = torch.zeros(8 * 2**20, device=device)  # 32 MiB: more than the caches hold
     target = torch.empty_like(block)
-    return 2.0 * block.numel() * 4 / _best_seconds(lambda: torch.add(block, 1.0, out=target), device)
+    return 2.0 * block.numel() * 4 / clock.seconds(clock.best(lambda: torch.add(block, 1.0, out=target)))
 
 
-def _copy_bytes_per_second(device: torch.device) -> float:
+def _copy_bytes_per_second(clock: _Clock) -> float:
     """From pinned main memory to the device and back."""
-    here = host_bytes(32 * 2**20, pinned=kind_of(device).can_pin)
-    there = here.to(device)
+    here = host_bytes(32 * 2**20, pinned=kind_of(clock.device).can_pin)
+    there = here.to(clock.device)
 
     def to_and_fro() -> None:
         there.copy_(here, non_blocking=True)
         here.copy_(there, non_blocking=True)
 
-    return 2.0 * here.numel() / _best_seconds(to_and_fro, device)
+    return 2.0 * here.numel() / clock.best(to_and_fro).wall
 
 
-def _seconds_per_operation(device: torch.device) -> float:
+def _seconds_per_operation(clock: _Clock) -> float:
     """Measure the cost of an operation with almost no work."""
-    tiny = torch.zeros(64, device=device)
+    tiny = torch.zeros(64, device=clock.device)
 
     def hundred() -> None:
         for _ in range(100):
             tiny.add(1.0)
 
-    return _best_seconds(hundred, device) / 100
+    return clock.best(hundred).wall / 100
 
 
 def _disk(folder: Path) -> dict[str, float]:

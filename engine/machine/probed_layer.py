@@ -9,6 +9,10 @@ WIDTHS = {"small": 256, "large": 1024}
 OPERATIONS_PER_LAYER = 45
 """Operations that a layer starts in a forward pass."""
 
+UNDISTURBED_SHARE = 0.75
+"""Of the processor time of all threads, what products get on a quiet machine; with one other busy program per core they
+get half."""
+
 # Numbers that the elementwise operations of a layer read and write for each number of a hidden state, and for each of
 # the inner part.
 _OVER_HIDDEN, _OVER_INNER = 24, 8

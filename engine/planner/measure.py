@@ -23,13 +23,11 @@ from engine.errors import DiskFull
 from engine.machine.compute import compute_environment
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, torch_version
+from engine.machine.probed_layer import UNDISTURBED_SHARE
 
 _FORMAT = 3
 _MOVING = "moving_"
 _TIMEOUT_SECONDS = 60
-# Of the processor time of all threads that the products get on a quiet machine; with one other busy program per core
-# they get half.
-_UNDISTURBED_SHARE = 0.75
 # Until then two runs with the same settings have the same plan, on a busy machine too.
 _DISTURBED_FOR_SECONDS = 3600.0
 
@@ -131,7 +129,7 @@ def kept_at(device: str, threads: int) -> Path:
 
 def _was_disturbed(found: dict[str, float]) -> bool:
     """Whether other programs took so much of the processor that the rates say little about the machine."""
-    return found.get("processor_share", 1.0) < _UNDISTURBED_SHARE
+    return found.get("processor_share", 1.0) < UNDISTURBED_SHARE
 
 
 def _gpu(device: str) -> hardware.Gpu | None:
