@@ -36,7 +36,8 @@ from engine.machine.torch_device import host_bytes, kind_of, synchronize
 
 # Rows, inner and outer size of the products: a layer of a small model, and one of a big one.
 _SHAPES = {"small": (512, 256, 1024), "large": (512, 1024, 4096)}
-_SECONDS_EACH, _FEWEST_CALLS = 0.06, 3
+# As many calls as fit into the first time, and at least three where these fit into the second.
+_SECONDS_EACH, _FEWEST_CALLS, _MOST_SECONDS = 0.06, 3, 1.0
 # Of the processor time of all threads, what these products and layers get where nothing else runs.
 _QUIET_SHARE = 0.87
 # A GPU is not filled by what fills a CPU core.
@@ -73,6 +74,8 @@ def _measured(device: torch.device, threads: int, folder: Path) -> dict[str, flo
     found["seconds_per_operation"] = _seconds_per_operation(clock)
     for size, hidden in WIDTHS.items():
         for name, dtype in formats.items():
+            if found[f"{name}_{size}"] < found[f"fp32_{size}"]:
+                continue  # slower than fp32: it is not chosen, and a layer may take seconds
             found |= _layer(f"{name}_{size}", hidden, dtype, clock, found)
     if not kind_of(device).shares_main_memory:
         found["copy_bytes_per_second"] = _copy_bytes_per_second(clock)
@@ -113,8 +116,8 @@ class _Clock:
     def best(self, work: Callable[[], object]) -> _Best:
         """Time one call: the best of as many as fit into the time, for anything slower was disturbed."""
         work()  # warm-up: code paths are chosen and scratch memory is taken once
-        best, calls, end = _Best(math.inf, math.inf), 0, time.perf_counter() + _SECONDS_EACH
-        while calls < _FEWEST_CALLS or time.perf_counter() < end:
+        best, calls, began = _Best(math.inf, math.inf), 0, time.perf_counter()
+        while not calls or time.perf_counter() - began < (_SECONDS_EACH if calls >= _FEWEST_CALLS else _MOST_SECONDS):
             start, used = time.perf_counter(), time.process_time()
             work()
             synchronize(self.device)

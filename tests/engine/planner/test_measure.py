@@ -30,6 +30,7 @@ def test_rates_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Monke
         for work in ("forward", "learn")
         for precision in ("fp32", "bf16")
         for size in ("small", "large")
+        if found.gemm_flops[f"{precision}_{size}"] >= found.gemm_flops[f"fp32_{size}"]
     } <= found.moving_seconds.keys()
     assert all(1e-13 < seconds < 1e-5 for seconds in found.moving_seconds.values())
     assert len(list(cache.glob("machine-*.json"))) == 1
