@@ -12,7 +12,7 @@ from engine.planner.timing import pass_seconds_per_token
 
 # Half precision costs digits of the teacher's distribution: its products must be clearly faster, and so must a token of
 # teacher and student together. Between the products numbers are converted, which is all that narrow models do.
-_WORTH_IT, _WORTH_IT_IN_ALL = 1.5, 1.4
+_WORTH_IT = 1.5
 # Tokens and row length of the passes that are compared.
 _MICRO_BATCH, _LENGTH = 1024, 128
 # If no other format fits it may be this much slower.
@@ -52,7 +52,7 @@ def precision_for(
         return "fp32", figures
     ratio = _seconds_per_token(models, "bf16", rates) / _seconds_per_token(models, "fp32", rates)
     figures += f"; with what lies between the products, these models would take {ratio:.2f} of the time"
-    if ratio * _WORTH_IT_IN_ALL > 1:
+    if ratio * _WORTH_IT > 1:
         return "fp32", figures
     return "bf16", f"{figures}: worth its rounding"
 

@@ -22,7 +22,7 @@ from engine.cache.store import CacheIdentity, CacheStore
 from engine.data.tokens import SPLITS, TokenFile, TokenFileWriter
 from engine.models.derive import derive_student
 from engine.models.load import load_causal_lm
-from engine.run import Run
+from engine.run import FORMAT, Run
 from engine.student.checkpoint import Checkpoints
 from engine.student.export import export_student
 from engine.student.trainable import WholeModel
@@ -150,7 +150,7 @@ def _check_tokens(folder: Path, done: int) -> None:
 
 
 def _run_info(number: int) -> dict[str, Any]:
-    return {"format": 1, "settings": {"seed": 3}, "number": number, "text": "x" * 100 * number}
+    return {"format": FORMAT, "jobs": [], "settings": {"seed": 3}, "number": number, "text": "x" * 100 * number}
 
 
 def _begin_run(folder: Path) -> None:

@@ -355,10 +355,10 @@ def test_precision_follows_what_was_measured(text: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "times_as_fast", "nanoseconds", "expected"),
     [
-        (512, 1.6, (0.01, 0.01), "bf16"),
+        (512, 2.0, (0.01, 0.01), "bf16"),
         (512, 1.4, (0.01, 0.01), "fp32"),
-        (256, 2.6, (0.3, 0.3), "bf16"),
-        (256, 2.6, (0.3, 0.9), "fp32"),
+        (256, 4.0, (0.3, 0.3), "bf16"),
+        (256, 4.0, (0.3, 0.9), "fp32"),
         (64, 5.0, (0.3, 0.9), "fp32"),
     ],
 )
