@@ -1,41 +1,35 @@
 """plan(): from a request to all settings with reasons and predictions.
 
 It reads config.json, safetensors headers and the size of the text, and starts nothing. The pieces are elsewhere: the
-models in models.py, amounts in workload.py, bytes in footprint.py, seconds in timing.py, the search in recommend.py,
-the sentences in reasons.py.
+machine in place.py, the models in models.py, amounts in workload.py, bytes in footprint.py, seconds in timing.py, the
+search in recommend.py, the sentences in reasons.py.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from engine import hardware as machine_hardware
 from engine.config import RunConfig
 from engine.errors import DoesNotFit, Problem, SettingsError
 from engine.format import format_bytes
 from engine.hardware import Hardware
 from engine.jobs import jobs_of
-from engine.machine.gpu_check import checked, torch_version
 from engine.planner import disk, misfit, reasons, timing, workload
 from engine.planner.adapters import RATE_FACTOR, check_adapter
-from engine.planner.budget import Budget, budget_for
 from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
-from engine.planner.live_runs import live_runs
-from engine.planner.measure import MachineRates, machine_rates
+from engine.planner.measure import MachineRates
 from engine.planner.models import FROM_TEACHER, Models, models_for
 from engine.planner.packing import packing_for
+from engine.planner.place import Place
 from engine.planner.precision import precision_for, smaller_precision
 from engine.planner.prediction import Choice, PhasePrediction, Plan
 from engine.planner.recommend import Proposal, Question, recommend
-from engine.planner.run_folder import folder_for
 from engine.planner.sharding import check_sharding
 from engine.planner.sizes import head_chunk_tokens
-from engine.planner.text import count_tokens
+from engine.planner.text import Amount, count_tokens
 from engine.planner.workload import Text
-from engine.ranks import threads_each
-from engine.runs import announced_runs, default_runs_path
 
 # Work of engine.teacher.depth, in tokens through the whole teacher: seven passes of 1,024 tokens for the layers'
 # influence, and one for each cut that is compared or shown, most of them with half of the layers.
@@ -64,91 +58,129 @@ def plan(
         RequestError: a model is missing or cannot be used, or a setting contradicts the models.
         DoesNotFit: with the nearest setting that fits.
     """
-    wished = _with_demo(config)
-    folder, folder_reason = folder_for(wished)
-    if hardware is None:
-        hardware = machine_hardware.detect(folder)
-    if wished.device != "cpu":
-        hardware = checked(hardware)
-    budget = budget_for(wished, hardware, live_runs(default_runs_path(), announced_runs()), torch_version())
-    threads = wished.threads or hardware.cores
-    _check_processes(wished, budget)
-    given_rates = machine
-    if machine is None or machine.device != budget.device:
-        machine = machine_rates(device=budget.device, threads=threads_each(threads, wished.processes))
-    if wished.processes > 1:
-        whole = given_rates or machine_rates(device=budget.device, threads=threads)
-        machine = machine.shared(wished.processes, threads, whole.memory_bytes_per_second)
-    models = models_for(wished, budget)
-    check_adapter(wished, models.shape_after_cut(wished))
-    packing, packing_reason = packing_for(wished, models.student_shape)
-    wished = wished.model_copy(update={"packing": packing})
-    check_sharding(wished, models.student_shape)
-    data = wished.data or DEFAULT_DATA
-    amount = count_tokens(data, wished, models.teacher, models.teacher_shape.vocab_size)
-    text = Text(amount.tokens, wished.holdout, wished.samples, amount.lengths)
-    precision, precision_reason = precision_for(wished, budget, hardware, machine, models)
-    question = Question(
-        config=wished,
-        teacher=models.teacher_shape,
-        student=models.student_shape,
-        cut=models.cut,
-        text=text,
-        budget=_of_each(budget, wished.processes),
-        rates=machine,
-        precision=precision,
-    )
-    _check_length(question)
-    answer = recommend(question)
-    smaller = None if answer.fits else smaller_precision(wished, precision, budget, hardware, machine)
-    if smaller is not None:
-        in_half = replace(question, precision=smaller)
-        if (other := recommend(in_half)).fits:
-            question, answer = in_half, other
-            room = format_bytes(budget.memory_bytes)
-            precision, precision_reason = smaller, f"fp32 does not fit {room}; half the bytes do"
-    work = _work(wished, question, answer, machine)
-    predicted = _predict(question, answer, work, machine, wished)
-    disk_bytes = _disk_bytes(question, answer, wished, models)
-    problem: DoesNotFit | None = None
-    if not answer.fits:
-        problem = misfit.memory(question, answer)
-    elif disk_bytes > hardware.disk_free_bytes:
-        problem = misfit.disk(disk_bytes, hardware.disk_free_bytes, folder, wished, question, answer)
+    asked = _Asked.of(_with_demo(config), hardware, machine)
+    _check_length(asked.question)
+    asked, answer = _answered(asked)
+    work = _work(asked, answer)
+    predicted = _predict(asked, answer, work)
+    disk_bytes = _disk_bytes(asked, answer)
+    problem = _misfit(asked, answer, disk_bytes)
     if problem is not None and strict:
         raise problem
-    values: dict[str, tuple[Any, str]] = {
-        "teacher": (models.teacher, models.reasons.get("teacher", "")),
-        "student": (models.student, models.reasons.get("student", "")),
-        "data": (data, "no --data was given: the documentation that every Python carries"),
-        "packing": (packing, packing_reason),
-        "precision": (precision, precision_reason),
-        "memory_budget": (wished.memory_budget or budget.memory_bytes, budget.reasons["memory_budget"]),
-        "ram_budget": (wished.ram_budget or budget.ram_bytes, budget.reasons["ram_budget"]),
-        "device": (budget.device, budget.reasons["device"]),
-        "threads": (threads, f"all {hardware.cores} cores that may be used"),
-        "output_dir": (folder, folder_reason),
-        "samples": (wished.samples, reasons.samples(text, answer.length, amount.told)),
-        **reasons.answer_values(question, answer),
-        **work,
-    }
-    notes = {"student": " ".join(models.notes)}
-    if wished.processes > 1:
+    notes = {"student": " ".join(asked.models.notes)}
+    if config.processes > 1:
         one = config.model_copy(update={"processes": 1})
-        alone = plan(one, hardware=hardware, machine=given_rates, strict=False)
-        notes["processes"] = reasons.processes(predicted, wished.processes, threads, alone)
-    choices, resolved = _resolve(config, values, notes)
-    total_steps = work["total_steps"][0]
-    text_rows = replace(text, samples=None).train_rows(answer.length)
+        alone = plan(one, hardware=asked.place.hardware, machine=machine, strict=False)
+        notes["processes"] = reasons.processes(predicted, config.processes, asked.place.threads, alone)
+    choices, resolved = _resolve(config, {**asked.values(answer), **work}, notes)
+    text, vocab_size = asked.question.text, asked.question.teacher.vocab_size
     little = None
     if "student" in predicted:
         trained = answer.student.setting.trained_parameters(answer.shape)
         little = workload.too_little_text(text.train_tokens(answer.length) or 0, trained)
-    vocab_size = models.teacher_shape.vocab_size
-    jobs = jobs_of(
-        resolved, vocab_size=vocab_size, head_chunk_tokens=head_chunk_tokens(vocab_size, device=budget.where)
+    return Plan(
+        settings=resolved,
+        choices=choices,
+        predicted=predicted,
+        disk_bytes=disk_bytes,
+        total_steps=work["total_steps"][0],
+        misfit=problem,
+        text_rows=replace(text, samples=None).train_rows(answer.length),
+        little_text=little,
+        jobs=jobs_of(
+            resolved,
+            vocab_size=vocab_size,
+            head_chunk_tokens=head_chunk_tokens(vocab_size, device=asked.place.budget.where),
+        ),
     )
-    return Plan(resolved, choices, predicted, disk_bytes, total_steps, problem, text_rows, little, jobs)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request with what is known before anything is chosen.
+
+    Attributes:
+        config: the request, with the demo's settings.
+        place: where the run takes place.
+        models: teacher and student.
+        amount: of text.
+        packing_reason, precision_reason: the reasons for these settings.
+        question: for the search.
+    """
+
+    config: RunConfig
+    place: Place
+    models: Models
+    amount: Amount
+    packing_reason: str
+    precision_reason: str
+    question: Question
+
+    @classmethod
+    def of(cls, config: RunConfig, hardware: Hardware | None, rates: MachineRates | None) -> _Asked:
+        place = Place.of(config, hardware, rates)
+        models = models_for(config, place.budget)
+        check_adapter(config, models.shape_after_cut(config))
+        packing, packing_reason = packing_for(config, models.student_shape)
+        config = config.model_copy(update={"packing": packing})
+        check_sharding(config, models.student_shape)
+        amount = count_tokens(config.data or DEFAULT_DATA, config, models.teacher, models.teacher_shape.vocab_size)
+        precision, precision_reason = precision_for(config, place.budget, place.hardware, place.rates, models)
+        question = Question(
+            config=config,
+            teacher=models.teacher_shape,
+            student=models.student_shape,
+            cut=models.cut,
+            text=Text(amount.tokens, config.holdout, config.samples, amount.lengths),
+            budget=place.budget_of_each(config.processes),
+            rates=place.rates,
+            precision=precision,
+        )
+        return cls(config, place, models, amount, packing_reason, precision_reason, question)
+
+    def values(self, answer: Proposal) -> dict[str, tuple[Any, str]]:
+        """Settings that follow from the place, the models and the search, each with its reason."""
+        config, place, models, budget = self.config, self.place, self.models, self.place.budget
+        return {
+            "teacher": (models.teacher, models.reasons.get("teacher", "")),
+            "student": (models.student, models.reasons.get("student", "")),
+            "data": (config.data or DEFAULT_DATA, "no --data was given: the documentation that every Python carries"),
+            "packing": (config.packing, self.packing_reason),
+            "precision": (self.question.precision, self.precision_reason),
+            "memory_budget": (config.memory_budget or budget.memory_bytes, budget.reasons["memory_budget"]),
+            "ram_budget": (config.ram_budget or budget.ram_bytes, budget.reasons["ram_budget"]),
+            "device": (budget.device, budget.reasons["device"]),
+            "threads": (place.threads, f"all {place.hardware.cores} cores that may be used"),
+            "output_dir": (place.folder, place.folder_reason),
+            "samples": (config.samples, reasons.samples(self.question.text, answer.length, self.amount.told)),
+            **reasons.answer_values(self.question, answer),
+        }
+
+
+def _answered(asked: _Asked) -> tuple[_Asked, Proposal]:
+    """The search's answer; in half precision where nothing else fits."""
+    question, place = asked.question, asked.place
+    answer = recommend(question)
+    if answer.fits:
+        return asked, answer
+    smaller = smaller_precision(asked.config, question.precision, place.budget, place.hardware, place.rates)
+    if smaller is None:
+        return asked, answer
+    in_half = replace(question, precision=smaller)
+    other = recommend(in_half)
+    if not other.fits:
+        return asked, answer
+    reason = f"fp32 does not fit {format_bytes(place.budget.memory_bytes)}; half the bytes do"
+    return replace(asked, question=in_half, precision_reason=reason), other
+
+
+def _misfit(asked: _Asked, answer: Proposal, disk_bytes: int) -> DoesNotFit | None:
+    if not answer.fits:
+        return misfit.memory(asked.question, answer)
+    free = asked.place.hardware.disk_free_bytes
+    if disk_bytes > free:
+        return misfit.disk(disk_bytes, free, asked.place.folder, asked.config, asked.question, answer)
+    return None
 
 
 def _with_demo(config: RunConfig) -> RunConfig:
@@ -161,24 +193,6 @@ def _with_demo(config: RunConfig) -> RunConfig:
     return config.model_copy(update=open_settings)
 
 
-def _check_processes(config: RunConfig, budget: Budget) -> None:
-    """Several ranks compute on processors; on GPUs they have not been tried.
-
-    Raises:
-        SettingsError: several were asked for on a GPU.
-    """
-    if config.processes > 1 and not budget.where.is_host:
-        accepted = f"several processes compute on the CPU only; add --device cpu, or use 1 on {budget.device}"
-        raise SettingsError([Problem("processes", config.processes, accepted)])
-
-
-def _of_each(budget: Budget, processes: int) -> Budget:
-    """The part of a budget that each of several processes may take."""
-    if processes == 1:
-        return budget
-    return replace(budget, memory_bytes=budget.memory_bytes // processes, ram_bytes=budget.ram_bytes // processes)
-
-
 def _check_length(question: Question) -> None:
     length, limit = question.config.sequence_length, question.length_limit
     if length is not None and limit is not None and length > limit:
@@ -187,8 +201,9 @@ def _check_length(question: Question) -> None:
         raise SettingsError([Problem("sequence_length", length, f"{which} takes no more than {limit} tokens")])
 
 
-def _work(config: RunConfig, question: Question, answer: Proposal, rates: MachineRates) -> dict[str, tuple[Any, str]]:
+def _work(asked: _Asked, answer: Proposal) -> dict[str, tuple[Any, str]]:
     """Resolve epochs, steps, the learning rate and the checkpoint interval."""
+    config, question, rates = asked.config, asked.question, asked.place.rates
     setting = answer.student.setting
     rows = question.text.train_rows(answer.length)
     in_a_step = setting.batch * setting.accumulation
@@ -225,9 +240,8 @@ def _work(config: RunConfig, question: Question, answer: Proposal, rates: Machin
     return found
 
 
-def _predict(
-    question: Question, answer: Proposal, work: dict[str, tuple[Any, str]], rates: MachineRates, config: RunConfig
-) -> dict[str, PhasePrediction]:
+def _predict(asked: _Asked, answer: Proposal, work: dict[str, tuple[Any, str]]) -> dict[str, PhasePrediction]:
+    config, question, rates = asked.config, asked.question, asked.place.rates
     text, length = question.text, answer.length
     # The choice of layers reads some text several times, with ever fewer layers.
     read = text.all_tokens(length) + (_CUT_TOKENS if question.cut else 0)
@@ -257,7 +271,8 @@ def _predict(
     }
 
 
-def _disk_bytes(question: Question, answer: Proposal, config: RunConfig, models: Models) -> int:
+def _disk_bytes(asked: _Asked, answer: Proposal) -> int:
+    config, question = asked.config, asked.question
     return disk.run_bytes(
         tokens=question.text.all_tokens(answer.length),
         record_size=config.record_size,
@@ -266,7 +281,7 @@ def _disk_bytes(question: Question, answer: Proposal, config: RunConfig, models:
         optimizer=answer.student.setting.optimizer,
         # Those of a second training: the newest, the best, and the one that is being written.
         keep_checkpoints=config.keep_checkpoints + (0 if config.compare == "none" else 3),
-        from_teacher=models.student == FROM_TEACHER,
+        from_teacher=asked.models.student == FROM_TEACHER,
         in_files=answer.offload and question.budget.where.is_host,
         loaded_in_files=question.ranks if answer.student.setting.sharded else 0,
         trained_parameters=answer.student.setting.trained_parameters(answer.shape),

@@ -262,7 +262,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_a_dry_run_too(capsys, models,
 def test_a_gpu_that_torch_cannot_use_leaves_the_cpu_and_the_reason(capsys, models, monkeypatch):
     monkeypatch.setattr(hardware, "find_gpus", lambda: ((GPU,), ""))
     monkeypatch.setattr(gpu_check, "torch_version", lambda: "2.13.0")
-    monkeypatch.setattr(sys.modules["engine.planner.resolve"], "torch_version", lambda: "2.13.0")
+    monkeypatch.setattr(sys.modules["engine.planner.place"], "torch_version", lambda: "2.13.0")
     monkeypatch.setattr(gpu_check, "_probe", lambda uuid: gpu_check.GpuAnswer("the driver is too old"))
     assert main([*map(str, models), "--dry_run", "--json"]) == 0
     choices = {choice["field"]: choice for choice in json.loads(capsys.readouterr().out)["choices"]}
