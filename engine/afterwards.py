@@ -99,8 +99,10 @@ def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
 
 def about_the_student(report: Mapping[str, Any], path: Path) -> list[str]:
     """Where the student is, and how large it is beside its teacher; lines for a user."""
-    student = _spec(path / "student")
-    teacher = _spec(_part(report, "config").get("teacher"))
+    config = _part(report, "config")
+    trusted = bool(config.get("trust_remote_code"))
+    student = _spec(path / "student", trusted)
+    teacher = _spec(config.get("teacher"), trusted)
     lines = [f"The student: {path / 'student'}"]
     if student is not None:
         beside = ("", "")
@@ -172,9 +174,9 @@ def _asked(report: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in given if config.get(name) is not None}
 
 
-def _spec(model: object) -> ModelSpec | None:
+def _spec(model: object, trust_remote_code: bool) -> ModelSpec | None:
     try:
-        return read_spec(model) if isinstance(model, str | Path) else None
+        return read_spec(model, trust_remote_code=trust_remote_code) if isinstance(model, str | Path) else None
     except TinyDistillError:  # it was moved or deleted: the rest is true without it
         return None
 

@@ -69,7 +69,9 @@ def _look(config: RunConfig, machine: Hardware | None) -> ModelFacts:
         if config.teacher is None:
             lines["teacher"] = (f"{_named(teacher)}: {reasons['teacher']}", *lines["teacher"])
         where = "student"
-        student = None if settings.student == FROM_TEACHER else read_spec(str(settings.student))
+        student = None
+        if settings.student != FROM_TEACHER:
+            student = read_spec(str(settings.student), trust_remote_code=config.trust_remote_code)
         lines["student"] = (*(_described(student) if student else (reasons["student_layers"],)), _student_need(planned))
         vocabulary = check_models(teacher, student, settings.sequence_length or 2)
     except DataError:

@@ -71,10 +71,10 @@ def _answer(sides: dict[str, ChatSession], words: str, most_tokens: int) -> None
             side.close()
 
 
-def _conversation(folder: Path, typed: argparse.Namespace, trust_remote_code: bool = False) -> ChatSession:
+def _conversation(folder: Path, typed: argparse.Namespace) -> ChatSession:
     return ChatSession(
         folder,
-        trust_remote_code=trust_remote_code or typed.trust_remote_code,
+        trust_remote_code=typed.trust_remote_code,
         max_tokens=typed.max_tokens,
         temperature=typed.temperature,
         seed=typed.seed,

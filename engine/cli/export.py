@@ -45,7 +45,9 @@ def _main(words: Sequence[str]) -> int:
     if typed.format == "hf" and is_decoded(model):
         from engine.models.derive import derive_student  # torch takes seconds to import
 
-        derive_student(model, read_spec(model).num_layers, out)
+        # A GGUF file brings no code.
+        layers = read_spec(model, trust_remote_code=False).num_layers
+        derive_student(model, layers, out, trust_remote_code=False)
         print(f"Wrote the model to {out}, its weights as float16.")
     elif typed.format == "hf":
         shutil.copytree(model, out, dirs_exist_ok=typed.force)
@@ -82,7 +84,7 @@ def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
 def _exact_tokens(model: Path) -> int | None:
     from engine.models.meta import read_config  # torch takes seconds to import
 
-    return exact_tokens(read_config(model).to_dict())
+    return exact_tokens(read_config(model, trust_remote_code=False).to_dict())
 
 
 def student_folder(path: Path) -> Path:

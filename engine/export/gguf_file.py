@@ -47,7 +47,7 @@ def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
     from engine.models.meta import read_config  # torch takes seconds to import
 
     architecture = architecture_of(read_json(folder / "config.json"))
-    config = read_config(folder).to_dict()
+    config = read_config(folder, trust_remote_code=False).to_dict()  # no model with code of its own can be written
     check(config)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from engine.disk.files import fsync_file, fsync_folder, make_folder, write_atomic, written_whole
 from engine.disk.safetensors_header import safetensors_header
@@ -125,6 +125,14 @@ def layer_kinds(spec: ModelSpec, *, trust_remote_code: bool = False) -> list[Has
     return [(kind, frozenset(names)) for kind, names in zip(called, tensors, strict=True)]
 
 
+def _without_weights(folder: Path) -> PreTrainedModel:
+    """A model from the configuration alone; code of the teacher's own is not run."""
+    config = read_config(folder, trust_remote_code=False)
+    model = build_on_meta(config, dtype=torch.float32, trust_remote_code=False)
+    model.tie_weights()
+    return model
+
+
 def is_valid_cut(spec: ModelSpec, kept: Sequence[int], *, trust_remote_code: bool = False) -> bool:
     """Return whether these layers form a valid model: not if the architecture gives layers their kinds by number.
 
@@ -140,10 +148,7 @@ def is_valid_cut(spec: ModelSpec, kept: Sequence[int], *, trust_remote_code: boo
         (Path(folder) / "config.json").write_text(json.dumps(_student_config(spec, kept, trust_remote_code=False)))
         try:
             with quiet():
-                student = build_on_meta(read_config(Path(folder)), dtype=torch.float32)
-                teacher = build_on_meta(read_config(spec.path), dtype=torch.float32)
-                for model in (student, teacher):
-                    model.tie_weights()
+                student, teacher = (_without_weights(path) for path in (Path(folder), spec.path))
                 mine, theirs = find_core(student).layers, find_core(teacher).layers
         except UNUSABLE:
             return False

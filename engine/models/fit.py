@@ -28,7 +28,9 @@ def check_fit(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     try:
         with quiet():
-            model = build_on_meta(read_config(folder), dtype=torch.float32)
+            model = build_on_meta(
+                read_config(folder, trust_remote_code=False), dtype=torch.float32, trust_remote_code=False
+            )
             plan = plan_weights(model, checkpoint, torch.float32)
     except (*UNUSABLE, RuntimeError) as error:
         if is_out_of_memory(error):

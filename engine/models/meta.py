@@ -60,14 +60,13 @@ def build_on_meta(config: PretrainedConfig, *, dtype: torch.dtype, trust_remote_
 
 
 def build_with_buffers(
-    config: PretrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool = False
+    model_class: type[PreTrainedModel], config: PretrainedConfig, *, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """The same model built on the CPU, its parameters allocated but never written.
+    """A model built on the CPU, its parameters allocated but never written.
 
     Untouched pages take no memory, so this is cheap for a model of a few layers. Its buffers are those that the model's
     own ``__init__`` computes: what :func:`build_on_meta` is compared with.
     """
-    model_class = causal_lm_class(config, trust_remote_code=trust_remote_code)
     with ContextManagers([local_torch_dtype(dtype, model_class.__name__), no_init_weights(), no_tie_weights()]):
         return model_class(config).eval()
 

@@ -140,7 +140,8 @@ def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def _check_buffers(model: PreTrainedModel, count: int, dtype: torch.dtype) -> None:
-    twin = build_with_buffers(shortened(model.config, num_layers_of(model), count), dtype=dtype)
+    config = shortened(model.config, num_layers_of(model), count)
+    twin = build_with_buffers(type(model), config, dtype=dtype)
     persistent = set(twin.state_dict())
     ours = dict(model.named_buffers())
     for name, theirs in twin.named_buffers():
