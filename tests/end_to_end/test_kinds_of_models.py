@@ -100,6 +100,10 @@ CASES: dict[str, Callable[[Path], list[Any]]] = {
     "code of its own": lambda folder: [
         *("--teacher", own_code(folder / "teacher"), "--student", "from-teacher", "--trust_remote_code")
     ],
+    "code of its own, streamed": lambda folder: [
+        *("--teacher", own_code(folder / "teacher"), "--student", "from-teacher", "--trust_remote_code"),
+        "--layer_by_layer",
+    ],
 }
 
 
