@@ -21,9 +21,9 @@ def compute_environment(threads: int, *, keep_memory: bool) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         # Threads that wait spin by default, for some milliseconds, and take the cores from those that work as soon as
         # another program wants one: scoring on two busy cores was 4 times as fast with threads that sleep (41 s against
-        # 10 s). Some 100 microseconds of spinning are worth it: the parts of a small model's step come faster one after
-        # the other than a thread wakes up. The demo's step took 0.42 s instead of 0.53 s, and its teacher 30 s instead
-        # of 36 s; with a busy program on each of the two cores, 1.04 s instead of 1.06 s, and 75 s instead of 54 s.
+        # 10 s). A short spin is worth it: the parts of a small model's step come faster one after the other than a
+        # thread wakes up. The demo's step took 0.42 s instead of 0.53 s, and its teacher 30 s instead of 36 s; with a
+        # busy program on each of the two cores, 1.04 s instead of 1.06 s, and 75 s instead of 54 s.
         # Source: libgomp's manual, GOMP_SPINCOUNT.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "10000",

@@ -10,6 +10,7 @@ Takes about three seconds beside the import of torch. It knows nothing of models
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -76,7 +77,9 @@ def _measured(device: torch.device, threads: int, folder: Path) -> dict[str, flo
         for name, dtype in formats.items():
             if found[f"{name}_{size}"] < found[f"fp32_{size}"]:
                 continue  # slower than fp32: it is not chosen, and a layer may take seconds
-            found |= _layer(f"{name}_{size}", hidden, dtype, clock, found)
+            # Too little memory for a layer, or an operation that the device does not have: the plan counts bytes then.
+            with contextlib.suppress(RuntimeError):
+                found |= _layer(f"{name}_{size}", hidden, dtype, clock, found)
     if not kind_of(device).shares_main_memory:
         found["copy_bytes_per_second"] = _copy_bytes_per_second(clock)
     return found | _disk(folder)

@@ -9,6 +9,7 @@ positions, a gated inner part).
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,21 +45,21 @@ def layer_work(hidden: int, rows: int, dtype: torch.dtype, device: torch.device)
     layer = _Layer(hidden).to(device)
     states = torch.randn(rows, LENGTH, hidden, device=device)
     rotation = torch.rand(LENGTH, HEAD_DIM, device=device)
-    half = _Layer(hidden).to(device, dtype)
-    half_states, half_rotation = states.to(dtype), rotation.to(dtype)
+    own = layer if dtype == torch.float32 else copy.deepcopy(layer).to(dtype)
+    own_states, own_rotation = states.to(dtype), rotation.to(dtype)
 
     def forward() -> None:
         with torch.no_grad():
-            half(half_states, half_rotation)
+            own(own_states, own_rotation)
 
     def learn() -> None:
         with _autocast(dtype, device):
-            found: Tensor = layer(states, rotation)
-        found.backward(states)
-        for weight in layer.parameters():
-            weight.grad = None
+            found: Tensor = layer(learned_from, rotation)
+        found.backward(gradient)
+        learned_from.grad = None
+        layer.zero_grad()
 
-    states.requires_grad_()
+    gradient, learned_from = states, states.clone().requires_grad_()
     return LayerWork(forward, learn)
 
 

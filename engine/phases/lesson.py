@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
+from engine.data.sample_limits import SampleLimits
 from engine.data.tokens import TokenFile
 from engine.errors import ModelError
 from engine.jobs import TrainJob
@@ -39,7 +40,6 @@ from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
 from engine.student.evaluate import Metrics
-from engine.student.generate import SampleLimits
 from engine.student.judge import Unigram, chance_sums
 from engine.student.learn import Learned, Prompts, learn
 from engine.student.learner import Learner
@@ -52,8 +52,6 @@ from engine.student.sharded import ShardedLearner, ShardedWorld, fill
 from engine.student.step import LossScale
 from engine.student.train import Training
 from engine.student.world import World
-
-_STREAMED_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -282,9 +280,8 @@ def _one_by_one(learner: Learner) -> str:
 
 
 def _limits(job: TrainJob, tokens: TokenFile) -> SampleLimits:
-    """How long samples may be: each token of a streamed student is a pass over all its layers, from the disk."""
-    limits = SampleLimits.of(tokens)
-    return replace(limits, tokens=min(limits.tokens, _STREAMED_TOKENS)) if job.student_layer_by_layer else limits
+    limits = SampleLimits.of(bool(tokens.answer_end_ids))
+    return limits.of_streamed_student if job.student_layer_by_layer else limits
 
 
 class _Beside(EventWriter):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from engine.cache.identity import MANIFEST
 from engine.cache.store import CacheIdentity, CacheStore
 from engine.channel.channel import Channel
+from engine.data.sample_limits import SampleLimits
 from engine.data.tokens import SPLITS, TokenFile
 from engine.disk.file_lock import no_locks
 from engine.disk.files import make_folder, write_atomic
@@ -336,7 +337,7 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     """Let the teacher go on with a few prompts while it is there; the report shows it beside the student."""
     from engine.models.cached import GrowingRows
     from engine.models.load import ResidentTeacher
-    from engine.student.generate import SampleLimits, continuations, holdout_prompts, lengthened
+    from engine.student.generate import continuations, holdout_prompts, lengthened
 
     path = run.phases_path / "teacher-samples.json"
     if path.exists():
@@ -349,7 +350,7 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     def last_of_whole_rows(ids: torch.Tensor) -> torch.Tensor:
         return whole_rows(ids)[:, ids.shape[1] - 1]
 
-    limits = SampleLimits.of(tokens)
+    limits = SampleLimits.of(bool(tokens.answer_end_ids))
     last = GrowingRows(teacher.model, whole_rows) if isinstance(teacher, ResidentTeacher) else last_of_whole_rows
     # Each token of a streamed teacher is a pass over all its layers, from the disk.
     most = limits.tokens if isinstance(teacher, ResidentTeacher) else min(limits.tokens, _STREAMED_TOKENS)

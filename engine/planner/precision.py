@@ -51,9 +51,9 @@ def precision_for(
     if rates.gemm_flops.get("bf16_large", 0.0) <= _WORTH_IT * rates.flops_per_second("fp32"):
         return "fp32", figures
     ratio = _seconds_per_token(models, "bf16", rates) / _seconds_per_token(models, "fp32", rates)
-    figures += f"; with what lies between the products, these models would take {ratio:.2f} of the time"
+    figures += f"; with the other operations of a layer, these models take {ratio:.2f} of the time in bf16"
     if ratio * _WORTH_IT > 1:
-        return "fp32", figures
+        return "fp32", f"{figures}: not worth its rounding"
     return "bf16", f"{figures}: worth its rounding"
 
 

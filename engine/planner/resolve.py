@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config import RunConfig
+from engine.data.sample_limits import SampleLimits
 from engine.errors import DoesNotFit, Problem, SettingsError
 from engine.format import format_bytes
 from engine.hardware import Hardware
@@ -253,6 +254,7 @@ def _predict(asked: _Asked, answer: Proposal, work: dict[str, tuple[Any, str]]) 
         text.holdout_tokens(length),
         rates,
         work["looks_seconds"][0] * (1 if config.compare == "none" else 2),
+        SampleLimits.of(bool(text.conversations)),
     )
     phases = {"teacher": (answer.teacher.footprint, scoring), "student": (answer.student.footprint, training)}
     if config.until is not None:

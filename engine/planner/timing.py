@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from engine.data.sample_limits import SampleLimits
 from engine.machine.probed_layer import OPERATIONS_PER_LAYER, WIDTHS, numbers_moved
 from engine.planner.measure import MachineRates
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
@@ -34,8 +35,8 @@ _PASSES_OVER_LOGITS, _LOGITS_PER_POSITION = {"forward": 27, "learn": 8}, 5_000
 _WHOLE_PHASE = 1.2
 # Of a checkpoint or a student, copied and summed up on the way to the disk (977 MB in 2.9 s, 0.7 s of it the disk's).
 _PACKED_BYTES_PER_SECOND = 4.5e8
-# Samples of a student: rows at a time, and most tokens and seconds of each time (engine.student.generate).
-_SAMPLE_ROWS, _SAMPLE_TOKENS, _SAMPLE_SECONDS = 4, 32, 8.0
+# Samples are written by so many rows at a time.
+_SAMPLE_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,16 @@ def student_duration(
     holdout_tokens: int,
     rates: MachineRates,
     looks_seconds: float = 0.0,
+    limits: SampleLimits = SampleLimits(),  # noqa: B008 - it is frozen
 ) -> Duration:
     """How long training takes.
 
     It has an evaluation and samples before and after, and ``looks_seconds`` for the evaluations between; the student is
-    written at the end.
+    written at the end. ``limits`` are those of the samples.
     """
     evaluation = evaluation_seconds(shape, setting, holdout_tokens, rates)
     written = 4 * shape.parameters / written_bytes_per_second(rates)
-    ends = 2 * (evaluation + _samples_seconds(shape, setting, rates)) + written
+    ends = 2 * (evaluation + _samples_seconds(shape, setting, rates, limits)) + written
     return _duration(steps * step_seconds(shape, setting, rates) + ends + looks_seconds, rates)
 
 
@@ -136,10 +138,13 @@ def written_bytes_per_second(rates: MachineRates) -> float:
     return 1 / (1 / rates.disk_write_bytes_per_second + 1 / _PACKED_BYTES_PER_SECOND)
 
 
-def _samples_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates) -> float:
+def _samples_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates, limits: SampleLimits) -> float:
     """How long the samples before or after the training take, one token of each row after the other."""
     token = _SAMPLE_ROWS * pass_seconds_per_token(shape, _SAMPLE_ROWS, 1, setting.precision, rates, "forward")
-    return min(_SAMPLE_SECONDS, _SAMPLE_TOKENS * token)
+    if setting.layer_by_layer:
+        limits = limits.of_streamed_student
+        token += sum(shape.layer_parameters) * shape.stored_bytes / rates.disk_read_bytes_per_second
+    return min(limits.seconds, limits.tokens * token)
 
 
 def prepare_seconds(tokens: int) -> float:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from engine.data.sample_limits import SampleLimits
 
 if TYPE_CHECKING:
     from engine.data.tokens import TokenFile
@@ -21,30 +22,9 @@ if TYPE_CHECKING:
 _TEMPERATURE = 0.7
 
 
-@dataclass(frozen=True)
-class SampleLimits:
-    """How long the samples of a run may be.
-
-    Attributes:
-        tokens: most of each.
-        seconds: for all of them.
-    """
-
-    tokens: int = 32
-    seconds: float = 8.0
-
-    @classmethod
-    def of(cls, tokens: TokenFile) -> SampleLimits:
-        """Of a text a few lines say enough; of an answer it is to be seen whether the model ends it by itself."""
-        return cls(96, 30.0) if tokens.answer_end_ids else cls()
-
-
 # Rows are lengthened to a multiple of this: a product in half precision compiles a kernel for each shape it meets and
 # keeps it (measured: 220 MB after 32 lengths of a model of 70M parameters).
 _LENGTH_STEP = 16
-# Products of two or three rows in float32 take longer than of four (SmolLM2, half of its layers: 123 ms a token for
-# three rows, 82 for four).
-_ROWS_STEP = 4
 _MOST_ROWS_TRIED = 64  # of one part of the hold-out, for a row in which a text begins
 
 
@@ -162,11 +142,9 @@ def _drawn(
 ) -> list[list[int]]:
     """New ids of rows [rows, length], until each has come to an end or one of the limits is reached."""
     length, began = ids.shape[1], time.monotonic()
-    rows = len(ids)
-    filled = torch.arange(-(-rows // _ROWS_STEP) * _ROWS_STEP if rows > 1 else 1).clamp_max(rows - 1)
     with torch.no_grad():
         for _ in range(max_new_tokens):
-            probs = (next_logits(ids[filled])[:rows, :vocab_size].float().cpu() / _TEMPERATURE).softmax(dim=1)
+            probs = (next_logits(ids)[:, :vocab_size].float().cpu() / _TEMPERATURE).softmax(dim=1)
             if not probs.isfinite().all():
                 break
             ids = torch.cat([ids, torch.multinomial(probs, 1, generator=generator)], dim=1)

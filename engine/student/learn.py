@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.channel.channel import Channel
+from engine.data.sample_limits import SampleLimits
 from engine.errors import BadNumbers
 from engine.models.memory import return_memory, return_memory_if_scarce
 from engine.student.checkpoint import Checkpoints
 from engine.student.evaluate import HoldoutBatches, Metrics, evaluate_teacher
-from engine.student.generate import SampleLimits, continuations
+from engine.student.generate import continuations
 from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.step import LossScale

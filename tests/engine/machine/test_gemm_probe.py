@@ -1,10 +1,12 @@
 """Measurements while other programs take the processor."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from engine.machine import gemm_probe
 from engine.machine.gemm_probe import _Best, _Clock
 from engine.machine.layer_probe import layer_work
 from engine.machine.probed_layer import LENGTH, inner_size, products
@@ -42,3 +44,16 @@ def test_the_timed_layer_has_the_parameters_that_its_operations_are_counted_from
     work.learn()
     weights = 4 * hidden**2 + 3 * hidden * inner_size(hidden)
     assert products(hidden) == 2 * weights + 2 * LENGTH * hidden
+
+
+def test_a_layer_that_cannot_run_leaves_the_other_rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A small GPU may have no room for a layer, and some devices lack an operation."""
+
+    def no_room(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(gemm_probe, "layer_work", no_room)
+    monkeypatch.setattr(gemm_probe, "_SHAPES", {"small": (8, 16, 16), "large": (8, 32, 32)})
+    found = gemm_probe._measured(CPU, 1, tmp_path)
+    assert {"fp32_small", "fp32_large", "memory_bytes_per_second", "seconds_per_operation"} <= found.keys()
+    assert not [name for name in found if name.startswith("moving_")]

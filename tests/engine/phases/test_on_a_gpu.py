@@ -12,12 +12,12 @@ from engine.cache.record import Records
 from engine.cache.store import CacheStore
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
+from engine.data.sample_limits import SampleLimits
 from engine.data.tokens import SPLITS, Split, TokenFile
 from engine.phases.prepare import run_prepare
 from engine.phases.student import run_student
 from engine.phases.teacher import run_teacher
 from engine.run import Run
-from engine.student.generate import SampleLimits
 from tests.engine.test_run import make_run
 from tests.pretend_gpu import Counts, pretend_gpu
 from tests.tiny import tiny_model, tiny_texts
@@ -56,7 +56,7 @@ def student_of(family: str) -> Path:
 @pytest.fixture(autouse=True)
 def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A streamed teacher takes a pass over its layers for each token that it goes on with."""
-    monkeypatch.setattr(SampleLimits, "of", lambda tokens: SampleLimits(tokens=3))
+    monkeypatch.setattr(SampleLimits, "of", lambda has_answers: SampleLimits(tokens=3))
     monkeypatch.setattr("engine.phases.teacher._STREAMED_TOKENS", 2)
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.data.sample_limits import SampleLimits
 from engine.planner.measure import cautious_rates
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.timing import (
@@ -89,3 +90,20 @@ def test_what_a_layer_does_beside_its_products_takes_as_long_as_was_measured() -
         after = pass_seconds_per_token(shape, 1024, 128, "fp32", slower, work)
         numbers = shape.num_layers * (24 * shape.hidden_size + 8 * shape.intermediate_size)
         assert after - before == pytest.approx(1.2 * numbers * measured[key])
+
+
+def test_samples_of_answers_take_longer_and_those_of_a_streamed_student_read_its_layers() -> None:
+    text, answers = (
+        student_duration(PYTHIA_410M, STUDENT, 0, 0, RATES, limits=SampleLimits.of(has)).seconds
+        for has in (False, True)
+    )
+    assert text + 15 < answers < text + 2 * 30
+    streamed = replace(STUDENT, layer_by_layer=True)
+    slow = replace(RATES, disk_read_bytes_per_second=1e9)
+    fast = replace(RATES, disk_read_bytes_per_second=1e15)
+    once = 2 * 8 * sum(PYTHIA_410M.layer_parameters) * PYTHIA_410M.stored_bytes / 1e9
+    times = [
+        student_duration(PYTHIA_410M, streamed, 0, 0, rates, limits=SampleLimits(seconds=1e6)).seconds
+        for rates in (slow, fast)
+    ]
+    assert times[0] - times[1] == pytest.approx(once, rel=1e-3)
