@@ -45,8 +45,7 @@ def own_program(words: Sequence[str]) -> list[str]:
 def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a child; processes that libraries start are safe in the same way.
 
-    An empty entry of PYTHONPATH, as ``PYTHONPATH=$PYTHONPATH:/x`` leaves it, means the current folder without anybody
-    having named it: it goes.
+    An empty entry of PYTHONPATH, as ``PYTHONPATH=$PYTHONPATH:/x`` leaves it, means the current folder. It is removed.
 
     Args:
         of: instead of this process's own.

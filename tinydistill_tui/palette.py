@@ -56,10 +56,9 @@ class RunCommands(Provider):
     """Attach to any run that is found."""
 
     async def startup(self) -> None:
-        """Begin to look which runs there are.
+        """Start the search for runs, without waiting for it.
 
-        Nothing is waited for: Textual 8.2.8 cancels a start that is waited for when another letter is typed, and then
-        shows nothing of what anybody finds.
+        Textual 8.2.8 cancels a provider's startup when another letter is typed, and then shows no hits at all.
         """
         self._finding = asyncio.create_task(asyncio.to_thread(runs.find))
 

@@ -95,7 +95,7 @@ def rows(planned: Plan, *, everything: bool, before: Plan | None = None) -> list
 
     Args:
         planned: what is shown.
-        everything: also settings that hardly anybody changes.
+        everything: also settings that few users change.
         before: the plan before the last change, to say what the planner now takes otherwise.
     """
     earlier = {choice.field: choice for choice in before.choices} if before is not None else {}

@@ -1,8 +1,8 @@
 """Keeps what is drawn as large as the window, and whole.
 
-Textual 8.2.8 hears of another size by a signal, and a busy machine was seen to lose it: what was drawn stayed as it was
-for as long as anybody looked. It also passes over a notice of the size that it knows; but a window that was another
-size for a moment has lost a part of the picture. So the window itself is looked at now and then.
+Textual 8.2.8 learns of a new size by a signal. A busy machine can lose the signal, and the old picture stays. Textual
+also ignores a signal with the size that it already has, but a window that was resized and resized back has lost a part
+of the picture. So this module checks the terminal's size periodically.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError, shown_value
 from engine.models.headers import DTYPES, ReadBytes, TensorInfo, read_json, read_safetensors_file
+from engine.models.python_line import path_literal, python_line
 from engine.models.wrapper import text_tensors
 
 if TYPE_CHECKING:
@@ -434,8 +435,12 @@ def _does_not_fit(adapter: Adapter, name: str, ours: str, theirs: str) -> ModelE
 
 
 def _merge_with_peft(folder: Path) -> str:
+    code = (
+        "from peft import AutoPeftModelForCausalLM as M; "
+        f"M.from_pretrained({path_literal(folder)}).merge_and_unload()"
+        f".save_pretrained({path_literal(f'{folder}-merged')})"
+    )
     return (
-        'Merge it once with peft, and name the new folder: python -c "from peft import AutoPeftModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged')\" (then copy the "
-        "tokenizer's files there)."
+        f"Merge it once with peft, and name the new folder: {python_line(code)} "
+        "(then copy the tokenizer's files there)."
     )

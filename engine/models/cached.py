@@ -15,10 +15,6 @@ from transformers import PreTrainedModel
 
 from engine.models.core import hidden_states_and_cache
 
-# Products of two or three rows in float32 take longer than of four (SmolLM2, half of its layers: 123 ms a token for
-# three rows, 82 for four).
-_ROWS_STEP = 4
-
 
 class GrowingRows:
     """Last hidden states of rows that are asked for again with one token more.
@@ -40,19 +36,11 @@ class GrowingRows:
         """Hidden states [rows, hidden] at the last of ids [rows, length], on the model's device."""
         ids = ids.to(self._model.device)
         if self._has_cache:
-            rows, ids = len(ids), _filled_up(ids)
             is_next = self._seen is not None and torch.equal(self._seen, ids[:, :-1])
             given = ids[:, -1:] if is_next else ids
             hidden_states, self._cache = hidden_states_and_cache(self._model, given, self._cache if is_next else None)
             self._seen = ids
             self._has_cache = self._cache is not None
             if self._has_cache or not is_next:
-                return hidden_states[:rows, -1]
-            ids = ids[:rows]
+                return hidden_states[:, -1]
         return self._without_cache(ids)[:, ids.shape[1] - 1]
-
-
-def _filled_up(ids: Tensor) -> Tensor:
-    """Several rows with the last one repeated up to a multiple of four."""
-    missing = -len(ids) % _ROWS_STEP if len(ids) > 1 else 0
-    return torch.cat([ids, ids[-1:].expand(missing, -1)]) if missing else ids

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.errors import ModelError
+from engine.models.python_line import path_literal, python_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,11 +193,12 @@ def _some(names: list[str]) -> str:
 def _make_index(folder: Path) -> str:
     """A command that writes the index of the shards in a folder."""
     where = shlex.quote(str(folder))
-    return (
-        f'cd {where} && python -c "import glob, json, safetensors as s; '
-        "m = {k: f for f in sorted(glob.glob('model-*.safetensors')) for k in s.safe_open(f, 'np').keys()}; "
-        f"json.dump({{'metadata': {{}}, 'weight_map': m}}, open('{_INDEX}', 'w'))\""
+    code = (
+        "import glob, json, safetensors as s; "
+        'm = {k: f for f in sorted(glob.glob("model-*.safetensors")) for k in s.safe_open(f, "np").keys()}; '
+        f'json.dump({{"metadata": {{}}, "weight_map": m}}, open("{_INDEX}", "w"))'
     )
+    return f"cd {where} && {python_line(code)}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -283,6 +285,14 @@ def _tensor(file: Path, start: int, entry: dict[str, Any]) -> TensorInfo:
     return tensor
 
 
+def _save_again(folder: Path) -> str:
+    """A command that writes a model's weights as safetensors beside its pickles."""
+    name = path_literal(folder)
+    return python_line(
+        f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({name}).save_pretrained({name})"
+    )
+
+
 def _no_safetensors(folder: Path, shards: list[str]) -> ModelError:
     if shards:
         return ModelError(
@@ -294,8 +304,7 @@ def _no_safetensors(folder: Path, shards: list[str]) -> ModelError:
         return ModelError(
             f"The weights in {folder} are pickles (.bin), not safetensors.",
             "A pickle can run arbitrary code when it is opened, and cannot be read tensor by tensor.",
-            'If you trust them, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"",
+            f"If you trust them, convert once: {_save_again(folder)}",
         )
     return ModelError(
         f"{folder} has a config.json but no weights.",

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from engine.models.headers import DTYPES, TensorInfo, read_json
 from engine.models.hub import cached_folder, is_hub_id, resolve_model
 from engine.models.known import causal_lm_types, masked_lm_types
 from engine.models.on_disk import name_of
+from engine.models.python_line import path_literal, python_line
 from engine.models.weight_files import model_of, read_tensors, settings_of
 
 # The same quantity under the names that different families give it in config.json.
@@ -256,15 +256,15 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
 
 def _save_text_model(folder: Path) -> str:
     """A command that saves the text model of a wrapper with its tokenizer."""
-    source, out = repr(str(folder)), repr(f"{folder}-text")
+    source, out = path_literal(folder), path_literal(f"{folder}-text")
     code = (
         "from transformers import AutoModelForImageTextToText as V, AutoModelForCausalLM as M, AutoTokenizer as T\n"
-        f"v = V.from_pretrained({source}, dtype='auto'); t = M.from_config(v.config.get_text_config(), dtype=v.dtype); "
+        f'v = V.from_pretrained({source}, dtype="auto"); t = M.from_config(v.config.get_text_config(), dtype=v.dtype); '
         "t.base_model.load_state_dict(v.model.language_model.state_dict()); "
         "t.get_output_embeddings().load_state_dict(v.get_output_embeddings().state_dict()); "
         f"t.save_pretrained({out}); T.from_pretrained({source}).save_pretrained({out})"
     )
-    return f"python -c {shlex.quote(code)}"
+    return python_line(code)
 
 
 def _no_config(folder: Path, asked: str) -> ModelError:

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.errors import ModelError, TokenizerMismatch
 from engine.models.headers import read_json, read_text
+from engine.models.python_line import path_literal, python_command, python_line
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SHOWN_TOKENS = 3
@@ -264,19 +265,28 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[str], list[str], dict[st
     if (folder / "vocab.txt").is_file():
         lines = read_text(folder / "vocab.txt").splitlines()
         return {token: number for number, token in enumerate(lines)}, [], [], wished
-    pieces = sorted(file.name for pattern in ("*.model", "*.tiktoken") for file in folder.glob(pattern))
-    if pieces:
-        raise ModelError(
-            f"The tokenizer in {folder} is only there as {pieces[0]}.",
-            "Its ids cannot be compared without running its code.",
-            'Convert it once: python -c "from transformers import AutoTokenizer as T; '
-            f"T.from_pretrained('{folder}').save_pretrained('{folder}')\" (it writes tokenizer.json).",
-        )
+    for pattern, todo in (
+        ("*.model", f"Convert it once; this writes tokenizer.json: {_save_again(folder)}"),
+        ("*.tiktoken", "Use a copy of the model that has a tokenizer.json."),
+    ):
+        if pieces := sorted(file.name for file in folder.glob(pattern)):
+            raise ModelError(
+                f"The tokenizer in {folder} is only there as {pieces[0]}.",
+                "Its ids cannot be compared without running its code.",
+                todo,
+            )
     raise ModelError(
         f"There is no tokenizer in {folder}.",
         "There is no tokenizer.json and no vocab.json.",
         "Copy the model's tokenizer files into its folder.",
     )
+
+
+def _save_again(folder: Path) -> str:
+    """Commands that write the tokenizer.json of a SentencePiece model beside it."""
+    name = path_literal(folder)
+    code = f"from transformers import AutoTokenizer as T; T.from_pretrained({name}).save_pretrained({name})"
+    return f"{python_command()} -P -m pip install sentencepiece protobuf && {python_line(code)}"
 
 
 def _special_id(ids: dict[str, int], settings: dict[str, Any], config: dict[str, Any], which: str) -> int | None:

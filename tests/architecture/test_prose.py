@@ -13,8 +13,8 @@ PHRASES = {
     "a sentence that begins with What, Who, Whoever, ...": re.compile(
         r'(?:"""|# |\. )(?:What|Who|Whoever|Whatever|Nobody|Somebody) [a-z]'
     ),
-    "whoever, nobody, somebody, vouch, for ears, This cannot be": re.compile(
-        r"whoever|\bnobody\b(?![-/])|\bsomebody\b|vouch|for ears|This cannot be", re.IGNORECASE
+    "whoever, nobody, somebody, anybody, vouch, for ears, This cannot be": re.compile(
+        r"whoever|\bnobody\b(?![-/])|\bsomebody\b|\banybody\b|vouch|for ears|This cannot be", re.IGNORECASE
     ),
 }
 CEILINGS = dict.fromkeys(PHRASES, 0)
@@ -24,7 +24,7 @@ CEILINGS = dict.fromkeys(PHRASES, 0)
 def found(phrase: str) -> list[str]:
     folders = ("engine", "tinydistill_tui", "tests", "screenshots")
     code = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if path.name != HERE]
-    files = [*code, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    files = [*code, ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
     return [
         f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
         for file in files

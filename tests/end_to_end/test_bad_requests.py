@@ -196,6 +196,7 @@ def test_what_is_said_when_it_cannot_be_done(capsys, tmp_path, monkeypatch, case
     assert code == 2, told
     assert sorted(tmp_path.rglob("*")) == before, "something half-made is left behind"
     for path, name in (
+        (sys.executable, "PYTHON"),
         (tmp_path / "files", "FILES"),
         (tmp_path, "HERE"),
         (tiny_model("llama"), "TEACHER"),

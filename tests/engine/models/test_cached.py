@@ -10,8 +10,8 @@ from engine.models.load import load_causal_lm
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
 
-def ids(length: int, rows: int = 3) -> Tensor:
-    return torch.randint(1, VOCAB_SIZE, (rows, length), generator=torch.Generator().manual_seed(3))
+def ids(length: int) -> Tensor:
+    return torch.randint(1, VOCAB_SIZE, (3, length), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -30,24 +30,6 @@ def test_growing_rows_are_what_whole_rows_are_and_only_the_new_token_runs(
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert given[::2] == [5] + [1] * 19
     torch.testing.assert_close(rows(whole[:, :3]), last_hidden_states(model, whole[:, :3])[:, -1])  # other rows begin
-
-
-@pytest.mark.parametrize(("rows", "filled"), [(1, 1), (2, 4), (3, 4), (4, 4), (5, 8)])
-def test_several_rows_are_filled_up_to_a_multiple_of_four(
-    rows: int, filled: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A product in float32 of two or three rows takes longer than of four."""
-    model = load_causal_lm(tiny_model("llama"), dtype=torch.float32)
-    given: list[int] = []
-    own = model.forward
-    monkeypatch.setattr(model, "forward", lambda **how: given.append(len(how["input_ids"])) or own(**how))
-    growing, whole = GrowingRows(model, lambda ids: last_hidden_states(model, ids)), ids(7, rows)
-    for length in range(5, 8):
-        found = growing(whole[:, :length])
-        assert len(found) == rows
-    assert given == [filled] * 3
-    with torch.no_grad():
-        torch.testing.assert_close(found, last_hidden_states(model, whole)[:, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_model_without_a_cache_runs_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,6 +25,22 @@ def counting(ids: Tensor) -> Tensor:
 def test_goes_on_until_the_text_ends_or_long_enough() -> None:
     texts = continuations(counting, [[1, 2], [6, 7]], vocab_size=10, end_ids={0}, seed=0, max_new_tokens=5)
     assert texts == [[3, 4, 5, 6, 7], [8, 9, 0]]
+
+
+@pytest.mark.parametrize(("prompts", "rows"), [(1, 1), (2, 4), (3, 4), (4, 4), (5, 8)])
+def test_several_rows_are_filled_up_to_a_multiple_of_four(prompts: int, rows: int) -> None:
+    """A product in float32 of two or three rows takes longer than of four; what fills up draws nothing."""
+    seen = []
+
+    def next_logits(ids: Tensor) -> Tensor:
+        seen.append(len(ids))
+        return torch.nn.functional.one_hot((ids[:, -1] + 1) % 10, 10) * 100.0
+
+    texts = continuations(
+        next_logits, [[number] for number in range(prompts)], vocab_size=10, end_ids=(), seed=0, max_new_tokens=2
+    )
+    assert texts == [[(number + 1) % 10, (number + 2) % 10] for number in range(prompts)]
+    assert set(seen) == {rows}
 
 
 def test_prompts_may_be_of_different_lengths_and_end_in_different_ways() -> None:

@@ -22,7 +22,8 @@ from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.spec import read_spec
 from engine.models.stream import StreamedTeacher
 from tests.engine.export.test_gguf_file import _SHARED, MODELS
-from tests.tiny import VOCAB_SIZE, tiny_tokenizer
+from tests.engine.models.gguf.exact_models import save_exact
+from tests.tiny import VOCAB_SIZE
 
 pytestmark = pytest.mark.slow
 
@@ -126,14 +127,7 @@ def folder_of(case: str, folder: Path) -> Path:
     given = MODELS["gpt2"] if kind == "gpt2" else _SHARED | MODELS.get(kind, {}) | _WIDE
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**given, **more}), dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * torch.randn(parameter.shape))
-            parameter.copy_(parameter.half().float())
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_exact(model, folder)
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -14,7 +14,8 @@ from engine.models.gguf.numbers import exact_tokens
 from engine.models.hub import resolve_model
 from engine.models.load import load_causal_lm
 from tests.engine.export.test_gguf_file import _SHARED
-from tests.tiny import VOCAB_SIZE, tiny_tokenizer
+from tests.engine.models.gguf.exact_models import save_exact
+from tests.tiny import VOCAB_SIZE
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _GEMMA3 = {"sliding_window": 16, "query_pre_attn_scalar": 8}
@@ -73,14 +74,7 @@ def folder_of(kind: str, settings: dict[str, Any], folder: Path) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**_SHARED, **settings})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * torch.randn(parameter.shape))
-            parameter.copy_(parameter.half().float())
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_exact(model, folder)
 
 
 def logits(folder: Path) -> torch.Tensor:
