@@ -8,10 +8,10 @@ GKDTrainer (teacher fixed, forward KL, so that it does what the others do), *loo
 (both models of transformers, full logits, ``kl_div``, torch's AdamW), *tune* the same loop on labels with no teacher.
 Each runs in a process of its own, in the environment that this script is started in: no side gets an allocator, thread
 or format setting. All see the same packed rows and learn with the same batch, learning rate, warm-up and number of
-epochs in fp32; rivals neither evaluate nor write checkpoints, and recompute no activations. Rounds alternate. The result
-has the seconds from the start of the process to the student on the disk, those of training alone (of *ours*, of its two
-phases), processor seconds, the share of the system in them, and the highest anonymous memory of the process tree. The
-hold-out loss is taken afterwards, by one function for all.
+epochs in fp32; rivals neither evaluate nor write checkpoints, and recompute no activations. Rounds alternate. The
+result has the seconds from the start of the process to the student on the disk, those of training alone (of *ours*, of
+its two phases), processor seconds, the share of the system in them, and the highest anonymous memory of the process
+tree. The hold-out loss is taken afterwards, by one function for all.
 """
 
 from __future__ import annotations
