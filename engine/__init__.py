@@ -20,13 +20,13 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.config import RunConfig
-    from engine.launch import distill, open_run
-    from engine.onward import plan
+    from engine.run.launch import distill, open_run
+    from engine.run.onward import plan
+    from engine.settings.config import RunConfig
 
 __all__ = ["RunConfig", "distill", "open_run", "plan"]
 
-_HOMES = {"RunConfig": "config", "distill": "launch", "open_run": "launch", "plan": "onward"}
+_HOMES = {"RunConfig": "settings.config", "distill": "run.launch", "open_run": "run.launch", "plan": "run.onward"}
 
 
 def __getattr__(name: str) -> Any:

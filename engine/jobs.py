@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from engine.config import SETTINGS, RunConfig
 from engine.machine.device import Device
-from engine.settings import layer_count
+from engine.settings.config import SETTINGS, RunConfig
+from engine.settings.describe import layer_count
 
 AJob = TypeVar("AJob", bound="Job")
 
@@ -233,7 +233,7 @@ def backed_off(jobs: Sequence[Job], name: str, changes: Iterable[Change]) -> tup
     Args:
         jobs: the run's.
         name: of the job.
-        changes: as :func:`engine.backoff.next_step` has them.
+        changes: as :func:`engine.run.backoff.next_step` has them.
     """
     places = [job.name for job in jobs]
     first = places.index(name)

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config import RunConfig
 from engine.errors import RequestError
+from engine.settings.config import RunConfig
 
 MEETING = "TINYDISTILL_MEETING"
 """Where the ranks of a training meet: an ``init_method`` of torch.distributed."""
@@ -102,7 +102,7 @@ def share_by_hand(settings: RunConfig, environment: Mapping[str, str]) -> tuple[
     Raises:
         RequestError: the variables contradict each other, or the run is no rank of others and was started as one.
     """
-    if _LAUNCHER in environment:  # its ranks do one run together: engine.launched
+    if _LAUNCHER in environment:  # its ranks do one run together: engine.run.launched
         return None
     for own, all_of_them in _BY_HAND:
         if own not in environment or all_of_them not in environment:

@@ -96,7 +96,7 @@ async def wizard(out: Path) -> None:
 
 async def pictures(finished: Path, out: Path) -> None:
     """The run while the teacher scores, while the student learns, at its end; and the list of runs."""
-    from engine.run import Run
+    from engine.run.folder import Run
 
     events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
     folder = finished.parent
@@ -125,8 +125,8 @@ def cut(finished: Path, path: Path, events: list[dict[str, Any]], phase: str) ->
 
 async def picture(path: Path, out: Path, name: str, clock: Callable[[], float]) -> None:
     """One screen of a run."""
-    from tinydistill_tui import busy
     from tinydistill_tui.app import TinyDistillApp
+    from tinydistill_tui.work import busy
 
     busy.load = lambda: 0.0  # what this machine does now says nothing of when the run was made
     app = TinyDistillApp(attach=path, options={"no_animation": True}, clock=clock)

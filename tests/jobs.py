@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.config import RunConfig
 from engine.jobs import Job, PrepareJob, ScoreJob, TrainJob, jobs_of
 from engine.machine.device import Device
 from engine.planner.sizes import head_chunk_tokens
+from engine.settings.config import RunConfig
 
 SETTINGS: dict[str, Any] = {
     "teacher": "t",

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from engine.cgroup import _groups  # the same reading of /proc that the program itself relies on
+from engine.machine.cgroup import _groups  # the same reading of /proc that the program itself relies on
 
 
 class CannotCap(Exception):

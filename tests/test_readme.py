@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.cli.settings_table import with_table
-from engine.config import SETTINGS
+from engine.settings.config import SETTINGS
 from tests.end_to_end.program import write_texts
 from tests.tiny import tiny_model
 

@@ -30,13 +30,14 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.widget import Widget
 
-from engine import places, safe_child
-from tinydistill_tui import appearance, opening, window
-from tinydistill_tui.key_queue import KeyQueue, keep_escape
+from engine.disk import places
+from engine.machine import safe_child
+from tinydistill_tui.terminal import appearance, opening, window
+from tinydistill_tui.terminal.key_queue import KeyQueue, keep_escape
 
 if TYPE_CHECKING:
     from engine.errors import TinyDistillError
-    from engine.hardware import Hardware
+    from engine.machine.hardware import Hardware
     from tinydistill_tui.navigation import Request
 
 _TWICE_SECONDS = 1.0

@@ -11,12 +11,12 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from engine import launch
-from engine.config import SETTINGS, RunConfig, check_value
 from engine.data.left_out import MostlyLeftOut
 from engine.errors import Stopped
 from engine.format import format_bytes
 from engine.planner.summary import cautions, summary
+from engine.run import launch
+from engine.settings.config import SETTINGS, RunConfig, check_value
 
 QUESTIONS = ("teacher", "student", "data", "memory_budget", "samples", "epochs")
 _YES, _NO = ("", "y", "yes"), ("n", "no")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.cli import streams
-from tinydistill_tui import screenless
+from tinydistill_tui.terminal import screenless
 
 _SWITCHES = {"--ascii", "--no_mouse", "--no_animation"}
 
@@ -38,7 +38,7 @@ def _underscored(word: str) -> str:
 def _at_once(switches: dict[str, Any]) -> int:
     """Show the first screen; the rest is imported behind it."""
     from tinydistill_tui.app import run_app
-    from tinydistill_tui.appearance import draws_only_ascii
+    from tinydistill_tui.terminal.appearance import draws_only_ascii
 
     streams.make_fit()
     if draws_only_ascii(sys.stdout.encoding, os.environ.get("TERM", "")):

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine import launch
 from engine.cli import arguments
 from engine.cli.distill import guarded, run_headless
-from engine.config import SETTINGS, RunConfig
-from engine.onward import RECORDS, START
-from engine.run import Run
-from tinydistill_tui import screenless
+from engine.run import launch
+from engine.run.folder import Run
+from engine.run.onward import RECORDS, START
+from engine.settings.config import SETTINGS, RunConfig
 from tinydistill_tui.ask import ask
+from tinydistill_tui.terminal import screenless
 
 DESCRIPTION = "The wizard: this machine, the models, the text, the plan and the run."
 
@@ -56,7 +56,7 @@ def _main(words: Sequence[str]) -> int:
             return attach(Run.open(Path(switches["attach"])), config, front_end)
         return run_headless(config, front_end)
     from tinydistill_tui.app import run_app
-    from tinydistill_tui.appearance import draws_only_ascii
+    from tinydistill_tui.terminal.appearance import draws_only_ascii
 
     attached = Path(switches.pop("attach")) if "attach" in switches else None
     if attached is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
-from tinydistill_tui.run_view import RunView
+from tinydistill_tui.view.run_view import RunView
 
 
 @dataclass

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from engine.errors import TinyDistillError
-from engine.hardware import Hardware
-from tinydistill_tui.draft import Draft
-from tinydistill_tui.run_view import RunView
+from engine.machine.hardware import Hardware
+from tinydistill_tui.view.run_view import RunView
+from tinydistill_tui.work.draft import Draft
 
 Step = Literal["models", "data", "plan", "profiles"]
 

@@ -13,10 +13,10 @@ from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.widgets import Input
 from textual.worker import Worker, WorkerState
 
-from engine.config import SETTINGS
-from tinydistill_tui import runs
+from engine.settings.config import SETTINGS
 from tinydistill_tui.navigation import EditSetting, OpenRun, Program
 from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.work import runs
 
 FIND_SECONDS = 1.0
 

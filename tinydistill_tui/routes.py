@@ -8,9 +8,7 @@ from typing import Any, cast
 from textual.app import App
 from textual.screen import Screen
 
-from tinydistill_tui import control, runs
 from tinydistill_tui.dialogs.help import HelpScreen
-from tinydistill_tui.draft import Draft
 from tinydistill_tui.navigation import (
     AskFor,
     EditSetting,
@@ -33,6 +31,8 @@ from tinydistill_tui.screens.runs import RunsScreen
 from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.screens.talk import TalkScreen
 from tinydistill_tui.screens.welcome import WelcomeScreen
+from tinydistill_tui.work import control, runs
+from tinydistill_tui.work.draft import Draft
 
 _STEPS = {"models": ModelsScreen, "data": DataScreen, "plan": PlanScreen, "profiles": ProfilesScreen}
 _OF_ONE_RUN = frozenset({"output_dir", "resume", "profile"})  # what another run like this one does not take over

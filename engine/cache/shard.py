@@ -38,7 +38,7 @@ from engine.cache.id_layout import layout_from_bytes
 from engine.cache.record import COLUMNS, EncodedRecords
 from engine.disk.fault import commit_point
 from engine.disk.files import written_whole
-from engine.out_of_memory import is_out_of_memory
+from engine.machine.out_of_memory import is_out_of_memory
 
 HASH_BYTES = 16
 _ROW = np.dtype([("hash", "u1", HASH_BYTES), ("records", "<u4"), ("heads", "<u4"), ("id_bytes", "<u4")])

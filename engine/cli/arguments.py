@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from engine.config import GROUPS, SETTINGS, RunConfig
 from engine.errors import Problem, SettingsError
-from engine.settings import SettingInfo, suggestion
+from engine.settings.config import GROUPS, SETTINGS, RunConfig
+from engine.settings.describe import SettingInfo, suggestion
 from engine.version import __version__
 
 

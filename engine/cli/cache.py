@@ -23,7 +23,7 @@ from engine.cli.distill import guarded
 from engine.errors import FolderError, Problem, RequestError, SettingsError
 from engine.format import format_bytes
 from engine.machine.device import NAMES, is_name
-from engine.settings import suggestion
+from engine.settings.describe import suggestion
 from engine.version import __version__
 
 if TYPE_CHECKING:

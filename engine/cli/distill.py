@@ -18,18 +18,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine import launch, places, run_control, supervisor
 from engine.channel.events import Event, Tail
 from engine.channel.last_word import LastWord
 from engine.cli import arguments, streams
 from engine.cli.progress import BarView, JsonView, LineView, View, follow, wants_lines
-from engine.command import how_to_continue, resume_command
-from engine.config import RunConfig
 from engine.data.left_out import MostlyLeftOut
+from engine.disk import places
 from engine.errors import Problem, RequestError, SettingsError, Stopped, TinyDistillError
-from engine.launched import Launch, tell_end
 from engine.machine import system
-from engine.run import Run
+from engine.run import control as run_control
+from engine.run import launch, supervisor
+from engine.run.folder import Run
+from engine.run.launched import Launch, tell_end
+from engine.settings.command import how_to_continue, resume_command
+from engine.settings.config import RunConfig
 
 DESCRIPTION = "Distil a small language model from a large one, in two phases that never share memory."
 
@@ -107,7 +109,7 @@ def _as_rank(several: Launch, config: RunConfig, front_end: arguments.FrontEnd) 
         raise SettingsError([Problem("processes", config.processes, accepted)])
     folder = Path(os.path.abspath(config.output_dir.expanduser()))
     if several.rank.number:
-        from engine.agent import Agent
+        from engine.run.agent import Agent
 
         return Agent(folder, several).serve()
     code = 4

@@ -76,7 +76,7 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
     from engine.jobs import TrainJob, last_of
     from engine.models.load import load_causal_lm, load_tokenizer
     from engine.phases.teacher import open_store
-    from engine.run import Run
+    from engine.run.folder import Run
     from engine.student.batches import Source
     from engine.student.evaluate import HoldoutBatches, evaluate, evaluate_teacher
     from engine.student.exam import Examinee, figure

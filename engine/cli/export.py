@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cli.distill import guarded
-from engine.command import resume_command
 from engine.disk.files import make_folder, write_atomic
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
@@ -21,6 +20,7 @@ from engine.models.headers import read_json
 from engine.models.hub import resolve_model
 from engine.models.spec import read_spec
 from engine.models.weight_files import is_decoded
+from engine.settings.command import resume_command
 from engine.version import __version__
 
 PROGRAM = "tiny-distill-export"

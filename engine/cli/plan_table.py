@@ -8,15 +8,15 @@ import time
 
 from rich.table import Table
 
-from engine import launch
 from engine.cli.console import Console
-from engine.config import RunConfig
 from engine.data import left_out
 from engine.data.survey import Survey
 from engine.format import format_bytes, format_duration
 from engine.planner import Plan
 from engine.planner.summary import cautions, summary
-from engine.run import plan_fields
+from engine.run import launch
+from engine.run.folder import plan_fields
+from engine.settings.config import RunConfig
 
 
 def show_plan(config: RunConfig) -> int:

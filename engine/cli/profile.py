@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from engine import hardware, launch
 from engine.cli import arguments
 from engine.cli.distill import guarded
 from engine.format import UNKNOWN, format_bytes, format_duration
+from engine.machine import hardware
 from engine.planner.ladder import Rung, ladder
 from engine.planner.measure import MachineRates, machine_rates
+from engine.run import launch
 
 DESCRIPTION = "Show memory, disk and time of two models for a ladder of settings; no model is trained."
 

@@ -17,7 +17,7 @@ from engine.channel.events import Event, Tail
 from engine.channel.words import headline_of
 from engine.format import format_bytes, format_duration, format_rate
 from engine.phase_kinds import phase_verb
-from engine.run import Run
+from engine.run.folder import Run
 
 _POLL_SECONDS = 0.1
 _LINE_SECONDS = 10.0

@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-from engine.afterwards import FILE, about_the_student, next_steps
 from engine.cli.console import Console
 from engine.cli.progress import wants_lines
 from engine.format import format_bytes, format_duration
 from engine.phase_kinds import PHASES, phase_noun
-from engine.report import MEASURES, compute_unit, one_line, speed_in_words
-from engine.verdict import details, headline
+from engine.run.afterwards import FILE, about_the_student, next_steps
+from engine.run.report import MEASURES, compute_unit, one_line, speed_in_words
+from engine.student.verdict import details, headline
 
 
 def show_result(report: dict[str, Any], path: Path) -> None:

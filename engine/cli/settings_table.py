@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from engine.config import GROUPS, SETTINGS
+from engine.settings.config import GROUPS, SETTINGS
 
 BEGIN = "<!-- settings: made by python -m engine.cli.settings_table README.md -->"
 END = "<!-- end of settings -->"

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from engine import safe_child
 from engine.cache.record import Records
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
@@ -29,10 +28,10 @@ from engine.data.checks import check_models
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.jobs import ScoreJob, TrainJob, last_of
+from engine.machine import safe_child
 from engine.machine.gpu_check import gpu_of
 from engine.machine.process_memory import PeakMemory
 from engine.models.narrow import width_of
-from engine.phase_environment import environment_for
 from engine.phases.cut import CUT
 from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store
@@ -40,8 +39,9 @@ from engine.planner import Plan, plan
 from engine.planner.footprint import context_bytes_on
 from engine.planner.measure import MachineRates
 from engine.planner.models import FROM_TEACHER
-from engine.run import Run
-from engine.settings import layer_list
+from engine.run.folder import Run
+from engine.run.phase_environment import environment_for
+from engine.settings.describe import layer_list
 
 STEPS = 2
 """Optimizer steps of the student; the second has the optimizer's states."""
@@ -194,7 +194,7 @@ def _phase_process(phase: str, run: Run) -> Iterator[subprocess.Popen[bytes]]:
     """Run a phase that always ends with this context, before its folder is removed."""
     with run.log_path.open("ab") as log:
         child = subprocess.Popen(
-            safe_child.command("engine.phase", phase, str(run.path), str(os.getpid())),  # it ends when we do
+            safe_child.command("engine.phases.process", phase, str(run.path), str(os.getpid())),  # it ends when we do
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

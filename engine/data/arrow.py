@@ -12,7 +12,7 @@ from typing import Any
 from engine.data.parquet import ROWS_AT_A_TIME, may_hold_text, without_nulls
 from engine.data.tally import Tally
 from engine.errors import DataError
-from engine.out_of_memory import is_out_of_memory
+from engine.machine.out_of_memory import is_out_of_memory
 
 
 def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:

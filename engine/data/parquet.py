@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.data.tally import Tally
 from engine.errors import DataError
-from engine.out_of_memory import is_out_of_memory
+from engine.machine.out_of_memory import is_out_of_memory
 
 ROWS_AT_A_TIME = 64
 _BATCH_BYTES = 4 * 2**20

@@ -21,11 +21,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine import places, safe_child
+from engine.disk import places
 from engine.disk.files import write_atomic
 from engine.errors import DiskFull
-from engine.hardware import Gpu, Hardware, find_gpus
+from engine.machine import safe_child
 from engine.machine.device import Device
+from engine.machine.hardware import Gpu, Hardware, find_gpus
 
 _FORMAT = 1
 _TIMEOUT_SECONDS = 120  # the first start of CUDA may compile kernels

@@ -25,7 +25,7 @@ import torch
 
 from engine.machine import process_memory, torch_device
 from engine.machine.device import Device
-from engine.out_of_memory import is_out_of_memory
+from engine.machine.out_of_memory import is_out_of_memory
 
 # Half precision keeps 8 to 11 bits; a product of 256 terms of either sign stays within this share of its size.
 _HALF_ERROR = 0.02

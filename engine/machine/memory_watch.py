@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from engine import hardware
+from engine.machine import hardware
 
 # Short means: less is free than a sixteenth of all memory, and less than this. A container of 700 MB is short at 44 MB.
 _MOST_RESERVE_BYTES = 256 * 2**20

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from engine.errors import ModelError
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import UNUSABLE, first_sentence, quiet
 from engine.models.meta import build_on_meta, read_config
 from engine.models.weight_plan import plan_weights
-from engine.out_of_memory import is_out_of_memory
 
 
 def check_fit(folder: Path) -> None:

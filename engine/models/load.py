@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import ModelError
+from engine.machine.out_of_memory import is_out_of_memory, tells_out_of_memory
 from engine.machine.torch_device import kind_of
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, last_hidden_states, logits_of
@@ -28,7 +29,6 @@ from engine.models.faithful import faithful
 from engine.models.meta import causal_lm_class, read_config
 from engine.models.slices import slice_resident_head
 from engine.models.weight_files import is_decoded, model_of
-from engine.out_of_memory import is_out_of_memory, tells_out_of_memory
 
 UNUSABLE = (
     OSError,

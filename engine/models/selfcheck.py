@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from engine.errors import BadNumbers, ModelError
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.models.core import Core
 from engine.models.meta import build_with_buffers
-from engine.out_of_memory import is_out_of_memory
 
 _FEWEST, _MOST = 2, 12  # layers
 _LENGTHS = (8, 5)  # tokens in the two rows

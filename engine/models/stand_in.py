@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import places
+from engine.disk import places
 from engine.disk.file_lock import try_flock
 from engine.disk.files import NO_ROOM, fsync_file, fsync_folder, no_room
 from engine.errors import ModelError

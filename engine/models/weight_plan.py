@@ -22,8 +22,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from engine.errors import ModelError
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.models.checkpoint import Checkpoint
-from engine.out_of_memory import is_out_of_memory
 
 _SHOWN = 4  # names in an error message before "and N more"
 

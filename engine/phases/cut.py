@@ -21,8 +21,8 @@ from engine.jobs import Job, ScoreJob
 from engine.models.spec import ModelSpec
 from engine.planner.models import FROM_TEACHER
 from engine.planner.sizes import wave_tokens
-from engine.run import Run
-from engine.settings import layer_list
+from engine.run.folder import Run
+from engine.settings.describe import layer_list
 
 if TYPE_CHECKING:
     from engine.teacher.depth import Cut, DeepTeacher

@@ -35,7 +35,7 @@ from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import EVALUATION_ROWS
-from engine.run import Run
+from engine.run.folder import Run
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints

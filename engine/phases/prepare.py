@@ -11,7 +11,6 @@ from engine.data.passes import PrepareSettings
 from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.errors import Problem, SettingsError, TokenizerMismatch
-from engine.inputs import INPUTS, identity_of, identity_of_model
 from engine.jobs import Job, PrepareJob
 from engine.models.narrow import width_of
 from engine.models.spec import ModelSpec, read_spec
@@ -19,8 +18,9 @@ from engine.planner.adapters import adapter_problems, targets_of
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
 from engine.planner.workload import too_little_text
-from engine.run import Run
-from engine.settings import layer_list
+from engine.run.folder import Run
+from engine.run.inputs import INPUTS, identity_of, identity_of_model
+from engine.settings.describe import layer_list
 
 STAGE = "stage"
 """Code of the event that says what a phase does while it cannot tell how much of it is done."""

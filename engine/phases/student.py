@@ -31,14 +31,14 @@ from engine.phases.student_result import (
 from engine.phases.teacher import open_store
 from engine.planner.models import FROM_TEACHER
 from engine.ranks import ALONE, Rank
-from engine.run import Run
+from engine.run.folder import Run
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
 from engine.student.generate import holdout_prompts
 from engine.student.learn import Learned
 from engine.student.sharded import ShardedWorld
+from engine.student.verdict import gap_of
 from engine.student.world import World
-from engine.verdict import gap_of
 
 
 def run_student(run: Run, job: TrainJob, channel: Channel) -> None:

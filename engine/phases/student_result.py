@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.channel.channel import Channel
-from engine.config import SETTINGS, RunConfig
 from engine.data.chat_template import PLAIN_TEMPLATE
 from engine.data.tokens import TokenFile
 from engine.disk.files import NO_ROOM, write_atomic
@@ -27,13 +26,14 @@ from engine.errors import (
     TinyDistillError,
 )
 from engine.jobs import TrainJob
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.models.load import first_sentence
 from engine.models.spec import read_spec
-from engine.out_of_memory import is_out_of_memory
 from engine.phases.cut import CUT
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
-from engine.run import Run
+from engine.run.folder import Run
+from engine.settings.config import SETTINGS, RunConfig
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import ADAPTER
 from engine.student.companions import versions_told
@@ -43,7 +43,7 @@ from engine.student.judge import bits_per_byte, intervals
 from engine.student.learn import Learned
 from engine.student.learner import Learner
 from engine.student.model_card import ModelCard
-from engine.verdict import adapter_in_words, details, gap_of, headline
+from engine.student.verdict import adapter_in_words, details, gap_of, headline
 from engine.version import __version__
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from engine.data.tokens import SPLITS, TokenFile
 from engine.disk.file_lock import no_locks
 from engine.disk.files import make_folder, write_atomic
 from engine.errors import CacheMismatch
-from engine.inputs import identity_of_model
 from engine.jobs import RecordsJob, ScoreJob
 from engine.machine.gpu_check import gpu_of
 from engine.models.spec import ModelSpec, fingerprint
@@ -35,8 +34,9 @@ from engine.planner.phase_settings import TeacherSetting
 from engine.planner.shape import shape_of
 from engine.planner.sizes import wave_tokens
 from engine.ranks import ALONE, Rank
-from engine.run import Run
-from engine.verdict import doubts
+from engine.run.folder import Run
+from engine.run.inputs import identity_of_model
+from engine.student.verdict import doubts
 
 _JUDGED_ROWS = 16
 _STREAMED_TOKENS = 12

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
 from engine.models.adapter_shape import AdapterShape
 from engine.planner.shape import CARRIES_A_STATE, ModelShape
+from engine.settings.config import RunConfig
 
 ALL = "all-linear"
 """In peft, this word stands for all linear layers of the decoder."""

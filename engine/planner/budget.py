@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
 from engine.format import format_bytes
-from engine.hardware import Hardware, memory_note
 from engine.machine.device import Device
+from engine.machine.hardware import Hardware, memory_note
 from engine.planner.footprint import context_bytes_on
 from engine.planner.live_runs import LiveRun
 from engine.planner.phase_settings import Footprint
+from engine.settings.config import RunConfig
 
 # Default share of the free memory that a run may take: the rest is for other programs that start meanwhile.
 FREE_SHARE = 0.85

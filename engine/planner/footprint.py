@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.hardware import Gpu
+from engine.machine.hardware import Gpu
 from engine.planner.activations import forward_bytes, is_unfused
 from engine.planner.moments import (
     Moments,
@@ -338,9 +338,9 @@ _DISTRIBUTED = 40 * MIB
 # lies between blocks in use and is too small for the next one, and the share of an embedding's gradient.
 _KEPT_FREE = 12 * MIB
 _HOLES, _EMBEDDING_HOLE = 0.3, 0.75
-# There a phase comes out of a process that has imported what all phases need (engine.preloaded), and in half precision
-# kernels and their scratch memory lie between the blocks: the demo's phases took 30 MiB more than a process of their
-# own in fp32, and 60 to 75 in bf16.
+# There a phase comes out of a process that has imported what all phases need (engine.run.preloaded), and in half
+# precision kernels and their scratch memory lie between the blocks: the demo's phases took 30 MiB more than a process
+# of their own in fp32, and 60 to 75 in bf16.
 _KEPT_IMPORTS, _KEPT_KERNELS = 30 * MIB, 40 * MIB
 # [C, V] float32 matrices that exist at a time in the teacher's scoring: the logits, which become log-probabilities
 # where they stand, the probabilities, and a little that the allocator keeps.

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config import RunConfig
-from engine.hardware import Hardware
+from engine.machine.hardware import Hardware
 from engine.planner.measure import MachineRates
 from engine.planner.prediction import PhasePrediction, Plan
 from engine.planner.resolve import plan
+from engine.settings.config import RunConfig
 
 # Each rung keeps what the ones before it saved.
 _TEACHER_RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -17,9 +17,10 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engine import hardware, places, safe_child
+from engine.disk import places
 from engine.disk.files import write_atomic
 from engine.errors import DiskFull
+from engine.machine import hardware, safe_child
 from engine.machine.compute import compute_environment
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, torch_version

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.config import RunConfig
 from engine.errors import DoesNotFit
 from engine.format import format_bytes, format_count
 from engine.planner import disk as disk_formulas
 from engine.planner.phase_settings import Footprint
 from engine.planner.recommend import Proposal, Question, nearest_that_fits
+from engine.settings.config import RunConfig
 
 _PART_NAMES = {
     "weights": "weights",

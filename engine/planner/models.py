@@ -9,7 +9,6 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import RunConfig
 from engine.data.checks import check_models
 from engine.errors import ModelError, Problem, SettingsError, TinyDistillError
 from engine.format import format_bytes, format_count
@@ -21,7 +20,8 @@ from engine.planner.budget import Budget
 from engine.planner.footprint import student_footprint, teacher_footprint
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.shape import ModelShape, shape_of
-from engine.settings import layer_count, layer_list
+from engine.settings.config import RunConfig
+from engine.settings.describe import layer_count, layer_list
 
 FROM_TEACHER = "from-teacher"
 

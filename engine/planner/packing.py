@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.config import RunConfig
 from engine.planner import reasons
 from engine.planner.shape import CARRIES_A_STATE, ModelShape
+from engine.settings.config import RunConfig
 
 
 def packing_for(config: RunConfig, student: ModelShape) -> tuple[bool, str]:

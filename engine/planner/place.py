@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine import hardware as machine_hardware
-from engine.config import RunConfig
+from engine.disk.runs import announced_runs, default_runs_path
 from engine.errors import Problem, SettingsError
-from engine.hardware import Hardware
+from engine.machine import hardware as machine_hardware
 from engine.machine.gpu_check import checked, torch_version
+from engine.machine.hardware import Hardware
 from engine.planner.budget import Budget, budget_for
 from engine.planner.live_runs import live_runs
 from engine.planner.measure import MachineRates, machine_rates
 from engine.planner.run_folder import folder_for
 from engine.ranks import threads_each
-from engine.runs import announced_runs, default_runs_path
+from engine.settings.config import RunConfig
 
 
 @dataclass(frozen=True)

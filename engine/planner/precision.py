@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
-from engine.hardware import Gpu, Hardware
+from engine.machine.hardware import Gpu, Hardware
 from engine.planner.budget import Budget
 from engine.planner.measure import MachineRates
 from engine.planner.models import Models
 from engine.planner.timing import pass_seconds_per_token
+from engine.settings.config import RunConfig
 
 # Half precision costs digits of the teacher's distribution: its products must be clearly faster, and so must a token of
 # teacher and student together. Between the products numbers are converted, which is all that narrow models do.

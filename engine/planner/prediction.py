@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.config import RunConfig
 from engine.errors import DoesNotFit
 from engine.jobs import Job
+from engine.settings.config import RunConfig
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "other")
 """Parts of a phase's memory, in the order of display."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from engine.config import RunConfig
 from engine.planner.adapters import default_rank, targets_of
 from engine.planner.budget import Budget
 from engine.planner.disk import checkpoint_bytes
@@ -22,7 +21,8 @@ from engine.planner.shape import CARRIES_A_STATE, ModelShape
 from engine.planner.sharding import why_not_sharded
 from engine.planner.timing import step_seconds, teacher_duration
 from engine.planner.workload import Text, default_length, effective_rows
-from engine.settings import layer_count, layer_list
+from engine.settings.config import RunConfig
+from engine.settings.describe import layer_count, layer_list
 
 # Settings whose times differ by less count as equally fast, and the smaller one wins.
 _SAME_SPEED = 1.05

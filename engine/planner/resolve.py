@@ -11,12 +11,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.config import RunConfig
 from engine.data.sample_limits import SampleLimits
 from engine.errors import DoesNotFit, Problem, SettingsError
 from engine.format import format_bytes
-from engine.hardware import Hardware
 from engine.jobs import jobs_of
+from engine.machine.hardware import Hardware
 from engine.planner import disk, misfit, reasons, timing, workload
 from engine.planner.adapters import RATE_FACTOR, check_adapter
 from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
@@ -31,6 +30,7 @@ from engine.planner.sharding import check_sharding
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.text import Amount, count_tokens
 from engine.planner.workload import Text
+from engine.settings.config import RunConfig
 
 # Work of engine.teacher.depth, in tokens through the whole teacher: seven passes of 1,024 tokens for the layers'
 # influence, and one for each cut that is compared or shown, most of them with half of the layers.

@@ -6,9 +6,9 @@ import re
 import time
 from pathlib import Path
 
-from engine.config import RunConfig
-from engine.places import check_somewhere
-from engine.runs import default_runs_path
+from engine.disk.places import check_somewhere
+from engine.disk.runs import default_runs_path
+from engine.settings.config import RunConfig
 
 
 def folder_for(config: RunConfig) -> tuple[Path, str]:

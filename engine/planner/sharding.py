@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.config import RunConfig
 from engine.errors import Problem, SettingsError
 from engine.planner.shape import CARRIES_A_STATE, ModelShape
+from engine.settings.config import RunConfig
 
 
 def why_not_sharded(shape: ModelShape, config: RunConfig) -> str | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from engine import hardware
-from engine.config import RunConfig
 from engine.errors import TinyDistillError
+from engine.machine import hardware
 from engine.models.spec import ModelSpec, read_spec
 from engine.planner.measure import MachineRates, kept_at, machine_rates
 from engine.planner.shape import ModelShape, shape_of
 from engine.planner.timing import forward_flops_per_token
+from engine.settings.config import RunConfig
 
 # Keys of configurations whose layers use some of their parameters for a token: how many is known to the model alone.
 _SLOW = 1e-9  # tokens a second: below any machine's rate

@@ -12,13 +12,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.config import RunConfig
 from engine.data.chat_lengths import conversation_lengths
 from engine.data.survey import CHARACTERS_PER_TOKEN, Survey, survey
 from engine.errors import ModelError
 from engine.format import format_count
 from engine.models.hub import resolve_model
 from engine.models.vocabulary import read_vocabulary
+from engine.settings.config import RunConfig
 
 # A form asks for a plan on each key; the text behind it is looked at again after so many seconds.
 _KEPT_SECONDS = 30

@@ -38,8 +38,8 @@ from torch import Tensor
 from engine.disk.fault import commit_point
 from engine.disk.files import NO_ROOM, fsync_folder, make_folder, no_room
 from engine.disk.tensor_file import write_pieces
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.machine.torch_device import generator_states, restore_generators
-from engine.out_of_memory import is_out_of_memory
 from engine.student.parts import Place, Stored, bytes_of, own_rows, pieces_of
 
 _NAME = re.compile(r"step-(\d{8})")

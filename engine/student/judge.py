@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.verdict import gap_closed
+from engine.student.verdict import gap_closed
 
 if TYPE_CHECKING:
     from engine.data.tokens import TokenFile

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import RankLost
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.machine.torch_device import exact
-from engine.out_of_memory import is_out_of_memory
 from engine.ranks import MEETING, Rank
 
 LIMIT = "TINYDISTILL_RANK_SECONDS"

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engine import safe_child
 from engine.errors import ModelError
+from engine.machine import safe_child
 
 
 class ChatSession:

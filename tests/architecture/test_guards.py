@@ -110,11 +110,14 @@ def _guesses(path: Path) -> list[str]:
 
 
 def test_no_value_of_a_job_is_guessed():
-    paths = [path for folder in ("phases", "cli", "") for path in (ROOT / "engine" / folder).glob("*.py")]
+    paths = [path for folder in ("phases", "cli", "run", "") for path in (ROOT / "engine" / folder).glob("*.py")]
     assert {path.name: said for path in paths if (said := _guesses(path))} == {}
 
 
-@pytest.mark.parametrize("name", ["supervisor", "walk", "phase_start", "phase_watch", "run_control", "jobs", "backoff"])
+@pytest.mark.parametrize(
+    "name",
+    ["jobs", *(f"run/{name}" for name in ("supervisor", "walk", "phase_start", "phase_watch", "control", "backoff"))],
+)
 def test_the_supervisor_is_read_in_short_functions(name: str):
     for node in ast.walk(ast.parse((ROOT / f"engine/{name}.py").read_text())):
         if isinstance(node, ast.FunctionDef):
@@ -124,8 +127,11 @@ def test_the_supervisor_is_read_in_short_functions(name: str):
 
 @pytest.mark.parametrize(
     ("words", "home"),
-    [("tiny-distill --resume --output_dir", "engine/command.py"), ("Completed work is kept.", "engine/command.py")],
+    [
+        ("tiny-distill --resume --output_dir", "engine/settings/command.py"),
+        ("Completed work is kept.", "engine/settings/command.py"),
+    ],
 )
 def test_advice_to_continue_a_run_is_written_in_one_place(words: str, home: str):
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "engine").rglob("*.py") if words in path.read_text()}
-    assert found == {home}, "others call engine.command, which quotes the path for a shell"
+    assert found == {home}, "others call engine.settings.command, which quotes the path for a shell"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,102 +15,65 @@ TRAINING_OF_THE_DEMO = ROOT / "engine/models/demo/train.py"  # a program that ma
 HEAVY = ("torch", "transformers", "bitsandbytes", "accelerate", "peft")
 LIGHT = [
     "engine",
-    "engine.backoff",
-    "engine.config",
+    "engine.run.backoff",
+    "engine.settings.config",
     "engine.errors",
     "engine.channel.events",
     "engine.disk.files",
     "engine.format",
-    "engine.hardware",
-    "engine.launch",
+    "engine.machine.hardware",
+    "engine.run.launch",
     "engine.machine.device",
     "engine.machine.gpu_check",
     "engine.machine.memory_watch",
     "engine.models.spec",
     "engine.models.vocabulary",
-    "engine.out_of_memory",
+    "engine.machine.out_of_memory",
     "engine.planner",
-    "engine.profiles",
+    "engine.settings.profiles",
     "engine.ranks",
-    "engine.report",
-    "engine.run",
-    "engine.runs",
-    "engine.settings",
+    "engine.run.report",
+    "engine.run.folder",
+    "engine.disk.runs",
+    "engine.settings.describe",
     "engine.jobs",
-    "engine.old_runs",
-    "engine.supervisor",
-    "engine.verdict",
-    "engine.walk",
+    "engine.run.old_runs",
+    "engine.run.supervisor",
+    "engine.student.verdict",
+    "engine.run.walk",
     "engine.cli.arguments",
     "engine.cli.cache",
     "engine.cli.distill",
     "engine.cli.profile",
 ]
-# Parts of the engine that a part may import; one that is not named here may import anything but the screens.
+# Parts of the engine that a part may import, from the lowest one up. The commands (cli) may import all of them.
+_LOW = {"errors", "disk", "machine"}
 MAY_IMPORT = {
-    "config": {"errors", "settings", "machine"},
-    "machine": {"errors", "disk", "hardware", "places", "safe_child", "out_of_memory"},
-    "channel": {"errors", "format", "machine", "phase_kinds"},
     "errors": set(),
-    "disk": {"errors", "disk"},
-    "out_of_memory": {"errors"},
-    "settings": set(),
-    "cache": {"errors", "disk", "settings", "out_of_memory"},
-    "models": {"errors", "disk", "models", "hardware", "places", "settings", "out_of_memory", "machine"},
-    "data": {"errors", "channel", "disk", "format", "models", "hardware", "out_of_memory"},
-    "ranks": {"config", "errors"},
-    "teacher": {
-        "errors",
-        "channel",
-        "ranks",
-        "models",
-        "cache",
-        "data",
-        "disk",
-        "hardware",
-        "machine",
+    "format": set(),
+    "version": set(),
+    "phase_kinds": set(),
+    "disk": {"errors"},
+    "machine": {"errors", "disk"},
+    "settings": {*_LOW, "format"},
+    "ranks": {"errors", "settings"},
+    "jobs": {"machine", "settings"},
+    "channel": {"errors", "format", "machine", "phase_kinds"},
+    "cache": _LOW,
+    "models": _LOW,
+    "data": {*_LOW, "format", "channel", "models"},
+    "teacher": {"errors", "ranks", "machine", "channel", "cache", "data", "models"},
+    "student": {*_LOW, "ranks", "channel", "cache", "data", "models"},
+    "export": {"errors", "disk", "data", "models"},
+    "talk": {*_LOW, "format", "models"},
+    "planner": {*_LOW, "format", "jobs", "ranks", "settings", "data", "models"},
+    "run": {
+        *(*_LOW, "format", "jobs", "phase_kinds", "ranks", "version", "settings"),
+        *("channel", "data", "models", "planner", "student", "talk", "teacher"),
     },
-    "student": {
-        "errors",
-        "out_of_memory",
-        "ranks",
-        "channel",
-        "models",
-        "cache",
-        "data",
-        "disk",
-        "hardware",
-        "format",
-        "verdict",
-        "version",
-        "machine",
-    },
-    "verdict": set(),
-    "jobs": {"config", "settings", "machine"},
-    "walk": {
-        *("backoff", "channel", "command", "errors", "hardware", "jobs", "out_of_memory"),
-        *("phase_start", "phase_watch", "run", "run_control"),
-    },
-    "planner": {
-        "config",
-        "jobs",
-        "settings",
-        "errors",
-        "disk",
-        "format",
-        "hardware",
-        "runs",
-        "run",
-        "safe_child",
-        "places",
-        "models",
-        "data",
-        "planner",
-        "version",
-        "ranks",
-        "cgroup",
-        "out_of_memory",
-        "machine",
+    "phases": {
+        *(*_LOW, "jobs", "phase_kinds", "ranks", "version", "settings"),
+        *("cache", "channel", "data", "models", "planner", "run", "student", "teacher"),
     },
 }
 
@@ -138,12 +102,40 @@ def test_the_engine_never_imports_the_screens():
 def test_a_part_imports_only_what_lies_below_it(part):
     folder = ROOT / "engine" / part
     files = list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    assert files
     files = [path for path in files if path != TRAINING_OF_THE_DEMO]
     allowed = MAY_IMPORT[part] | {part, ""}
     for path in files:
         for name in _imports(path):
             if name.startswith("engine."):
                 assert _part(name) in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_two_parts_of_the_engine_need_each_other():
+    """The table of allowed arrows has no circle, so neither have the arrows; and it names every part."""
+    TopologicalSorter(MAY_IMPORT).prepare()
+    parts = {
+        path.stem for path in (ROOT / "engine").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert parts - {"__init__", "__main__", "cli"} == MAY_IMPORT.keys()
+
+
+# Folders of the wizard that a folder may import.
+WIZARD = {
+    "view": set(),
+    "work": {"view"},
+    "widgets": {"view"},
+    "terminal": {"view", "widgets"},
+    "dialogs": {"work"},
+    "screens": {"dialogs", "terminal", "view", "widgets", "work"},
+}
+
+
+@pytest.mark.parametrize("folder", WIZARD)
+def test_a_folder_of_the_wizard_imports_only_what_lies_below_it(folder):
+    for path in (ROOT / "tinydistill_tui" / folder).rglob("*.py"):
+        found = {_part(name) for name in _imports(path) if name.startswith("tinydistill_tui.")}
+        assert found & WIZARD.keys() <= WIZARD[folder] | {folder}, path
 
 
 def test_the_screens_import_no_arrays_and_no_tensors():
@@ -170,6 +162,6 @@ def test_every_python_process_is_started_in_safe_path_mode():
     starters = [path for part in ("engine", "tinydistill_tui") for path in (ROOT / part).rglob("*.py")]
     naming = [path for path in starters if "sys.executable" in path.read_text() and path != TRAINING_OF_THE_DEMO]
     shown = {ROOT / "tinydistill_tui/dialogs/details.py", ROOT / "engine/models/python_line.py"}  # to the user
-    assert {*naming} - shown == {ROOT / "engine/safe_child.py"}, "others start python through engine.safe_child"
+    assert {*naming} - shown == {ROOT / "engine/machine/safe_child.py"}, "others start python through it"
     for path in starters:
         assert "multiprocessing" not in _imports(path), f"{path} starts processes that know nothing of safe paths"

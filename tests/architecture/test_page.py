@@ -107,12 +107,20 @@ def test_the_packages_of_the_page_are_those_that_there_are():
 
 
 @pytest.mark.parametrize(
-    "text", ["`engine/gone.py`", "`engine/run.py::Run.gone`", "`engine/run.py::gone`", "`engine/run.py::Walk`"]
+    "text",
+    [
+        "`engine/gone.py`",
+        "`engine/run/folder.py::Run.gone`",
+        "`engine/run/folder.py::gone`",
+        "`engine/run/folder.py::Walk`",
+    ],
 )
 def test_the_guard_sees_what_does_not_exist(text: str):
     assert wrong(text)
 
 
 def test_the_guard_sees_a_walk_that_turns_back_and_one_that_jumps():
-    assert turns_back("`engine/run.py::Run` then `engine/phase.py` then `engine/run.py`") == ["engine/run.py"]
-    assert unconnected("`engine/run.py::Run` then `engine/student/loss.py`") == ["engine/student/loss.py"]
+    assert turns_back("`engine/run/folder.py::Run` then `engine/phases/process.py` then `engine/run/folder.py`") == [
+        "engine/run/folder.py"
+    ]
+    assert unconnected("`engine/run/folder.py::Run` then `engine/student/loss.py`") == ["engine/student/loss.py"]

@@ -31,8 +31,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
-from engine.run import versions
+from engine.machine import hardware
+from engine.run.folder import versions
 from tests.benchmarks.low_memory import Memory
 from tests.memory_cap import CannotCap, MemoryCap
 

@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
+from engine.machine import hardware
 from engine.machine.process_memory import PeakMemory
 from engine.models.demo import DEMO_TEACHER
 

@@ -29,13 +29,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
 from engine.cache.store import CacheStore
+from engine.machine import hardware
 from engine.machine.gpu_check import gpu_of
 from engine.models.demo import DEMO_TEACHER
 from engine.phases.rescore import rescore
 from engine.planner.footprint import context_bytes_on
-from engine.run import Run, versions
+from engine.run.folder import Run, versions
 from tests.benchmarks import low_memory
 
 ROWS_COMPARED = 16

@@ -33,10 +33,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
-from engine.config import RunConfig
-from engine.machine import process_memory
-from engine.run import versions
+from engine.machine import hardware, process_memory
+from engine.run.folder import versions
+from engine.settings.config import RunConfig
 from tests.benchmarks.pythia import SHAPES, make_pythia
 from tests.memory_cap import CannotCap, MemoryCap
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
 from engine.cli.trial import try_phase
-from engine.config import RunConfig
+from engine.machine import hardware
 from engine.planner import plan
 from engine.planner.measure import cautious_rates
-from engine.run import versions
+from engine.run.folder import versions
+from engine.settings.config import RunConfig
 from tests.benchmarks.pythia import write_tokenizer
 
 CLAIM = 0.10

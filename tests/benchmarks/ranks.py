@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
+from engine.machine import hardware
 from tests.end_to_end import program
 
 

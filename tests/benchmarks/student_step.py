@@ -27,8 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.hardware import usable_cores
-from engine.phase_environment import environment_for
+from engine.machine.hardware import usable_cores
+from engine.run.phase_environment import environment_for
 from tests.benchmarks.pythia import SHAPES, VOCAB_ROWS
 from tests.jobs import train_job
 

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine import hardware
-from engine.config import RunConfig
+from engine.machine import hardware
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import plan
+from engine.settings.config import RunConfig
 
 # hidden, layers, heads, key-value heads, intermediate, head size, rows of the embedding, tied, family
 SHAPES: dict[str, tuple[int, int, int, int, int, int, int, bool, str]] = {

@@ -37,13 +37,14 @@ from typing import Any, Literal
 
 import psutil
 
-from engine import phase, phase_watch, preloaded, supervisor
 from engine.channel.events import read_events
-from engine.config import RunConfig
 from engine.disk import fault
 from engine.phase_kinds import PHASES
+from engine.phases import process as phase
 from engine.planner import plan
-from engine.run import Run
+from engine.run import phase_watch, preloaded, supervisor
+from engine.run.folder import Run
+from engine.settings.config import RunConfig
 from tests.crash.disk import MODES, Disk
 from tests.end_to_end import program
 from tests.end_to_end.program import write_texts
@@ -394,7 +395,7 @@ def _supervise(folder: Path, kill: Kill | None, notes: Path | None, count_to: Pa
 
 def _words_of_phase(command: list[str]) -> list[str]:
     """Phase, run folder and supervisor, out of the command that starts a phase."""
-    return command[command.index("engine.phase") + 1 :]
+    return command[command.index("engine.phases.process") + 1 :]
 
 
 def _small_wave(wave_tokens: Any, *args: Any, **kwargs: Any) -> int:

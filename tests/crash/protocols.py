@@ -22,7 +22,7 @@ from engine.cache.store import CacheIdentity, CacheStore
 from engine.data.tokens import SPLITS, TokenFile, TokenFileWriter
 from engine.models.derive import derive_student
 from engine.models.load import load_causal_lm
-from engine.run import FORMAT, Run
+from engine.run.folder import FORMAT, Run
 from engine.student.checkpoint import Checkpoints
 from engine.student.export import export_student
 from engine.student.trainable import WholeModel

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.run import Run
+from engine.run.folder import Run
 from tests.end_to_end.program import QUICK, events, run, start, write_texts
 from tests.tiny import tiny_model
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import h5py
 import pytest
 
-from engine import launch, supervisor
 from engine.channel.events import read_events
-from engine.config import RunConfig
 from engine.errors import CorruptState, FolderError
-from engine.run import Run
+from engine.run import launch, supervisor
+from engine.run.folder import Run
+from engine.settings.config import RunConfig
 from tests.crash.harness import Harness, Kill, Life, differing, leftovers, outcome
 
 
@@ -271,7 +271,7 @@ def with_shared_cache(folder: Path, shared: Path) -> Path:
 
 
 def test_a_run_that_was_killed_while_its_folder_was_made_does_not_stand_in_the_way(tmp_path: Path) -> None:
-    from tests.engine.test_run import make_run
+    from tests.engine.run.test_folder import make_run
 
     folder = tmp_path / "run"
     folder.mkdir()

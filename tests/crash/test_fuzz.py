@@ -11,12 +11,12 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from engine import profiles
 from engine.cache.identity import read_manifest
 from engine.cache.journal import read_journal
 from engine.channel.events import EventWriter, Tail, read_events
 from engine.errors import TinyDistillError
-from engine.run import Run
+from engine.run.folder import Run
+from engine.settings import profiles
 from engine.student.checkpoint import find_damage
 
 quickly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -99,7 +99,7 @@ def written_in_place(patch: Patch) -> None:
         os.fsync(descriptor)
         os.close(descriptor)
 
-    patch("engine.run.write_atomic", write)
+    patch("engine.run.folder.write_atomic", write)
 
 
 def configuration_before_weights(patch: Patch) -> None:
@@ -177,7 +177,7 @@ def test_folders_whose_names_are_not_flushed_are_caught(tmp_path: Path, monkeypa
     for module, name in (
         ("cache.store", "shard and journal"),
         ("student.checkpoint", "checkpoint"),
-        ("run", "phase result"),
+        ("run.folder", "phase result"),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(f"engine.{module}.make_folder", make)

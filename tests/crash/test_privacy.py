@@ -104,7 +104,7 @@ def test_the_programs_open_no_connection_with_local_models(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     loaded = (tmp_path / "loaded").read_text()
-    for program_of in ("--teacher", "engine.supervisor", "engine.phase"):
+    for program_of in ("--teacher", "engine.run.supervisor", "engine.phases.process"):
         assert program_of in loaded, "not every process had the network refused"
     assert not (tmp_path / "tried").exists(), (tmp_path / "tried").read_text()
     documents = documents_of(tmp_path / "data" / "texts.jsonl")

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import phase, run_control, walk
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
+from engine.disk.runs import announced_runs
 from engine.phase_kinds import PHASES
+from engine.phases import process as phase
 from engine.planner.live_runs import live_runs
-from engine.run import Run
-from engine.runs import announced_runs
+from engine.run import control as run_control
+from engine.run import walk
+from engine.run.folder import Run
 from tests.crash.harness import Harness, Kill, Life, _as_process, differing, leftovers, outcome
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import SETTINGS
 from engine.models.core import find_core
 from engine.models.load import ResidentTeacher
 from engine.models.stream import StreamedTeacher
 from engine.phases.teacher import load_teacher
-from engine.run import Run
+from engine.run.folder import Run
+from engine.settings.config import SETTINGS
 from tests.engine.teacher.test_score import run, token_file
 from tests.jobs import score_job
 from tests.tiny import tiny_model

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from engine import backoff
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
 from engine.machine.memory_watch import MemoryWatch
 from engine.models.stream import StreamedTeacher
+from engine.run import backoff
 from tests.jobs import train_job
 from tests.tiny import tiny_model
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from engine import launch
 from engine.cli.distill import main
-from engine.config import SETTINGS, check_value
 from engine.planner.measure import cautious_rates
+from engine.run import launch
+from engine.settings.config import SETTINGS, check_value
 from tests.end_to_end.program import write_texts
 from tests.tiny import tiny_model
 

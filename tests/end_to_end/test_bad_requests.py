@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from engine import hardware, launch
 from engine.cli.distill import main
-from engine.config import RunConfig
 from engine.errors import FolderError
-from engine.hardware import Gpu
-from engine.machine import gpu_check
+from engine.machine import gpu_check, hardware
+from engine.machine.hardware import Gpu
 from engine.planner import plan
 from engine.planner.measure import cautious_rates
-from engine.run import Run
+from engine.run import launch
+from engine.run.folder import Run
+from engine.settings.config import RunConfig
 from tests.end_to_end.program import QUICK, run, write_texts
 from tests.tiny import tiny_model
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from engine.config import RunConfig
 from engine.planner import Plan, plan
 from engine.planner.measure import cautious_rates
-from engine.run import Run
+from engine.run.folder import Run
+from engine.settings.config import RunConfig
 from tests.end_to_end.program import ROOT, events, write_texts
 from tests.memory_cap import MemoryCap, can_cap
 from tests.tiny import tiny_model
@@ -44,7 +44,7 @@ def finish(folder: Path, limit: Callable[[], None]) -> tuple[int, Run]:
     config, whole = planned(folder, ROWS)
     run = Run.create(folder / "run", config, whole)
     done = subprocess.run(
-        [sys.executable, "-m", "engine.supervisor", str(run.path)], cwd=ROOT, preexec_fn=limit, timeout=900
+        [sys.executable, "-m", "engine.run.supervisor", str(run.path)], cwd=ROOT, preexec_fn=limit, timeout=900
     )
     return done.returncode, Run.open(run.path)
 

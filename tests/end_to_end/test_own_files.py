@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import safe_child
+from engine.machine import safe_child
 from tests.end_to_end import program
 from tests.tiny import tiny_model
 
@@ -22,8 +22,8 @@ LIBRARIES = (
 )
 SCRIPTS = ("tiny-distill", "tiny-distill-cache", "tiny-distill-profile", "tinydistill-tui")
 MODULES = ("engine", "engine.cli.distill", "engine.cli.cache", "tinydistill_tui", "tinydistill_tui.cli")
-CHILDREN = ("engine.supervisor", "engine.phase", "engine.data.row_preview", "engine.machine.gemm_probe",
-            "tinydistill_tui.download")  # fmt: skip
+CHILDREN = ("engine.run.supervisor", "engine.phases.process", "engine.data.row_preview", "engine.machine.gemm_probe",
+            "tinydistill_tui.work.download")  # fmt: skip
 
 
 @pytest.fixture

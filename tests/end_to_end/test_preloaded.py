@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import preloaded, run_control
 from engine.jobs import Job
 from engine.phase_kinds import PHASES
-from engine.run import Run
+from engine.run import control as run_control
+from engine.run import preloaded
+from engine.run.folder import Run
 from tests.end_to_end import program
 from tests.jobs import complete, jobs
 from tests.tiny import tiny_model
@@ -157,8 +158,8 @@ def commands_of_phases(folder: Path) -> list[tuple[int, str]]:
             command = (entry / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if "engine.phase" in command and str(folder / "run") in command:
-            found.append((int(entry.name), command[command.index("engine.phase") + 1]))
+        if "engine.phases.process" in command and str(folder / "run") in command:
+            found.append((int(entry.name), command[command.index("engine.phases.process") + 1]))
     return found
 
 

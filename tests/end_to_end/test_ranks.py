@@ -190,7 +190,7 @@ def wait_for(look: Callable[[], object], seconds: float = 200) -> object:
 
 def rank_process(run: Path, phase: str, rank: int) -> int:
     """The process of a rank that is at work on a phase; 0 while there is none."""
-    wanted = f"engine.phase\0{phase}\0{run}\0".encode()
+    wanted = f"engine.phases.process\0{phase}\0{run}\0".encode()
     for folder in Path("/proc").iterdir():
         try:
             if not folder.name.isdigit() or wanted not in (folder / "cmdline").read_bytes():

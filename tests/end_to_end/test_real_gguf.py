@@ -23,7 +23,7 @@ from engine.models.hub import resolve_model
 from engine.models.load import load_causal_lm
 from engine.phases.rescore import AGREEING, Rescored, _compared
 from engine.phases.teacher import open_store
-from engine.run import Run
+from engine.run.folder import Run
 from tests.end_to_end import program
 from tests.llama_cpp import ask
 

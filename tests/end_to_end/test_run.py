@@ -243,7 +243,7 @@ def test_a_stopped_headless_program_leaves_no_process_behind(tmp_path):
     time.sleep(1)
     child.kill()
     child.communicate()
-    from engine.run import Run
+    from engine.run.folder import Run
 
     deadline = time.monotonic() + 120
     while Run.open(tmp_path / "run").is_live() and time.monotonic() < deadline:

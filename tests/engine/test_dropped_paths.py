@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from engine.config import RunConfig
+from engine.settings.config import RunConfig
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import format as units
-from engine.config import RunConfig
+from engine.settings.config import RunConfig
 
 
 @pytest.mark.parametrize(

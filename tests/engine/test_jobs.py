@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from engine.channel.events import EventWriter, read_events
-from engine.config import SETTINGS, RunConfig
 from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_RECORDS_MISSING, CorruptState
 from engine.jobs import Job, ScoreJob, TrainJob, backed_off, jobs_from_json, jobs_to_json, last_of
-from engine.launch import resume_run
 from engine.phase_kinds import KINDS
-from engine.phase_watch import Ending
-from engine.run import FORMAT, Run
-from engine.run_control import RunControl
-from engine.walk import Walk, jobs_asked
-from tests.engine.test_run import make_run
+from engine.run.control import RunControl
+from engine.run.folder import FORMAT, Run
+from engine.run.launch import resume_run
+from engine.run.phase_watch import Ending
+from engine.run.walk import Walk, jobs_asked
+from engine.settings.config import SETTINGS, RunConfig
+from tests.engine.run.test_folder import make_run
 from tests.jobs import complete, jobs
 from tests.tiny import tiny_model
 

@@ -10,16 +10,18 @@ import pytest
 import textual._wait
 from textual.pilot import Pilot
 
-from engine import hardware, launch
 from engine.data import survey
 from engine.data.document import Document
+from engine.machine import hardware
 from engine.planner import measure
+from engine.run import launch
 from tests.tinydistill_tui.screen import press_and_wait
 from tests.tinydistill_tui.styles import parse_once
 from tests.tinydistill_tui.wizard import MACHINE, RATES
-from tinydistill_tui import busy, routes, watcher
+from tinydistill_tui import routes
 from tinydistill_tui.screens import data, models, plan
 from tinydistill_tui.widgets import setting_editor
+from tinydistill_tui.work import busy, watcher
 
 
 @pytest.fixture(autouse=True)

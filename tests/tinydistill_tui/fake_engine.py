@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from engine.channel.events import EventWriter, Tail
-from engine.run import Run
+from engine.run.folder import Run
 
 
 def main(path: Path) -> None:

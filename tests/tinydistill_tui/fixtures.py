@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.run import Run
+from engine.run.folder import Run
 
 NOW = 1_775_998_800.0  # 2026-04-12 13:00:00 UTC
 GIB = 2**30

@@ -13,8 +13,8 @@ from textual.pilot import Pilot
 
 from tests.tinydistill_tui.fixtures import NOW
 from tinydistill_tui.app import TinyDistillApp
-from tinydistill_tui.key_queue import ASKED
 from tinydistill_tui.navigation import OpenRun
+from tinydistill_tui.terminal.key_queue import ASKED
 
 _press = Pilot.press
 

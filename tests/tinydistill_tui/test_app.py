@@ -6,9 +6,11 @@ from textual.color import Color
 
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import text_of, until, watching
-from tinydistill_tui import appearance, palette, runs
+from tinydistill_tui import palette
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.screens.runs import RunsScreen
+from tinydistill_tui.terminal import appearance
+from tinydistill_tui.work import runs
 
 
 def luminance(color):

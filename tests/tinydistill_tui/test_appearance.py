@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinydistill_tui.appearance import draws_only_ascii
+from tinydistill_tui.terminal.appearance import draws_only_ascii
 
 
 @pytest.mark.parametrize(

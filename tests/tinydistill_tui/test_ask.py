@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from engine.cli.progress import wants_lines
-from engine.config import RunConfig
 from engine.errors import SettingsError, Stopped
+from engine.settings.config import RunConfig
 from tinydistill_tui import cli, command
 from tinydistill_tui.ask import QUESTIONS, ask
 

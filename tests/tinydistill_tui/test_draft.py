@@ -2,9 +2,9 @@ import stat
 
 import pytest
 
-from engine.command import command_line
-from engine.config import RunConfig
-from tinydistill_tui.draft import Draft, budget_text, draft_path
+from engine.settings.command import command_line
+from engine.settings.config import RunConfig
+from tinydistill_tui.work.draft import Draft, budget_text, draft_path
 
 
 def test_draft_is_read_back_as_it_was_saved():

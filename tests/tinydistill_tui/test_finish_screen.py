@@ -3,16 +3,17 @@ import json
 import pytest
 from textual.widgets import OptionList
 
-from engine import places, profiles
-from engine.afterwards import next_steps
+from engine.disk import places
+from engine.run.afterwards import next_steps
+from engine.settings import profiles
 from tests.tinydistill_tui.fixtures import REPORT, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
-from tinydistill_tui import result
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
 from tinydistill_tui.dialogs.details import PageScreen
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.models import ModelsScreen
+from tinydistill_tui.view import result
 
 
 async def test_result_comes_first_and_every_number_is_the_reports(runs_folder):

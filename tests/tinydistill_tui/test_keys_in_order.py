@@ -17,14 +17,14 @@ from textual.widgets import Input
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import until, watching
 from tests.tinydistill_tui.wizard import choose, to_the_plan, until_data, until_models, until_plan, wizard
-from tinydistill_tui import control
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.dialogs.picker import PickerScreen
-from tinydistill_tui.key_queue import apart, keep_escape
 from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.screens.plan import PlanScreen
 from tinydistill_tui.screens.runs import RunsScreen
+from tinydistill_tui.terminal.key_queue import apart, keep_escape
+from tinydistill_tui.work import control
 
 pytestmark = pytest.mark.usefixtures("same_machine", "runs_folder")
 
@@ -55,7 +55,7 @@ def value(app: TinyDistillApp, selector: str) -> str:
 
 async def test_a_profiles_name_never_starts_a_run(monkeypatch):
     started: list[Any] = []
-    monkeypatch.setattr("engine.launch.new_run", started.append)
+    monkeypatch.setattr("engine.run.launch.new_run", started.append)
     async with wizard({"demo": True}) as (app, pilot):
         await to_the_plan(app, pilot)
         await burst(app, pilot, "p", "=slow")
@@ -108,7 +108,7 @@ async def test_enter_and_s_on_the_data_go_through_the_plan_to_the_start(monkeypa
         started.append(config)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.launch.new_run", new_run)
+    monkeypatch.setattr("engine.run.launch.new_run", new_run)
     async with wizard({"demo": True}) as (app, pilot):
         await pilot.press("enter")
         await until_models(app, pilot)
@@ -257,7 +257,7 @@ async def _end_of(parts: list[str], slowly: bool, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("engine.launch.new_run", new_run)
+        patched.setattr("engine.run.launch.new_run", new_run)
         async with wizard({"demo": True}) as (app, pilot):
             if slowly:
                 for part in parts:

@@ -1,7 +1,7 @@
 import pytest
 
 from engine.channel.words import LogLine
-from tinydistill_tui.log_filter import LogFilter
+from tinydistill_tui.view.log_filter import LogFilter
 
 LINES = [
     LogLine(0, "debug", "a detail"),

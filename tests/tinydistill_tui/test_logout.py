@@ -7,7 +7,7 @@ import pytest
 
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import text_of, until, watching
-from tinydistill_tui import logout
+from tinydistill_tui.work import logout
 
 SESSION = "0::/user.slice/user-1000.slice/session-3.scope\n"
 MANAGER = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-terminal.scope\n"

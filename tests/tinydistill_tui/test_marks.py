@@ -1,6 +1,6 @@
 from rich.cells import cell_len
 
-from tinydistill_tui.marks import MARKS, bar, plain, spark
+from tinydistill_tui.view.marks import MARKS, bar, plain, spark
 
 
 def test_every_mark_is_one_cell_and_has_an_ascii_likeness_of_its_own():

@@ -3,7 +3,7 @@
 from textual.app import App
 
 from tests.tinydistill_tui.fixtures import GIB
-from tinydistill_tui.plan_facts import Need
+from tinydistill_tui.view.plan_facts import Need
 from tinydistill_tui.widgets.memory_bars import MemoryBars, scale_bytes
 
 

@@ -10,7 +10,7 @@ from textual.app import App
 
 import tinydistill_tui
 from tests.tinydistill_tui.screen import until
-from tinydistill_tui.once import after
+from tinydistill_tui.widgets.once import after
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.15, 0.3])

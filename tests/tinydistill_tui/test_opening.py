@@ -10,7 +10,7 @@ from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.terminal import terminal
 from tests.tinydistill_tui.wizard import wizard
 from tinydistill_tui.app import TinyDistillApp
-from tinydistill_tui.opening import PURPOSE
+from tinydistill_tui.terminal.opening import PURPOSE
 
 # In place of the import behind the first frame, it writes down what was imported before it.
 PROGRAM = """
@@ -23,10 +23,10 @@ async def stop(self):
 app.TinyDistillApp._import_screens = stop
 sys.exit(cli.main(sys.argv[1:]))
 """
-LATE = ("pydantic", "tomllib", "engine.config", "engine.planner", "engine.launch", "engine.models", "engine.data",
-        "engine.hardware", "engine.supervisor", "tinydistill_tui.screens", "tinydistill_tui.dialogs",
-        "tinydistill_tui.routes", "tinydistill_tui.palette", "tinydistill_tui.draft", "tinydistill_tui.command",
-        "rich.progress", "numpy", "torch")  # fmt: skip
+LATE = ("pydantic", "tomllib", "engine.settings.config", "engine.planner", "engine.run.launch", "engine.models",
+        "engine.data", "engine.machine.hardware", "engine.run.supervisor", "tinydistill_tui.screens",
+        "tinydistill_tui.dialogs", "tinydistill_tui.routes", "tinydistill_tui.palette", "tinydistill_tui.work.draft",
+        "tinydistill_tui.command", "rich.progress", "numpy", "torch")  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [[], ["--ascii"], ["--no-mouse", "--no_animation"]])

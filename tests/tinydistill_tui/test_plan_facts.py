@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.config import SETTINGS, RunConfig
 from engine.planner import plan
+from engine.settings.config import SETTINGS, RunConfig
 from tests.tinydistill_tui.wizard import MACHINE
-from tinydistill_tui.plan_facts import FIRST_SETTINGS, rows, shown, typed
+from tinydistill_tui.view.plan_facts import FIRST_SETTINGS, rows, shown, typed
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@ import pytest
 
 from engine.machine.device import CPU, Device
 from tests.tinydistill_tui.fixtures import NOW, events_of
-from tinydistill_tui.run_view import RunView
-from tinydistill_tui.watch import fold
+from tinydistill_tui.view.run_view import RunView
+from tinydistill_tui.view.watch import fold
 from tinydistill_tui.widgets.braille import Canvas
 from tinydistill_tui.widgets.plot import Curve, Drawing, Level, draw
 from tinydistill_tui.widgets.run_drawings import METRICS, memory_drawing, metric_drawing

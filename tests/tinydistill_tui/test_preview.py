@@ -11,9 +11,9 @@ from engine.data.row_preview import ShownPiece, ShownRow
 from engine.models.demo import DEMO_TEACHER
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import until_data, until_models, wizard
-from tinydistill_tui import first_rows, helper
-from tinydistill_tui.data_facts import printable, row_text, row_words
 from tinydistill_tui.screens import data
+from tinydistill_tui.view.data_facts import printable, row_text, row_words
+from tinydistill_tui.work import first_rows, helper
 
 ROW = ShownRow(
     48,

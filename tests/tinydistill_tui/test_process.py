@@ -145,7 +145,7 @@ def test_256_colours_are_enough(runs_folder):
 def test_a_defect_is_one_paragraph_and_a_file_and_no_traceback(runs_folder, tmp_path):
     path = make_run(runs_folder, scene="lost")
     (tmp_path / "sitecustomize.py").write_text(
-        "import tinydistill_tui.state as state\n"
+        "import tinydistill_tui.view.state as state\n"
         "def broken(*a, **k): raise RuntimeError('a defect made for the test')\n"
         "state.run_state = broken\n"
     )

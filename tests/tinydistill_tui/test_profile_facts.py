@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.hardware import Gpu
+from engine.machine.hardware import Gpu
 from engine.models.demo import DEMO_TEACHER
 from tests.tinydistill_tui.fixtures import GIB
 from tests.tinydistill_tui.wizard import MACHINE
-from tinydistill_tui.profile_facts import fit_of
+from tinydistill_tui.view.profile_facts import fit_of
 
 GPU = Gpu(0, "NVIDIA RTX 3050", 4 * GIB, 3 * GIB, "550.1", "8.6")
 

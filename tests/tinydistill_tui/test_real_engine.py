@@ -11,22 +11,23 @@ import time
 
 import pytest
 
-from engine import launch
 from engine.channel.events import read_events
-from engine.config import RunConfig
 from engine.format import format_bytes
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import measure
+from engine.run import launch
+from engine.settings.config import RunConfig
 from tests.end_to_end.program import write_texts
 from tests.tiny import tiny_model
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import to_the_plan, wizard
-from tinydistill_tui import result, runs
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
 from tinydistill_tui.navigation import StartRun
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.run import RunScreen
+from tinydistill_tui.view import result
+from tinydistill_tui.work import runs
 
 pytestmark = pytest.mark.slow
 

@@ -7,26 +7,26 @@ from dataclasses import replace
 import pytest
 
 from engine.channel.last_word import LastWord
-from engine.config import RunConfig
 from engine.machine.device import CPU
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import share
 from engine.planner.measure import cautious_rates
-from engine.verdict import gap_closed
+from engine.settings.config import RunConfig
+from engine.student.verdict import gap_closed
 from tests.tinydistill_tui.fixtures import NOW, append, events_of, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, until_keys, watching, words_of
-from tinydistill_tui import busy, control, machine_share
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
 from tinydistill_tui.dialogs.help import key_table
-from tinydistill_tui.run_view import RunView
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.run import RunScreen
-from tinydistill_tui.watch import fold
+from tinydistill_tui.view.run_view import RunView
+from tinydistill_tui.view.watch import fold
 from tinydistill_tui.widgets.log_pane import LogPane
 from tinydistill_tui.widgets.log_view import LogView
 from tinydistill_tui.widgets.plot import Plot
 from tinydistill_tui.widgets.run_drawings import METRICS, memory_drawing, metric_drawing
+from tinydistill_tui.work import busy, control, machine_share
 
 
 def commands_of(path):

@@ -5,9 +5,9 @@ import pytest
 
 from engine.errors import CorruptState, FolderError
 from tests.tinydistill_tui.fixtures import NOW, SCENES, append, held, make_run
-from tinydistill_tui import control, runs
-from tinydistill_tui.plan_facts import cut_words
 from tinydistill_tui.screens.welcome import state_words
+from tinydistill_tui.view.plan_facts import cut_words
+from tinydistill_tui.work import control, runs
 
 
 def test_all_runs_are_found_also_elsewhere_and_what_is_no_run_is_not(runs_folder, tmp_path):

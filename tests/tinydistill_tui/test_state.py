@@ -1,9 +1,9 @@
 import pytest
 
 from tests.tinydistill_tui.fixtures import NOW, events_of
-from tinydistill_tui.run_view import RunView
-from tinydistill_tui.state import run_state
-from tinydistill_tui.watch import fold
+from tinydistill_tui.view.run_view import RunView
+from tinydistill_tui.view.state import run_state
+from tinydistill_tui.view.watch import fold
 
 
 @pytest.mark.parametrize(

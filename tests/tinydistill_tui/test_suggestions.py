@@ -11,7 +11,7 @@ from tests.tinydistill_tui.fixtures import GIB
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import until_models, wizard
 from tinydistill_tui.screens import models
-from tinydistill_tui.suggestions import MOST_SHOWN, TABLE, suggested, table
+from tinydistill_tui.view.suggestions import MOST_SHOWN, TABLE, suggested, table
 
 
 def test_table_has_date_and_source_and_the_parameters_that_the_shapes_give():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import Static
 
-from engine import safe_child
+from engine.machine import safe_child
 from engine.talk import sides
 from engine.talk.conversation import ChatSession
 from engine.talk.speed import speeds

@@ -15,7 +15,7 @@ import pytest
 
 from engine.channel.events import read_events
 from tests.tinydistill_tui.fixtures import make_run
-from tinydistill_tui import runs
+from tinydistill_tui.work import runs
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 

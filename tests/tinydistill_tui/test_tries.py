@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config import RunConfig
 from engine.errors import DoesNotFit
 from engine.planner import Choice, PhasePrediction, Plan
-from tinydistill_tui.tries import Try, stepped, tried, tries_words, values_around
+from engine.settings.config import RunConfig
+from tinydistill_tui.view.tries import Try, stepped, tried, tries_words, values_around
 
 MIB = 2**20
 

@@ -4,8 +4,8 @@ import random
 import pytest
 
 from tests.tinydistill_tui.fixtures import GIB, NOW, SCENES, events_of
-from tinydistill_tui.run_view import RunView
-from tinydistill_tui.watch import MAX_LOG_LINES, fold
+from tinydistill_tui.view.run_view import RunView
+from tinydistill_tui.view.watch import MAX_LOG_LINES, fold
 
 
 def view_of(scene):

@@ -6,16 +6,17 @@ import pytest
 from textual import events
 from textual.widgets import OptionList
 
-from engine import hardware, profiles
 from engine.format import format_bytes
-from engine.hardware import Gpu, GpuUser
+from engine.machine import hardware
+from engine.machine.hardware import Gpu, GpuUser
 from engine.planner.budget import FREE_SHARE
+from engine.settings import profiles
 from tests.tinydistill_tui.fixtures import GIB, NOW, append, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import MACHINE, until_data, until_models, until_plan, wizard
-from tinydistill_tui.draft import Draft
-from tinydistill_tui.opening import PURPOSE
 from tinydistill_tui.screens import welcome
+from tinydistill_tui.terminal.opening import PURPOSE
+from tinydistill_tui.work.draft import Draft
 
 pytestmark = pytest.mark.usefixtures("same_machine")
 

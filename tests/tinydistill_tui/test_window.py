@@ -16,7 +16,7 @@ from textual.geometry import Size
 from tests.tinydistill_tui.fixtures import make_run
 from tests.tinydistill_tui.screen import until, watching
 from tests.tinydistill_tui.terminal import terminal
-from tinydistill_tui import window
+from tinydistill_tui.terminal import window
 
 
 def resize(term, columns, rows):

@@ -12,11 +12,13 @@ import pytest
 from textual import events
 from textual.widgets import Input, OptionList
 
-from engine import launch, profiles, run_control, supervisor
-from engine.config import SETTINGS
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import measure, plan
-from engine.run import Run
+from engine.run import control as run_control
+from engine.run import launch, supervisor
+from engine.run.folder import Run
+from engine.settings import profiles
+from engine.settings.config import SETTINGS
 from tests.tinydistill_tui.screen import lines_of, text_of, until, words_of
 from tests.tinydistill_tui.wizard import (
     MACHINE,
@@ -30,12 +32,13 @@ from tests.tinydistill_tui.wizard import (
     until_welcome,
     wizard,
 )
-from tinydistill_tui import control, palette, runs
-from tinydistill_tui.draft import Draft
+from tinydistill_tui import palette
 from tinydistill_tui.screens.profiles import ProfilesScreen
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.screens.step import SEE_ABOVE
 from tinydistill_tui.widgets.setting_editor import SettingEditor
+from tinydistill_tui.work import control, runs
+from tinydistill_tui.work.draft import Draft
 
 pytestmark = pytest.mark.usefixtures("same_machine")
 
@@ -93,7 +96,7 @@ async def test_screens_load_no_torch_and_no_numpy(run_in_a_fresh_interpreter):
         "import sys, tinydistill_tui.screens.plan, tinydistill_tui.screens.profiles, tinydistill_tui.screens.data\n"
         "from engine.data.survey import survey\n"
         "from engine.planner import plan\n"
-        "from engine.config import RunConfig\n"
+        "from engine.settings.config import RunConfig\n"
         "plan(RunConfig(demo=True), strict=False); survey('python-docs', previews=1)\n"
         "print([name for name in ('torch', 'transformers', 'h5py', 'numpy') if name in sys.modules])"
     )
@@ -393,7 +396,7 @@ async def test_draft_survives_the_program(notes):
 
 
 async def test_damaged_draft_is_put_aside_with_a_note():
-    from tinydistill_tui.draft import draft_path
+    from tinydistill_tui.work.draft import draft_path
 
     draft_path().parent.mkdir(parents=True)
     draft_path().write_text('teacher = "never closed')

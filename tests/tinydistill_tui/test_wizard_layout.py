@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine import profiles
 from engine.models.demo import DEMO_TEACHER
+from engine.settings import profiles
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.test_layout import outside, wrong_footers
 from tests.tinydistill_tui.wizard import choose, until_data, until_models, until_plan, wizard

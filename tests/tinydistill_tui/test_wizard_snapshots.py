@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from engine import profiles
 from engine.data.row_preview import ShownPiece, ShownRow
 from engine.errors import DoesNotFit
 from engine.planner import PhasePrediction, plan, run_folder
+from engine.settings import profiles
 from tests.tinydistill_tui.fixtures import GIB, NOW
 from tests.tinydistill_tui.screen import text_of, until
 from tests.tinydistill_tui.wizard import choose, to_the_plan, until_data, until_models
-from tinydistill_tui import first_rows, model_facts
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.screens import data as data_screen
 from tinydistill_tui.screens import plan as plan_screen
 from tinydistill_tui.screens.profiles import ProfilesScreen
+from tinydistill_tui.view import model_facts
 from tinydistill_tui.widgets import setting_editor
+from tinydistill_tui.work import first_rows
 
 pytestmark = pytest.mark.usefixtures("same_machine")
 

@@ -11,7 +11,7 @@ from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from engine.hardware import Hardware
+from engine.machine.hardware import Hardware
 from engine.planner.measure import cautious_rates
 from tests.tinydistill_tui.fixtures import GIB, NOW
 from tests.tinydistill_tui.screen import until

@@ -14,10 +14,11 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from engine import places, profiles
-from engine.runs import default_runs_path
+from engine.disk import places
+from engine.disk.runs import default_runs_path
+from engine.settings import profiles
 from engine.version import __version__
-from tinydistill_tui.draft import draft_path
+from tinydistill_tui.work.draft import draft_path
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "h5py", "bitsandbytes", "textual", "datasets")
 

@@ -14,8 +14,8 @@ from textual.screen import ModalScreen
 from textual.widgets import DirectoryTree, Input, Static
 
 from engine.data.sources import SHOWN_SUFFIXES
+from engine.disk.places import home
 from engine.models import on_disk
-from engine.places import home
 
 
 class _Tree(DirectoryTree):

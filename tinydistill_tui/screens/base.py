@@ -21,8 +21,8 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Input, Static
 
-from tinydistill_tui.marks import MARK_STYLES, MARKS
 from tinydistill_tui.navigation import Program
+from tinydistill_tui.view.marks import MARK_STYLES, MARKS
 from tinydistill_tui.widgets.title_row import Rule, TitleRow
 
 WIDTHS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]

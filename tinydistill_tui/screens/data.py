@@ -17,23 +17,24 @@ from textual.widget import Widget
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
-from engine.config import RunConfig
 from engine.data.row_preview import RowRequest, ShownRow
 from engine.data.sources import PYTHON_DOCS
 from engine.data.survey import Survey, survey
 from engine.errors import DataError, TinyDistillError
 from engine.planner import plan
 from engine.planner.summary import cautions
-from tinydistill_tui import data_facts, first_rows
+from engine.settings.config import RunConfig
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.dialogs.picker import PickerScreen
-from tinydistill_tui.draft import Draft
-from tinydistill_tui.marks import MARKS
-from tinydistill_tui.once import after
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
+from tinydistill_tui.view import data_facts
+from tinydistill_tui.view.marks import MARKS
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
+from tinydistill_tui.widgets.once import after
 from tinydistill_tui.widgets.preview import Preview
+from tinydistill_tui.work import first_rows
+from tinydistill_tui.work.draft import Draft
 
 LOOK_AFTER_SECONDS = 0.3
 ROWS_AFTER_SECONDS = 0.5  # a process with a tokenizer costs seconds of a core: not for each letter that is typed

@@ -18,21 +18,24 @@ from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from engine import launch, places, profiles
-from engine.afterwards import FILE, FIRST_WORDS, NextStep, about_the_student, next_steps
-from engine.config import RunConfig
+from engine.disk import places
 from engine.errors import TinyDistillError
 from engine.format import format_duration
-from tinydistill_tui import result, runs
-from tinydistill_tui.data_facts import printable
+from engine.run import launch
+from engine.run.afterwards import FILE, FIRST_WORDS, NextStep, about_the_student, next_steps
+from engine.settings import profiles
+from engine.settings.config import RunConfig
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.dialogs.details import PageScreen
 from tinydistill_tui.dialogs.name import NameScreen
-from tinydistill_tui.marks import MARK_STYLES, MARKS
 from tinydistill_tui.navigation import AskFor, ShowLog, StartRun, TalkTo
-from tinydistill_tui.run_view import RunView
 from tinydistill_tui.screens.base import FrameScreen, marked
+from tinydistill_tui.view import result
+from tinydistill_tui.view.data_facts import printable
+from tinydistill_tui.view.marks import MARK_STYLES, MARKS
+from tinydistill_tui.view.run_view import RunView
 from tinydistill_tui.widgets.sample_box import SampleBox
+from tinydistill_tui.work import runs
 
 _ROOMY = 36  # rows from which on everything is shown
 _LEFT_OUT_FIRST = ("bits a byte", "calibration error")

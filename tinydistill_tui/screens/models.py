@@ -20,16 +20,16 @@ from textual.worker import get_current_worker
 from engine.models.demo import DEMO_TEACHER
 from engine.models.hub import cached_models, is_hub_id
 from engine.planner.models import FROM_TEACHER
-from tinydistill_tui import runs
 from tinydistill_tui.dialogs.picker import PickerScreen
-from tinydistill_tui.download import download
-from tinydistill_tui.draft import Draft
-from tinydistill_tui.model_facts import ModelFacts, look
-from tinydistill_tui.plan_facts import home_as_tilde
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
-from tinydistill_tui.suggestions import Suggestion, suggested, table
+from tinydistill_tui.view.model_facts import ModelFacts, look
+from tinydistill_tui.view.plan_facts import home_as_tilde
+from tinydistill_tui.view.suggestions import Suggestion, suggested, table
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
+from tinydistill_tui.work import runs
+from tinydistill_tui.work.download import download
+from tinydistill_tui.work.draft import Draft
 
 LOOK_AFTER_SECONDS = 0.3
 _ENTER_TAKES = "Enter uses the model as the teacher."

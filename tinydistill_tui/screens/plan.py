@@ -19,27 +19,29 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static
 from textual.worker import get_current_worker
 
-from engine import hardware, launch, profiles
-from engine.command import command_line
-from engine.config import SETTINGS
+from engine.disk.runs import default_runs_path
 from engine.errors import SettingsError, TinyDistillError
-from engine.hardware import Hardware
+from engine.machine import hardware
 from engine.machine.gpu_check import checked
+from engine.machine.hardware import Hardware
 from engine.planner import Plan, measure, plan
 from engine.planner.summary import cautions, summary
-from engine.runs import default_runs_path
-from tinydistill_tui import plan_facts
+from engine.run import launch
+from engine.settings import profiles
+from engine.settings.command import command_line
+from engine.settings.config import SETTINGS
 from tinydistill_tui.dialogs.name import NameScreen
-from tinydistill_tui.draft import Draft
 from tinydistill_tui.navigation import StartRun
-from tinydistill_tui.once import after
-from tinydistill_tui.plan_facts import Row
 from tinydistill_tui.screens.base import marked
 from tinydistill_tui.screens.step import StepScreen
-from tinydistill_tui.tries import stepped
+from tinydistill_tui.view import plan_facts
+from tinydistill_tui.view.plan_facts import Row
+from tinydistill_tui.view.tries import stepped
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.memory_bars import MemoryBars
+from tinydistill_tui.widgets.once import after
 from tinydistill_tui.widgets.setting_editor import SettingEditor, SettingsTable
+from tinydistill_tui.work.draft import Draft
 
 PLAN_AFTER_SECONDS = 0.15
 _NEEDS_THE_PLAN = frozenset({"left", "right", "h", "l", "enter", "down", "up", "j", "k", "s", "a", "b", "y", "f6"})

@@ -13,19 +13,20 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Static
 from textual.worker import get_current_worker
 
-from engine import hardware, profiles
+from engine.disk.runs import default_runs_path
 from engine.errors import Problem, SettingsError, TinyDistillError
 from engine.format import format_when
-from engine.hardware import Hardware
+from engine.machine import hardware
 from engine.machine.gpu_check import checked
-from engine.runs import default_runs_path
+from engine.machine.hardware import Hardware
+from engine.settings import profiles
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.dialogs.name import NameScreen
-from tinydistill_tui.draft import Draft
 from tinydistill_tui.navigation import GoTo
-from tinydistill_tui.plan_facts import cut_value, cut_words, home_as_tilde, shown
-from tinydistill_tui.profile_facts import fit_of
 from tinydistill_tui.screens.base import FrameScreen, marked
+from tinydistill_tui.view.plan_facts import cut_value, cut_words, home_as_tilde, shown
+from tinydistill_tui.view.profile_facts import fit_of
+from tinydistill_tui.work.draft import Draft
 
 
 class ProfilesScreen(FrameScreen):

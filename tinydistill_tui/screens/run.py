@@ -22,17 +22,18 @@ from engine.channel.words import text
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_duration, format_percent
 from engine.machine.device import CPU, Device
-from tinydistill_tui import busy, control, logout, machine_share, run_words, runs, watcher
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.messages import RunGone, RunUpdated
 from tinydistill_tui.navigation import ShowResult, StartRun
-from tinydistill_tui.run_view import Failure, RunView
 from tinydistill_tui.screens.base import FrameScreen
-from tinydistill_tui.state import RunState, run_state
+from tinydistill_tui.view import run_words
+from tinydistill_tui.view.run_view import Failure, RunView
+from tinydistill_tui.view.state import RunState, run_state
 from tinydistill_tui.widgets.log_pane import FilterField, LogPane
 from tinydistill_tui.widgets.log_view import LogView
 from tinydistill_tui.widgets.phase_list import PhaseList
 from tinydistill_tui.widgets.run_plots import RunPlots
+from tinydistill_tui.work import busy, control, logout, machine_share, runs, watcher
 
 _ASKED_SECONDS = 20.0  # how long "pausing…" stands before the engine has said so
 

@@ -17,16 +17,16 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static
 from textual.worker import get_current_worker
 
-from engine import places
+from engine.disk import places
+from engine.disk.runs import default_runs_path
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_duration, format_number, format_percent, format_when
-from engine.runs import default_runs_path
-from tinydistill_tui import runs
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
-from tinydistill_tui.marks import spark
 from tinydistill_tui.navigation import AskFor, OpenRun, StartRun
-from tinydistill_tui.runs import RunList, RunSummary
 from tinydistill_tui.screens.base import FrameScreen, marked
+from tinydistill_tui.view.marks import spark
+from tinydistill_tui.work import runs
+from tinydistill_tui.work.runs import RunList, RunSummary
 
 _POLL_SECONDS = 2.0
 _COLUMNS = ("Name", "State", "Where it is", "Gap", "Started", "     Size")

@@ -12,11 +12,11 @@ from textual import events, on, work
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
-from tinydistill_tui.draft import Draft
 from tinydistill_tui.navigation import GoTo, Step
 from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.title_row import stepper
+from tinydistill_tui.work.draft import Draft
 
 SEE_ABOVE = "The red lines above say what is wrong."
 

@@ -20,14 +20,14 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
-from engine import hardware
 from engine.errors import TinyDistillError
 from engine.format import format_rate
+from engine.machine import hardware
 from engine.talk.conversation import ChatSession
 from engine.talk.sides import SIDES, Side, sides_of, trusts_code
 from engine.talk.speed import keep_speed
-from tinydistill_tui.data_facts import printable
 from tinydistill_tui.screens.base import FrameScreen
+from tinydistill_tui.view.data_facts import printable
 
 _HEADS = {"after": "after: the student now", "before": "before: the student at its start", "teacher": "the teacher"}
 

@@ -17,23 +17,24 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
-from engine import hardware, profiles
+from engine.disk.runs import default_runs_path
 from engine.errors import TinyDistillError
 from engine.format import format_bytes
-from engine.hardware import GpuUser, Hardware
+from engine.machine import hardware
 from engine.machine.gpu_check import checked
+from engine.machine.hardware import GpuUser, Hardware
 from engine.planner.budget import FREE_SHARE
-from engine.runs import default_runs_path
-from tinydistill_tui import runs
+from engine.settings import profiles
 from tinydistill_tui.dialogs.details import DetailsScreen
-from tinydistill_tui.draft import Draft, budget_text
-from tinydistill_tui.marks import MARKS, bar
 from tinydistill_tui.navigation import GoTo, OpenRun, StartRun
-from tinydistill_tui.opening import PURPOSE
-from tinydistill_tui.plan_facts import cut_words, home_as_tilde
-from tinydistill_tui.runs import RunSummary
 from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.terminal.opening import PURPOSE
+from tinydistill_tui.view.marks import MARKS, bar
+from tinydistill_tui.view.plan_facts import cut_words, home_as_tilde
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
+from tinydistill_tui.work import runs
+from tinydistill_tui.work.draft import Draft, budget_text
+from tinydistill_tui.work.runs import RunSummary
 
 _MOST_RUNS = 2
 RUNS_SECONDS = 2.0  # between two looks at the runs in the menu

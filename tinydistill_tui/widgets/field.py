@@ -17,7 +17,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 from textual.widgets import Input
 
-from engine.config import SETTINGS
+from engine.settings.config import SETTINGS
 
 
 class TextField(Input):

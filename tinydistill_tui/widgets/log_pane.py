@@ -12,9 +12,9 @@ from textual.widgets import Input
 
 from engine.channel.words import LogLine
 from engine.format import format_count
-from tinydistill_tui.log_filter import LogFilter
-from tinydistill_tui.run_view import RunView
-from tinydistill_tui.watch import MAX_LOG_LINES
+from tinydistill_tui.view.log_filter import LogFilter
+from tinydistill_tui.view.run_view import RunView
+from tinydistill_tui.view.watch import MAX_LOG_LINES
 from tinydistill_tui.widgets.log_view import LogView
 
 FILTERED_FILE = "log-filtered.txt"

@@ -11,8 +11,8 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from engine.format import format_bytes
-from tinydistill_tui.marks import MARK_STYLES, MARKS, bar
-from tinydistill_tui.plan_facts import Need
+from tinydistill_tui.view.marks import MARK_STYLES, MARKS, bar
+from tinydistill_tui.view.plan_facts import Need
 
 _LABEL = 16
 _FIGURES = 38

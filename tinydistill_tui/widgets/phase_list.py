@@ -17,9 +17,9 @@ from engine.format import (
     format_rate,
 )
 from engine.phase_kinds import phase_noun
-from tinydistill_tui.marks import MARK_STYLES, MARKS, bar
-from tinydistill_tui.run_view import PhaseView, RunView
-from tinydistill_tui.state import RunState
+from tinydistill_tui.view.marks import MARK_STYLES, MARKS, bar
+from tinydistill_tui.view.run_view import PhaseView, RunView
+from tinydistill_tui.view.state import RunState
 
 _BAR_CELLS = 22
 _LEAST_WIDTH_FOR_A_BAR = 56

@@ -16,7 +16,7 @@ from textual.app import RenderResult
 from textual.content import Content
 from textual.widget import Widget
 
-from tinydistill_tui.marks import spark
+from tinydistill_tui.view.marks import spark
 from tinydistill_tui.widgets.braille import Canvas
 
 _LEAST_ROWS = 3

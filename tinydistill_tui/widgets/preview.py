@@ -16,7 +16,7 @@ from textual.widgets import Static
 
 from engine.data.document import Document
 from engine.data.row_preview import ShownRow
-from tinydistill_tui import data_facts
+from tinydistill_tui.view import data_facts
 
 
 class Preview(VerticalScroll, can_focus=True):

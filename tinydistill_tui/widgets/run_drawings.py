@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from engine.format import bytes_scale, bytes_unit, format_bytes, format_count, format_duration, format_number
 from engine.machine.device import Device
 from engine.phase_kinds import phase_noun
-from tinydistill_tui.run_view import RunView
-from tinydistill_tui.series import Series
+from tinydistill_tui.view.run_view import RunView
+from tinydistill_tui.view.series import Series
 from tinydistill_tui.widgets.plot import Curve, Drawing, Level
 
 

@@ -8,7 +8,7 @@ from textual.containers import Horizontal
 from textual.widget import Widget
 
 from engine.machine.device import Device
-from tinydistill_tui.run_view import RunView
+from tinydistill_tui.view.run_view import RunView
 from tinydistill_tui.widgets.plot import Plot
 from tinydistill_tui.widgets.run_drawings import METRICS, memory_drawing, metric_drawing
 

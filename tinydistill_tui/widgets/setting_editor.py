@@ -13,14 +13,14 @@ from textual.timer import Timer
 from textual.widgets import DataTable, Input, Static
 from textual.worker import get_current_worker
 
-from engine.config import SETTINGS, RunConfig
-from engine.hardware import Hardware
+from engine.machine.hardware import Hardware
 from engine.planner import Plan, plan
-from tinydistill_tui.marks import MARK_STYLES, MARKS
-from tinydistill_tui.once import after
-from tinydistill_tui.plan_facts import Row, cut_value, cut_words, row_sentence
-from tinydistill_tui.tries import Try, choices_of, tried, tries_words, values_around
+from engine.settings.config import SETTINGS, RunConfig
+from tinydistill_tui.view.marks import MARK_STYLES, MARKS
+from tinydistill_tui.view.plan_facts import Row, cut_value, cut_words, row_sentence
+from tinydistill_tui.view.tries import Try, choices_of, tried, tries_words, values_around
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
+from tinydistill_tui.widgets.once import after
 
 WIDTHS = {"mark": 2, "field": 23, "value": 15, "by": 9}
 TRY_AFTER_SECONDS = 0.3

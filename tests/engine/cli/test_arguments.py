@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from engine.cli.arguments import parse
-from engine.command import command_line
-from engine.config import SETTINGS, RunConfig
 from engine.errors import SettingsError
+from engine.settings.command import command_line
+from engine.settings.config import SETTINGS, RunConfig
 
 
 def parsed(line: str) -> dict:
@@ -70,7 +70,7 @@ def test_help_and_a_dry_run_load_no_heavy_library():
 
     program = (
         "import sys\nfrom engine.cli.distill import main\n"
-        "from engine import launch\nfrom engine.planner.measure import cautious_rates\n"
+        "from engine.run import launch\nfrom engine.planner.measure import cautious_rates\n"
         "launch.machine_rates = lambda **_: cautious_rates('cpu', 1)\n"
         f"assert main(['--teacher', {str(tiny_model('llama'))!r}, '--student', 'from-teacher', '--dry_run']) == 0\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"

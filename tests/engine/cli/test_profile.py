@@ -104,12 +104,12 @@ def test_ctrl_c_leaves_no_process_and_no_folder(words: list[str], tmp_path: Path
     assert profiling.returncode == 130
     assert said.strip() == "Stopped."
     assert list(scratch.iterdir()) == []
-    assert not any("engine.phase" in _words(pid) for pid in phases)
+    assert not any("engine.phases.process" in _words(pid) for pid in phases)
 
 
 def _has_worked(pid: int) -> bool:
     try:
-        return "engine.phase" in _words(pid) and psutil.Process(pid).cpu_times().user > 0.2
+        return "engine.phases.process" in _words(pid) and psutil.Process(pid).cpu_times().user > 0.2
     except psutil.Error:
         return False
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.channel.events import Tail
 from engine.cli.progress import follow
-from engine.run import Run
+from engine.run.folder import Run
 
 START = {"time": 1.0, "kind": "run_started"}
 RESUMED = {"time": 5.0, "kind": "run_resumed"}

@@ -201,7 +201,7 @@ def test_what_only_the_first_phase_finds_is_asked_for_then(tmp_path: Path) -> No
 
 
 def test_the_report_has_the_counts_by_reason(tmp_path: Path) -> None:
-    from engine.report import _data
+    from engine.run.report import _data
 
     prepared = {
         "source": "a",

@@ -14,7 +14,7 @@ import pytest
 from engine.cache.locks import Locks
 from engine.disk import file_lock
 from engine.errors import FolderError
-from engine.run import Run
+from engine.run.folder import Run
 
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

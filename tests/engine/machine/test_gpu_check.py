@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import RunConfig
 from engine.errors import SettingsError
-from engine.hardware import Gpu
 from engine.machine import gpu_check, gpu_probe
 from engine.machine.gpu_check import GpuAnswer, checked
 from engine.machine.gpu_probe import has_kernels
+from engine.machine.hardware import Gpu
 from engine.planner.budget import budget_for
 from engine.planner.footprint import CUDA_CONTEXT, context_bytes_on
+from engine.settings.config import RunConfig
 from tests.engine.planner.machines import BIG_GPU, GIB, LAPTOP_GPU, MIB, computer
 from tests.pretend_gpu import pretend_gpu
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.machine.kernels import kernels_environment
-from engine.phase_environment import environment_for
+from engine.run.phase_environment import environment_for
 from tests.jobs import train_job
 
 NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
@@ -19,7 +19,7 @@ NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 # product, which libraries do by getenv(3).
 PROGRAM = """
 import ctypes, sys
-from engine import phase
+from engine.phases import process as phase
 from engine.jobs import Job
 def body(run, job, channel):
     getenv = ctypes.CDLL(None).getenv

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine.config import RunConfig
 from engine.errors import SettingsError
 from engine.machine import gpu_check, gpu_probe
 from engine.machine.gpu_check import checked
 from engine.planner.budget import budget_for
 from engine.planner.phase_settings import Footprint
+from engine.settings.config import RunConfig
 from tests.engine.planner.machines import GIB, computer
 from tests.pretend_gpu import pretend_gpu
 

@@ -126,7 +126,7 @@ def test_a_plan_is_made_on_macos(tmp_path: Path) -> None:
 def test_memory_is_told_by_psutil_where_there_is_no_proc(tmp_path: Path) -> None:
     asked = """
 import subprocess
-from engine import hardware
+from engine.machine import hardware
 from engine.machine import process_memory
 machine = hardware.detect()
 assert 2**28 < machine.available_bytes <= machine.ram_bytes, machine
@@ -158,8 +158,8 @@ import importlib.util
 sys.modules["psutil"] = None
 own = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "psutil" else own(name, *rest)
-from engine import hardware
-from engine.config import RunConfig
+from engine.machine import hardware
+from engine.settings.config import RunConfig
 from engine.planner.budget import budget_for
 from engine.machine import process_memory
 machine = hardware.detect()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engine import places
+from engine.disk import places
 from engine.errors import DiskFull
 from engine.export import write_gguf
 from engine.models import stand_in as stand_ins

@@ -17,8 +17,8 @@ from engine.data.tokens import SPLITS, Split, TokenFile
 from engine.phases.prepare import run_prepare
 from engine.phases.student import run_student
 from engine.phases.teacher import run_teacher
-from engine.run import Run
-from tests.engine.test_run import make_run
+from engine.run.folder import Run
+from tests.engine.run.test_folder import make_run
 from tests.pretend_gpu import Counts, pretend_gpu
 from tests.tiny import tiny_model, tiny_texts
 

@@ -9,7 +9,7 @@ from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.errors import CacheMismatch
 from engine.phases.teacher import open_store
-from engine.run import Run
+from engine.run.folder import Run
 from tests.jobs import score_job
 from tests.tiny import VOCAB_SIZE, tiny_model
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.hardware import Gpu, Hardware
+from engine.machine.hardware import Gpu, Hardware
 from engine.planner.measure import MachineRates
 from engine.planner.shape import ModelShape
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import RunConfig
 from engine.errors import SettingsError
 from engine.models.load import load_causal_lm
 from engine.models.spec import read_spec
@@ -18,6 +17,7 @@ from engine.planner.footprint import student_footprint
 from engine.planner.models import describe
 from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import LinearShape, ModelShape
+from engine.settings.config import RunConfig
 from engine.student.adapter import LowRankAdapter
 from tests.engine.models.test_quantised import LAYOUTS, quantised
 from tests.engine.planner.machines import RATES, computer

@@ -1,11 +1,11 @@
 import pytest
 
-from engine.config import RunConfig
 from engine.errors import SettingsError
 from engine.planner.budget import budget_for
 from engine.planner.footprint import CUDA_CONTEXT
 from engine.planner.live_runs import LiveRun
 from engine.planner.phase_settings import Footprint
+from engine.settings.config import RunConfig
 from tests.engine.planner.machines import BIG_GPU, GIB, LAPTOP_GPU, computer
 
 BOTH = computer(gpus=(LAPTOP_GPU, BIG_GPU))

@@ -3,8 +3,8 @@ import json
 import os
 from pathlib import Path
 
+from engine.disk.runs import announced, announced_runs
 from engine.planner.live_runs import live_runs
-from engine.runs import announced, announced_runs
 
 GIB = 2**30
 

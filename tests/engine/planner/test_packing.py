@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import RunConfig
 from engine.planner import plan
+from engine.settings.config import RunConfig
 from tests.engine.models.architectures import tiny_architecture
 from tests.tiny import tiny_model
 

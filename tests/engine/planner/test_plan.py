@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from engine.cli import arguments
-from engine.config import RunConfig
 from engine.errors import DoesNotFit, SettingsError
-from engine.hardware import Gpu
+from engine.machine.hardware import Gpu
 from engine.models.demo import DEMO_TEACHER
 from engine.planner import PARTS, Plan, plan
 from engine.planner import models as planner_models
@@ -22,6 +21,7 @@ from engine.planner.demo import DEMO_SETTINGS
 from engine.planner.footprint import _WORKSPACES
 from engine.planner.reasons import NOT_CHOICES
 from engine.planner.summary import cautions
+from engine.settings.config import RunConfig
 from tests.engine.data.small_data import write_chats
 from tests.engine.planner.machines import BIG_GPU, GIB, MIB, RATES, computer
 from tests.tiny import MAX_POSITIONS, tiny_model
@@ -421,7 +421,7 @@ def test_a_new_run_never_gets_the_folder_of_another(
 def test_planning_loads_neither_torch_nor_transformers(text: Path) -> None:
     program = (
         "import sys, json\n"
-        "from engine.config import RunConfig\n"
+        "from engine.settings.config import RunConfig\n"
         "from engine.planner import plan\n"
         f"plan(RunConfig(teacher={str(tiny_model('llama'))!r}, student='from-teacher', data={str(text)!r}))\n"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"

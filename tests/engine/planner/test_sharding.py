@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from engine.config import RunConfig
 from engine.errors import SettingsError
 from engine.planner import Plan, plan
 from engine.planner.footprint import student_footprint
 from engine.planner.phase_settings import StudentSetting
+from engine.settings.config import RunConfig
 from tests.engine.planner.machines import MIB, RATES, computer, pythia
 from tests.tiny import tiny_model
 

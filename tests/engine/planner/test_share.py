@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config import RunConfig
 from engine.models.spec import read_spec
 from engine.planner import share
 from engine.planner.measure import cautious_rates
 from engine.planner.share import gemm_shares
-from engine.report import speed_in_words
+from engine.run.report import speed_in_words
+from engine.settings.config import RunConfig
 from tests.engine.planner.machines import RATES
 from tests.tiny import tiny_model
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.config import RunConfig
 from engine.planner.text import count_tokens
+from engine.settings.config import RunConfig
 from tests.engine.data.chat_templates import GEMMA, tokenizer_with
 from tests.tiny import VOCAB_SIZE, tiny_model
 

@@ -1,0 +1,201 @@
+"""Next steps after a finished run, each with its command. No torch.
+
+The wizard shows this list, the command line prints it, and the run's folder has it as ``next.txt``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import TinyDistillError
+from engine.format import format_bytes, format_count, format_rate
+from engine.models.spec import ModelSpec, read_spec
+from engine.run.onward import cache_of, from_the_student, second_student
+from engine.settings.config import RunConfig
+from engine.settings.describe import layer_count
+from engine.student.verdict import headline
+from engine.talk.speed import speeds
+
+FILE = "next.txt"
+_LOAD_AND_PRINT = (
+    "import sys; from transformers import pipeline; "
+    'print(pipeline("text-generation", sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]["generated_text"])'
+)
+FIRST_WORDS = "Once upon a time"
+_NEXT_RATE = 0.3  # of the learning rate, for a student that has learned already
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """One next step.
+
+    Attributes:
+        key: ``talk``, ``beside``, ``transformers``, ``gguf``, ``ollama``, ``longer``, ``onward``, ``another``,
+            ``cache`` or ``folder``.
+        title: what it does.
+        words: the command, word by word.
+        then: what is typed after it, in the same line; empty where the command does it all.
+        values: settings of another run, where the command starts one.
+    """
+
+    key: str
+    title: str
+    words: tuple[str, ...]
+    then: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """The command as it runs in a shell."""
+        return shlex.join(self.words) + (f" && {self.then}" if self.then else "")
+
+
+def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
+    """Return the next steps, the most likely first; each line is a complete command.
+
+    Args:
+        report: the run's report.
+        path: the run's folder.
+    """
+    config = _part(report, "config")
+    run, student = str(path), str(path / "student")
+    name = _tag(path.name)
+    steps, epochs = _number(config.get("steps")), _number(config.get("epochs")) or 1
+    more, times = ("steps", int(2 * steps)) if steps else ("epochs", int(2 * epochs))
+    modelfile = shlex.quote(str(path / "ollama" / "Modelfile"))
+    asked = _asked(report)
+    return [
+        NextStep("talk", "Talk to the student", ("tiny-distill-chat", run)),
+        NextStep("beside", "Talk to it beside its teacher", ("tiny-distill-chat", run, "--beside", "teacher")),
+        NextStep(
+            "transformers",
+            "Use it in Python (transformers)",
+            ("python", "-c", _LOAD_AND_PRINT, student, _prompt(report)),
+        ),
+        NextStep("gguf", "Write it for llama.cpp (GGUF)", ("tiny-distill-export", run, "--format", "gguf")),
+        NextStep(
+            "ollama",
+            "Write it for Ollama",
+            ("tiny-distill-export", run, "--format", "ollama"),
+            f"ollama create {name} -f {modelfile} && ollama run {name}",
+        ),
+        NextStep(
+            "longer",
+            f"Train it longer, to {times:,} {more}",
+            ("tiny-distill", "--resume", "--output_dir", run, f"--{more}", str(times)),
+            values={"resume": True, "output_dir": run, more: times},
+        ),
+        *_start_from(config, asked, path),
+        *_another_student(config, asked, path),
+        NextStep("cache", "Inspect the records", ("tiny-distill-cache", "inspect", str(cache_of(path, config)))),
+        NextStep("folder", "Open the run's folder", ("cd", run)),
+    ]
+
+
+def about_the_student(report: Mapping[str, Any], path: Path) -> list[str]:
+    """Where the student is, and how large it is beside its teacher; lines for a user."""
+    config = _part(report, "config")
+    trusted = bool(config.get("trust_remote_code"))
+    student = _spec(path / "student", trusted)
+    teacher = _spec(config.get("teacher"), trusted)
+    lines = [f"The student: {path / 'student'}"]
+    if student is not None:
+        beside = ("", "")
+        if teacher is not None:
+            beside = f" (its teacher {format_count(teacher.num_parameters)})", f" ({format_bytes(teacher.file_bytes)})"
+        lines.append(
+            f"{format_count(student.num_parameters)} parameters{beside[0]}, {student.num_layers} layers, "
+            f"{format_bytes(student.file_bytes)}{beside[1]}, {student.dtype}"
+        )
+    if told := _speed_in_words(speeds(path)):
+        lines.append(told)
+    return lines
+
+
+def _speed_in_words(rates: Mapping[str, float]) -> str:
+    """How fast the student writes beside its teacher, as measured while the user talked to them; empty before that."""
+    student, teacher = rates.get("after"), rates.get("teacher")
+    if student is None:
+        return ""
+    beside = ""
+    if teacher is not None:
+        times = f", {student / teacher:.1f} times as fast" if student > teacher else ""
+        beside = f" (its teacher {format_rate(teacher, 'tokens')}{times})"
+    return f"It writes {format_rate(student, 'tokens')}{beside}, measured when it was talked to"
+
+
+def in_words(report: Mapping[str, Any], path: Path) -> str:
+    """The content of ``next.txt``."""
+    lines = [headline(report), "", *about_the_student(report, path), ""]
+    for step in next_steps(report, path):
+        lines += [f"{step.title}:", f"    {step.line}", ""]
+    return "\n".join(lines)
+
+
+def _start_from(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> list[NextStep]:
+    """Another run that begins with this student, a little more slowly."""
+    rate = _number(config.get("learning_rate"))
+    given = {} if rate is None else {"learning_rate": float(f"{rate * _NEXT_RATE:.1e}")}
+    words = [word for name, value in given.items() for word in (f"--{name}", f"{value:g}")]
+    try:
+        values = from_the_student(path, config, asked, given)
+        RunConfig.parse(values)
+    except TinyDistillError:  # of another version, or changed by hand
+        return []
+    title = "Begin another run with it; add --data for other text"
+    return [NextStep("onward", title, ("tiny-distill", "--start_from", str(path), *words), values=values)]
+
+
+def _another_student(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> list[NextStep]:
+    """A smaller student of the teacher's layers that learns from the records that are there."""
+    layers = config.get("student_layers")
+    count = layer_count(layers) if isinstance(layers, int | str) else None
+    given = {"student_layers": max(1, count - 1)} if count else {}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    try:
+        values = second_student(path, config, asked, given)
+        RunConfig.parse(values)
+    except TinyDistillError:  # of another version, or changed by hand
+        return []
+    title = "Train a second student from the same records"
+    return [NextStep("another", title, ("tiny-distill", "--records_from", str(path), *words), values=values)]
+
+
+def _asked(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were given, with their values."""
+    config, choices = _part(report, "config"), report.get("choices")
+    told = [each for each in choices if isinstance(each, Mapping)] if isinstance(choices, list) else []
+    given = [str(each.get("field")) for each in told if each.get("by") == "user"]
+    return {name: config[name] for name in given if config.get(name) is not None}
+
+
+def _spec(model: object, trust_remote_code: bool) -> ModelSpec | None:
+    try:
+        return read_spec(model, trust_remote_code=trust_remote_code) if isinstance(model, str | Path) else None
+    except TinyDistillError:  # it was moved or deleted: the rest is true without it
+        return None
+
+
+def _prompt(report: Mapping[str, Any]) -> str:
+    samples = report.get("samples")
+    first = samples[0] if isinstance(samples, list) and samples and isinstance(samples[0], dict) else {}
+    return " ".join(str(first.get("prompt") or FIRST_WORDS).split())
+
+
+def _tag(name: str) -> str:
+    """A name that Ollama takes."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "student"
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _part(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = report.get(name)
+    return part if isinstance(part, Mapping) else {}

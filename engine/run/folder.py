@@ -1,0 +1,501 @@
+"""A run is a folder: its files, its lock, and what was asked and planned.
+
+Everything about a run is in the folder; copy it and you have copied the run. This file knows where things lie and how
+to write them whole; it knows nothing of what the phases put there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engine.disk import file_lock
+from engine.disk.files import make_folder, remove_leftovers, write_atomic
+from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError, shown_value
+from engine.jobs import Change, Job, backed_off, jobs_from_json, jobs_to_json, settings_in, with_values
+from engine.machine import hardware
+from engine.planner import Plan
+from engine.run import old_runs
+from engine.settings.command import resume_command
+from engine.settings.config import SETTINGS, RunConfig
+from engine.version import __version__
+
+FORMAT = 2
+_SEAL = "checksum"
+_ORPHAN_SECONDS = 30.0  # a phase whose supervisor was killed ends within 10
+_LIBRARIES = ("torch", "transformers", "h5py", "safetensors", "tokenizers", "bitsandbytes", "numpy", "pydantic")
+
+
+# Of a run that was killed while its folder was made.
+_KILLED_EARLY = re.compile(r"run\.json\.\d+\.tmp")
+
+
+class Run:
+    """One run's folder.
+
+    Attributes:
+        path: the folder, absolute.
+        info: the content of ``run.json``.
+        made_folder: whether this process made the folder, which was not there before.
+        without_locks: the file system has no locks; a file says who holds the run.
+    """
+
+    def __init__(self, path: Path, info: dict[str, Any]) -> None:
+        self.path = path
+        self.info = info
+        self.run_json = path / "run.json"
+        self.events_path = path / "events.jsonl"
+        self.log_path = path / "run.log"
+        self.control_path = path / "control"
+        self.lock_path = path / "lock"
+        self.tokens_path = path / "tokens.h5"
+        self.checkpoints_path = path / "checkpoints"
+        self.phases_path = path / "phases"
+        self.initial_student_path = path / "initial-student"
+        self.student_path = path / "student"
+        self.report_json = path / "report.json"
+        self.report_md = path / "report.md"
+        self.next_txt = path / "next.txt"
+        self.pictures_path = path / "pictures"
+        self.made_folder = False
+        self.without_locks = False
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, plan: Plan) -> Run:
+        """Make the folder of a new run and write ``run.json``.
+
+        Raises:
+            FolderError: the folder holds something else, or another run, or cannot be written.
+        """
+        path = path.expanduser().absolute()
+        check_new_folder(path)
+        info = {
+            "format": FORMAT,
+            "name": path.name,
+            "folder": str(path),
+            "created": time.time(),
+            "version": __version__,
+            "asked": config.asked(),
+            "settings": _plain(plan.settings),
+            **plan_fields(plan),
+            "jobs": jobs_to_json(plan.jobs),
+            "versions": versions(),
+            "hardware": asdict(hardware.detect(path)),
+        }
+        run = cls(path, info)
+        run.made_folder = not path.exists()
+        try:
+            make_folder(path)
+            remove_leftovers(path)
+            run.save()
+        except DiskFull:
+            run.discard()
+            raise
+        except OSError as error:
+            run.discard()
+            raise _no_folder(path, error) from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open the folder of a run that exists.
+
+        Raises:
+            FolderError: there is no run in the folder.
+            CorruptState: ``run.json`` cannot be read.
+        """
+        path = path.expanduser().absolute()
+        try:
+            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise FolderError(
+                f"There is no run in {path}.",
+                "A run's folder holds a run.json.",
+                "Give the --output_dir of a run, or start a new run without --resume.",
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise CorruptState(
+                f"{path / 'run.json'} cannot be read ({error}).",
+                "It holds the settings and the state of the run.",
+                "Put back a copy of it, or start a new run; the teacher's records can be shared through --cache_dir.",
+            ) from error
+        by_hand = isinstance(info, dict) and _SEAL not in info
+        if isinstance(info, dict) and _unsealed(info) is None:
+            raise CorruptState(
+                f"{path / 'run.json'} is not what was written: its checksum does not match.",
+                "It holds the settings and the state of the run.",
+                "Put back a copy of it, or start a new run; if you changed it yourself, take out its last entry, "
+                "the checksum.",
+            )
+        formats = (old_runs.FORMAT, FORMAT)
+        if (
+            not isinstance(info, dict)
+            or info.get("format") not in formats
+            or not isinstance(info.get("settings"), dict)
+        ):
+            raise _of_another_version(path)
+        run = cls(path, info)
+        if by_hand:  # its settings may have been changed
+            run._set(info["settings"])
+        return run
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def settings(self) -> RunConfig:
+        """Every setting of the run, resolved."""
+        return RunConfig.model_validate(self.info["settings"])
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs of the run, in order; those of an earlier version's run are made from its settings.
+
+        Raises:
+            CorruptState: they cannot be read.
+        """
+        try:
+            return old_runs.jobs_of_old_run(self.info) if self.is_old else jobs_from_json(self.info["jobs"])
+        except ValueError as error:
+            raise _of_another_version(self.path) from error
+
+    @property
+    def is_old(self) -> bool:
+        """Whether an earlier version has written ``run.json``; :meth:`save` writes it as this version does."""
+        return "jobs" not in self.info
+
+    def job(self, name: str) -> Job:
+        """The job of a name.
+
+        Raises:
+            CorruptState: the run has none of this name.
+        """
+        found = next((job for job in self.jobs if job.name == name), None)
+        if found is None:
+            raise _of_another_version(self.path)
+        return found
+
+    @property
+    def cache_path(self) -> Path:
+        """Where the teacher's records lie: in the run's folder, or in the shared one."""
+        shared = self.settings.cache_dir
+        return Path(shared).expanduser() if shared else self.path / "cache"
+
+    def result(self, phase: str) -> dict[str, Any] | None:
+        """Return the result of a finished phase, or None. The result file marks a phase as finished."""
+        try:
+            found = json.loads((self.phases_path / f"{phase}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return _unsealed(found)
+
+    def steps_done(self) -> int:
+        """Optimizer steps that the student has behind it, by its newest checkpoint or its result."""
+        found = [int((self.result("student") or {}).get("steps") or 0)]
+        for folder in self.checkpoints_path.glob("step-*"):
+            if folder.name.removeprefix("step-").isdecimal():
+                found.append(int(folder.name.removeprefix("step-")))
+        return max(found)
+
+    def damaged_results(self, phases: Sequence[str]) -> list[Path]:
+        """Results that are there and cannot be believed; their phases are done again."""
+        files = [self.phases_path / f"{phase}.json" for phase in phases if self.result(phase) is None]
+        return [file for file in files if file.exists()]
+
+    def finish_phase(self, phase: str, result: dict[str, Any]) -> None:
+        """Enter a phase's result, as the last thing the phase does."""
+        make_folder(self.phases_path)
+        write_atomic(self.phases_path / f"{phase}.json", _sealed(result))
+
+    def reopen_phase(self, phase: str) -> None:
+        """Take a phase's result back: something of what it left turned out to be damaged or too little."""
+        (self.phases_path / f"{phase}.json").unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove a run in which nothing was done, so that the same request can be made again when it is mended."""
+        for folder in (self.phases_path, self.initial_student_path):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = (self.run_json, self.events_path, self.log_path, self.control_path, self.lock_path, self.tokens_path,
+                 file_lock.marker_of(self.lock_path))  # fmt: skip
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.unlink()
+        if self.made_folder:
+            with contextlib.suppress(OSError):  # something else is in it now
+                self.path.rmdir()
+
+    def save(self) -> None:
+        """Write ``run.json`` whole; one of an earlier version becomes one of this version."""
+        if self.is_old:
+            self.info["jobs"] = jobs_to_json(self.jobs)
+            self.info.pop("head_chunk_tokens", None)
+        self.info["format"] = FORMAT
+        write_atomic(self.run_json, _sealed(self.info))
+
+    def sweep(self) -> None:
+        """Remove what killed writers have left half-written; the lock has to be held."""
+        for folder in (self.path, self.phases_path, self.pictures_path, self.student_path):
+            remove_leftovers(folder)
+
+    def move(self, places: dict[str, Any]) -> None:
+        """Enter where inputs of the same content lie now, and where the run itself does."""
+        if places or self.info.get("folder") not in (None, str(self.path)):
+            self._set(places)
+            self.info["asked"].update({name: value for name, value in places.items() if name in self.info["asked"]})
+            self.info["folder"] = str(self.path)
+            self.save()
+
+    def change(self, values: dict[str, Any]) -> None:
+        """Take new values for settings that may change in a run that exists.
+
+        Raises:
+            SettingsError: a value differs that would falsify what is already there.
+        """
+        settings = self.info["settings"]
+        differing = {name: value for name, value in values.items() if settings.get(name) != value}
+        problems = [
+            Problem(name, value, f"this run has {settings.get(name)}, and its results were made with it")
+            for name, value in differing.items()
+            if not SETTINGS[name].may_change
+        ]
+        if problems:
+            raise SettingsError(problems, "Leave these out to continue the run, or start a new one.")
+        if differing:
+            self._set(differing)
+            asked = {**self.info["asked"], **differing}
+            self.info["asked"] = {name: value for name, value in asked.items() if value is not None}
+            self.save()
+
+    def back_off(self, name: str, reason: str, changes: Sequence[Change]) -> None:
+        """Replace a job that ran out of memory by a smaller one; see :meth:`replace_job`.
+
+        Args:
+            name: of the job.
+            reason: in words.
+            changes: of its values.
+        """
+        self.info.setdefault("backed_off", []).append({"phase": name, "reason": reason, "changes": changes})
+        self.replace_job(name, changes)
+
+    def replace_job(self, name: str, changes: Sequence[Change]) -> None:
+        """Change values of a job and of those after it (:func:`engine.jobs.backed_off`), and write them down.
+
+        The settings follow: they tell readers how the run is done.
+        """
+        self.info["jobs"] = jobs_to_json(backed_off(self.jobs, name, changes))
+        self.info["settings"].update(settings_in(changes))
+        self.save()
+
+    def _set(self, values: dict[str, Any]) -> None:
+        self.info["settings"].update(values)
+        if self.is_old:
+            return
+        try:
+            self.info["jobs"] = jobs_to_json(with_values(self.jobs, values))
+        except ValueError as error:
+            raise _of_another_version(self.path) from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[int]:
+        """Hold the run: one supervisor at a time. The lock goes with the process, however it ends.
+
+        A phase inherits it, so that no other supervisor starts while a phase of a killed supervisor runs; it ends by
+        itself, and is waited for.
+
+        Yields:
+            The descriptor that holds the lock, for the phases.
+
+        Raises:
+            FolderError: another supervisor holds it.
+        """
+        descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            deadline = time.monotonic() + _ORPHAN_SECONDS
+            while not self._try_lock(descriptor):
+                if self.without_locks or _holder_lives(descriptor) or time.monotonic() > deadline:
+                    raise self._already_going()
+                time.sleep(0.05)
+            with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+            try:
+                yield descriptor
+            finally:
+                if self.without_locks:
+                    file_lock.drop_marker(self.lock_path)
+        finally:
+            os.close(descriptor)
+
+    def _try_lock(self, descriptor: int) -> bool:
+        try:
+            return file_lock.try_flock(descriptor)
+        except OSError as error:
+            if not file_lock.has_none(error):
+                raise
+        self.without_locks = True
+        return file_lock.take_marker(self.lock_path)
+
+    def _already_going(self) -> FolderError:
+        marker = file_lock.marker_of(self.lock_path)
+        elsewhere = self.without_locks and file_lock.marker_holder(self.lock_path) == -1
+        return FolderError(
+            f"The run in {self.path} is already going{' on another machine' if elsewhere else ''}.",
+            "One process at a time works on a run.",
+            f"Watch it: tinydistill-tui --attach {shlex.quote(str(self.path))}"
+            + (f"; if it no longer runs, delete {marker}." if elsewhere else ""),
+        )
+
+    def is_live(self) -> bool:
+        """Return whether a supervisor holds the run: its lock is tried, for pids are reused."""
+        try:
+            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not file_lock.try_flock(descriptor, shared=True)
+        except OSError as error:
+            return file_lock.has_none(error) and file_lock.marker_holder(self.lock_path) is not None
+        finally:
+            os.close(descriptor)
+
+
+def _holder_lives(descriptor: int) -> bool:
+    """Return whether the supervisor that took the lock is there; if not, a phase that it has left behind holds it."""
+    try:
+        pid = int(os.pread(descriptor, 32, 0))
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # killed, but not yet reaped
+
+
+def check_new_folder(path: Path) -> None:
+    """Make sure that a folder can become that of a new run; nothing is made.
+
+    Raises:
+        FolderError: it holds something else, or another run, or could not be written.
+    """
+    path = path.expanduser().absolute()
+    try:
+        if path.is_dir():
+            if (path / "run.json").exists():
+                raise FolderError(
+                    f"{path} already holds a run.",
+                    "It is not overwritten.",
+                    f"Continue it: {resume_command(path)}, or choose another --output_dir.",
+                )
+            if not all(_KILLED_EARLY.fullmatch(entry.name) for entry in path.iterdir()):
+                raise FolderError(
+                    f"{path} is not empty and holds no run.",
+                    "A run needs a folder of its own.",
+                    "Choose an --output_dir that is empty or does not exist yet.",
+                )
+        there = path
+        while not os.path.lexists(there) and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            what = f"{there} is a file." if there.is_file() else f"{there} is neither a file nor a folder."
+            raise FolderError(f"There can be no run in {path}.", what, "Choose another --output_dir.")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise FolderError(f"{there} cannot be written.", "", "Choose another --output_dir.")
+    except (OSError, ValueError) as error:
+        raise _no_folder(path, error) from error
+
+
+def _of_another_version(path: Path) -> CorruptState:
+    return CorruptState(
+        f"{path / 'run.json'} is not of a kind that this version ({__version__}) reads.",
+        "",
+        "Use the version that made the run.",
+    )
+
+
+def _no_folder(path: Path, error: Exception) -> FolderError:
+    """Why a run cannot be in a folder, in the words of the system."""
+    reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return FolderError(f"{shown_value(path)} cannot be written ({reason}).", "", "Choose another --output_dir.")
+
+
+def unwritable(path: Path, error: OSError) -> FolderError:
+    """The error for a run whose folder cannot be used, in the words of the system."""
+    return FolderError(
+        f"The run in {path} cannot go on: {error.filename or path}: {error.strerror}.",
+        "A run writes its events and results into its folder.",
+        "Make the folder writable, then resume the run.",
+    )
+
+
+def plan_fields(plan: Plan) -> dict[str, Any]:
+    """The plan as it stands in ``run.json`` and in the ``plan`` event: choices with reasons, and predictions."""
+    phases = {
+        name: {
+            "peak_bytes": phase.peak_bytes,
+            "ram_bytes": phase.ram_bytes,
+            "seconds": phase.seconds,
+            "seconds_error": phase.seconds_error,
+            "parts": dict(phase.parts),
+        }
+        for name, phase in plan.predicted.items()
+    }
+    return {
+        "choices": [
+            {"field": c.field, "value": _json_value(c.value), "by": c.by, "reason": c.reason} for c in plan.choices
+        ],
+        "predicted": {**phases, "disk_bytes": plan.disk_bytes},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program, of Python and of the libraries whose numbers a result depends on; imports none."""
+    found = {"tinydistill": __version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[library] = metadata.version(library)
+    return found
+
+
+def _sealed(values: dict[str, Any]) -> str:
+    """The text of a JSON file with a checksum of the rest as its last entry."""
+    plain = json.loads(json.dumps({**values, _SEAL: None}, default=str))
+    del plain[_SEAL]
+    return json.dumps({**plain, _SEAL: _checksum(plain)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _unsealed(found: object) -> dict[str, Any] | None:
+    """Return the sealed content; None if the checksum differs. A file without one (edited by hand) is accepted."""
+    if not isinstance(found, dict):
+        return None
+    seal = found.pop(_SEAL, None)
+    return found if seal in (None, _checksum(found)) else None
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def _json_value(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

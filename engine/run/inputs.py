@@ -1,0 +1,105 @@
+"""Inputs of a run, identified by their content: a folder may be moved, deleted after use, or renamed.
+
+The phase that prepares keeps what identifies the teacher, the student and the text; a run that goes on compares with
+it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from engine.errors import TinyDistillError
+from engine.models.spec import fingerprint, read_spec
+from engine.models.vocabulary import read_vocabulary
+from engine.run.folder import Run
+
+INPUTS = ("teacher", "student", "data")
+_SAMPLE_BYTES = 4096
+
+
+def identity_of(name: str, value: str, *, trust_remote_code: bool = False) -> dict[str, str] | None:
+    """Return the fingerprint of an input; None if only its name identifies it.
+
+    Args:
+        name: teacher, student or data.
+        value: as the setting has it.
+        trust_remote_code: whether a model that needs code of its own is accepted.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    path = Path(value).expanduser()
+    if name == "data":
+        return {"content": _content(path)} if path.exists() else None
+    return identity_of_model(path, trust_remote_code=trust_remote_code) if path.exists() else None
+
+
+def identity_of_model(path: Path, *, trust_remote_code: bool = False) -> dict[str, str]:
+    """Return the fingerprint of a model's folder: weights, tokenizer and chat template.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    spec = read_spec(path, trust_remote_code=trust_remote_code)
+    vocabulary = read_vocabulary(spec.path)
+    return {
+        "weights": fingerprint(spec),
+        "tokenizer": vocabulary.sha,
+        "chat template": vocabulary.chat_template_sha,
+    }
+
+
+def moved(run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
+    """New places of a run's inputs and records.
+
+    An input that was given again with the same content is used. An input that has moved is searched where it would be
+    if it had been moved together with the run.
+
+    Returns:
+        The settings whose folder is another one now; what was given and differs is not among them.
+    """
+    settings = run.info["settings"]
+    found: dict[str, Any] = {}
+    for name in INPUTS:
+        before, now = settings.get(name), given.get(name)
+        if before is not None and now is not None and str(now) != before and _same(run, name, str(now)):
+            found[name] = str(now)
+    home = run.info.get("folder")
+    if home and home != str(run.path):
+        for name in (*INPUTS, "cache_dir"):
+            before = settings.get(name)
+            if name in found or not before or not os.path.isabs(before) or os.path.lexists(before):
+                continue
+            there = os.path.normpath(run.path / os.path.relpath(before, home))
+            if str(given.get(name) or there) != there:
+                continue  # another one was named, and its content is another: that is refused
+            if os.path.lexists(there) and (name == "cache_dir" or _same(run, name, there)):
+                found[name] = there
+    return found
+
+
+def _same(run: Run, name: str, value: str) -> bool:
+    kept = ((run.result("prepare") or {}).get("inputs") or {}).get(name)
+    trusted = bool(run.info["settings"].get("trust_remote_code"))
+    try:
+        return kept is not None and identity_of(name, value, trust_remote_code=trusted) == kept
+    except (TinyDistillError, OSError):
+        return False
+
+
+def _content(path: Path) -> str:
+    """A digest of a file, or of all files in a folder: names, sizes, and three samples of each."""
+    digest = blake2b(digest_size=16)
+    files = [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if file != path else ''}\0{size}\0".encode("utf-8", "surrogateescape"))
+        with file.open("rb") as opened:
+            for place in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+                opened.seek(place)
+                digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

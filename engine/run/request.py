@@ -1,0 +1,81 @@
+"""Checks before the folder of a run is created: an invalid request leaves no files behind.
+
+Reads folders, headers and tokenizers, but no text and no weights. Checks that need a tokenizer or torch
+is found by the first phase, before anything large is made. Knows nothing of memory: that is the planner's question.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from engine.data.checks import check_models
+from engine.errors import FolderError
+from engine.models.spec import read_spec
+from engine.planner.models import FROM_TEACHER
+from engine.run.folder import check_new_folder
+from engine.settings.config import RunConfig
+
+_NAMES_OF_FILES = ("teacher", "student", "data")
+_FOLDERS = ("output_dir", "cache_dir")
+
+
+def check_request(settings: RunConfig) -> None:
+    """Check a planned run before it is made.
+
+    Args:
+        settings: with every choice made.
+
+    Raises:
+        FolderError: a folder that is to be written cannot be, or holds something else.
+        TokenizerMismatch, ModelError, SettingsError: the models do not go together.
+    """
+    assert settings.output_dir is not None, "the planner resolves every setting"
+    check_new_folder(settings.output_dir)
+    if settings.cache_dir is not None:
+        _check_shared_folder(settings.cache_dir)
+    assert settings.teacher is not None
+    assert settings.sequence_length is not None
+    teacher = read_spec(settings.teacher, trust_remote_code=settings.trust_remote_code)
+    student = None
+    if settings.student is not None and settings.student != FROM_TEACHER:
+        student = read_spec(settings.student, trust_remote_code=settings.trust_remote_code)
+    check_models(teacher, student, settings.sequence_length)
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same request with paths that mean the same from everywhere: a run is resumed from another folder too.
+
+    Ids and other names that are no file here stay as they are.
+    """
+    changed: dict[str, Any] = {}
+    for name in (*_NAMES_OF_FILES, *_FOLDERS):
+        value = getattr(config, name)
+        if value is None or name not in config.model_fields_set:
+            continue
+        path = _absolute(value)
+        if path is not None and (name in _FOLDERS or os.path.lexists(path)):
+            changed[name] = path if name in _FOLDERS else str(path)
+    return config.model_copy(update=changed)
+
+
+def _absolute(value: str | Path) -> Path | None:
+    try:
+        return Path(os.path.abspath(Path(value).expanduser()))
+    except (RuntimeError, ValueError):  # the home of an unknown user, or an invalid file name
+        return None
+
+
+def _check_shared_folder(path: Path) -> None:
+    path = path.expanduser().absolute()
+    there = path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    why = ""
+    if not there.is_dir():
+        why = f"{there} is a file." if there.is_file() else f"{there} is not a folder."
+    elif not os.access(there, os.W_OK | os.X_OK):
+        why = f"{there} cannot be written."
+    if why:
+        raise FolderError(f"The records cannot be kept in {path}.", why, "Choose another --cache_dir.")

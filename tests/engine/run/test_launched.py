@@ -1,0 +1,76 @@
+"""Words between the ranks that a launcher has started, over a disk that does not always take them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.ranks import Rank
+from engine.run.agent import Agent
+from engine.run.launched import Elsewhere, Launch, call_file, rank_file, read, tell_end, write
+
+LAUNCH = Launch(Rank(1, 2), 1, "a-0-29500", "127.0.0.1")
+
+
+def block(run: Path) -> None:
+    """Let every write to the ranks' folder fail, as on a full disk."""
+    (run / "ranks").write_text("")
+
+
+def unblock(run: Path) -> None:
+    (run / "ranks").unlink()
+
+
+def test_a_write_that_fails_says_so(tmp_path: Path) -> None:
+    block(tmp_path)
+    assert write(rank_file(tmp_path, 1), LAUNCH, code=0) is False
+    unblock(tmp_path)
+    assert write(rank_file(tmp_path, 1), LAUNCH, code=0) is True
+    assert read(rank_file(tmp_path, 1), LAUNCH) == {"launch": LAUNCH.name, "code": 0}
+
+
+@pytest.mark.parametrize("signals", [(), (15,), (10, 12)])
+def test_supervisor_tells_a_rank_once_the_disk_takes_it(tmp_path: Path, signals: tuple[int, ...]) -> None:
+    block(tmp_path)
+    child = Elsewhere(tmp_path, LAUNCH, LAUNCH.rank, "teacher", None)
+    for number in signals:
+        child.send_signal(number)
+    assert child.poll() is None
+    unblock(tmp_path)
+    assert child.poll() is None
+    told = read(call_file(tmp_path, 1), LAUNCH)
+    assert told is not None
+    assert (told["phase"], told["signals"]) == ("teacher", list(signals))
+
+
+def test_rank_keeps_an_exit_code_until_the_disk_takes_it(tmp_path: Path) -> None:
+    write(call_file(tmp_path, 1), LAUNCH, call=7, phase="teacher", meeting=None, signals=[], supervisor=1)
+    agent = Agent(tmp_path, LAUNCH)
+    agent._call = 7
+    agent._child = subprocess.Popen(["sh", "-c", "exit 9"])
+    agent._child.wait()
+    (tmp_path / "ranks").rename(tmp_path / "aside")
+    block(tmp_path)
+    for _ in range(3):
+        agent._listen()
+    unblock(tmp_path)
+    (tmp_path / "aside").rename(tmp_path / "ranks")
+    agent._listen()
+    told = read(rank_file(tmp_path, 1), LAUNCH)
+    assert told is not None
+    assert (told["call"], told["code"]) == (7, 9)
+    assert agent._child is None
+
+
+def test_end_of_the_run_is_told_or_given_up(tmp_path: Path) -> None:
+    block(tmp_path)
+    began = time.monotonic()
+    tell_end(tmp_path, LAUNCH, 4, patience_seconds=0.2)
+    assert time.monotonic() - began >= 0.2
+    unblock(tmp_path)
+    tell_end(tmp_path, LAUNCH, 4, patience_seconds=0.2)
+    assert json.loads((tmp_path / "ranks" / "end.json").read_text()) == {"launch": LAUNCH.name, "code": 4}

@@ -1,0 +1,1 @@
+"""The terminal: its size, its keys, its characters and the first frame."""

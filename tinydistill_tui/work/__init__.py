@@ -1,0 +1,1 @@
+"""The wizard's work outside its event loop: files, threads and processes."""

@@ -1,0 +1,68 @@
+"""Requests of the screens to the engine: start, stop, pause, resume. No torch, no Textual.
+
+A request is a line in the run's ``control`` file; the answer comes as events. Nothing is waited for here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from engine.channel.last_word import LastWord
+from engine.errors import FolderError, RunFailed
+from engine.run import control as run_control
+from engine.run import supervisor
+from engine.run.folder import Run
+
+# Kept, so that a supervisor that ends while we are here is no zombie; it does not end with us.
+_started: list[subprocess.Popen[bytes]] = []
+# Last errors of the runs that were started here, for a disk that takes no more events.
+_last_words: dict[Path, LastWord] = {}
+
+
+def start(path: Path) -> None:
+    """Start a supervisor for the run, detached: it outlives this program, its terminal and its session.
+
+    Raises:
+        FolderError: the run is going already, or its folder is gone or cannot be written.
+        RunFailed: no process could be started.
+    """
+    run = Run.open(path)
+    if run.is_live():
+        raise FolderError(f"{run.name} is already going.", "", "Watch it instead.")
+    _started[:] = [process for process in _started if process.poll() is None]
+    last_word(run.path)  # of an earlier start
+    word = LastWord()
+    try:
+        _started.append(supervisor.start(run.path, last_word=word))
+        _last_words[run.path] = word
+    except OSError as error:
+        raise RunFailed(
+            f"The run could not be started ({error.strerror or error}).",
+            "",
+            "Free some memory or disk, then try again.",
+        ) from error
+
+
+def last_word(path: Path) -> dict[str, Any] | None:
+    """The last error that a run told the program that started it; None where there is none, or it was asked before."""
+    word = _last_words.pop(path, None)
+    return None if word is None else word.said()
+
+
+def ask(path: Path, command: str) -> None:
+    """Ask the run to ``stop``, ``pause`` or ``resume``.
+
+    Raises:
+        FolderError: no supervisor is running, or the folder is not writable.
+    """
+    if not Run(path, {}).is_live():
+        raise FolderError(f"{path.name} is not going.", "There is nothing to " + command + ".", "R resumes it.")
+    try:
+        run_control.request(path, command, by=f"tinydistill-tui {os.getpid()}")
+    except OSError as error:
+        raise FolderError(
+            f"{path / 'control'} cannot be written ({error.strerror or error}).", "", "Ask as the user who started it."
+        ) from error
