@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/from-file-to-ollama.md").read_text(encoding="utf-8")

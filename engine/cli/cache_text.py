@@ -17,7 +17,7 @@ from engine.cache.shard import DamagedShard
 from engine.cache.store import CacheStore
 from engine.data.tokens import SPLITS, TokenFile
 from engine.errors import TinyDistillError
-from engine.models.hub import resolve_model
+from engine.model_files.hub import resolve_model
 
 _CONTEXT_TOKENS = 16
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from engine.cli.distill import guarded
 from engine.cli.export import student_folder
 from engine.errors import FolderError, Problem, SettingsError
-from engine.models.headers import read_json
-from engine.models.hub import resolve_model
+from engine.model_files.headers import read_json
+from engine.model_files.hub import resolve_model
 from engine.talk.conversation import ChatSession
 from engine.version import __version__
 

@@ -145,9 +145,9 @@ def _on_text(folder: Path, typed: argparse.Namespace) -> Findings:
     import torch
 
     from engine.data.sources import open_source
+    from engine.model_files.spec import read_spec
+    from engine.model_files.vocabulary import read_vocabulary
     from engine.models.load import load_causal_lm, load_tokenizer
-    from engine.models.spec import read_spec
-    from engine.models.vocabulary import read_vocabulary
     from engine.student.exam import Examinee, figure
 
     spec = read_spec(folder, trust_remote_code=typed.trust_remote_code)

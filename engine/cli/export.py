@@ -13,13 +13,13 @@ from engine.disk.files import make_folder, write_atomic
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
 from engine.format import format_bytes
-from engine.models.adapter import is_adapter
-from engine.models.gguf.find import gguf_in
-from engine.models.gguf.numbers import exact_tokens
-from engine.models.headers import read_json
-from engine.models.hub import resolve_model
-from engine.models.spec import read_spec
-from engine.models.weight_files import is_decoded
+from engine.model_files.adapter import is_adapter
+from engine.model_files.gguf.find import gguf_in
+from engine.model_files.gguf.numbers import exact_tokens
+from engine.model_files.headers import read_json
+from engine.model_files.hub import resolve_model
+from engine.model_files.spec import read_spec
+from engine.model_files.weight_files import is_decoded
 from engine.settings.command import resume_command
 from engine.version import __version__
 

@@ -31,7 +31,7 @@ from engine.jobs import ScoreJob, TrainJob, last_of
 from engine.machine import safe_child
 from engine.machine.gpu_check import gpu_of
 from engine.machine.process_memory import PeakMemory
-from engine.models.narrow import width_of
+from engine.model_files.narrow import width_of
 from engine.phases.cut import CUT
 from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.data.chat_template import GENERATION_MARK, ChatTemplate, LeavesOut, TemplateRefuses
 from engine.data.document import Document
-from engine.models.vocabulary import Vocabulary
+from engine.model_files.vocabulary import Vocabulary
 
 
 def conversation_lengths(documents: Sequence[Document], folder: Path, vocabulary: Vocabulary) -> list[int] | None:

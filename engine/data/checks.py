@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.errors import Problem, SettingsError
-from engine.models.spec import ModelSpec
-from engine.models.vocabulary import Vocabulary, read_vocabulary, shared_vocabulary
+from engine.model_files.spec import ModelSpec
+from engine.model_files.vocabulary import Vocabulary, read_vocabulary, shared_vocabulary
 
 
 def check_models(teacher: ModelSpec, student: ModelSpec | None, sequence_length: int) -> Vocabulary:

@@ -24,8 +24,8 @@ from engine.data.sources import TextSource
 from engine.data.split import FINE, USUAL, Cutting, pieces, stretches
 from engine.data.tokens import Split, TokenFileWriter
 from engine.errors import DataError
-from engine.models.spec import ModelSpec
-from engine.models.vocabulary import Vocabulary
+from engine.model_files.spec import ModelSpec
+from engine.model_files.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from engine.data.tokenise import DocumentTokeniser

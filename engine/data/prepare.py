@@ -23,8 +23,8 @@ from engine.data.split import FINE
 from engine.data.tally import in_words, notes_in_words
 from engine.data.tokenise import WEIGHT_0
 from engine.data.tokens import TokenFile
-from engine.models.spec import ModelSpec
-from engine.models.vocabulary import Vocabulary
+from engine.model_files.spec import ModelSpec
+from engine.model_files.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     pass

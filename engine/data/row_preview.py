@@ -80,9 +80,9 @@ def first_rows(request: RowRequest, most: int = ROWS) -> list[ShownRow]:
     """
     # Here, not above: transformers takes seconds to import.
     from engine.data.tokenise import DocumentTokeniser
+    from engine.model_files.spec import read_spec
+    from engine.model_files.vocabulary import read_vocabulary
     from engine.models.load import load_tokenizer
-    from engine.models.spec import read_spec
-    from engine.models.vocabulary import read_vocabulary
 
     folder = read_spec(request.teacher, trust_remote_code=request.trust_remote_code).path
     eos_id = read_vocabulary(folder).eos_id

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from engine.disk.files import NO_ROOM, commit_file, fsync_file, no_room
 from engine.errors import ModelError
 from engine.export.vocabulary import add_vocabulary, model_name
-from engine.models.gguf.architectures import architecture_of, extra_tensors
-from engine.models.gguf.numbers import Config, check
-from engine.models.headers import TensorInfo, read_bytes, read_json
-from engine.models.weight_files import read_tensors
+from engine.model_files.gguf.architectures import architecture_of, extra_tensors
+from engine.model_files.gguf.numbers import Config, check
+from engine.model_files.headers import TensorInfo, read_bytes, read_json
+from engine.model_files.weight_files import read_tensors
 
 TYPES = ("f16", "bf16", "q8_0")
 _FILE_TYPES = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}

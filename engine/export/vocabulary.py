@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from engine.errors import ModelError
-from engine.models.headers import read_json
+from engine.model_files.headers import read_json
 
 if TYPE_CHECKING:
     import gguf

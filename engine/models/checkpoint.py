@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.models.headers import TensorInfo
-from engine.models.weight_files import read_tensors
+from engine.model_files.headers import TensorInfo
+from engine.model_files.weight_files import read_tensors
 
 _DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,

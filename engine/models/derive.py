@@ -27,12 +27,12 @@ from transformers import AutoConfig, PreTrainedModel
 from engine.disk.files import fsync_file, fsync_folder, make_folder, write_atomic, written_whole
 from engine.disk.safetensors_header import safetensors_header
 from engine.errors import ModelError
+from engine.model_files.headers import DTYPES, TensorInfo, read_bytes
+from engine.model_files.narrow import Kept, Width, selection
+from engine.model_files.spec import ModelSpec, read_spec
 from engine.models.core import find_core
-from engine.models.headers import DTYPES, TensorInfo, read_bytes
 from engine.models.load import UNUSABLE, quiet
 from engine.models.meta import build_on_meta, read_config
-from engine.models.narrow import Kept, Width, selection
-from engine.models.spec import ModelSpec, read_spec
 
 # Files that are copied unchanged: the tokenizer, the terms of use, a model's own code.
 _COMPANIONS = (

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import ModelError
-from engine.models.vocabulary import Vocabulary
+from engine.model_files.vocabulary import Vocabulary
 
 PROBES = (
     "Two  spaces, a tab\tand lines\n\n\nof text \r\n   1234567890 3.14 -7\n",

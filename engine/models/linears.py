@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from engine.models.adapter_shape import ends_with
+from engine.model_files.adapter_shape import ends_with
 from engine.models.core import find_core
 from engine.models.quantize import QuantizedLinear
 

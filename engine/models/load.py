@@ -23,12 +23,12 @@ from transformers.utils import logging as transformers_logging
 from engine.errors import ModelError
 from engine.machine.out_of_memory import is_out_of_memory, tells_out_of_memory
 from engine.machine.torch_device import kind_of
+from engine.model_files.weight_files import is_decoded, model_of
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import faithful
 from engine.models.meta import causal_lm_class, read_config
 from engine.models.slices import slice_resident_head
-from engine.models.weight_files import is_decoded, model_of
 
 UNUSABLE = (
     OSError,

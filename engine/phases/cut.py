@@ -18,7 +18,7 @@ from engine.channel.channel import Channel
 from engine.data.tokens import TokenFile
 from engine.errors import CorruptState
 from engine.jobs import Job, ScoreJob
-from engine.models.spec import ModelSpec
+from engine.model_files.spec import ModelSpec
 from engine.planner.models import FROM_TEACHER
 from engine.planner.sizes import wave_tokens
 from engine.run.folder import Run
@@ -86,8 +86,8 @@ def mend_student(run: Run, job: Job, spec: ModelSpec, channel: Channel) -> None:
 
 
 def _write(run: Run, job: Job, spec: ModelSpec, found: dict[str, Any]) -> None:
+    from engine.model_files.narrow import Kept, Width
     from engine.models.derive import derive_student
-    from engine.models.narrow import Kept, Width
 
     width = found.get("width")
     parts = {
@@ -143,8 +143,8 @@ def checksums(folder: Path) -> dict[str, str]:
 def _measured(
     job: ScoreJob, spec: ModelSpec, teacher: DeepTeacher, tokens: TokenFile, channel: Channel
 ) -> dict[str, Any]:
+    from engine.model_files.narrow import width_of
     from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
-    from engine.models.narrow import width_of
     from engine.teacher.depth import CutRules, choose_depth, piece_of
     from engine.teacher.width import choose_width
 

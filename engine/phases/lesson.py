@@ -24,9 +24,9 @@ from engine.errors import ModelError
 from engine.jobs import TrainJob
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
+from engine.model_files.spec import read_spec
 from engine.models.load import check_numbers, load_causal_lm
 from engine.models.load_in_place import in_memory, load_in_place
-from engine.models.spec import read_spec
 from engine.phases.device import prepare_torch
 from engine.phases.student_memory import StudentSaver
 from engine.planner.adapters import adapter_shape
@@ -180,7 +180,7 @@ class Lesson:
         return self.run.path / "scratch" / f"whole-{world.rank.number}"
 
     def _streamed(self) -> Learner:
-        from engine.models.stream import StreamedTeacher
+        from engine.models.streaming.teacher import StreamedTeacher
         from engine.student.streamed import StreamedLearner
 
         job = self.job

@@ -12,8 +12,8 @@ from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.errors import Problem, SettingsError, TokenizerMismatch
 from engine.jobs import Job, PrepareJob
-from engine.models.narrow import width_of
-from engine.models.spec import ModelSpec, read_spec
+from engine.model_files.narrow import width_of
+from engine.model_files.spec import ModelSpec, read_spec
 from engine.planner.adapters import adapter_problems, targets_of
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of

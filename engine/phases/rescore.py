@@ -26,7 +26,7 @@ from engine.data.packing import PackedRow
 from engine.data.tokens import SPLITS, Split, TokenFile, TokenFileWriter
 from engine.errors import CacheMismatch, FolderError, Problem, SettingsError, TinyDistillError
 from engine.machine.gpu_check import visible
-from engine.models.spec import fingerprint, read_spec
+from engine.model_files.spec import fingerprint, read_spec
 
 AGREEING = 0.9
 """Least mean overlap of records from the same teacher. On one machine it is above 0.99; two models share far less."""
@@ -159,7 +159,7 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, wa
 
     from engine.machine.torch_device import is_there, kind_of
     from engine.models.load import ResidentTeacher
-    from engine.models.stream import StreamedTeacher
+    from engine.models.streaming.teacher import StreamedTeacher
     from engine.planner.sizes import head_chunk_tokens
     from engine.teacher.score import ScoreSettings, score
 

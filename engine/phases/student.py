@@ -12,9 +12,9 @@ from engine.data.tokens import TokenFile
 from engine.disk.files import write_atomic
 from engine.errors import RankLost
 from engine.jobs import TrainJob
+from engine.model_files.spec import read_spec
 from engine.models.load import load_tokenizer
 from engine.models.memory import return_memory
-from engine.models.spec import read_spec
 from engine.phases.cut import is_cut, mend_student
 from engine.phases.device import device_peak_bytes, prepare_torch
 from engine.phases.lesson import Lesson

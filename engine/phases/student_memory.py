@@ -7,8 +7,8 @@ from pathlib import Path
 
 from engine.jobs import TrainJob
 from engine.machine.device import Device
+from engine.model_files.spec import read_spec
 from engine.models.memory import return_memory
-from engine.models.spec import read_spec
 from engine.planner.footprint import student_footprint
 from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of

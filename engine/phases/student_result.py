@@ -27,8 +27,8 @@ from engine.errors import (
 )
 from engine.jobs import TrainJob
 from engine.machine.out_of_memory import is_out_of_memory
+from engine.model_files.spec import read_spec
 from engine.models.load import first_sentence
-from engine.models.spec import read_spec
 from engine.phases.cut import CUT
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of

@@ -26,7 +26,7 @@ from engine.disk.files import make_folder, write_atomic
 from engine.errors import CacheMismatch
 from engine.jobs import RecordsJob, ScoreJob
 from engine.machine.gpu_check import gpu_of
-from engine.models.spec import ModelSpec, fingerprint
+from engine.model_files.spec import ModelSpec, fingerprint
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
@@ -285,7 +285,7 @@ def load_teacher(run: Run, job: ScoreJob, device: torch.device, dtype: torch.dty
     """
     folder = teacher_spec(job).path
     if job.layer_by_layer:
-        from engine.models.stream import StreamedTeacher
+        from engine.models.streaming.teacher import StreamedTeacher
 
         room = _room(job, device)
         return StreamedTeacher(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from engine.errors import Problem, SettingsError
-from engine.models.adapter_shape import AdapterShape
+from engine.model_files.adapter_shape import AdapterShape
 from engine.planner.shape import CARRIES_A_STATE, ModelShape
 from engine.settings.config import RunConfig
 

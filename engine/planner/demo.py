@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.data.sources import PYTHON_DOCS
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 
 DEMO_SETTINGS: dict[str, Any] = {
     "sequence_length": 128,

@@ -12,10 +12,10 @@ from pathlib import Path
 from engine.data.checks import check_models
 from engine.errors import ModelError, Problem, SettingsError, TinyDistillError
 from engine.format import format_bytes, format_count
-from engine.models.demo import DEMO_TEACHER
-from engine.models.hub import cached_models, resolve_model
-from engine.models.narrow import width_of
-from engine.models.spec import read_spec
+from engine.model_files.demo import DEMO_TEACHER
+from engine.model_files.hub import cached_models, resolve_model
+from engine.model_files.narrow import width_of
+from engine.model_files.spec import read_spec
 from engine.planner.budget import Budget
 from engine.planner.footprint import student_footprint, teacher_footprint
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
@@ -100,7 +100,7 @@ def describe(path_or_id: str, trust_remote_code: bool = False) -> ModelShape:
     """A model's sizes; read again only when its config.json changed.
 
     Raises:
-        ModelError: as :func:`engine.models.spec.read_spec`.
+        ModelError: as :func:`engine.model_files.spec.read_spec`.
     """
     folder = resolve_model(path_or_id)
     config = folder / "config.json"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine.models.adapter_shape import ends_with
-from engine.models.spec import ModelSpec
-from engine.models.weight_files import is_decoded
+from engine.model_files.adapter_shape import ends_with
+from engine.model_files.spec import ModelSpec
+from engine.model_files.weight_files import is_decoded
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The matrix of query, key and value together, and the bias of a norm, under the names that they have in checkpoints.
@@ -169,7 +169,7 @@ class ModelShape:
         return replace(self, layer_parameters=tuple(sorted(self.layer_parameters, reverse=True)[:num_layers]))
 
     def with_width(self, neurons: int, heads: int, kv_heads: int) -> ModelShape:
-        """The same model with fewer neurons in each MLP and fewer heads; see :mod:`engine.models.narrow`."""
+        """The same model with fewer neurons in each MLP and fewer heads; see :mod:`engine.model_files.narrow`."""
         gone = self.hidden_size * self.mlp_matrices * (self.intermediate_size - neurons)
         gone += self.hidden_size * self.head_dim * 2 * (self.num_heads - heads + self.num_kv_heads - kv_heads)
         width = self.num_heads * self.head_dim

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.errors import TinyDistillError
 from engine.machine import hardware
-from engine.models.spec import ModelSpec, read_spec
+from engine.model_files.spec import ModelSpec, read_spec
 from engine.planner.measure import MachineRates, kept_at, machine_rates
 from engine.planner.shape import ModelShape, shape_of
 from engine.planner.timing import forward_flops_per_token

@@ -16,8 +16,8 @@ from engine.data.chat_lengths import conversation_lengths
 from engine.data.survey import CHARACTERS_PER_TOKEN, Survey, survey
 from engine.errors import ModelError
 from engine.format import format_count
-from engine.models.hub import resolve_model
-from engine.models.vocabulary import read_vocabulary
+from engine.model_files.hub import resolve_model
+from engine.model_files.vocabulary import read_vocabulary
 from engine.settings.config import RunConfig
 
 # A form asks for a plan on each key; the text behind it is looked at again after so many seconds.

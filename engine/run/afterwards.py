@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_count, format_rate
-from engine.models.spec import ModelSpec, read_spec
+from engine.model_files.spec import ModelSpec, read_spec
 from engine.run.onward import cache_of, from_the_student, second_student
 from engine.settings.config import RunConfig
 from engine.settings.describe import layer_count

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import TinyDistillError
-from engine.models.spec import fingerprint, read_spec
-from engine.models.vocabulary import read_vocabulary
+from engine.model_files.spec import fingerprint, read_spec
+from engine.model_files.vocabulary import read_vocabulary
 from engine.run.folder import Run
 
 INPUTS = ("teacher", "student", "data")

@@ -23,7 +23,7 @@ from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyD
 from engine.format import format_bytes
 from engine.jobs import TrainJob, last_of
 from engine.machine.hardware import usable_cores
-from engine.models.hub import fetch_model
+from engine.model_files.hub import fetch_model
 from engine.planner import Plan, plan
 from engine.planner.measure import machine_rates
 from engine.planner.models import FROM_TEACHER

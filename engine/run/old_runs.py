@@ -13,7 +13,7 @@ from engine.errors import TinyDistillError
 from engine.jobs import Job, jobs_of
 from engine.machine.device import Device
 from engine.machine.hardware import usable_cores
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import MOST_EVALUATIONS
 from engine.settings.config import RunConfig

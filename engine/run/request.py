@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.data.checks import check_models
 from engine.errors import FolderError
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 from engine.planner.models import FROM_TEACHER
 from engine.run.folder import check_new_folder
 from engine.settings.config import RunConfig

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engine.models.adapter_shape import AdapterShape
+from engine.model_files.adapter_shape import AdapterShape
 from engine.models.linears import chosen, decoder_linears
 
 NewTensor = Callable[[torch.Size, torch.dtype], Tensor]

@@ -20,8 +20,8 @@ import torch
 import transformers
 from transformers import GenerationConfig, PretrainedConfig
 
+from engine.model_files.headers import read_json
 from engine.models.derive import companions
-from engine.models.headers import read_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"

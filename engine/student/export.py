@@ -20,9 +20,9 @@ from transformers.utils import logging as transformers_logging
 from engine.disk.fault import commit_point
 from engine.disk.files import fsync_file, fsync_folder
 from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
+from engine.model_files.spec import read_spec
 from engine.models.load import UNUSABLE, first_sentence, quiet
 from engine.models.meta import read_config
-from engine.models.spec import read_spec
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import ADAPTER, write_adapter, write_merged
 from engine.student.companions import write_companions

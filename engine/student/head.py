@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.machine.device import Device
-from engine.models.head_rows import MatrixOnDisk
+from engine.models.streaming.head_rows import MatrixOnDisk
 
 # Rows of the head whose gradient is made at a time in half precision, where it cannot be added up in place.
 _SLICE_ROWS = 8192

@@ -1,9 +1,10 @@
 """A student whose frozen base is on the disk: its layers are read for each step, forward and backward.
 
 All micro-batches of a step go through a layer before the next one is read, as the teacher's do
-(:mod:`engine.models.wave`). Each layer's inputs are kept, its inside is not: on the way back the layer is read again,
-its inside is computed again from its inputs, and its adapters get their gradients. So a step reads each layer twice,
-whatever its number of micro-batches, and memory holds two layers and one hidden state for each token and layer.
+(:mod:`engine.models.streaming.wave`). Each layer's inputs are kept, its inside is not: on the way back the layer is
+read again, its inside is computed again from its inputs, and its adapters get their gradients. So a step reads each
+layer twice, whatever its number of micro-batches, and memory holds two layers and one hidden state for each token and
+layer.
 
 The model's own code does all the work. It is used here only where a layer takes the hidden states that the one before
 it returned, and no gradient flows into a layer but through these; this is checked as the layers run.
@@ -23,8 +24,8 @@ from engine.errors import ModelError, RequestError
 from engine.models.borders import cut, positions_in, takes_positions
 from engine.models.packed import can_be_cut
 from engine.models.selfcheck import layers_to_check
-from engine.models.stream import StreamedTeacher
-from engine.models.wave import place_at_work, run_wave
+from engine.models.streaming.teacher import StreamedTeacher
+from engine.models.streaming.wave import place_at_work, run_wave
 from engine.student.batches import MicroBatch, StepPart
 from engine.student.generate import lengthened
 from engine.student.head import FrozenRows

@@ -9,9 +9,9 @@ from typing import Any
 
 from engine.errors import TinyDistillError
 from engine.format import format_bytes
-from engine.models.headers import read_json
-from engine.models.hub import resolve_model
-from engine.models.spec import read_spec
+from engine.model_files.headers import read_json
+from engine.model_files.hub import resolve_model
+from engine.model_files.spec import read_spec
 
 SIDES = ("after", "before", "teacher")
 """The student after the run, the student before it, the teacher."""

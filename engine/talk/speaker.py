@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from engine.model_files.weight_files import is_decoded
 from engine.models.load import load_causal_lm
-from engine.models.weight_files import is_decoded
 
 
 def _loaded(folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.disk.files import write_atomic
 from engine.errors import ModelError
-from engine.models.headers import read_json
+from engine.model_files.headers import read_json
 
 FILE = "talk.json"
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.machine.torch_device import exact
-from engine.models.narrow import Kept, Width
+from engine.model_files.narrow import Kept, Width
 from engine.models.skipping import cut_to
 from engine.teacher.depth import DeepTeacher, Piece
 

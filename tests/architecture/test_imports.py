@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TRAINING_OF_THE_DEMO = ROOT / "engine/models/demo/train.py"  # a program that made a file, not a part
+TRAINING_OF_THE_DEMO = ROOT / "engine/model_files/demo/train.py"  # a program that made a file, not a part
 HEAVY = ("torch", "transformers", "bitsandbytes", "accelerate", "peft")
 LIGHT = [
     "engine",
@@ -26,10 +26,12 @@ LIGHT = [
     "engine.machine.device",
     "engine.machine.gpu_check",
     "engine.machine.memory_watch",
-    "engine.models.spec",
-    "engine.models.vocabulary",
+    "engine.model_files.spec",
+    "engine.model_files.vocabulary",
     "engine.machine.out_of_memory",
     "engine.planner",
+    "engine.model_files.hub",
+    "engine.model_files.weight_files",
     "engine.settings.profiles",
     "engine.ranks",
     "engine.run.report",
@@ -48,6 +50,7 @@ LIGHT = [
 ]
 # Parts of the engine that a part may import, from the lowest one up. The commands (cli) may import all of them.
 _LOW = {"errors", "disk", "machine"}
+_MODELS = {"model_files", "models"}
 MAY_IMPORT = {
     "errors": set(),
     "format": set(),
@@ -60,20 +63,21 @@ MAY_IMPORT = {
     "jobs": {"machine", "settings"},
     "channel": {"errors", "format", "machine", "phase_kinds"},
     "cache": _LOW,
-    "models": _LOW,
-    "data": {*_LOW, "format", "channel", "models"},
-    "teacher": {"errors", "ranks", "machine", "channel", "cache", "data", "models"},
-    "student": {*_LOW, "ranks", "channel", "cache", "data", "models"},
-    "export": {"errors", "disk", "data", "models"},
-    "talk": {*_LOW, "format", "models"},
-    "planner": {*_LOW, "format", "jobs", "ranks", "settings", "data", "models"},
+    "model_files": {"errors", "disk"},
+    "models": {*_LOW, "model_files"},
+    "data": {*_LOW, "format", "channel", *_MODELS},
+    "teacher": {"errors", "ranks", "machine", "channel", "cache", "data", *_MODELS},
+    "student": {*_LOW, "ranks", "channel", "cache", "data", *_MODELS},
+    "export": {"errors", "disk", "data", *_MODELS},
+    "talk": {*_LOW, "format", *_MODELS},
+    "planner": {*_LOW, "format", "jobs", "ranks", "settings", "data", "model_files"},
     "run": {
         *(*_LOW, "format", "jobs", "phase_kinds", "ranks", "version", "settings"),
-        *("channel", "data", "models", "planner", "student", "talk", "teacher"),
+        *("channel", "data", *_MODELS, "planner", "student", "talk", "teacher"),
     },
     "phases": {
         *(*_LOW, "jobs", "phase_kinds", "ranks", "version", "settings"),
-        *("cache", "channel", "data", "models", "planner", "run", "student", "teacher"),
+        *("cache", "channel", "data", *_MODELS, "planner", "run", "student", "teacher"),
     },
 }
 
@@ -152,6 +156,12 @@ def test_a_light_module_names_no_heavy_library_not_even_lazily(module):
     assert not {name.split(".")[0] for name in _imports(path)} & set(HEAVY)
 
 
+def test_no_heavy_library_is_needed_to_describe_or_read_a_model():
+    for path in (ROOT / "engine/model_files").rglob("*.py"):
+        if path != TRAINING_OF_THE_DEMO:
+            assert not {name.split(".")[0] for name in _imports(path)} & set(HEAVY), path
+
+
 def test_importing_the_light_modules_loads_no_heavy_library():
     program = f"import sys\nfor name in {LIGHT!r}: __import__(name)\nprint([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -161,7 +171,7 @@ def test_importing_the_light_modules_loads_no_heavy_library():
 def test_every_python_process_is_started_in_safe_path_mode():
     starters = [path for part in ("engine", "tinydistill_tui") for path in (ROOT / part).rglob("*.py")]
     naming = [path for path in starters if "sys.executable" in path.read_text() and path != TRAINING_OF_THE_DEMO]
-    shown = {ROOT / "tinydistill_tui/dialogs/details.py", ROOT / "engine/models/python_line.py"}  # to the user
+    shown = {ROOT / "tinydistill_tui/dialogs/details.py", ROOT / "engine/model_files/python_line.py"}  # to the user
     assert {*naming} - shown == {ROOT / "engine/machine/safe_child.py"}, "others start python through it"
     for path in starters:
         assert "multiprocessing" not in _imports(path), f"{path} starts processes that know nothing of safe paths"

@@ -209,10 +209,10 @@ def _child(folder: Path, name: str, quantization: Any, way: str, steps: int) -> 
     import torch
 
     from engine.machine.device import CPU
-    from engine.models.adapter_shape import AdapterShape
+    from engine.model_files.adapter_shape import AdapterShape
     from engine.models.load_in_place import in_memory, load_in_place
     from engine.models.memory import return_memory
-    from engine.models.stream import StreamedTeacher
+    from engine.models.streaming.teacher import StreamedTeacher
     from engine.planner.footprint import student_footprint
     from engine.planner.models import describe
     from engine.planner.phase_settings import StudentSetting
@@ -286,7 +286,7 @@ def _score(path: Path, quantization: Any, budget: int) -> dict[str, Any]:
 
     from engine.machine.device import CPU
     from engine.models.memory import return_memory
-    from engine.models.stream import StreamedTeacher
+    from engine.models.streaming.teacher import StreamedTeacher
     from engine.planner.footprint import reads_ahead, teacher_footprint
     from engine.planner.models import describe
     from engine.planner.phase_settings import TeacherSetting

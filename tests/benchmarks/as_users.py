@@ -35,7 +35,7 @@ from typing import Any
 
 from engine.machine import hardware
 from engine.machine.process_memory import PeakMemory
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 
 SIDES = ("ours", "trl", "loop", "tune")
 WARMUP, SEED = 0.05, 0

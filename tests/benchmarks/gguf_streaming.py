@@ -19,9 +19,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.export import write_gguf
-from engine.models.hub import resolve_model
-from engine.models.stream import StreamedTeacher
-from tests.engine.models.gguf.test_matrix import with_q4_k
+from engine.model_files.hub import resolve_model
+from engine.models.streaming.teacher import StreamedTeacher
+from tests.engine.model_files.gguf.test_matrix import with_q4_k
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
 
 ROW = 256

@@ -32,7 +32,7 @@ from typing import Any
 from engine.cache.store import CacheStore
 from engine.machine import hardware
 from engine.machine.gpu_check import gpu_of
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.phases.rescore import rescore
 from engine.planner.footprint import context_bytes_on
 from engine.run.folder import Run, versions

@@ -33,10 +33,10 @@ from engine.data.passes import PrepareSettings
 from engine.data.prepare import prepare
 from engine.data.sources import open_source
 from engine.data.tokens import TokenFile
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
+from engine.model_files.spec import read_spec
 from engine.models.derive import derive_student
 from engine.models.load import ResidentTeacher, load_causal_lm
-from engine.models.spec import read_spec
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.student.batches import Source, StepPart
 from engine.student.learner import Learner

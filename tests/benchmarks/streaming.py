@@ -99,7 +99,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import transformers
 
     from engine.models.load import ResidentTeacher
-    from engine.models.stream import StreamedTeacher
+    from engine.models.streaming.teacher import StreamedTeacher
 
     torch.set_num_threads(arguments.threads)
     peak = _Peak()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.machine import hardware
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import plan
 from engine.settings.config import RunConfig
 

@@ -13,7 +13,7 @@ import pytest
 from engine.data.checks import check_models
 from engine.data.passes import NO_ROW
 from engine.errors import ModelError, TokenizerMismatch
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 from tests.engine.data.small_data import run_prepare
 from tests.tiny import PADDING_ROWS, VOCAB_SIZE, tiny_model, tiny_texts
 

@@ -10,7 +10,7 @@ import torch
 
 from engine.models.core import find_core
 from engine.models.load import ResidentTeacher
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from engine.phases.teacher import load_teacher
 from engine.run.folder import Run
 from engine.settings.config import SETTINGS

@@ -9,7 +9,7 @@ import torch
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
 from engine.machine.memory_watch import MemoryWatch
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from engine.run import backoff
 from tests.jobs import train_job
 from tests.tiny import tiny_model

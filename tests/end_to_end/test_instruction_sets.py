@@ -25,7 +25,7 @@ SETS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 PARITY = (
-    "tests/engine/models/test_stream.py",
+    "tests/engine/models/streaming/test_teacher.py",
     "tests/engine/student/test_train.py",
     "tests/engine/student/test_mapped.py",
     "tests/engine/teacher/test_score.py",

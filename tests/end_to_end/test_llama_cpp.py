@@ -25,15 +25,15 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.cli import export
 from engine.export import write_gguf
-from engine.models.demo import DEMO_TEACHER
-from engine.models.hub import resolve_model
+from engine.model_files.demo import DEMO_TEACHER
+from engine.model_files.hub import resolve_model
 from engine.models.load import load_causal_lm
 from tests.end_to_end.program import ROOT
 from tests.engine.export.test_gguf_file import _LLAMA3, _SHARED
 from tests.engine.export.tokenizers_of import CUTS, byte_level, sentencepiece
-from tests.engine.models.gguf.test_matrix import CASES, as_stored, folder_of, with_q4_k
-from tests.engine.models.gguf.test_numbers import CASES as NUMBERS
-from tests.engine.models.gguf.test_numbers import folder_of as folder_with
+from tests.engine.model_files.gguf.test_matrix import CASES, as_stored, folder_of, with_q4_k
+from tests.engine.model_files.gguf.test_numbers import CASES as NUMBERS
+from tests.engine.model_files.gguf.test_numbers import folder_of as folder_with
 from tests.llama_cpp import ask, python_with_llama_cpp
 from tests.tiny import VOCAB_SIZE
 

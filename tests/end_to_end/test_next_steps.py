@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 from tests.end_to_end import program
 from tests.test_from_file_to_ollama import place as place
 from tests.test_from_file_to_ollama import sh

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm, load_tokenizer
 from engine.models.meta import read_config
-from engine.models.spec import read_spec
 from engine.student.export import export_student
 from tests.other_transformers import ask, other_transformers
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer, tiny_tokenizer_folder

@@ -19,7 +19,7 @@ from engine.channel.events import EventWriter
 from engine.cli import export
 from engine.data.tokens import TokenFile
 from engine.jobs import TrainJob, last_of
-from engine.models.hub import resolve_model
+from engine.model_files.hub import resolve_model
 from engine.models.load import load_causal_lm
 from engine.phases.rescore import AGREEING, Rescored, _compared
 from engine.phases.teacher import open_store

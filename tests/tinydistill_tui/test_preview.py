@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from engine.data.row_preview import ShownPiece, ShownRow
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import until_data, until_models, wizard
 from tinydistill_tui.screens import data

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from engine.machine.hardware import Gpu
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from tests.tinydistill_tui.fixtures import GIB
 from tests.tinydistill_tui.wizard import MACHINE
 from tinydistill_tui.view.profile_facts import fit_of

@@ -13,7 +13,7 @@ import pytest
 
 from engine.channel.events import read_events
 from engine.format import format_bytes
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import measure
 from engine.run import launch
 from engine.settings.config import RunConfig

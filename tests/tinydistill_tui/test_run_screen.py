@@ -8,7 +8,7 @@ import pytest
 
 from engine.channel.last_word import LastWord
 from engine.machine.device import CPU
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import share
 from engine.planner.measure import cautious_rates
 from engine.settings.config import RunConfig

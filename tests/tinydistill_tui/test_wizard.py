@@ -12,7 +12,7 @@ import pytest
 from textual import events
 from textual.widgets import Input, OptionList
 
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import measure, plan
 from engine.run import control as run_control
 from engine.run import launch, supervisor

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.settings import profiles
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.test_layout import outside, wrong_footers

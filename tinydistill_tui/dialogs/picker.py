@@ -15,7 +15,7 @@ from textual.widgets import DirectoryTree, Input, Static
 
 from engine.data.sources import SHOWN_SUFFIXES
 from engine.disk.places import home
-from engine.models import on_disk
+from engine.model_files import on_disk
 
 
 class _Tree(DirectoryTree):
@@ -42,7 +42,7 @@ class PickerScreen(ModalScreen[str | None]):
     Args:
         title: what is looked for.
         begin: where to begin; the home folder when it is no path.
-        wanted: "model" (see :func:`engine.models.on_disk.is_model`) or "data" (a file or a folder).
+        wanted: "model" (see :func:`engine.model_files.on_disk.is_model`) or "data" (a file or a folder).
     """
 
     AUTO_FOCUS = "#picker-tree"

@@ -17,8 +17,8 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
-from engine.models.demo import DEMO_TEACHER
-from engine.models.hub import cached_models, is_hub_id
+from engine.model_files.demo import DEMO_TEACHER
+from engine.model_files.hub import cached_models, is_hub_id
 from engine.planner.models import FROM_TEACHER
 from tinydistill_tui.dialogs.picker import PickerScreen
 from tinydistill_tui.screens.base import marked

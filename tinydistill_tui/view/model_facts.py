@@ -12,8 +12,8 @@ from engine.data.sources import PYTHON_DOCS
 from engine.errors import DataError, SettingsError, TinyDistillError, TokenizerMismatch
 from engine.format import format_bytes, format_count
 from engine.machine.hardware import Hardware
-from engine.models.demo import DEMO_TEACHER
-from engine.models.spec import ModelSpec, read_spec
+from engine.model_files.demo import DEMO_TEACHER
+from engine.model_files.spec import ModelSpec, read_spec
 from engine.planner import Plan, plan
 from engine.planner.models import FROM_TEACHER
 from engine.planner.summary import cautions

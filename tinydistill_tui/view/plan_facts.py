@@ -13,7 +13,7 @@ from engine.disk import places
 from engine.errors import SettingsError, TinyDistillError
 from engine.format import UNKNOWN, format_bytes, format_duration
 from engine.machine.hardware import Hardware
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.phase_kinds import phase_noun
 from engine.planner import Plan
 from engine.planner.footprint import context_bytes_on

@@ -10,7 +10,7 @@ from engine.data.sources import PYTHON_DOCS
 from engine.errors import ModelError
 from engine.format import format_bytes
 from engine.machine.hardware import Hardware
-from engine.models.hub import is_hub_id, resolve_model
+from engine.model_files.hub import is_hub_id, resolve_model
 from engine.planner.models import FROM_TEACHER
 
 

@@ -28,7 +28,7 @@ def download(model_id: str, cancelled: Callable[[], bool]) -> str:
 
 def _main() -> None:
     from engine.errors import ModelError
-    from engine.models.hub import fetch_model
+    from engine.model_files.hub import fetch_model
 
     try:
         fetch_model(sys.argv[1])

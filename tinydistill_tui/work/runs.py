@@ -21,7 +21,7 @@ from engine.disk.files import write_atomic
 from engine.disk.runs import default_runs_path
 from engine.errors import FolderError
 from engine.format import format_count, format_duration, format_percent
-from engine.models.on_disk import is_model
+from engine.model_files.on_disk import is_model
 from engine.phase_kinds import phase_noun
 from tinydistill_tui.view.run_view import RunView
 from tinydistill_tui.view.state import RunState, run_state

@@ -29,11 +29,11 @@ import transformers
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.data.tokens import TokenFile
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
+from engine.model_files.narrow import width_of
+from engine.model_files.spec import ModelSpec, read_spec
 from engine.models.derive import derive_student, is_valid_cut, layer_kinds, layers_to_keep
 from engine.models.load import load_causal_lm, load_tokenizer
-from engine.models.narrow import width_of
-from engine.models.spec import ModelSpec, read_spec
 from engine.phases.student_result import holdout_bytes
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens

@@ -8,7 +8,7 @@ import torch
 from engine.channel.events import EventWriter, read_events
 from engine.channel.pressure import Relief
 from engine.machine.memory_watch import MemoryWatch
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from tests.tiny import tiny_model
 
 MIB = 2**20

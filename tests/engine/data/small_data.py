@@ -15,7 +15,7 @@ from engine.data.passes import PrepareSettings
 from engine.data.prepare import PrepareResult, prepare
 from engine.data.sources import open_source
 from engine.data.tokens import Split, TokenFile
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -8,7 +8,7 @@ import pytest
 from engine.data.chat_lengths import conversation_lengths
 from engine.data.document import Document
 from engine.data.tokenise import DocumentTokeniser
-from engine.models.vocabulary import read_vocabulary
+from engine.model_files.vocabulary import read_vocabulary
 from tests.engine.data.chat_templates import FAMILIES, LLAMA3, QWEN3, tokenizer_with
 
 TURNS = (

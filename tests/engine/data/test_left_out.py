@@ -14,7 +14,7 @@ from engine.data.sources import open_source
 from engine.data.survey import survey
 from engine.data.tally import Tally
 from engine.errors import DataError
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 from tests.end_to_end import program
 from tests.end_to_end.program import QUICK
 from tests.engine.data.small_data import make_chat_model, run_prepare

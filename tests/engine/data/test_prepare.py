@@ -19,8 +19,8 @@ from engine.data.prepare import PrepareResult
 from engine.data.tally import Tally
 from engine.data.tokens import TokenFile
 from engine.errors import DataError, SettingsError, Stopped
+from engine.model_files.spec import read_spec
 from engine.models.load import load_tokenizer
-from engine.models.spec import read_spec
 from tests.engine.data.small_data import TEMPLATE, make_bos_model, make_chat_model, run_prepare, texts_of, write_chats
 from tests.tiny import MAX_POSITIONS, VOCAB_SIZE, tiny_model, tiny_texts
 

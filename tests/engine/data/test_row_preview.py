@@ -13,8 +13,8 @@ import pytest
 from engine.data.row_preview import RowRequest, first_rows, rows_from_json
 from engine.data.tokens import TokenFile
 from engine.errors import DataError, ModelError
+from engine.model_files.spec import read_spec
 from engine.models.load import load_tokenizer
-from engine.models.spec import read_spec
 from tests.engine.data.small_data import make_bos_model, make_chat_model, run_prepare, write_chats
 from tests.tiny import tiny_model, tiny_texts
 

@@ -8,7 +8,7 @@ import pytest
 
 from engine.disk import places, runs
 from engine.errors import FolderError
-from engine.models import hub
+from engine.model_files import hub
 from engine.planner import measure
 from engine.planner.run_folder import folder_for
 from engine.settings import profiles

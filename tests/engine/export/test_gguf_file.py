@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from engine.cli import export as command
 from engine.errors import FolderError, ModelError
 from engine.export import write_gguf
-from engine.models.weight_files import read_tensors
+from engine.model_files.weight_files import read_tensors
 from tests.tiny import VOCAB_SIZE, tiny_model, tiny_tokenizer
 
 _SHARED = {

@@ -14,7 +14,7 @@ import torch
 from engine.machine.device import Device
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import ResidentTeacher
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from engine.teacher.sampling import draw_records
 from tests.pretend_gpu import is_on_gpu, pretend_gpu
 from tests.tiny import tiny_model

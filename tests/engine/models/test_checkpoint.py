@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from engine.errors import ModelError
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import last_hidden_states
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from tests.engine.models.architectures import VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
 

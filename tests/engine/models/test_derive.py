@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from engine.errors import ModelError
+from engine.model_files.spec import read_spec
+from engine.model_files.vocabulary import read_vocabulary
 from engine.models.core import find_core
 from engine.models.derive import derive_student, layers_to_keep
 from engine.models.load import load_causal_lm, load_tokenizer
-from engine.models.spec import read_spec
-from engine.models.vocabulary import read_vocabulary
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from engine.errors import ModelError
+from engine.model_files.vocabulary import read_vocabulary
 from engine.models.faithful import PROBES, check_ids, faithful, probe_ids
 from engine.models.load import load_tokenizer
-from engine.models.vocabulary import read_vocabulary
 from tests.tiny import tiny_tokenizer, tiny_tokenizer_folder
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
+from engine.model_files.spec import read_spec
 from engine.models.fit import check_fit
-from engine.models.spec import read_spec
 from tests.engine.models.architectures import ARCHITECTURES, tiny_architecture
 from tests.tiny import tiny_model
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from engine.machine.allocator import allocator_environment
+from engine.model_files.spec import read_spec
 from engine.models.load import ResidentTeacher
 from engine.models.quantize import Method, QuantizedLinear, dequantize, quantize
-from engine.models.spec import read_spec
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from tests.engine.models.architectures import VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from engine.errors import BadNumbers, ModelError
 from engine.machine.out_of_memory import is_out_of_memory
-from engine.models import stream
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core
 from engine.models.meta import build_on_meta, read_config
 from engine.models.selfcheck import layers_to_check, shortened
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming import teacher as stream
+from engine.models.streaming.teacher import StreamedTeacher
 from tests.engine.models.architectures import tiny_architecture
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pytest
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter, read_events
 from engine.errors import FolderError, ModelError, SettingsError, TokenizerMismatch
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 from engine.phases.prepare import check_end, check_named_layers
 from tests.engine.models.architectures import tiny_architecture
 from tests.jobs import prepare_job

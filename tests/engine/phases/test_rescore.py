@@ -13,8 +13,8 @@ from engine.channel.events import EventWriter
 from engine.cli.cache import main
 from engine.data.tokens import SPLITS, TokenFile, TokenFileWriter
 from engine.errors import CacheMismatch, FolderError
+from engine.model_files.spec import fingerprint, read_spec
 from engine.models.load import ResidentTeacher
-from engine.models.spec import fingerprint, read_spec
 from engine.phases.rescore import rescore
 from engine.teacher.score import ScoreSettings, score
 from tests.engine.student.small_run import SEQUENCE_LENGTH, make_rows

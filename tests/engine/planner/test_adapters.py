@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine.errors import SettingsError
+from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm
-from engine.models.spec import read_spec
 from engine.phases.prepare import check_linears
 from engine.planner import plan
 from engine.planner.adapters import adapter_shape, check_adapter, default_rank, targets_of
@@ -19,7 +19,7 @@ from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import LinearShape, ModelShape
 from engine.settings.config import RunConfig
 from engine.student.adapter import LowRankAdapter
-from tests.engine.models.test_quantised import LAYOUTS, quantised
+from tests.engine.model_files.test_quantised import LAYOUTS, quantised
 from tests.engine.planner.machines import RATES, computer
 from tests.jobs import prepare_job
 from tests.tiny import tiny_model

@@ -12,7 +12,7 @@ from engine.cache.id_layout import flag_bits, uniform_widths
 from engine.cache.record import COLUMNS, Records, encode
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFileWriter
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import disk
 from engine.teacher.sampling import draw_records
 from tests.engine.cache.some_records import some_places

@@ -14,7 +14,7 @@ import pytest
 from engine.cli import arguments
 from engine.errors import DoesNotFit, SettingsError
 from engine.machine.hardware import Gpu
-from engine.models.demo import DEMO_TEACHER
+from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import PARTS, Plan, plan
 from engine.planner import models as planner_models
 from engine.planner.demo import DEMO_SETTINGS

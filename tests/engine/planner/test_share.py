@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.models.spec import read_spec
+from engine.model_files.spec import read_spec
 from engine.planner import share
 from engine.planner.measure import cautious_rates
 from engine.planner.share import gemm_shares

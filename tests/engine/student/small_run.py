@@ -15,7 +15,7 @@ from engine.cache.store import CacheIdentity, CacheStore
 from engine.channel.events import EventWriter, read_events
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
-from engine.models.adapter_shape import AdapterShape
+from engine.model_files.adapter_shape import AdapterShape
 from engine.models.load import load_causal_lm
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine.channel.channel import Channel
 from engine.errors import DiskFull
-from engine.models.adapter_shape import AdapterShape
+from engine.model_files.adapter_shape import AdapterShape
 from engine.models.linears import decoder_linears
 from engine.models.load import load_causal_lm
 from engine.student.adapter import LowRankAdapter

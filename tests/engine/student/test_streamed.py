@@ -10,11 +10,11 @@ from torch import Tensor
 
 from engine.channel.channel import Channel
 from engine.errors import ModelError
-from engine.models.adapter_shape import AdapterShape
+from engine.model_files.adapter_shape import AdapterShape
+from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm
 from engine.models.load_quantized import load_quantized
-from engine.models.spec import read_spec
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import StepPart
 from engine.student.evaluate import HoldoutBatches, evaluate

@@ -10,11 +10,11 @@ import torch
 
 from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
+from engine.model_files.spec import read_spec
 from engine.models.derive import derive_student, is_valid_cut, layer_kinds, layers_to_keep
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.skipping import cut_to, watched
-from engine.models.spec import read_spec
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from engine.teacher.depth import CutRules, Depth, choose_depth, piece_of
 from tests.engine.models.architectures import ARCHITECTURES, NEWER, tiny_architecture
 from tests.engine.models.architectures import VOCAB_SIZE as FEWEST_IDS

@@ -20,7 +20,7 @@ from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.errors import BadNumbers, Stopped
 from engine.machine.memory_watch import MemoryWatch
 from engine.models.load import ResidentTeacher, load_causal_lm
-from engine.models.stream import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from engine.ranks import ALONE, Rank
 from engine.teacher.score import ScoreSettings, score
 from tests.engine.models.architectures import tiny_architecture

@@ -1,0 +1,214 @@
+"""Folders that are nearly a model: the message names the cause, and its advice is gone by."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.errors import ModelError
+from engine.model_files.spec import fingerprint, read_spec
+from engine.model_files.vocabulary import read_vocabulary
+from engine.models.load import load_causal_lm
+from tests.tiny import tiny_model
+
+INDEX = "model.safetensors.index.json"
+SHARDED = {"shard_bytes": 40_000}
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_model("llama", **SHARDED), tmp_path / "sharded")
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_model("llama"), tmp_path / "whole")
+
+
+def refused(folder: Path | str) -> str:
+    with pytest.raises(ModelError) as caught:
+        read_spec(folder)
+    return caught.value.paragraph()
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_index(folder: Path, change: Any) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    edit(folder / INDEX, weight_map={name: change(file) for name, file in index["weight_map"].items()})
+
+
+def test_two_sets_of_weights_are_refused_however_they_lie_there(sharded: Path) -> None:
+    other = tiny_model("llama", seed=1) / "model.safetensors"
+    shutil.copy(other, sharded / "model.safetensors")
+    assert "two sets of weights" in refused(sharded)
+    (sharded / INDEX).rename(sharded / "kept.json")
+    assert "two sets of weights" in refused(sharded), "shards whose index is gone are a set too"
+    (sharded / "kept.json").rename(sharded / INDEX)
+    (sharded / "model.safetensors").unlink()  # the advice
+    assert fingerprint(read_spec(sharded)) == fingerprint(read_spec(tiny_model("llama")))
+
+
+def test_an_index_whose_files_are_all_gone_hides_no_whole_model(sharded: Path) -> None:
+    for file in sharded.glob("model-*"):
+        file.unlink()
+    shutil.copy(tiny_model("llama") / "model.safetensors", sharded)
+    assert fingerprint(read_spec(sharded)) == fingerprint(read_spec(tiny_model("llama")))
+
+
+def test_an_index_of_one_file_is_the_same_as_none(whole: Path) -> None:
+    names = load_file(whole / "model.safetensors")
+    (whole / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    assert fingerprint(read_spec(whole)) == fingerprint(read_spec(tiny_model("llama")))
+
+
+def run_advice(message: str) -> None:
+    command = message[message.index("cd ") :]
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_shards_without_an_index_are_named_and_the_command_makes_one(sharded: Path) -> None:
+    named = sharded.rename(sharded.parent / "a b's")
+    (named / INDEX).unlink()
+    message = refused(named)
+    assert "weight files (model-00001-of-" in message
+    run_advice(message)
+    assert fingerprint(read_spec(named)) == fingerprint(read_spec(tiny_model("llama")))
+    load_causal_lm(named, dtype=torch.float32)
+
+
+def test_a_stale_index_is_told_from_a_download_that_did_not_end(sharded: Path) -> None:
+    change_index(sharded, lambda file: file.replace("-of-", "-of-9"))
+    message = refused(sharded)
+    assert "names files that are not here, but" in message
+    assert "others are: model-00001-of-" in message
+    run_advice(message)
+    assert fingerprint(read_spec(sharded)) == fingerprint(read_spec(tiny_model("llama")))
+
+
+def test_a_shard_that_is_missing_is_a_download_that_did_not_end(sharded: Path) -> None:
+    max(sharded.glob("model-*")).unlink()
+    message = refused(sharded)
+    assert "1 are missing" in message
+    assert "The download did not end" in message
+
+
+def test_an_index_may_name_files_from_the_folder_itself(sharded: Path) -> None:
+    change_index(sharded, lambda file: f"./{file}")
+    assert fingerprint(read_spec(sharded)) == fingerprint(read_spec(tiny_model("llama")))
+    load_causal_lm(sharded, dtype=torch.float32)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 17077\n"
+INSTEAD = {
+    "Git LFS": (POINTER, "Git LFS pointer"),
+    "git-annex": ("/annex/objects/SHA256E-s17077--4d7a.json", "git-annex pointer"),
+    "a login page": ("\n<!DOCTYPE html>\n<html><body>Log in</body></html>", "web page"),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), INSTEAD.values(), ids=INSTEAD)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_what_stands_there_instead_of_a_file_is_named(whole: Path, name: str, text: str, told: str) -> None:
+    (whole / name).write_text(text + " " * 60)
+    with pytest.raises(ModelError, match=told) as caught:
+        read_vocabulary(read_spec(whole).path)
+    assert str(whole / name) in caught.value.paragraph()
+    assert caught.value.todo
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "chat_template.jinja"])
+def test_a_pointer_is_no_text_of_a_tokenizer(whole: Path, name: str) -> None:
+    if name == "merges.txt":
+        vocabulary = json.loads((whole / "tokenizer.json").read_text())["model"]["vocab"]
+        (whole / "vocab.json").write_text(json.dumps(vocabulary))
+        (whole / "tokenizer.json").unlink()
+    (whole / name).write_text(POINTER)
+    with pytest.raises(ModelError, match="Git LFS pointer"):
+        read_vocabulary(whole)
+
+
+@pytest.mark.parametrize(
+    ("places", "best"),
+    [
+        (["snapshots/abc"], "snapshots/abc"),
+        (["checkpoint-4", "checkpoint-12"], "checkpoint-12"),
+        (["model"], "model"),
+        (["run/checkpoints/step-00000009", "run/checkpoints/step-00000010"], "run/checkpoints/step-00000010"),
+    ],
+)
+def test_a_folder_above_a_model_names_the_model(tmp_path: Path, places: list[str], best: str) -> None:
+    for place in places:
+        shutil.copytree(tiny_model("llama"), tmp_path / "above" / place)
+    message = refused(tmp_path / "above")
+    advice = message.split("Try ")[1].removesuffix(".")
+    assert advice == str(tmp_path / "above" / best)
+    read_spec(advice)
+
+
+def test_a_folder_that_hides_a_cached_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "big").mkdir(parents=True)
+    message = refused("me/big")
+    assert "is empty" in message
+    assert "hides the model me/big" in message
+    snapshot = shutil.copytree(tiny_model("llama"), tmp_path / "hub" / "models--me--big" / "snapshots" / "abc")
+    message = refused("me/big")
+    assert "hides the model me/big in the Hugging Face cache. Remove or rename the folder" in message
+    assert str(snapshot) in message
+    (tmp_path / "me" / "big").rmdir()
+    assert read_spec("me/big").path == snapshot
+
+
+def pack(folder: Path, *, suffix: str = "weight", scales: str = "scales", biases: bool = True) -> None:
+    """Store the linear weights as MLX and GPTQ do: whole numbers, and their scales beside them."""
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        stem, _, last = name.rpartition(".")
+        if tensor.dim() == 2 and last == "weight":
+            tensors[f"{stem}.{suffix}"] = torch.zeros(tensor.shape[0], 4, dtype=torch.int32)
+            tensors[f"{stem}.{scales}"] = torch.ones(tensor.shape[0], 1)
+            if biases:
+                tensors[f"{stem}.biases"] = torch.ones(tensor.shape[0], 1)
+        else:
+            tensors[name] = tensor
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_an_mlx_model_is_named_right_with_and_without_its_settings(whole: Path) -> None:
+    pack(whole)
+    assert "already quantised (MLX's form)" in refused(whole)
+    edit(whole / "config.json", quantization={"group_size": 64, "bits": 4})
+    assert "already quantised (MLX, 4 bits)" in refused(whole)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "scales"), [("qweight", "scales"), ("weight", "SCB"), ("weight_packed", "weight_scale")]
+)
+def test_whole_numbers_beside_their_scales_are_quantised_weights(whole: Path, suffix: str, scales: str) -> None:
+    pack(whole, suffix=suffix, scales=scales, biases=False)
+    assert "already quantised (" in refused(whole)
+
+
+def test_the_model_that_a_quantised_one_was_made_from_is_named(whole: Path) -> None:
+    edit(whole / "config.json", quantization_config={"quant_method": "aqlm"}, _name_or_path="someone/big")
+    assert "Use the model they were made from (someone/big)" in refused(whole)
+
+
+def test_a_broken_gguf_file_is_named_and_of_two_one_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    assert "damaged GGUF header" in refused(tmp_path)
+    assert "damaged GGUF header" in refused(tmp_path / "model-Q4_K_M.gguf")
+    (tmp_path / "model-Q8_0.gguf").write_bytes(b"GGUF")
+    assert "holds 2 GGUF files" in refused(tmp_path)
