@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from engine.data.tokens import SPLITS, TokenFile, TokenFileWriter
 from engine.errors import CacheMismatch, FolderError
 from engine.model_files.spec import fingerprint, read_spec
 from engine.models.load import ResidentTeacher
+from engine.models.streaming.teacher import StreamedTeacher
 from engine.phases.rescore import rescore
 from engine.teacher.score import ScoreSettings, score
 from tests.engine.student.small_run import SEQUENCE_LENGTH, make_rows
@@ -113,8 +113,7 @@ def test_records_are_scored_again_as_the_run_did_it(honest, tmp_path, monkeypatc
 
     monkeypatch.setattr("engine.phases.rescore.json.loads", loads)
     made = []
-    for name in ("load.ResidentTeacher", "stream.StreamedTeacher"):
-        kind = getattr(importlib.import_module(f"engine.models.{name.partition('.')[0]}"), name.partition(".")[2])
+    for kind in (ResidentTeacher, StreamedTeacher):
         own = kind.__init__
 
         def begin(self, *arguments, own=own, **keywords):
