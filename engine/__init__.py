@@ -15,7 +15,7 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     if os.path.isdir(_folder) and os.path.isdir(os.curdir) and os.path.samefile(_folder, os.curdir):
         del sys.path[0]
         if _folder == os.path.dirname(os.path.dirname(__file__)):
-            sys.path.append(_folder)  # a checkout: the packages lie here
+            sys.path.append(_folder)  # a checkout: it holds the packages
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,7 @@
 """``tinydistill-tui``: the program's entry point.
 
 Without settings the first screen is drawn before the engine is imported. With settings they are read first, in
-``command``, so that a wrong one is told before the screen is taken.
+``command``, so that a wrong one is reported before the screen is taken.
 """
 
 from __future__ import annotations

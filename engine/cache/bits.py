@@ -14,7 +14,7 @@ LARGEST_WIDTH = 32
 """Bits of a number, at most."""
 
 _WORD = 32
-_WINDOW_BYTES = 8  # a number and the up to 7 bits before it lie within so many bytes
+_WINDOW_BYTES = 8  # a number and the up to 7 bits before it fit in so many bytes
 
 
 def write_bits(values: NDArray[np.int64], widths: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint8]:

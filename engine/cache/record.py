@@ -124,7 +124,7 @@ class Records:
 
 @dataclass(frozen=True)
 class EncodedRecords:
-    """Records of some rows as they lie in a shard; the names of columns are those of its data sets.
+    """Records of some rows as stored in a shard; the names of columns are those of its data sets.
 
     Attributes:
         layout: the order of the ids.

@@ -37,7 +37,7 @@ def _main(words: Sequence[str]) -> int:
     typed = _parse(words)
     model = student_folder(Path(typed.folder))
     named = Path(typed.folder).expanduser()
-    home = named if is_decoded(model) else model  # what stands for a GGUF file lies in the user's cache
+    home = named if is_decoded(model) else model  # the folder for a GGUF file is in the user's cache
     out = Path(typed.out).expanduser() if typed.out else _default_out(home, typed.format, typed.type)
     if out.exists() and not typed.force:
         raise SettingsError([Problem("out", str(out), "exists already; choose another path, or add --force")], "")

@@ -132,7 +132,7 @@ def _data_sets(marked: list[_Marked]) -> dict[Place, bool]:
 
 
 def _beside(marked: list[_Marked], root: Place, tested: list[_Marked]) -> bool:
-    """Return whether tables of no split lie beside tables of a test split: ``corpus.jsonl`` beside ``test.jsonl``."""
+    """Return whether tables of no split stand beside tables of a test split: ``corpus.jsonl`` beside ``test.jsonl``."""
     kinds = {each.file.kind for each in tested if each.is_table and each.place[:-1] == root}
     return any(each.split is None and each.place[:-1] == root and each.file.kind in kinds for each in marked)
 

@@ -60,7 +60,7 @@ class _Scanner:
         self._tally = tally
         self._limit = limit
         self._depth = 0
-        self._base = 0  # depth at which values lie: 1 within the outer list
+        self._base = 0  # depth of the values: 1 within the outer list
         self._in_string = False
         self._escaped = False
         self._value: bytearray | None = None

@@ -80,7 +80,7 @@ def read_json(path: Path, tally: Tally, split: str = "train") -> Iterator[Record
 
     Args:
         path: the file.
-        tally: is told what is passed over.
+        tally: counts what is passed over.
         split: the list that is read of an object with a list for each split.
     """
     with ByteStream(path, tally) as stream:

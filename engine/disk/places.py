@@ -2,7 +2,7 @@
 
 A run needs none of them. A user may have no home folder (a service, a container under a number without a name), or one
 that cannot be written: then nothing is kept, and that is said once. Asking for a place never fails; without a home it
-lies below a file that is not a folder, so that reading finds nothing there and writing is refused.
+is below a file that is not a folder, so that reading finds nothing there and writing is refused.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _levels(root: Path, mount_point: str, mounted_root: str, group: str) -> Iter
     """The group's folder and those above it. A container often sees only its own part of the tree, as the root."""
     mount = root / mount_point.lstrip("/")
     path = PurePosixPath(group)
-    if ".." in path.parts:  # the group lies outside of what this namespace may see
+    if ".." in path.parts:  # this namespace cannot see the group
         relative = PurePosixPath()
     elif path.is_relative_to(mounted_root):
         relative = path.relative_to(mounted_root)

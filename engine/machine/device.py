@@ -27,7 +27,7 @@ class Device:
     Attributes:
         kind: torch's device type.
         index: among the devices of its kind.
-        shares_main_memory: what lies there is taken from main memory.
+        shares_main_memory: its memory is part of main memory.
         has_float64: torch has float64 there.
         has_sparse: torch has sparse gradients there.
         can_pin: copies from pinned main memory go on while the CPU works.
@@ -97,7 +97,7 @@ class Device:
 
     @property
     def is_host(self) -> bool:
-        """Whether it is the CPU: what lies there is this process's memory, and Python reads it without a copy."""
+        """Whether it is the CPU: its tensors are in this process's memory, and Python reads them without a copy."""
         return self.kind == "cpu"
 
     def __str__(self) -> str:

@@ -34,7 +34,7 @@ _HALF_ERROR = 0.02
 def main() -> None:
     """Print the answer."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an old GPU or driver is warned of; it is told in the answer
+        warnings.simplefilter("ignore")  # the answer itself says that a GPU or driver is old
         found = every_answer() if sys.argv[1:] == ["--all"] else answer()
         print(json.dumps(found))  # noqa: T201 - this is the result
 

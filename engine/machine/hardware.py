@@ -211,7 +211,7 @@ def _uuid(nvml: Any, index: int, handle: Any) -> str:
 
 
 def _users(nvml: Any, handle: Any) -> tuple[GpuUser, ...]:
-    """Processes that compute or draw on a GPU; one that does both is told once."""
+    """Processes that compute or draw on a GPU; one that does both is listed once."""
     found: dict[int, int | None] = {}
     for listed in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
         with contextlib.suppress(nvml.NVMLError):

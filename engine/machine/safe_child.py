@@ -1,8 +1,8 @@
 """Start of this program's own processes: they import nothing from the user's current folder.
 
 ``python -m`` looks for every module in the current folder first, so a ``random.py`` or ``token.py`` there would be run
-by us, with the user's rights. A child is started in Python's safe-path mode (``-P``), and is told where this package
-lies. The user's own PYTHONPATH stays.
+by us, with the user's rights. A child is started in Python's safe-path mode (``-P``), and gets the path of
+this package. The user's own PYTHONPATH stays.
 
 This file is the program that a child runs: ``python -P engine/machine/safe_child.py MODULE [WORDS]``. It imports
 nothing but the standard library.

@@ -361,7 +361,7 @@ def _columns(
 def _mxfp4(found: _Found) -> None:
     """gpt-oss: two numbers of four bits a byte, the lower bits first, and an exponent for each 32.
 
-    Experts lie [experts, out, groups, 16] in the file, and [experts, in, out] in the model. Source: transformers,
+    Experts are [experts, out, groups, 16] in the file, and [experts, in, out] in the model. Source: transformers,
     ``integrations/mxfp4.py``, ``convert_moe_packed_tensors``.
     """
     for name, blocks in found.stored.items():

@@ -1,7 +1,7 @@
 """Folders that stand for a model whose files are something else: a GGUF file, a wrapper, quantised weights, an adapter.
 
 Such a folder has a plain config.json and the tokenizer, and a file that says where the weights are. Everything that
-reads a model's folder reads it too. It lies in the user's cache, is made once for each state of the model's files, and
+reads a model's folder reads it too. It is in the user's cache, is made once for each state of the model's files, and
 takes the space of the tokenizer. Folders that were not used for a month, and the oldest beyond a gigabyte, are removed
 when another one is made; never one that a process has in use. Knows nothing of formats.
 """

@@ -41,7 +41,7 @@ def positions_in(documents: Tensor) -> Tensor:
 
 
 def takes_positions(module: nn.Module) -> bool:
-    """Whether a forward is told the positions of its tokens; other models make them from the mask, or have none."""
+    """Whether a forward takes the positions of its tokens; other models make them from the mask, or have none."""
     return "position_ids" in inspect.signature(type(module).forward).parameters
 
 

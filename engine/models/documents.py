@@ -20,7 +20,7 @@ _FINEST_STEP, _STEPS_AN_OCTAVE = 8, 8
 
 @dataclass(frozen=True)
 class Documents:
-    """Where the documents of padded rows lie, row after row.
+    """Positions of the documents in padded rows, row after row.
 
     Attributes:
         rows: int64 [documents], the row of each.

@@ -226,7 +226,7 @@ class ResidentTeacher:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
-        # Quantised weights never lie on the device as they were: that alone may be more than the device holds.
+        # Quantised weights are never on the device in full precision: that alone may be more than the device holds.
         first_home = self.device if quantization == "none" else torch.device("cpu")
         self._model: PreTrainedModel | None = load_causal_lm(
             folder, dtype=dtype, device=first_home, trust_remote_code=trust_remote_code

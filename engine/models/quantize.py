@@ -133,7 +133,7 @@ def dequantize(codes: Tensor, scales: Tensor, method: Method, shape: tuple[int, 
 def swap_linear_layers(layers: nn.Module, method: Method) -> dict[str, QuantizedLinear]:
     """Replace every linear layer below a module by one that will hold a quantised weight.
 
-    Embeddings, norms and heads lie elsewhere and are left alone, and so are experts that are fused into one 3D block.
+    Embeddings, norms and heads are left alone, and so are experts that are fused into one 3D block.
 
     Returns:
         The new layers by the names that the old ones had below ``layers``.

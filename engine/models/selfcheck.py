@@ -48,7 +48,7 @@ def check_streaming(
     """Compare both ways on the model's first layers.
 
     Equal to the last bit is what is promised, and what every processor has done that was tried. Where one takes another
-    kernel for memory that lies elsewhere, the two differ by its rounding: then streaming goes on, and the caller tells
+    kernel for memory at another address, the two differ by its rounding: then streaming goes on, and the caller tells
     what cannot be promised. A mistake (a layer mixed up with another, a wrong table) is far beyond rounding.
 
     Args:

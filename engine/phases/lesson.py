@@ -156,7 +156,7 @@ class Lesson:
         if job.student_layer_by_layer:
             return self._streamed()
         if isinstance(self.world, ShardedWorld):
-            # Whole it lies in files, which are no memory of the process.
+            # A whole one is kept in files, which are no memory of the process.
             model = self._load(self._whole_in_files(self.world))
             return ShardedLearner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, world=self.world)
         model = self._load(self.scratch)

@@ -28,7 +28,7 @@ class StudentSaver:
         """For this student: what it saves is the difference of two predictions."""
         shape = shape_of(read_spec(folder, trust_remote_code=job.trust_remote_code))
         setting = StudentSetting.of(job)
-        # Where the weights of a whole student lie makes no difference to what is saved.
+        # The place of a whole student's weights makes no difference to what is saved.
         setting = replace(setting, cpu_offload=setting.cpu_offload and setting.layer_by_layer)
         if setting.layer_by_layer:  # one layer in memory instead of two
             without, with_it = (

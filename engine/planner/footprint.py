@@ -121,8 +121,8 @@ def _streamed_weights(shape: ModelShape, setting: TeacherSetting, number: int) -
     """As :func:`_teacher_weights`, of a teacher that is read layer by layer.
 
     There are two slots: the layer at work, and the one that is read meanwhile; where weights are quantised as they
-    arrive, one slot for the largest. The head's rows lie there too when no layer does, and beyond them in memory of
-    their own; the embedding is read a few rows at a time.
+    arrive, one slot for the largest. The head's rows are stored there too when no layer does, and beyond them in memory
+    of their own; the embedding is read a few rows at a time.
     """
     layer = max(shape.layer_parameters)
     layers = 2 if setting.reads_ahead else 1
@@ -339,8 +339,8 @@ _DISTRIBUTED = 40 * MIB
 _KEPT_FREE = 12 * MIB
 _HOLES, _EMBEDDING_HOLE = 0.3, 0.75
 # There a phase comes out of a process that has imported what all phases need (engine.run.preloaded), and in half
-# precision kernels and their scratch memory lie between the blocks: the demo's phases took 30 MiB more than a process
-# of their own in fp32, and 60 to 75 in bf16.
+# precision kernels and their scratch memory take room between the blocks: the demo's phases took 30 MiB more than a
+# process of their own in fp32, and 60 to 75 in bf16.
 _KEPT_IMPORTS, _KEPT_KERNELS = 30 * MIB, 40 * MIB
 # [C, V] float32 matrices that exist at a time in the teacher's scoring: the logits, which become log-probabilities
 # where they stand, the probabilities, and a little that the allocator keeps.

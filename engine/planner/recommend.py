@@ -126,7 +126,7 @@ def _rank_options(question: Question) -> list[int]:
 
 
 def _pages_too_much(question: Question, answer: Proposal) -> bool:
-    """Return whether a whole student would lie in files that do not stay in memory, where an adapter could be trained.
+    """Return whether a whole student would be kept in files outside memory, where an adapter could be trained.
 
     Every step would read and write all of these files, which takes minutes on most disks.
     """

@@ -1,6 +1,6 @@
 """A run is a folder: its files, its lock, and what was asked and planned.
 
-Everything about a run is in the folder; copy it and you have copied the run. This file knows where things lie and how
+Everything about a run is in the folder; copy it and you have copied the run. This file knows where things are and how
 to write them whole; it knows nothing of what the phases put there.
 """
 
@@ -191,7 +191,7 @@ class Run:
 
     @property
     def cache_path(self) -> Path:
-        """Where the teacher's records lie: in the run's folder, or in the shared one."""
+        """The folder of the teacher's records: in the run's folder, or the shared one."""
         shared = self.settings.cache_dir
         return Path(shared).expanduser() if shared else self.path / "cache"
 
@@ -252,7 +252,7 @@ class Run:
             remove_leftovers(folder)
 
     def move(self, places: dict[str, Any]) -> None:
-        """Enter where inputs of the same content lie now, and where the run itself does."""
+        """Enter the present places of inputs with the same content, and of the run itself."""
         if places or self.info.get("folder") not in (None, str(self.path)):
             self._set(places)
             self.info["asked"].update({name: value for name, value in places.items() if name in self.info["asked"]})

@@ -150,7 +150,7 @@ def resume_run(config: RunConfig) -> Run:
 
 
 def _refuse_fewer_steps(run: Run, given: dict[str, Any]) -> None:
-    """A training cannot go on to a step that lies behind it.
+    """A training cannot go on to an earlier step.
 
     Raises:
         SettingsError: with how many steps are done.

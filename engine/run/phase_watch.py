@@ -1,4 +1,4 @@
-"""The process of a job, watched to its end: its memory is sampled, requests reach it, and its end is told.
+"""The process of a job, watched to its end: its memory is sampled, requests reach it, and its end is reported.
 
 What the end means for the run is decided elsewhere (:mod:`engine.run.walk`).
 """

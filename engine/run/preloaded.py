@@ -4,9 +4,9 @@ Importing torch and transformers takes seconds of a processor, and a run has thr
 once: each phase is a copy that shares the imported memory, and begins within milliseconds. The last phase of a run is
 no copy: the process itself becomes it, so that the largest phase has no second process beside it.
 
-It does nothing until it is told to. It ends with its supervisor: the kernel kills it, and the phase that it made loses
-its parent, which ends it as the loss of a supervisor does. It is only used where it is safe (Linux, no GPU: CUDA does
-not survive a fork) and where memory is roomy; else a phase is a program of its own (``python -m
+It does nothing until it gets a request. It ends with its supervisor: the kernel kills it, and the phase that it made
+loses its parent, which ends it as the loss of a supervisor does. It is only used where it is safe (Linux, no GPU: CUDA
+does not survive a fork) and where memory is roomy; else a phase is a program of its own (``python -m
 engine.phases.process``).
 
 The supervisor's side is :class:`Preloaded`, and never imports torch; the other side is :func:`serve`.

@@ -185,7 +185,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _found_files(files: Any, beside: Path) -> Any:
-    """Paths of data, absolute where the file lies beside the task's own and not in the current folder."""
+    """Paths of data, absolute where the file is beside the task's own and not in the current folder."""
     if isinstance(files, dict):
         return {split: _found_files(each, beside) for split, each in files.items()}
     if isinstance(files, list):

@@ -131,7 +131,7 @@ def learn(
         student_after=after,
         documents={
             "teacher": of_teacher.table(),
-            # A checkpoint of an older version has none: then no intervals are told.
+            # A checkpoint of an older version has none: then no intervals are reported.
             "before": np.array(progress.notes.get("before_documents", [])),
             "after": of_after.table(),
         },

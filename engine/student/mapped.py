@@ -45,8 +45,8 @@ def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tens
             raise
         raise DiskFull(
             f"There was no room for {num_bytes:,} bytes in {folder}; {shutil.disk_usage(folder).free:,} are free.",
-            "The student's weights and moments lie there with --cpu_offload; with --student_sharded its weights do "
-            "while they are divided.",
+            "The student's weights and moments are kept there with --cpu_offload, and its weights with "
+            "--student_sharded, while they are divided.",
             "Free some space, then resume the run.",
         ) from error
     finally:
@@ -55,7 +55,7 @@ def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tens
 
 
 def weights_in_files(folder: Path) -> Callable[[torch.Size, torch.dtype], Tensor]:
-    """Return an allocator of a model's weights: large ones lie in files in ``folder``, small ones in memory.
+    """Return an allocator of a model's weights: large ones are kept in files in ``folder``, small ones in memory.
 
     Raises:
         DiskFull: (from the returned function) no room for a weight.

@@ -42,7 +42,7 @@ class AdamW:
         weight_decay: of matrices.
         bits: of the moments: 8 takes 2 bytes a parameter instead of 8.
         offload: keep the moments in main memory while the parameters are on another device.
-        scratch: a folder; moments on the CPU lie in files there instead of in memory.
+        scratch: a folder; moments on the CPU are kept in files there instead of in memory.
 
     Attributes:
         updates: steps begun so far; part of the state.

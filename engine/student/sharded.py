@@ -215,7 +215,7 @@ class ShardedLearner(Learner):
             shard(head, [], only_forward=[head])
         with world.answers(), torch.no_grad():
             world.loss_factor = world.rank.world / mean_of_ones(world.rank.world)
-            # The first pass decides where the parts lie, and where the gathered matrix of the head.
+            # The first pass decides the places of the parts, and of the gathered matrix of the head.
             last_hidden_states(model, torch.zeros(1, 1, dtype=torch.int64))
         # FSDP2 gathers it into the same tensor in each pass, and frees its memory between them.
         self.head = LinearHead(head.weight, head.bias, self.head.dtype)

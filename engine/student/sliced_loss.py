@@ -236,7 +236,7 @@ def _logits(weight: Tensor, bias: Tensor | None, hidden: Tensor, rows: slice) ->
 
 
 def _inside(rows: slice, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Which ids lie in the slice, and their columns there (any column for the others)."""
+    """Which ids are in the slice, and their columns there (any column for the others)."""
     columns = ids - rows.start
     inside = (columns >= 0) & (columns < rows.stop - rows.start)
     return inside, columns.clamp(0, rows.stop - rows.start - 1)

@@ -181,7 +181,7 @@ class World:
 
     @contextlib.contextmanager
     def answers(self, *, in_pass: bool = False) -> Iterator[None]:
-        """While this is open, a rank that is missed is told of.
+        """Reports a missing rank, while the context is open.
 
         Args:
             in_pass: other things than collectives are done too, which have errors of their own.

@@ -148,9 +148,9 @@ def _entropy(log_probs: Tensor, probs_NV: Tensor) -> Tensor:
 
 
 def _largest(probs_NV: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``size`` largest of each row, falling, their ids, and the blocks that these lie in.
+    """The ``size`` largest of each row, falling, their ids, and the blocks of these.
 
-    They lie in the ``size`` blocks with the largest maxima, so only these are sorted through.
+    They are in the ``size`` blocks with the largest maxima, so only these are sorted through.
     """
     probs_NGB = probs_NV.unflatten(1, (-1, BLOCK))
     if probs_NGB.shape[1] <= 2 * size:

@@ -291,7 +291,7 @@ def _scored_positions(teacher: Teacher, wave: _Wave, progress: _Progress) -> Ite
 class _Progress:
     """Reporter of the scoring's progress, at most twice per second, which also handles requests to stop.
 
-    Rows that had their records already count as done; how many tokens they hold is told from the average row.
+    Rows that had their records already count as done; their number of tokens is estimated from the average row.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ _BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
 class Canvas:
-    """Dots on ``width`` x ``height`` cells; what lies outside is left out."""
+    """Dots on ``width`` x ``height`` cells; dots outside are left out."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height

@@ -269,7 +269,7 @@ def _gemma_norms(config: Config, name: str, rows: int) -> Layout:
 
 
 def _gpt_neox_parts(config: Config, name: str, rows: int) -> Layout:
-    """Query, key and value lie head by head in transformers, and one behind the other in llama.cpp."""
+    """Query, key and value are ordered by head in transformers, and one behind the other in llama.cpp."""
     if ".query_key_value." not in name:
         return Layout()
     heads = int(config["num_attention_heads"])

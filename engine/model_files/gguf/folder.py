@@ -191,7 +191,7 @@ def _info(architecture: Architecture, config: dict[str, Any], name: str, stored:
         ) from None
     kind = type_name(stored.kind)
     dtype = _DTYPES.get(kind, "float16")
-    # Numbers that lie in the file as transformers has them are read as those of safetensors, many times as fast.
+    # Numbers that the file stores as transformers has them are read as those of safetensors, many times as fast.
     decoder = None if kind in _PLAIN and layout.is_same else GgufValues(stored, layout)
     return TensorInfo(shape, dtype, stored.nbytes, stored.file, stored.offset, decoder, stored_as=kind)
 

@@ -63,7 +63,7 @@ class GgufValues:
             return self._rows(read, begin, end)
         wanted = self.layout.places()[begin:end]
         rising = np.sort(wanted)
-        # Rows that lie near each other are read together: every second one of a head, or a whole head.
+        # Rows near each other are read together: every second one of a head, or a whole head.
         borders = [0, *(np.flatnonzero(np.diff(rising) > 2) + 1).tolist(), len(rising)]
         out = np.empty((end - begin, self._columns), dtype=np.float32)
         for start, stop in pairwise(borders):
@@ -74,7 +74,7 @@ class GgufValues:
         return out
 
     def _rows(self, read: ReadBytes, begin: int, end: int) -> Values:
-        """Rows as they lie in the file: float32 [end - begin, columns]."""
+        """Rows as stored in the file: float32 [end - begin, columns]."""
         elements, block = type_sizes(self.stored.kind)
         row_bytes = self._columns // elements * block
         data = read(self.stored.file, self.stored.offset + begin * row_bytes, (end - begin) * row_bytes)

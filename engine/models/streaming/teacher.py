@@ -152,7 +152,7 @@ class StreamedTeacher:
 
     @property
     def _head_beyond_slots(self) -> int:
-        """Main memory for rows of the head that find no room where layers lie."""
+        """Main memory for rows of the head that do not fit beside the layers."""
         if self._head_rows is None:
             return 0
         size = self.model.get_output_embeddings().weight.numel() * self.dtype.itemsize
@@ -385,7 +385,7 @@ class StreamedTeacher:
         return {_weight_name(self.model, head)}
 
     def _plain_recipe(self, module: nn.Module | None) -> Recipe | None:
-        """The recipe of a module's weight, if it is one tensor of the checkpoint as it lies there."""
+        """The recipe of a module's weight, if it is one tensor of the checkpoint, unchanged."""
         if module is None:
             return None
         name = _weight_name(self.model, module)
