@@ -2,8 +2,9 @@
 
 The first records of a file determine them. A conversation is one field (``messages``, ShareGPT's ``conversations``),
 two fields with a question and its answer (``prompt`` and ``completion``, Alpaca's ``instruction`` and ``output``), or
-preferences (``chosen`` and ``rejected``); each of these may be JSON in a text. Otherwise a field with a usual name is
-plain text, otherwise the only field with text. Further guesses would risk training on the wrong text.
+preferences (``chosen`` and ``rejected``, OpenAI's ``preferred_output``); each of these may be JSON in a text. An answer
+that is rejected, or labelled as unwanted, is never learned. Otherwise a field with a usual name is plain text,
+otherwise the only field with text. Further guesses would risk training on the wrong text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engine.data.turns import Messages, Turn, UnusableTurns, are_turns, is_turn, json_value, read_turns
+from engine.data.turns import Messages, Turn, UnusableTurns, are_turns, is_answer, is_turn, json_value, read_turns
 
 CHAT_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents")
 TEXT_FIELDS = ("text", "content", "body", "document", "article", "passage", "story", "markdown", "sentence")
@@ -22,9 +23,15 @@ ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant"
 
 PREFERENCE = "preference row of which the chosen answer is learned"
 NOT_WANTED = "answer that is labelled as unwanted"
+# The answer that is learned, and the one that is not: TRL's names (LLaMA-Factory's too), and OpenAI's.
+_PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+_REJECTED = re.compile(r"reject|non_?preferred|dispreferred|negative|worse|worst|\blos(?:e|er|ing)\b", re.IGNORECASE)
+# Fields that say whether an answer is wanted (KTO): TRL's name, LLaMA-Factory's, and words of others.
+_WANTED = ("label", "kto_tag", "desirable", "preferred", "accepted", "chosen")
+_KTO = {"prompt", "completion", "label"}
 _MORE_OF_THE_QUESTION = ("input", "context", "passage")
 _SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
-_NOT_FOR_TEMPLATES = ("messages", "label", "id", "rejected", *_SYSTEM)
+_NOT_FOR_TEMPLATES = ("messages", "id", *(rejected for _, rejected in _PREFERENCES), *_WANTED, *_SYSTEM)
 _LONGEST_VALUE = 2_000  # a longer text of a row is no switch of a template
 
 Record = Mapping[str, Any]
@@ -182,14 +189,14 @@ def conversation_of(record: Record, form: Form) -> Conversation:
             raise UnusableTurns(f"record whose {_quoted(form.within)} holds no conversation")
         record = {**record, **inner}
     parts, notes = form.parts, []
+    if form.kind != "preference" and _is_unwanted(record):
+        raise UnusableTurns(NOT_WANTED)
     if form.kind == "turns":
         value = _decoded(record.get(parts["turns"]))
         if not are_turns(value):
             raise UnusableTurns(f"record whose {_quoted(parts['turns'])} holds no conversation")
         messages = read_turns(value)
     elif form.kind == "pair":
-        if str(record.get("label")).lower() == "false":
-            raise UnusableTurns(NOT_WANTED)
         messages = _pair(record, parts)
     else:
         notes.append(PREFERENCE)
@@ -199,7 +206,10 @@ def conversation_of(record: Record, form: Form) -> Conversation:
         messages = (system, *messages)
     if _has_image(record) and any("<image>" in turn["content"] for turn in messages):
         raise UnusableTurns("conversation with an image part")
-    return Conversation(messages, _for_templates(record, {*parts.values(), form.within or ""}), tuple(notes))
+    asked = _decoded(record.get(parts.get("question", "")))
+    more = asked if isinstance(asked, Mapping) else {}  # OpenAI's input: messages, tools
+    fields = _for_templates({**record, **more}, {*parts.values(), form.within or ""})
+    return Conversation(messages, fields, tuple(notes))
 
 
 def _as_wanted(records: Sequence[Record], wanted: str) -> Form | Unclear:
@@ -222,18 +232,17 @@ def _by_looking(records: Sequence[Record]) -> Form | Unclear:
     """Conversations before plain text, and those that say most about themselves first."""
     if _often(records, is_turn) and not any(_turn_fields(records)):
         return Unclear("turns", tuple(all_fields(records)))
-    turns = _turn_fields(records)
+    turns = [name for name in _turn_fields(records) if not _REJECTED.search(name)]
     named = [name for name in CHAT_FIELDS if name in turns]
-    if named:
+    whole = [name for name in (*named, *turns) if _mostly(records, name, _is_answered)]
+    if named and named[0] in whole:
         return Form("turns", named[0], {"turns": named[0]})
-    preference = _preference_form(records)
-    if preference:
-        return preference
-    pair = _pair_form(records)
-    if pair:
-        return pair
+    other = _preference_form(records) or _pair_form(records)
+    if other:
+        return other
     if turns:
-        return Form("turns", turns[0], {"turns": turns[0]})
+        chosen = (*whole, *named, *turns)[0]
+        return Form("turns", chosen, {"turns": chosen})
     texts = text_fields(records)
     for name in texts:
         if _mostly(records, name, _is_python):
@@ -251,13 +260,25 @@ def _prose(records: Sequence[Record], texts: list[str]) -> Form | Unclear:
         if name in prose and _mostly(records, name, is_text):
             return Form("text", name, {"text": name})
     # Of one field alone there is no doubt, unless it holds single words: a version, a name, a path.
-    if len(prose) == 1 and _mostly(records, prose[0], lambda value: len(str(value).split()) > 1):
+    if len(prose) == 1 and _mostly(records, prose[0], _is_prose) and not _lacks_its_answer(records, prose[0]):
         return Form("text", prose[0], {"text": prose[0]})
     if prose:
         return Unclear("many", tuple(prose))
     if structures:
         return Unclear("structure", tuple(name for name in texts if name in structures))
     return Unclear("none", tuple(all_fields(records)))
+
+
+def _is_prose(value: object) -> bool:
+    return len(str(value).split()) > 1
+
+
+def _lacks_its_answer(records: Sequence[Record], name: str) -> bool:
+    """Return whether a field holds questions, and others hold lists or objects, such as answers to choose from."""
+    others = [other for other in all_fields(records) if other != name]
+    return name.lower() in QUESTIONS and any(
+        _mostly(records, other, lambda value: isinstance(_decoded(value), list | dict)) for other in others
+    )
 
 
 def _turn_fields(records: Sequence[Record]) -> list[str]:
@@ -274,7 +295,7 @@ def _pair_form(records: Sequence[Record]) -> Form | None:
             None,
         )
 
-    question, answer = held(QUESTIONS), held(ANSWERS)
+    question, answer = held((*QUESTIONS, *CHAT_FIELDS)), held(ANSWERS)
     if question is None or answer is None:
         return None
     parts = {"question": question, "answer": answer}
@@ -289,13 +310,15 @@ def _pair_form(records: Sequence[Record]) -> Form | None:
 
 
 def _preference_form(records: Sequence[Record]) -> Form | None:
-    if not _often(records, lambda record: _says(record.get("chosen")) and "rejected" in record):
-        return None
-    question = next((name for name in QUESTIONS if _mostly(records, name, _says)), None)
-    if question is None and not _mostly(records, "chosen", _is_whole):
-        return None
-    parts = {"answer": "chosen"} | ({"question": question} if question else {})
-    return Form("preference", f"{question} + chosen" if question else "chosen", parts)
+    for chosen, rejected in _PREFERENCES:
+        if not _often([_says(record.get(chosen)) and rejected in record for record in records], bool):
+            continue
+        question = next((name for name in (*QUESTIONS, *CHAT_FIELDS) if _mostly(records, name, _says)), None)
+        if question is None and not _mostly(records, chosen, _is_whole):
+            continue
+        parts = {"answer": chosen} | ({"question": question} if question else {})
+        return Form("preference", f"{question} + {chosen}" if question else chosen, parts)
+    return None
 
 
 def _is_whole(chosen: object) -> bool:
@@ -326,7 +349,7 @@ def _pair(record: Record, parts: Mapping[str, str]) -> Messages:
 
 
 def _chosen(record: Record, parts: Mapping[str, str]) -> Messages:
-    chosen, question = _spoken(record.get("chosen")), _spoken(record.get(parts.get("question", "")))
+    chosen, question = _spoken(record.get(parts["answer"])), _spoken(record.get(parts.get("question", "")))
     if chosen is None:
         raise UnusableTurns("preference row without a chosen answer")
     if isinstance(chosen, str):
@@ -407,6 +430,20 @@ def _for_templates(record: Record, used: set[str]) -> dict[str, Any]:
     return {**found, **more} if isinstance(more, dict) else found
 
 
+def _is_unwanted(record: Record) -> bool:
+    """Return whether a record says that its answer is not wanted. 0 is clear where it can mean nothing else."""
+    values = {name: str(record.get(name)).lower() for name in _WANTED}
+    if "false" in values.values() or values["kto_tag"] in ("0", "0.0"):
+        return True
+    return {name for name in record if name != "id"} == _KTO and values["label"] in ("0", "0.0", "-1", "-1.0")
+
+
+def _is_answered(value: object) -> bool:
+    """Return whether turns have one of an assistant."""
+    turns = _decoded(value)
+    return are_turns(turns) and any(is_answer(turn) for turn in turns)
+
+
 def _has_image(record: Record) -> bool:
     return any(record.get(name) for name in ("image", "images", "video", "videos", "audio", "audios"))
 
@@ -431,6 +468,10 @@ def _says(value: object) -> bool:
 def _spoken(value: object) -> str | list[Any] | None:
     """A question or an answer: turns, also as JSON, or a text; an answer in JSON that is no turns is a text."""
     decoded = _decoded(value)
+    if is_turn(decoded):
+        return [decoded]
+    if isinstance(decoded, Mapping):
+        decoded = decoded.get("messages")
     if are_turns(decoded):
         turns: list[Any] = decoded
         return turns

@@ -55,6 +55,12 @@ def is_turn(value: object) -> bool:
     return keys is not None and str(value[keys[0]]).lower() in _ROLES
 
 
+def is_answer(turn: Mapping[str, Any]) -> bool:
+    """Return whether the assistant says a turn, as its data write it."""
+    keys = _keys(turn)
+    return keys is not None and _ROLES.get(str(turn[keys[0]]).lower()) == "assistant"
+
+
 def are_turns(value: object) -> bool:
     """Return whether a value is a list of turns; what a ``role`` is called does not matter here."""
     if not isinstance(value, list) or not value or not all(isinstance(turn, Mapping) for turn in value):

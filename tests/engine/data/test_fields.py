@@ -20,6 +20,7 @@ from engine.errors import DataError
 Q, A = "Where is the lamp?", "Under the window."
 TURNS = ({"role": "user", "content": Q}, {"role": "assistant", "content": A})
 SYSTEM = {"role": "system", "content": "Be brief."}
+NO = [{"role": "assistant", "content": "No."}]
 HUMAN, GPT = {"from": "human", "value": Q}, {"from": "gpt", "value": A}
 
 
@@ -86,7 +87,27 @@ FORMS: dict[str, dict[str, Any]] = {
         "chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}",
         "rejected": f"\n\nHuman: {Q}\n\nAssistant: No.",
     },
+    "OpenAI's preference": {
+        "input": {"messages": TURNS[:1]},
+        "preferred_output": TURNS[1:],
+        "non_preferred_output": NO,
+    },
+    "OpenAI's preference, the other way": {
+        "non_preferred_output": NO,
+        "preferred_output": TURNS[1:],
+        "input": {"messages": TURNS[:1], "parallel_tool_calls": True},
+    },
+    "LLaMA-Factory's preference": {
+        "conversations": [HUMAN],
+        "chosen": GPT,
+        "rejected": {"from": "gpt", "value": "No."},
+    },
+    "preference behind its question": {"rejected": NO, "messages": TURNS[:1], "chosen": TURNS[1:]},
+    "preference beside the conversation": {"rejected": NO, "chosen": TURNS[1:], "messages": TURNS},
+    "rejected turns beside the conversation": {"rejected_messages": [TURNS[0], *NO], "thread": TURNS},
     "wanted by its label": {"prompt": Q, "completion": A, "label": True},
+    "wanted by its label as a number": {"prompt": Q, "completion": A, "label": 1},
+    "LLaMA-Factory's label": {"messages": TURNS, "kto_tag": True},
 }
 
 
@@ -266,6 +287,11 @@ def test_keys_that_parquet_adds_are_taken_away_again(tmp_path: Path) -> None:
             "conversation with an image part",
         ),
         ({"prompt": Q, "completion": A, "label": False}, NOT_WANTED),
+        ({"prompt": Q, "completion": A, "label": 0}, NOT_WANTED),
+        ({"messages": TURNS, "label": False}, NOT_WANTED),
+        ({"conversations": [HUMAN, GPT], "kto_tag": False}, NOT_WANTED),
+        ({"instruction": Q, "input": "", "output": A, "kto_tag": 0}, NOT_WANTED),
+        ({"question": Q, "answer": A, "preferred": "False"}, NOT_WANTED),
         (
             {"messages": [TURNS[0], {"role": "assistant", "content": 4}]},
             "conversation with a turn whose content is no text",
@@ -286,7 +312,18 @@ def test_of_preferences_the_chosen_answer_is_learned_and_that_is_noted(tmp_path:
     assert "No." not in document.text
 
 
+def test_a_number_for_a_label_says_nothing_beside_other_fields(tmp_path: Path) -> None:
+    """The class of a text, say: only TRL's three fields are clear."""
+    assert conversation(written(tmp_path, {"prompt": Q, "completion": A, "label": 0, "topic": "lamps"})) == TURNS
+
+
 # Refusals, and their ways out
+
+
+@pytest.mark.parametrize("answers", [[{"answer": A, "rank": 1}, {"answer": "No.", "rank": 2}], {"text": [A]}])
+def test_a_question_is_no_text_where_answers_to_choose_from_stand_beside_it(tmp_path: Path, answers: Any) -> None:
+    error = refusal(written(tmp_path, *[{"prompt": Q, "answers": answers}] * 3))
+    assert "not clear which field" in error.what
 
 
 @pytest.mark.parametrize("turn", [HUMAN, TURNS[0], {"speaker": "user", "text": Q}])
