@@ -38,8 +38,8 @@ _ROLES = {
     "tool_call": "assistant",
 }
 _CALLS = ("function_call", "tool_call")
-# Whether a turn is learned: OpenAI's and axolotl's name, ms-swift's, and those of axolotl's older forms.
-_WEIGHTS = ("weight", "loss", "train", "training")
+# Whether a turn is learned: OpenAI's and axolotl's name, ms-swift's, those of axolotl's older forms, and others'.
+_WEIGHTS = ("weight", "loss", "train", "training", "loss_mask", "trainable")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 

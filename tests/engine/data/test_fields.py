@@ -220,7 +220,10 @@ def test_fields_of_a_turn_and_of_a_record_are_kept(tmp_path: Path) -> None:
     assert document.fields == {"tools": [CALL], "enable_thinking": False, "mood": "kind"}
 
 
-@pytest.mark.parametrize("weight", [{"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"train": False}, {"loss": False}])
+@pytest.mark.parametrize(
+    "weight",
+    [{"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"train": False}, {"loss": False}, {"loss_mask": 0}],
+)
 def test_a_weight_of_0_is_kept_and_does_not_change_the_side(tmp_path: Path, weight: dict[str, Any]) -> None:
     (document,) = source(written(tmp_path, {"messages": [TURNS[0], {**TURNS[1], **weight}]})).documents()
     assert document.messages is not None
