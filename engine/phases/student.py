@@ -34,11 +34,12 @@ from engine.ranks import ALONE, Rank
 from engine.run.folder import Run
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
-from engine.student.generate import holdout_prompts
-from engine.student.learn import Learned
+from engine.student.generate import holdout_prompts, writing_speed
+from engine.student.learn import Learned, next_logits_of
 from engine.student.sharded import ShardedWorld
 from engine.student.verdict import gap_of
 from engine.student.world import World
+from engine.talk.speed import keep_speed
 
 
 def run_student(run: Run, job: TrainJob, channel: Channel) -> None:
@@ -81,6 +82,9 @@ def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
                 result["adapter"] = told_of_adapter(adapter, folder, job)
+            if prompts and not (job.student_layer_by_layer or (world is not None and world.is_sharded)):
+                speed = writing_speed(next_logits_of(learner), prompts[0], vocab_size=tokens.vocab_size)
+                keep_speed(run.path, "after", speed)
             write_student(run, job, folder, learner, result, tokens.end_ids, channel)
         if job.compare == "labels":
             del learner, adapter  # two students are never in memory together

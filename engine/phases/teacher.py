@@ -37,6 +37,7 @@ from engine.ranks import ALONE, Rank
 from engine.run.folder import Run
 from engine.run.inputs import identity_of_model
 from engine.student.verdict import doubts
+from engine.talk.speed import keep_speed
 
 _JUDGED_ROWS = 16
 _STREAMED_TOKENS = 12
@@ -337,7 +338,7 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     """Let the teacher go on with a few prompts while it is there; the report shows it beside the student."""
     from engine.models.cached import GrowingRows
     from engine.models.load import ResidentTeacher
-    from engine.student.generate import continuations, holdout_prompts, lengthened
+    from engine.student.generate import continuations, holdout_prompts, lengthened, writing_speed
 
     path = run.phases_path / "teacher-samples.json"
     if path.exists():
@@ -354,9 +355,14 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     last = GrowingRows(teacher.model, whole_rows) if isinstance(teacher, ResidentTeacher) else last_of_whole_rows
     # Each token of a streamed teacher is a pass over all its layers, from the disk.
     most = limits.tokens if isinstance(teacher, ResidentTeacher) else min(limits.tokens, _STREAMED_TOKENS)
+    prompts = holdout_prompts(tokens)
+
+    def next_logits(ids: torch.Tensor) -> torch.Tensor:
+        return teacher.logits(last(ids))
+
     texts = continuations(
-        lambda ids: teacher.logits(last(ids)),
-        holdout_prompts(tokens),
+        next_logits,
+        prompts,
         vocab_size=tokens.vocab_size,
         end_ids=tokens.end_ids,
         seed=seed,
@@ -364,3 +370,5 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
         max_seconds=limits.seconds,
     )
     write_atomic(path, json.dumps(texts))
+    if prompts and isinstance(teacher, ResidentTeacher):
+        keep_speed(run.path, "teacher", writing_speed(next_logits, prompts[0], vocab_size=tokens.vocab_size))

@@ -118,7 +118,7 @@ def about_the_student(report: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _speed_in_words(rates: Mapping[str, float]) -> str:
-    """How fast the student writes beside its teacher, as measured while the user talked to them; empty before that."""
+    """How fast the student writes beside its teacher, as last measured; empty where it was not."""
     student, teacher = rates.get("after"), rates.get("teacher")
     if student is None:
         return ""
@@ -126,7 +126,7 @@ def _speed_in_words(rates: Mapping[str, float]) -> str:
     if teacher is not None:
         times = f", {student / teacher:.1f} times as fast" if student > teacher else ""
         beside = f" (its teacher {format_rate(teacher, 'tokens')}{times})"
-    return f"It writes {format_rate(student, 'tokens')}{beside}, measured when it was talked to"
+    return f"It writes {format_rate(student, 'tokens')}{beside}, as last measured here"
 
 
 def in_words(report: Mapping[str, Any], path: Path) -> str:

@@ -28,6 +28,8 @@ _LENGTH_STEP = 16
 # Layers and head take longer for two or three rows in float32 than for four (SmolLM2: 200 ms a token for three, 130 for
 # four).
 _ROWS_STEP = 4
+# Enough tokens for a rate, and the most that they may take.
+_SPEED_TOKENS, _SPEED_SECONDS = 8, 2.0
 _MOST_ROWS_TRIED = 64  # of one part of the hold-out, for a row in which a text begins
 
 
@@ -131,6 +133,19 @@ def continuations(
             end = next((number for number, token in enumerate(ids) if token in end_ids), len(ids))
             found[place] = ids[: end + 1]
     return found
+
+
+def writing_speed(next_logits: Callable[[Tensor], Tensor], prompt: Sequence[int], *, vocab_size: int) -> float:
+    """Tokens a second at which a model continues one prompt, as in a talk. The pass over the prompt does not count."""
+    ids, began, written = torch.tensor([list(prompt)], dtype=torch.int64), 0.0, 0
+    with torch.no_grad():
+        for written in range(_SPEED_TOKENS + 1):
+            token = next_logits(ids)[:, :vocab_size].argmax(dim=1, keepdim=True).cpu()
+            ids = torch.cat([ids, token], dim=1)
+            began = began or time.monotonic()
+            if written and time.monotonic() - began > _SPEED_SECONDS:
+                break
+    return written / max(time.monotonic() - began, 1e-9)
 
 
 def _drawn(

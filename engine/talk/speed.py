@@ -1,4 +1,6 @@
-"""Tokens a second that a run's models wrote when the user talked to them, kept in the run's folder.
+"""Tokens a second that a run's models write, kept in the run's folder.
+
+Each phase measures its model at the end of its samples, and a talk measures it anew.
 
 The file is ``talk.json``: {"teacher": 12.5, "after": 61.0}, by the names of ``engine.talk.sides.SIDES``.
 """
@@ -18,7 +20,7 @@ FILE = "talk.json"
 
 
 def speeds(run: Path) -> dict[str, float]:
-    """Return the kept rates by model; empty if the user has not talked to any."""
+    """Return the kept rates by model; empty if none was measured."""
     try:
         found = read_json(run / FILE)
     except ModelError:  # it is not there, or damaged
@@ -31,7 +33,7 @@ def speeds(run: Path) -> dict[str, float]:
 
 
 def keep_speed(run: Path, side: str, tokens_per_second: float | None) -> None:
-    """Keep the rate of a model's last answer; a folder that takes no file is no reason to stop the talk."""
+    """Keep the rate of a model's last text; a folder that takes no file is no reason to stop a talk or a phase."""
     if tokens_per_second:
         with contextlib.suppress(OSError):
             write_atomic(run / FILE, json.dumps({**speeds(run), side: round(tokens_per_second, 2)}) + "\n")

@@ -77,7 +77,7 @@ MAY_IMPORT = {
     },
     "phases": {
         *(*_LOW, "jobs", "phase_kinds", "ranks", "version", "settings"),
-        *("cache", "channel", "data", *_MODELS, "planner", "run", "student", "teacher"),
+        *("cache", "channel", "data", *_MODELS, "planner", "run", "student", "talk", "teacher"),
     },
 }
 

@@ -14,8 +14,8 @@ from tests.tiny import tiny_texts
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--precision", "fp32", "--threads", "1", "--sequence_length", "32"]
-# Names of processes and runs; and the model card, which names the run.
-NOT_COMPARED = ("lock", "in-use", "used-by.jsonl", "README.md")
+# Names of processes and runs, a rate; and the model card, which names the run.
+NOT_COMPARED = ("lock", "in-use", "used-by.jsonl", "README.md", "talk.json")
 
 
 def write_texts(folder: Path, count: int = 60) -> Path:

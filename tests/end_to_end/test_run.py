@@ -41,6 +41,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_both_speeds_are_told_before_any_talk(finished):
+    (line,) = [line for line in (finished / "next.txt").read_text().splitlines() if line.startswith("It writes")]
+    assert "(its teacher " in line
+
+
 def test_the_report_has_every_promised_key(finished):
     report = json.loads((finished / "report.json").read_text())
     for who in ("teacher", "student_before", "student_after"):

@@ -207,12 +207,12 @@ def test_student_is_described_beside_its_teacher_and_without_it(tmp_path):
         ("", None),
     ],
 )
-def test_speed_is_told_beside_the_teachers_once_the_user_has_talked_to_them(tmp_path, content, words):
+def test_the_last_measured_speed_is_told_beside_the_teachers(tmp_path, content, words):
     if content:
         (tmp_path / "talk.json").write_text(content)
     lines = about_the_student({}, tmp_path)
     told = [line for line in lines if line.startswith("It writes")]
-    assert told == ([f"{words}measured when it was talked to"] if words else [])
+    assert told == ([f"{words}as last measured here"] if words else [])
 
 
 def test_the_newest_speed_of_each_model_is_kept_and_a_folder_that_takes_no_file_is_no_error(tmp_path):

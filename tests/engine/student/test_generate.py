@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.data.packing import PackedRow, TokenisedDocument, pack
 from engine.data.tokens import TokenFile, TokenFileWriter
-from engine.student.generate import continuations, holdout_prompts, lengthened
+from engine.student.generate import continuations, holdout_prompts, lengthened, writing_speed
 from engine.student.learn import next_logits_of
 from tests.engine.student.small_run import SmallRun, make_run
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -129,3 +129,29 @@ def test_rows_of_many_lengths_have_few_shapes() -> None:
     shapes = {lengthened(torch.ones(3, length, dtype=torch.int64)).shape for length in range(1, 49)}
     assert shapes == {(3, 16), (3, 32), (3, 48)}
     assert lengthened(torch.tensor([[5, 6]])).tolist() == [[5, 6, *[0] * 14]]
+
+
+def test_writing_speed_is_of_one_text_without_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, seen = [100.0], []
+
+    def next_logits(ids: Tensor) -> Tensor:
+        seen.append(ids.tolist())
+        now[0] += 5.0 if len(seen) == 1 else 0.125  # the prompt takes long
+        return counting(ids)
+
+    monkeypatch.setattr("engine.student.generate.time.monotonic", lambda: now[0])
+    assert writing_speed(next_logits, [1, 2], vocab_size=10) == 8.0
+    assert seen[0] == [[1, 2]]
+    assert seen[-1] == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0]]
+
+
+def test_writing_speed_of_a_slow_model_is_found_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def next_logits(ids: Tensor) -> Tensor:
+        now[0] += 4.0
+        return counting(ids)
+
+    monkeypatch.setattr("engine.student.generate.time.monotonic", lambda: now[0])
+    assert writing_speed(next_logits, [1], vocab_size=10) == 0.25
+    assert now[0] == 8.0
