@@ -49,7 +49,7 @@ from engine.student.optimizer import AdamW
 from engine.student.order import Order
 from engine.student.schedule import Schedule
 from engine.student.train import Progress, Training, look, train
-from engine.teacher.depth import CutRules, choose_depth, piece_of
+from engine.teacher.depth import CutRules, Depth, Piece, choose_depth, piece_of
 from engine.teacher.width import choose_width
 from tests.benchmarks.quality.arms import Setting
 from tests.benchmarks.quality.material import ComparedSource, Material
@@ -67,7 +67,8 @@ class Arm:
         name: in the table.
         share: of the teacher's layers that it keeps.
         even: evenly spread layers instead of measured ones.
-        narrow: all layers, but narrowed to the parameters that ``share`` of the layers has.
+        narrow: narrowed to the parameters that ``share`` of the layers has.
+        kept: share of the layers that a narrow student keeps.
         learns: from ``records``, ``labels`` alone or ``full`` logits.
         kd_weight: of the records against the label.
         rate: factor on the peak learning rate.
@@ -79,6 +80,7 @@ class Arm:
     share: float
     even: bool = False
     narrow: bool = False
+    kept: float = 1.0
     learns: str = "records"
     kd_weight: float = 1.0
     rate: float = 1.0
@@ -92,6 +94,7 @@ ARMS = (
     Arm("half of the layers, measured", 1 / 2),
     Arm("half, evenly spread", 1 / 2, even=True),
     Arm("all layers, as narrow as two thirds", 2 / 3, narrow=True),
+    Arm("five sixths of the layers, narrower", 2 / 3, narrow=True, kept=5 / 6),
     Arm("half, measured, labels alone", 1 / 2, learns="labels"),
     Arm("half, measured, full logits", 1 / 2, learns="full"),
 )
@@ -195,12 +198,13 @@ def _context(material: Material, teacher: Path, work: Path) -> dict[str, Any]:
 
 def _is_a_cut(arm: Arm) -> bool:
     """Whether an arm's student is another one already before the first step."""
-    return arm == Arm(arm.name, arm.share, arm.even, arm.narrow)
+    return arm == Arm(arm.name, arm.share, arm.even, arm.narrow, arm.kept)
 
 
 def _first_of(arm: Arm, material: Material, setting: Setting, work: Path) -> tuple[Path, dict[str, Any]]:
     """The folder with an arm's first weights, made once for all arms with its cut, and what was cut."""
     name = f"first-{arm.share:.3f}{'-even' * arm.even}{'-narrow' * arm.narrow}"
+    name += f"-{arm.kept:.3f}" if arm.kept < 1 else ""
     folder, told = work / name, work / f"{name}.json"
     if not told.exists():
         told.write_text(json.dumps(_cut(arm, material, setting, folder)))
@@ -214,9 +218,11 @@ def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[s
     count = max(1, round(arm.share * spec.num_layers))
     text = piece_of(tokens, "train", setting.batch)
     if arm.narrow:
-        share = _share_of_width(spec, count)
-        width = width_of(spec, share)
         layers = list(range(spec.num_layers))
+        if arm.kept < 1:
+            layers = list(_measured_depth(spec, material, text, setting, round(arm.kept * spec.num_layers)).kept)
+        share = _share_of_width(spec, count, len(layers))
+        width = width_of(spec, share)
         parts = choose_width(
             teacher,
             text,
@@ -232,11 +238,18 @@ def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[s
         even = layers_to_keep(spec.num_layers, count)
         derive_student(setting.teacher, even, folder)
         return {"layers": even, "way": "even"}
-    depth = choose_depth(
-        teacher,
+    depth = _measured_depth(spec, material, text, setting, count)
+    derive_student(setting.teacher, depth.kept, folder)
+    return {"layers": list(depth.kept), "way": depth.way}
+
+
+def _measured_depth(spec: ModelSpec, material: Material, text: list[Piece], setting: Setting, count: int) -> Depth:
+    """The choice of so many layers, as in a run."""
+    return choose_depth(
+        material.teacher,
         text,
-        piece_of(tokens, "holdout", setting.batch),
-        vocab_size=tokens.vocab_size,
+        piece_of(material.tokens, "holdout", setting.batch),
+        vocab_size=material.tokens.vocab_size,
         wave_tokens=4_096,
         chunk_tokens=head_chunk_tokens(spec.vocab_size),
         safe_point=lambda: None,
@@ -248,14 +261,12 @@ def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[s
             is_valid=lambda kept: is_valid_cut(spec, kept),
         ),
     )
-    derive_student(setting.teacher, depth.kept, folder)
-    return {"layers": list(depth.kept), "way": depth.way}
 
 
-def _share_of_width(spec: ModelSpec, num_layers: int) -> float:
-    """The share of neurons and heads at which all layers have the parameters of so many whole ones."""
-    shape = shape_of(spec)
-    wanted = shape.with_layers(num_layers).parameters
+def _share_of_width(spec: ModelSpec, num_layers: int, kept: int) -> float:
+    """The share of neurons and heads at which the layers that are kept have the parameters of so many whole ones."""
+    wanted = shape_of(spec).with_layers(num_layers).parameters
+    shape = shape_of(spec).with_layers(kept)
 
     def distance(share: float) -> int:
         width = width_of(spec, share)
@@ -310,7 +321,7 @@ def _train(
             return made, time.process_time() - began
 
         if minutes:
-            speed = (cut["width"] if arm.narrow else arm.share, arm.narrow, arm.learns == "full", batch)
+            speed = (cut["width"] if arm.narrow else arm.share, arm.narrow, arm.kept, arm.learns == "full", batch)
             if speed not in _SECONDS:
                 _, few = run(_FIRST_STEPS)
                 _, more = run(2 * _FIRST_STEPS)
