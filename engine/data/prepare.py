@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from engine.channel.channel import Channel
 from engine.data import left_out
 from engine.data.checks import check_models
-from engine.data.fields import PREFERENCE
+from engine.data.conversation import PREFERENCE
 from engine.data.left_out import LeftOut
 from engine.data.passes import Pass, Passes, PrepareSettings
 from engine.data.sources import TextSource

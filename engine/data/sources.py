@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.byte_stream import ByteStream
+from engine.data.conversation import conversation_of
 from engine.data.dataset_folder import files_of_split
 from engine.data.document import Document
-from engine.data.fields import Form, Unclear, all_fields, choose_form, conversation_of, is_conversation_as_text
+from engine.data.fields import Form, Unclear, all_fields, choose_form, is_conversation_as_text
 from engine.data.folder import FoundFile, find_files, is_archive, is_readable, shown, suffix_of
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
 from engine.data.packed import PACKED_SUFFIXES

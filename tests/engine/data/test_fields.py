@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from engine.data.conversation import NOT_WANTED, PREFERENCE
 from engine.data.document import Document
-from engine.data.fields import NOT_WANTED, PREFERENCE
 from engine.data.sources import TextSource, open_source
 from engine.data.turns import read_turns, told
 from engine.errors import DataError

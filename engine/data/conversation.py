@@ -1,0 +1,163 @@
+"""The conversation of a record, once it is known which fields make it: turns, a pair, or a preference.
+
+An answer that is rejected, or labelled as unwanted, is never learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.data.fields import PREFERENCES, Form
+from engine.data.spoken import Record, decoded, is_text, quoted, spoken, transcript_of
+from engine.data.turns import Messages, Turn, UnusableTurns, are_turns, json_value, read_turns
+
+PREFERENCE = "preference row of which the chosen answer is learned"
+NOT_WANTED = "answer that is labelled as unwanted"
+# Fields that say whether an answer is wanted (KTO): TRL's name, LLaMA-Factory's, and words of others.
+_WANTED = ("label", "kto_tag", "desirable", "preferred", "accepted", "chosen")
+_KTO = {"prompt", "completion", "label"}
+_SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
+_NOT_FOR_TEMPLATES = ("messages", "id", *(rejected for _, rejected in PREFERENCES), *_WANTED, *_SYSTEM)
+_LONGEST_VALUE = 2_000  # a longer text of a row is no switch of a template
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation and the other fields of its record.
+
+    Attributes:
+        messages: the turns.
+        fields: other fields of the record, for templates that ask for them: ``tools``, ``documents``.
+        notes: what was read in an unexpected way, to be counted.
+    """
+
+    messages: Messages
+    fields: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def conversation_of(record: Record, form: Form) -> Conversation:
+    """The conversation that a record of this form makes.
+
+    Raises:
+        UnusableTurns: it makes none.
+    """
+    if form.within is not None:
+        inner = json_value(record.get(form.within))
+        if not isinstance(inner, dict):
+            raise UnusableTurns(f"record whose {quoted(form.within)} holds no conversation")
+        record = {**record, **inner}
+    parts, notes = form.parts, []
+    if form.kind != "preference" and _is_unwanted(record):
+        raise UnusableTurns(NOT_WANTED)
+    if form.kind == "turns":
+        value = decoded(record.get(parts["turns"]))
+        if not are_turns(value):
+            raise UnusableTurns(f"record whose {quoted(parts['turns'])} holds no conversation")
+        messages = read_turns(value)
+    elif form.kind == "pair":
+        messages = _pair(record, parts)
+    else:
+        notes.append(PREFERENCE)
+        messages = _chosen(record, parts)
+    system = _system(record)
+    if system and not any(turn["role"] in ("system", "developer") for turn in messages):
+        messages = (system, *messages)
+    if _has_image(record) and any("<image>" in turn["content"] for turn in messages):
+        raise UnusableTurns("conversation with an image part")
+    asked = decoded(record.get(parts.get("question", "")))
+    more = asked if isinstance(asked, Mapping) else {}  # OpenAI's input: messages, tools
+    fields = _for_templates({**record, **more}, {*parts.values(), form.within or ""})
+    return Conversation(messages, fields, tuple(notes))
+
+
+def _pair(record: Record, parts: Mapping[str, str]) -> Messages:
+    question, answer = spoken(record.get(parts["question"])), spoken(record.get(parts["answer"]))
+    if question is None or answer is None:
+        raise UnusableTurns("record without a question and its answer")
+    more = record.get(parts.get("more", ""))
+    if isinstance(question, str) and is_text(more):
+        question = f"{question}\n{more}"
+    turns = (*_asked(question), *_answered(answer))
+    return (*_history(record.get(parts.get("history", ""))), *turns)
+
+
+def _chosen(record: Record, parts: Mapping[str, str]) -> Messages:
+    chosen, question = spoken(record.get(parts["answer"])), spoken(record.get(parts.get("question", "")))
+    if chosen is None:
+        raise UnusableTurns("preference row without a chosen answer")
+    if isinstance(chosen, str):
+        transcript = transcript_of(chosen)
+        answer = read_turns(transcript) if len(transcript) > 1 else _answered(chosen)
+    else:
+        answer = read_turns(chosen)
+    if any(turn["role"] == "user" for turn in answer):
+        return answer
+    if question is None:
+        raise UnusableTurns("record without a question and its answer")
+    return (*_asked(question), *answer)
+
+
+def _asked(question: str | list[Any]) -> Messages:
+    """A question's turns. Answers that were given before it are read, not learned."""
+    if isinstance(question, str):
+        transcript = transcript_of(question)
+        turns = read_turns(transcript) if len(transcript) > 1 else ({"role": "user", "content": question},)
+    else:
+        turns = read_turns(question)
+    return tuple({**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in turns)
+
+
+def _answered(answer: str | list[Any]) -> Messages:
+    return ({"role": "assistant", "content": answer},) if isinstance(answer, str) else read_turns(answer)
+
+
+def _history(value: object) -> Messages:
+    """Alpaca's history: earlier questions with their answers, in pairs; or turns."""
+    value = decoded(value)
+    if are_turns(value):
+        return read_turns(value)  # type: ignore[arg-type]
+    if not isinstance(value, list):
+        return ()
+    turns: list[Turn] = []
+    for pair in value:
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise UnusableTurns("record whose history is no list of questions with answers")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return tuple(turns)
+
+
+def _system(record: Record) -> Turn | None:
+    value = next((record[name] for name in _SYSTEM if record.get(name)), None)
+    if isinstance(value, str):
+        value = {"content": value} if is_text(value) else None
+    if not isinstance(value, Mapping):
+        return None
+    turn = read_turns([{"role": "system", "content": value.get("content", value)}])[0]
+    return turn if is_text(turn["content"]) else None
+
+
+def _for_templates(record: Record, used: set[str]) -> dict[str, Any]:
+    """Fields other than the turns that a template may use."""
+    found = {}
+    for name, value in record.items():
+        held = decoded(value)
+        is_long = isinstance(held, str) and len(held) > _LONGEST_VALUE
+        if name not in used and name not in _NOT_FOR_TEMPLATES and held not in (None, "", []) and not is_long:
+            found[name] = held
+    more = found.pop("chat_template_kwargs", None)
+    return {**found, **more} if isinstance(more, dict) else found
+
+
+def _is_unwanted(record: Record) -> bool:
+    """Return whether a record says that its answer is not wanted. 0 is clear where it can mean nothing else."""
+    values = {name: str(record.get(name)).lower() for name in _WANTED}
+    if "false" in values.values() or values["kto_tag"] in ("0", "0.0"):
+        return True
+    return {name for name in record if name != "id"} == _KTO and values["label"] in ("0", "0.0", "-1", "-1.0")
+
+
+def _has_image(record: Record) -> bool:
+    return any(record.get(name) for name in ("image", "images", "video", "videos", "audio", "audios"))

@@ -1,0 +1,56 @@
+"""Values of a record as a question or an answer: a text, or turns, plain or written as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from engine.data.turns import Turn, are_turns, is_turn, json_value
+
+Record = Mapping[str, Any]
+_TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
+
+
+def is_text(value: object) -> bool:
+    """Return whether a value is a text that is not empty."""
+    return isinstance(value, str) and not value.isspace() and value != ""
+
+
+def decoded(value: object) -> Any:
+    """A value as it is meant: what stands as JSON in a text is read from it."""
+    found = json_value(value)
+    return value if found is None else found
+
+
+def spoken(value: object) -> str | list[Any] | None:
+    """A question or an answer: turns, also as JSON, or a text; an answer in JSON that is no turns is a text."""
+    found = decoded(value)
+    if is_turn(found):
+        return [found]
+    if isinstance(found, Mapping):
+        found = found.get("messages")
+    if are_turns(found):
+        turns: list[Any] = found
+        return turns
+    return value if isinstance(value, str) and is_text(value) else None
+
+
+def transcript_of(text: str) -> list[Turn]:
+    """The turns of a text that is written as ``Human: …`` and ``Assistant: …``, a blank line between them."""
+    found = list(_TRANSCRIPT.finditer(text))
+    if not found or text[: found[0].start()].strip():
+        return []
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    turns = [
+        {"role": "user" if match[1] == "Human" else "assistant", "content": text[match.end() : end].strip()}
+        for match, end in zip(found, ends, strict=True)
+    ]
+    if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
+        turns.pop()  # a prompt that ends with "Assistant:"
+    return turns
+
+
+def quoted(name: str) -> str:
+    """The name of a field in a message."""
+    return repr(name if len(name) <= 60 else name[:57] + "...")
