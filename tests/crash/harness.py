@@ -383,7 +383,7 @@ def _supervise(folder: Path, kill: Kill | None, notes: Path | None, count_to: Pa
         return ForkedPhase(command, kill=first, count_to=count_to, **how)
 
     subprocess.Popen = start  # type: ignore[misc,assignment]
-    # Each phase is forked from here; how a run does it by itself is tried in tests/crash/test_preloaded.py.
+    # Each phase is forked from here; how a run does it by itself is tried in tests/end_to_end/test_preloaded.py.
     preloaded.is_worth_it = lambda *_: False  # type: ignore[assignment]
     phase_watch._POLL_SECONDS = 0.02
     small = functools.partial(_small_wave, engine.phases.teacher.wave_tokens)
