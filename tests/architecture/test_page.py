@@ -124,3 +124,17 @@ def test_the_guard_sees_a_walk_that_turns_back_and_one_that_jumps():
         "engine/run/folder.py"
     ]
     assert unconnected("`engine/run/folder.py::Run` then `engine/student/loss.py`") == ["engine/student/loss.py"]
+
+
+def test_every_path_that_code_and_documents_name_exists() -> None:
+    """A file that moves takes its name along. Names with "gone" or "notes" are of files that tests make up."""
+    named = re.compile(r"(?<![\w/])((?:engine|tests|tinydistill_tui|docs|screenshots)/[\w/]+\.(?:py|md|tcss|toml))\b")
+    folders = ("engine", "tinydistill_tui", "tests", "screenshots", "docs")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")]
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in [*files, *ROOT.glob("*.md")]
+        for name in named.findall(path.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists() and not re.search("gone|notes", name)
+    }
+    assert not missing
