@@ -49,7 +49,10 @@ def test_every_flag_that_the_readme_names_exists():
 
 def test_every_picture_and_file_that_the_readme_links_is_there():
     for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", README):
-        assert (ROOT / target).exists(), target
+        file, _, heading = target.partition("#")
+        assert (ROOT / file).exists(), target
+        headings = re.findall(r"^#+ (.+)$", (ROOT / file).read_text("utf-8"), re.MULTILINE) if heading else []
+        assert not heading or heading in {re.sub(r"\W+", "-", found.lower()) for found in headings}, target
 
 
 def test_ci_runs_the_readmes_two_commands_as_they_are_written():

@@ -32,7 +32,7 @@ DEFAULTS: dict[str, str] = {
     "packing": "no token is spent on padding; the documents of a row do not see each other",
     "holdout": "enough documents to measure with, few enough to miss",
     "target": "its mean is the teacher's whole distribution",
-    "kd_weight": "the teacher alone: its distribution says more than the one word that came",
+    "kd_weight": "the teacher alone; below 1, a student fits text better that its teacher was not trained on",
     "compare": "a second training takes as long as the first",
     "temperature": "the teacher's distribution as it is",
     "warmup": "the first steps are careful while AdamW's averages settle",
