@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from engine.cli import arguments
@@ -32,13 +35,45 @@ def _main(words: Sequence[str]) -> int:
     rates = machine_rates(measure=True, threads=config.threads)
     rungs = ladder(config, machine=rates)
     measure = bool(front_end.switches.get("measure"))
-    if config.json_events:
-        for rung in rungs:
-            sys.stdout.write(json.dumps(_as_dict(rung, rates, measure)) + "\n")
-            sys.stdout.flush()
-        return 0
-    _print_table(rungs, rates, measure)
+    with _ctrl_c_is_kept() as asked:
+        rungs_until_asked = _until(asked, rungs)
+        if config.json_events:
+            for rung in rungs_until_asked:
+                sys.stdout.write(json.dumps(_as_dict(rung, rates, measure)) + "\n")
+                sys.stdout.flush()
+        else:
+            _print_table(rungs, rungs_until_asked, rates, measure)
     return 0
+
+
+@contextlib.contextmanager
+def _ctrl_c_is_kept() -> Iterator[list[int]]:
+    """Requests to stop, kept until the end of this context, which then raises KeyboardInterrupt.
+
+    Python drops an exception that a destructor or a callback of a C library raises, and a Ctrl-C may come within one.
+    """
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
+def _until(asked: list[int], rungs: Sequence[Rung]) -> Iterator[Rung]:
+    for rung in rungs:
+        if asked:
+            raise KeyboardInterrupt
+        yield rung
 
 
 def _own_switches(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +130,7 @@ def _measured(rung: Rung, rates: MachineRates) -> dict[str, Any]:
     }
 
 
-def _print_table(rungs: list[Rung], rates: MachineRates, measure: bool) -> None:
+def _print_table(rungs: list[Rung], one_by_one: Iterator[Rung], rates: MachineRates, measure: bool) -> None:
     settings = rungs[0].plan.settings
     budget = f"budget {format_bytes(settings.memory_budget)} on {settings.device}"
     print(f"{settings.teacher} -> {settings.student}")
@@ -104,7 +139,7 @@ def _print_table(rungs: list[Rung], rates: MachineRates, measure: bool) -> None:
     columns = _Columns(rungs, measure)
     print(columns.line(columns.titles), flush=True)
     is_short_run = False
-    for rung in rungs:
+    for rung in one_by_one:
         found = _measured(rung, rates) if measure else {}
         peak = found.get("measured_peak_bytes")
         print(columns.line(_cells(rung, measure, found)), flush=True)  # each as it comes: one takes some ten seconds

@@ -107,6 +107,28 @@ def test_ctrl_c_leaves_no_process_and_no_folder(words: list[str], tmp_path: Path
     assert not any("engine.phases.process" in _words(pid) for pid in phases)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what Python does with it
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_ctrl_c_that_python_drops_is_kept(
+    form: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Destroyed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    measured = []
+
+    def measure(*_: object) -> dict[str, None]:
+        measured.append(Destroyed())
+        measured[-1] = None
+        return {}
+
+    monkeypatch.setattr(profile, "_measured", measure)
+    assert profile.main([*words, *form, "--measure"]) == 130
+    assert measured == [None]
+    assert "Stopped." in capsys.readouterr().err
+
+
 def _has_worked(pid: int) -> bool:
     try:
         return "engine.phases.process" in _words(pid) and psutil.Process(pid).cpu_times().user > 0.2
