@@ -5,7 +5,7 @@
         model(ids_on_the_cpu)       # raises, as on a GPU
     gpu.launches, gpu.syncs         # how often each line of engine/ launched a kernel, and waited for the GPU
 
-What an operation makes is where its inputs are; inputs on two devices raise :class:`MixedDevices`. Python sees
+The result of an operation is where its inputs are; inputs on two devices raise :class:`MixedDevices`. Python sees
 ``cuda:0``, C++ sees the CPU: autograd, hooks and checkpointing work with real numbers. The counts are deterministic, so
 a test can hold a limit to them.
 

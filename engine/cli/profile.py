@@ -48,7 +48,7 @@ def _main(words: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _ctrl_c_is_kept() -> Iterator[list[int]]:
-    """Requests to stop, kept until the end of this context, which then raises KeyboardInterrupt.
+    """Keep requests to stop until the end of this context, which then raises KeyboardInterrupt.
 
     Python drops an exception that a destructor or a callback of a C library raises, and a Ctrl-C may come within one.
     """
@@ -59,12 +59,14 @@ def _ctrl_c_is_kept() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    if before != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, stop)
+    if before == signal.SIG_IGN:
+        yield asked
+        return
+    signal.signal(signal.SIGINT, stop)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
     if asked:
         raise KeyboardInterrupt
 

@@ -97,7 +97,8 @@ def _by_mark(
 def _begin_of_plain(render: Render, before: Sequence[Turn], whole: str) -> int | None:
     """Where an answer of words alone would begin, as far as the whole begins with what a template writes before it.
 
-    What opens a tool call, or a thought, stands between this place and the first word of the call that can be marked.
+    The opening of a tool call, or of a thought, stands between this place and the first word of the call that can be
+    marked.
     """
     text = render([*before, {"role": "assistant", "content": MARK}], False)
     if text is None or text.count(MARK) != 1:

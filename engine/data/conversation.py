@@ -16,7 +16,7 @@ from engine.data.turns import Messages, Turn, UnusableTurns, are_turns, json_val
 PREFERENCE = "preference row of which the chosen answer is learned"
 NOT_WANTED = "answer that is labelled as unwanted"
 # Fields that say whether an answer is wanted (KTO): TRL's name, LLaMA-Factory's, and words of others.
-_WANTED = ("label", "kto_tag", "desirable", "preferred", "accepted", "chosen")
+_WANTED = ("label", "kto_tag", "desirable", "preferred", "chosen")
 _KTO = {"prompt", "completion", "label"}
 _SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 _NOT_FOR_TEMPLATES = ("messages", "id", *(rejected for _, rejected in PREFERENCES), *_WANTED, *_SYSTEM)
@@ -68,7 +68,8 @@ def conversation_of(record: Record, form: Form) -> Conversation:
     if _has_image(record) and any("<image>" in turn["content"] for turn in messages):
         raise UnusableTurns("conversation with an image part")
     asked = decoded(record.get(parts.get("question", "")))
-    more = asked if isinstance(asked, Mapping) else {}  # OpenAI's input: messages, tools
+    # OpenAI's input has tools beside its messages. Another question in JSON has nothing for the template.
+    more = asked if isinstance(asked, Mapping) and are_turns(asked.get("messages")) else {}
     fields = _for_templates({**record, **more}, {*parts.values(), form.within or ""})
     return Conversation(messages, fields, tuple(notes))
 

@@ -175,7 +175,7 @@ def sums_halves_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
 def exact(tensor: Tensor) -> Tensor:
     """The numbers in float64: where they are, or on the CPU where the device has no float64 (MPS).
 
-    What is drawn and summed from them is then the same to the last bit, wherever the numbers came from.
+    Draws and sums of them are then the same to the last bit, wherever the numbers came from.
     """
     return (tensor if kind_of(tensor.device).has_float64 else tensor.cpu()).double()
 

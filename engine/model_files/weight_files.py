@@ -84,7 +84,7 @@ def is_decoded(folder: Path) -> bool:
 def plain_folder(folder: Path, resolve: Callable[[str], Path]) -> Path:
     """The folder itself; a stand-in for a GGUF file, a text model in a wrapper, quantised weights, or an adapter.
 
-    What cannot be read is left to :func:`engine.model_files.spec.read_spec`, which says why.
+    Unreadable files are left to :func:`engine.model_files.spec.read_spec`, which says why.
 
     Args:
         folder: of the model.

@@ -60,7 +60,7 @@ def check_streaming(
         drop_layer: take them away.
 
     Returns:
-        What cannot be promised here, in a sentence; empty where the two are equal to the last bit.
+        The promise that cannot be kept here, in a sentence; empty where the two are equal to the last bit.
 
     Raises:
         ModelError: the two disagree; the message says where.

@@ -1,6 +1,6 @@
 """The process of a job, watched to its end: its memory is sampled, requests reach it, and its end is reported.
 
-What the end means for the run is decided elsewhere (:mod:`engine.run.walk`).
+Its consequence for the run is decided elsewhere (:mod:`engine.run.walk`).
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def export_student(
         trust_remote_code: whether ``source`` may bring code.
 
     Returns:
-        What the user should know about it, as sentences.
+        Remarks for the user, as sentences.
 
     Raises:
         BadNumbers: a weight is NaN or infinite; no file is written.

@@ -51,7 +51,7 @@ class Unigram:
     def of(cls, tokens: TokenFile) -> Unigram:
         """Count the labels of the training rows; of a long text evenly spread ones.
 
-        What was not seen gets the smoothing with which each token is best foretold from all others.
+        Unseen tokens get the smoothing with which each token is best predicted from all others.
         """
         num_rows = tokens.num_rows("train")
         wanted = min(num_rows, max(1, _MOST_TOKENS // tokens.sequence_length))

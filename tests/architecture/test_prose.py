@@ -13,6 +13,7 @@ PHRASES = {
     "a sentence that begins with What, Who, Whoever, ...": re.compile(
         r'(?:"""|# |\. )(?:What|Who|Whoever|Whatever|Nobody|Somebody) [a-z]'
     ),
+    "a line of a docstring that begins so": re.compile(r"^\s*(?:What|Who|Whoever|Whatever|Nobody|Somebody) [a-z]"),
     "whoever, nobody, somebody, anybody, vouch, for ears, This cannot be": re.compile(
         r"whoever|\bnobody\b(?![-/])|\bsomebody\b|\banybody\b|vouch|for ears|This cannot be", re.IGNORECASE
     ),

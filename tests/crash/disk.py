@@ -8,7 +8,7 @@ else may be old, new, torn or gone, and each of these states is legal:
     names    every name is there, and files that were not flushed are empty or torn (names reach the disk before data)
     mixed    each name and each file is old, new or torn by chance
 
-What is noted lies in a folder, so that the notes of a process that was killed are there for the one that looks.
+Notes are kept in a folder, so that the notes of a process that was killed are there for the one that looks.
 """
 
 from __future__ import annotations

@@ -91,34 +91,24 @@ def machines(tmp_path: Path) -> Iterator[list[Machine]]:
     found = [Machine(f"distill{os.getpid()}-{number}", f"cable{number}", hosts) for number in range(2)]
     hosts.write_text("".join(f"10.213.0.{number} {machine.name}\n" for number, machine in enumerate(found, 1)))
     try:
-        for machine in found:
-            _ip("netns", "add", machine.name)
-            _ip("-n", machine.name, "link", "set", "lo", "up")
-        one, other = found
-        _ip(
-            "link",
-            "add",
-            one.cable,
-            "netns",
-            one.name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            other.cable,
-            "netns",
-            other.name,
-        )
-        for number, machine in enumerate(found, 1):
-            _ip("-n", machine.name, "address", "add", f"10.213.0.{number}/24", "dev", machine.cable)
-            _ip("-n", machine.name, "link", "set", machine.cable, "up")
+        _connect(found)
+        yield found
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no network namespaces here: {error.stderr}")
-    try:
-        yield found
     finally:
         for machine in found:
-            subprocess.run(["ip", "netns", "delete", machine.name], check=False)
+            subprocess.run(["ip", "netns", "delete", machine.name], check=False, capture_output=True)
+
+
+def _connect(machines: list[Machine]) -> None:
+    one, other = machines
+    for machine in machines:
+        _ip("netns", "add", machine.name)
+        _ip("-n", machine.name, "link", "set", "lo", "up")
+    _ip("link", "add", one.cable, "netns", one.name, "type", "veth", "peer", "name", other.cable, "netns", other.name)
+    for number, machine in enumerate(machines, 1):
+        _ip("-n", machine.name, "address", "add", f"10.213.0.{number}/24", "dev", machine.cable)
+        _ip("-n", machine.name, "link", "set", machine.cable, "up")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ _LEAST_ROWS = 3
 class Curve:
     """Values over x: each sample is (x, lowest, highest) of the values around it.
 
-    What falls on one column is drawn as its mean; with ``highest`` as its highest value, where peaks are what matters.
+    Values of one column are drawn as their mean; with ``highest`` as the highest of them, where peaks matter.
     """
 
     samples: Sequence[tuple[float, float, float]]

@@ -20,7 +20,7 @@ def download(model_id: str, cancelled: Callable[[], bool]) -> str:
         cancelled: asked some times a second; True ends the download, and what is there is gone on with next time.
 
     Returns:
-        What went wrong, a paragraph; empty when the model is there.
+        The problem, a paragraph; empty when the model is there.
     """
     answer = helper.ask(safe_child.command("tinydistill_tui.work.download", model_id), "", cancelled)
     return "The download was stopped; the files so far are kept." if answer is None else answer.problem

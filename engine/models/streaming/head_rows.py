@@ -88,7 +88,7 @@ class StreamedRows:
     def forget(self) -> None:
         """Leave the slots to the layers, and give all other memory on the device back.
 
-        What is kept in main memory stays, for the next wave asks for the same rows.
+        Rows in main memory stay, for the next wave asks for the same ones.
         """
         self._kept.clear()
         self._limit.taken = 0

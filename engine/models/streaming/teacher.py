@@ -170,7 +170,7 @@ class StreamedTeacher:
         is not what is short.
 
         Returns:
-            What is done, in words; empty when nothing.
+            The measures taken, in words; empty when there are none.
         """
         if not kind_of(self.device).is_host:
             if self._head_rows is None or not self._head_beyond_slots:

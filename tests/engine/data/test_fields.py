@@ -315,6 +315,14 @@ def test_of_preferences_the_chosen_answer_is_learned_and_that_is_noted(tmp_path:
     assert "No." not in document.text
 
 
+@pytest.mark.parametrize("question", ['{"enable_thinking": true}', '{"add_generation_prompt": true, "tools": []}'])
+def test_a_question_in_json_gives_a_template_nothing(tmp_path: Path, question: str) -> None:
+    """Its text is the question; OpenAI's ``input`` is an object."""
+    (document,) = source(written(tmp_path, {"prompt": question, "completion": A})).documents()
+    assert document.messages == ({"role": "user", "content": question}, TURNS[1])
+    assert not document.fields
+
+
 def test_a_number_for_a_label_says_nothing_beside_other_fields(tmp_path: Path) -> None:
     """The class of a text, say: only TRL's three fields are clear."""
     assert conversation(written(tmp_path, {"prompt": Q, "completion": A, "label": 0, "topic": "lamps"})) == TURNS

@@ -1,6 +1,6 @@
 """Architectures × formats × whole and streamed × tied, untied and padded: each file is the model that it was made of.
 
-What a file has to give is known without our reader: the folder's own weights, rounded as the file's type rounds them.
+The expected numbers come without our reader: the folder's own weights, rounded as the file's type rounds them.
 The package quantises no type of the K family, so the blocks of Q4_K are made here from ggml's description.
 """
 
