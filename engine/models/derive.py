@@ -34,11 +34,12 @@ from engine.models.core import find_core
 from engine.models.load import UNUSABLE, quiet
 from engine.models.meta import build_on_meta, read_config
 
-# Files that are copied unchanged: the tokenizer, the terms of use, a model's own code.
+# Files that are copied unchanged: the tokenizer and the terms of use. Files that may name a model's own code.
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
-    "tekken.json", "chat_template*", "LICENSE*", "NOTICE*", "*.py",
+    "tekken.json", "chat_template*", "LICENSE*", "NOTICE*",
 )  # fmt: skip
+_MAY_NAME_CODE = ("config.json", "tokenizer_config.json")
 _HEADER_WORDS = {ours: theirs for theirs, ours in DTYPES.items()}
 _COPY_BYTES = 8 * 2**20
 
@@ -97,8 +98,15 @@ def derive_student(
 
 
 def companions(folder: Path) -> list[Path]:
-    """The files of a folder that another model takes over unchanged: tokenizer, chat template, licence, code."""
-    return sorted({file for pattern in _COMPANIONS for file in folder.glob(pattern) if file.is_file()})
+    """The files of a folder that another model takes over unchanged: tokenizer, chat template, licence, code.
+
+    Code is taken where ``auto_map`` names some: other scripts that happen to be in the folder are not the model's.
+    """
+    found = {file for pattern in _COMPANIONS for file in folder.glob(pattern) if file.is_file()}
+    told = [folder / name for name in _MAY_NAME_CODE if (folder / name).is_file()]
+    if any('"auto_map"' in path.read_text(encoding="utf-8", errors="replace") for path in told):
+        found |= set(folder.glob("*.py"))
+    return sorted(found)
 
 
 def layers_to_keep(teacher_layers: int, num_layers: int) -> list[int]:

@@ -8,7 +8,7 @@ from engine.errors import ModelError
 from engine.model_files.spec import read_spec
 from engine.model_files.vocabulary import read_vocabulary
 from engine.models.core import find_core
-from engine.models.derive import derive_student, layers_to_keep
+from engine.models.derive import companions, derive_student, layers_to_keep
 from engine.models.load import load_causal_lm, load_tokenizer
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
@@ -81,3 +81,15 @@ def test_more_layers_than_there_are_cannot_be_cut(tmp_path):
         derive_student(tiny_model("llama"), 5, tmp_path / "student")
     assert "which has 4" in caught.value.paragraph()
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("named_in", [None, "config.json", "tokenizer_config.json"])
+def test_python_files_are_taken_over_where_the_model_names_code(named_in, tmp_path):
+    """A script that happens to be in the teacher's folder is not published with its student."""
+    (tmp_path / "modeling_own.py").write_text("")
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = {"auto_map": {"AutoTokenizer": ["modeling_own.Own", None]}} if name == named_in else {}
+        (tmp_path / name).write_text(json.dumps(settings))
+    taken = {path.name for path in companions(tmp_path)}
+    assert ("modeling_own.py" in taken) == (named_in is not None)
+    assert "tokenizer_config.json" in taken
