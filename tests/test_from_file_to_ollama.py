@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.model_files.spec import read_spec
+from tests.engine.export.go_template import fields, ollama_fill
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/from-file-to-ollama.md").read_text(encoding="utf-8")
@@ -99,5 +100,7 @@ def test_the_pages_commands_run_with_a_real_chat_model(place: Path) -> None:
     for block in BLOCKS[1:]:
         sh(block, place)
     words = (place / "run/ollama/Modelfile").read_text()
-    assert "<|im_start|>user\n{{ .Prompt }}<|im_end|>" in words
+    template = dict(fields(words))["template"]
+    asked = ollama_fill(template, [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}])
+    assert asked == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
     assert 'PARAMETER stop "<|im_end|>"' in words

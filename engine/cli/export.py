@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def _main(words: Sequence[str]) -> int:
     elif typed.format == "gguf":
         count = write_gguf(model, out, weight_type=typed.type)
         print(f"Wrote {count} tensors to {out} ({format_bytes(out.stat().st_size)}).")
-        print(f"Try it with llama.cpp: llama-cli -m {out}")
+        print(f"Try it with llama.cpp: llama-cli -m {shlex.quote(str(out))}")
         if (tokens := _exact_tokens(model)) is not None:
             print("Its layers have a sliding window, and llama.cpp computes this architecture without one: beyond")
             print(f"{tokens:,} tokens its answers differ from the model's.")
@@ -73,12 +74,13 @@ def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
     context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
     write_gguf(model, out / weights, weight_type=weight_type)
     context = min(context, _MOST_CONTEXT, _exact_tokens(model) or context)
-    write_atomic(out / "Modelfile", modelfile(model, weights, context=context))
+    made = modelfile(model, weights, context=context)
+    write_atomic(out / "Modelfile", made.text)
     print(f"Wrote {out / weights} ({format_bytes((out / weights).stat().st_size)}) and {out / 'Modelfile'}.")
-    print(
-        f"Import it into Ollama: ollama create {out.name.lower()} -f {out / 'Modelfile'} && ollama run "
-        f"{out.name.lower()}"
-    )
+    place = shlex.quote(str(out / "Modelfile"))
+    print(f"Import it into Ollama: ollama create my-student -f {place} && ollama run my-student")
+    for note in made.notes:
+        print(note)
 
 
 def _exact_tokens(model: Path) -> int | None:
