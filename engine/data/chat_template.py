@@ -109,6 +109,13 @@ class ChatTemplate:
         except ValueError as error:
             raise TemplateRefuses("") from error
 
+    def all_sources(self) -> str:
+        """The text of all its templates, where there are several by name."""
+        if self._source is not None:
+            return self._source
+        templates = self._tokenizer.chat_template
+        return "\n".join(templates.values()) if isinstance(templates, dict) else str(templates)
+
     def fields_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a record's fields that the template asks for."""
         fields = {name: given[name] for name in ("tools", "documents") if _are_objects(given.get(name))}

@@ -126,7 +126,7 @@ class Passes:
     def _tokeniser(self) -> DocumentTokeniser:
         from engine.data.tokenise import DocumentTokeniser
 
-        return DocumentTokeniser(self._tokenizer, str(self._teacher.path))
+        return DocumentTokeniser(self._tokenizer, str(self._teacher.path), self._vocabulary.size)
 
     def _refuse_losses(self, work: Pass) -> None:
         lost = work.left_out(self._source)

@@ -8,6 +8,7 @@ and training.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,7 +136,7 @@ def _result(
             holdout_documents=work.documents["holdout"],
             skipped={**source.skipped, **work.skipped, **work.tokeniser.skipped},
             left_out=lost.sentences(),
-            read_as=notes_in_words(source.tally.notes),
+            read_as=[*notes_in_words(source.tally.notes), *_of_texts(work.tokeniser.noted_texts)],
             noted=dict(work.tokeniser.noted),
             conversations=work.conversations[0],
             cut=work.conversations[1],
@@ -214,6 +215,10 @@ def _tell_of_holdout(result: PrepareResult, holdout: float, channel: Channel) ->
             f"The hold-out has only {result.holdout_scored:,} tokens: figures measured with it are rough.",
             "small-holdout",
         )
+
+
+def _of_texts(noted: Mapping[str, int]) -> list[str]:
+    return [f"Of the texts: {in_words(noted)}."] if noted else []
 
 
 def _texts(count: int) -> str:

@@ -3,7 +3,7 @@
 A text gets no special tokens (the packer adds them between documents). A conversation is rendered with the tokenizer's
 chat template; only the assistant's answers are trained, with the token that ends a turn. An answer that cannot be
 located in the template's output is not trained; a conversation without located answers is left out. Both are counted.
-Knows nothing of files and rows.
+Names of control tokens in what people wrote stay text (control_tokens.py). Knows nothing of files and rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.data import control_tokens
 from engine.data.answers import Span, locate
 from engine.data.chat_template import (
     CALL_LOST,
@@ -24,6 +25,7 @@ from engine.data.chat_template import (
     calls_written,
     rendered,
 )
+from engine.data.control_tokens import AS_TEXT, ENDED_TWICE, ControlTokens, Encoded
 from engine.data.packing import TokenisedDocument
 from engine.data.pieces import cut_text
 from engine.data.tally import NO_ANSWER
@@ -49,17 +51,19 @@ class DocumentTokeniser:
     Args:
         tokenizer: a fast tokenizer of transformers.
         name: the folder it came from, for messages.
+        vocab_size: tokens from this id on have no row in the models; None for no such bound.
 
     Attributes:
         skipped: conversations that were left out, reason to count.
         noted: what of the others was changed or is not learned, reason to count.
+        noted_texts: what of plain texts was read in one of two ways, sentence to count.
         num_conversations: that were met, those left out too.
         end_ids: tokens that end an answer, as far as conversations were met.
         bos_id: the token that the tokenizer puts before each text, for models that were trained to see one; None when
             it puts none.
     """
 
-    def __init__(self, tokenizer: Any, name: str) -> None:
+    def __init__(self, tokenizer: Any, name: str, vocab_size: int | None = None) -> None:
         if not tokenizer.is_fast:
             raise DataError(
                 f"The tokenizer in {name} is a slow one.",
@@ -69,8 +73,10 @@ class DocumentTokeniser:
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
         self._special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        self._controls = ControlTokens(tokenizer, self._template.all_sources(), vocab_size)
         self.skipped: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
+        self.noted_texts: Counter[str] = Counter()
         self.num_conversations = 0
         self.end_ids: set[int] = set()
         self.bos_id = _leading_bos(tokenizer)
@@ -93,7 +99,23 @@ class DocumentTokeniser:
             verbose=False,
         )
         ids = iter(encoded["input_ids"])
-        return [TokenisedDocument([token for _ in parts for token in next(ids)]) for parts in segments]
+        found = [TokenisedDocument([token for _ in parts for token in next(ids)]) for parts in segments]
+        for number, (text, parts) in enumerate(zip(texts, segments, strict=True)):
+            if self._controls.is_in(text):
+                if self._controls.is_written_in(text):
+                    self.noted_texts[control_tokens.TEXT_AS_TOKENS] += 1
+                else:
+                    found[number] = self._without_controls(parts)
+        return found
+
+    def _without_controls(self, parts: Sequence[str]) -> TokenisedDocument:
+        try:
+            ids = [token for part in parts for token in self._controls.ids_of_text(part)]
+        except control_tokens.NotApart:
+            self.skipped[control_tokens.NOT_APART.format("text")] += 1
+            return TokenisedDocument([])
+        self.noted_texts[control_tokens.TEXT_AS_TEXT] += 1
+        return TokenisedDocument(ids)
 
     def conversation(
         self, messages: Messages, fields: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
@@ -110,19 +132,27 @@ class DocumentTokeniser:
             return self._left_out(NO_ANSWER)
         if not any(map(is_learned, messages)):
             return self._left_out(NOT_LEARNED)
+        messages, num_ended = self._controls.without_ends(messages)
+        fields = dict(fields or {})
+        is_guarded = self._controls.are_in(messages, fields)
+        if is_guarded:
+            messages, fields = self._controls.guarded(messages), self._controls.guarded(fields)
         try:
-            written = self._template.write(messages, fields or {})
+            written = self._template.write(messages, fields)
             spans, found = self._answers(written)
             if not spans:
                 return self._left_out(NO_ANSWER if EMPTY in found else NOT_LOCATED if LOST in found else NO_ANSWER)
-            document = self._tokenised(written, spans)
+            document = self._tokenised(written, spans, is_guarded=is_guarded)
         except TemplateRefuses as refusal:
             return self._left_out(f"{REFUSED} ({refusal})" if str(refusal) else REFUSED)
         except LeavesOut:
             return self._left_out(TURN_LOST)
+        except control_tokens.NotApart:
+            return self._left_out(control_tokens.NOT_APART.format("conversation"))
         if not any(document.trained or ()):
             return self._left_out(NO_ANSWER)
-        self.noted.update([*notes, *written.notes, *found])
+        guarded = [ENDED_TWICE] * num_ended + [AS_TEXT] * is_guarded
+        self.noted.update([*notes, *guarded, *written.notes, *found])
         return document
 
     def _left_out(self, reason: str) -> TokenisedDocument | None:
@@ -168,15 +198,18 @@ class DocumentTokeniser:
         without = render([*written.messages[:number], nothing, *written.messages[number + 1 :]], False)
         return bool(without == written.text)
 
-    def _tokenised(self, written: Written, spans: list[Span]) -> TokenisedDocument:
+    def _encoded(self, text: str) -> Encoded:
         encoded = self._tokenizer(
-            written.text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
+            text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        return Encoded(text, list(encoded["input_ids"]), encoded["offset_mapping"])
+
+    def _tokenised(self, written: Written, spans: list[Span], *, is_guarded: bool) -> TokenisedDocument:
+        if is_guarded:
+            encoded, spans = self._controls.encoded(written.text, spans)
+        else:
+            encoded = self._encoded(written.text)
+        ids, offsets = encoded.ids, encoded.offsets
         marks = None
         if self._template.has_marks(written.fields):
             marks = self._template.marks(written.messages, written.fields)
@@ -188,7 +221,7 @@ class DocumentTokeniser:
             inside = [place for place, (start, end) in enumerate(offsets) if first <= start < last and end <= last]
             if marks is not None:
                 inside = _as_marked(inside, marks, ids, self._special)
-            inside = _without_what_follows_the_end(inside, ids, offsets, written.text, self._special)
+            inside = _without_what_follows_the_end(inside, encoded, self._special)
             for place in inside:
                 trained[place] = True
             if inside and ids[inside[-1]] in self._special:
@@ -199,7 +232,7 @@ class DocumentTokeniser:
             eos_id is not None
             and ends >= 0
             and ids[ends] not in self._special
-            and not written.text[offsets[ends][1] :].strip()
+            and not encoded.text[offsets[ends][1] :].strip()
         ):
             # Nothing of the template's says where the last answer ends: the end of the text does.
             ids, trained = [*ids[: ends + 1], eos_id], [*trained[: ends + 1], True]
@@ -222,14 +255,12 @@ def _as_marked(inside: list[int], marks: list[bool], ids: list[int], special: se
     return marked
 
 
-def _without_what_follows_the_end(
-    inside: list[int], ids: list[int], offsets: list[tuple[int, int]], text: str, special: set[int]
-) -> list[int]:
+def _without_what_follows_the_end(inside: list[int], encoded: Encoded, special: set[int]) -> list[int]:
     """Places up to the token that ends the turn: a line break behind it is never the model's to write."""
-    ends = next((number for number in reversed(range(len(inside))) if ids[inside[number]] in special), None)
+    ends = next((number for number in reversed(range(len(inside))) if encoded.ids[inside[number]] in special), None)
     if ends is None or ends == len(inside) - 1:
         return inside
-    rest = text[offsets[inside[ends]][1] : offsets[inside[-1]][1]]
+    rest = encoded.text[encoded.offsets[inside[ends]][1] : encoded.offsets[inside[-1]][1]]
     return inside if rest.strip() else inside[: ends + 1]
 
 

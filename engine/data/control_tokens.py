@@ -1,0 +1,203 @@
+"""Names of control tokens in people's texts, such as ``<|im_end|>`` in a question about chat templates.
+
+A tokenizer reads such a name as the token: a question could end its own turn, and a sentence about a token would be
+learned as the token. So in a conversation only what the chat template writes itself becomes a control token, and the
+same characters in a turn stay characters. A plain text keeps its control tokens where it is written in them (it begins
+or ends with one, or a line holds nothing else: a rendered conversation, documents joined with ``<|endoftext|>``).
+
+Tokens of thoughts and tool calls (``<think>``) are no control tokens here: data write them into answers on purpose.
+
+The characters are kept apart by a second tokenizer with the same ids, in which the control tokens have names that
+no text has. It is built when it is first needed. Knows nothing of files and rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.data.turns import Messages, Turn
+
+AS_TEXT = "conversation with the name of a control token in its text (read as text, not as the token)"
+ENDED_TWICE = "answer with a control token at its end (taken off: the chat template ends the answer)"
+NOT_APART = "{} with the name of a control token in its text, which this tokenizer reads as the token"
+TEXT_AS_TEXT = "text with the name of a control token within a sentence (read as text, not as the token)"
+TEXT_AS_TOKENS = "text written with the model's control tokens (read as these tokens)"
+
+_NOT_CONTROL = re.compile(r"think|thought|reason|tool|call|function|python|argument", re.IGNORECASE)
+_HEAD, _TAIL = "zqx", "xqz"  # around the number of a token, in place of its name
+
+
+class NotApart(Exception):
+    """No second tokenizer can be made of this one."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text as token ids.
+
+    Attributes:
+        text: that was tokenised.
+        ids: its tokens.
+        offsets: of each token the first character and the one behind it.
+    """
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers; nothing of it is changed.
+        template: the source of its chat template; added tokens that it writes are control tokens, even if the
+            tokenizer does not call them special.
+        vocab_size: tokens from this id on have no row in the models, and stay what they are; None for no such bound.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, vocab_size: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        special = set(tokenizer.all_special_ids)
+        self._ids = {
+            token.content: token_id
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if (token.special or token_id in special or token.content in template)
+            and (vocab_size is None or token_id < vocab_size)
+            and len(token.content.strip()) > 1
+            and not _NOT_CONTROL.search(token.content)
+        }
+        self._names = sorted(self._ids, key=lambda name: (-len(name), name))
+        self._begins = sorted({name[:2] for name in self._names})
+        named = "|".join(map(re.escape, self._names)) or r"(?!)"
+        self._named = re.compile(named)
+        self._anywhere = re.compile(rf"(?P<name>{named})|{_HEAD}(?P<number>\d+){_TAIL}")
+        self._written_in = re.compile(rf"\A\s*(?:{named})|(?:{named})\s*\Z|^[ \t]*(?:{named})[ \t]*$", re.MULTILINE)
+        self._at_end = re.compile(rf"(?:\s*(?:{named}))+\s*\Z")
+        self._renamed: Any = None
+
+    def is_in(self, text: str) -> bool:
+        """Return whether the name of a control token is in a text."""
+        return any(begin in text for begin in self._begins) and bool(self._named.search(text))
+
+    def is_written_in(self, text: str) -> bool:
+        """Return whether a text uses the tokens as such: at its begin or end, or alone on a line."""
+        return bool(self._written_in.search(text))
+
+    def are_in(self, *values: Any) -> bool:
+        """Return whether the name of a control token is in a text of these objects."""
+        return any(map(self.is_in, _texts(values)))
+
+    def without_ends(self, messages: Messages) -> tuple[Messages, int]:
+        """The conversation without control tokens at the ends of its answers, and how many answers had them."""
+        turns = tuple(self._without_end(turn) for turn in messages)
+        return turns, sum(turn is not before for turn, before in zip(turns, messages, strict=True))
+
+    def _without_end(self, turn: Turn) -> Turn:
+        if turn["role"] != "assistant" or not self.is_in(turn["content"]):
+            return turn
+        shorter = self._at_end.sub("", turn["content"])
+        return turn if shorter == turn["content"] else {**turn, "content": shorter}
+
+    def guarded(self, value: Any) -> Any:
+        """A copy of an object in which marks stand in place of the names, for a chat template to write."""
+        if isinstance(value, str):
+            if not self.is_in(value):
+                return value
+            return self._named.sub(lambda found: f"{_HEAD}{self._ids[found[0]]}{_TAIL}", value)
+        if isinstance(value, Mapping):
+            return {key: self.guarded(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.guarded(inner) for inner in value)
+        return value
+
+    def ids_of_text(self, text: str) -> list[int]:
+        """Token ids of a text, none of them a control token.
+
+        Raises:
+            NotApart: this tokenizer has no second one.
+        """
+        ids: list[int] = self._second().encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encoded(self, written: str, spans: list[tuple[int, int]]) -> tuple[Encoded, list[tuple[int, int]]]:
+        """Token ids of what a template wrote of a guarded conversation.
+
+        Args:
+            written: the template's output, with marks.
+            spans: places in it.
+
+        Returns:
+            The tokens, and the same spans as places in their text.
+
+        Raises:
+            NotApart: this tokenizer has no second one.
+        """
+        names = {token_id: name for name, token_id in self._ids.items()}
+        parts: list[str] = []
+        borders = [(0, 0)]  # of the stretches: where they begin in the output, and in the text
+        size = behind = 0
+        for found in self._anywhere.finditer(written):
+            is_mark = found["number"] is not None and int(found["number"]) in names
+            new = names[int(found["number"])] if is_mark else found[0]
+            if found["name"] is not None:
+                new = _private(self._ids[found[0]])
+            parts += [written[behind : found.start()], new]
+            size += found.start() - behind
+            borders.append((found.start(), size))
+            size += len(new)
+            behind = found.end()
+            borders.append((behind, size))
+        parts.append(written[behind:])
+        text = "".join(parts)
+
+        def moved(place: int) -> int:
+            start, new_start = next(border for border in reversed(borders) if border[0] <= place)
+            return new_start + place - start
+
+        encoding = self._second().encode(text, add_special_tokens=False)
+        return Encoded(text, encoding.ids, encoding.offsets), [(moved(first), moved(last)) for first, last in spans]
+
+    def _second(self) -> Any:
+        """The tokenizer in which the control tokens have private names."""
+        if self._renamed is None:
+            from tokenizers import Tokenizer
+
+            data = json.loads(self._tokenizer.backend_tokenizer.to_str())
+            new = {name: _private(token_id) for name, token_id in self._ids.items()}
+            private = {_private(token_id): token_id for token_id in self._ids.values()}
+            for token in data["added_tokens"]:
+                token["content"] = new.get(token["content"], token["content"])
+            model = data["model"]
+            vocab = model["vocab"]
+            if isinstance(vocab, dict):
+                model["vocab"] = {new.get(name, name): token_id for name, token_id in vocab.items()}
+            else:
+                model["vocab"] = [[new.get(name, name), score] for name, score in vocab]
+            if model.get("unk_token") in new:
+                model["unk_token"] = new[model["unk_token"]]
+            data["truncation"] = data["padding"] = None
+            renamed = Tokenizer.from_str(json.dumps(data))
+            if any(renamed.token_to_id(name) != token_id for name, token_id in private.items()):
+                raise NotApart
+            self._renamed = renamed
+        return self._renamed
+
+
+def _private(token_id: int) -> str:
+    """A name in characters that Unicode leaves to private use."""
+    return "\U000f5a00" + "".join(chr(0xF5A01 + int(digit)) for digit in str(token_id)) + "\U000f5a0b"
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for inner in value.values() for text in _texts(inner)]
+    if isinstance(value, list | tuple):
+        return [text for inner in value for text in _texts(inner)]
+    return []
