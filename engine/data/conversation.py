@@ -5,13 +5,14 @@ An answer that is rejected, or labelled as unwanted, is never learned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.data.beside import is_reasoning, more_of_the_question, number_as_text, reasoning, unread
 from engine.data.fields import PREFERENCES, Form
 from engine.data.spoken import Record, decoded, is_text, quoted, spoken, transcript_of
-from engine.data.turns import Messages, Turn, UnusableTurns, are_turns, json_value, read_turns
+from engine.data.turns import Messages, Turn, UnusableTurns, are_turns, json_value, read_turns, told
 
 PREFERENCE = "preference row of which the chosen answer is learned"
 NOT_WANTED = "answer that is labelled as unwanted"
@@ -74,19 +75,32 @@ def conversation_of(record: Record, form: Form) -> Conversation:
     return Conversation(messages, fields, tuple(notes))
 
 
+def unread_fields(records: Sequence[Record], form: Form) -> list[str]:
+    """Fields that hold sentences in most of a file's first records and are not read."""
+    used = {*form.parts.values(), *_NOT_FOR_TEMPLATES, form.within or "", *("tools", "documents", "history")}
+    told_of, whole = [], []
+    for record in records:
+        inner = json_value(record.get(form.within or ""))
+        whole.append({**record, **inner} if isinstance(inner, dict) else record)
+        try:
+            told_of.append(told(conversation_of(record, form).messages) if form.is_chat else str(record.get(form.name)))
+        except UnusableTurns:
+            told_of.append("")
+    if form.kind == "pair":
+        used |= {name for record in whole for name in record if is_reasoning(name)}
+    return unread(whole, used, told_of)
+
+
 def _pair(record: Record, parts: Mapping[str, str]) -> Messages:
-    question, answer = spoken(record.get(parts["question"])), spoken(record.get(parts["answer"]))
-    if question is None or answer is None:
+    given = record.get(parts["answer"])
+    answer = number_as_text(given) or spoken(given)
+    if answer is None:
         raise UnusableTurns("record without a question and its answer")
-    more = record.get(parts.get("more", ""))
-    if isinstance(question, str) and is_text(more):
-        question = f"{question}\n{more}"
-    turns = (*_asked(question), *_answered(answer))
-    return (*_history(record.get(parts.get("history", ""))), *turns)
+    return (*_question(record, parts["question"]), *_answered(answer, reasoning(record, parts.values())))
 
 
 def _chosen(record: Record, parts: Mapping[str, str]) -> Messages:
-    chosen, question = spoken(record.get(parts["answer"])), spoken(record.get(parts.get("question", "")))
+    chosen = spoken(record.get(parts["answer"]))
     if chosen is None:
         raise UnusableTurns("preference row without a chosen answer")
     if isinstance(chosen, str):
@@ -96,9 +110,18 @@ def _chosen(record: Record, parts: Mapping[str, str]) -> Messages:
         answer = read_turns(chosen)
     if any(turn["role"] == "user" for turn in answer):
         return answer
+    return (*_question(record, parts.get("question", "")), *answer)
+
+
+def _question(record: Record, name: str) -> Messages:
+    """What is asked, with all that belongs to it in other fields."""
+    question = spoken(record.get(name))
     if question is None:
         raise UnusableTurns("record without a question and its answer")
-    return (*_asked(question), *answer)
+    if isinstance(question, str):
+        question = "\n".join([question, *more_of_the_question(record, name, question)])
+    history = next((record[other] for other in record if other.lower() == "history"), None)
+    return (*_history(history), *_asked(question))
 
 
 def _asked(question: str | list[Any]) -> Messages:
@@ -111,8 +134,11 @@ def _asked(question: str | list[Any]) -> Messages:
     return tuple({**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in turns)
 
 
-def _answered(answer: str | list[Any]) -> Messages:
-    return ({"role": "assistant", "content": answer},) if isinstance(answer, str) else read_turns(answer)
+def _answered(answer: str | list[Any], thought: str = "") -> Messages:
+    if not isinstance(answer, str):
+        return read_turns(answer)
+    turn = {"role": "assistant", "content": answer}
+    return ({**turn, "reasoning_content": thought} if thought else turn,)
 
 
 def _history(value: object) -> Messages:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from engine.data.beside import MORE_OF_THE_QUESTION, asks_to_choose, number_as_text
 from engine.data.spoken import Record, decoded, is_text, quoted, spoken, transcript_of
 from engine.data.turns import are_turns, is_answer, is_turn, json_value
 
@@ -24,7 +25,8 @@ ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant"
 # The answer that is learned, and the one that is not: TRL's names (LLaMA-Factory's too), and OpenAI's.
 PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 _REJECTED = re.compile(r"reject|non_?preferred|dispreferred|negative|worse|worst|\blos(?:e|er|ing)\b", re.IGNORECASE)
-_MORE_OF_THE_QUESTION = ("input", "context", "passage")
+# A text beside these is part of what is asked, or an answer to it.
+_ASKS = ("question", "query", "instruction", "problem")
 Kind = Literal["text", "turns", "pair", "preference"]
 # A list of dictionaries as Python writes it, not JSON: str(messages), or a column of objects written as CSV.
 _PYTHON_NOTATION = re.compile(r"\s*(?:array\(\s*)?[\[(]?\s*\{\s*'")
@@ -37,8 +39,7 @@ class Form:
     Attributes:
         kind: of what the fields hold.
         name: the field, or fields, as shown to the user.
-        parts: field of each part: ``turns`` or ``text``; of a pair ``question`` and ``answer``, and where there are any
-            ``more``, ``history``, ``system``.
+        parts: field of each part: ``turns`` or ``text``; of a pair ``question`` and ``answer``.
         within: the field that holds the whole record as JSON; None where the record is its own.
     """
 
@@ -166,7 +167,7 @@ def _by_looking(records: Sequence[Record]) -> Form | Unclear:
     if _often(records, is_turn) and not any(_turn_fields(records)):
         return Unclear("turns", tuple(all_fields(records)))
     turns = [name for name in _turn_fields(records) if not _REJECTED.search(name)]
-    named = [name for name in CHAT_FIELDS if name in turns]
+    named = [name for known in CHAT_FIELDS for name in turns if name.lower() == known]
     whole = [name for name in (*named, *turns) if _mostly(records, name, _is_answered)]
     if named and named[0] in whole:
         return Form("turns", named[0], {"turns": named[0]})
@@ -189,8 +190,9 @@ def _by_looking(records: Sequence[Record]) -> Form | Unclear:
 def _prose(records: Sequence[Record], texts: list[str]) -> Form | Unclear:
     structures = {name for name in texts if _mostly(records, name, _is_structure)}
     prose = [name for name in texts if name not in structures]
-    for name in TEXT_FIELDS:
-        if name in prose and _mostly(records, name, is_text):
+    asks = any(name.lower() in _ASKS for name in prose)
+    for name in () if asks else (name for known in TEXT_FIELDS for name in prose if name.lower() == known):
+        if _mostly(records, name, is_text):
             return Form("text", name, {"text": name})
     # Of one field alone there is no doubt, unless it holds single words: a version, a name, a path.
     if len(prose) == 1 and _mostly(records, prose[0], _is_prose) and not _lacks_its_answer(records, prose[0]):
@@ -207,10 +209,11 @@ def _is_prose(value: object) -> bool:
 
 
 def _lacks_its_answer(records: Sequence[Record], name: str) -> bool:
-    """Return whether a field holds questions, and others hold lists or objects, such as answers to choose from."""
+    """Return whether a field holds questions, and others hold the answers, or lists or objects to choose from."""
     others = [other for other in all_fields(records) if other != name]
     return name.lower() in QUESTIONS and any(
-        _mostly(records, other, lambda value: isinstance(decoded(value), list | dict)) for other in others
+        other.lower() in ANSWERS or _mostly(records, other, lambda value: isinstance(decoded(value), list | dict))
+        for other in others
     )
 
 
@@ -228,18 +231,16 @@ def _pair_form(records: Sequence[Record]) -> Form | None:
             None,
         )
 
-    question, answer = held((*QUESTIONS, *CHAT_FIELDS)), held(ANSWERS)
-    if question is None or answer is None:
-        return None
-    parts = {"question": question, "answer": answer}
-    more = held([name for name in _MORE_OF_THE_QUESTION if names.get(name) != question]) or next(
-        (names[name] for name in _MORE_OF_THE_QUESTION if name in names and names[name] != question), None
+    question = held((*QUESTIONS, *CHAT_FIELDS))
+    answer = held(ANSWERS) or next(
+        (names[name] for name in ANSWERS if name in names and _mostly(records, names[name], number_as_text)), None
     )
-    if more:
-        parts["more"] = more
-    if "history" in names:
-        parts["history"] = names["history"]
-    return Form("pair", " + ".join(name for name in (question, more, answer) if name), parts)
+    if question is None or answer is None or asks_to_choose(records, answer):
+        return None
+    more = [names[name] for name in MORE_OF_THE_QUESTION if name in names and names[name] != question]
+    shown = next((name for name in more if _mostly(records, name, is_text)), more[0] if more else None)
+    parts = {"question": question, "answer": answer}
+    return Form("pair", " + ".join(name for name in (question, shown, answer) if name), parts)
 
 
 def _preference_form(records: Sequence[Record]) -> Form | None:
@@ -302,5 +303,5 @@ def _mostly(records: Sequence[Record], name: str, holds: Callable[[Any], bool]) 
 
 def _often(values: Sequence[Any], holds: Callable[[Any], bool]) -> bool:
     """Return whether it is so for at least half of the values, and for one."""
-    count = sum(map(holds, values))
+    count = sum(bool(holds(value)) for value in values)
     return count > 0 and 2 * count >= len(values)

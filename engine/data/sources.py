@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.byte_stream import ByteStream
-from engine.data.conversation import conversation_of
+from engine.data.conversation import conversation_of, unread_fields
 from engine.data.dataset_folder import files_of_split
 from engine.data.document import Document
 from engine.data.fields import Form, Unclear, all_fields, choose_form, is_conversation_as_text
@@ -31,6 +31,7 @@ from engine.data.python_docs import python_documents
 from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record, content_suffix, read_json
 from engine.data.signatures import HEAD_BYTES, table_suffix, what_it_is_instead
 from engine.data.split_names import split_of_words
+from engine.data.spoken import quoted
 from engine.data.tally import Note, Tally, in_words
 from engine.data.turns import UnusableTurns, told
 from engine.errors import DataError, shown_value
@@ -45,6 +46,7 @@ SHOWN_SUFFIXES = (*READERS, *PACKED_SUFFIXES)
 
 _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
+_SHOWN_FIELDS = 6
 _SNIFFED_BYTES = 64 * 2**10
 _UNCLEAR = {
     "many": "file without clear text field",
@@ -213,6 +215,8 @@ class TextSource:
             reason = _UNCLEAR.get(form.why) or f"file without the field {self._text_field!r}"
             tally.skip_file(reason, size_bytes, where=name)
             form = None
+        if form is not None:
+            _note_unread(rows, form, name, tally)
         self.field = self.field or form
         self.fields = self.fields or tuple(all_fields(rows))
         for number, record in enumerate(itertools.chain(first, stream), start=1):
@@ -335,6 +339,14 @@ def _read_as(file: FoundFile, tally: Tally) -> str | None:
     if suffix != file.kind and file.kind:
         tally.note(f"Read as {suffix}, for its lines are JSON", file.name)
     return suffix
+
+
+def _note_unread(rows: list[dict[str, Any]], form: Form, name: str, tally: Tally) -> None:
+    fields = unread_fields(rows, form)
+    if fields:
+        more = f" and {len(fields) - _SHOWN_FIELDS} others" if len(fields) > _SHOWN_FIELDS else ""
+        shown_fields = ", ".join(map(quoted, fields[:_SHOWN_FIELDS])) + more
+        tally.note(f"Read from {quoted(form.name)} alone, not from {shown_fields}", name)
 
 
 def _first(stream: Iterator[Record]) -> Iterator[Record]:

@@ -111,6 +111,126 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+LONG = "A text of some words."
+QUESTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "input behind an instruction": ({"instruction": Q, "input": LONG, "output": A}, f"{Q}\n{LONG}"),
+    "question behind an instruction": ({"instruction": LONG, "question": Q, "answer": A}, f"{LONG}\n{Q}"),
+    "input and context": (
+        {"instruction": LONG, "input": Q, "context": "And more.", "output": A},
+        f"{LONG}\n{Q}\nAnd more.",
+    ),
+    "a list of passages": ({"question": Q, "context": [LONG, "Two."], "answer": A}, f"{Q}\n{LONG}\n\nTwo."),
+    "a list of passages in JSON": (
+        {"question": Q, "context": json.dumps([LONG, "Two."]), "answer": A},
+        f"{Q}\n{LONG}\n\nTwo.",
+    ),
+    "a question within the prompt": ({"prompt": f"{LONG} {Q}", "question": Q, "answer": A}, f"{LONG} {Q}"),
+    "nothing": ({"instruction": Q, "input": " ", "context": [], "output": A}, Q),
+    "nothing in pandas": ({"instruction": Q, "input": float("nan"), "context": None, "output": A}, Q),
+    "of a preference": ({"instruction": Q, "input": LONG, "chosen": A, "rejected": "No."}, f"{Q}\n{LONG}"),
+}
+
+
+@pytest.mark.parametrize("case", QUESTIONS)
+@pytest.mark.parametrize("before", [0, 100])
+def test_everything_that_is_asked_stands_in_the_question(tmp_path: Path, case: str, before: int) -> None:
+    record, asked = QUESTIONS[case]
+    # The first records of a file may have none of it.
+    bare = {name: value for name, value in record.items() if name in ("instruction", "chosen", "rejected", "output")}
+    is_late = before and len(bare) > 1
+    path = written(tmp_path, *[bare] * (before if is_late else 0), record)
+    *_, document = source(path).documents()
+    assert document.messages == ({"role": "user", "content": asked}, TURNS[1])
+
+
+def test_a_context_that_is_no_text_leaves_the_record_out_and_not_only_the_context(tmp_path: Path) -> None:
+    path = written(tmp_path, {"question": Q, "answer": A}, {"question": Q, "context": {"title": [LONG]}, "answer": A})
+    assert [document.text for document in source(path).documents()] == [told(TURNS)]
+    assert left_out(path := written(tmp_path, {"question": Q, "context": {"title": [LONG]}, "answer": A})) == {
+        "record whose 'context' beside the question is no text": 1
+    }
+    assert "'context' beside the question" in refusal(path).why
+
+
+@pytest.mark.parametrize(
+    "name", ["reasoning", "thinking", "Complex_CoT", "deepseek_reasoning", "chain of thought", "reasoning_content"]
+)
+def test_reasoning_beside_an_answer_is_the_answers(tmp_path: Path, name: str) -> None:
+    assert conversation(written(tmp_path, {"question": Q, name: LONG, "answer": A})) == (
+        TURNS[0],
+        {**TURNS[1], "reasoning_content": LONG},
+    )
+
+
+@pytest.mark.parametrize(("value", "said"), [(72, "72"), (2.5, "2.5"), (3.0, "3")])
+def test_an_answer_that_is_a_number_is_an_answer(tmp_path: Path, value: float, said: str) -> None:
+    path = written(tmp_path, {"question": Q, "answer": value})
+    assert conversation(path) == (TURNS[0], {"role": "assistant", "content": said})
+
+
+NOT_ANSWERED: dict[str, dict[str, Any]] = {
+    "yes or no": {"question": Q, "answer": True},
+    "yes or no of a passage": {"question": Q, "passage": LONG, "answer": False},
+    "a letter": {"question": Q, "A": LONG, "B": A, "answer": "B"},
+    "a number": {"question": Q, "choices": [LONG, A], "answer": 1},
+    "a number of a field": {"question": Q, "option_a": LONG, "option_b": A, "answer": 2},
+    "spans": {"context": LONG, "question": Q, "answers": {"text": ["lamp"], "answer_start": [4]}},
+    "spans of a text": {"text": LONG, "question": Q, "answers": {"text": ["lamp"], "answer_start": [4]}},
+}
+
+
+@pytest.mark.parametrize("case", NOT_ANSWERED)
+def test_neither_a_question_nor_its_passage_is_learned_without_the_answer(tmp_path: Path, case: str) -> None:
+    path = written(tmp_path, NOT_ANSWERED[case])
+    assert "--text_field" in refusal(path).todo
+    name = next(name for name, value in NOT_ANSWERED[case].items() if value in (LONG, Q))
+    assert len(list(source(path, name).documents())) == 1  # the way out
+
+
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
+        ({"title": "Of a lamp", "text": LONG}, "'title'"),
+        ({"article": LONG, "highlights": "In short, words."}, "'highlights'"),
+        ({"question": Q, "answer": A, "hint": LONG, "generations": [LONG]}, "'hint', 'generations'"),
+        ({"messages": TURNS, "summary": LONG}, "'summary'"),
+        ({"row": json.dumps({"messages": TURNS, "summary": LONG})}, "'summary'"),
+    ],
+)
+def test_sentences_that_are_not_read_are_said_with_their_fields(
+    tmp_path: Path, record: dict[str, Any], fields: str
+) -> None:
+    there = source(written(tmp_path, record))
+    assert len(list(there.documents())) == 1
+    (note,) = there.notes
+    assert note.startswith("Read from ")
+    assert note.endswith(f" alone, not from {fields}")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": TURNS, "prompt": Q, "id": "c7", "source": "of mine"},
+        {"text": LONG, "url": "https://example.org/a", "timestamp": "2020-01-01 10:00", "label": 3},
+        {"prompt": Q, "chosen": A, "rejected": "No, not at all."},
+        {"system_prompt": "Be very brief.", "question": Q, "reasoning": LONG, "answer": A},
+    ],
+)
+def test_nothing_is_said_of_fields_without_sentences_or_whose_words_are_read(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    there = source(written(tmp_path, record))
+    assert len(list(there.documents())) == 1
+    assert there.notes == {}
+
+
+@pytest.mark.parametrize("name", ["Text", "TEXT", "Content", "Messages", "CONVERSATIONS"])
+def test_capitals_in_a_fields_name_change_nothing(tmp_path: Path, name: str) -> None:
+    value = TURNS if name.lower() in ("messages", "conversations") else LONG
+    (document,) = source(written(tmp_path, {"Title of it": "Of a lamp", name: value})).documents()
+    assert document.text == (told(TURNS) if value is TURNS else LONG)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_conversation_is_read_from_every_form(tmp_path: Path, form: str) -> None:
     assert conversation(written(tmp_path, FORMS[form])) == TURNS
