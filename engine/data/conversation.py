@@ -114,7 +114,7 @@ def _chosen(record: Record, parts: Mapping[str, str]) -> Messages:
 
 
 def _question(record: Record, name: str) -> Messages:
-    """What is asked, with all that belongs to it in other fields."""
+    """The turns of a question, with all that belongs to it in other fields."""
     question = spoken(record.get(name))
     if question is None:
         raise UnusableTurns("record without a question and its answer")
