@@ -233,7 +233,7 @@ def _pair_form(records: Sequence[Record]) -> Form | None:
 
     question = held((*QUESTIONS, *CHAT_FIELDS))
     answer = held(ANSWERS) or next(
-        (names[name] for name in ANSWERS if name in names and _mostly(records, names[name], number_as_text)), None
+        (names[name] for name in ANSWERS if name in names and _mostly(records, names[name], _is_number)), None
     )
     if question is None or answer is None or asks_to_choose(records, answer):
         return None
@@ -288,6 +288,10 @@ def _says(value: object) -> bool:
     return spoken(value) is not None
 
 
+def _is_number(value: object) -> bool:
+    return number_as_text(value) is not None
+
+
 def _is_python(value: object) -> bool:
     return isinstance(value, str) and bool(_PYTHON_NOTATION.match(value)) and json_value(value) is None
 
@@ -303,5 +307,5 @@ def _mostly(records: Sequence[Record], name: str, holds: Callable[[Any], bool]) 
 
 def _often(values: Sequence[Any], holds: Callable[[Any], bool]) -> bool:
     """Return whether it is so for at least half of the values, and for one."""
-    count = sum(bool(holds(value)) for value in values)
+    count = sum(map(holds, values))
     return count > 0 and 2 * count >= len(values)
