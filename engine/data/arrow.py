@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.data.parquet import ROWS_AT_A_TIME, may_hold_text, without_nulls
+from engine.data.parquet import ROWS_AT_A_TIME, plain_row, wanted_columns
 from engine.data.tally import Tally
 from engine.errors import DataError
 from engine.machine.out_of_memory import is_out_of_memory
 
 
 def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each row that are text or lists.
+    """Yield the columns of each row that may hold text, and numbers.
 
     Raises:
         DataError: pyarrow is not installed.
@@ -37,15 +37,9 @@ def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
         # Mapped: a record batch has a thousand rows or all of them, and only those that are looked at are read.
         with pyarrow.memory_map(str(path)) as file:
             for batch in _batches(file, ipc):
-                columns = [
-                    name
-                    for name, kind in zip(batch.schema.names, batch.schema.types, strict=True)
-                    if may_hold_text(kind, pyarrow.types)
-                ]
-                chosen = batch.select(columns)
+                chosen = batch.select(wanted_columns(batch.schema, pyarrow.types))
                 for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-                    rows = chosen.slice(start, ROWS_AT_A_TIME).to_pylist()
-                    yield from ({name: without_nulls(value) for name, value in row.items()} for row in rows)
+                    yield from map(plain_row, chosen.slice(start, ROWS_AT_A_TIME).to_pylist())
                 tally.bytes_read = begun_at + min(size, file.tell())
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, PermissionError) or is_out_of_memory(error):

@@ -24,7 +24,33 @@ _BY_MARK = (
 )
 # Patterns that are rare in Windows-1252 text: a sign within a word, a capital after a small letter, a ÿ. Text in
 # the code pages of DOS, of a Mac or of Eastern Europe is full of these when it is read so.
-_NO_WORDS = re.compile(r"(?<=[^\W\d_])[‚„†‡ˆ‰‹›•™˜¨¦¬¯´¸¡¿¤¥¢£§©®±×÷¹²³¼½¾¶«»°€](?=[^\W\d_])|(?<=[a-zß-ÿ])[À-ÞŠŒŽŸ]|ÿ")
+_NO_WORDS = re.compile(
+    r"(?<=[^\W\d_])[“”‚„†‡ˆ‰‹›•™˜¨¦¬¯´¸¡¿¤¥¢£§©®±×÷¹²³¼½¾¶«»°€](?=[^\W\d_])|(?<=[a-zß-ÿ])[À-ÞŠŒŽŸ]|ÿ"
+)
+# Letters that one language has in Windows-1252. Text of another code page is full of letters that no language has
+# together: ð, þ and ý are Icelandic with á, and Turkish (ğ, ş, ı in its own code page) with ç.
+_LETTERS_OF_LANGUAGES = tuple(
+    map(
+        frozenset,
+        (
+            "éèêëàâáäåçñïîíóöôøúüœß",  # English with words of others
+            "àâæçèéêëîïôœùûüÿñöäáíóã",  # French, and foreign names in it
+            "áéíñóúüçàèò",  # Spanish
+            "áâãàçéêíóôõúü",  # Portuguese
+            "àèéìîïíòóùúç",  # Italian, Catalan
+            "áéíóúàèòëïöüâêîôûä",  # Dutch, Irish, Afrikaans, Welsh
+            "åäöéàüáæø",  # Swedish, Finnish
+            "åæøéèêóòôâäöü",  # Danish, Norwegian
+            "áðéíóúýþæö",  # Icelandic
+            "áðíóúýæø",  # Faroese
+            "äöüõšž",  # Estonian
+            "çë",  # Albanian
+        ),
+    )
+)
+_SENTENCES = re.compile(r'[\n".!?;|\t]+')
+_MOST_FOREIGN = 0.1  # of the sentences may have letters that no language has together, such as names
+_NO_ORDINALS = re.compile(r"(?<![^\W_])[ªº](?=[^\W\d_])|(?<=[^\W\d_])[ªº](?=[^\W\d_])")  # at a word's begin, in a word
 _IN_WORDS = str.maketrans("", "", "\xad\xb7\xaa\xba")  # soft hyphen, Catalan's point, ordinals
 
 
@@ -201,8 +227,16 @@ def makes_words_in_cp1252(lines: list[bytes]) -> bool:
     foreign = sum(not character.isascii() for character in text)
     foreign_letters = sum(character.isalpha() and not character.isascii() for character in text)
     letters = sum(character.isalpha() for character in text)
-    odd = len(_NO_WORDS.findall(text.translate(_IN_WORDS)))
-    return 2 * foreign_letters <= max(letters, 2) and 10 * odd <= foreign
+    odd = len(_NO_WORDS.findall(text.translate(_IN_WORDS))) + len(_NO_ORDINALS.findall(text))
+    if 2 * foreign_letters > max(letters, 2) or 10 * odd > foreign:
+        return False
+    of_a_language = [_is_of_a_language(part) for part in _SENTENCES.split(text) if not part.isascii()]
+    return of_a_language.count(False) <= _MOST_FOREIGN * len(of_a_language)
+
+
+def _is_of_a_language(sentence: str) -> bool:
+    letters = {letter for letter in sentence.translate(_IN_WORDS).lower() if letter.isalpha() and not letter.isascii()}
+    return any(letters <= language for language in _LETTERS_OF_LANGUAGES)
 
 
 def is_utf8(data: bytes) -> bool:

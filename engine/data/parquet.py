@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.data.fields import ANSWERS, CHAT_FIELDS, QUESTIONS, TEXT_FIELDS
 from engine.data.tally import Tally
 from engine.errors import DataError
 from engine.machine.out_of_memory import is_out_of_memory
@@ -15,10 +16,11 @@ _BATCH_BYTES = 4 * 2**20
 # A column of a row group is read through a buffer of this size. Without one it is read as a whole, and a file is often
 # one row group.
 _BUFFER_BYTES = 2**20
+_NAMES_OF_TEXT = frozenset({*TEXT_FIELDS, *CHAT_FIELDS, *QUESTIONS, *ANSWERS})
 
 
 def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each row that are text, lists, objects or switches.
+    """Yield the columns of each row that are text, lists, objects, switches or numbers.
 
     Objects of one column all have the same keys in a .parquet file; a key without a value was not there before.
 
@@ -39,7 +41,7 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
     done = 0
     try:
         with parquet.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
-            columns = [field.name for field in file.schema_arrow if may_hold_text(field.type, pyarrow.types)]
+            columns = wanted_columns(file.schema_arrow, pyarrow.types)
             rows = max(1, file.metadata.num_rows)
             for group in range(file.metadata.num_row_groups):
                 for batch in file.iter_batches(
@@ -48,9 +50,7 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
                     columns=columns,
                     use_threads=False,
                 ):
-                    yield from (
-                        {name: without_nulls(value) for name, value in row.items()} for row in batch.to_pylist()
-                    )
+                    yield from map(plain_row, batch.to_pylist())
                     done += batch.num_rows
                     tally.bytes_read = begun_at + int(size * min(1.0, done / rows))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -74,15 +74,41 @@ def _batch_rows(group: Any) -> int:
     return max(1, min(256, _BATCH_BYTES // max(1, bytes_per_row)))
 
 
-def may_hold_text(kind: Any, types: Any) -> bool:
-    """Return whether a column of this type may hold texts or the turns of conversations."""
+def wanted_columns(schema: Any, types: Any) -> list[str]:
+    """Columns that may hold texts or conversations, or say something of them: a label that is a number.
+
+    Columns of bytes are pictures and sounds, unless they are called as one that holds text.
+    """
+    return [field.name for field in schema if _is_wanted(field.name, field.type, types)]
+
+
+def _is_wanted(name: str, kind: Any, types: Any) -> bool:
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return name.lower() in _NAMES_OF_TEXT
     return bool(
         types.is_string(kind)
         or types.is_large_string(kind)
         or types.is_string_view(kind)
         or types.is_list(kind)
         or types.is_large_list(kind)
+        or types.is_fixed_size_list(kind)
+        or types.is_list_view(kind)
+        or types.is_large_list_view(kind)
         or types.is_struct(kind)
         or types.is_boolean(kind)
-        or (types.is_dictionary(kind) and types.is_string(kind.value_type))
+        or types.is_integer(kind)
+        or types.is_floating(kind)
     )
+
+
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without the nulls of its objects, and with its bytes as text.
+
+    Bytes that are not UTF-8 become lone surrogates, as in a text file.
+    """
+    return {
+        name: value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else without_nulls(value)
+        for name, value in row.items()
+    }

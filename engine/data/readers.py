@@ -39,6 +39,7 @@ _MOST_NOT_JSON = 0.1  # of a text's lines; with fewer its lines are JSON objects
 _PARSED_AT_ONCE_BYTES = 2**20
 
 _NO_UTF8 = "line that is not UTF-8"
+_AMONG_OBJECTS = "text that stands alone among the objects of a list"
 _NOT_TEXT = "JSON value that is neither text nor an object"
 
 
@@ -91,6 +92,8 @@ def read_json(path: Path, tally: Tally, split: str = "train") -> Iterator[Record
         for value in [] if alone else itertools.chain(first, values):
             if value.data is None:
                 tally.skip(too_long(MAX_RECORD_BYTES))
+            elif first[0].in_list and (first[0].data or b"")[:1] == b"{" and value.data[:1] == b'"':
+                tally.skip(_AMONG_OBJECTS)  # in a comment, for example
             else:
                 yield from _parsed(value.data, tally)
     if alone is not None:

@@ -48,6 +48,7 @@ _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
 _SHOWN_FIELDS = 6
 _SNIFFED_BYTES = 64 * 2**10
+_OBJECT = "object among texts that stand alone"
 _UNCLEAR = {
     "many": "file without clear text field",
     "none": "file without clear text field",
@@ -222,6 +223,8 @@ class TextSource:
         for number, record in enumerate(itertools.chain(first, stream), start=1):
             if isinstance(record, str):
                 yield from _checked(Document(f"{name} {number}" if number > 1 else name, record), tally)
+            elif not rows:
+                tally.skip(_OBJECT, where=f"{name} {number}")
             elif form is not None:
                 yield from _document(f"{name} {number}", record, form, tally)
             elif number > len(first):

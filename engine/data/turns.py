@@ -68,6 +68,16 @@ def are_turns(value: object) -> bool:
     return all(is_turn(turn) or _is_role_and_content(turn) for turn in value)
 
 
+def turns_of_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Turns of ``{"role": […], "content": […]}``, as the datasets library holds a sequence of them; None for others."""
+    if not value or not all(isinstance(column, list) for column in value.values()):
+        return None
+    if len({len(column) for column in value.values()}) != 1:
+        return None
+    turns = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    return turns if are_turns(turns) else None
+
+
 def read_turns(value: Iterable[Mapping[str, Any]]) -> Messages:
     """Turns as chat templates read them.
 

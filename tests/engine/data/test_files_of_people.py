@@ -222,6 +222,32 @@ def test_every_encoding_gives_the_same_texts(tmp_path: Path, form: str, encoding
     assert [name in note for note in notes_in_words(source.notes)] == ([] if name == "UTF-8" else [True])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Größe, Übung, naïve Idee, Café, façade",
+        "L'été dernier, les élèves étaient à la forêt où ça fût œuvre",
+        "El niño está en España, ¿qué tú pingüino?",
+        "A manhã está fria, os corações não têm opções à mão",
+        "Perché la città è così, più o meno, però no",
+        "Här är en ö på sjön, Åke",
+        "Blåbærgrød på øen, årligt æble",
+        "Það er gott veður og börnin leika sér úti, mjög þýðingarmikið",
+        "Täna on ilus ilm, lapsed mängivad õues, öö",
+        "Il 1º maggio, la 2ª volta, nº 3",
+        "The naïve café in Zürich and Ångström's façade",
+    ],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_language_of_windows_1252_is_read(tmp_path: Path, form: str, text: str) -> None:
+    texts = [text, "plain words", f"{text}. Again: {text}"] * 4
+    path = tmp_path / f"a.{form}"
+    path.write_bytes(rows_in(form, texts).encode("cp1252"))
+    found, source = read(path)
+    assert found == (["\n".join(texts)] if form == "txt" else texts)
+    assert source.skipped == {}
+
+
 def test_windows_1252_is_told_with_how_many_lines_are_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"id;text\r\n1;Caf\xe9 zu\r\n2;plain text\r\n")
     found, source = read(tmp_path / "a.csv")
@@ -248,6 +274,16 @@ def test_letters_far_behind_in_a_file_do_not_lose_their_rows(tmp_path: Path) -> 
         ("cp850", "Grüße für große Häuser, schöne Töne"),
         ("mac-roman", "Grüße für große Häuser, schöne Töne"),
         ("cp1250", "Żółta łódź płynie wśród gęstej mgły"),
+        ("cp1250", "A gyerekek az őszi erdőben játszanak, a tűz mellett"),
+        ("cp1250", "Čovjek će doći sutra, a žena čeka"),
+        ("cp1250", "Astăzi este o zi frumoasă şi copiii se joacă afară"),
+        ("cp1254", "Işık yandı ve gittiğimiz yer güzel bir şehirdi, çocuklar dışarıda"),
+        ("cp1257", "Šiandien gražus oras, žmogus ateis į mišką"),
+        ("cp1257", "Cilvēks nāks rīt uz mežu, bērni spēlējas ārā"),
+        ("cp1253", "Σήμερα είναι μια όμορφη μέρα"),
+        ("cp1255", "שלום עולם היום יפה"),
+        ("cp1256", "الطقس جميل اليوم"),
+        ("cp437", "Où est le café déjà vu à la forêt"),
     ],
 )
 def test_an_encoding_that_is_not_known_refuses_the_file_and_not_some_rows_of_it(
@@ -454,3 +490,93 @@ def test_a_parquet_file_of_one_row_group_is_read_in_little_memory(tmp_path: Path
     documents, mib = grown_mib(tmp_path / "a.parquet")
     assert documents == 30_000
     assert mib < 64
+
+
+# Columns of tables
+
+ANSWERS = [f"Answer {number}: it stands at the river." for number in range(6)]
+CHATS = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in ANSWERS]
+CHAT_TEXTS = [f"user: {text}\n\nassistant: Yes." for text in ANSWERS]
+
+
+def text_columns() -> dict[str, Any]:
+    pyarrow = pytest.importorskip("pyarrow")
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    return {
+        "string": pyarrow.array(ANSWERS),
+        "large string": pyarrow.array(ANSWERS, pyarrow.large_string()),
+        "string view": pyarrow.array(ANSWERS, pyarrow.string_view()),
+        "dictionary": pyarrow.array(ANSWERS).dictionary_encode(),
+        "dictionary of large strings": pyarrow.array(ANSWERS, pyarrow.large_string()).dictionary_encode(),
+        "bytes": pyarrow.array([text.encode() for text in ANSWERS], pyarrow.binary()),
+        "large bytes": pyarrow.array([text.encode() for text in ANSWERS], pyarrow.large_binary()),
+        "list of turns": pyarrow.array(CHATS, pyarrow.list_(turn)),
+        "large list of turns": pyarrow.array(CHATS, pyarrow.large_list(turn)),
+        "list of two turns": pyarrow.array(CHATS, pyarrow.list_(turn, 2)),
+        "turns in columns": pyarrow.array(
+            [{key: [turn[key] for turn in chat] for key in ("role", "content")} for chat in CHATS]
+        ),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("column", text_columns())
+def test_a_text_is_read_from_every_kind_of_column(tmp_path: Path, suffix: str, column: str) -> None:
+    import pyarrow
+
+    table = pyarrow.table({"content" if "turn" not in column else "messages": text_columns()[column]})
+    write_table(table, tmp_path / f"a{suffix}")
+    found, source = read(tmp_path / f"a{suffix}")
+    assert found == (ANSWERS if "turn" not in column else CHAT_TEXTS)
+    assert source.skipped == {}
+
+
+def write_table(table: Any, path: Path) -> None:
+    from pyarrow import feather, parquet
+
+    write = parquet.write_table if path.suffix == ".parquet" else feather.write_feather
+    write(table, path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize(
+    ("other", "wanted"),
+    [
+        ({"prompt": ANSWERS, "completion": ANSWERS, "label": [0, 1, 0, 1, 0, 1]}, 3),
+        ({"messages": CHATS, "kto_tag": [0, 1, 0, 1, 0, 1]}, 3),
+        ({"question": ANSWERS, "answer": [1, 2, 3, 4, 5, 6]}, 6),
+        ({"text": ANSWERS, "picture": [b"\xff\xd8"] * 6, "year": [2000] * 6, "share": [0.5] * 6}, 6),
+    ],
+)
+def test_a_table_is_read_as_the_same_records_in_json(
+    tmp_path: Path, suffix: str, other: dict[str, list[Any]], wanted: int
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    write_table(pyarrow.table(other), tmp_path / f"a{suffix}")
+    kept = {name: column for name, column in other.items() if name != "picture"}
+    rows = [dict(zip(kept, cells, strict=True)) for cells in zip(*kept.values(), strict=True)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected, lines = read(tmp_path / "a.jsonl")
+    found, source = read(tmp_path / f"a{suffix}")
+    assert found == expected
+    assert len(found) == wanted
+    assert source.skipped == lines.skipped
+
+
+# Texts and objects in one file
+
+
+def test_objects_behind_many_texts_are_counted(tmp_path: Path) -> None:
+    rows = [*TEXTS, *TEXTS, {"text": "an object"}, {"text": "another"}]
+    for suffix, content in ((".json", json.dumps(rows)), (".jsonl", "".join(json.dumps(row) + "\n" for row in rows))):
+        (tmp_path / f"a{suffix}").write_text(content)
+        found, source = read(tmp_path / f"a{suffix}")
+        assert found == TEXTS * 2
+        assert source.skipped == {"object among texts that stand alone": 2}
+
+
+def test_a_comment_among_the_objects_of_a_list_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "one"}, // not "this"\n{"text": "two"}]')
+    found, source = read(tmp_path / "a.json")
+    assert found == ["one", "two"]
+    assert source.skipped["text that stands alone among the objects of a list"] == 1
