@@ -20,6 +20,7 @@ _SWITCHES = {"--ascii", "--no_mouse", "--no_animation"}
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of ``tinydistill-tui``."""
     words = sys.argv[1:] if words is None else words
+    streams.make_fit()
     if sys.platform != "win32" and _only_switches(words) and screenless.reason() is None:
         return _at_once({word.removeprefix("--"): True for word in map(_underscored, words)})
     from tinydistill_tui import command
@@ -40,7 +41,6 @@ def _at_once(switches: dict[str, Any]) -> int:
     from tinydistill_tui.app import run_app
     from tinydistill_tui.terminal.appearance import draws_only_ascii
 
-    streams.make_fit()
     if draws_only_ascii(sys.stdout.encoding, os.environ.get("TERM", "")):
         switches["ascii"] = True
     return run_app({}, options=switches)

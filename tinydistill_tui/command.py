@@ -67,7 +67,7 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _screen_switches(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("screen")
+    group = parser.add_argument_group("Screen")
     group.add_argument("--no_tui", action="store_true", help="The same run without a screen")
     group.add_argument("--ask", action="store_true", help="Ask for missing settings line by line, without a screen")
     group.add_argument("--attach", metavar="DIR", help="Watch the run in this folder")

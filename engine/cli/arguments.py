@@ -63,13 +63,13 @@ def parse(
         usage=f"{program} [flags]",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    terminal = parser.add_argument_group("terminal")
+    terminal = parser.add_argument_group("Terminal")
     terminal.add_argument("--plain", action="store_true", help="Lines of text instead of a progress bar")
     terminal.add_argument("--debug", action="store_true", help="Show the traceback of an error")
     if extend:
         extend(parser)
     own = {action.dest for action in parser._actions}
-    groups = {name: parser.add_argument_group(name, title) for name, title in GROUPS.items()}
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     for info in _settings():
         _add(groups[info.group], info)
     if "--" in words:  # where others begin to take names of files

@@ -41,11 +41,24 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _talk(sides: dict[str, ChatSession], most_tokens: int) -> int:
-    sys.stderr.write("Type a question and press Enter. An empty line or /quit leaves.\n")
+    if sys.stdin.isatty():
+        sys.stderr.write(
+            "Type a question and press Enter. Ctrl+C stops an answer; an empty line, /quit or Ctrl+C leaves.\n"
+        )
+    told = False
     for line in _lines():
         if not line.strip() or line.strip() in LEAVE:
             break
-        _answer(sides, line.strip(), most_tokens)
+        try:
+            _answer(sides, line.strip(), most_tokens)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            sys.stderr.write("\n(Stopped.)\n")
+            continue
+        if not told and not all(side.has_template for side in sides.values()):
+            sys.stderr.write("(A model without a chat template continues each text by itself; it remembers nothing.)\n")
+        told = True
     return 0
 
 
@@ -62,13 +75,28 @@ def _answer(sides: dict[str, ChatSession], words: str, most_tokens: int) -> None
     for name, side in sides.items():
         if len(sides) > 1:
             print(f"{name}: ", end="", flush=True)
-        for piece in side.ask(words):
-            print(piece, end="", flush=True)
+        try:
+            with contextlib.closing(side.ask(words)) as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+        finally:
+            if len(sides) > 1:
+                side.close()
         print(flush=True)
-        if not side.is_whole:
-            sys.stderr.write(f"(Cut off after {most_tokens} tokens: see --max_tokens.)\n")
-        if len(sides) > 1:
-            side.close()
+        for remark in _remarks(side, most_tokens):
+            sys.stderr.write(f"({remark})\n")
+
+
+def _remarks(side: ChatSession, most_tokens: int) -> Iterator[str]:
+    """Sentences on the last answer."""
+    if not side.is_whole and side.num_tokens >= most_tokens:
+        yield f"Cut off after {most_tokens} tokens: see --max_tokens."
+    elif not side.is_whole:
+        yield f"Cut off after {side.num_tokens} tokens: the model's context is full."
+    if side.is_shortened:
+        yield "The question is longer than the model's context, so the model read only its end."
+    elif side.left_out:
+        yield f"The conversation is longer than the model's context; its first {side.left_out} turns were not read."
 
 
 def _conversation(folder: Path, typed: argparse.Namespace) -> ChatSession:
@@ -97,21 +125,31 @@ def _teacher(path: Path) -> Path:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Chat with a student, optionally next to its teacher.")
-    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run's folder, or a model's folder")
-    parser.add_argument("--beside", choices=("teacher",), help="Show the teacher's answer below the student's")
-    parser.add_argument("--prompt", metavar="TEXT", help="Print the answer to this prompt and exit")
     parser.add_argument(
-        "--max_tokens", type=int, default=256, metavar="N", help="Maximum number of tokens in an answer"
+        "folder", metavar="RUN_OR_FOLDER", help="A run's folder, a model's or an adapter's folder, or a GGUF file"
+    )
+    parser.add_argument("--beside", choices=("teacher",), help="Show the teacher's answer below the student's")
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="Print the answer to this prompt and exit; without it, each line of the standard input is a prompt",
+    )
+    parser.add_argument(
+        "--max_tokens", type=int, default=256, metavar="N", help="Maximum number of tokens in an answer (default: 256)"
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=0.7,
         metavar="T",
-        help="Sampling temperature; 0 always takes the most likely token",
+        help="Sampling temperature; 0 always takes the most likely token (default: 0.7)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="Seed of the sampling; the same seed gives the same answers"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Seed of the sampling; the same seed gives the same answers (default: 0)",
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="Run Python code that comes with the model")
     parser.add_argument("--version", action="version", version=__version__)

@@ -328,12 +328,20 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", metavar="TEXT", help="Another text than the run's hold-out: a file or a folder")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), metavar="FILE_OR_NAME",
                         help=f"Tasks made of the text: {', '.join(TASKS)} (default: all); tasks of lm-eval by name or "
-                             "by YAML file, which need the extra 'eval'; none after --tasks: no task"
+                             "by YAML file, which need the extra 'eval'; --tasks without a name runs no task"
                         )  # fmt: skip
-    parser.add_argument("--questions", type=int, default=100, metavar="N", help="Most questions of each task")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=100,
+        metavar="N",
+        help="Maximum number of questions of each task (default: 100)",
+    )
     parser.add_argument("--max_tokens", type=int, default=50_000, metavar="N",
-                        help="Most tokens of --data that are scored, in whole documents")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of the questions and of the bootstrap")
+                        help="Maximum number of tokens of --data to score (default: 50000)")  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="Seed of the questions and of the bootstrap (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object")
     parser.add_argument("--trust_remote_code", action="store_true", help="Run Python code that comes with the model")
     parser.add_argument("--version", action="version", version=__version__)

@@ -21,12 +21,27 @@ _PLAIN = {
 
 
 def make_fit() -> None:
-    """Let standard output and error take any text, whatever their encoding is."""
+    """Let standard output and error take any text, whatever their encoding is; closed streams get the null device."""
+    _open_closed()
     codecs.register_error(_HANDLER, _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(errors=_HANDLER)
+
+
+def _open_closed() -> None:
+    """Open the null device in place of standard streams that were closed (``<&-``): Python has None there.
+
+    Their numbers are taken first, or a file that is opened later would get the text that is written to them.
+    """
+    with contextlib.suppress(OSError):
+        while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+            os.set_inheritable(number, True)
+        os.close(number)
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 it lives with the process
 
 
 def flush() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,10 @@ class ChatSession:
         messages: the turns so far.
         tokens_per_second: of the last answer; None before the first.
         is_whole: the model ended its last answer itself, before the maximum number of tokens; None before the first.
+        num_tokens: of the last answer.
+        left_out: turns at the beginning that the model did not read for its last answer, since the conversation is
+            longer than its context.
+        is_shortened: the last question alone is longer than the model's context, so the model read only its end.
         has_template: the model was made for conversations.
     """
 
@@ -43,6 +47,7 @@ class ChatSession:
         self.messages: list[dict[str, str]] = []
         self.tokens_per_second: float | None = None
         self.is_whole: bool | None = None
+        self.num_tokens, self.left_out, self.is_shortened = 0, 0, False
         self.has_template = True
         self._request = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         self._trust = ["--trust_remote_code"] if trust_remote_code else []
@@ -58,32 +63,45 @@ class ChatSession:
         """End the model's process."""
         self.close()
 
-    def ask(self, words: str) -> Iterator[str]:
+    def ask(self, words: str) -> Generator[str, None, None]:
         """The answer, piece by piece.
 
         Raises:
             ModelError: the model cannot be loaded, or its process ended.
         """
-        process = self._process or self._start()
+        words = words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes that are no text
+        asked = len(self.messages)
         self.messages.append({"role": "user", "content": words})
+        answer = ""
+        try:
+            process = self._process or self._start()
+            self._send(process)
+            while "text" in (piece := self._read(process)):
+                answer += piece["text"]
+                yield piece["text"]
+        except ModelError:
+            del self.messages[asked:]  # a question without an answer: many templates take no second one after it
+            raise
+        except BaseException:  # the user stopped the answer; what has come of it is a part of the conversation
+            if answer:
+                self.messages.append({"role": "assistant", "content": answer})
+            else:
+                del self.messages[asked:]
+            self.close()
+            raise
+        self.is_whole = bool(piece["whole"])
+        self.num_tokens, self.left_out = int(piece["tokens"]), int(piece["left_out"])
+        self.is_shortened = bool(piece["shortened"])
+        self.tokens_per_second = piece["tokens"] / piece["seconds"] if piece["seconds"] else None
+        self.messages.append({"role": "assistant", "content": answer})
+
+    def _send(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
-        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps({"messages": self.messages, **self._request}, ensure_ascii=False) + "\n")
             process.stdin.flush()
         except OSError:
             raise self._ended() from None
-        answer = ""
-        while True:
-            piece = self._read(process)
-            if "text" in piece:
-                answer += piece["text"]
-                yield piece["text"]
-            else:
-                self.is_whole = bool(piece["whole"])
-                self.tokens_per_second = piece["tokens"] / piece["seconds"] if piece["seconds"] else None
-                break
-        self.messages.append({"role": "assistant", "content": answer})
 
     def stop(self) -> None:
         """End the model's process from another thread; a caller that waits for its answer gets a ModelError."""

@@ -68,25 +68,29 @@ class Speaker:
     def answer(
         self, messages: list[dict[str, str]], *, max_tokens: int, temperature: float, seed: int
     ) -> Iterator[dict[str, Any]]:
-        """Pieces of an answer, ``{"text": …}``, and its end: ``{"tokens": …, "seconds": …, "whole": …}``.
+        """Pieces of an answer, ``{"text": …}``, and its end.
 
-        It is whole where the model ended it by itself.
+        The end is ``{"tokens": …, "seconds": …, "whole": …, "left_out": …, "shortened": …}``. An answer is whole where
+        the model ended it by itself. ``left_out`` counts turns that the model's context has no room for, and a question
+        that alone is longer is ``shortened``.
 
         Args:
             messages: the conversation so far; the last turn is the user's.
-            max_tokens: most tokens of the answer.
+            max_tokens: most tokens of the answer; fewer where the context ends before.
             temperature: 0 takes the likeliest token each time.
             seed: of the draws.
         """
-        encoded = self.tokenizer(self.prompt(messages), return_tensors="pt", add_special_tokens=not self.has_template)
-        room = self._positions() - max_tokens
-        ids = encoded.input_ids[:, -max(1, room) :]
+        positions = self._positions()
+        # At most half of the context is kept free for the answer.
+        ids, left_out, shortened = self._fitting(messages, positions - min(max_tokens, positions // 2))
+        max_tokens = min(max_tokens, positions - ids.shape[1])
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         torch.manual_seed(seed)
         began = time.monotonic()
         drawn = {"do_sample": True, "temperature": temperature} if temperature > 0 else {
             "do_sample": False, "temperature": None, "top_p": None, "top_k": None}  # fmt: skip
         made: list[torch.Tensor] = []
+        failed: list[BaseException] = []
 
         def generate() -> None:
             try:
@@ -100,6 +104,8 @@ class Speaker:
                         **drawn,
                     )
                 )
+            except BaseException as error:  # raised again below: this thread has no reader
+                failed.append(error)
             finally:
                 streamer.end()
 
@@ -109,9 +115,41 @@ class Speaker:
             if piece:
                 yield {"text": piece}
         thread.join()
-        tokens = int(made[0].shape[1] - ids.shape[1]) if made else 0
+        if failed:
+            raise failed[0]
+        tokens = int(made[0].shape[1] - ids.shape[1])
         whole = bool(tokens) and int(made[0][0, -1]) in self._ends()
-        yield {"tokens": tokens, "seconds": time.monotonic() - began, "whole": whole}
+        yield {
+            "tokens": tokens,
+            "seconds": time.monotonic() - began,
+            "whole": whole,
+            "left_out": left_out,
+            "shortened": shortened,
+        }
+
+    def _fitting(self, messages: list[dict[str, str]], room: int) -> tuple[torch.Tensor, int, bool]:
+        """The ids of a conversation that fits: without its oldest turns, or with the end of its question.
+
+        Args:
+            messages: the conversation.
+            room: most ids.
+
+        Returns:
+            ids, [1, tokens]; the number of turns that are left out; whether the question is shortened.
+        """
+        start = int(messages[0]["role"] == "system")
+        if not self.has_template:
+            messages, start = messages[-1:], 0  # nothing else is read
+        left_out = 0
+        while True:
+            kept = messages[:start] + messages[start + left_out :]
+            encoded = self.tokenizer(self.prompt(kept), return_tensors="pt", add_special_tokens=not self.has_template)
+            ids: torch.Tensor = encoded.input_ids
+            if ids.shape[1] <= room:
+                return ids, left_out, False
+            if left_out + 2 >= len(messages) - start:
+                return ids[:, -max(1, room) :], left_out, True
+            left_out += 2  # a question and its answer
 
     def _end_with_the_tokenizers_end(self) -> None:
         """Stop at the token with which the tokenizer ends a text, though the generation's settings do not name it."""

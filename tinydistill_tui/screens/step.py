@@ -59,8 +59,11 @@ class StepScreen(FrameScreen):
             field.set_class(bool(field.problem), "-bad")
 
     def on_screen_resume(self) -> None:
-        """Once a run was made of the draft, its steps are done."""
-        if self.draft.started:
+        """Once a run was made of the draft, its steps are done.
+
+        The message may come when the screen has already been taken away, with the others.
+        """
+        if self.draft.started and self.app.screen is self:
             self.app.pop_screen()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:

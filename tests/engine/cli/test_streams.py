@@ -46,3 +46,25 @@ def test_help_may_be_read_in_part():
     done = subprocess.run([sys.executable, "-m", "engine", "--help"], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+CLOSED = """
+import os, sys
+for number in map(int, sys.argv[2].split()):
+    os.close(number)
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "0 1 2"])
+@pytest.mark.parametrize("module", ["engine.cli.chat", "engine.cli.distill", "tinydistill_tui"])
+def test_closed_standard_streams_are_no_failure(closed, module, tmp_path):
+    words = [] if module == "engine.cli.chat" else ["--resume", "--output_dir"]
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED, "-", closed, module, *words, str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "unexpected" not in done.stderr
+    assert "2" in closed or "none" in done.stderr

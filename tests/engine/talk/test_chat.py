@@ -112,3 +112,65 @@ def test_bad_requests_are_told_before_a_model_is_loaded(
 ) -> None:
     assert command.main([str(student), *words]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+WORDS = "Layers, tokens, heads and tails: a record holds the likely words exactly. "
+
+
+@pytest.mark.parametrize("max_tokens", [8, 64, 10_000])
+@pytest.mark.parametrize("turns", [1, 3, 9, 31])
+def test_a_long_conversation_loses_its_oldest_turns_and_never_a_part_of_one(
+    student: Path, turns: int, max_tokens: int
+) -> None:
+    speaker = Speaker(student)
+    roles = ["user", "assistant"]
+    messages = [{"role": roles[place % 2], "content": f"{place} {WORDS}"} for place in range(turns)]
+    told = list(speaker.answer(messages, max_tokens=max_tokens, temperature=0, seed=0))[-1]
+    kept = messages[told["left_out"] :]
+    assert kept[0]["role"] == "user"
+    assert not told["shortened"]
+    length = len(speaker.tokenizer(speaker.prompt(kept), add_special_tokens=False).input_ids)
+    assert length + told["tokens"] <= 128  # the model's positions
+    assert told["left_out"] == 0 or length + len(speaker.tokenizer(WORDS * 2).input_ids) > 128 - max_tokens
+    assert told["whole"] or told["tokens"] == min(max_tokens, 128 - length)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_a_question_that_is_longer_than_the_context_is_read_from_behind(student: Path, template: str | None) -> None:
+    if template is None:
+        (student / "chat_template.jinja").unlink()
+    told = list(Speaker(student).answer([{"role": "user", "content": WORDS * 40}], max_tokens=8, temperature=0, seed=0))
+    assert told[-1]["shortened"]
+    assert told[-1]["tokens"] or told[-1]["whole"]
+
+
+def test_a_model_that_fails_while_it_answers_says_so(student: Path) -> None:
+    speaker = Speaker(student)
+    speaker.model.lm_head = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError):
+        list(speaker.answer([{"role": "user", "content": "?"}], max_tokens=5, temperature=0, seed=0))
+
+
+def test_a_stopped_answer_is_remembered_as_far_as_it_came(student: Path) -> None:
+    with ChatSession(student, max_tokens=60, temperature=0.0) as talk:
+        pieces = talk.ask("Who learns?")
+        first = next(pieces)
+        pieces.close()
+        assert [turn["content"] for turn in talk.messages] == ["Who learns?", first]
+        "".join(talk.ask("And then?"))
+        assert [turn["role"] for turn in talk.messages] == ["user", "assistant", "user", "assistant"]
+
+
+def test_a_question_that_is_not_answered_was_not_asked(student: Path) -> None:
+    (student / "chat_template.jinja").write_text("{{ raise_exception('No') }}")
+    with ChatSession(student, max_tokens=6) as talk:
+        for _ in range(2):
+            with pytest.raises(ModelError, match="did not answer"):
+                "".join(talk.ask("Who?"))
+            assert talk.messages == []
+
+
+def test_bytes_that_are_no_text_are_replaced(student: Path) -> None:
+    with ChatSession(student, max_tokens=2, temperature=0.0) as talk:
+        "".join(talk.ask(b"x\xff".decode("utf-8", "surrogateescape")))
+        assert talk.messages[0]["content"] == "x\N{REPLACEMENT CHARACTER}"
