@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.data.answers import left_out
-from engine.data.turns import Messages, Turn
+from engine.data.turns import KNOWN_ROLES, Messages, Turn
 
 PLAIN_TEMPLATE = (
     "{%- for turn in messages -%}"
@@ -115,6 +115,11 @@ class ChatTemplate:
             return self._source
         templates = self._tokenizer.chat_template
         return "\n".join(templates.values()) if isinstance(templates, dict) else str(templates)
+
+    def names(self, role: str) -> bool:
+        """Return whether a role is one that all templates know, or one that this template names."""
+        source = self.all_sources()
+        return role in KNOWN_ROLES or f"'{role}'" in source or f'"{role}"' in source
 
     def fields_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a record's fields that the template asks for."""

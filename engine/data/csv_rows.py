@@ -1,7 +1,8 @@
 """Rows of a .csv or .tsv file as dictionaries, in bounded memory.
 
 A row with broken quotes is skipped, and reading continues at the line after its first one. The first row names the
-columns. The first row, or a line ``sep=;`` before it, determines the separator: comma, semicolon, tab or bar.
+columns. The first row, or a line ``sep=;`` before it, determines the separator: comma, semicolon, tab or bar. Between
+tabs a quote may be a sign like any other: a line that has as many fields as there are columns is a row then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from engine.data.byte_stream import ByteStream
 from engine.data.lines import whole_lines
+from engine.data.spoken import quoted
 from engine.data.tally import MAX_RECORD_BYTES, Tally
 
 _DELIMITERS = ",;\t|"
@@ -42,6 +44,7 @@ def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, st
     with ByteStream(path, tally) as stream:
         lines = _Lines(whole_lines(stream, tally, MAX_RECORD_BYTES), tally)
         header: list[str] = []
+        spaced = False  # whether a space follows each separator
         lost_quotes = 0
         while (first := lines.begin_row()) is not None:
             if not header:
@@ -51,9 +54,17 @@ def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, st
                     lines.drop_first()
                     continue
                 delimiter = stated or _delimiter_of(first)
+            plain = _plain_cells(first, delimiter, len(header))
             try:
-                row = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+                row = next(csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced), [])
+                if plain and lines.are_rows(len(header)):
+                    row = plain
+                    lines.back_to_second()
             except csv.Error:
+                if plain:
+                    lines.back_to_second()
+                    yield dict(zip(header, plain, strict=True))
+                    continue
                 tally.skip("CSV row with broken quotes")
                 lost_quotes += lines.ran_out
                 if lost_quotes > _MOST_LOST_QUOTES:
@@ -65,11 +76,29 @@ def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, st
             if not any(row):
                 continue
             if not header:
-                header = row
+                header = _names(row, tally)
+                spaced = len(row) > 1 and all(name.startswith(" ") for name in row[1:])
             elif any(row[len(header) :]):
                 tally.skip("CSV row with more fields than there are columns")
             else:
                 yield dict(zip(header, row, strict=False))
+
+
+def _names(row: list[str], tally: Tally) -> list[str]:
+    """Names of columns. A name that stands again gets a number, so that the first column keeps it."""
+    names: list[str] = []
+    for name in (cell.strip() for cell in row):
+        again = names.count(name) + sum(other.startswith(f"{name} (") for other in names)
+        if again and name:
+            tally.note(f"Columns of the name {quoted(name)}, of which the first is read", tally.file)
+        names.append(f"{name} ({again + 1})" if again and name else name)
+    return names
+
+
+def _plain_cells(line: str, delimiter: str, columns: int) -> list[str]:
+    """The cells of a line between tabs if there are as many as columns, with their quotes; else none."""
+    cells = line.rstrip("\r\n").split(delimiter)
+    return cells if delimiter == "\t" and '"' in line and len(cells) == columns > 1 else []
 
 
 def _delimiter_of(header: str) -> str:
@@ -108,6 +137,10 @@ class _Lines:
     def back_to_second(self) -> None:
         """Give back all lines of this row but the first."""
         self._again.extendleft(reversed(self._taken[1:]))
+
+    def are_rows(self, columns: int) -> bool:
+        """Return whether this row has several lines, and each of them has as many fields between tabs as columns."""
+        return len(self._taken) > 1 and all(line.count("\t") + 1 == columns for line in self._taken)
 
     def __iter__(self) -> Iterator[str]:
         return self

@@ -61,11 +61,12 @@ class Unclear:
     Attributes:
         why: ``missing``: the field that was named is not there; ``turns``: each record is one turn of a conversation;
             ``python``: a field holds Python's notation of a list; ``structure``: the field that was named holds JSON;
-            ``many``: several fields could be meant; ``none``: no field holds text.
+            ``many``: several fields could be meant; ``none``: no field holds text; ``header``: the first row of a table
+            holds text instead of names.
         fields: those to choose from, or the one that is meant.
     """
 
-    why: Literal["missing", "turns", "python", "structure", "many", "none"]
+    why: Literal["missing", "turns", "python", "structure", "many", "none", "header"]
     fields: tuple[str, ...]
 
     def told(self, where: str, name: str, wanted: str | None) -> tuple[str, str, str]:
@@ -105,6 +106,13 @@ class Unclear:
                 "text.",
                 "Write the training text as plain text, or as a conversation under 'messages'.",
             )
+        if self.why == "header":
+            return (
+                f"The first row of {name} does not name its columns.",
+                f"It holds {fields}, which would be lost as names.",
+                "Write a row of names above it: text for a column of texts, prompt and completion for questions with "
+                "answers. If these are names, choose one of them with --text_field.",
+            )
         if self.why == "none":
             return (
                 f"No field of {where} holds text.",
@@ -127,6 +135,26 @@ def choose_form(records: Sequence[Record], wanted: str | None) -> Form | Unclear
         wanted: the field that the user named.
     """
     return _by_looking(records) if wanted is None else _as_wanted(records, wanted)
+
+
+def without_header(form: Form | Unclear | None, records: Sequence[Record]) -> Unclear | None:
+    """Why a table has no field to read if its first row holds texts instead of names; None where it names them."""
+    names = all_fields(records)
+    if isinstance(form, Form) and (form.is_chat or form.name.lower() in TEXT_FIELDS):
+        return None
+    has_words = any(len(name.split()) > 3 for name in names)
+    is_data = any(map(_is_sentence, names)) or (has_words and any(map(_is_digits, names)))
+    return Unclear("header", tuple(names)) if is_data else None
+
+
+def _is_sentence(name: str) -> bool:
+    """Return whether the name of a column is rather a text: long, or several words up to a full stop."""
+    words = len(name.split())
+    return words > 8 or len(name) > 80 or (words > 2 and name.rstrip()[-1:] in tuple(".!?。！？"))
+
+
+def _is_digits(name: str) -> bool:
+    return name.strip().replace(".", "", 1).isdigit()
 
 
 def text_fields(records: Sequence[Record]) -> list[str]:

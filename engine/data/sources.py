@@ -22,7 +22,7 @@ from engine.data.byte_stream import ByteStream
 from engine.data.conversation import conversation_of, unread_fields
 from engine.data.dataset_folder import files_of_split
 from engine.data.document import Document
-from engine.data.fields import Form, Unclear, all_fields, choose_form, is_conversation_as_text
+from engine.data.fields import Form, Unclear, all_fields, choose_form, is_conversation_as_text, without_header
 from engine.data.folder import FoundFile, find_files, is_archive, is_readable, shown, suffix_of
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
 from engine.data.packed import PACKED_SUFFIXES
@@ -54,6 +54,7 @@ _UNCLEAR = {
     "none": "file without clear text field",
     "turns": "file whose records are single turns of conversations",
     "python": "file whose conversations are in Python's own notation (repr)",
+    "header": "file whose first row does not name its columns",
     "structure": "file whose field holds JSON that is no conversation",
 }
 
@@ -195,7 +196,8 @@ class TextSource:
             records = (
                 read_json(file.path, tally, self._split) if suffix == ".json" else READERS[suffix](file.path, tally)
             )
-            yield from self._documents_of(file.name, records, tally, unclear, file.size_bytes)
+            is_table = suffix in (".csv", ".tsv")
+            yield from self._documents_of(file.name, records, tally, unclear, file.size_bytes, is_table=is_table)
         tally.bytes_read = behind
 
     def _documents_of(
@@ -205,12 +207,16 @@ class TextSource:
         tally: Tally,
         unclear: list[tuple[str, Unclear]],
         size_bytes: int = 0,
+        *,
+        is_table: bool = False,
     ) -> Iterator[Document]:
         """The documents of one stream of records, all of them read from the same field."""
         stream = iter(records)
         first = list(_first(stream))
         rows = [record for record in first if isinstance(record, dict)]
         form = choose_form(rows, self._text_field) if rows else None
+        if is_table and self._text_field is None:
+            form = without_header(form, rows) or form
         if isinstance(form, Unclear):
             unclear.append((name, form))
             reason = _UNCLEAR.get(form.why) or f"file without the field {self._text_field!r}"

@@ -36,6 +36,7 @@ from engine.errors import DataError
 # slower (3 MB in parts of 32k characters took 1.2 s of CPU and 20 MB, in parts of 512k 1.9 s and 165 MB).
 _SEGMENT_CHARACTERS = 32_768
 
+UNKNOWN_ROLE = "conversation with a role that the chat template does not name (name it user, assistant, system or tool)"
 NOT_LEARNED = "conversation of which every answer has the weight 0"
 NOT_LOCATED = "conversation of which no answer can be located in what the chat template writes"
 
@@ -128,6 +129,8 @@ class DocumentTokeniser:
             notes: what was noted when it was read; counted where the conversation is used.
         """
         self.num_conversations += 1
+        if not all(self._template.names(turn["role"]) for turn in messages):
+            return self._left_out(UNKNOWN_ROLE)
         if not any(turn["role"] == "assistant" for turn in messages):
             return self._left_out(NO_ANSWER)
         if not any(map(is_learned, messages)):

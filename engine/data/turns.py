@@ -8,6 +8,7 @@ cannot read (an image) makes the whole conversation unusable, which is reported.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,6 +28,11 @@ _ROLES = {
     "bot": "assistant",
     "chatbot": "assistant",
     "ai": "assistant",
+    "ai_assistant": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "claude": "assistant",
+    "gemini": "assistant",
     "system": "system",
     "developer": "developer",
     "tool": "tool",
@@ -34,9 +40,15 @@ _ROLES = {
     "observation": "tool",
     "function_response": "tool",
     "tool_response": "tool",
+    "tool_result": "tool",
+    "tool_output": "tool",
+    "function_result": "tool",
+    "ipython": "tool",
     "function_call": "assistant",
     "tool_call": "assistant",
 }
+_GPT = re.compile(r"(?:chat_?)?gpt_?\d.*")  # gpt-4, GPT-3.5-turbo
+KNOWN_ROLES = frozenset(_ROLES.values())
 _CALLS = ("function_call", "tool_call")
 # Whether a turn is learned: OpenAI's and axolotl's name, ms-swift's, those of axolotl's older forms, and others'.
 _WEIGHTS = ("weight", "loss", "train", "training", "loss_mask", "trainable")
@@ -52,13 +64,13 @@ def is_turn(value: object) -> bool:
     if not isinstance(value, Mapping):
         return False
     keys = _keys(value)
-    return keys is not None and str(value[keys[0]]).lower() in _ROLES
+    return keys is not None and _role(value[keys[0]]) is not None
 
 
 def is_answer(turn: Mapping[str, Any]) -> bool:
     """Return whether the assistant says a turn, as its data write it."""
     keys = _keys(turn)
-    return keys is not None and _ROLES.get(str(turn[keys[0]]).lower()) == "assistant"
+    return keys is not None and _role(turn[keys[0]]) == "assistant"
 
 
 def are_turns(value: object) -> bool:
@@ -103,6 +115,16 @@ def _is_role_and_content(turn: Mapping[str, Any]) -> bool:
     return "role" in turn and any(key in turn for key in (*_CONTENT_KEYS, "tool_calls", *_CALLS))
 
 
+def _role(named: object) -> str | None:
+    """The role that a speaker's name means: ``assistant`` for `` GPT-4 ``; None for a name that is not known."""
+    name = _plain_name(named)
+    return "assistant" if _GPT.fullmatch(name) else _ROLES.get(name)
+
+
+def _plain_name(named: object) -> str:
+    return re.sub(r"[\s_-]+", "_", str(named).strip().rstrip(":").lower())
+
+
 def _told(turn: Turn) -> str:
     rest = {key: value for key, value in turn.items() if key not in ("role", "content", "weight")}
     said = f"{turn['role']}: {turn['content']}"
@@ -126,7 +148,7 @@ def _turn(raw: Mapping[str, Any]) -> Turn:
         raise UnusableTurns("conversation with a turn that does not say who speaks")
     role_key, content_key = keys
     named = raw[role_key]
-    role = _ROLES.get(named.lower())
+    role = _role(named)
     if role is None:
         if role_key != "role":
             raise UnusableTurns("conversation whose speakers are not user, assistant, system or tool")
@@ -139,7 +161,7 @@ def _turn(raw: Mapping[str, Any]) -> Turn:
             weight = min(weight, _number(left.pop(key)))
     turn: Turn = {"role": role, **_said(content, role)}
     calls = [*_list(left.pop("tool_calls", None)), *_list(left.pop("function_call", None))]
-    if named.lower() in _CALLS:
+    if _plain_name(named) in _CALLS:
         calls, turn["content"] = _calls_as_text(turn["content"])
     if calls:
         turn["tool_calls"] = [_call(call) for call in calls]

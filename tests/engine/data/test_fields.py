@@ -511,3 +511,20 @@ def test_reading_turns_again_changes_nothing() -> None:
     turns = (SYSTEM, TURNS[0], {"role": "assistant", "content": "", "tool_calls": [CALL], "weight": 0})
     assert read_turns(turns) == turns
     assert Document("a", told(turns), turns).fields == {}
+
+
+@pytest.mark.parametrize(
+    ("named", "role"),
+    [
+        *((named, "user") for named in ("User", " user ", "HUMAN", "human:", "Prompter")),
+        *((named, "assistant") for named in ("Assistant ", "GPT-4", "gpt-3.5-turbo", "ChatGPT", "gpt4", "Bard", "AI")),
+        *((named, "assistant") for named in ("AI Assistant", "ai-assistant", "MODEL")),
+        *((named, "tool") for named in ("Tool", "ipython", "tool response", "function-result", "observation")),
+        *((named, "system") for named in ("System", "SYSTEM ")),
+        ("Developer", "developer"),
+    ],
+)
+@pytest.mark.parametrize("key", ["role", "from"])
+def test_a_speaker_is_known_by_every_usual_name(named: str, role: str, key: str) -> None:
+    (turn,) = read_turns([{key: named, "content": A}])
+    assert turn == {"role": role, "content": A}

@@ -349,6 +349,64 @@ def test_csv_of_other_programs_is_read(tmp_path: Path, content: str, wanted: lis
     assert source.skipped == {}
 
 
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (['"Well," he said, "no."', "plain"], ['"Well," he said, "no."', "plain"]),
+        (['"unclosed', "next", 'last "'], ['"unclosed', "next", 'last "']),
+        (['5" of snow', 'a "word" in it'], ['5" of snow', 'a "word" in it']),
+        (['"two\nlines"', "plain"], ["two\nlines", "plain"]),
+        (['"a ""word"" in it"', '"a\ttab"'], ['a "word" in it', "a\ttab"]),
+    ],
+)
+def test_quotes_between_tabs_join_no_rows_and_lose_none(tmp_path: Path, rows: list[str], wanted: list[str]) -> None:
+    (tmp_path / "a.tsv").write_text("id\ttext\n" + "".join(f"{n}\t{row}\n" for n, row in enumerate(rows)))
+    found, source = read(tmp_path / "a.tsv")
+    assert found == wanted
+    assert source.skipped == {}
+
+
+NO_NAMES = {
+    "one column": "This is the first sentence.\nThis is the second one.\n",
+    "a long text": "words and words and words and words and more\nand others of them\n",
+    "questions and answers": "What is a lamp?\tIt gives light.\nWhere is it?\tUnder the window.\n",
+    "labels": '"3","Wall Street and its bears","Sellers are back again"\n"1","Oil is up again","Prices rose"\n',
+}
+
+
+@pytest.mark.parametrize("case", NO_NAMES)
+def test_a_table_without_a_row_of_names_is_refused_and_the_way_out_works(tmp_path: Path, case: str) -> None:
+    path = tmp_path / ("a.tsv" if "\t" in NO_NAMES[case] else "a.csv")
+    path.write_text(NO_NAMES[case])
+    with pytest.raises(DataError, match=r"The first row of a\.[ct]sv does not name its columns") as caught:
+        read(path)
+    assert "Write a row of names above it" in caught.value.todo
+    names = {"one column": "text", "a long text": "text", "questions and answers": "prompt\tcompletion"}
+    path.write_text(names.get(case, "label,title,text") + "\n" + NO_NAMES[case])
+    assert len(read(path)[0]) == 2, "no row is lost"
+
+
+def test_a_column_whose_name_is_a_sentence_can_be_chosen(tmp_path: Path) -> None:
+    name = "What do you like about the lamp in the window?"
+    (tmp_path / "a.csv").write_text(f'"{name}",year\nIts light is good.,2020\n')
+    assert read(tmp_path / "a.csv", text_field=name)[0] == ["Its light is good."]
+
+
+def test_of_columns_with_one_name_the_first_is_read_and_the_others_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text, text ,id\nfirst of all,second of all,1\n")
+    found, source = read(tmp_path / "a.csv")
+    assert found == ["first of all"]
+    assert notes_in_words(source.notes) == [
+        "Columns of the name 'text', of which the first is read: a.csv.",
+        "Read from 'text' alone, not from 'text (2)': a.csv.",
+    ]
+
+
+def test_spaces_behind_separators_belong_to_no_cell(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id, text\n1, "one, two"\n2, three\n')
+    assert read(tmp_path / "a.csv")[0] == ["one, two", "three"]
+
+
 def test_nul_bytes_cost_their_row_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"id,text\n1,one two\n2,th\0ree\n3,four five\n")
     (tmp_path / "b.jsonl").write_bytes(LINES + b"\0" * 4096)  # as a computer leaves a log when its power fails
@@ -499,6 +557,12 @@ CHATS = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Y
 CHAT_TEXTS = [f"user: {text}\n\nassistant: Yes." for text in ANSWERS]
 
 
+COLUMNS = (
+    *("string", "large string", "string view", "dictionary", "dictionary of large strings", "bytes", "large bytes"),
+    *("list of turns", "large list of turns", "list of two turns", "turns in columns"),
+)
+
+
 def text_columns() -> dict[str, Any]:
     pyarrow = pytest.importorskip("pyarrow")
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
@@ -520,10 +584,9 @@ def text_columns() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-@pytest.mark.parametrize("column", text_columns())
+@pytest.mark.parametrize("column", COLUMNS)
 def test_a_text_is_read_from_every_kind_of_column(tmp_path: Path, suffix: str, column: str) -> None:
-    import pyarrow
-
+    pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table({"content" if "turn" not in column else "messages": text_columns()[column]})
     write_table(table, tmp_path / f"a{suffix}")
     found, source = read(tmp_path / f"a{suffix}")

@@ -409,3 +409,15 @@ def test_a_tokenizer_that_puts_a_beginning_before_each_text_is_recognised() -> N
     tokeniser = Tokeniser(tokenizer, "folder")
     assert tokeniser.bos_id == 1
     assert tokeniser.texts(["a model"])[0].ids[0] != 1
+
+
+@pytest.mark.parametrize("role", ["customer", "narrator", "Bob", "environment"])
+def test_a_role_that_the_template_does_not_name_leaves_the_conversation_out(role: str) -> None:
+    turns = (TWO_ANSWERS[0], {"role": role, "content": "other words"}, *TWO_ANSWERS[1:])
+    tokeniser = Tokeniser(tokenizer_with(CHATML), "folder")
+    assert tokeniser.conversation(turns) is None
+    assert tokeniser.skipped == {tokenise.UNKNOWN_ROLE: 1}
+    named = CHATML.replace(
+        "{%- for m", "{%- for m in messages if m['role'] == '" + role + "' -%}{% endfor %}{%- for m", 1
+    )
+    assert Tokeniser(tokenizer_with(named), "folder").conversation(turns) is not None
