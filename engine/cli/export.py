@@ -47,8 +47,8 @@ def _main(words: Sequence[str]) -> int:
         from engine.models.derive import derive_student  # torch takes seconds to import
 
         # A GGUF file brings no code.
-        layers = read_spec(model, trust_remote_code=False).num_layers
-        derive_student(model, layers, out, trust_remote_code=False)
+        spec = read_spec(model, trust_remote_code=False)
+        derive_student(spec, spec.num_layers, out)
         print(f"Wrote the model to {out}, its weights as float16.")
     elif typed.format == "hf":
         shutil.copytree(model, out, dirs_exist_ok=typed.force)

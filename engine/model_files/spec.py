@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, shown_value
+from engine.model_files.descriptions import Descriptions, entries
 from engine.model_files.headers import DTYPES, TensorInfo, read_json
 from engine.model_files.hub import cached_folder, is_hub_id, resolve_model
 from engine.model_files.known import causal_lm_types, masked_lm_types
@@ -62,6 +63,7 @@ class ModelSpec:
         max_positions: longest sequence, None where there is no limit.
         dtype: that of most parameters.
         layers_prefix: what the names of the decoder layers begin with, as in ``model.layers``.
+        trust_remote_code: the user's word on whether Python code out of its folder may run.
     """
 
     path: Path
@@ -87,10 +89,19 @@ class ModelSpec:
     layers_prefix: str
     tensors: dict[str, TensorInfo] = field(repr=False)
     config: dict[str, Any] = field(repr=False)
+    trust_remote_code: bool = False
+
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether Python code out of its folder makes the model, and may."""
+        return self.trust_remote_code and bool(self.config.get("auto_map"))
+
+
+_kept: Descriptions[ModelSpec] = Descriptions(32)
 
 
 def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> ModelSpec:
-    """Describe a model from its config.json and the headers of its weight files.
+    """Describe a model from its config.json and the headers of its weight files; once, while they stay as they are.
 
     Args:
         path_or_id: a folder, a GGUF file, or a Hugging Face id whose files are in the local cache.
@@ -101,6 +112,17 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
             damaged or missing, or config.json and the files contradict each other.
     """
     folder = resolve_model(path_or_id)
+    key = (str(path_or_id), folder, trust_remote_code)
+    return _kept.of(key, lambda: _read(path_or_id, folder, trust_remote_code), _files)
+
+
+def _files(spec: ModelSpec) -> set[Path]:
+    """The files that a description was made from."""
+    stored = {each.file for tensor in spec.tensors.values() for each in (tensor, *tensor.made_of)}
+    return entries(spec.path) | stored
+
+
+def _read(path_or_id: str | Path, folder: Path, trust_remote_code: bool) -> ModelSpec:
     config = _read_config(folder, str(path_or_id))
     _check_not_quantised(folder, config)
     _check_causal_lm(folder, config, trust_remote_code)
@@ -148,6 +170,7 @@ def read_spec(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Mod
         layers_prefix=prefix,
         tensors=tensors,
         config=config,
+        trust_remote_code=trust_remote_code,
     )
 
 

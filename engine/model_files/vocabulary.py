@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, TokenizerMismatch
+from engine.model_files.descriptions import Descriptions, entries
 from engine.model_files.headers import read_json, read_text
 from engine.model_files.python_line import path_literal, python_command, python_line
 
@@ -54,14 +55,17 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
 
+_kept: Descriptions[Vocabulary] = Descriptions(2)  # the teacher's and the student's: 150,000 tokens take 25 MB
+
+
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """Read the tokenizer in a model's folder.
+    """Read the tokenizer in a model's folder; once, while its files stay as they are.
 
     Raises:
         ModelError: there is none, none that can be read without running code, or a damaged one.
     """
     try:
-        return _read(folder)
+        return _kept.of(folder, lambda: _read(folder), lambda _: entries(folder))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ModelError(
             f"The tokenizer in {folder} is damaged ({type(error).__name__}).",

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from engine.disk.files import fsync_file, fsync_folder, make_folder, write_atomic, written_whole
 from engine.disk.safetensors_header import safetensors_header
 from engine.errors import ModelError
 from engine.model_files.headers import DTYPES, TensorInfo, read_bytes
 from engine.model_files.narrow import Kept, Width, selection
-from engine.model_files.spec import ModelSpec, read_spec
+from engine.model_files.spec import ModelSpec
 from engine.models.core import find_core
 from engine.models.load import UNUSABLE, quiet
 from engine.models.meta import build_on_meta, read_config
@@ -45,31 +45,28 @@ _COPY_BYTES = 8 * 2**20
 
 
 def derive_student(
-    teacher: Path,
+    spec: ModelSpec,
     layers: int | Sequence[int],
     out: Path,
     *,
     width: Width | None = None,
     parts: Mapping[int, Kept] | None = None,
-    trust_remote_code: bool = False,
 ) -> list[int]:
     """Write a model folder with some of the teacher's layers.
 
     Args:
-        teacher: a model folder with safetensors.
+        spec: the teacher, described.
         layers: of the teacher, in rising order; or their number, from 1 to the teacher's, evenly spaced.
         out: the folder to write; made where it is missing.
         width: sizes of a narrower student; the teacher's where None.
         parts: with a width, the neurons and heads that stay of each kept layer.
-        trust_remote_code: whether a teacher that brings its own code is accepted.
 
     Returns:
         The teacher's layers that were kept, in order.
 
     Raises:
-        ModelError: the teacher cannot be read, or has fewer layers.
+        ModelError: the teacher has fewer layers, or a file of it ended early.
     """
-    spec = read_spec(teacher, trust_remote_code=trust_remote_code)
     kept = list(layers) if not isinstance(layers, int) else layers_to_keep(spec.num_layers, layers)
     if not kept or len(kept) > spec.num_layers or kept[-1] >= spec.num_layers:
         raise ModelError(
@@ -77,7 +74,7 @@ def derive_student(
             "",
             f"Choose --student_layers from 1 to {spec.num_layers}.",
         )
-    config = _student_config(spec, kept, trust_remote_code=trust_remote_code)
+    config = _student_config(spec, kept)
     if width is not None:
         config |= {
             "intermediate_size": width.neurons,
@@ -121,9 +118,9 @@ def layers_to_keep(teacher_layers: int, num_layers: int) -> list[int]:
     ]
 
 
-def layer_kinds(spec: ModelSpec, *, trust_remote_code: bool = False) -> list[Hashable]:
+def layer_kinds(spec: ModelSpec) -> list[Hashable]:
     """Return each layer's kind: its type in the configuration, and its tensors' names and shapes."""
-    known = AutoConfig.from_pretrained(spec.path, local_files_only=True, trust_remote_code=trust_remote_code).to_dict()
+    known = read_config(spec.path, trust_remote_code=spec.trust_remote_code).to_dict()
     called = known.get("layer_types") or [None] * spec.num_layers
     tensors: list[set[tuple[str, tuple[int, ...]]]] = [set() for _ in range(spec.num_layers)]
     for name, tensor in spec.tensors.items():
@@ -141,7 +138,7 @@ def _without_weights(folder: Path) -> PreTrainedModel:
     return model
 
 
-def is_valid_cut(spec: ModelSpec, kept: Sequence[int], *, trust_remote_code: bool = False) -> bool:
+def is_valid_cut(spec: ModelSpec, kept: Sequence[int]) -> bool:
     """Return whether these layers form a valid model: not if the architecture gives layers their kinds by number.
 
     A model without weights is made from the configuration that the student would have, and its layers' parameters and
@@ -149,11 +146,11 @@ def is_valid_cut(spec: ModelSpec, kept: Sequence[int], *, trust_remote_code: boo
     layers must keep their shapes, and no two layers may share a tensor: the files hold it under one layer's name. Code
     of the teacher's own is not tried; the student's loading tells.
     """
-    if trust_remote_code and spec.config.get("auto_map"):
+    if spec.runs_own_code:
         return True
     kept = list(kept)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(_student_config(spec, kept, trust_remote_code=False)))
+        (Path(folder) / "config.json").write_text(json.dumps(_student_config(spec, kept)))
         try:
             with quiet():
                 student, teacher = (_without_weights(path) for path in (Path(folder), spec.path))
@@ -187,11 +184,11 @@ def _signature(layer: nn.Module) -> list[Hashable]:
     ]
 
 
-def _student_config(spec: ModelSpec, kept: list[int], *, trust_remote_code: bool) -> dict[str, Any]:
+def _student_config(spec: ModelSpec, kept: list[int]) -> dict[str, Any]:
     """The teacher's configuration with fewer layers; what it says of single layers is cut the same way."""
     config = dict(spec.config)
     # Where the file leaves a layer's kind to its number, the number means another kind in the student: spell it out.
-    known = AutoConfig.from_pretrained(spec.path, local_files_only=True, trust_remote_code=trust_remote_code).to_dict()
+    known = read_config(spec.path, trust_remote_code=spec.trust_remote_code).to_dict()
     config |= {name: known[name] for name in ("layer_types",) if known.get(name)}
     if known.get("decoder_sparse_step", 1) != 1:  # every n-th layer has experts: say which of the kept ones have none
         step, dense = known["decoder_sparse_step"], known.get("mlp_only_layers") or []

@@ -65,10 +65,10 @@ def cut_student(
         found = _measured(job, spec, teacher(), tokens, channel)
         for line in words(found, spec.num_layers):
             channel.log("info", line, "cut")
-    _write(run, job, spec, found)
+    _write(run, spec, found)
 
 
-def mend_student(run: Run, job: Job, spec: ModelSpec, channel: Channel) -> None:
+def mend_student(run: Run, spec: ModelSpec, channel: Channel) -> None:
     """Copy the chosen layers again where the student's first weights are damaged.
 
     Raises:
@@ -82,10 +82,10 @@ def mend_student(run: Run, job: Job, spec: ModelSpec, channel: Channel) -> None:
             "Start a new run; with --cache_dir it reuses the teacher's records.",
         )
     channel.log("warning", f"{run.initial_student_path} is damaged: it is cut from the teacher again.", "derived")
-    _write(run, job, spec, found)
+    _write(run, spec, found)
 
 
-def _write(run: Run, job: Job, spec: ModelSpec, found: dict[str, Any]) -> None:
+def _write(run: Run, spec: ModelSpec, found: dict[str, Any]) -> None:
     from engine.model_files.narrow import Kept, Width
     from engine.models.derive import derive_student
 
@@ -96,12 +96,11 @@ def _write(run: Run, job: Job, spec: ModelSpec, found: dict[str, Any]) -> None:
     }
     shutil.rmtree(run.initial_student_path, ignore_errors=True)
     derive_student(
-        spec.path,
+        spec,
         found["kept"],
         run.initial_student_path,
         width=None if width is None else Width(**width),
         parts=parts,
-        trust_remote_code=job.trust_remote_code,
     )
     run.finish_phase(CUT, {**found, "files": checksums(run.initial_student_path)})
 
@@ -149,7 +148,6 @@ def _measured(
     from engine.teacher.width import choose_width
 
     batch = job.teacher_batch
-    remote = job.trust_remote_code
     train = piece_of(tokens, "train", batch)
     depth = choose_depth(
         teacher,
@@ -168,8 +166,8 @@ def _measured(
             num_layers=job.num_kept,
             named=layer_list(job.student_layers),
             even=lambda count: layers_to_keep(spec.num_layers, count),
-            kinds=layer_kinds(spec, trust_remote_code=remote),
-            is_valid=lambda kept: is_valid_cut(spec, kept, trust_remote_code=remote),
+            kinds=layer_kinds(spec),
+            is_valid=lambda kept: is_valid_cut(spec, kept),
         ),
     )
     narrower: dict[str, Any] = {}

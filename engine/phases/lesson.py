@@ -24,7 +24,7 @@ from engine.errors import ModelError
 from engine.jobs import TrainJob
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
-from engine.model_files.spec import read_spec
+from engine.model_files.spec import ModelSpec
 from engine.models.load import check_numbers, load_causal_lm
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.phases.device import prepare_torch
@@ -61,7 +61,7 @@ class Lesson:
     Attributes:
         run: the run.
         job: the run's, or that of a comparison.
-        folder: of the student's first weights.
+        spec: the model that the student begins as.
         tokens: the rows.
         source: the rows with their records.
         channel: receives the progress.
@@ -70,7 +70,7 @@ class Lesson:
 
     run: Run
     job: TrainJob
-    folder: Path
+    spec: ModelSpec
     tokens: TokenFile
     source: Source
     channel: Channel
@@ -114,7 +114,7 @@ class Lesson:
         return chance_sums(self.source, Unigram.of(self.tokens), micro_batch=micro_batch, eos_id=eos_id)
 
     def learned(self, prompts: list[list[int]], checkpoints_path: Path) -> tuple[Learner, Learned]:
-        """Train a student from its first weights in ``folder``; the returned one is the best."""
+        """Train a student from its first weights; the returned one is the best."""
         torch.manual_seed(self.job.seed)
         learner = self._learner()
         if self.world is not None:
@@ -126,7 +126,7 @@ class Lesson:
             keep=self.job.keep_checkpoints,
             on_problem=lambda told: self.channel.log("warning", told, "damaged-checkpoint"),
         )
-        with self.channel.saving_memory(StudentSaver.of(self.job, learner, self.folder)):
+        with self.channel.saving_memory(StudentSaver.of(self.job, learner, self.spec)):
             found = learn(
                 self._training(learner),
                 checkpoints,
@@ -186,10 +186,10 @@ class Lesson:
         job = self.job
         try:
             base = StreamedTeacher(
-                self.folder,
+                self.spec.path,
                 dtype=self.dtype,
                 device=self.device,
-                trust_remote_code=job.trust_remote_code,
+                trust_remote_code=self.spec.trust_remote_code,
                 quantization=job.student_quantization,
                 weight_bytes=None if self._reads_ahead() else 0,
             )
@@ -207,7 +207,7 @@ class Lesson:
         job = self.job
         context = 0 if self.where.is_host else context_bytes_on(gpu_of(str(self.device)))
         return student_reads_ahead(
-            shape_of(read_spec(self.folder, trust_remote_code=job.trust_remote_code)),
+            shape_of(self.spec),
             StudentSetting.of(job),
             job.memory_budget - context,
             job.ram_budget,
@@ -224,9 +224,9 @@ class Lesson:
         Trained weights are kept in float32, so that small steps are not rounded away. Frozen ones are only multiplied,
         so they are kept in the format of the products, or quantised.
         """
-        model = _loaded(self.job, self.folder, self.device, self.dtype, scratch)
+        model = _loaded(self.job, self.spec, self.device, self.dtype, scratch)
         if check:
-            check_numbers(model, self.folder)
+            check_numbers(model, self.spec.path)
         return model
 
     def _training(self, learner: Learner) -> Training:
@@ -297,9 +297,9 @@ class _Beside(EventWriter):
 
 
 def _loaded(
-    job: TrainJob, folder: Path, device: torch.device, dtype: torch.dtype, scratch: Path | None
+    job: TrainJob, spec: ModelSpec, device: torch.device, dtype: torch.dtype, scratch: Path | None
 ) -> PreTrainedModel:
-    trust_remote_code = job.trust_remote_code
+    folder, trust_remote_code = spec.path, spec.trust_remote_code
     if job.student_quantization != "none":
         from engine.models.load_quantized import load_quantized
 

@@ -38,9 +38,9 @@ def student_spec(job: Job) -> ModelSpec | None:
     return read_spec(job.student, trust_remote_code=job.trust_remote_code)
 
 
-def _check_fit(model: ModelSpec, job: PrepareJob) -> None:
+def _check_fit(model: ModelSpec) -> None:
     """Refuse invalid model files now, not after hours of scoring."""
-    if job.trust_remote_code and model.config.get("auto_map"):
+    if model.runs_own_code:
         return  # only the model's own code can tell
     from engine.models.fit import check_fit  # transformers takes seconds to import, and what comes before is quick
 
@@ -54,12 +54,11 @@ def check_named_layers(teacher: ModelSpec, job: PrepareJob) -> None:
         return
     from engine.models.derive import is_valid_cut, layers_to_keep
 
-    remote = job.trust_remote_code
-    if is_valid_cut(teacher, named, trust_remote_code=remote):
+    if is_valid_cut(teacher, named):
         return
     total = teacher.num_layers
     even = layers_to_keep(total, len(named))
-    if is_valid_cut(teacher, even, trust_remote_code=remote):
+    if is_valid_cut(teacher, even):
         listed = ",".join(map(str, even))
         todo = f"Try {listed}, or give the number of layers alone: the run then chooses them by measurement."
     else:
@@ -91,10 +90,10 @@ def check_linears(source: ModelSpec, job: PrepareJob) -> None:
     from engine.models.load import quiet
     from engine.models.meta import build_on_meta, read_config
 
-    remote = job.trust_remote_code
+    trusted = source.trust_remote_code
     with quiet():
-        config = read_config(source.path, trust_remote_code=remote)
-        model = build_on_meta(config, dtype=torch.float32, trust_remote_code=remote)
+        config = read_config(source.path, trust_remote_code=trusted)
+        model = build_on_meta(config, dtype=torch.float32, trust_remote_code=trusted)
     is_cut = job.student == FROM_TEACHER
     kept = job.num_kept if is_cut else source.num_layers
     linears = [linear for linear in decoder_linears(model) if linear.layer < kept]
@@ -106,9 +105,7 @@ def check_linears(source: ModelSpec, job: PrepareJob) -> None:
         raise SettingsError(problems)
 
 
-def check_end(
-    source: ModelSpec, teacher: ModelSpec, student_path: Path, channel: Channel, *, trust_remote_code: bool = False
-) -> None:
+def check_end(source: ModelSpec, teacher: ModelSpec, student_path: Path, channel: Channel) -> None:
     """Test the export of the student early: its files, and its tokenizer against the teacher's.
 
     Args:
@@ -116,7 +113,6 @@ def check_end(
         teacher: whose tokenizer cuts the text.
         student_path: where the student will be written.
         channel: receives notes about parts that the student's files will lack.
-        trust_remote_code: whether models may bring code.
 
     Raises:
         ModelError, FolderError: the student could not be written, or not be read again.
@@ -124,15 +120,14 @@ def check_end(
     """
     from engine.models.faithful import probe_ids
     from engine.models.load import load_tokenizer
-    from engine.student.export import rehearse_export, stored_dtype
+    from engine.student.export import rehearse_export
 
-    dtype = stored_dtype(source.dtype)
-    for note in rehearse_export(source.path, student_path, dtype=dtype, trust_remote_code=trust_remote_code):
+    for note in rehearse_export(source, student_path):
         channel.log("warning", note, "student-files")
     if _same_tokenizer_files(source.path, teacher.path):
         return
-    folders = (source.path, teacher.path)
-    ours, theirs = (load_tokenizer(folder, trust_remote_code=trust_remote_code) for folder in folders)
+    models = (source, teacher)
+    ours, theirs = (load_tokenizer(model.path, trust_remote_code=model.trust_remote_code) for model in models)
     if probe_ids(ours) != probe_ids(theirs):
         raise TokenizerMismatch(
             f"The tokenizers in {teacher.path} and {source.path} have the same ids and cut text in different ways.",
@@ -155,10 +150,10 @@ def run_prepare(run: Run, job: PrepareJob, channel: Channel) -> None:
     channel.log("info", "Checking the models' files.", STAGE)
     for model in (teacher, student):
         if model is not None:
-            _check_fit(model, job)
+            _check_fit(model)
     check_named_layers(teacher, job)
     check_linears(student or teacher, job)
-    check_end(student or teacher, teacher, run.student_path, channel, trust_remote_code=job.trust_remote_code)
+    check_end(student or teacher, teacher, run.student_path, channel)
     channel.log("info", "Loading the tokenizer and reading the text.", STAGE)
     result = prepare(
         source=open_source(job.data, text_field=job.text_field, split=job.data_split),
@@ -187,5 +182,5 @@ def run_prepare(run: Run, job: PrepareJob, channel: Channel) -> None:
         channel.log("warning", little, "little-text")
     named = {name: str(getattr(job, name)) for name in INPUTS}
     inputs = {name: identity_of(name, value, trust_remote_code=job.trust_remote_code) for name, value in named.items()}
-    inputs["teacher"] = identity_of_model(teacher.path, trust_remote_code=job.trust_remote_code)
+    inputs["teacher"] = inputs["teacher"] or identity_of_model(teacher)
     run.finish_phase("prepare", {"data": {"source": job.data, **asdict(result)}, "inputs": inputs})

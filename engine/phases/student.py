@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 from engine.channel.channel import Channel
@@ -12,7 +11,7 @@ from engine.data.tokens import TokenFile
 from engine.disk.files import write_atomic
 from engine.errors import RankLost
 from engine.jobs import TrainJob
-from engine.model_files.spec import read_spec
+from engine.model_files.spec import ModelSpec, read_spec
 from engine.models.load import load_tokenizer
 from engine.models.memory import return_memory
 from engine.phases.cut import is_cut, mend_student
@@ -60,9 +59,9 @@ def run_student(run: Run, job: TrainJob, channel: Channel) -> None:
 def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None:
     prepare_torch(job)
     hosts = 1 if world is None else len(set(world.gathered(socket.gethostname())))
-    folder = _mended_folder(run, job, channel, world)
+    spec = _mended(run, job, channel, world)
     with TokenFile(run.tokens_path) as tokens, open_store(run, job, tokens.vocab_size, channel) as store:
-        lesson = Lesson(run, job, folder, tokens, Source(tokens, store), channel, world)
+        lesson = Lesson(run, job, spec, tokens, Source(tokens, store), channel, world)
         prompts = holdout_prompts(tokens)
         learner, learned = lesson.learned(prompts, run.checkpoints_path)
         if not lesson.is_first:
@@ -71,7 +70,7 @@ def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None
                 lesson.on_labels()
             return
         with training_is_kept():
-            tokenizer = load_tokenizer(folder, trust_remote_code=job.trust_remote_code)
+            tokenizer = load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code)
             num_bytes = holdout_bytes(tokens, tokenizer)
             result = {
                 **figures_of(learned, lesson.chance(), num_bytes, job.seed),
@@ -81,30 +80,30 @@ def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None
                 "world": {"ranks": 1 if world is None else world.rank.world, "hosts": hosts},
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
-                result["adapter"] = told_of_adapter(adapter, folder, job)
+                result["adapter"] = told_of_adapter(adapter, spec, job)
             if prompts and not (job.student_layer_by_layer or (world is not None and world.is_sharded)):
                 speed = writing_speed(next_logits_of(learner), prompts[0], vocab_size=tokens.vocab_size)
                 keep_speed(run.path, "after", speed)
-            write_student(run, job, folder, learner, result, tokens.end_ids, channel)
+            write_student(run, job, spec, learner, result, tokens.end_ids, channel)
         if job.compare == "labels":
             del learner, adapter  # two students are never in memory together
             return_memory()
             result["compare"] = {"labels": with_bits(lesson.on_labels(), num_bytes)}
-            write_atomic(run.student_path / "README.md", card_of(run, folder, result))
+            write_atomic(run.student_path / "README.md", card_of(run, spec.path, result))
     channel.write("evaluation", which="result", gap_closed=gap_of(result))
     run.finish_phase(job.name, result)
 
 
-def _mended_folder(run: Run, job: TrainJob, channel: Channel, world: World | None) -> Path:
-    """The folder of the initial weights, on each rank; rank 0 repairs a damaged one while the others wait."""
+def _mended(run: Run, job: TrainJob, channel: Channel, world: World | None) -> ModelSpec:
+    """The model that the student begins as, on each rank; rank 0 repairs a damaged one while the others wait."""
     if world is None:
-        return student_folder(run, job, channel)
+        return first_student(run, job, channel)
     if world.rank.number:
         world.wait()
-        return student_folder(run, job, channel)
-    folder = student_folder(run, job, channel)
+        return first_student(run, job, channel)
+    spec = first_student(run, job, channel)
     world.wait()
-    return folder
+    return spec
 
 
 def _told(learned: Learned) -> dict[str, Any]:
@@ -119,12 +118,12 @@ def _told(learned: Learned) -> dict[str, Any]:
     }
 
 
-def student_folder(run: Run, job: TrainJob, channel: Channel) -> Path:
-    """Return the folder of the initial weights; a damaged one is cut from the teacher again."""
+def first_student(run: Run, job: TrainJob, channel: Channel) -> ModelSpec:
+    """Describe the model that the student begins as; a damaged one is cut from the teacher again."""
     if job.student != FROM_TEACHER:
-        return read_spec(job.student, trust_remote_code=job.trust_remote_code).path
+        return read_spec(job.student, trust_remote_code=job.trust_remote_code)
     if not is_cut(run, job):
         from engine.phases.prepare import teacher_spec
 
-        mend_student(run, job, teacher_spec(job), channel)
-    return run.initial_student_path
+        mend_student(run, teacher_spec(job), channel)
+    return read_spec(run.initial_student_path, trust_remote_code=job.trust_remote_code)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from engine.jobs import TrainJob
 from engine.machine.device import Device
-from engine.model_files.spec import read_spec
+from engine.model_files.spec import ModelSpec
 from engine.models.memory import return_memory
 from engine.planner.footprint import student_footprint
 from engine.planner.phase_settings import StudentSetting
@@ -24,9 +23,9 @@ class StudentSaver:
     growth_bytes: int = 0
 
     @classmethod
-    def of(cls, job: TrainJob, learner: Learner, folder: Path) -> StudentSaver:
+    def of(cls, job: TrainJob, learner: Learner, spec: ModelSpec) -> StudentSaver:
         """For this student: what it saves is the difference of two predictions."""
-        shape = shape_of(read_spec(folder, trust_remote_code=job.trust_remote_code))
+        shape = shape_of(spec)
         setting = StudentSetting.of(job)
         # The place of a whole student's weights makes no difference to what is saved.
         setting = replace(setting, cpu_offload=setting.cpu_offload and setting.layer_by_layer)

@@ -27,7 +27,7 @@ from engine.errors import (
 )
 from engine.jobs import TrainJob
 from engine.machine.out_of_memory import is_out_of_memory
-from engine.model_files.spec import read_spec
+from engine.model_files.spec import ModelSpec
 from engine.models.load import first_sentence
 from engine.phases.cut import CUT
 from engine.planner.models import FROM_TEACHER
@@ -38,7 +38,7 @@ from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import ADAPTER
 from engine.student.companions import versions_told
 from engine.student.evaluate import Metrics
-from engine.student.export import export_student, stored_dtype
+from engine.student.export import export_student
 from engine.student.judge import bits_per_byte, intervals
 from engine.student.learn import Learned
 from engine.student.learner import Learner
@@ -52,16 +52,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def told_of_adapter(adapter: LowRankAdapter, folder: Path, job: TrainJob) -> dict[str, Any]:
+def told_of_adapter(adapter: LowRankAdapter, spec: ModelSpec, job: TrainJob) -> dict[str, Any]:
     """The report's entry about an adapter."""
     trained = adapter.num_parameters
-    whole = shape_of(read_spec(folder, trust_remote_code=job.trust_remote_code)).parameters
     return {
         "rank": adapter.shape.rank,
         "alpha": adapter.shape.alpha,
         "targets": sorted({linear.kind for linear in adapter.linears}),
         "trained_parameters": trained,
-        "share": trained / whole,
+        "share": trained / shape_of(spec).parameters,
         "quantization": job.student_quantization,
     }
 
@@ -104,28 +103,25 @@ def holdout_bytes(tokens: TokenFile, tokenizer: PreTrainedTokenizerBase) -> int:
 def write_student(
     run: Run,
     job: TrainJob,
-    folder: Path,
+    spec: ModelSpec,
     learner: Learner,
     result: dict[str, Any],
     end_ids: Collection[int],
     channel: Channel,
 ) -> None:
     """Write ``student/``, with a card that tells the result."""
-    stored = stored_dtype(read_spec(folder, trust_remote_code=job.trust_remote_code).dtype)
     adapter = learner.trainable if isinstance(learner.trainable, LowRankAdapter) else None
     for note in export_student(
         learner.model,
-        folder,
+        spec,
         run.student_path,
-        card_of(run, folder, result),
-        dtype=stored,
+        card_of(run, spec.path, result),
         end_ids=end_ids,
         adapter=adapter,
         # The cut teacher is in the run's folder; any other folder's path might be published with the student.
-        base=os.path.relpath(folder, run.student_path / ADAPTER)
+        base=os.path.relpath(spec.path, run.student_path / ADAPTER)
         if job.student == FROM_TEACHER
         else _without_folders(job.student),
-        trust_remote_code=job.trust_remote_code,
     ):
         channel.log("warning", note, "student-files")
     if (run.result("prepare") or {}).get("data", {}).get("plain_template"):

@@ -55,7 +55,7 @@ def cache_identity(run: Run, job: RecordsJob, vocab_size: int) -> CacheIdentity:
     """
     teacher = ((run.result("prepare") or {}).get("inputs") or {}).get("teacher")
     if teacher is None:
-        teacher = identity_of_model(teacher_spec(job).path, trust_remote_code=job.trust_remote_code)
+        teacher = identity_of_model(teacher_spec(job))
     return CacheIdentity(
         teacher=teacher["weights"],
         tokenizer=teacher["tokenizer"],
@@ -210,7 +210,7 @@ def _score(
     cuts = rank.number == 0 and not is_cut(run, job)
     if rank != ALONE and not cuts and not has_work(tokens, store, SPLITS, wave_tokens=how.wave_tokens, rank=rank):
         return None
-    with contextlib.closing(load_teacher(run, job, device, dtype)) as teacher:
+    with contextlib.closing(load_teacher(run, job, spec, device, dtype)) as teacher:
         if job.layer_by_layer and teacher.note:
             channel.log("info", teacher.note, "not-bit-equal")
         if cuts:
@@ -265,35 +265,35 @@ def _only_cut(run: Run, job: ScoreJob, tokens: TokenFile, channel: Channel) -> N
     from engine.phases.device import prepare_torch
 
     device, dtype = prepare_torch(job)
+    spec = teacher_spec(job)
     loaded: list[Any] = []
 
     def teacher() -> Any:
-        loaded.append(load_teacher(run, job, device, dtype))
+        loaded.append(load_teacher(run, job, spec, device, dtype))
         return loaded[0]
 
     try:
-        cut_student(run, job, teacher_spec(job), teacher, tokens, channel)
+        cut_student(run, job, spec, teacher, tokens, channel)
     finally:
         for each in loaded:
             each.close()
 
 
-def load_teacher(run: Run, job: ScoreJob, device: torch.device, dtype: torch.dtype) -> Any:
+def load_teacher(run: Run, job: ScoreJob, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
     """Load the teacher as planned: whole, or streamed layer by layer.
 
     Only a streamed teacher has hidden states that wait: ``cpu_offload`` keeps them off the compute device, on a GPU in
     main memory and on the CPU in a file of the run's folder.
     """
-    folder = teacher_spec(job).path
     if job.layer_by_layer:
         from engine.models.streaming.teacher import StreamedTeacher
 
-        room = _room(job, device)
+        room = _room(job, spec, device)
         return StreamedTeacher(
-            folder,
+            spec.path,
             dtype=dtype,
             device=device,
-            trust_remote_code=job.trust_remote_code,
+            trust_remote_code=spec.trust_remote_code,
             quantization=job.quantization,
             hidden_bytes=0 if job.cpu_offload else None,
             spill_folder=run.path if job.where.is_host else None,
@@ -303,10 +303,10 @@ def load_teacher(run: Run, job: ScoreJob, device: torch.device, dtype: torch.dty
     from engine.models.load import ResidentTeacher
 
     return ResidentTeacher(
-        folder,
+        spec.path,
         dtype=dtype,
         device=device,
-        trust_remote_code=job.trust_remote_code,
+        trust_remote_code=spec.trust_remote_code,
         quantization=job.quantization,
     )
 
@@ -324,9 +324,9 @@ class _Room:
     host_bytes: int
 
 
-def _room(job: ScoreJob, device: torch.device) -> _Room:
+def _room(job: ScoreJob, spec: ModelSpec, device: torch.device) -> _Room:
     """Return the room in the budgets."""
-    shape = shape_of(teacher_spec(job))
+    shape = shape_of(spec)
     setting = TeacherSetting.of(job)
     context = 0 if setting.device.is_host else context_bytes_on(gpu_of(str(device)))
     is_roomy = reads_ahead(shape, setting, job.memory_budget - context, job.ram_budget)

@@ -1,21 +1,19 @@
 """Choice of teacher and student: the named models, or models that the planner picks.
 
-Reads and caches config.json and safetensors headers; downloads nothing.
+Reads config.json, safetensors headers and tokenizers; downloads nothing.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 from engine.data.checks import check_models
 from engine.errors import ModelError, Problem, SettingsError, TinyDistillError
 from engine.format import format_bytes, format_count
 from engine.model_files.demo import DEMO_TEACHER
-from engine.model_files.hub import cached_models, resolve_model
+from engine.model_files.hub import cached_models
 from engine.model_files.narrow import width_of
-from engine.model_files.spec import read_spec
+from engine.model_files.spec import ModelSpec, read_spec
 from engine.planner.budget import Budget
 from engine.planner.footprint import student_footprint, teacher_footprint
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
@@ -82,55 +80,34 @@ def models_for(config: RunConfig, budget: Budget) -> Models:
     ]
     if missing or teacher is None or student is None:
         raise SettingsError(missing, "Or let the planner choose: --use_recommended; or try the demo: --demo.")
-    teacher_shape = describe(teacher, config.trust_remote_code)
-    student_shape = teacher_shape if student == FROM_TEACHER else describe(student, config.trust_remote_code)
+    spec = read_spec(teacher, trust_remote_code=config.trust_remote_code)
+    other = None if student == FROM_TEACHER else read_spec(student, trust_remote_code=config.trust_remote_code)
+    teacher_shape = shape_of(spec)
+    student_shape = teacher_shape if other is None else shape_of(other)
     if config.student_layers is not None and student == FROM_TEACHER:
         most, named = teacher_shape.num_layers, layer_list(config.student_layers)
         accepted = f"the teacher has {most} layers to take from" + (f", 0 to {most - 1}" if named else "")
         if (layer_count(config.student_layers) or 0) > most or (named and named[-1] >= most):
             raise SettingsError([Problem("student_layers", config.student_layers, accepted)])
     if config.student_width < 1 and student == FROM_TEACHER:
-        width = width_of(read_spec(teacher, trust_remote_code=config.trust_remote_code), config.student_width)
+        width = width_of(spec, config.student_width)
         student_shape = student_shape.with_width(width.neurons, width.heads, width.kv_heads)
-    notes = _vocabulary_notes(teacher, None if student == FROM_TEACHER else student, config.trust_remote_code)
-    return Models(teacher, student, teacher_shape, student_shape, reasons, notes)
+    return Models(teacher, student, teacher_shape, student_shape, reasons, _vocabulary_notes(spec, other))
 
 
 def describe(path_or_id: str, trust_remote_code: bool = False) -> ModelShape:
-    """A model's sizes; read again only when its config.json changed.
+    """A model's sizes.
 
     Raises:
         ModelError: as :func:`engine.model_files.spec.read_spec`.
     """
-    folder = resolve_model(path_or_id)
-    config = folder / "config.json"
-    changed = config.stat().st_mtime_ns if config.is_file() else 0
-    return _describe(str(path_or_id), trust_remote_code, folder, changed)
-
-
-@functools.lru_cache(maxsize=32)
-def _describe(path_or_id: str, trust_remote_code: bool, folder: Path, changed: int) -> ModelShape:
     return shape_of(read_spec(path_or_id, trust_remote_code=trust_remote_code))
 
 
-def _vocabulary_notes(teacher: str, student: str | None, trust_remote_code: bool) -> tuple[str, ...]:
+def _vocabulary_notes(teacher: ModelSpec, student: ModelSpec | None) -> tuple[str, ...]:
     """Return the notes of :func:`engine.data.checks.check_models`; the request check reports refusals."""
-    folders = [resolve_model(name) for name in (teacher, student) if name is not None]
-    files = sorted(file for folder in folders for file in folder.glob("*.json"))
-    changed = tuple((str(file), file.stat().st_mtime_ns) for file in files)
-    return _read_vocabulary_notes(teacher, student, trust_remote_code, changed)
-
-
-@functools.lru_cache(maxsize=32)
-def _read_vocabulary_notes(
-    teacher: str, student: str | None, trust_remote_code: bool, changed: tuple[tuple[str, int], ...]
-) -> tuple[str, ...]:
-    specs = [
-        None if name is None else read_spec(name, trust_remote_code=trust_remote_code) for name in (teacher, student)
-    ]
-    assert specs[0] is not None
     try:
-        return check_models(specs[0], specs[1], 1).notes
+        return check_models(teacher, student, 1).notes
     except TinyDistillError:
         return ()
 

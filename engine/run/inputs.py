@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import TinyDistillError
-from engine.model_files.spec import fingerprint, read_spec
+from engine.model_files.spec import ModelSpec, fingerprint, read_spec
 from engine.model_files.vocabulary import read_vocabulary
 from engine.run.folder import Run
 
@@ -35,16 +35,15 @@ def identity_of(name: str, value: str, *, trust_remote_code: bool = False) -> di
     path = Path(value).expanduser()
     if name == "data":
         return {"content": _content(path)} if path.exists() else None
-    return identity_of_model(path, trust_remote_code=trust_remote_code) if path.exists() else None
+    return identity_of_model(read_spec(path, trust_remote_code=trust_remote_code)) if path.exists() else None
 
 
-def identity_of_model(path: Path, *, trust_remote_code: bool = False) -> dict[str, str]:
-    """Return the fingerprint of a model's folder: weights, tokenizer and chat template.
+def identity_of_model(spec: ModelSpec) -> dict[str, str]:
+    """Return the fingerprint of a model: weights, tokenizer and chat template.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: its tokenizer cannot be read.
     """
-    spec = read_spec(path, trust_remote_code=trust_remote_code)
     vocabulary = read_vocabulary(spec.path)
     return {
         "weights": fingerprint(spec),

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from engine.disk.tensor_file import write_pieces, write_tensors
 from engine.errors import ModelError
+from engine.model_files.spec import ModelSpec
 from engine.models.checkpoint import Checkpoint
 from engine.models.linears import Linear
 from engine.models.load import quiet
@@ -72,7 +73,7 @@ def target_modules(adapter: LowRankAdapter, model: PreTrainedModel) -> list[str]
     return kinds if meant == names else sorted(names)
 
 
-def write_merged(adapter: LowRankAdapter, source: Path, path: Path, *, trust_remote_code: bool = False) -> None:
+def write_merged(adapter: LowRankAdapter, source: ModelSpec, path: Path) -> None:
     """Write the base's weights with the adapter's changes added, a piece of a tensor at a time.
 
     A changed weight is added up in float32 and rounded once, to the format that it is stored in; every other tensor
@@ -80,16 +81,15 @@ def write_merged(adapter: LowRankAdapter, source: Path, path: Path, *, trust_rem
 
     Args:
         adapter: the trained one.
-        source: the folder of the base.
+        source: the base.
         path: the safetensors file, which must not exist.
-        trust_remote_code: whether the base may bring code.
 
     Raises:
         ModelError: an adapted layer's weight is not one tensor of the base's files.
     """
-    checkpoint = Checkpoint(source)
+    checkpoint = Checkpoint(source.path)
     try:
-        changed = _sources(adapter, checkpoint, trust_remote_code)
+        changed = _sources(adapter, checkpoint, source.trust_remote_code)
         described = [(name, checkpoint.dtype(name), info.shape) for name, info in checkpoint.tensors.items()]
 
         def pieces() -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from engine.disk.fault import commit_point
 from engine.disk.files import fsync_file, fsync_folder
 from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
-from engine.model_files.spec import read_spec
+from engine.model_files.spec import ModelSpec
 from engine.models.load import UNUSABLE, first_sentence, quiet
 from engine.models.meta import read_config
 from engine.student.adapter import LowRankAdapter
@@ -33,29 +33,27 @@ _FULL = ("os error 28", "os error 122", "No space left", "Disk quota exceeded")
 
 def export_student(
     model: PreTrainedModel,
-    source: Path,
+    source: ModelSpec,
     folder: Path,
     card: str,
     *,
-    dtype: torch.dtype,
     end_ids: Collection[int] = (),
     adapter: LowRankAdapter | None = None,
     base: str = "",
-    trust_remote_code: bool = False,
 ) -> list[str]:
     """Write ``folder`` for ``AutoModelForCausalLM`` and ``AutoTokenizer``; an existing one is replaced.
 
+    The weights are stored in the format of the model that the student began as.
+
     Args:
         model: the student; its weights are converted in place.
-        source: the folder of the model that it began as, whose tokenizer and configuration are passed on.
+        source: the model that it began as, whose tokenizer and configuration are passed on.
         folder: created, or replaced once the new one is complete.
         card: the text of its README.md.
-        dtype: that the weights are stored in.
         end_ids: tokens with which an answer or a text of the training data ends; generation stops at them.
         adapter: what was trained, where that is not the model itself. Its folder goes into the student's, and the
             student's weights are those of ``source`` with the adapter merged in, each in the format it is stored in.
         base: the name of the adapter's base model, for its configuration.
-        trust_remote_code: whether ``source`` may bring code.
 
     Returns:
         Remarks for the user, as sentences.
@@ -69,18 +67,19 @@ def export_student(
     config = model.config
     model.config.use_cache = True  # it was off for training
     model.generation_config = GenerationConfig()  # the source's is passed on; writing one that is invalid raises
+    dtype = stored_dtype(source)
     needed_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     if adapter is not None:
-        needed_bytes = read_spec(source, trust_remote_code=trust_remote_code).file_bytes + 4 * adapter.num_parameters
+        needed_bytes = source.file_bytes + 4 * adapter.num_parameters
     with _told(temporary, folder, needed_bytes=needed_bytes):
         if adapter is None:
             model.to(dtype).save_pretrained(temporary)
         else:
             temporary.mkdir()
-            write_merged(adapter, source, temporary / "model.safetensors", trust_remote_code=trust_remote_code)
+            write_merged(adapter, source, temporary / "model.safetensors")
             write_adapter(adapter, model, temporary / ADAPTER, base=base)
             fsync_folder(temporary / ADAPTER)
-        notes = write_companions(source, temporary, config, dtype, end_ids)
+        notes = write_companions(source.path, temporary, config, dtype, end_ids)
         for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
             shutil.copymode(temporary / "config.json", entry)
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -117,19 +116,17 @@ def _publish(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def stored_dtype(name: str) -> torch.dtype:
+def stored_dtype(source: ModelSpec) -> torch.dtype:
     """The format in which a student's weights are stored: that of the model that it began as, if it is a float's."""
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(source.dtype, torch.float32)
 
 
-def rehearse_export(source: Path, folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> list[str]:
+def rehearse_export(source: ModelSpec, folder: Path) -> list[str]:
     """Write a student without its weights next to ``folder``, load it, and remove it.
 
     Args:
-        source: the folder of the model that the student will begin as.
+        source: the model that the student will begin as.
         folder: the student's, which need not exist.
-        dtype: that its weights will be stored in.
-        trust_remote_code: whether the model may bring code.
 
     Returns:
         The notes that :func:`export_student` will return.
@@ -143,10 +140,10 @@ def rehearse_export(source: Path, folder: Path, *, dtype: torch.dtype, trust_rem
     temporary = _aside(folder)
     try:
         with quiet():
-            config: PretrainedConfig = read_config(source, trust_remote_code=trust_remote_code)
+            config: PretrainedConfig = read_config(source.path, trust_remote_code=source.trust_remote_code)
             config.save_pretrained(temporary)
-            notes = write_companions(source, temporary, config, dtype)
-            AutoConfig.from_pretrained(temporary, local_files_only=True, trust_remote_code=trust_remote_code)
+            notes = write_companions(source.path, temporary, config, stored_dtype(source))
+            AutoConfig.from_pretrained(temporary, local_files_only=True, trust_remote_code=source.trust_remote_code)
         return notes
     except PermissionError as error:
         raise FolderError(
@@ -156,7 +153,7 @@ def rehearse_export(source: Path, folder: Path, *, dtype: torch.dtype, trust_rem
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the model's
         raise ModelError(
-            f"A student that begins as {source} could not be written in the end: {first_sentence(error)}",
+            f"A student that begins as {source.path} could not be written in the end: {first_sentence(error)}",
             "The program tests this before the teacher starts.",
             "Download or save the model again.",
         ) from error

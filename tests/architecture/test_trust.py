@@ -52,7 +52,7 @@ def test_no_call_forgets_whether_a_models_code_is_trusted() -> None:
     # A private name is that of its own module; a public one may not mean two things.
     public = {name for _, name in asking if not name.startswith("_")}
     public -= {name for path, name in defined if (path, name) not in asking}
-    assert {"read_spec", "load_causal_lm", "StreamedTeacher", "derive_student"} <= public
+    assert {"read_spec", "load_causal_lm", "StreamedTeacher", "ResidentTeacher"} <= public
     forgotten = [
         f"{path}:{node.lineno}: {called(node)}"
         for path, tree in trees

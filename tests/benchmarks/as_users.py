@@ -36,6 +36,7 @@ from typing import Any
 from engine.machine import hardware
 from engine.machine.process_memory import PeakMemory
 from engine.model_files.demo import DEMO_TEACHER
+from engine.model_files.spec import read_spec
 
 SIDES = ("ours", "trl", "loop", "tune")
 WARMUP, SEED = 0.05, 0
@@ -206,7 +207,7 @@ def _prepare(work: Path, pair: Pair) -> None:
     """The student's first weights, and the rows: those that the command makes of the same flags."""
     from engine.models.derive import derive_student
 
-    derive_student(Path(pair.teacher), pair.layers, work / "student")
+    derive_student(read_spec(Path(pair.teacher)), pair.layers, work / "student")
     subprocess.run(_ours(work, pair, "fp32", "--until", "prepare"), check=True, stdout=subprocess.DEVNULL)
     shutil.copyfile(work / "run" / "tokens.h5", work / "tokens.h5")
 

@@ -125,7 +125,7 @@ def measure(size: int) -> dict[str, Any]:
 
 def _steps(folder: Path, tokens: TokenFile, store: CacheStore) -> tuple[float, float]:
     """Median processor seconds of a step, and of getting its micro-batch."""
-    derive_student(DEMO_TEACHER, 4, folder / "student")
+    derive_student(read_spec(DEMO_TEACHER), 4, folder / "student")
     model = load_causal_lm(folder / "student", dtype=torch.float32)
     learner = Learner(model.train(), dtype=torch.float32, gradient_checkpointing=False)
     optimizer = AdamW(model.named_parameters(), weight_decay=0.01, bits=32)

@@ -39,6 +39,7 @@ import psutil
 
 from engine.channel.events import read_events
 from engine.disk import fault
+from engine.model_files.spec import read_spec
 from engine.phase_kinds import PHASES
 from engine.phases import process as phase
 from engine.planner import plan
@@ -366,7 +367,7 @@ def _import_everything() -> None:
     load_causal_lm(folder, dtype=torch.float32)
     load_tokenizer(folder)
     with tempfile.TemporaryDirectory() as aside:
-        derive_student(folder, 1, Path(aside) / "student")
+        derive_student(read_spec(folder), 1, Path(aside) / "student")
     gc.collect()
     gc.freeze()  # each child would look through all that was imported, and copy it, whenever it returns memory
 

@@ -20,6 +20,7 @@ from engine.cache.check import damaged_shards
 from engine.cache.record import Records
 from engine.cache.store import CacheIdentity, CacheStore
 from engine.data.tokens import SPLITS, TokenFile, TokenFileWriter
+from engine.model_files.spec import read_spec
 from engine.models.derive import derive_student
 from engine.models.load import load_causal_lm
 from engine.run.folder import FORMAT, Run
@@ -190,9 +191,8 @@ def _begin_student(folder: Path) -> None:
 
 def _export(folder: Path, seed: int) -> None:
     model = load_causal_lm(tiny_model("llama", num_layers=1, seed=seed), dtype=torch.float32)
-    export_student(
-        model, tiny_model("llama", num_layers=1, seed=seed), folder / "student", f"# {seed}\n", dtype=torch.float32
-    )
+    source = read_spec(tiny_model("llama", num_layers=1, seed=seed))
+    export_student(model, source, folder / "student", f"# {seed}\n")
 
 
 def _replace_student(folder: Path, done: Done) -> None:
@@ -214,7 +214,7 @@ def _check_student(folder: Path, done: int) -> None:
 
 
 def _derive(folder: Path, done: Done) -> None:
-    derive_student(tiny_model("llama"), 1, folder / "initial-student")
+    derive_student(read_spec(tiny_model("llama")), 1, folder / "initial-student")
     done(1)
 
 

@@ -11,6 +11,7 @@ import torch
 from engine.models.core import find_core
 from engine.models.load import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
+from engine.phases.prepare import teacher_spec
 from engine.phases.teacher import load_teacher
 from engine.run.folder import Run
 from engine.settings.config import SETTINGS
@@ -38,7 +39,8 @@ def test_with_layer_by_layer_no_more_than_one_layer_is_in_the_model(tmp_path: Pa
 @pytest.mark.parametrize(("flag", "kind"), [(True, StreamedTeacher), (False, ResidentTeacher)])
 def test_the_phase_takes_the_teacher_that_the_flag_asks_for(tmp_path: Path, flag: bool, kind: type) -> None:
     job = score_job(teacher=str(tiny_model("llama")), layer_by_layer=flag, sequence_length=8)
-    assert isinstance(load_teacher(Run(tmp_path, {}), job, torch.device("cpu"), torch.float32), kind)
+    teacher = load_teacher(Run(tmp_path, {}), job, teacher_spec(job), torch.device("cpu"), torch.float32)
+    assert isinstance(teacher, kind)
 
 
 def test_every_setting_is_read_by_some_code() -> None:

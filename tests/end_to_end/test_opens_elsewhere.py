@@ -146,7 +146,7 @@ def exported(source: Path, folder: Path) -> torch.Tensor:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         logits = model(torch.tensor([IDS])).logits[0].clone()
-    export_student(model, source, folder, "# card\n", dtype=torch.float32)
+    export_student(model, read_spec(source), folder, "# card\n")
     return logits
 
 

@@ -58,7 +58,7 @@ class Material:
         self.teacher = ResidentTeacher(setting.teacher, dtype=getattr(torch, setting.precision))
         self.student = folder / "student"
         if not (self.student / "config.json").exists():
-            derive_student(setting.teacher, setting.student_layers, self.student)
+            derive_student(read_spec(setting.teacher), setting.student_layers, self.student)
         self._make_states()
         self._states = {split: np.load(self._states_path(split), mmap_mode="r") for split in SPLITS}
         self._place = {

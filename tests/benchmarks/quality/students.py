@@ -232,14 +232,14 @@ def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[s
             outputs=[None] * spec.num_layers,
             safe_point=lambda: None,
         )
-        derive_student(setting.teacher, layers, folder, width=width, parts=parts)
+        derive_student(read_spec(setting.teacher), layers, folder, width=width, parts=parts)
         return {"layers": layers, "width": share}
     if arm.even:
         even = layers_to_keep(spec.num_layers, count)
-        derive_student(setting.teacher, even, folder)
+        derive_student(read_spec(setting.teacher), even, folder)
         return {"layers": even, "way": "even"}
     depth = _measured_depth(spec, material, text, setting, count)
-    derive_student(setting.teacher, depth.kept, folder)
+    derive_student(read_spec(setting.teacher), depth.kept, folder)
     return {"layers": list(depth.kept), "way": depth.way}
 
 

@@ -208,7 +208,7 @@ def test_streamed_and_whole_are_the_same_and_the_plain_models(layout: str, tmp_p
 
 def test_a_student_cut_from_a_quantised_teacher_is_a_plain_model(tmp_path: Path) -> None:
     small, _ = quantised("gptq", tmp_path)
-    derive_student(resolve_model(small), 2, tmp_path / "student")
+    derive_student(read_spec(resolve_model(small)), 2, tmp_path / "student")
     spec, ids = read_spec(tmp_path / "student"), torch.arange(2, 20)[None]
     assert spec.path == tmp_path / "student"
     with torch.no_grad():

@@ -28,7 +28,7 @@ def forget_layers(model, kept):
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
 def test_a_derived_student_says_what_the_teacher_says_without_the_other_layers(architecture, num_layers, tmp_path):
     teacher_folder = tiny_model(architecture)
-    kept = derive_student(teacher_folder, num_layers, tmp_path / "student")
+    kept = derive_student(read_spec(teacher_folder), num_layers, tmp_path / "student")
     student = load_causal_lm(tmp_path / "student", dtype=torch.float32)
     teacher = forget_layers(load_causal_lm(teacher_folder, dtype=torch.float32), kept)
     ids = torch.randint(2, VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ def test_a_derived_student_says_what_the_teacher_says_without_the_other_layers(a
 
 def test_a_derived_student_is_a_whole_folder(tmp_path):
     teacher = tiny_model("qwen2", shard_bytes=60_000)
-    derive_student(teacher, 2, tmp_path / "student")
+    derive_student(read_spec(teacher), 2, tmp_path / "student")
     spec = read_spec(tmp_path / "student")
     assert spec.num_layers == 2
     assert len(spec.config["layer_types"]) == 2
@@ -56,7 +56,7 @@ def test_kinds_of_layers_that_follow_from_their_number_stay_with_the_layer(tmp_p
     config = json.loads((teacher / "config.json").read_text())
     kinds = config.pop("layer_types")
     (teacher / "config.json").write_text(json.dumps(config))
-    kept = derive_student(teacher, 3, tmp_path / "student")
+    kept = derive_student(read_spec(teacher), 3, tmp_path / "student")
     told = json.loads((tmp_path / "student" / "config.json").read_text())["layer_types"]
     assert told == [kinds[index] for index in kept]
     assert told != kinds[:3]
@@ -78,7 +78,7 @@ def test_kept_layers_have_the_first_the_last_and_even_distances():
 
 def test_more_layers_than_there_are_cannot_be_cut(tmp_path):
     with pytest.raises(ModelError) as caught:
-        derive_student(tiny_model("llama"), 5, tmp_path / "student")
+        derive_student(read_spec(tiny_model("llama")), 5, tmp_path / "student")
     assert "which has 4" in caught.value.paragraph()
     assert not (tmp_path / "student").exists()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import ModelError
+from engine.model_files.spec import read_spec
 from engine.models import load_in_place as module
 from engine.models.load import load_causal_lm
 from engine.models.load_in_place import load_in_place, move_weights
@@ -69,7 +71,7 @@ def test_student_is_saved_as_after_transformers_own_loading(architecture: str, t
         ("theirs", lambda: load_causal_lm(folder, dtype=torch.float32)),
         ("ours", lambda: load_in_place(folder, dtype=torch.float32, new_tensor=Places())),
     ):
-        export_student(load(), folder, tmp_path / name, "a card", dtype=torch.bfloat16)
+        export_student(load(), replace(read_spec(folder), dtype="bfloat16"), tmp_path / name, "a card")
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     assert {entry.name for entry in ours.iterdir()} == {entry.name for entry in theirs.iterdir()}
     for entry in theirs.iterdir():

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from engine.channel.channel import Channel
 from engine.errors import DiskFull
 from engine.model_files.adapter_shape import AdapterShape
+from engine.model_files.spec import read_spec
 from engine.models.linears import decoder_linears
 from engine.models.load import load_causal_lm
 from engine.student.adapter import LowRankAdapter
@@ -158,7 +159,7 @@ def test_the_written_folders_are_the_trained_student(architecture: str, dtype: s
     adapter = adapted(model)
     ours, base = logits(model), logits(load_causal_lm(source, dtype=torch.float32))
     folder = tmp_path / "student"
-    export_student(model, source, folder, "card", dtype=getattr(torch, dtype), adapter=adapter, base="base")
+    export_student(model, read_spec(source), folder, "card", adapter=adapter, base="base")
     plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     loaded = PeftModel.from_pretrained(plain, folder / "adapter")
     torch.testing.assert_close(logits(loaded), ours, rtol=1e-4, atol=1e-4)
@@ -180,8 +181,8 @@ def test_a_disk_that_is_full_while_the_student_is_written_is_told(tmp_path: Path
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "none", disk], capture_output=True).returncode:
         pytest.skip("no disk can be mounted here")
     try:
-        source, model = tiny_model("llama", num_layers=2), load()
-        how: dict[str, Any] = {"dtype": torch.float32, "adapter": adapted(model), "base": "base"}
+        source, model = read_spec(tiny_model("llama", num_layers=2)), load()
+        how: dict[str, Any] = {"adapter": adapted(model), "base": "base"}
         with pytest.raises(DiskFull, match="There was no room to write the student"):
             export_student(model, source, disk / "student", "card", **how)
         assert not list(disk.iterdir())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
+from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm
 from engine.student.companions import versions_told
 from engine.student.export import export_student, rehearse_export
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 
-def export(
-    folder: Path, model: object | None = None, dtype: torch.dtype = torch.float32, source: Path | None = None
-) -> None:
+def export(folder: Path, model: object | None = None, dtype: str | None = None, source: Path | None = None) -> None:
     model = model or load_causal_lm(tiny_model("llama"), dtype=torch.float32)
-    export_student(model, source or tiny_model("llama"), folder, "# card\n", dtype=dtype)  # type: ignore[arg-type]
+    spec = read_spec(source or tiny_model("llama"))
+    export_student(model, replace(spec, dtype=dtype or spec.dtype), folder, "# card\n")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -44,8 +45,8 @@ def test_nothing_is_drawn_on_the_screen(tmp_path: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", "")
 
 
-def test_weights_are_stored_in_the_format_asked_for(tmp_path: Path) -> None:
-    export(tmp_path / "student", dtype=torch.bfloat16)
+def test_weights_are_stored_in_the_format_of_the_model_that_the_student_began_as(tmp_path: Path) -> None:
+    export(tmp_path / "student", dtype="bfloat16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype="auto").dtype == torch.bfloat16
 
 
@@ -116,7 +117,7 @@ def test_config_names_rope_and_dtype_in_old_words_and_in_new_ones(tmp_path: Path
     raw = json.loads((tiny_model("llama") / "config.json").read_text())
     raw.pop("rope_parameters", None)
     source = source_with(tmp_path, config={**raw, "rope_theta": 1e6, "torch_dtype": "float32", "of_the_person": [1]})
-    export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), torch.bfloat16, source)
+    export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), "bfloat16", source)
     written = json.loads((tmp_path / "student" / "config.json").read_text())
     assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 1e6
     assert written["dtype"] == written["torch_dtype"] == "bfloat16"
@@ -142,7 +143,7 @@ def test_generation_settings_are_kept_where_they_go_together(
     tmp_path: Path, raw: dict[str, object], dropped: set[str]
 ) -> None:
     source = source_with(tmp_path, generation_config=raw)
-    notes = rehearse_export(source, tmp_path / "student", dtype=torch.float32)
+    notes = rehearse_export(read_spec(source), tmp_path / "student")
     export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), source=source)
     written = (tmp_path / "student" / "generation_config.json").read_text()
     assert json.loads(written) == {key: value for key, value in raw.items() if key not in dropped}
@@ -177,7 +178,7 @@ def test_generation_stops_where_the_student_learned_to_end(
     if generation is not None:
         (source / "generation_config.json").write_text(json.dumps(generation))
     model = load_causal_lm(source, dtype=torch.float32)
-    export_student(model, source, tmp_path / "student", "# card\n", dtype=torch.float32, end_ids=learned)
+    export_student(model, read_spec(source), tmp_path / "student", "# card\n", end_ids=learned)
     path = tmp_path / "student" / "generation_config.json"
     assert (json.loads(path.read_text())["eos_token_id"] if path.exists() else None) == wanted
     others = {key: value for key, value in (generation or {}).items() if key != "eos_token_id"}
@@ -190,13 +191,13 @@ def test_a_generation_config_that_is_not_json_is_left_out_and_told(tmp_path: Pat
     source = source_with(tmp_path, generation_config="{")
     export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), source=source)
     assert not (tmp_path / "student" / "generation_config.json").exists()
-    assert "not a JSON object" in rehearse_export(source, tmp_path / "student", dtype=torch.float32)[0]
+    assert "not a JSON object" in rehearse_export(read_spec(source), tmp_path / "student")[0]
 
 
 def test_a_rehearsal_leaves_nothing_behind_and_touches_no_student(tmp_path: Path) -> None:
     export(tmp_path / "student")
     before = {entry.name: entry.read_bytes() for entry in (tmp_path / "student").iterdir()}
-    rehearse_export(tiny_model("llama"), tmp_path / "student", dtype=torch.float32)
+    rehearse_export(read_spec(tiny_model("llama")), tmp_path / "student")
     assert {entry.name: entry.read_bytes() for entry in (tmp_path / "student").iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["student"]
 
@@ -204,11 +205,11 @@ def test_a_rehearsal_leaves_nothing_behind_and_touches_no_student(tmp_path: Path
 def test_a_rehearsal_finds_what_would_fail_in_the_end(tmp_path: Path) -> None:
     (tmp_path / "student").write_text("a file")
     with pytest.raises(FolderError, match="is not a folder"):
-        rehearse_export(tiny_model("llama"), tmp_path / "student", dtype=torch.float32)
+        rehearse_export(read_spec(tiny_model("llama")), tmp_path / "student")
     raw = json.loads((tiny_model("llama") / "config.json").read_text())
     source = source_with(tmp_path, config={**raw, "num_attention_heads": 5})
     with pytest.raises(ModelError, match=r"could not be written in the end|cannot be used"):
-        rehearse_export(source, tmp_path / "other", dtype=torch.float32)
+        rehearse_export(read_spec(source), tmp_path / "other")
 
 
 def test_the_card_tells_which_releases_open_the_student(tmp_path: Path) -> None:

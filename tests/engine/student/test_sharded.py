@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST
+from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm
 from engine.student.checkpoint import Checkpoints
 from engine.student.export import export_student
@@ -94,7 +96,7 @@ def test_a_checkpoint_and_a_student_have_the_bytes_of_one_process(
     one = tmp_path / "checkpoints" / "step-00000005"
 
     def export(model: PreTrainedModel, name: str) -> None:
-        export_student(model, folder, tmp_path / name, "card", dtype=torch.bfloat16)
+        export_student(model, replace(read_spec(folder), dtype="bfloat16"), tmp_path / name, "card")
 
     model = load_causal_lm(folder, dtype=torch.float32)
     found = tmp_path / "checkpoints"

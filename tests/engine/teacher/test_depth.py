@@ -73,7 +73,7 @@ def test_a_cut_model_is_the_model_with_these_layers_skipped_bit_for_bit(name: st
     kept = [0, spec.num_layers - 1] if spec.num_layers < 4 else [0, spec.num_layers - 2, spec.num_layers - 1]
     if not is_valid_cut(spec, kept):
         pytest.skip("its layers depend on their numbers, or share weights")
-    derive_student(folder, kept, tmp_path / "student")
+    derive_student(read_spec(folder), kept, tmp_path / "student")
     ids = torch.randint(3, FEWEST_IDS, (2, 20), generator=torch.Generator().manual_seed(0))
     teacher = ResidentTeacher(folder, dtype=torch.float32)
     outputs: list[int | None] = [None] * spec.num_layers
@@ -116,7 +116,7 @@ def test_streamed_and_resident_choose_by_the_same_numbers(architecture: str, tok
 def test_the_loss_after_the_cut_is_that_of_the_cut_student(tokens: TokenFile, tmp_path: Path) -> None:
     folder = tiny_model("llama", num_layers=6)
     for cut in chosen(folder, tokens, 3).cuts:
-        derive_student(folder, cut.layers, tmp_path / str(len(cut.layers)))
+        derive_student(read_spec(folder), cut.layers, tmp_path / str(len(cut.layers)))
         model = load_causal_lm(tmp_path / str(len(cut.layers)), dtype=torch.float32)
         total = count = 0.0
         for piece in piece_of(tokens, "holdout", 4):

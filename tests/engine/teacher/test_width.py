@@ -55,9 +55,9 @@ def test_a_narrow_student_is_its_teacher_without_the_other_neurons_and_heads(nam
     width = width_of(spec, 0.5)
     layers = [0, spec.num_layers - 1]
     parts = chosen(folder, width, layers)
-    derive_student(folder, layers, tmp_path, width=width, parts=parts)
+    derive_student(read_spec(folder), layers, tmp_path, width=width, parts=parts)
     student = load_causal_lm(tmp_path, dtype=torch.float32)
-    derive_student(folder, layers, tmp_path / "wide")
+    derive_student(read_spec(folder), layers, tmp_path / "wide")
     wide = load_causal_lm(tmp_path / "wide", dtype=torch.float32)
     in_group = spec.num_heads // spec.num_kv_heads
     with torch.no_grad():
