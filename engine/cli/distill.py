@@ -156,7 +156,7 @@ def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int
     with _stopping(run, config) as started:
         process = supervisor.start(run.path, tied=True, last_word=word)
         started.append(process)
-        code = follow(run, view, alive=lambda: process.poll() is None, tail=tail)
+        code = follow(view, alive=lambda: process.poll() is None, tail=tail)
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = process.wait(timeout=30) if code == 4 else (process.wait(timeout=30), code)[1]
     said = word.said()
@@ -186,7 +186,7 @@ def _goes_on(error: TinyDistillError, config: RunConfig) -> bool:
 def attach(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int:
     """Show an active run, from its first event on; leaving does not affect it."""
     try:
-        code = follow(run, _view(config, front_end, run), alive=run.is_live, tail=Tail(run.events_path))
+        code = follow(_view(config, front_end, run), alive=run.is_live, tail=Tail(run.events_path))
     except KeyboardInterrupt:
         sys.stderr.write(f"\nThe run continues. Watch it again: tinydistill-tui --attach {run.path}\n")
         return 0

@@ -17,7 +17,6 @@ from engine.channel.events import Event, Tail
 from engine.channel.words import headline_of
 from engine.format import format_bytes, format_duration, format_rate
 from engine.phase_kinds import phase_verb
-from engine.run.folder import Run
 
 _POLL_SECONDS = 0.1
 _LINE_SECONDS = 10.0
@@ -34,14 +33,13 @@ class View(Protocol):
         """Leave the terminal as it was."""
 
 
-def follow(run: Run, view: View, *, alive: Callable[[], bool], tail: Tail) -> int:
+def follow(view: View, *, alive: Callable[[], bool], tail: Tail) -> int:
     """Show a run's events until its supervisor has ended.
 
     A run that was stopped and resumed has an end in the middle of its events: the last one counts, once no supervisor
     is there any more.
 
     Args:
-        run: the run.
         view: shows the events.
         alive: whether the supervisor is still there.
         tail: where in the events to begin.

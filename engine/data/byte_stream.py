@@ -5,7 +5,6 @@ Readers count how much of it they took; from that comes how much of the file on 
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,14 +127,3 @@ class _Joined(io.RawIOBase):
         buffer[:count] = self._left[:count]
         self._left = self._left[count:]
         return count
-
-
-def head_of(path: Path, size: int) -> bytes:
-    """The first bytes of a text file as its readers see them; nothing where there is nothing to read.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with ByteStream(path, Tally()) as stream, contextlib.suppress(ValueError):
-        return stream.peek(size)
-    return b""

@@ -35,8 +35,6 @@ _HEAD_BYTES = 64 * 2**10
 _BLOCK_BYTES = 256 * 2**10
 _MOST_BAD_LINES = 0.1  # of a text's lines may have NUL bytes in them; with more it is no text
 _MOST_NOT_JSON = 0.1  # of a text's lines; with fewer its lines are JSON objects
-# A larger object is gone through for the list in it; parsed at once it would take several times its size.
-_PARSED_AT_ONCE_BYTES = 2**20
 
 _NO_UTF8 = "line that is not UTF-8"
 _AMONG_OBJECTS = "text that stands alone among the objects of a list"

@@ -90,11 +90,6 @@ class CopyStream:
         if self._stream is not None:
             self._stream.wait_stream(_module(self._device).current_stream(self._device))
 
-    def before_compute(self) -> None:
-        """Let what is launched to compute from here on wait for what is in the stream so far."""
-        if self._stream is not None:
-            _module(self._device).current_stream(self._device).wait_stream(self._stream)
-
     def synchronize(self) -> None:
         """Wait for the copies."""
         if self._stream is None:

@@ -221,7 +221,7 @@ def merged_tensors(
     Raises:
         ModelError: the adapter changes what the base model does not have, or has other shapes.
     """
-    stored = _of_the_model(adapter, config)
+    stored = _of_the_model(adapter)
     pairs: dict[tuple[str, bool], dict[str, TensorInfo]] = {}
     whole: dict[str, TensorInfo] = {}
     for name, info in stored.items():
@@ -274,7 +274,7 @@ def _is_apart(
     return isinstance(new.decoder, MergedRows) or any(f".{name}." in f".{embedding}" for name in saved)
 
 
-def _of_the_model(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
+def _of_the_model(adapter: Adapter) -> dict[str, TensorInfo]:
     """The adapter's tensors by the names of the base model's modules."""
     stored = read_safetensors_file(adapter.folder / WEIGHTS)
     found = {}

@@ -261,32 +261,45 @@ def _packed_rows(found: _Found, where: str) -> None:
         )
         order = found.stored.get(f"{stem}.weight_g_idx")
         zero = found.stored.get(f"{stem}.weight_zero_point")
-        found.add(f"{stem}.weight", name, parts, _packed_row(tensor, scale, zero, order, (rows, columns), bits))
+        packed = _Packed(tensor, scale, zero, order, (rows, columns), bits)
+        found.add(f"{stem}.weight", name, parts, _packed_row(packed))
 
 
-def _packed_row(
-    packed: TensorInfo,
-    scale: TensorInfo,
-    zero: TensorInfo | None,
-    order: TensorInfo | None,
-    shape: tuple[int, int],
-    bits: int,
-) -> QuantisedRows:
-    rows, columns = shape
+@dataclass(frozen=True)
+class _Packed:
+    """A matrix [rows, columns] with several numbers in a word of 32 bits.
+
+    Attributes:
+        words: the numbers.
+        scales: of each group of columns.
+        zeros: the number that stands for zero, of each group; None where it is the middle one.
+        order: the group of each column; None where they come one after the other.
+    """
+
+    words: TensorInfo
+    scales: TensorInfo
+    zeros: TensorInfo | None
+    order: TensorInfo | None
+    shape: tuple[int, int]
+    bits: int
+
+
+def _packed_row(packed: _Packed) -> QuantisedRows:
+    (rows, columns), bits, scale = packed.shape, packed.bits, packed.scales
     groups = scale.shape[1] if len(scale.shape) > 1 else 1
     middle = 2 ** (bits - 1)
 
     def decode(read: ReadBytes, begin: int, end: int) -> Floats:
-        values = _unpack(load(read, packed, begin, end), bits)[:, :columns].astype(np.float32) - middle
-        group = np.arange(columns) * groups // columns if order is None else load(read, order)
-        if zero is not None:
-            words = load(read, zero)
+        values = _unpack(load(read, packed.words, begin, end), bits)[:, :columns].astype(np.float32) - middle
+        group = np.arange(columns) * groups // columns if packed.order is None else load(read, packed.order)
+        if packed.zeros is not None:
+            words = load(read, packed.zeros)
             zeros = _unpack(words.T, bits).T[:rows] if words.dtype == np.int32 and len(words) < rows else words + middle
             values -= (zeros[begin:end].astype(np.float32) - middle)[:, group]
         scales = load(read, scale, begin, end).reshape(end - begin, groups)
         return values * scales[:, group]
 
-    return QuantisedRows(f"int{bits} packed", shape, decode)
+    return QuantisedRows(f"int{bits} packed", packed.shape, decode)
 
 
 def _unpack(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:
@@ -319,21 +332,14 @@ def _packed_columns(found: _Found, quantization: Mapping[str, Any], method: str,
         shape = (
             (packed.shape[1], packed.shape[0] * each) if method == "gptq" else (packed.shape[1] * each, packed.shape[0])
         )
-        found.add(f"{stem}.weight", name, parts, _columns(packed, zeros, scales, order, shape, bits, more, method))
+        all_parts = _Packed(packed, scales, zeros, order, shape, bits)
+        found.add(f"{stem}.weight", name, parts, _columns(all_parts, more, method))
 
 
-def _columns(
-    packed: TensorInfo,
-    zeros: TensorInfo,
-    scales: TensorInfo,
-    order: TensorInfo | None,
-    shape: tuple[int, int],
-    bits: int,
-    more: int,
-    method: str,
-) -> QuantisedRows:
-    rows, columns = shape
-    groups, each = scales.shape[0], 32 // bits
+def _columns(packed: _Packed, more: int, method: str) -> QuantisedRows:
+    (rows, columns), bits, zeros = packed.shape, packed.bits, packed.zeros
+    groups, each = packed.scales.shape[0], 32 // bits
+    assert zeros is not None, "GPTQ and AWQ store them"
 
     def words(tensor: TensorInfo, read: ReadBytes, low: int, high: int) -> NDArray[np.uint8]:
         """Numbers of packed columns low to high."""
@@ -347,15 +353,15 @@ def _columns(
         low, high = begin // each, -(-end // each)
         kept = slice(begin - low * each, end - low * each)
         if method == "gptq":
-            values = _unpack(load(read, packed)[:, begin:end].T, bits)  # [out, in]
+            values = _unpack(load(read, packed.words)[:, begin:end].T, bits)  # [out, in]
         else:
-            values = words(packed, read, low, high)[:, kept].T
+            values = words(packed.words, read, low, high)[:, kept].T
         zero = words(zeros, read, low, high)[:, kept].T.astype(np.float32) + more
-        scale = load(read, scales)[:, begin:end].T
-        group = np.arange(columns) * groups // columns if order is None else load(read, order)
+        scale = load(read, packed.scales)[:, begin:end].T
+        group = np.arange(columns) * groups // columns if packed.order is None else load(read, packed.order)
         return (values.astype(np.float32) - zero[:, group]) * scale[:, group]
 
-    return QuantisedRows(f"{method} int{bits}", shape, decode, max(1, -(-rows // 8)))
+    return QuantisedRows(f"{method} int{bits}", packed.shape, decode, max(1, -(-rows // 8)))
 
 
 def _mxfp4(found: _Found) -> None:

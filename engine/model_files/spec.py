@@ -148,7 +148,7 @@ def _read(path_or_id: str | Path, folder: Path, trust_remote_code: bool) -> Mode
 
     return ModelSpec(
         path=folder,
-        name=_name(path_or_id, folder),
+        name=_name(path_or_id),
         model_type=config["model_type"],
         architecture=(config.get("architectures") or [""])[0],
         num_layers=num_layers,
@@ -468,7 +468,7 @@ def _common_dtype(parameters: dict[str, TensorInfo]) -> str:
     return bytes_of.most_common(1)[0][0]
 
 
-def _name(path_or_id: str | Path, folder: Path) -> str:
+def _name(path_or_id: str | Path) -> str:
     path = Path(path_or_id).expanduser()
     if path.is_file():
         return name_of(path)

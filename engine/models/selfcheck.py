@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,15 +37,38 @@ _HALF_ROUNDING = 1e-2
 _REMEDY = "Leave out --layer_by_layer for this teacher, and report its architecture."
 
 
-def check_streaming(
-    model: PreTrainedModel,
-    core: Core,
-    *,
-    dtype: torch.dtype,
-    run_streamed: Callable[[Sequence[Tensor], int], list[Tensor]],
-    load_layer: Callable[[int], None],
-    drop_layer: Callable[[int], None],
-) -> str:
+@dataclass(frozen=True)
+class Ways:
+    """The two ways through a model's layers.
+
+    Attributes:
+        run_streamed: last hidden states of micro-batches after the first n layers, streamed.
+        load_layer: put a layer's weights in place.
+        drop_layer: take them away.
+    """
+
+    run_streamed: Callable[[Sequence[Tensor], int], list[Tensor]]
+    load_layer: Callable[[int], None]
+    drop_layer: Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Tokens that both ways are compared on: ids [rows, length], and the mask of those that are no padding."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> _Rows:
+        vocab_rows = model.get_input_embeddings().weight.shape[0]
+        ids = (torch.arange(len(_LENGTHS) * max(_LENGTHS)) * 7919 + 13).view(len(_LENGTHS), -1) % vocab_rows
+        mask = torch.arange(max(_LENGTHS)) < torch.tensor(_LENGTHS)[:, None]
+        device = _device_of(model)
+        return cls(ids.masked_fill(~mask, 0).to(device), mask.to(device))
+
+
+def check_streaming(model: PreTrainedModel, core: Core, dtype: torch.dtype, ways: Ways) -> str:
     """Compare both ways on the model's first layers.
 
     Equal to the last bit is what is promised, and what every processor has done that was tried. Where one takes another
@@ -55,9 +79,7 @@ def check_streaming(
         model: with everything but its layers' weights in place.
         core: its core and layers.
         dtype: that it computes in.
-        run_streamed: last hidden states of micro-batches after the first n layers, streamed.
-        load_layer: put a layer's weights in place.
-        drop_layer: take them away.
+        ways: through its layers.
 
     Returns:
         The promise that cannot be kept here, in a sentence; empty where the two are equal to the last bit.
@@ -67,13 +89,9 @@ def check_streaming(
         BadNumbers: what comes out of the layers is NaN or infinity, streamed or not.
     """
     count = layers_to_check(core.layers)
-    vocab_rows = model.get_input_embeddings().weight.shape[0]
-    lengths = torch.tensor(_LENGTHS)
-    ids = (torch.arange(len(_LENGTHS) * max(_LENGTHS)) * 7919 + 13).view(len(_LENGTHS), -1) % vocab_rows
-    mask = torch.arange(max(_LENGTHS)) < lengths[:, None]
-    ids = ids.masked_fill(~mask, 0).to(_device_of(model))
+    rows = _Rows.of(model)
     try:
-        note = _check(model, core, count, ids, mask, dtype, run_streamed, load_layer, drop_layer)
+        note = _compare(model, core, count, rows, dtype, ways)
     except (RuntimeError, NotImplementedError, IndexError, AttributeError, TypeError) as error:
         if is_out_of_memory(error):
             raise  # says nothing of the model, and there is a way on with less
@@ -86,22 +104,12 @@ def check_streaming(
     return note
 
 
-def _check(
-    model: PreTrainedModel,
-    core: Core,
-    count: int,
-    ids: Tensor,
-    mask: Tensor,
-    dtype: torch.dtype,
-    run_streamed: Callable[[Sequence[Tensor], int], list[Tensor]],
-    load_layer: Callable[[int], None],
-    drop_layer: Callable[[int], None],
-) -> str:
+def _compare(model: PreTrainedModel, core: Core, count: int, rows: _Rows, dtype: torch.dtype, ways: Ways) -> str:
     worst = 0.0
     # Two micro-batches of different shapes, so that mixing them up would show.
-    micro_batches = [ids, ids[:1, :-1]]
-    streamed = run_streamed(micro_batches, count)
-    with torch.no_grad(), first_layers(core, count) as layers, _one_at_a_time(layers, load_layer, drop_layer):
+    micro_batches = [rows.ids, rows.ids[:1, :-1]]
+    streamed = ways.run_streamed(micro_batches, count)
+    with torch.no_grad(), first_layers(core, count) as layers, _one_at_a_time(layers, ways):
         for batch, ours in zip(micro_batches, streamed, strict=True):
             plain = core.core(input_ids=batch, use_cache=False)[0]
             if not torch.isfinite(plain).all():
@@ -119,9 +127,8 @@ def _check(
                     model,
                     f"differs after {count} layers when its layers are streamed (relative difference {worst:.2g})",
                 )
-        masked = core.core(input_ids=ids, attention_mask=mask.long().to(ids.device), use_cache=False)[0]
-    real = mask.to(ids.device)
-    error = _relative(streamed[0][real], masked[real])
+        masked = core.core(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False)[0]
+    error = _relative(streamed[0][rows.mask], masked[rows.mask])
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     _require(error <= tolerance, model, f"sees padding on the right (relative difference {error:.2g})")
     if not worst:
@@ -187,13 +194,11 @@ def first_layers(core: Core, count: int) -> Iterator[nn.ModuleList]:
 
 
 @contextmanager
-def _one_at_a_time(
-    layers: nn.ModuleList, load_layer: Callable[[int], None], drop_layer: Callable[[int], None]
-) -> Iterator[None]:
+def _one_at_a_time(layers: nn.ModuleList, ways: Ways) -> Iterator[None]:
     handles = []
     for index, layer in enumerate(layers):
-        handles.append(layer.register_forward_pre_hook(lambda *_, index=index: load_layer(index)))
-        handles.append(layer.register_forward_hook(lambda *_, index=index: drop_layer(index)))
+        handles.append(layer.register_forward_pre_hook(lambda *_, index=index: ways.load_layer(index)))
+        handles.append(layer.register_forward_hook(lambda *_, index=index: ways.drop_layer(index)))
     try:
         yield
     finally:

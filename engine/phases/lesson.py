@@ -180,7 +180,7 @@ class Lesson:
         return self.run.path / "scratch" / f"whole-{world.rank.number}"
 
     def _streamed(self) -> Learner:
-        from engine.models.streaming.teacher import StreamedTeacher
+        from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
         from engine.student.streamed import StreamedLearner
 
         job = self.job
@@ -191,7 +191,7 @@ class Lesson:
                 device=self.device,
                 trust_remote_code=self.spec.trust_remote_code,
                 quantization=job.student_quantization,
-                weight_bytes=None if self._reads_ahead() else 0,
+                memory=StreamingMemory(weight_bytes=None if self._reads_ahead() else 0),
             )
         except ModelError as error:  # its words are for a teacher
             todo = error.todo.replace("--layer_by_layer", "--student_layer_by_layer")

@@ -159,7 +159,7 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, wa
 
     from engine.machine.torch_device import is_there, kind_of
     from engine.models.load import ResidentTeacher
-    from engine.models.streaming.teacher import StreamedTeacher
+    from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
     from engine.planner.sizes import head_chunk_tokens
     from engine.teacher.score import ScoreSettings, score
 
@@ -176,7 +176,7 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, wa
     model: ResidentTeacher | StreamedTeacher
     if way.layer_by_layer:
         spill = folder if kind_of(device).is_host else None
-        model = StreamedTeacher(teacher, hidden_bytes=0, spill_folder=spill, **values)
+        model = StreamedTeacher(teacher, memory=StreamingMemory(hidden_bytes=0, spill_folder=spill), **values)
     else:
         model = ResidentTeacher(teacher, **values)
     score(

@@ -286,7 +286,7 @@ def load_teacher(run: Run, job: ScoreJob, spec: ModelSpec, device: torch.device,
     main memory and on the CPU in a file of the run's folder.
     """
     if job.layer_by_layer:
-        from engine.models.streaming.teacher import StreamedTeacher
+        from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 
         room = _room(job, spec, device)
         return StreamedTeacher(
@@ -295,10 +295,12 @@ def load_teacher(run: Run, job: ScoreJob, spec: ModelSpec, device: torch.device,
             device=device,
             trust_remote_code=spec.trust_remote_code,
             quantization=job.quantization,
-            hidden_bytes=0 if job.cpu_offload else None,
-            spill_folder=run.path if job.where.is_host else None,
-            weight_bytes=None if room.reads_ahead else 0,
-            host_bytes=room.host_bytes,
+            memory=StreamingMemory(
+                weight_bytes=None if room.reads_ahead else 0,
+                host_bytes=room.host_bytes,
+                hidden_bytes=0 if job.cpu_offload else None,
+                spill_folder=run.path if job.where.is_host else None,
+            ),
         )
     from engine.models.load import ResidentTeacher
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import ModelShape
 
 # Of a record beside its ids: rest mass, label's log-prob and entropy, one byte each.
@@ -51,18 +52,25 @@ def run_bytes(
     record_size: int,
     vocab_size: int,
     student: ModelShape,
-    optimizer: str,
+    setting: StudentSetting,
     keep_checkpoints: int,
-    from_teacher: bool,
-    in_files: bool = False,
-    loaded_in_files: int = 0,
-    trained_parameters: int,
+    is_cut: bool,
 ) -> int:
     """Return the maximum bytes of the run's folder at any time.
 
-    ``loaded_in_files`` are processes that load the student into a file of their own, before they take a part of it.
-    ``trained_parameters`` are those of the student, or fewer where they are beside its own.
+    Args:
+        tokens: of all rows.
+        record_size: ids of a record.
+        vocab_size: rows of the lm_head.
+        student: the student.
+        setting: of its training.
+        keep_checkpoints: of its training.
+        is_cut: whether the student's first weights are in the run's folder.
     """
+    optimizer, trained_parameters = setting.optimizer, setting.trained_parameters(student)
+    in_files = setting.cpu_offload and setting.device.is_host
+    # Each of the ranks that divide the student loads it into a file of its own, before it takes its part.
+    loaded_in_files = setting.ranks if setting.sharded else 0
     beside = trained_parameters != student.parameters
     # The ones to keep, the best, and the one that is being written before an old one goes.
     checkpoints = (keep_checkpoints + 2) * checkpoint_bytes(trained_parameters, optimizer)
@@ -70,7 +78,7 @@ def run_bytes(
     if beside:
         # The trained part by itself, and merged into the student in the format of its files.
         weights = student.parameters * student.stored_bytes + trained_parameters * 4
-    initial = student.parameters * student.stored_bytes if from_teacher else 0
+    initial = student.parameters * student.stored_bytes if is_cut else 0
     # Weights and states that are kept in files while the student trains.
     scratch = checkpoint_bytes(trained_parameters, optimizer) if in_files else 0
     if in_files and beside:

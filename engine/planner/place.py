@@ -28,7 +28,6 @@ class Place:
         budget: of the whole run.
         threads: CPU threads of all processes together.
         rates: of one process beside the others.
-        given_rates: the rates that the caller gave; None where they were looked up.
     """
 
     folder: Path
@@ -37,7 +36,6 @@ class Place:
     budget: Budget
     threads: int
     rates: MachineRates
-    given_rates: MachineRates | None
 
     @classmethod
     def of(cls, config: RunConfig, hardware: Hardware | None, rates: MachineRates | None) -> Place:
@@ -60,7 +58,7 @@ class Place:
         threads = config.threads or hardware.cores
         _check_processes(config, budget)
         each = _rates(config.processes, budget, threads, rates)
-        return cls(folder, folder_reason, hardware, budget, threads, each, rates)
+        return cls(folder, folder_reason, hardware, budget, threads, each)
 
     def budget_of_each(self, processes: int) -> Budget:
         """The part of the budget that each of several processes may take."""

@@ -59,7 +59,7 @@ def answer_values(question: Question, answer: Proposal) -> dict[str, tuple[Any, 
         "teacher_batch": (teacher.batch, _teacher_batch(question, answer)),
         "student_batch": (student.batch, _student_batch(question, answer)),
         "gradient_accumulation": (student.accumulation, _accumulation(question, answer)),
-        "gradient_checkpointing": (student.checkpointing, _checkpointing(question, answer)),
+        "gradient_checkpointing": (student.checkpointing, _checkpointing(answer)),
         "layer_by_layer": (teacher.layer_by_layer, _streaming(question, answer)),
         "optimizer": (student.optimizer, _optimizer(question, answer)),
         "lora_rank": (student.rank, _adapter(question, answer)),
@@ -175,7 +175,7 @@ def _accumulation(question: Question, answer: Proposal) -> str:
     return f"{rows} rows, {rows * answer.length:,} tokens a step"
 
 
-def _checkpointing(question: Question, answer: Proposal) -> str:
+def _checkpointing(answer: Proposal) -> str:
     setting = answer.student.setting
     with_it = student_footprint(answer.shape, replace(setting, checkpointing=True)).peak_bytes
     without = student_footprint(answer.shape, replace(setting, checkpointing=False)).peak_bytes

@@ -203,7 +203,7 @@ def nearest_that_fits(question: Question, asked: Proposal) -> tuple[dict[str, ob
         loosened = config.model_copy(update=_loosened(question, config, freed))
         answer = _answer(question, loosened, length, layers)
         if answer.fits:
-            return _changes(config, answer, freed), answer
+            return _changes(config, answer), answer
     return None
 
 
@@ -431,7 +431,7 @@ def _loosened(question: Question, config: RunConfig, freed: tuple[str, ...]) -> 
     return values
 
 
-def _changes(config: RunConfig, answer: Proposal, freed: tuple[str, ...]) -> dict[str, object]:
+def _changes(config: RunConfig, answer: Proposal) -> dict[str, object]:
     teacher, student = answer.teacher.setting, answer.student.setting
     found: dict[str, object] = {
         "student_batch": student.batch,

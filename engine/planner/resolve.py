@@ -20,7 +20,7 @@ from engine.planner import disk, misfit, reasons, timing, workload
 from engine.planner.adapters import RATE_FACTOR, check_adapter
 from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
 from engine.planner.measure import MachineRates
-from engine.planner.models import FROM_TEACHER, Models, models_for
+from engine.planner.models import Models, models_for
 from engine.planner.packing import packing_for
 from engine.planner.place import Place
 from engine.planner.precision import precision_for, smaller_precision
@@ -280,13 +280,10 @@ def _disk_bytes(asked: _Asked, answer: Proposal) -> int:
         record_size=config.record_size,
         vocab_size=question.teacher.vocab_size,
         student=answer.shape,
-        optimizer=answer.student.setting.optimizer,
+        setting=answer.student.setting,
         # Those of a second training: the newest, the best, and the one that is being written.
         keep_checkpoints=config.keep_checkpoints + (0 if config.compare == "none" else 3),
-        from_teacher=asked.models.student == FROM_TEACHER,
-        in_files=answer.offload and question.budget.where.is_host,
-        loaded_in_files=question.ranks if answer.student.setting.sharded else 0,
-        trained_parameters=answer.student.setting.trained_parameters(answer.shape),
+        is_cut=asked.models.cut,
     )
 
 

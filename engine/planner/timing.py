@@ -147,11 +147,6 @@ def _samples_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineR
     return min(limits.seconds, limits.tokens * token)
 
 
-def prepare_seconds(tokens: int) -> float:
-    """How long tokenising takes: a tokenizer does some 300,000 tokens a second on one core."""
-    return _START_SECONDS + tokens / 3e5
-
-
 def forward_flops_per_token(shape: ModelShape, length: int) -> float:
     """Operations of a forward pass for each token in rows of ``length``: products with weights, and attention."""
     # Scores and their use, half of them masked: T/2 * 2 products of width heads * head_dim.

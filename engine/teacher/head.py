@@ -1,6 +1,6 @@
 """Scoring from last hidden states to records, one chunk of tokens at a time: full logits are never allocated.
 
-A chunk's logits are [tokens, vocab] float32, and at most two such blocks exist (:data:`LIVE_BLOCKS`): the logits, which
+A chunk's logits are [tokens, vocab] float32, and at most two such blocks exist: the logits, which
 become log-probabilities in place, and the probabilities for the sampling, in memory that all chunks share. The system
 would have to zero new memory for each chunk, which took a third of the scoring's time. An lm_head in half precision
 briefly takes another half block for its output.
@@ -23,9 +23,6 @@ from torch import Tensor
 from engine.cache.record import Records
 from engine.models.transfer import to_host
 from engine.teacher.sampling import draw_records, scratch_for
-
-LIVE_BLOCKS = 2
-"""[chunk, vocab] float32 blocks that are alive at a time."""
 
 
 @dataclass(frozen=True)

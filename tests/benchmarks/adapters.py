@@ -286,7 +286,7 @@ def _score(path: Path, quantization: Any, budget: int) -> dict[str, Any]:
 
     from engine.machine.device import CPU
     from engine.models.memory import return_memory
-    from engine.models.streaming.teacher import StreamedTeacher
+    from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
     from engine.planner.footprint import reads_ahead, teacher_footprint
     from engine.planner.models import describe
     from engine.planner.phase_settings import TeacherSetting
@@ -303,7 +303,7 @@ def _score(path: Path, quantization: Any, budget: int) -> dict[str, Any]:
         dtype=torch.bfloat16,
         device=torch.device("cpu"),
         quantization=quantization,
-        weight_bytes=None if setting.reads_ahead else 0,
+        memory=StreamingMemory(weight_bytes=None if setting.reads_ahead else 0),
     )
     return_memory()
     began = time.monotonic()

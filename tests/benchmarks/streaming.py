@@ -99,7 +99,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import transformers
 
     from engine.models.load import ResidentTeacher
-    from engine.models.streaming.teacher import StreamedTeacher
+    from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 
     torch.set_num_threads(arguments.threads)
     peak = _Peak()
@@ -111,7 +111,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         if device.type == "cpu":  # or its weights would be pages of the file: anonymous is what they would be elsewhere
             teacher.model._apply(lambda tensor: tensor.clone() if not tensor.is_meta else tensor)
     else:
-        teacher = StreamedTeacher(arguments.folder, weight_bytes=arguments.weight_bytes, **common)
+        memory = StreamingMemory(weight_bytes=arguments.weight_bytes)
+        teacher = StreamedTeacher(arguments.folder, memory=memory, **common)
     generator = torch.Generator().manual_seed(0)
     rows = arguments.tokens // SEQUENCE_LENGTH
     ids = torch.randint(0, VOCAB_ROWS, (rows, SEQUENCE_LENGTH), generator=generator).split(arguments.micro_batch)

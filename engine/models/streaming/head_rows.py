@@ -16,14 +16,41 @@ from engine.models.checkpoint import Checkpoint
 from engine.models.streaming.layer_reader import Slot
 
 
+class MatrixOnDisk:
+    """A matrix of a checkpoint of which some rows are read at a time.
+
+    Args:
+        name: the matrix's name in the checkpoint.
+        shape: [rows, columns].
+        dtype: of the rows that are given out.
+        device: of the rows that are given out.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, name: str, *, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+
+    def rows(self, rows: slice) -> Tensor:
+        """Read some rows, [number, columns], into memory of their own."""
+        found = torch.empty((rows.stop - rows.start, self.shape[1]), dtype=self.dtype)
+        self.read(found, rows.start)
+        return found.to(self.device)
+
+    def read(self, out: Tensor, first: int) -> None:
+        """Read rows into ``out``, [number, columns], from row ``first`` on."""
+        self._checkpoint.read(self._name, out, first=first * self.shape[1])
+
+
 class StreamedRows:
     """A :class:`~engine.models.slices.RowSource` that reads from a checkpoint.
 
     Args:
-        name: the matrix's name in the checkpoint.
-        columns: of the matrix.
-        dtype: of the rows that are given out.
-        device: of the rows that are given out.
+        matrix: the rows, and the dtype and device that they are given out in.
         slots: gives the memory on the device that is free until :meth:`forget` is called.
         keep_bytes: most memory on the device for rows beside the slots; None keeps all rows.
         host_bytes: most main memory for rows where the device has another memory; None keeps all rows.
@@ -31,24 +58,19 @@ class StreamedRows:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        name: str,
+        matrix: MatrixOnDisk,
         *,
-        columns: int,
-        dtype: torch.dtype,
-        device: torch.device,
         slots: Callable[[], Sequence[Slot]],
         keep_bytes: int | None,
         host_bytes: int | None = None,
     ) -> None:
-        self._checkpoint = checkpoint
-        self._name = name
-        self._columns = columns
-        self._dtype = dtype
-        self._device = device
+        self._matrix = matrix
+        self._columns = matrix.shape[1]
+        self._dtype = matrix.dtype
+        self._device = matrix.device
         self._find_slots = slots
         self._slots: Sequence[Slot] = ()
-        self._is_host = kind_of(device).is_host
+        self._is_host = kind_of(matrix.device).is_host
         self._limit = _Limit(keep_bytes)
         # On a GPU only what is in main memory is given up when that is short.
         self._host_limit = _Limit(host_bytes)
@@ -69,7 +91,7 @@ class StreamedRows:
             return self._kept[first]
         rows, is_kept = self._room(end - first)
         if self._is_host:
-            self._checkpoint.read(self._name, rows, first=first * self._columns)
+            self._matrix.read(rows, first)
         else:
             rows.copy_(self._on_host(first, end, is_kept_there=is_kept), non_blocking=True)
         if is_kept:
@@ -126,35 +148,8 @@ class StreamedRows:
             if self._read_into is None or len(self._read_into) < end - first:
                 self._read_into = torch.empty(shape, dtype=self._dtype)
             rows = self._read_into[: end - first]
-        self._checkpoint.read(self._name, rows, first=first * self._columns)
+        self._matrix.read(rows, first)
         return rows
-
-
-class MatrixOnDisk:
-    """A matrix of a checkpoint of which some rows are read at a time.
-
-    Args:
-        name: the matrix's name in the checkpoint.
-        shape: [rows, columns].
-        dtype: of the rows that are given out.
-        device: of the rows that are given out.
-    """
-
-    def __init__(
-        self, checkpoint: Checkpoint, name: str, *, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._name = name
-        self.shape = shape
-        self.dtype = dtype
-        self.device = device
-
-    def rows(self, rows: slice) -> Tensor:
-        """Read some rows, [number, columns], into memory of their own."""
-        columns = self.shape[1]
-        found = torch.empty((rows.stop - rows.start, columns), dtype=self.dtype)
-        self._checkpoint.read(self._name, found, first=rows.start * columns)
-        return found.to(self.device)
 
 
 class _Limit:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,13 +29,33 @@ from engine.models.core import Core, find_core, logits_of
 from engine.models.memory import return_memory, trim_heap
 from engine.models.meta import build_on_meta, read_config
 from engine.models.quantize import Method, swap_linear_layers
-from engine.models.selfcheck import check_streaming, first_layers
+from engine.models.selfcheck import Ways, check_streaming, first_layers
 from engine.models.slices import can_slice_head, gather_embedding, runs, slice_head
 from engine.models.streaming.head_rows import MatrixOnDisk, StreamedRows
 from engine.models.streaming.hidden_store import HiddenStore
 from engine.models.streaming.layer_reader import LayerReader, Weights
 from engine.models.streaming.wave import run_wave
 from engine.models.weight_plan import Recipe, WeightPlan, plan_weights
+
+
+@dataclass(frozen=True)
+class StreamingMemory:
+    """Memory that a streamed model may take.
+
+    Attributes:
+        weight_bytes: most memory on the device for the weights of layers and of the head, which take turns. Below two
+            layers, nothing is read ahead; head rows that do not fit are read for each call of
+            :meth:`StreamedTeacher.logits`. None is enough for two layers or the whole head, whichever is larger. One
+            layer is always taken.
+        host_bytes: most main memory for head rows that do not fit on another device than the CPU; None is enough.
+        hidden_bytes: most memory on the compute device for hidden states that wait; None keeps all of them there.
+        spill_folder: hidden states beyond that go to a temporary file here; None moves them to main memory.
+    """
+
+    weight_bytes: int | None = None
+    host_bytes: int | None = None
+    hidden_bytes: int | None = None
+    spill_folder: Path | None = None
 
 
 class StreamedTeacher:
@@ -46,12 +67,7 @@ class StreamedTeacher:
         device: where it computes.
         trust_remote_code: run the model's own code.
         quantization: hold the decoder layers' linear weights in fewer bits; they are quantised as they arrive.
-        weight_bytes: most memory on the device for the weights of layers and of the head, which take turns. Below two
-            layers, nothing is read ahead; head rows that do not fit are read for each call of :meth:`logits`. None is
-            enough for two layers or the whole head, whichever is larger. One layer is always taken.
-        host_bytes: most main memory for head rows that do not fit on another device than the CPU; None is enough.
-        hidden_bytes: most memory on the compute device for hidden states that wait; None keeps all of them there.
-        spill_folder: hidden states beyond that go to a temporary file here; None moves them to main memory.
+        memory: that it may take.
         check: compare streaming with a plain forward on the first layers before anything else.
 
     Attributes:
@@ -72,10 +88,7 @@ class StreamedTeacher:
         device: torch.device,
         trust_remote_code: bool = False,
         quantization: Literal["none", "int8", "nf4"] = "none",
-        weight_bytes: int | None = None,
-        host_bytes: int | None = None,
-        hidden_bytes: int | None = None,
-        spill_folder: Path | None = None,
+        memory: StreamingMemory | None = None,
         check: bool = True,
     ) -> None:
         self.dtype = dtype
@@ -86,18 +99,18 @@ class StreamedTeacher:
         self.model = build_on_meta(self._config, dtype=dtype, trust_remote_code=trust_remote_code)
         self._core = find_core(self.model)
         self._plan = plan_weights(self.model, self._checkpoint, dtype)
-        self._store = HiddenStore(limit_bytes=hidden_bytes, folder=spill_folder)
-        self._hidden_bytes, self._can_spill = hidden_bytes, spill_folder is not None
+        self._memory = memory or StreamingMemory()
+        self._store = HiddenStore(limit_bytes=self._memory.hidden_bytes, folder=self._memory.spill_folder)
         self._head_bytes: int | None = None
-        self._host_bytes = host_bytes
 
         groups, resident = _group(self._plan, self._core.layers_prefix, len(self._core.layers))
         shrink = None if quantization == "none" else self._quantizer(quantization)
         self._reader = LayerReader(self.model, self._checkpoint, self._plan, groups, device=device, shrink=shrink)
+        weight_bytes = self._memory.weight_bytes
         self._reader.prefetch = weight_bytes is None or 2 * self._reader.slot_bytes <= weight_bytes
         self._may_read_ahead = self._reader.prefetch
         self._head_rows: StreamedRows | None = None
-        cut = self._cut_embedding() | self._cut_head(weight_bytes)
+        cut = self._cut_embedding() | self._cut_head()
         self._load_resident([recipe for recipe in resident if not cut.intersection(recipe.targets)], cut)
         _move_buffers(self.model, device)
         self.note = self._check() if check else ""
@@ -159,7 +172,8 @@ class StreamedTeacher:
         if not kind_of(self.device).is_host:
             room = len(self._reader.slots) * self._reader.slot_bytes
             kept = size if self._head_bytes is None else min(size, room + self._head_bytes)
-            return max(0, size - kept if self._host_bytes is None else min(size - kept, self._host_bytes))
+            most = self._memory.host_bytes
+            return max(0, size - kept if most is None else min(size - kept, most))
         return max(0, size - len(self._reader.slots) * self._reader.slot_bytes)
 
     def save_memory(self, on: bool) -> str:
@@ -180,9 +194,9 @@ class StreamedTeacher:
         self.prefetch = self._may_read_ahead and not on
         if self._head_rows is not None:
             self._head_rows.keep_less(on)
-        spills = self._can_spill and self._hidden_bytes != 0
+        spills = self._memory.spill_folder is not None and self._memory.hidden_bytes != 0
         if spills:
-            self._store.limit_bytes = 0 if on else self._hidden_bytes
+            self._store.limit_bytes = 0 if on else self._memory.hidden_bytes
         return "layers are no longer read ahead" + (", and hidden states wait on disk" if spills else "")
 
     @property
@@ -250,13 +264,11 @@ class StreamedTeacher:
         recipe = self._plain_recipe(head)
         if recipe is None or not isinstance(head, nn.Linear):
             return None
-        return MatrixOnDisk(
-            self._checkpoint,
-            recipe.sources[0],
-            shape=(int(head.weight.shape[0]), int(head.weight.shape[1])),
-            dtype=self.dtype,
-            device=self.device,
-        )
+        return self._matrix(recipe, head.weight, self.dtype)
+
+    def _matrix(self, recipe: Recipe, weight: Tensor, dtype: torch.dtype) -> MatrixOnDisk:
+        rows, columns = weight.shape
+        return MatrixOnDisk(self._checkpoint, recipe.sources[0], shape=(rows, columns), dtype=dtype, device=self.device)
 
     def forget_head(self) -> None:
         """Leave the memory of the head's rows to the layers."""
@@ -317,14 +329,8 @@ class StreamedTeacher:
         def load_layer(index: int) -> None:
             loaded[index] = self._fill(self._reader.layer(index))
 
-        note = check_streaming(
-            self.model,
-            self._core,
-            dtype=self.dtype,
-            run_streamed=run_streamed,
-            load_layer=load_layer,
-            drop_layer=lambda index: self._vacate(loaded.pop(index)),
-        )
+        ways = Ways(run_streamed, load_layer, lambda index: self._vacate(loaded.pop(index)))
+        note = check_streaming(self.model, self._core, self.dtype, ways)
         return_memory()
         return note
 
@@ -363,23 +369,20 @@ class StreamedTeacher:
         gather_embedding(embedding, read_rows)
         return {_weight_name(self.model, embedding)}
 
-    def _cut_head(self, weight_bytes: int | None) -> set[str]:
+    def _cut_head(self) -> set[str]:
         """Let the head read its rows from the checkpoint; the names that need no loading then."""
         head = self.model.get_output_embeddings()
         recipe = self._plain_recipe(head)
         if recipe is None or not can_slice_head(head):
             return set()
+        weight_bytes = self._memory.weight_bytes
         slot_bytes = len(self._reader.slots) * self._reader.slot_bytes
         self._head_bytes = None if weight_bytes is None else max(0, weight_bytes - slot_bytes)
         self._head_rows = StreamedRows(
-            self._checkpoint,
-            recipe.sources[0],
-            columns=head.weight.shape[1],
-            dtype=head.weight.dtype,
-            device=self.device,
+            self._matrix(recipe, head.weight, head.weight.dtype),
             slots=lambda: self._reader.slots,
             keep_bytes=self._head_bytes,
-            host_bytes=self._host_bytes,
+            host_bytes=self._memory.host_bytes,
         )
         slice_head(head, self._head_rows, device=self.device)
         return {_weight_name(self.model, head)}

@@ -8,7 +8,7 @@ import torch
 from engine.channel.events import EventWriter, read_events
 from engine.channel.pressure import Relief
 from engine.machine.memory_watch import MemoryWatch
-from engine.models.streaming.teacher import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 from tests.tiny import tiny_model
 
 MIB = 2**20
@@ -88,7 +88,8 @@ def test_a_streamed_teacher_saves_memory_in_the_middle_of_a_wave_and_says_the_sa
     expected = plain.last_hidden_states(ids)
     logits = plain.logits(expected[0].flatten(0, 1)).clone()
 
-    teacher = StreamedTeacher(folder, dtype=torch.float32, device=cpu, spill_folder=tmp_path, check=False)
+    memory = StreamingMemory(spill_folder=tmp_path)
+    teacher = StreamedTeacher(folder, dtype=torch.float32, device=cpu, memory=memory, check=False)
     assert teacher.growth_bytes > 0, "nothing is read yet: both slots are still to come"
     assert teacher.save_memory(True) == "layers are no longer read ahead, and hidden states wait on disk"
     assert not teacher.prefetch

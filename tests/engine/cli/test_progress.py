@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from engine.channel.events import Tail
 from engine.cli.progress import follow
-from engine.run.folder import Run
 
 START = {"time": 1.0, "kind": "run_started"}
 RESUMED = {"time": 5.0, "kind": "run_resumed"}
@@ -57,5 +55,5 @@ def test_last_end_counts_once_no_supervisor_is_there(tmp_path: Path, before: Any
         return asked <= 2
 
     view = Shown()
-    assert follow(cast(Run, SimpleNamespace()), view, alive=alive, tail=Tail(path)) == exit_code
+    assert follow(view, alive=alive, tail=Tail(path)) == exit_code
     assert view.kinds == [event["kind"] for event in [*before, *later]]

@@ -14,7 +14,7 @@ import torch
 from engine.machine.device import Device
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import ResidentTeacher
-from engine.models.streaming.teacher import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 from engine.teacher.sampling import draw_records
 from tests.pretend_gpu import is_on_gpu, pretend_gpu
 from tests.tiny import tiny_model
@@ -40,7 +40,7 @@ def streamed(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[tuple
     small = replace(Device.of(str(DEVICE)), slice_bytes=4 * 64 * 16)
     monkeypatch.setattr("engine.models.slices.kind_of", lambda _: small)
     with pretend_gpu():
-        teacher = StreamedTeacher(folder, dtype=torch.float32, device=DEVICE, **settings)
+        teacher = StreamedTeacher(folder, dtype=torch.float32, device=DEVICE, memory=StreamingMemory(**settings))
         reads.clear()
         yield teacher, reads
         teacher.close()

@@ -14,6 +14,7 @@ from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFileWriter
 from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import disk
+from engine.planner.phase_settings import StudentSetting
 from engine.teacher.sampling import draw_records
 from tests.engine.cache.some_records import some_places
 from tests.engine.planner.machines import PYTHIA_70M
@@ -77,10 +78,9 @@ def test_checkpoints_to_keep_the_best_and_the_one_being_written_all_count() -> N
             record_size=12,
             vocab_size=50_304,
             student=PYTHIA_70M,
-            optimizer="adamw",
+            setting=StudentSetting(1, 1, 512, "fp32", checkpointing=False, optimizer="adamw"),
             keep_checkpoints=keep,
-            from_teacher=False,
-            trained_parameters=PYTHIA_70M.parameters,
+            is_cut=False,
         )
         for keep in (1, 2)
     ]

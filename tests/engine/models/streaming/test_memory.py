@@ -16,7 +16,7 @@ _CHILD = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from engine.models.streaming.teacher import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 
 def anonymous():
     with open("/proc/self/status") as status:
@@ -33,7 +33,8 @@ torch.set_num_threads(1)
 StreamedTeacher(Path(sys.argv[3]), dtype=torch.float32, device=torch.device("cpu")).close()  # warms up
 start = anonymous()
 threading.Thread(target=sample, daemon=True).start()
-teacher = StreamedTeacher(folder, dtype=torch.float32, device=torch.device("cpu"), weight_bytes=weight_bytes)
+memory = StreamingMemory(weight_bytes=weight_bytes)
+teacher = StreamedTeacher(folder, dtype=torch.float32, device=torch.device("cpu"), memory=memory)
 ids = torch.randint(0, 300, (2, 16))
 for _ in range(2):
     hidden_states = teacher.last_hidden_states([ids] * 4)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.errors import ModelError
 from engine.models.streaming.hidden_store import HiddenStore
-from engine.models.streaming.teacher import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 from engine.models.streaming.wave import run_wave
 from tests.engine.models.architectures import VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
@@ -50,9 +50,8 @@ def test_a_model_that_does_not_call_each_layer_once_and_in_order_is_refused(call
 def test_hidden_states_on_disk_are_the_hidden_states(name: str, limit: int, tmp_path: Path) -> None:
     folder = tiny_architecture(name)
     plain = StreamedTeacher(folder, dtype=torch.float32, device=CPU, check=False)
-    spilling = StreamedTeacher(
-        folder, dtype=torch.float32, device=CPU, check=False, hidden_bytes=limit, spill_folder=tmp_path
-    )
+    memory = StreamingMemory(hidden_bytes=limit, spill_folder=tmp_path)
+    spilling = StreamedTeacher(folder, dtype=torch.float32, device=CPU, check=False, memory=memory)
     for ours, theirs in zip(
         spilling.last_hidden_states(micro_batches()), plain.last_hidden_states(micro_batches()), strict=True
     ):
@@ -64,7 +63,8 @@ def test_hidden_states_on_disk_are_the_hidden_states(name: str, limit: int, tmp_
 def test_hidden_states_in_main_memory_are_the_hidden_states() -> None:
     folder = tiny_architecture("llama")
     plain = StreamedTeacher(folder, dtype=torch.float32, device=CPU, check=False)
-    moving = StreamedTeacher(folder, dtype=torch.float32, device=CPU, check=False, hidden_bytes=0)
+    memory = StreamingMemory(hidden_bytes=0)
+    moving = StreamedTeacher(folder, dtype=torch.float32, device=CPU, check=False, memory=memory)
     ours, theirs = moving.last_hidden_states(micro_batches()), plain.last_hidden_states(micro_batches())
     for one, other in zip(ours, theirs, strict=True):
         assert_same_numbers(one, other)
