@@ -1,4 +1,4 @@
-"""A run is a folder: its files, its lock, and what was asked and planned.
+"""A run is a folder: its files, and what was asked and planned.
 
 Everything about a run is in the folder; copy it and you have copied the run. This file knows where things are and how
 to write them whole; it knows nothing of what the phases put there.
@@ -7,15 +7,12 @@ to write them whole; it knows nothing of what the phases put there.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import platform
-import re
-import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -23,23 +20,19 @@ from typing import Any
 
 from engine.disk import file_lock
 from engine.disk.files import make_folder, remove_leftovers, write_atomic
-from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError, shown_value
+from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError
 from engine.jobs import Change, Job, backed_off, jobs_from_json, jobs_to_json, settings_in, with_values
 from engine.machine import hardware
 from engine.planner import Plan
 from engine.run import old_runs
-from engine.settings.command import resume_command
+from engine.run.new_folder import check_new_folder, no_folder
+from engine.run.run_lock import RunLock
+from engine.run.sealed import SEAL, sealed, unsealed
 from engine.settings.config import SETTINGS, RunConfig
 from engine.version import __version__
 
 FORMAT = 2
-_SEAL = "checksum"
-_ORPHAN_SECONDS = 30.0  # a phase whose supervisor was killed ends within 10
 _LIBRARIES = ("torch", "transformers", "h5py", "safetensors", "tokenizers", "bitsandbytes", "numpy", "pydantic")
-
-
-# Of a run that was killed while its folder was made.
-_KILLED_EARLY = re.compile(r"run\.json\.\d+\.tmp")
 
 
 class Run:
@@ -49,7 +42,6 @@ class Run:
         path: the folder, absolute.
         info: the content of ``run.json``.
         made_folder: whether this process made the folder, which was not there before.
-        without_locks: the file system has no locks; a file says who holds the run.
     """
 
     def __init__(self, path: Path, info: dict[str, Any]) -> None:
@@ -70,7 +62,7 @@ class Run:
         self.next_txt = path / "next.txt"
         self.pictures_path = path / "pictures"
         self.made_folder = False
-        self.without_locks = False
+        self._lock = RunLock(self.lock_path)
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, plan: Plan) -> Run:
@@ -105,7 +97,7 @@ class Run:
             raise
         except OSError as error:
             run.discard()
-            raise _no_folder(path, error) from error
+            raise no_folder(path, error) from error
         return run
 
     @classmethod
@@ -131,8 +123,8 @@ class Run:
                 "It holds the settings and the state of the run.",
                 "Put back a copy of it, or start a new run; the teacher's records can be shared through --cache_dir.",
             ) from error
-        by_hand = isinstance(info, dict) and _SEAL not in info
-        if isinstance(info, dict) and _unsealed(info) is None:
+        by_hand = isinstance(info, dict) and SEAL not in info
+        if isinstance(info, dict) and unsealed(info) is None:
             raise CorruptState(
                 f"{path / 'run.json'} is not what was written: its checksum does not match.",
                 "It holds the settings and the state of the run.",
@@ -201,7 +193,7 @@ class Run:
             found = json.loads((self.phases_path / f"{phase}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return None
-        return _unsealed(found)
+        return unsealed(found)
 
     def steps_done(self) -> int:
         """Optimizer steps that the student has behind it, by its newest checkpoint or its result."""
@@ -219,7 +211,7 @@ class Run:
     def finish_phase(self, phase: str, result: dict[str, Any]) -> None:
         """Enter a phase's result, as the last thing the phase does."""
         make_folder(self.phases_path)
-        write_atomic(self.phases_path / f"{phase}.json", _sealed(result))
+        write_atomic(self.phases_path / f"{phase}.json", sealed(result))
 
     def reopen_phase(self, phase: str) -> None:
         """Take a phase's result back: something of what it left turned out to be damaged or too little."""
@@ -244,7 +236,7 @@ class Run:
             self.info["jobs"] = jobs_to_json(self.jobs)
             self.info.pop("head_chunk_tokens", None)
         self.info["format"] = FORMAT
-        write_atomic(self.run_json, _sealed(self.info))
+        write_atomic(self.run_json, sealed(self.info))
 
     def sweep(self) -> None:
         """Remove what killed writers have left half-written; the lock has to be held."""
@@ -309,117 +301,18 @@ class Run:
         except ValueError as error:
             raise _of_another_version(self.path) from error
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[int]:
-        """Hold the run: one supervisor at a time. The lock goes with the process, however it ends.
-
-        A phase inherits it, so that no other supervisor starts while a phase of a killed supervisor runs; it ends by
-        itself, and is waited for.
-
-        Yields:
-            The descriptor that holds the lock, for the phases.
-
-        Raises:
-            FolderError: another supervisor holds it.
-        """
-        descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            deadline = time.monotonic() + _ORPHAN_SECONDS
-            while not self._try_lock(descriptor):
-                if self.without_locks or _holder_lives(descriptor) or time.monotonic() > deadline:
-                    raise self._already_going()
-                time.sleep(0.05)
-            with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()}\n".encode())
-            try:
-                yield descriptor
-            finally:
-                if self.without_locks:
-                    file_lock.drop_marker(self.lock_path)
-        finally:
-            os.close(descriptor)
-
-    def _try_lock(self, descriptor: int) -> bool:
-        try:
-            return file_lock.try_flock(descriptor)
-        except OSError as error:
-            if not file_lock.has_none(error):
-                raise
-        self.without_locks = True
-        return file_lock.take_marker(self.lock_path)
-
-    def _already_going(self) -> FolderError:
-        marker = file_lock.marker_of(self.lock_path)
-        elsewhere = self.without_locks and file_lock.marker_holder(self.lock_path) == -1
-        return FolderError(
-            f"The run in {self.path} is already going{' on another machine' if elsewhere else ''}.",
-            "One process at a time works on a run.",
-            f"Watch it: tinydistill-tui --attach {shlex.quote(str(self.path))}"
-            + (f"; if it no longer runs, delete {marker}." if elsewhere else ""),
-        )
+    def lock(self) -> AbstractContextManager[int]:
+        """Hold the run; see :meth:`engine.run.run_lock.RunLock.held`."""
+        return self._lock.held()
 
     def is_live(self) -> bool:
-        """Return whether a supervisor holds the run: its lock is tried, for pids are reused."""
-        try:
-            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            return not file_lock.try_flock(descriptor, shared=True)
-        except OSError as error:
-            return file_lock.has_none(error) and file_lock.marker_holder(self.lock_path) is not None
-        finally:
-            os.close(descriptor)
+        """Return whether a supervisor holds the run."""
+        return self._lock.is_live()
 
-
-def _holder_lives(descriptor: int) -> bool:
-    """Return whether the supervisor that took the lock is there; if not, a phase that it has left behind holds it."""
-    try:
-        pid = int(os.pread(descriptor, 32, 0))
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, ValueError, OverflowError):
-        return True
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return True
-    return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # killed, but not yet reaped
-
-
-def check_new_folder(path: Path) -> None:
-    """Make sure that a folder can become that of a new run; nothing is made.
-
-    Raises:
-        FolderError: it holds something else, or another run, or could not be written.
-    """
-    path = path.expanduser().absolute()
-    try:
-        if path.is_dir():
-            if (path / "run.json").exists():
-                raise FolderError(
-                    f"{path} already holds a run.",
-                    "It is not overwritten.",
-                    f"Continue it: {resume_command(path)}, or choose another --output_dir.",
-                )
-            if not all(_KILLED_EARLY.fullmatch(entry.name) for entry in path.iterdir()):
-                raise FolderError(
-                    f"{path} is not empty and holds no run.",
-                    "A run needs a folder of its own.",
-                    "Choose an --output_dir that is empty or does not exist yet.",
-                )
-        there = path
-        while not os.path.lexists(there) and there != there.parent:
-            there = there.parent
-        if not there.is_dir():
-            what = f"{there} is a file." if there.is_file() else f"{there} is neither a file nor a folder."
-            raise FolderError(f"There can be no run in {path}.", what, "Choose another --output_dir.")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise FolderError(f"{there} cannot be written.", "", "Choose another --output_dir.")
-    except (OSError, ValueError) as error:
-        raise _no_folder(path, error) from error
+    @property
+    def without_locks(self) -> bool:
+        """Whether the file system has no locks; a file says who holds the run."""
+        return self._lock.without_locks
 
 
 def _of_another_version(path: Path) -> CorruptState:
@@ -428,12 +321,6 @@ def _of_another_version(path: Path) -> CorruptState:
         "",
         "Use the version that made the run.",
     )
-
-
-def _no_folder(path: Path, error: Exception) -> FolderError:
-    """Why a run cannot be in a folder, in the words of the system."""
-    reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
-    return FolderError(f"{shown_value(path)} cannot be written ({reason}).", "", "Choose another --output_dir.")
 
 
 def unwritable(path: Path, error: OSError) -> FolderError:
@@ -472,25 +359,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[library] = metadata.version(library)
     return found
-
-
-def _sealed(values: dict[str, Any]) -> str:
-    """The text of a JSON file with a checksum of the rest as its last entry."""
-    plain = json.loads(json.dumps({**values, _SEAL: None}, default=str))
-    del plain[_SEAL]
-    return json.dumps({**plain, _SEAL: _checksum(plain)}, indent=1, ensure_ascii=False) + "\n"
-
-
-def _unsealed(found: object) -> dict[str, Any] | None:
-    """Return the sealed content; None if the checksum differs. A file without one (edited by hand) is accepted."""
-    if not isinstance(found, dict):
-        return None
-    seal = found.pop(_SEAL, None)
-    return found if seal in (None, _checksum(found)) else None
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engine.data.checks import check_models
 from engine.errors import FolderError
 from engine.model_files.spec import read_spec
 from engine.planner.models import FROM_TEACHER
-from engine.run.folder import check_new_folder
+from engine.run.new_folder import check_new_folder
 from engine.settings.config import RunConfig
 
 _NAMES_OF_FILES = ("teacher", "student", "data")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import CacheMismatch, FolderError, SettingsError, TinyDistillError
-from engine.run.folder import check_new_folder
+from engine.run.new_folder import check_new_folder
 from engine.run.request import with_absolute_paths
 from engine.settings.config import RunConfig
 
