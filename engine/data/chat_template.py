@@ -7,6 +7,8 @@ All changes, and parts that the template cannot write, are reported.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import itertools
 import json
@@ -54,6 +56,7 @@ _WITH_NULLS = (
     "{%- endfor -%}{%- set messages = with_nulls.turns -%}"
 )
 
+_PROBE = "zqvProbeOfPartsqvz"
 GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 _SYSTEMS = ("system", "developer")
 _GIVEN_ALWAYS = ("messages", "add_generation_prompt", "raise_exception", "strftime_now", "namespace", "range", "dict")
@@ -107,7 +110,8 @@ class ChatTemplate:
         try:
             return str(self._tokenizer.get_chat_template(None, fields.get("tools")))
         except ValueError as error:
-            raise TemplateRefuses("") from error
+            names = ", ".join(sorted(self._tokenizer.chat_template))
+            raise TemplateRefuses(f"of the tokenizer's chat templates {names} none is named default") from error
 
     def all_sources(self) -> str:
         """The text of all its templates, where there are several by name."""
@@ -201,7 +205,19 @@ class ChatTemplate:
         without = {name: value for name, value in fields.items() if name != "tools"}
         return "tools" not in fields or rendered(self, messages, without, False) != text
 
+    @functools.cached_property
+    def _wants_parts(self) -> bool:
+        """Whether the template reads contents as lists of parts alone, as those of models that see pictures do."""
+        for content in (_PROBE, [{"type": "text", "text": _PROBE}]):
+            with contextlib.suppress(*template_errors()):
+                turns = [{"role": "user", "content": content}]
+                if _PROBE in self._tokenizer.apply_chat_template(turns, chat_template=self._source, tokenize=False):
+                    return content is not _PROBE
+        return False
+
     def _applied(self, messages: Sequence[Turn], fields: Mapping[str, Any], **options: Any) -> Any:
+        from jinja2 import TemplateSyntaxError
+
         turns = [
             {
                 key: value
@@ -210,12 +226,19 @@ class ChatTemplate:
             }
             for turn in messages
         ]
+        if self._wants_parts:
+            turns = [
+                {**turn, "content": [{"type": "text", "text": turn["content"]}]} if turn.get("content") else turn
+                for turn in turns
+            ]
         source = self._source
         if any(turn["content"] is NULL for turn in messages):
             source = _WITH_NULLS + self.source(fields)
         try:
             return self._tokenizer.apply_chat_template(turns, chat_template=source, **options, **fields)
         except template_errors() as error:
+            if isinstance(error, TemplateSyntaxError):
+                raise TemplateRefuses(f"line {error.lineno} of the template is no valid Jinja") from error
             said = str(error)
             # The template's words may quote the data; a sentence that stands in the template does not.
             own = bool(said) and len(said) < 200 and said in self.source(fields)

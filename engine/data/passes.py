@@ -331,13 +331,21 @@ class _Usable:
         return found is not None and any((found.trained or [])[1 : self._length])
 
 
+def _is_refused(work: Pass) -> bool:
+    """Return whether the template itself refused conversations, so that another one would take them."""
+    from engine.data.chat_template import REFUSED, TURN_LOST
+
+    return any(reason.startswith((REFUSED, TURN_LOST)) for reason in work.tokeniser.skipped)
+
+
 def _too_little(source: TextSource, work: Pass) -> DataError:
     lost = work.left_out(source).sentences()
     if work.has_messages and not work.num_rows:
         return DataError(
             f"No conversation of {source.data} can be trained on.",
             lost,
-            "Use data with answers of the assistant in the form of the model's chat template.",
+            "Use data with answers of the assistant in the form of the model's chat template"
+            + (", or put another chat_template.jinja into the folders of both models." if _is_refused(work) else "."),
         )
     return DataError(
         f"There is too little text in {source.data}: it cannot be split into training and hold-out.",

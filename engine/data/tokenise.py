@@ -220,8 +220,13 @@ class DocumentTokeniser:
                 marks = None
         trained = [False] * len(ids)
         for first, last in spans:
-            # A token that begins before the answer is not all the assistant's.
-            inside = [place for place, (start, end) in enumerate(offsets) if first <= start < last and end <= last]
+            inside = [
+                place
+                for place, (start, end) in enumerate(offsets)
+                if start < last
+                and end <= last
+                and (first <= start or _begins_with_blanks(encoded.text, start, first, end))
+            ]
             if marks is not None:
                 inside = _as_marked(inside, marks, ids, self._special)
             inside = _without_what_follows_the_end(inside, encoded, self._special)
@@ -241,6 +246,14 @@ class DocumentTokeniser:
             ids, trained = [*ids[: ends + 1], eos_id], [*trained[: ends + 1], True]
             self.end_ids.add(eos_id)
         return TokenisedDocument(ids, trained, whole=True)
+
+
+def _begins_with_blanks(text: str, start: int, first: int, end: int) -> bool:
+    """Return whether a token that begins before an answer has only blanks of the invitation: `` The`` of ``A: The``.
+
+    Any other token of both is not all the assistant's.
+    """
+    return start < first < end and not text[start:first].strip(" ") and bool(text[first:end].strip())
 
 
 def _reasoning(turn: Turn) -> str:

@@ -421,3 +421,42 @@ def test_a_role_that_the_template_does_not_name_leaves_the_conversation_out(role
         "{%- for m", "{%- for m in messages if m['role'] == '" + role + "' -%}{% endfor %}{%- for m", 1
     )
     assert Tokeniser(tokenizer_with(named), "folder").conversation(turns) is not None
+
+
+def test_the_first_word_of_an_answer_is_learned_behind_a_blank_of_the_invitation() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer = tokenizer_with(template)
+    found = Tokeniser(tokenizer, "folder").conversation(TWO_ANSWERS)
+    assert [text.strip(" ") for text in learned_texts(tokenizer, found)] == ["one\n\n", "two\n\n<|endoftext|>"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "m['content'][0]['text']",
+        "(m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join)",
+    ],
+)
+def test_a_template_that_reads_parts_alone_is_given_parts(content: str) -> None:
+    tokenizer = tokenizer_with(CHATML.replace("m['content']", content))
+    plain = tokenizer_with(CHATML)
+    found, wanted = (Tokeniser(each, "folder").conversation(TWO_ANSWERS) for each in (tokenizer, plain))
+    assert found == wanted
+    assert learned_texts(tokenizer, found) == ["one<|im_end|>", "two<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ({"rag": CHATML, "chat": CHATML}, "of the tokenizer's chat templates chat, rag none is named default"),
+        ("{% for m in %}", "line 1 of the template is no valid Jinja"),
+        ("\n{{ messages | nofilter }}", "line 2 of the template is no valid Jinja"),
+    ],
+)
+def test_a_template_that_cannot_be_used_says_why(template: Any, reason: str) -> None:
+    tokeniser = Tokeniser(tokenizer_with(template), "folder")
+    assert tokeniser.conversation(TWO_ANSWERS) is None
+    assert tokeniser.skipped == {f"{REFUSED} ({reason})": 1}
