@@ -5,6 +5,7 @@ Pure: a job in, changes out. The effective batch stays what it was, so the stude
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.jobs import Change, Job, ScoreJob, TrainJob
@@ -21,6 +22,27 @@ class Step:
     """
 
     changes: tuple[Change, ...]
+
+
+def step_that_fits(job: Job, has_room: Callable[[Job], bool]) -> Step | None:
+    """Several steps in one: the first smaller job that has room, or the smallest of all if none has.
+
+    Args:
+        job: that ran out of memory.
+        has_room: whether a smaller job may fit.
+
+    Returns:
+        None when there are no smaller values left.
+    """
+    changes: dict[str, Change] = {}
+    smaller = job
+    while (step := next_step(smaller)) is not None:
+        for name, old, new in step.changes:
+            changes[name] = (name, changes[name][1] if name in changes else old, new)
+        smaller = smaller.changed({name: new for name, _, new in step.changes})
+        if has_room(smaller):
+            break
+    return Step(tuple(changes.values())) if changes else None
 
 
 def next_step(job: Job) -> Step | None:

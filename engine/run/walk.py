@@ -33,6 +33,7 @@ from engine.run.control import RunControl
 from engine.run.folder import Run
 from engine.run.phase_start import MOST_KILLS, not_for_memory
 from engine.run.phase_watch import Ending
+from engine.run.room import has_room
 from engine.settings.command import how_to_continue, resume_command
 
 
@@ -173,7 +174,7 @@ class Walk:
         self._run.replace_job(job.name, changes)
 
     def _back_off(self, job: Job, *, killed: bool) -> None:
-        step = backoff.next_step(job)
+        step = backoff.step_that_fits(job, lambda smaller: has_room(self._run, smaller))
         reason = "the process was killed, probably by the OOM killer" if killed else "out of memory"
         if step is None:
             raise OutOfMemory(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.jobs import Job
-from engine.run.backoff import next_step
+from engine.run.backoff import next_step, step_that_fits
 from tests.jobs import complete, jobs, score_job, train_job
 
 HEAD_CHUNK = "head_chunk_tokens"
@@ -113,3 +113,28 @@ def test_memory_that_was_kept_free_is_the_first_thing_to_go(phase):
     path = walk(phase, keep_memory=True, teacher_batch=2, student_batch=2, gradient_accumulation=1)
     assert path[0] == {"keep_memory": False}
     assert path[1:] == walk(phase, keep_memory=False, teacher_batch=2, student_batch=2, gradient_accumulation=1)
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_steps_without_room_are_taken_at_once(name):
+    job = a_job(name, teacher_batch=8, student_batch=8)
+    path = walk(name, teacher_batch=8, student_batch=8)
+    for wanted in range(len(path)):
+        asked = []
+
+        def has_room(smaller, wanted=wanted, asked=asked):
+            asked.append(smaller)
+            return len(asked) > wanted
+
+        step = step_that_fits(job, has_room)
+        together = {field: new for changes in path[: wanted + 1] for field, new in changes.items()}
+        assert {field: new for field, _, new in step.changes} == together
+        assert all(getattr(job, field) == old for field, old, _ in step.changes)
+        assert asked[-1] == job.changed(together)
+
+
+def test_the_smallest_is_tried_where_none_has_room():
+    job = a_job("student", student_batch=8)
+    step = step_that_fits(job, lambda _: False)
+    assert next_step(job.changed({field: new for field, _, new in step.changes})) is None
+    assert step_that_fits(job.changed({field: new for field, _, new in step.changes}), lambda _: False) is None
