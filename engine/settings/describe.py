@@ -31,7 +31,7 @@ _BYTE_UNITS = {
 
 
 MOST_LAYERS = 1024
-LAYERS_WORDS = f"a number of layers from 1 to {MOST_LAYERS:,}, or layers counted from 0, such as 0,1,5"
+LAYERS_WORDS = f"a number from 1 to {MOST_LAYERS:,}, or a list such as 0,1,5"
 
 MOST = 2**53
 """Upper bound of integer settings; every JSON parser is exact up to here."""

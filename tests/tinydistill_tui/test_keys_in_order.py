@@ -20,6 +20,7 @@ from tests.tinydistill_tui.wizard import choose, to_the_plan, until_data, until_
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.dialogs.picker import PickerScreen
+from tinydistill_tui.navigation import GoTo
 from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.screens.plan import PlanScreen
 from tinydistill_tui.screens.runs import RunsScreen
@@ -190,6 +191,16 @@ async def test_the_palette_has_all_of_its_letters():
         await burst(app, pilot, ":", "=set seed")
         assert isinstance(app.screen, CommandPalette)
         assert app.screen.query_one(Input).value == "set seed"
+
+
+async def test_tab_goes_to_the_row_that_the_key_before_has_shown():
+    async with wizard() as (app, pilot):
+        await app.navigate(GoTo("models", app.screen.draft))
+        screen = await until_models(app, pilot)
+        await burst(app, pilot, "tab", "space", "tab", "=small", "tab", "shift+tab", "shift+tab", "space", "tab", "=3")
+        assert screen.draft.get("student_layers") == "3"
+        assert screen.query_one("#field-student").value == "small"
+        assert screen.draft.get("teacher") == ""
 
 
 async def test_help_opens_and_closes_in_a_burst():

@@ -18,7 +18,7 @@ from engine.run import control as run_control
 from engine.run import launch, supervisor
 from engine.run.folder import Run
 from engine.settings import profiles
-from engine.settings.config import SETTINGS
+from engine.settings.config import SETTINGS, check_value
 from tests.tinydistill_tui.screen import lines_of, text_of, until, words_of
 from tests.tinydistill_tui.wizard import (
     MACHINE,
@@ -35,7 +35,7 @@ from tests.tinydistill_tui.wizard import (
 from tinydistill_tui import palette
 from tinydistill_tui.screens.profiles import ProfilesScreen
 from tinydistill_tui.screens.run import RunScreen
-from tinydistill_tui.screens.step import SEE_ABOVE
+from tinydistill_tui.screens.step import SEE_ABOVE, bad_value
 from tinydistill_tui.widgets.setting_editor import SettingEditor
 from tinydistill_tui.work import control, runs
 from tinydistill_tui.work.draft import Draft
@@ -649,3 +649,14 @@ async def test_rows_there_are_is_one_number(notes):
         await until(pilot, lambda: "! Samples 12,000 is more" in text_of(app), "it is said")
         assert counted is not None
         assert f"the about {counted[1]} rows there are" in text_of(app)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_value_that_is_not_accepted_is_said_on_one_row(name):
+    for value in ("?", "?" * 300, "-1", "9" * 30):
+        wrong = check_value(name, value)
+        if wrong is None:
+            continue
+        said = bad_value(name, value, wrong)
+        assert wrong in said
+        assert len(f"✗ {said}") <= 78, said

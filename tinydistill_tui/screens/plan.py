@@ -33,7 +33,7 @@ from engine.settings.config import SETTINGS
 from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.navigation import StartRun
 from tinydistill_tui.screens.base import marked
-from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.screens.step import StepScreen, bad_value
 from tinydistill_tui.view import plan_facts
 from tinydistill_tui.view.plan_facts import Row
 from tinydistill_tui.view.tries import stepped
@@ -347,7 +347,7 @@ class PlanScreen(StepScreen):
             return
         sentence = self.draft.problem(row.field)
         if sentence is not None:
-            self.land_on(row.field, f"{row.field} {self.draft.get(row.field)[:24]}: {sentence}")
+            self.land_on(row.field, bad_value(row.field, self.draft.get(row.field), sentence))
             return
         self._leave_editor()
 

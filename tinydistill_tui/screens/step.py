@@ -21,6 +21,10 @@ from tinydistill_tui.work.draft import Draft
 SEE_ABOVE = "The red lines above say what is wrong."
 
 
+ROW = 78
+"""Characters of the row above the keys at the smallest size that shows all."""
+
+
 class StepScreen(FrameScreen):
     """A step of the wizard.
 
@@ -109,7 +113,7 @@ class StepScreen(FrameScreen):
 
     def _problem_of(self, field: TextField) -> str:
         sentence = self.draft.problem(field.setting)
-        return f"{field.setting} {self.draft.get(field.setting)[:24]}: {sentence}" if sentence else ""
+        return bad_value(field.setting, self.draft.get(field.setting), sentence) if sentence else ""
 
     @on(Input.Submitted)
     def _submitted(self) -> None:
@@ -150,3 +154,11 @@ class StepScreen(FrameScreen):
         """Leave; the answers are there next time."""
         self.draft.save()
         self.app.exit()
+
+
+def bad_value(setting: str, value: str, sentence: str) -> str:
+    """A sentence about a value that is not accepted, on one row: a long value is shortened, the sentence is not."""
+    room = ROW - len(f"✗ {setting} : {sentence}")
+    if len(value) > room:
+        value = f"{value[: room - 1]}…" if room > 3 else ""
+    return f"{setting} {value}: {sentence}" if value else f"{setting}: {sentence}"

@@ -27,7 +27,7 @@ from engine.planner.budget import FREE_SHARE
 from engine.settings import profiles
 from tinydistill_tui.dialogs.details import DetailsScreen
 from tinydistill_tui.navigation import GoTo, OpenRun, StartRun
-from tinydistill_tui.screens.step import StepScreen
+from tinydistill_tui.screens.step import StepScreen, bad_value
 from tinydistill_tui.terminal.opening import PURPOSE
 from tinydistill_tui.view.marks import MARKS, bar
 from tinydistill_tui.view.plan_facts import cut_words, home_as_tilde
@@ -273,7 +273,7 @@ class WelcomeScreen(StepScreen):
         for field in self.query(TextField):
             sentence = self.draft.problem(field.setting)
             if sentence is not None:
-                self.land_on(field.setting, f"{field.setting} {field.value[:24]}: {sentence}")
+                self.land_on(field.setting, bad_value(field.setting, field.value, sentence))
                 return
         match str(event.option.id).removeprefix("menu-"):
             case "go-on":

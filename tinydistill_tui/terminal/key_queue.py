@@ -9,6 +9,7 @@ screen. This queue holds them back. It does not know what a screen or a key mean
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -23,6 +24,7 @@ from textual.worker import Worker
 ASKED = frozenset({"next", "start", "leave", "dialog"})
 """Groups of the workers that a key asks for. All others run in the background, and no key waits for them."""
 
+_MOVES = ("tab", "shift+tab")  # to the field that lies next: Textual sorts by place, and a new row has none yet
 _ROUNDS = 3  # a key bubbles up, then its action runs, then the focus moves
 _MOST_SECONDS = 10.0  # a step that reads a model; after that, keys are handed out all the same
 _NODE_SECONDS = 1.0
@@ -73,6 +75,8 @@ class KeyQueue:
                 await self._until(lambda key=event.key: _is_ready(self._app.screen, key))  # type: ignore[misc]
                 before = self._app.screen
                 known = set(self._app.workers)
+                if event.key in _MOVES:
+                    await _laid_out(before)
                 await self._handle(event)
                 await self._heard()
                 await self._until(lambda: self._app.screen is not before or not self._asked(before, known))  # noqa: B023
@@ -108,10 +112,19 @@ class KeyQueue:
 async def _handled(node: DOMNode) -> None:
     done = asyncio.Event()
     if node.is_running and node.call_later(done.set):
-        try:
-            await asyncio.wait_for(done.wait(), _NODE_SECONDS)
-        except TimeoutError:  # it waits for something long by itself
-            return
+        await _soon(done)
+
+
+async def _laid_out(screen: Screen[Any]) -> None:
+    """Wait until rows that a key has shown or hidden have their places."""
+    done = asyncio.Event()
+    if screen.is_running and screen.call_after_refresh(done.set):
+        await _soon(done)
+
+
+async def _soon(done: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):  # it waits for something long by itself
+        await asyncio.wait_for(done.wait(), _NODE_SECONDS)
 
 
 def _is_ready(screen: Screen[Any], key: str) -> bool:
