@@ -140,6 +140,8 @@ class Run:
             raise _of_another_version(path)
         run = cls(path, info)
         if by_hand:  # its settings may have been changed
+            if not run.is_old:
+                _check_changed(path, info["settings"])
             run._set(info["settings"])
         return run
 
@@ -292,6 +294,16 @@ class Run:
         self.info["settings"].update(settings_in(changes))
         self.save()
 
+    def gone(self) -> FolderError | None:
+        """Return what to say where the folder is not there any more; None where it is."""
+        if self.path.is_dir():
+            return None
+        return FolderError(
+            f"The run's folder {self.path} is gone.",
+            "It was moved, deleted or unmounted while the run used it.",
+            f"Put it back, then continue: {resume_command(self.path)}",
+        )
+
     def _set(self, values: dict[str, Any]) -> None:
         self.info["settings"].update(values)
         if self.is_old:
@@ -321,6 +333,23 @@ def _of_another_version(path: Path) -> CorruptState:
         "",
         "Use the version that made the run.",
     )
+
+
+def _check_changed(path: Path, settings: dict[str, Any]) -> None:
+    """Check settings that were changed in run.json itself.
+
+    Raises:
+        CorruptState: some of them cannot be used.
+    """
+    try:
+        RunConfig.model_validate(settings)
+    except SettingsError as error:
+        problems = "; ".join(problem.sentence() for problem in error.problems)
+        raise CorruptState(
+            f"The settings in {path / 'run.json'} cannot be used: {problems}.",
+            "The file was changed.",
+            'Correct them under "settings", or put back a copy of the file.',
+        ) from error
 
 
 def unwritable(path: Path, error: OSError) -> FolderError:

@@ -283,7 +283,9 @@ def _ended_without_a_word(run: Run, code: int) -> RunFailed:
         lines = run.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    why = f"The last line of its run.log: {lines[-1][-300:]}" if lines else "It could write nothing into its folder."
+    why = "It could write nothing into its folder."
+    if lines:
+        why = f"The last line of its run.log: {lines[-1][-300:].removesuffix('.')}."
     return RunFailed(f"The run in {run.path} {how}.", why, how_to_continue(run.path))
 
 

@@ -483,6 +483,9 @@ async def test_deleted_folder_is_a_sentence(runs_folder):
     async with watching(path) as (app, pilot):
         (path / "run.json").unlink()
         await until(pilot, lambda: "is gone or cannot be read" in text_of(app), "it says so")
+        await until(pilot, lambda: "✗ gone" in lines_of(app)[0], "and the title does")
+        assert "live" not in lines_of(app)[0]
+        assert "Pause" not in lines_of(app)[-1]
         await pilot.press("a")
         await asyncio.sleep(0.1)
 
@@ -576,7 +579,7 @@ async def test_other_programs_that_slow_the_run_are_told(runs_folder, monkeypatc
     path = make_run(runs_folder)
     with held(path):
         async with watching(path) as (app, _):
-            assert ("! Other programs slow this run: some 7 of them want 2 cores too." in text_of(app)) is said
+            assert ("! Other programs slow this run: about 7 busy ones share its 2 cores." in text_of(app)) is said
 
 
 async def test_other_programs_are_nothing_to_a_run_that_is_over(runs_folder, monkeypatch):

@@ -105,6 +105,7 @@ class RunScreen(FrameScreen):
         self._told = self.view
         self._last_word: dict[str, Any] | None = None
         self._was_live = False
+        self._gone_words = ""  # what is said while the folder is gone
         self._asked: _Asked | None = None
         self._last_focus: Widget | None = None
         self._offered: tuple[bool, bool] | None = None
@@ -165,6 +166,8 @@ class RunScreen(FrameScreen):
     @property
     def state(self) -> RunState:
         """How the run stands, in a word; what was asked and not answered yet comes first."""
+        if self._gone_words:
+            return RunState("gone", "wrong")
         if self.read_share < 1.0:  # what is read so far is the past
             return RunState(f"reading {format_percent(self.read_share)}", "waiting", live=self.live)
         now = self.tiny.clock()
@@ -176,6 +179,7 @@ class RunScreen(FrameScreen):
     @on(RunUpdated)
     def _updated(self, message: RunUpdated) -> None:
         nothing_new = message.view is self._told and message.live == self.live
+        self._gone_words = ""
         self._told = message.view
         self.view, self.live, self.read_share = self._with_last_word(message), message.live, message.read_share
         if self._asked is not None:
@@ -203,8 +207,10 @@ class RunScreen(FrameScreen):
 
     @on(RunGone)
     def _gone(self, message: RunGone) -> None:
-        self.live = False
-        self.say(f"{message.sentence} a shows all runs.", "wrong")
+        self.live, self._asked = False, None
+        self._gone_words = f"{message.sentence} a shows all runs."
+        if self.is_mounted:
+            self._draw_state()
 
     # what is drawn
 
@@ -247,6 +253,8 @@ class RunScreen(FrameScreen):
 
     def _verdict(self, state: RunState) -> tuple[str, str]:
         """The sentence above the keys."""
+        if self._gone_words:
+            return self._gone_words, "wrong"
         hint = getattr(self.focused, "hint", "") or LogView.hint
         phase = self.view.current
         if state.live and phase is not None and phase.state == "running" and run_words.verdict(state) is None:

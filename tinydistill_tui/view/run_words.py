@@ -12,7 +12,7 @@ from tinydistill_tui.view.marks import MARK_STYLES, MARKS
 from tinydistill_tui.view.run_view import Notice, RunView
 from tinydistill_tui.view.state import RunState
 
-_BESIDE_A_NOTICE = 32  # cells for its mark, its time, how many more there are, and the key
+_BESIDE_A_NOTICE = 22  # cells for its mark, its time, and the key
 
 _WIDE = 110  # columns in which all of it has room
 
@@ -69,12 +69,12 @@ def notice(notices: Sequence[Notice], width: int) -> Content | None:
         return None
     newest = notices[-1]
     more = f"  (+{len(notices) - 1} more in the log)" if len(notices) > 1 else ""
-    room = max(10, width - _BESIDE_A_NOTICE)
+    room = max(10, width - _BESIDE_A_NOTICE - len(more))
     words = newest.text if len(newest.text) <= room else newest.text[: room - 1] + "…"
     mark = "wrong" if newest.level == "error" else "look"
     moment = time.strftime("%H:%M", time.localtime(newest.time))
     return Content.assemble(
-        (f"{MARKS[mark]} {moment} {words}", MARK_STYLES[mark]), (more, "$text-quiet"), (" c", "bold"), " seen"
+        (f"{MARKS[mark]} {moment} {words}", MARK_STYLES[mark]), (more, "$text-quiet"), (" c", "bold"), " hides it"
     )
 
 

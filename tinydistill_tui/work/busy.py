@@ -31,5 +31,5 @@ def words(load_now: float, core_count: int, own: int) -> str:
     others = load_now - min(own, core_count)
     if others < max(1.0, _MOST_FREE_SHARE * core_count):
         return ""
-    machine = f"{core_count} core{'s' if core_count > 1 else ''}"
-    return f"Other programs slow this run: some {others:.0f} of them want {machine} too."
+    shared = "one core" if core_count == 1 else f"{core_count} cores"
+    return f"Other programs slow this run: about {others:.0f} busy ones share its {shared}."

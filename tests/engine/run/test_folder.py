@@ -120,6 +120,22 @@ def test_run_json_that_was_changed_is_refused_and_one_without_a_checksum_is_read
     assert Run.open(tmp_path / "run").settings.seed == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("steps", "many", "--steps many: expected a whole number"), ("colour", "red", "there is no such setting")],
+)
+def test_a_setting_that_was_changed_to_one_that_cannot_be_used_is_named(tmp_path, name, value, said):
+    make_run(tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    info = json.loads(file.read_text())
+    info["settings"][name] = value
+    del info["checksum"]
+    file.write_text(json.dumps(info))
+    with pytest.raises(CorruptState, match=r"settings in .* cannot be used") as caught:
+        Run.open(tmp_path / "run")
+    assert said in caught.value.what
+
+
 @pytest.mark.parametrize("folder", [".", "phases", "pictures", "student"])
 def test_what_a_killed_writer_left_is_removed_from_every_folder_of_the_run(tmp_path, folder):
     run = make_run(tmp_path / "run")

@@ -24,6 +24,7 @@ from engine.run.folder import Run
 from engine.run.phase_environment import environment_for
 from engine.run.phase_start import PhaseStarter
 from engine.run.phase_watch import Ending, PhaseWatch
+from engine.run.supervisor import Supervisor
 from engine.run.walk import Walk
 from tests.engine.run.test_folder import make_run
 
@@ -293,3 +294,19 @@ def test_numbers_that_are_bad_in_a_format_that_stays_end_the_run(tmp_path, phase
         run.info["asked"]["precision"] = precision
     error = BadNumbers("NaN", "", "")
     assert phase_module._say(error, run.job(phase), run, EventWriter(run.events_path)) == BadNumbers.exit_code
+
+
+@pytest.mark.parametrize("failure", [FileNotFoundError(2, "No such file"), PhaseDied("The phase ended.", "", "Go on.")])
+def test_a_folder_that_vanishes_is_no_defect(tmp_path, monkeypatch, failure):
+    run = make_run(tmp_path / "run")
+
+    def go(walk: Walk) -> None:
+        run.path.rename(tmp_path / "elsewhere")
+        raise failure
+
+    monkeypatch.setattr(Walk, "go", go)
+    monkeypatch.setattr(PhaseStarter, "preload", lambda *_: None)
+    assert Supervisor(run).supervise() == 4
+    (error,) = [event for event in read_events(tmp_path / "elsewhere/events.jsonl") if event["kind"] == "error"]
+    assert error["what"] == f"The run's folder {run.path} is gone."
+    assert "Put it back" in error["todo"]
