@@ -28,6 +28,7 @@ from engine.run import old_runs
 from engine.run.new_folder import check_new_folder, no_folder
 from engine.run.run_lock import RunLock
 from engine.run.sealed import SEAL, sealed, unsealed
+from engine.settings.command import resume_command
 from engine.settings.config import SETTINGS, RunConfig
 from engine.version import __version__
 
