@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine.channel.channel import PROGRESS_SECONDS, Channel
 from engine.data import left_out
+from engine.data.chat_template import PLAIN_TEMPLATE, REFUSED, TURN_LOST
 from engine.data.document import Document
 from engine.data.holdout import smallest_fraction, wanted_holdout_rows
 from engine.data.left_out import LeftOut
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _BATCH_CHARACTERS = 2**19
 _BATCH_TEXTS = 512
 
+MOST_TEMPLATE_BYTES = 60_000  # HDF5 takes attributes below 64 KiB
 QUESTION_TOO_LONG = "conversation whose question alone fills a row"
 NOTHING_TO_LEARN = "row without a token to learn"
 NO_ROW = "text with a token that has no row in both embeddings"
@@ -184,6 +186,7 @@ class Pass:
         self._cutting = cutting
         self.tokeniser = tokeniser
         self._vocab_size = vocabulary.size
+        self._template = vocabulary.chat_template
         self.limits: dict[Split, float] = {"train": settings.samples or math.inf, "holdout": wanted_holdout}
         self.rows: dict[Split, int] = {"train": 0, "holdout": 0}
         self.documents: dict[Split, int] = {"train": 0, "holdout": 0}
@@ -231,6 +234,9 @@ class Pass:
         if lost:
             self.skipped[QUESTION_TOO_LONG] = lost
         writer.keep("end_ids", " ".join(map(str, sorted(self.tokeniser.end_ids))))
+        template = self._template or PLAIN_TEMPLATE
+        if self.has_messages and len(template.encode()) <= MOST_TEMPLATE_BYTES:
+            writer.keep("chat_template", template)
         self._progress(source, at_end=True)
 
     def left_out(self, source: TextSource) -> LeftOut:
@@ -333,8 +339,6 @@ class _Usable:
 
 def _is_refused(work: Pass) -> bool:
     """Return whether the template itself refused conversations, so that another one would take them."""
-    from engine.data.chat_template import REFUSED, TURN_LOST
-
     return any(reason.startswith((REFUSED, TURN_LOST)) for reason in work.tokeniser.skipped)
 
 

@@ -25,7 +25,7 @@ from engine.data.tally import in_words, notes_in_words
 from engine.data.tokenise import WEIGHT_0
 from engine.data.tokens import TokenFile
 from engine.model_files.spec import ModelSpec
-from engine.model_files.vocabulary import Vocabulary
+from engine.model_files.vocabulary import Vocabulary, read_chat_template
 
 if TYPE_CHECKING:
     pass
@@ -118,6 +118,8 @@ def prepare(
     lost = work.left_out(source)
     result = _result(out, source, work, lost, vocabulary, seconds=time.monotonic() - began)
     _tell(result, lost, settings, vocabulary, channel)
+    if student is not None and work.has_messages and student.path != teacher.path:
+        _tell_of_templates(vocabulary, read_chat_template(student.path), channel)
     return result
 
 
@@ -197,6 +199,16 @@ def _tell_of_conversations(result: PrepareResult, channel: Channel) -> None:
             "The tokenizer has no chat template: conversations are written plainly, as User: and Assistant: with a "
             "blank line between them. For another form put a chat_template.jinja into the folders of both models.",
             "plain-template",
+        )
+
+
+def _tell_of_templates(vocabulary: Vocabulary, students: str | None, channel: Channel) -> None:
+    if students != vocabulary.chat_template and (students or vocabulary.chat_template):
+        has = "has another chat template than the teacher" if students else "has no chat template"
+        channel.log(
+            "warning",
+            f"The student {has}: it is trained in the teacher's form, and its folder gets the template of it.",
+            "student-template",
         )
 
 

@@ -255,6 +255,12 @@ class TokenFile:
             raise
 
     @property
+    def chat_template(self) -> str | None:
+        """The template in which the conversations are written; None where there are none."""
+        template = self.attributes.get("chat_template")
+        return None if template is None else str(template)
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Tokens after which nothing is said any more: the end of a text, and what ends an answer."""
         return self.answer_end_ids | ({self.eos_id} if self.eos_id is not None else set())

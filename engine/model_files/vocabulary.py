@@ -304,6 +304,11 @@ def _special_id(ids: dict[str, int], settings: dict[str, Any], config: dict[str,
     return number if isinstance(number, int) and 0 <= number <= max(ids.values()) else None
 
 
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template of a model's folder; None where there is none."""
+    return _chat_template(folder, _optional_json(folder / "tokenizer_config.json"))
+
+
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return read_text(folder / "chat_template.jinja")

@@ -84,7 +84,7 @@ def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None
             if prompts and not (job.student_layer_by_layer or (world is not None and world.is_sharded)):
                 speed = writing_speed(next_logits_of(learner), prompts[0], vocab_size=tokens.vocab_size)
                 keep_speed(run.path, "after", speed)
-            write_student(run, job, spec, learner, result, tokens.end_ids, channel)
+            write_student(run, job, spec, learner, result, tokens, channel)
         if job.compare == "labels":
             del learner, adapter  # two students are never in memory together
             return_memory()

@@ -28,6 +28,7 @@ from engine.errors import (
 from engine.jobs import TrainJob
 from engine.machine.out_of_memory import is_out_of_memory
 from engine.model_files.spec import ModelSpec
+from engine.model_files.vocabulary import read_chat_template
 from engine.models.load import first_sentence
 from engine.phases.cut import CUT
 from engine.planner.models import FROM_TEACHER
@@ -106,17 +107,17 @@ def write_student(
     spec: ModelSpec,
     learner: Learner,
     result: dict[str, Any],
-    end_ids: Collection[int],
+    tokens: TokenFile,
     channel: Channel,
 ) -> None:
-    """Write ``student/``, with a card that tells the result."""
+    """Write ``student/``, with a card that tells the result and the template in which conversations were trained."""
     adapter = learner.trainable if isinstance(learner.trainable, LowRankAdapter) else None
     for note in export_student(
         learner.model,
         spec,
         run.student_path,
         card_of(run, spec.path, result),
-        end_ids=end_ids,
+        end_ids=tokens.end_ids,
         adapter=adapter,
         # The cut teacher is in the run's folder; any other folder's path might be published with the student.
         base=os.path.relpath(spec.path, run.student_path / ADAPTER)
@@ -125,8 +126,30 @@ def write_student(
     ):
         channel.log("warning", note, "student-files")
     if (run.result("prepare") or {}).get("data", {}).get("plain_template"):
-        # The form that the conversations were written in, so that a chat with the student is written alike.
-        write_atomic(run.student_path / "chat_template.jinja", PLAIN_TEMPLATE)
+        write_template(run.student_path, PLAIN_TEMPLATE)
+    elif tokens.chat_template is not None and write_template(run.student_path, tokens.chat_template):
+        channel.log("warning", OTHER_TEMPLATE, "student-files")
+
+
+OTHER_TEMPLATE = (
+    "The student came with another chat template, or with none. It was trained in the teacher's, which student/ has "
+    "now."
+)
+
+
+def write_template(folder: Path, template: str) -> bool:
+    """Give a student the template in which it was trained, and return whether it had another one.
+
+    A chat with the student is written like its conversations then. Some programs read tokenizer_config.json first.
+    """
+    if read_chat_template(folder) == template:
+        return False
+    write_atomic(folder / "chat_template.jinja", template)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if "chat_template" in settings:
+        write_atomic(path, json.dumps({**settings, "chat_template": template}, indent=2, ensure_ascii=False) + "\n")
+    return True
 
 
 def card_of(run: Run, folder: Path, result: dict[str, Any]) -> str:

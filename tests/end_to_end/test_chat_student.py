@@ -80,3 +80,21 @@ def test_the_end_of_an_answer_is_learned_from_a_teacher_that_would_go_on(tmp_pat
         chances[name] = float(probs[tokenizer.convert_tokens_to_ids("<|im_end|>")])
     assert chances["teacher"] < 0.05
     assert chances["student"] > 0.4
+
+
+def test_a_student_with_another_template_leaves_with_the_one_it_was_trained_in(tmp_path: Path) -> None:
+    other = "{% for m in messages %}{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
+    teacher, student = _base_model(tmp_path / "teacher", CHATML), _base_model(tmp_path / "student", other)
+    settings = json.loads((student / "tokenizer_config.json").read_text())
+    (student / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": other}))
+    rows = [{"prompt": f"{QUESTIONS[number % 4]} {number}", "completion": ANSWERS[number % 4]} for number in range(32)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(
+        *["--teacher", teacher, "--student", student, *QUICK[:-1], "64", "--data", tmp_path / "chat.jsonl"],
+        *["--steps", 2, "--output_dir", tmp_path / "run"],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "has another chat template than the teacher" in done.stdout + done.stderr
+    left = tmp_path / "run" / "student"
+    assert (left / "chat_template.jinja").read_text() == CHATML
+    assert json.loads((left / "tokenizer_config.json").read_text())["chat_template"] == CHATML
