@@ -49,7 +49,10 @@ def more_of_the_question(record: Record, question: str, said: str) -> list[str]:
             continue
         text = _as_text(record[name])
         if text is None:
-            raise UnusableTurns(f"record whose {quoted(name)} beside the question is no text")
+            raise UnusableTurns(
+                f"record whose {quoted(name)} beside the question is no text (write it as text, or name the field "
+                "otherwise where it is no part of the question)"
+            )
         if text.strip() not in "\n".join([said, *found]):
             found.append(text)
     return found

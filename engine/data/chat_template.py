@@ -37,6 +37,7 @@ CALL_LOST = "answer with a tool call that the chat template does not write (read
 TOOLS_LOST = "conversation with tools that the chat template does not write"
 
 TURN_LOST = "conversation with a turn that the chat template leaves out"
+UNKNOWN_ROLE = "conversation with a role that the chat template does not name (name it user, assistant, system or tool)"
 REFUSED = "conversation that the chat template refuses"
 
 
@@ -64,6 +65,10 @@ _GIVEN_ALWAYS = ("messages", "add_generation_prompt", "raise_exception", "strfti
 
 class TemplateRefuses(Exception):
     """The template rejects a conversation; the text is the template's own reason."""
+
+
+class UnknownRole(TemplateRefuses):
+    """The template would write a role that it does not name, such as a customer's, as it stands."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +125,6 @@ class ChatTemplate:
         templates = self._tokenizer.chat_template
         return "\n".join(templates.values()) if isinstance(templates, dict) else str(templates)
 
-    def names(self, role: str) -> bool:
-        """Return whether a role is one that all templates know, or one that this template names."""
-        source = self.all_sources()
-        return role in KNOWN_ROLES or f"'{role}'" in source or f'"{role}"' in source
-
     def fields_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a record's fields that the template asks for."""
         fields = {name: given[name] for name in ("tools", "documents") if _are_objects(given.get(name))}
@@ -162,8 +162,11 @@ class ChatTemplate:
 
         Raises:
             TemplateRefuses: it rejects all notations.
+            UnknownRole: it does not name a role.
             LeavesOut: it omits a turn of the user or of a tool.
         """
+        if not all(self._names(turn["role"]) for turn in messages):
+            raise UnknownRole
         fields = self.fields_for(given)
         best: tuple[int, Written] | None = None
         refusal: TemplateRefuses | None = None
@@ -191,6 +194,11 @@ class ChatTemplate:
         if best[0] >= 100:
             raise LeavesOut
         return best[1]
+
+    def _names(self, role: str) -> bool:
+        """Return whether a role is one that all templates know, or one that this template names."""
+        source = self.all_sources()
+        return role in KNOWN_ROLES or f"'{role}'" in source or f'"{role}"' in source
 
     def _lost(self, messages: Messages, fields: Mapping[str, Any], text: str) -> list[int]:
         """Turns other than the assistant's of which nothing is written."""

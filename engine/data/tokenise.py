@@ -18,9 +18,11 @@ from engine.data.chat_template import (
     CALL_LOST,
     REFUSED,
     TURN_LOST,
+    UNKNOWN_ROLE,
     ChatTemplate,
     LeavesOut,
     TemplateRefuses,
+    UnknownRole,
     Written,
     calls_written,
     rendered,
@@ -29,14 +31,13 @@ from engine.data.control_tokens import AS_TEXT, ENDED_TWICE, ControlTokens, Enco
 from engine.data.packing import TokenisedDocument
 from engine.data.pieces import cut_text
 from engine.data.tally import NO_ANSWER
-from engine.data.turns import Messages, Turn, is_learned
+from engine.data.turns import KNOWN_ROLES, Messages, Turn, is_learned
 from engine.errors import DataError
 
 # A longer text is tokenised in parts, cut at paragraph borders: the tokenizer works on parts at once, and on long ones
 # slower (3 MB in parts of 32k characters took 1.2 s of CPU and 20 MB, in parts of 512k 1.9 s and 165 MB).
 _SEGMENT_CHARACTERS = 32_768
 
-UNKNOWN_ROLE = "conversation with a role that the chat template does not name (name it user, assistant, system or tool)"
 NOT_LEARNED = "conversation of which every answer has the weight 0"
 NOT_LOCATED = "conversation of which no answer can be located in what the chat template writes"
 
@@ -129,10 +130,9 @@ class DocumentTokeniser:
             notes: what was noted when it was read; counted where the conversation is used.
         """
         self.num_conversations += 1
-        if not all(self._template.names(turn["role"]) for turn in messages):
-            return self._left_out(UNKNOWN_ROLE)
         if not any(turn["role"] == "assistant" for turn in messages):
-            return self._left_out(NO_ANSWER)
+            known = all(turn["role"] in KNOWN_ROLES for turn in messages)
+            return self._left_out(NO_ANSWER if known else UNKNOWN_ROLE)
         if not any(map(is_learned, messages)):
             return self._left_out(NOT_LEARNED)
         messages, num_ended = self._controls.without_ends(messages)
@@ -146,6 +146,8 @@ class DocumentTokeniser:
             if not spans:
                 return self._left_out(NO_ANSWER if EMPTY in found else NOT_LOCATED if LOST in found else NO_ANSWER)
             document = self._tokenised(written, spans, is_guarded=is_guarded)
+        except UnknownRole:
+            return self._left_out(UNKNOWN_ROLE)
         except TemplateRefuses as refusal:
             return self._left_out(f"{REFUSED} ({refusal})" if str(refusal) else REFUSED)
         except LeavesOut:

@@ -41,6 +41,14 @@ def test_what_the_template_refuses_has_no_length(tmp_path: Path) -> None:
     assert first == 0 < second
 
 
+def test_a_role_that_the_template_does_not_name_has_no_length(tmp_path: Path) -> None:
+    tokenizer_with(FAMILIES["chatml"].template).save_pretrained(tmp_path)
+    turns = ({"role": "customer", "content": "What?"}, *TURNS[1:])
+    documents = [Document("a", "", turns), Document("b", "", TURNS[1:])]
+    first, second = conversation_lengths(documents, tmp_path, read_vocabulary(tmp_path)) or []
+    assert first == 0 < second
+
+
 def test_without_tokenizer_json_nothing_is_counted(tmp_path: Path) -> None:
     tokenizer_with(None).save_pretrained(tmp_path)
     vocabulary = read_vocabulary(tmp_path)
