@@ -18,10 +18,10 @@ from engine.cli.console import Console
 from engine.format import format_bytes
 
 _PARTS = {
-    "ids": "ids, and which of them are heads",
+    "ids": "ids, and which of them are exact",
     "layout": "which ids are frequent",
-    "head_log_probs": "log-probs of heads",
-    "tail_mass": "mass of the tail",
+    "head_log_probs": "log-probs of exact ids",
+    "tail_mass": "probability of the sampled ids",
     "label_log_prob": "label's log-prob",
     "entropy": "entropy",
     "top1_id": "first choice (hold-out)",
@@ -90,10 +90,10 @@ def _print_parts(console: Console, summary: Summary) -> None:
 
 def _print_teacher(console: Console, store: CacheStore, summary: Summary) -> None:
     console.print(
-        f"\nOf {store.identity.ids_in_record} ids {summary.mean_heads:.1f} are heads; the others stand for "
-        f"{summary.mean_tail_mass:.0%} of the probability.\n"
+        f"\nOf {store.identity.ids_in_record} ids {summary.mean_heads:.1f} are exact ids on average; the sampled ids "
+        f"stand for {summary.mean_tail_mass:.0%} of the probability.\n"
         f"The teacher's loss on these tokens is {-summary.mean_label_log_prob:.3f} nats, its entropy "
-        f"{summary.mean_entropy:.3f} ({summary.sampled_tokens:,} of them were read):",
+        f"{summary.mean_entropy:.3f} ({summary.sampled_tokens:,} of them were read). Tokens by entropy in nats:",
         markup=False,
         soft_wrap=True,
     )
@@ -110,12 +110,12 @@ def _print_record(console: Console, record: ShownRecord, words: Words) -> None:
             f"{words.text(record.context)} → “{words.text([record.label])}”", markup=False, soft_wrap=True, style="bold"
         )
     label = math.exp(record.label_log_prob)
-    figures = f"label {label:.3f} · entropy {record.entropy:.2f} nats · tail {record.tail_mass:.3f}"
-    console.print(f"  {figures}", markup=False)
+    figures = f"label's probability {label:.3f} · entropy {record.entropy:.2f} nats"
+    console.print(f"  {figures} · sampled ids together {record.tail_mass:.3f}", markup=False)
     heads = "  ".join(f"“{words.text([token])}” {weight:.3f}" for token, weight in record.heads)
     tail = "  ".join(f"“{words.text([token])}”" for token in record.tail)
-    console.print(f"  heads  {heads or 'none'}", markup=False, soft_wrap=True)
-    console.print(f"  tail   {tail or 'none'}", markup=False, soft_wrap=True)
+    console.print(f"  exact    {heads or 'none'}", markup=False, soft_wrap=True)
+    console.print(f"  sampled  {tail or 'none'}", markup=False, soft_wrap=True)
 
 
 def _bar(share: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from engine.format import format_bytes, format_count, format_duration
 from engine.planner.demo import caution
 from engine.planner.models import FROM_TEACHER
@@ -27,6 +29,10 @@ def cautions(planned: Plan) -> tuple[str, ...]:
 def _teacher(planned: Plan) -> str:
     settings = planned.settings
     rows = f"{format_count(settings.samples)} rows" if settings.samples is not None else "all rows of the text"
+    if _has_records(settings.cache_dir):
+        every = rows if settings.samples is None else f"all {rows}"
+        time = _time(planned, "teacher", ": {}")
+        return f"The teacher reads only rows that the cache has no records of ({every}{time})."
     return (
         f"The teacher reads {rows}, {format_count(settings.sequence_length or 0)} tokens each, once"
         f"{_time(planned, 'teacher')}."
@@ -52,8 +58,16 @@ def _times(epochs: int) -> str:
     return {1: "once", 2: "twice"}.get(int(epochs), f"{epochs:,} times")
 
 
-def _time(planned: Plan, phase: str) -> str:
+def _has_records(cache: Path | None) -> bool:
+    """Return whether a folder is a cache, or holds some: another run's, or one that runs share."""
+    try:
+        return cache is not None and any(any(cache.glob(f"{place}manifest.json")) for place in ("", "*/"))
+    except OSError:
+        return False
+
+
+def _time(planned: Plan, phase: str, form: str = " ({})") -> str:
     figures = planned.predicted.get(phase)
     if figures is None or planned.total_steps is None:
         return ""
-    return f" (about {format_duration(figures.seconds)})"
+    return form.format(f"about {format_duration(figures.seconds)}")
