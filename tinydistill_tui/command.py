@@ -49,7 +49,7 @@ def _main(words: Sequence[str]) -> int:
         front_end = dataclasses.replace(front_end, plain=True)  # nothing is redrawn
     if reason is not None:
         if reason and not config.json_events:
-            sys.stderr.write(f"No screen, {reason}: this is the same run with lines of text.\n")
+            sys.stderr.write(f"No screen, {reason}: lines of text instead.\n")
         if "attach" in switches:
             from engine.cli.distill import attach
 

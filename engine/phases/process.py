@@ -121,7 +121,7 @@ def _say(error: Exception, job: Job, run: Run, events: EventWriter) -> int:
         events.log("warning", error.paragraph(), "overflowed")
         return EXIT_OVERFLOWED
     events.text(traceback.format_exc())
-    said = run.gone() or (error if isinstance(error, TinyDistillError) else _in_our_words(error, job.name, run))
+    said = run.vanished() or (error if isinstance(error, TinyDistillError) else _in_our_words(error, job.name, run))
     events.write("error", what=said.what, why=said.why, todo=said.todo or _default_todo(said, run))
     return said.exit_code
 

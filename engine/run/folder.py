@@ -295,7 +295,7 @@ class Run:
         self.info["settings"].update(settings_in(changes))
         self.save()
 
-    def gone(self) -> FolderError | None:
+    def vanished(self) -> FolderError | None:
         """Return what to say where the folder is not there any more; None where it is."""
         if self.path.is_dir():
             return None

@@ -144,12 +144,12 @@ class Supervisor:
         except Stopped:
             return "stopped", Stopped.exit_code
         except TinyDistillError as error:
-            said = run.gone() or error
+            said = run.vanished() or error
             if said.what:
                 events.write("error", what=said.what, why=said.why, todo=said.todo)
             return "failed", error.exit_code
         except Exception as error:  # the edge of the process: nothing may end without a word
-            if (gone := run.gone()) is not None:
+            if (gone := run.vanished()) is not None:
                 events.write("error", what=gone.what, why=gone.why, todo=gone.todo)
                 return "failed", 4
             events.text(traceback.format_exc())

@@ -54,7 +54,7 @@ def test_inspect_shows_what_a_cache_belongs_to_and_its_bytes_by_part(cache, caps
         "teacher's precision     fp32",
         "tokens of 9 rows in 3 shards",
         "bytes a token",
-        "mass of the tail",
+        "probability of the sampled ids",
         "nats",
     ):
         assert words in shown
