@@ -99,13 +99,13 @@ class Channel:
             self._relief.look()
 
     @contextlib.contextmanager
-    def agreeing(self, ranks: Ranks | None) -> Iterator[None]:
+    def agreeing(self, ranks: Ranks) -> Iterator[None]:
         """Within this, do what any rank was asked to; every rank has to reach the same safe points.
 
         Args:
-            ranks: of this work; None where one process does it.
+            ranks: of this work.
         """
-        with contextlib.nullcontext() if ranks is None else self._control.agreeing(ranks.agree):
+        with self._control.agreeing(ranks.agree):
             yield
 
     @contextlib.contextmanager

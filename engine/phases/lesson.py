@@ -35,6 +35,7 @@ from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
 from engine.planner.workload import EVALUATION_ROWS
+from engine.ranks import ALONE
 from engine.run.folder import Run
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
@@ -65,7 +66,7 @@ class Lesson:
         tokens: the rows.
         source: the rows with their records.
         channel: receives the progress.
-        world: the ranks that train together; None where there is one.
+        world: the ranks that train together.
     """
 
     run: Run
@@ -74,12 +75,12 @@ class Lesson:
     tokens: TokenFile
     source: Source
     channel: Channel
-    world: World | None
+    world: World
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes what all ranks have in common."""
-        return self.world is None or self.world.rank.number == 0
+        return self.world.rank.number == 0
 
     @cached_property
     def _machine(self) -> tuple[torch.device, torch.dtype]:
@@ -106,7 +107,7 @@ class Lesson:
         if not (self.job.cpu_offload and self.where.is_host):
             return None
         scratch = self.run.path / "scratch"
-        return scratch if self.world is None else scratch / f"rank-{self.world.rank.number}"
+        return scratch if self.world.rank == ALONE else scratch / f"rank-{self.world.rank.number}"
 
     def chance(self) -> NDArray[np.float64]:
         """Sums for each document of a model that only counts how often each token comes."""
@@ -117,7 +118,7 @@ class Lesson:
         """Train a student from its first weights; the returned one is the best."""
         torch.manual_seed(self.job.seed)
         learner = self._learner()
-        if self.world is not None:
+        if self.world.rank != ALONE:
             torch.manual_seed(self.job.seed + self.world.rank.number)  # other rows, other dropout
         if self.job.packing and not learner.can_be_cut:
             self.channel.log("info", _one_by_one(learner), "documents-one-by-one")

@@ -37,7 +37,7 @@ from engine.student.generate import holdout_prompts, writing_speed
 from engine.student.learn import Learned, next_logits_of
 from engine.student.sharded import ShardedWorld
 from engine.student.verdict import gap_of
-from engine.student.world import World
+from engine.student.world import ONE_PROCESS, World
 from engine.talk.speed import keep_speed
 
 
@@ -45,7 +45,7 @@ def run_student(run: Run, job: TrainJob, channel: Channel) -> None:
     """Train, write ``student/`` and enter the job's result."""
     rank = Rank.of_phase(os.environ)
     if rank == ALONE:
-        _run(run, job, channel, None)
+        _run(run, job, channel, ONE_PROCESS)
         return
     try:
         world = (ShardedWorld if job.student_sharded else World).join(rank, os.environ)
@@ -56,9 +56,9 @@ def run_student(run: Run, job: TrainJob, channel: Channel) -> None:
         raise
 
 
-def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None:
+def _run(run: Run, job: TrainJob, channel: Channel, world: World) -> None:
     prepare_torch(job)
-    hosts = 1 if world is None else len(set(world.gathered(socket.gethostname())))
+    hosts = len(set(world.gathered(socket.gethostname())))
     spec = _mended(run, job, channel, world)
     with TokenFile(run.tokens_path) as tokens, open_store(run, job, tokens.vocab_size, channel) as store:
         lesson = Lesson(run, job, spec, tokens, Source(tokens, store), channel, world)
@@ -77,11 +77,11 @@ def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None
                 "samples": samples_of(run, tokenizer, prompts, learned, tokens.end_ids),
                 **_told(learned),
                 "device_peak_bytes": device_peak_bytes(lesson.device),
-                "world": {"ranks": 1 if world is None else world.rank.world, "hosts": hosts},
+                "world": {"ranks": world.rank.world, "hosts": hosts},
             }
             if isinstance(adapter := learner.trainable, LowRankAdapter):
                 result["adapter"] = told_of_adapter(adapter, spec, job)
-            if prompts and not (job.student_layer_by_layer or (world is not None and world.is_sharded)):
+            if prompts and not (job.student_layer_by_layer or world.is_sharded):
                 speed = writing_speed(next_logits_of(learner), prompts[0], vocab_size=tokens.vocab_size)
                 keep_speed(run.path, "after", speed)
             write_student(run, job, spec, learner, result, tokens, channel)
@@ -94,10 +94,8 @@ def _run(run: Run, job: TrainJob, channel: Channel, world: World | None) -> None
     run.finish_phase(job.name, result)
 
 
-def _mended(run: Run, job: TrainJob, channel: Channel, world: World | None) -> ModelSpec:
+def _mended(run: Run, job: TrainJob, channel: Channel, world: World) -> ModelSpec:
     """The model that the student begins as, on each rank; rank 0 repairs a damaged one while the others wait."""
-    if world is None:
-        return first_student(run, job, channel)
     if world.rank.number:
         world.wait()
         return first_student(run, job, channel)

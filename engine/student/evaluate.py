@@ -22,7 +22,7 @@ from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.loss import Objective, logits_to_gradient
 from engine.student.sliced_loss import sliced_scores
-from engine.student.world import World
+from engine.student.world import ONE_PROCESS, World
 
 if TYPE_CHECKING:
     from engine.cache.record import Records
@@ -178,7 +178,7 @@ def evaluate(
     chunk_tokens: int,
     on_batch: Callable[[], None] = lambda: None,
     documents: DocumentSums | None = None,
-    world: World | None = None,
+    world: World = ONE_PROCESS,
 ) -> Metrics:
     """Measure the student on the hold-out rows; of several ranks each takes some micro-batches.
 
@@ -192,7 +192,7 @@ def evaluate(
         documents: collects the sums of each document.
         world: the ranks that share the micro-batches; all of them get the result.
     """
-    rank = ALONE if world is None else world.rank
+    rank = world.rank
     objective = Objective(vocab_size, "unbiased", 1.0, temperature)
     sums = _Sums()
     with learner.evaluating():
@@ -202,12 +202,12 @@ def evaluate(
                 scores = _scores(learner.head, states, batch, objective, chunk_tokens)
                 found = _by_position(scores, batch, first_choices, sums.calibration)
                 sums.add(found)
-                if documents is not None and world is None:
+                if documents is not None and rank == ALONE:
                     documents.add(batch, *found)
                 elif documents is not None:
                     sums.positions[place * rank.world + rank.number] = found
             on_batch()
-    if world is not None:
+    if rank != ALONE:
         sums.add_up(world)
         if documents is not None:
             for number, (batch, _) in enumerate(holdout.of()):

@@ -80,7 +80,7 @@ class Prompts:
     def continued_by(self, training: Training) -> list[list[int]]:
         """The student's continuations, on rank 0, which writes the report; none on the others."""
         vocab_size, world = training.objective.vocab_size, training.world
-        if world is not None and world.is_sharded:
+        if world.is_sharded:
             return world.led(next_logits_of(training.learner), lambda ask: self._continued(ask, vocab_size)) or []
         return [] if training.rank.number else self._continued(next_logits_of(training.learner), vocab_size)
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from engine.machine.torch_device import exact, exact_home
+from engine.machine.torch_device import exact_home
 from engine.student.batches import StepPart
 from engine.student.learner import Learner
 from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
-from engine.student.world import World
+from engine.student.world import ONE_PROCESS, World
 
 # float16 gradients underflow, so the loss is multiplied; the factor falls when a gradient overflows and rises slowly.
 _FIRST_SCALE, _SCALE_GROWTH_STEPS = 2.0**16, 2000
@@ -86,7 +86,7 @@ class StepSettings:
         chunk_tokens: positions whose logits exist at a time, where a step computes whole logits.
         loss_scale: for float16.
         exploded_above: a step with a larger loss changes nothing.
-        world: the ranks that share the step; None where there is one.
+        world: the ranks that share the step.
     """
 
     objective: Objective
@@ -95,12 +95,7 @@ class StepSettings:
     chunk_tokens: int
     loss_scale: LossScale = field(default_factory=LossScale)
     exploded_above: float = math.inf
-    world: World | None = None
-
-    @property
-    def loss_factor(self) -> float:
-        """A factor on the loss of each rank, so that the gradients of all ranks add up."""
-        return 1.0 if self.world is None else self.world.loss_factor
+    world: World = ONE_PROCESS
 
 
 def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, settings: StepSettings) -> StepResult:
@@ -130,7 +125,7 @@ def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, se
             batch,
             objective=settings.objective,
             chunk_tokens=settings.chunk_tokens,
-            scale=settings.loss_scale.value / max(1, part.num_scored) * settings.loss_factor,
+            scale=settings.loss_scale.value / max(1, part.num_scored) * settings.world.loss_factor,
         )
         del states
         loss.loss.backward()
@@ -145,13 +140,10 @@ def finish_step(learner: Learner, optimizer: AdamW, sums: Tensor, tokens: int, s
     ``sums`` [2] are the cross-entropy and the KD of this rank's scored tokens; all ranks have ``tokens`` of them.
     """
     loss_scale = settings.loss_scale
-    if settings.world is not None:
-        sums = settings.world.add_up(sums.cpu(), optimizer.parameters.values()).to(sums.device)
+    sums = settings.world.add_up(sums, optimizer.parameters.values())
     gradients = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
     # One question to the device: each makes the CPU wait for all that was launched.
-    world = settings.world
-    norm_of_all = exact(torch.nn.utils.get_total_norm(gradients)) if world is None else world.norm(gradients)
-    ce_sum, kd_sum, norm = torch.cat([sums, norm_of_all.view(1)]).tolist()
+    ce_sum, kd_sum, norm = torch.cat([sums, settings.world.norm(gradients).view(1)]).tolist()
     ce, kd, norm = ce_sum / max(1, tokens), kd_sum / max(1, tokens), norm / loss_scale.value
     loss_value = blended(ce, kd, settings.objective)
     is_finite = math.isfinite(loss_value) and math.isfinite(norm)

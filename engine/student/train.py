@@ -6,7 +6,6 @@ checkpoint: a run that was killed anywhere and resumed ends, on the CPU, with th
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -30,12 +29,10 @@ from engine.student.learner import Learner
 from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.order import Order
-from engine.student.parts import Stored
 from engine.student.schedule import Schedule
-from engine.student.sharded import ShardedWorld
 from engine.student.step import LossScale, StepResult, StepSettings, train_step
 from engine.student.trainable import WholeModel
-from engine.student.world import World
+from engine.student.world import ONE_PROCESS, World
 
 # A step without a usable gradient changes nothing. One may be an odd text; so many in a row will not go away.
 BAD_STEPS_IN_A_ROW = 5
@@ -101,7 +98,7 @@ class Training:
     """Model, data and settings of a training: the values that stay constant.
 
     ``evaluations`` on the hold-out are evenly spaced over the steps, the last one at their end.
-    ``world`` are the ranks that share each step and each evaluation; None where there is one.
+    ``world`` are the ranks that share each step and each evaluation.
     ``lean`` updates in the backward pass and never holds a whole gradient; it needs a head that is a plain matrix, and
     has no effect where a step has several micro-batches. See :mod:`engine.student.lean_step`.
     """
@@ -118,20 +115,20 @@ class Training:
     evaluation_rows: int
     lean: bool = False
     evaluations: int = 5
-    world: World | None = None
+    world: World = ONE_PROCESS
 
     @property
     def is_lean(self) -> bool:
         """Whether steps are done without whole gradients."""
         is_whole = isinstance(self.learner.trainable, WholeModel)  # an adapter's gradients are small
         one_format = self.learner.dtype != torch.float16  # its factor is found by looking at whole gradients
-        alone = self.order.gradient_accumulation == 1 and self.world is None
+        alone = self.order.gradient_accumulation == 1 and self.rank == ALONE
         return is_whole and self.lean and alone and one_format and can_be_lean(self.learner)
 
     @property
     def rank(self) -> Rank:
         """Which of the ranks this process is."""
-        return ALONE if self.world is None else self.world.rank
+        return self.world.rank
 
 
 def resume(training: Training, checkpoints: Checkpoints, channel: Channel) -> Progress | None:
@@ -171,15 +168,14 @@ def train(
     saved_step = progress.step
     learner.model.train()
     world = training.world
-    is_even = world is not None and world.is_sharded
     with (
         channel.agreeing(world),
-        Prefetch(training.source, order, progress.step, rank=training.rank, even=is_even) as ahead,
+        Prefetch(training.source, order, progress.step, rank=training.rank, even=world.is_sharded) as ahead,
     ):
         while progress.step < order.total_steps:
             pace.begin()
             learning_rate = training.schedule.learning_rate(progress.step)
-            with contextlib.nullcontext() if world is None else world.passing():
+            with world.passing():
                 result = _step(training, progress, ahead, learning_rate)
             progress.step += 1
             _count(result, progress, channel)
@@ -241,15 +237,11 @@ def look(
 
 def save(training: Training, progress: Progress, checkpoints: Checkpoints, channel: Channel) -> None:
     """Write a checkpoint and an event; rank 0 does, and the others give it what it does not have."""
-    weights: Mapping[str, Stored] = training.learner.trainable.tensors()
-    moments: Mapping[str, Stored] = training.optimizer.state()
-    if isinstance(training.world, ShardedWorld):
-        weights = training.world.whole(training.learner.trainable.tensors(), training.optimizer.parameters)
-        moments = training.world.whole(training.optimizer.state(), training.optimizer.parameters)
+    weights = training.world.whole(training.learner.trainable.tensors(), training.optimizer.parameters)
+    moments = training.world.whole(training.optimizer.state(), training.optimizer.parameters)
     if training.rank.number:
-        if isinstance(training.world, ShardedWorld):
-            training.world.hand_over(weights)
-            training.world.hand_over(moments)
+        training.world.hand_over(weights)
+        training.world.hand_over(moments)
         return
     path, num_bytes = checkpoints.save(
         progress.step,
@@ -277,8 +269,6 @@ def _agreed(
     Raises:
         CorruptState: this rank cannot read what rank 0 has read.
     """
-    if training.world is None:
-        return find()
     found = find() if training.rank.number == 0 else None
     step = training.world.of_first(-1 if found is None else found.step)
     if step < 0 or found is not None:

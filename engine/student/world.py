@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from engine.errors import RankLost
 from engine.machine.out_of_memory import is_out_of_memory
 from engine.machine.torch_device import exact
-from engine.ranks import MEETING, Rank
+from engine.ranks import ALONE, MEETING, Rank
+from engine.student.parts import Stored
 
 LIMIT = "TINYDISTILL_RANK_SECONDS"
 """Environment variable: how long a rank waits for another one."""
@@ -141,7 +142,7 @@ class World:
         A parameter that has a gradient on one rank has one on all of them; this rank's may have been of no rows.
 
         Args:
-            sums: float64 [N], on the CPU.
+            sums: float64 [N].
             parameters: in the same order on all ranks; their gradients are changed in place.
 
         Returns:
@@ -149,7 +150,7 @@ class World:
         """
         parameters = list(parameters)
         has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=sums.dtype)
-        together = torch.cat([sums, has_gradient])
+        together = torch.cat([sums.cpu(), has_gradient])
         with self.answers():
             dist.all_reduce(together)
         gradients = []
@@ -161,11 +162,18 @@ class World:
             gradients.append(parameter.grad)
         for bucket in _buckets(gradients):
             self._add_up(bucket)
-        return together[: len(sums)]
+        return together[: len(sums)].to(sums.device)
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """The norm of all gradients of a step, after :meth:`add_up`."""
         return exact(torch.nn.utils.get_total_norm(gradients))
+
+    def whole(self, tensors: Mapping[str, Tensor], parts: Mapping[str, nn.Parameter]) -> Mapping[str, Stored]:
+        """Return tensors as rank 0 can write them: they are whole on each rank."""
+        return tensors
+
+    def hand_over(self, tensors: Mapping[str, Stored]) -> None:
+        """Give rank 0 what it does not have: nothing."""
 
     def _add_up(self, gradients: list[Tensor]) -> None:
         if len(gradients) == 1 and gradients[0].is_contiguous():
@@ -200,6 +208,40 @@ class World:
                 "The ranks of a training need each other in every step.",
                 "",
             ) from error
+
+
+class OneProcess(World):
+    """A training of one process, which has no one to ask: each question has its own answer."""
+
+    def __init__(self) -> None:
+        super().__init__(ALONE)
+
+    def leave(self) -> None:
+        """Nothing is open."""
+
+    def agree(self, requests: int) -> int:
+        """Return the requests."""
+        return requests
+
+    def of_first(self, value: int) -> int:
+        """Return the value."""
+        return value
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return the one value."""
+        return [value]
+
+    def add_up(self, sums: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Return the sums where they are: moving them would make the CPU wait for the device."""
+        return sums
+
+    @contextlib.contextmanager
+    def answers(self, *, in_pass: bool = False) -> Iterator[None]:
+        """Nothing: no other process has to answer."""
+        yield
+
+
+ONE_PROCESS = OneProcess()
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -13,6 +13,7 @@ from engine.channel.control import PhaseControl
 from engine.channel.events import EventWriter, read_events
 from engine.errors import Stopped
 from engine.machine.memory_watch import MemoryWatch
+from engine.student.world import ONE_PROCESS
 
 
 def told(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -86,9 +87,14 @@ def test_a_channel_of_many_ranks_stops_when_any_of_them_was_asked(events: EventW
     assert ranks.asked == 2
 
 
-def test_a_channel_of_one_process_asks_no_ranks(events: EventWriter) -> None:
-    with Channel(events).agreeing(None):
-        pass
+def test_one_process_agrees_with_itself(events: EventWriter) -> None:
+    control = PhaseControl()
+    channel = Channel(events, control)
+    with channel.agreeing(ONE_PROCESS):
+        channel.safe_point()
+        control._heard(signal.SIGTERM, None)
+        with pytest.raises(Stopped):
+            channel.safe_point()
 
 
 def test_a_channel_beside_has_the_same_requests_and_other_events(events: EventWriter, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from engine.models.load import load_causal_lm
 from engine.ranks import MEETING, all_ranks
 from engine.student.sharded import ShardedLearner, ShardedWorld
 from engine.student.train import Progress, Training, resume, train
-from engine.student.world import LIMIT, World
+from engine.student.world import LIMIT, ONE_PROCESS, World
 from tests.engine.student.small_run import SmallRun, open_run
 from tests.tiny import tiny_model
 
@@ -78,7 +78,7 @@ def training_of(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     values = {"micro_batch": 4, "gradient_accumulation": 1, "steps": steps, "checkpoint_every": 5} | changes
-    return replace(run.training(learner, **values), world=world)
+    return replace(run.training(learner, **values), world=world or ONE_PROCESS)
 
 
 def go_on(

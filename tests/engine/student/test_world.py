@@ -20,7 +20,7 @@ from engine.student.learn import Prompts, learn
 from engine.student.sharded import ShardedWorld
 from engine.student.step import LossScale
 from engine.student.train import Progress, train
-from engine.student.world import World
+from engine.student.world import ONE_PROCESS, World
 from tests.engine.student.ranks import STEPS, assert_same, end_of, ended, go_on, in_ranks, training_of
 from tests.engine.student.small_run import make_run, open_run
 
@@ -75,7 +75,7 @@ def test_a_step_with_fewer_rows_than_ranks_is_the_same_step(tmp_path: Path) -> N
 
     def short(folder: Path, world: World | None) -> None:
         run = open_run(folder)
-        training = replace(training_of(run), world=world)
+        training = replace(training_of(run), world=world or ONE_PROCESS)
         training = replace(training, order=replace(training.order, total_rows=5))  # steps of four rows and one row
         events = run.events()
         train(training, Progress(), run.checkpoints(events), Channel(events))
