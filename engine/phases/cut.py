@@ -144,15 +144,13 @@ def _measured(
 ) -> dict[str, Any]:
     from engine.model_files.narrow import width_of
     from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
-    from engine.teacher.depth import CutRules, choose_depth, piece_of
+    from engine.teacher.depth import Bench, CutRules, choose_depth, piece_of
     from engine.teacher.width import choose_width
 
     batch = job.teacher_batch
     train = piece_of(tokens, "train", batch)
-    depth = choose_depth(
+    bench = Bench(
         teacher,
-        train,
-        piece_of(tokens, "holdout", batch),
         vocab_size=tokens.vocab_size,
         wave_tokens=wave_tokens(
             spec.hidden_size,
@@ -162,14 +160,15 @@ def _measured(
         ),
         chunk_tokens=job.head_chunk_tokens,
         safe_point=channel.safe_point,
-        rules=CutRules(
-            num_layers=job.num_kept,
-            named=layer_list(job.student_layers),
-            even=lambda count: layers_to_keep(spec.num_layers, count),
-            kinds=layer_kinds(spec),
-            is_valid=lambda kept: is_valid_cut(spec, kept),
-        ),
     )
+    rules = CutRules(
+        num_layers=job.num_kept,
+        named=layer_list(job.student_layers),
+        even=lambda count: layers_to_keep(spec.num_layers, count),
+        kinds=layer_kinds(spec),
+        is_valid=lambda kept: is_valid_cut(spec, kept),
+    )
+    depth = choose_depth(bench, train, piece_of(tokens, "holdout", batch), rules)
     narrower: dict[str, Any] = {}
     if job.student_width < 1:
         width = width_of(spec, job.student_width)

@@ -150,36 +150,21 @@ class CutRules:
     is_valid: Callable[[Sequence[int]], bool]
 
 
-def choose_depth(
-    teacher: DeepTeacher,
-    train: Sequence[Piece],
-    holdout: Sequence[Piece],
-    *,
-    rules: CutRules,
-    vocab_size: int,
-    wave_tokens: int,
-    chunk_tokens: int,
-    safe_point: Callable[[], None],
-) -> Depth:
+def choose_depth(bench: Bench, train: Sequence[Piece], holdout: Sequence[Piece], rules: CutRules) -> Depth:
     """Choose the layers of a student, and compute the initial losses of other depths.
 
     Args:
-        teacher: the whole model, in memory or streamed.
+        bench: measures the teacher.
         train: training text, used for the choice.
         holdout: text for the reported losses; the training text if it is empty.
         rules: for the layers to keep.
-        vocab_size: V_eff.
-        wave_tokens: maximum number of tokens in a wave of a streamed pass.
-        chunk_tokens: positions whose logits exist at a time.
-        safe_point: called between pieces of work; may raise to stop.
 
     Raises:
         ModelError: no layers of this number make a model.
         BadNumbers: the teacher gives NaN or infinity.
     """
     num_layers, named = rules.num_layers, rules.named
-    bench = _Bench(teacher, vocab_size, wave_tokens, chunk_tokens, safe_point)
-    total = len(teacher.layers)
+    total = len(bench.teacher.layers)
     everything = tuple(range(total))
     first = bench.influence(train, everything)
     others = {max(1, round(share * total)) for share in _OTHER_DEPTHS}
@@ -225,7 +210,7 @@ def _candidates(
 
 
 def _in_rounds(
-    bench: _Bench, train: Sequence[Piece], influence: Sequence[float], fewest: int, kinds: Sequence[Hashable]
+    bench: Bench, train: Sequence[Piece], influence: Sequence[float], fewest: int, kinds: Sequence[Hashable]
 ) -> dict[int, tuple[int, ...]]:
     """A cut for each depth from all layers down to ``fewest``, each a part of the one before."""
     kept = tuple(range(len(influence)))
@@ -253,18 +238,27 @@ def _most_influential(
     return tuple(sorted(list(wanted)[:count]))
 
 
-class _Bench:
-    """Passes of the teacher over a piece of text."""
+class Bench:
+    """Measures a teacher, and what is left of it without some layers, on pieces of text.
+
+    Args:
+        teacher: the whole model, in memory or streamed.
+        vocab_size: V_eff.
+        wave_tokens: maximum number of tokens in a wave of a streamed pass.
+        chunk_tokens: positions whose logits exist at a time.
+        safe_point: called between pieces of work; may raise to stop.
+    """
 
     def __init__(
         self,
         teacher: DeepTeacher,
+        *,
         vocab_size: int,
         wave_tokens: int,
         chunk_tokens: int,
         safe_point: Callable[[], None],
     ) -> None:
-        self._teacher = teacher
+        self.teacher = teacher
         self._vocab_size = vocab_size
         self._wave_tokens = wave_tokens
         self._chunk_tokens = chunk_tokens
@@ -282,7 +276,7 @@ class _Bench:
         Raises:
             BadNumbers: hidden states are not numbers.
         """
-        sums = torch.zeros(len(self._teacher.layers), dtype=torch.float64)
+        sums = torch.zeros(len(self.teacher.layers), dtype=torch.float64)
         queues: dict[int, Iterator[Piece]] = {}
 
         def heard(index: int, given: Tensor, output: Any) -> None:
@@ -296,8 +290,8 @@ class _Bench:
                 turned = turned.flatten(0, -3).mean(0)
             sums[index] += turned[piece.real].sum()
 
-        with watched(self._teacher.layers, heard), cut_to(self._teacher.layers, [kept] * len(text), self._outputs):
-            self._teacher.last_hidden_states([piece.ids for piece in text], on_progress=self._progress)
+        with watched(self.teacher.layers, heard), cut_to(self.teacher.layers, [kept] * len(text), self._outputs):
+            self.teacher.last_hidden_states([piece.ids for piece in text], on_progress=self._progress)
         if not bool(sums.isfinite().all()):
             raise BadNumbers(
                 "The teacher's hidden states hold NaN or infinity.",
@@ -312,8 +306,8 @@ class _Bench:
         sums = [0.0] * len(cuts)
         for wave in self._waves(text, len(cuts)):
             kept = [frozenset(cuts[place]) for place, _ in wave]
-            with cut_to(self._teacher.layers, kept, self._outputs):
-                states = self._teacher.last_hidden_states([piece.ids for _, piece in wave], on_progress=self._progress)
+            with cut_to(self.teacher.layers, kept, self._outputs):
+                states = self.teacher.last_hidden_states([piece.ids for _, piece in wave], on_progress=self._progress)
             for (place, piece), hidden_states in zip(wave, states, strict=True):
                 sums[place] += self._nll(hidden_states, piece)
                 self._safe_point()
@@ -326,7 +320,7 @@ class _Bench:
         held = 0
         for place in range(num_cuts):
             for piece in text:
-                full = held + piece.ids.numel() > self._wave_tokens if self._teacher.whole_waves else True
+                full = held + piece.ids.numel() > self._wave_tokens if self.teacher.whole_waves else True
                 if wave and full:
                     yield wave
                     wave, held = [], 0
@@ -341,7 +335,7 @@ class _Bench:
         total = 0.0
         for start in range(0, len(labels), self._chunk_tokens):
             chunk = slice(start, start + self._chunk_tokens)
-            logits = self._teacher.logits(states[chunk])[:, : self._vocab_size]
+            logits = self.teacher.logits(states[chunk])[:, : self._vocab_size]
             own = logits.gather(1, labels[chunk, None])[:, 0]
             total += float(exact_sum(logits.logsumexp(1) - own))
         return total

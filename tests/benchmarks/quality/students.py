@@ -49,7 +49,7 @@ from engine.student.optimizer import AdamW
 from engine.student.order import Order
 from engine.student.schedule import Schedule
 from engine.student.train import Progress, Training, look, train
-from engine.teacher.depth import CutRules, Depth, Piece, choose_depth, piece_of
+from engine.teacher.depth import Bench, CutRules, Depth, Piece, choose_depth, piece_of
 from engine.teacher.width import choose_width
 from tests.benchmarks.quality.arms import Setting
 from tests.benchmarks.quality.material import ComparedSource, Material
@@ -246,14 +246,16 @@ def _cut(arm: Arm, material: Material, setting: Setting, folder: Path) -> dict[s
 def _measured_depth(spec: ModelSpec, material: Material, text: list[Piece], setting: Setting, count: int) -> Depth:
     """The choice of so many layers, as in a run."""
     return choose_depth(
-        material.teacher,
+        Bench(
+            material.teacher,
+            vocab_size=material.tokens.vocab_size,
+            wave_tokens=4_096,
+            chunk_tokens=head_chunk_tokens(spec.vocab_size),
+            safe_point=lambda: None,
+        ),
         text,
         piece_of(material.tokens, "holdout", setting.batch),
-        vocab_size=material.tokens.vocab_size,
-        wave_tokens=4_096,
-        chunk_tokens=head_chunk_tokens(spec.vocab_size),
-        safe_point=lambda: None,
-        rules=CutRules(
+        CutRules(
             num_layers=count,
             named=None,
             even=lambda number: layers_to_keep(spec.num_layers, number),

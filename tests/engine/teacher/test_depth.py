@@ -15,7 +15,7 @@ from engine.models.derive import derive_student, is_valid_cut, layer_kinds, laye
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.skipping import cut_to, watched
 from engine.models.streaming.teacher import StreamedTeacher
-from engine.teacher.depth import CutRules, Depth, choose_depth, piece_of
+from engine.teacher.depth import Bench, CutRules, Depth, choose_depth, piece_of
 from tests.engine.models.architectures import ARCHITECTURES, NEWER, tiny_architecture
 from tests.engine.models.architectures import VOCAB_SIZE as FEWEST_IDS
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -44,19 +44,15 @@ def chosen(folder: Path, tokens: TokenFile, num_layers: int, *, streamed: bool =
     settings = {"named": None, "is_valid": lambda kept: is_valid_cut(spec, kept)} | values
     try:
         return choose_depth(
-            teacher,
+            Bench(teacher, vocab_size=VOCAB_SIZE, wave_tokens=300, chunk_tokens=50, safe_point=lambda: None),
             piece_of(tokens, "train", 4),
             piece_of(tokens, "holdout", 4),
-            rules=CutRules(
+            CutRules(
                 num_layers=num_layers,
                 even=lambda count: layers_to_keep(spec.num_layers, count),
                 kinds=layer_kinds(spec),
                 **settings,  # type: ignore[arg-type]
             ),
-            vocab_size=VOCAB_SIZE,
-            wave_tokens=300,
-            chunk_tokens=50,
-            safe_point=lambda: None,
         )
     finally:
         teacher.close()
