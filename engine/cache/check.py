@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.cache.journal import ShardEntry, read_journal
+from engine.cache.journal import ShardEntry, may_be_written, read_journal, shard_files
 from engine.cache.record import LARGEST_ENTROPY, Records
 from engine.cache.shard import DamagedShard
-from engine.cache.store import CacheStore, is_of_a_live_rank
+from engine.cache.store import CacheStore
 
 _PIECE_TOKENS = 2**15  # some 10 MB of decoded records at a time
 _SUM_ERROR = 1e-5  # of weights in float32
@@ -44,9 +44,8 @@ def leftovers(store: CacheStore) -> list[Path]:
     found = [file for file in store.path.glob("*") if file.suffix in (".tmp", ".bad")]
     if not journal.damaged_lines:  # a damaged line may have named any of them
         known = {entry.name for entry in journal.entries}
-        shards = [*store.path.glob("shard-*.h5"), *store.path.glob("rank-*.h5")]
-        found += [file for file in shards if file.name not in known]
-    return sorted(file for file in found if file.suffix == ".bad" or not is_of_a_live_rank(file))
+        found += [file for file in shard_files(store.path) if file.name not in known]
+    return sorted(file for file in found if file.suffix == ".bad" or not may_be_written(file))
 
 
 def record_problem(records: Records, vocab_size: int) -> str | None:

@@ -14,13 +14,13 @@ from typing import Literal
 
 from engine.cache.check import leftovers
 from engine.cache.identity import MANIFEST
-from engine.cache.journal import JOURNAL
+from engine.cache.journal import JOURNAL, PATTERNS
 from engine.cache.locks import IN_USE, WRITER, Locks
 from engine.cache.store import USED_BY, CacheStore, caches_below
 from engine.errors import TinyDistillError
 
 _DAY_SECONDS = 86_400
-_OURS = ("rank-*.jsonl", "shard-*.h5", "rank-*.h5", "*.tmp", "*.bad", USED_BY)
+_OURS = (*PATTERNS, "*.tmp", "*.bad", USED_BY)
 
 
 @dataclass(frozen=True)

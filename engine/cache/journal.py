@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +27,30 @@ from engine.disk.files import fsync_folder, write_atomic
 JOURNAL = "journal.jsonl"
 _NAME = re.compile(r"(?:shard|rank-\d{5}-[0-9a-f]{8})-(\d{5,9})\.h5")
 _OF_RANKS = "rank-*.jsonl"
+_SHARDS = ("shard-*.h5", "rank-*.h5")
+PATTERNS = (_OF_RANKS, *_SHARDS)
+"""File names of shards, and of journals beside :data:`JOURNAL`."""
+_ABANDONED_SECONDS = 86_400  # a rank, perhaps on another machine, that enters its shard this late does not exist
+
+
+def journals_of_ranks(folder: Path) -> list[Path]:
+    """Return the journals of writers that work side by side, in the order of their names."""
+    return sorted(folder.glob(_OF_RANKS))
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return the shards of a folder, whether they are in a journal or not."""
+    return [file for pattern in _SHARDS for file in folder.glob(pattern)]
+
+
+def may_be_written(file: Path) -> bool:
+    """Return whether a file that no journal names may be one that a rank, perhaps of another machine, is writing."""
+    if not file.name.startswith("rank-"):
+        return False
+    try:
+        return time.time() - file.stat().st_mtime < _ABANDONED_SECONDS
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -100,7 +125,7 @@ class Journal:
 
 def read_journals(folder: Path) -> dict[str, Journal]:
     """Read each journal of a cache, by the name of its file: that of the only writer first."""
-    ranks = sorted(path.name for path in folder.glob(_OF_RANKS))
+    ranks = [path.name for path in journals_of_ranks(folder)]
     return {name: read_one(folder / name) for name in (JOURNAL, *ranks)}
 
 

@@ -42,10 +42,13 @@ from engine.cache.journal import (
     ShardEntry,
     Writer,
     append_entry,
+    journals_of_ranks,
+    may_be_written,
     read_journal,
     read_journals,
     read_one,
     rewrite_journal,
+    shard_files,
 )
 from engine.cache.locks import Locks
 from engine.cache.record import EncodedRecords, Places, Records, decode, encode
@@ -57,7 +60,6 @@ __all__ = ["CacheIdentity", "CacheStore", "ShardEntry", "caches_below"]
 
 USED_BY = "used-by.jsonl"
 _WAIT_SECONDS = 0.5
-_ABANDONED_SECONDS = 86_400  # a rank, perhaps on another machine, that enters its shard this late does not exist
 _GONE = (errno.EIO, errno.ENOENT)  # errors of a bad disk; too many open files is not an error of the file
 
 
@@ -250,7 +252,7 @@ class CacheStore:
     def tokens_of_others(self) -> int:
         """Positions that other ranks have committed since this store was opened; their rows stay missing here."""
         known = {entry.name for entry in self.entries}
-        for path in self.path.glob("rank-*.jsonl"):
+        for path in journals_of_ranks(self.path):
             with contextlib.suppress(OSError):
                 size = path.stat().st_size
                 if path.name != self._writer.journal and self._others.get(path.name, (-1, 0))[0] != size:
@@ -348,10 +350,10 @@ class CacheStore:
         """Remove files that are not in a journal; those of ranks when they are old, as a rank may be at work."""
         known = {entry.name for entry in self.entries}
         for file in self.path.glob("*.tmp"):
-            if not is_of_a_live_rank(file):
+            if not may_be_written(file):
                 file.unlink(missing_ok=True)
-        for file in [*self.path.glob("shard-*.h5"), *self.path.glob("rank-*.h5")]:
-            if file.name in known or is_of_a_live_rank(file):
+        for file in shard_files(self.path):
+            if file.name in known or may_be_written(file):
                 continue
             if journals_are_whole:
                 file.unlink(missing_ok=True)
@@ -410,16 +412,6 @@ class CacheStore:
         free = shutil.disk_usage(self.path).free
         what = f"There was no room for {needed:,} bytes of records in {self.path}; {free:,} are free."
         return no_room(what, error, kept="earlier records are kept")
-
-
-def is_of_a_live_rank(file: Path) -> bool:
-    """Return whether a file that no journal names may be one that a rank, perhaps of another machine, is writing."""
-    if not file.name.startswith("rank-"):
-        return False
-    try:
-        return time.time() - file.stat().st_mtime < _ABANDONED_SECONDS
-    except OSError:
-        return True
 
 
 def caches_below(folder: Path) -> Iterator[Path]:

@@ -17,6 +17,9 @@ from engine.errors import DataError, FolderError, Problem, SettingsError
 from engine.version import __version__
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from engine.student.exam import Examinee, Figure
 
 PROGRAM = "tiny-distill-eval"
@@ -79,7 +82,7 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
     from engine.run.folder import Run
     from engine.student.batches import Source
     from engine.student.evaluate import HoldoutBatches, evaluate, evaluate_teacher
-    from engine.student.exam import Examinee, figure
+    from engine.student.exam import Examinee
     from engine.student.judge import DocumentSums
     from engine.student.learner import Learner
 
@@ -108,23 +111,38 @@ def _on_holdout(home: Path, folder: Path, typed: argparse.Namespace) -> Findings
         student, teacher = ours.table(), theirs.table()
         texts, num_bytes = _texts_of(tokens, tokenizer)
         vocab_size, length = tokens.vocab_size, tokens.sequence_length
-    weights = student[:, 0]
-    found.documents, found.tokens = len(student), int(weights.sum())
-    names = ("loss", "kl_to_teacher", "top1_agreement")
-    for place, name in enumerate(names, start=1):
-        found.figures[name] = figure(student[:, place], weights, typed.seed).as_list()
-    found.figures["loss_beyond_teacher"] = figure(student[:, 1] - teacher[:, 1], weights, typed.seed).as_list()
-    share = found.tokens / max(1, num_bytes) / 0.6931471805599453
-    found.figures["bits_per_byte"] = [value * share for value in found.figures["loss"]]
-    loss = float(teacher[:, 1].sum() / max(1.0, weights.sum()))
-    found.teacher = {"loss": loss, "bits_per_byte": loss * share}
     before = ((run.result("student") or {}).get("student_before") or {}).get("holdout_loss")
-    if before is not None:
-        found.before = {"loss": float(before), "bits_per_byte": float(before) * share}
+    _enter_figures(found, student, teacher, before, num_bytes=num_bytes, seed=typed.seed)
     examinee = Examinee(model, _encoder(tokenizer), vocab_size=vocab_size, most_tokens=length, bos_id=_bos(tokenizer))
     _ask(found, examinee, texts, typed)
     _ask_harness(found, model, tokenizer, typed)
     return found
+
+
+def _enter_figures(
+    found: Findings,
+    student: NDArray[np.float64],
+    teacher: NDArray[np.float64],
+    before: float | None,
+    *,
+    num_bytes: int,
+    seed: int,
+) -> None:
+    """Enter the figures of both models' sums for each document, and of the student before its training."""
+    from engine.student.exam import figure
+
+    weights = student[:, 0]
+    found.documents, found.tokens = len(student), int(weights.sum())
+    names = ("loss", "kl_to_teacher", "top1_agreement")
+    for place, name in enumerate(names, start=1):
+        found.figures[name] = figure(student[:, place], weights, seed).as_list()
+    found.figures["loss_beyond_teacher"] = figure(student[:, 1] - teacher[:, 1], weights, seed).as_list()
+    share = found.tokens / max(1, num_bytes) / 0.6931471805599453
+    found.figures["bits_per_byte"] = [value * share for value in found.figures["loss"]]
+    loss = float(teacher[:, 1].sum() / max(1.0, weights.sum()))
+    found.teacher = {"loss": loss, "bits_per_byte": loss * share}
+    if before is not None:
+        found.before = {"loss": float(before), "bits_per_byte": float(before) * share}
 
 
 def _on_tasks(folder: Path, typed: argparse.Namespace) -> Findings:

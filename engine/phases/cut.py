@@ -25,7 +25,7 @@ from engine.run.folder import Run
 from engine.settings.describe import layer_list
 
 if TYPE_CHECKING:
-    from engine.teacher.depth import Cut, DeepTeacher
+    from engine.teacher.depth import Cut, CutRules, DeepTeacher
 
 CUT = "cut"
 
@@ -143,8 +143,7 @@ def _measured(
     job: ScoreJob, spec: ModelSpec, teacher: DeepTeacher, tokens: TokenFile, channel: Channel
 ) -> dict[str, Any]:
     from engine.model_files.narrow import width_of
-    from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
-    from engine.teacher.depth import Bench, CutRules, choose_depth, piece_of
+    from engine.teacher.depth import Bench, choose_depth, piece_of
     from engine.teacher.width import choose_width
 
     batch = job.teacher_batch
@@ -161,14 +160,7 @@ def _measured(
         chunk_tokens=job.head_chunk_tokens,
         safe_point=channel.safe_point,
     )
-    rules = CutRules(
-        num_layers=job.num_kept,
-        named=layer_list(job.student_layers),
-        even=lambda count: layers_to_keep(spec.num_layers, count),
-        kinds=layer_kinds(spec),
-        is_valid=lambda kept: is_valid_cut(spec, kept),
-    )
-    depth = choose_depth(bench, train, piece_of(tokens, "holdout", batch), rules)
+    depth = choose_depth(bench, train, piece_of(tokens, "holdout", batch), _rules(job, spec))
     narrower: dict[str, Any] = {}
     if job.student_width < 1:
         width = width_of(spec, job.student_width)
@@ -189,6 +181,19 @@ def _measured(
         "influence": list(depth.influence),
         "cuts": [_plain(cut) for cut in depth.cuts],
     }
+
+
+def _rules(job: ScoreJob, spec: ModelSpec) -> CutRules:
+    from engine.models.derive import is_valid_cut, layer_kinds, layers_to_keep
+    from engine.teacher.depth import CutRules
+
+    return CutRules(
+        num_layers=job.num_kept,
+        named=layer_list(job.student_layers),
+        even=lambda count: layers_to_keep(spec.num_layers, count),
+        kinds=layer_kinds(spec),
+        is_valid=lambda kept: is_valid_cut(spec, kept),
+    )
 
 
 def _plain(cut: Cut) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from engine.phases.student_result import (
     figures_of,
     holdout_bytes,
     samples_of,
-    told_of_adapter,
+    told_of_trained,
     training_is_kept,
     with_bits,
     write_student,
@@ -31,7 +31,6 @@ from engine.phases.teacher import open_store
 from engine.planner.models import FROM_TEACHER
 from engine.ranks import ALONE, Rank
 from engine.run.folder import Run
-from engine.student.adapter import LowRankAdapter
 from engine.student.batches import Source
 from engine.student.generate import holdout_prompts, writing_speed
 from engine.student.learn import Learned, next_logits_of
@@ -78,15 +77,14 @@ def _run(run: Run, job: TrainJob, channel: Channel, world: World) -> None:
                 **_told(learned),
                 "device_peak_bytes": device_peak_bytes(lesson.device),
                 "world": {"ranks": world.rank.world, "hosts": hosts},
+                **told_of_trained(learner, spec, job),
             }
-            if isinstance(adapter := learner.trainable, LowRankAdapter):
-                result["adapter"] = told_of_adapter(adapter, spec, job)
             if prompts and not (job.student_layer_by_layer or world.is_sharded):
                 speed = writing_speed(next_logits_of(learner), prompts[0], vocab_size=tokens.vocab_size)
                 keep_speed(run.path, "after", speed)
             write_student(run, job, spec, learner, result, tokens, channel)
         if job.compare == "labels":
-            del learner, adapter  # two students are never in memory together
+            del learner  # two students are never in memory together
             return_memory()
             result["compare"] = {"labels": with_bits(lesson.on_labels(), num_bytes)}
             write_atomic(run.student_path / "README.md", card_of(run, spec.path, result))

@@ -37,6 +37,7 @@ from engine.run.folder import Run
 from engine.settings.config import SETTINGS, RunConfig
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import ADAPTER
+from engine.student.adapter_words import adapter_in_words
 from engine.student.companions import versions_told
 from engine.student.evaluate import Metrics
 from engine.student.export import export_student
@@ -44,7 +45,7 @@ from engine.student.judge import bits_per_byte, intervals
 from engine.student.learn import Learned
 from engine.student.learner import Learner
 from engine.student.model_card import ModelCard
-from engine.student.verdict import adapter_in_words, details, gap_of, headline
+from engine.student.verdict import details, gap_of, headline
 from engine.version import __version__
 
 if TYPE_CHECKING:
@@ -53,10 +54,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def told_of_adapter(adapter: LowRankAdapter, spec: ModelSpec, job: TrainJob) -> dict[str, Any]:
-    """The report's entry about an adapter."""
+def told_of_trained(learner: Learner, spec: ModelSpec, job: TrainJob) -> dict[str, Any]:
+    """The report's entry about an adapter; none where the whole student is trained."""
+    adapter = learner.trainable
+    if not isinstance(adapter, LowRankAdapter):
+        return {}
     trained = adapter.num_parameters
-    return {
+    told = {
         "rank": adapter.shape.rank,
         "alpha": adapter.shape.alpha,
         "targets": sorted({linear.kind for linear in adapter.linears}),
@@ -64,6 +68,7 @@ def told_of_adapter(adapter: LowRankAdapter, spec: ModelSpec, job: TrainJob) -> 
         "share": trained / shape_of(spec).parameters,
         "quantization": job.student_quantization,
     }
+    return {"adapter": told}
 
 
 def figures_of(learned: Learned, chance: NDArray[np.float64], num_bytes: int, seed: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engine.errors import FolderError, Problem, SettingsError
 from engine.planner import Plan
 from engine.run.folder import Run
 from engine.settings.command import resume_command
-from engine.settings.config import SETTINGS, RunConfig
+from engine.settings.config import OF_AN_ADAPTER, SETTINGS, RunConfig
 
 START, RECORDS = "start_from", "records_from"
 FROM_TEACHER = "from-teacher"
@@ -26,7 +26,6 @@ OF_THE_RECORDS = (
 
 _OF_THE_TEXT = ("data", "text_field", "data_split", "samples", "allow_losses")
 _OF_THE_STUDENT = ("student", "student_layers", "student_width")
-_OF_AN_ADAPTER = ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer")
 _OF_ONE_RUN = ("output_dir", "cache_dir", "until", "resume", "demo")
 
 
@@ -132,8 +131,8 @@ def _with(values: dict[str, Any], typed: Mapping[str, Any], settings: Mapping[st
         gone += ("steps", "epochs")
     rank = typed.get("lora_rank")
     if rank == 0:
-        gone += _OF_AN_ADAPTER
-    elif values.get("lora_rank") == 0 and any(name in typed for name in _OF_AN_ADAPTER):
+        gone += OF_AN_ADAPTER
+    elif values.get("lora_rank") == 0 and any(name in typed for name in OF_AN_ADAPTER):
         gone += ("lora_rank",)  # these settings ask for an adapter
         rank = 1
     if rank is not None and bool(rank) != bool(settings.get("lora_rank")):

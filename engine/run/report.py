@@ -19,7 +19,8 @@ from engine.planner.share import forget_slow_rates, gemm_shares
 from engine.run import afterwards
 from engine.run.folder import Run
 from engine.run.pictures import draw_all
-from engine.student.verdict import adapter_in_words, details, gap_of, headline
+from engine.student.adapter_words import adapter_in_words
+from engine.student.verdict import details, gap_of, headline
 
 
 @dataclass(frozen=True)

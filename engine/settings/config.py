@@ -8,7 +8,7 @@ This file knows nothing of torch, folders or memory: the planner decides whether
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -44,6 +44,9 @@ GROUPS: dict[str, str] = {
     "run": "Run folder",
     "command": "Command",
 }
+
+OF_AN_ADAPTER = ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer")
+"""Settings that ask for an adapter, beside its rank."""
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Text = Annotated[str, BeforeValidator(plain_text)]
@@ -393,53 +396,51 @@ class RunConfig(BaseModel):
         problems = []
         if self.epochs is not None and self.steps is not None:
             problems.append(Problem("steps", self.steps, f"give either --steps or --epochs ({self.epochs}), not both"))
-        if self.student_layers is not None and self.student not in (None, "from-teacher"):
-            problems.append(
-                Problem("student_layers", self.student_layers, f"needs --student from-teacher, not {self.student}")
-            )
-        if self.student_width < 1 and self.student not in (None, "from-teacher"):
-            problems.append(
-                Problem("student_width", self.student_width, f"needs --student from-teacher, not {self.student}")
-            )
-        for name in ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer"):
-            if self.lora_rank == 0 and getattr(self, name) not in (None, "none", False):
-                problems.append(
-                    Problem(name, getattr(self, name), "is for an adapter; --lora_rank 0 trains all weights")
-                )
-        if self.student_layer_by_layer and self.gradient_checkpointing is False:
-            problems.append(
-                Problem("gradient_checkpointing", False, "leave it out: --student_layer_by_layer computes layers again")
-            )
-        if self.resume and self.output_dir is None:
-            problems.append(Problem("resume", "", "needs --output_dir, the folder of the run to continue"))
-        if self.resume and self.dry_run:
-            problems.append(Problem("dry_run", "", "plans a new run; the plan of an existing run is in its run.json"))
-        if self.start_from is not None:
-            problems += self._beside_start_from()
-        if self.records_from is not None and (self.resume or self.demo):
-            problems.append(Problem("records_from", self.records_from, "is for a new run of your own models"))
-        if self.teacher == "from-teacher":
-            problems.append(Problem("teacher", self.teacher, "is for --student; give a teacher model"))
-        if self.demo:
-            for name in ("teacher", "data", "text_field"):
-                if getattr(self, name) is not None:
-                    problems.append(
-                        Problem(name, getattr(self, name), "the demo has its own; leave out one of the two")
-                    )
-        if self.processes > 1 and self.lora_rank and self.until is None:
-            accepted = "trains all weights of a student; leave out one of this and --lora_rank, or add --until teacher"
-            problems.append(Problem("processes", self.processes, accepted))
+        problems += [*self._beside_a_student(), *self._beside_an_adapter(), *self._beside_the_command()]
         if self.device is not None and not is_name(self.device):
             problems.append(Problem("device", self.device, NAMES))
         if self.precision == "fp16" and self.device == "cpu":
             problems.append(Problem("precision", "fp16", "is for GPUs; on the CPU use fp32 or bf16"))
         return problems
 
+    def _beside_a_student(self) -> Iterator[Problem]:
+        if self.student not in (None, "from-teacher"):
+            accepted = f"needs --student from-teacher, not {self.student}"
+            if self.student_layers is not None:
+                yield Problem("student_layers", self.student_layers, accepted)
+            if self.student_width < 1:
+                yield Problem("student_width", self.student_width, accepted)
+
+    def _beside_an_adapter(self) -> Iterator[Problem]:
+        for name in OF_AN_ADAPTER:
+            if self.lora_rank == 0 and getattr(self, name) not in (None, "none", False):
+                yield Problem(name, getattr(self, name), "is for an adapter; --lora_rank 0 trains all weights")
+        if self.student_layer_by_layer and self.gradient_checkpointing is False:
+            accepted = "leave it out: --student_layer_by_layer computes layers again"
+            yield Problem("gradient_checkpointing", False, accepted)
+        if self.processes > 1 and self.lora_rank and self.until is None:
+            accepted = "trains all weights of a student; leave out one of this and --lora_rank, or add --until teacher"
+            yield Problem("processes", self.processes, accepted)
+
+    def _beside_the_command(self) -> Iterator[Problem]:
+        if self.resume and self.output_dir is None:
+            yield Problem("resume", "", "needs --output_dir, the folder of the run to continue")
+        if self.resume and self.dry_run:
+            yield Problem("dry_run", "", "plans a new run; the plan of an existing run is in its run.json")
+        if self.start_from is not None:
+            yield from self._beside_start_from()
+        if self.records_from is not None and (self.resume or self.demo):
+            yield Problem("records_from", self.records_from, "is for a new run of your own models")
+        if self.teacher == "from-teacher":
+            yield Problem("teacher", self.teacher, "is for --student; give a teacher model")
+        for name in ("teacher", "data", "text_field"):
+            if self.demo and getattr(self, name) is not None:
+                yield Problem(name, getattr(self, name), "the demo has its own; leave out one of the two")
+
     @property
     def wants_adapter(self) -> bool:
         """Return whether the settings ask for a low-rank adapter, with or without its rank."""
-        names = ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer")
-        asks = any(getattr(self, name) not in (None, "none", False) for name in names)
+        asks = any(getattr(self, name) not in (None, "none", False) for name in OF_AN_ADAPTER)
         return bool(self.lora_rank) or (self.lora_rank is None and asks)
 
     def _beside_start_from(self) -> list[Problem]:

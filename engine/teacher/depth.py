@@ -26,6 +26,7 @@ from engine.errors import BadNumbers, ModelError
 from engine.machine.torch_device import exact, exact_sum
 from engine.models.documents import batches_of, find_documents
 from engine.models.skipping import cut_to, watched
+from engine.teacher.score import Teacher
 
 # Tokens of a pass: a thirty-second of the text, between these. There are some ten passes.
 _FEWEST_TOKENS, _MOST_TOKENS, _SHARE_OF_TEXT = 512, 1_024, 1 / 32
@@ -36,28 +37,12 @@ _ROUNDS = 10
 _OTHER_DEPTHS = (5 / 6, 2 / 3, 1 / 2, 1 / 3)
 
 
-class DeepTeacher(Protocol):
-    """A teacher whose layers can be left out; see :class:`engine.teacher.score.Teacher`.
-
-    Attributes:
-        layers: its decoder layers.
-    """
-
-    whole_waves: bool
+class DeepTeacher(Teacher, Protocol):
+    """A teacher whose layers can be left out."""
 
     @property
     def layers(self) -> nn.ModuleList:
         """Its decoder layers."""
-        ...
-
-    def last_hidden_states(
-        self, micro_batches: Sequence[Tensor], *, on_progress: Callable[[int, int], None] | None = None
-    ) -> list[Tensor]:
-        """[batch, length, hidden] of each [batch, length] micro-batch."""
-        ...
-
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Float32 [tokens, vocab_rows] of [tokens, hidden] states."""
         ...
 
 

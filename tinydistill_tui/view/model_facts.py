@@ -14,6 +14,7 @@ from engine.format import format_bytes, format_count
 from engine.machine.hardware import Hardware
 from engine.model_files.demo import DEMO_TEACHER
 from engine.model_files.spec import ModelSpec, read_spec
+from engine.model_files.vocabulary import Vocabulary
 from engine.planner import Plan, plan
 from engine.planner.models import FROM_TEACHER
 from engine.planner.summary import cautions
@@ -83,11 +84,14 @@ def _look(config: RunConfig, machine: Hardware | None) -> ModelFacts:
         return ModelFacts(lines.get("teacher", ()), (), (), problem.setting, f"{problem.value}: {problem.accepted}.")
     except TinyDistillError as error:
         return ModelFacts(lines.get("teacher", ()), (), (), where, error.paragraph())
-    same = (
-        "The tokenizer is the teacher's own"
-        if student is None
-        else "Same tokenizer: ids, merges and added tokens agree"
-    )
+    checks = _checks(vocabulary, planned, is_cut=student is None)
+    return ModelFacts(lines["teacher"], lines["student"], tuple(checks))
+
+
+def _checks(vocabulary: Vocabulary, planned: Plan, *, is_cut: bool) -> list[tuple[str, str]]:
+    """Mark and sentence of each check that two models have passed, or nearly."""
+    settings = planned.settings
+    same = "The tokenizer is the teacher's own" if is_cut else "Same tokenizer: ids, merges and added tokens agree"
     checks = [("good", f"{same} ({vocabulary.size:,} ids)")]
     if vocabulary.notes:
         checks = [("look", note) for note in vocabulary.notes]
@@ -97,7 +101,7 @@ def _look(config: RunConfig, machine: Hardware | None) -> ModelFacts:
         checks.append(("look", "It does not fit with these settings; the plan shows settings that fit."))
     else:
         checks.append(("good", f"Fits the budget of {format_bytes(settings.memory_budget)}"))
-    return ModelFacts(lines["teacher"], lines["student"], tuple(checks))
+    return checks
 
 
 def _named(spec: ModelSpec) -> str:
