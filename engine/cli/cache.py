@@ -83,7 +83,8 @@ def _verify(typed: argparse.Namespace) -> int:
         if again is not None:
             print(
                 f"  {again.rows} rows ({again.tokens:,} tokens) were scored again: {again.same:.1%} of the records "
-                f"have the same ids, and {again.overlap:.2%} of the probability lies on the same ids."
+                f"have the same ids, {again.overlap:.2%} of the probability lies on the same ids, and the labels' "
+                f"log-probabilities differ by {again.label_difference:.2g} nats on average."
             )
         elif typed.rescore:
             print("  No row was scored again: only an undamaged cache with records can be rescored.")
