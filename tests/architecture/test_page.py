@@ -110,8 +110,8 @@ def test_the_packages_of_the_page_are_those_that_there_are():
     "text",
     [
         "`engine/gone.py`",
-        "`engine/run/folder.py::Run.gone`",
-        "`engine/run/folder.py::gone`",
+        "`engine/run/folder.py::Run.nowhere`",
+        "`engine/run/folder.py::nowhere`",
         "`engine/run/folder.py::Walk`",
     ],
 )
