@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine.data.spoken import Record, is_text, quoted
-from engine.data.turns import UnusableTurns, json_value
+from engine.data.turns import UnusableTurns, are_turns, json_value
 
 MORE_OF_THE_QUESTION = ("question", "query", "problem", "input", "context", "passage")
 """In this order behind an instruction or a question, where they hold text."""
@@ -27,6 +27,10 @@ _CHOICES = re.compile(
     re.IGNORECASE,
 )
 
+_JUDGES = re.compile(
+    r"(?:^|_)(?:scores?|ratings?|rewards?|quality|grade|helpfulness|correctness|votes|upvotes|feedback|winner)(?:$|_)",
+    re.IGNORECASE,
+)
 _WORDS = 2  # in a sentence there are more
 
 
@@ -104,6 +108,13 @@ def unread(records: Sequence[Record], used: Iterable[str], told: Sequence[str]) 
     ]
 
 
+def says_how_good(records: Sequence[Record], name: str) -> bool:
+    """Return whether a field judges answers: a score, a rating. A bad answer is learned like a good one."""
+    return bool(_JUDGES.search(name)) and 2 * sum(not is_nothing(record.get(name)) for record in records) >= len(
+        records
+    )
+
+
 def is_nothing(value: object) -> bool:
     """Return whether a field says nothing: no text, an empty list, a number that is none."""
     return value is None or value in ("", [], {}) or value != value or (isinstance(value, str) and value.isspace())
@@ -118,6 +129,8 @@ def _as_text(value: Any) -> str | None:
 
 def _says_more(value: Any, told: str) -> bool:
     value = _list_of(value)
+    if are_turns(value):
+        return any(_says_more(turn["content"], told) for turn in value if isinstance(turn.get("content"), str))
     if isinstance(value, list):
         return any(isinstance(part, str) and _says_more(part, told) for part in value)
     return isinstance(value, str) and len(value.split()) > _WORDS and value.strip() not in told

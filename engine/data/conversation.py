@@ -9,15 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.data.beside import is_reasoning, more_of_the_question, number_as_text, reasoning, unread
-from engine.data.fields import PREFERENCES, Form
+from engine.data.beside import is_reasoning, more_of_the_question, number_as_text, reasoning, says_how_good, unread
+from engine.data.fields import PREFERENCES, Form, all_fields
 from engine.data.spoken import Record, decoded, is_text, quoted, spoken, transcript_of
 from engine.data.turns import Messages, Turn, UnusableTurns, are_turns, json_value, read_turns, told
 
 PREFERENCE = "preference row of which the chosen answer is learned"
 NOT_WANTED = "answer that is labelled as unwanted"
 # Fields that say whether an answer is wanted (KTO): TRL's name, LLaMA-Factory's, and words of others.
-_WANTED = ("label", "kto_tag", "desirable", "preferred", "chosen")
+_WANTED = (
+    *("label", "kto_tag", "desirable", "preferred", "chosen", "is_correct", "correct", "passed", "is_good", "accepted"),
+    *("approved", "is_preferred", "is_chosen", "thumbs_up"),
+)
+_UNWANTED_WORDS = frozenset({"false", "thumbs_down", "thumbs down", "dislike", "rejected", "undesirable"})
 _KTO = {"prompt", "completion", "label"}
 _SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 _NOT_FOR_TEMPLATES = ("messages", "id", *(rejected for _, rejected in PREFERENCES), *_WANTED, *_SYSTEM)
@@ -86,9 +90,13 @@ def unread_fields(records: Sequence[Record], form: Form) -> list[str]:
             told_of.append(told(conversation_of(record, form).messages) if form.is_chat else str(record.get(form.name)))
         except UnusableTurns:
             told_of.append("")
+    if form.is_chat:
+        scores = [name for name in all_fields(whole) if name not in used and says_how_good(whole, name)]
+    else:
+        scores = []
     if form.kind == "pair":
         used |= {name for record in whole for name in record if is_reasoning(name)}
-    return unread(whole, used, told_of)
+    return list(dict.fromkeys([*unread(whole, used, told_of), *scores]))
 
 
 def _pair(record: Record, parts: Mapping[str, str]) -> Messages:
@@ -181,7 +189,7 @@ def _for_templates(record: Record, used: set[str]) -> dict[str, Any]:
 def _is_unwanted(record: Record) -> bool:
     """Return whether a record says that its answer is not wanted. 0 is clear where it can mean nothing else."""
     values = {name: str(record.get(name)).lower() for name in _WANTED}
-    if "false" in values.values() or values["kto_tag"] in ("0", "0.0"):
+    if not _UNWANTED_WORDS.isdisjoint(values.values()) or values["kto_tag"] in ("0", "0.0"):
         return True
     return {name for name in record if name != "id"} == _KTO and values["label"] in ("0", "0.0", "-1", "-1.0")
 

@@ -203,6 +203,8 @@ def _by_looking(records: Sequence[Record]) -> Form | Unclear:
     if other:
         return other
     if turns:
+        if not named and len(_different(records, whole or turns)) > 1:
+            return Unclear("many", tuple(whole or turns))
         chosen = (*whole, *named, *turns)[0]
         return Form("turns", chosen, {"turns": chosen})
     texts = text_fields(records)
@@ -248,6 +250,19 @@ def _lacks_its_answer(records: Sequence[Record], name: str) -> bool:
 def _turn_fields(records: Sequence[Record]) -> list[str]:
     """Fields that hold the turns of a conversation in most records, as a list or as JSON."""
     return [name for name in all_fields(records) if _mostly(records, name, lambda value: are_turns(decoded(value)))]
+
+
+def _different(records: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """Fields whose conversations are not those of one before them: two models' answers, several languages."""
+    found: list[str] = []
+    for name in names:
+        if not any(_mostly_same(records, name, other) for other in found):
+            found.append(name)
+    return found
+
+
+def _mostly_same(records: Sequence[Record], name: str, other: str) -> bool:
+    return _often([decoded(record.get(name)) == decoded(record.get(other)) for record in records], bool)
 
 
 def _pair_form(records: Sequence[Record]) -> Form | None:

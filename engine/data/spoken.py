@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engine.data.turns import Turn, are_turns, is_turn, json_value, turns_of_columns
+from engine.data.turns import Turn, are_turns, is_turn, json_value, turns_of_columns, turns_of_pairs
 
 Record = Mapping[str, Any]
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
@@ -18,10 +18,12 @@ def is_text(value: object) -> bool:
 
 
 def decoded(value: object) -> Any:
-    """A value as it is meant: what stands as JSON in a text is read from it, turns in columns are turns."""
+    """A value as it is meant: what stands as JSON in a text is read from it, turns in columns or in pairs are turns."""
     found = json_value(value)
     found = value if found is None else found
-    return (turns_of_columns(found) or found) if isinstance(found, Mapping) else found
+    if isinstance(found, Mapping):
+        return turns_of_columns(found) or found
+    return (turns_of_pairs(found) or found) if isinstance(found, list) else found
 
 
 def spoken(value: object) -> str | list[Any] | None:

@@ -52,6 +52,8 @@ KNOWN_ROLES = frozenset(_ROLES.values())
 _CALLS = ("function_call", "tool_call")
 # Whether a turn is learned: OpenAI's and axolotl's name, ms-swift's, those of axolotl's older forms, and others'.
 _WEIGHTS = ("weight", "loss", "train", "training", "loss_mask", "trainable")
+_ASKED = ("input", "human", "user", "question", "prompt", "instruction", "query")
+_ANSWERED = ("output", "assistant", "answer", "response", "completion", "gpt", "bot")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -88,6 +90,22 @@ def turns_of_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         return None
     turns = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     return turns if are_turns(turns) else None
+
+
+def turns_of_pairs(value: list[Any]) -> list[dict[str, Any]] | None:
+    """Turns of ``[{"input": …, "output": …}, …]``, a question with its answer each; None for any other list."""
+    found: list[dict[str, Any]] = []
+    for pair in value:
+        if not isinstance(pair, Mapping):
+            return None
+        asked = [key for key in pair if key.lower() in _ASKED and isinstance(pair[key], str)]
+        answered = [key for key in pair if key.lower() in _ANSWERED and isinstance(pair[key], str)]
+        if len(asked) != 1 or len(answered) != 1 or _keys(pair) is not None:
+            return None
+        if isinstance(pair.get("system"), str) and pair["system"].strip() and not found:
+            found.append({"role": "system", "content": pair["system"]})
+        found += [{"role": "user", "content": pair[asked[0]]}, {"role": "assistant", "content": pair[answered[0]]}]
+    return found or None
 
 
 def read_turns(value: Iterable[Mapping[str, Any]]) -> Messages:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.data.chat_lengths import conversation_lengths
+from engine.data.chat_template import REFUSED, UNKNOWN_ROLE
 from engine.data.survey import CHARACTERS_PER_TOKEN, Survey, survey
+from engine.data.turns import KNOWN_ROLES
 from engine.errors import ModelError
 from engine.format import format_count
 from engine.model_files.hub import resolve_model
@@ -24,7 +27,6 @@ from engine.settings.config import RunConfig
 _KEPT_SECONDS = 30
 # The vocabulary that the usual number of characters a token belongs to.
 _USUAL_VOCABULARY = 50_000
-REFUSED = "conversation that the chat template refuses"
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,12 @@ def look(data: str, config: RunConfig) -> Survey:
     if lost is None or config.teacher is None or len(found.conversations) != found.documents:
         return found
     lengths = _lengths(str(resolve_model(config.teacher)), data, config.text_field, config.data_split, moment)
-    refused = lengths.count(0)
-    if not refused:
-        return found
-    return replace(found, left_out=replace(lost, lost={**lost.lost, REFUSED: refused}))
+    refused = Counter(
+        REFUSED if all(turn["role"] in KNOWN_ROLES for turn in document.messages or ()) else UNKNOWN_ROLE
+        for document, length in zip(found.conversations, lengths, strict=False)
+        if not length
+    )
+    return replace(found, left_out=replace(lost, lost={**lost.lost, **refused})) if refused else found
 
 
 def characters_per_token(vocab_size: int) -> float:

@@ -108,6 +108,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "wanted by its label": {"prompt": Q, "completion": A, "label": True},
     "wanted by its label as a number": {"prompt": Q, "completion": A, "label": 1},
     "LLaMA-Factory's label": {"messages": TURNS, "kto_tag": True},
+    "pairs": {"source": "x", "conversation": [{"input": Q, "output": A}]},
+    "pairs of a human and an assistant": {"conversation_id": 1, "conversation": [{"human": Q, "assistant": A}]},
+    "turns in columns": {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
 }
 
 
@@ -527,3 +530,32 @@ def test_reading_turns_again_changes_nothing() -> None:
 def test_a_speaker_is_known_by_every_usual_name(named: str, role: str, key: str) -> None:
     (turn,) = read_turns([{key: named, "content": A}])
     assert turn == {"role": role, "content": A}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, False) for name in ("label", "is_correct", "correct", "passed", "is_good", "accepted", "thumbs_up")),
+        *(("label", word) for word in ("false", "thumbs_down", "rejected")),
+    ],
+)
+@pytest.mark.parametrize("record", [{"question": Q, "answer": A}, {"messages": TURNS}])
+def test_an_answer_that_its_record_calls_wrong_is_not_learned(
+    tmp_path: Path, record: dict[str, Any], name: str, value: Any
+) -> None:
+    assert left_out(written(tmp_path, {**record, name: value})) == {NOT_WANTED: 1}
+
+
+def test_a_score_that_is_not_read_is_said(tmp_path: Path) -> None:
+    for name in ("reward", "overall_score", "rating", "helpfulness"):
+        there = source(written(tmp_path, {"prompt": Q, "response": A, name: -3.2}))
+        assert len(list(there.documents())) == 1
+        assert list(there.notes) == [f"Read from 'prompt + response' alone, not from {name!r}"]
+
+
+@pytest.mark.parametrize(("one", "other"), [("conversation_a", "conversation_b"), ("en", "de")])
+def test_of_two_conversations_that_differ_none_is_chosen(tmp_path: Path, one: str, other: str) -> None:
+    path = written(tmp_path, {"winner": "b", one: [TURNS[0], *NO], other: TURNS})
+    assert "--text_field" in refusal(path).todo
+    assert conversation(path, other) == TURNS  # the way out
+    assert conversation(written(tmp_path, {one: TURNS, other: TURNS})) == TURNS
