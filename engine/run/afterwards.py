@@ -125,8 +125,8 @@ def _speed_in_words(rates: Mapping[str, float]) -> str:
     beside = ""
     if teacher is not None:
         times = f", {student / teacher:.1f} times as fast" if student > teacher else ""
-        beside = f" (its teacher {format_rate(teacher, 'tokens')}{times})"
-    return f"It writes {format_rate(student, 'tokens')}{beside}, as last measured here"
+        beside = f" (its teacher {format_rate(teacher, 'tokens').removesuffix(' tokens/s')}{times})"
+    return f"It writes {format_rate(student, 'tokens')}{beside}, as last measured"
 
 
 def in_words(report: Mapping[str, Any], path: Path) -> str:

@@ -99,7 +99,7 @@ def details(report: Mapping[str, Any]) -> list[str]:
         sure = whole = ""
         if "gap_closed" in ranges:
             low, high = ranges["gap_closed"]
-            sure = f", 95% between {low:.0%} and {high:.0%}"
+            sure = f", 95% interval {low:.0%} to {high:.0%}"
         if chance is not None and not from_chance and (arrived := skill(teacher, chance, after)) is not None:
             whole = f"; from chance ({chance:.2f}) it is {arrived:.0%}"
         said.append(f"Its loss went {share:.0%} of the way from {start} to its teacher ({teacher:.2f}){sure}{whole}.")

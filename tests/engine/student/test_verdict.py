@@ -79,7 +79,7 @@ def test_where_the_way_began_is_told():
     assert began_better.endswith("; from chance (6.80) it is 83%.")
     assert "from its beginning (5.00) to its teacher" in details(report(before=5.0, after=4.0, chance=None))[0]
     sure = details(report(intervals={"gap_closed": [0.2, 0.3]}))[0]
-    assert sure.endswith(", 95% between 20% and 30%.")
+    assert sure.endswith(", 95% interval 20% to 30%.")
     labels = report(compare={"labels": {"holdout_loss": 6.123, "kl_to_teacher": 3.0}})
     assert "labels alone" in details(labels)[-1]
     assert "6.123 (this one 5.990)" in details(labels)[-1]
