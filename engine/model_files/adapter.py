@@ -127,7 +127,7 @@ def read_adapter(folder: Path) -> Adapter:
             "Choose an adapter whose task_type is CAUSAL_LM.",
         )
     for key, named in _REFUSED.items():
-        if config.get(key):
+        if config.get(key) and not (key == "target_parameters" and _are_weights(config[key])):
             raise _not_merged(folder, named)
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGE_THE_BASE):
@@ -415,6 +415,11 @@ def _values(info: TensorInfo, read: ReadBytes, first: int, count: int) -> NDArra
     if info.dtype == "bfloat16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False)
+
+
+def _are_weights(target_parameters: object) -> bool:
+    """Whether each is the weight of a module, as ``engine.student.adapter_file`` writes some."""
+    return isinstance(target_parameters, list) and all(str(name).endswith(".weight") for name in target_parameters)
 
 
 def _not_merged(folder: Path, named: str) -> ModelError:

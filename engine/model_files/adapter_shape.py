@@ -24,3 +24,13 @@ class AdapterShape:
 def ends_with(name: str, targets: Sequence[str]) -> bool:
     """Whether a layer's path is one of the targets, or ends with one of them, as peft reads its target modules."""
     return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def is_slim(rows: int, columns: int) -> bool:
+    """Whether a linear layer is a gate or a router rather than a projection: a few numbers for each token.
+
+    It gets an adapter only where it is named: the adapter would be larger than the layer, and no adapter of the model
+    could have a higher rank than the layer has outputs (1 for the gate of Qwen2-MoE's shared expert).
+    """
+    least, most = sorted((rows, columns))
+    return least < 8 or (least < 64 and 32 * least < most)

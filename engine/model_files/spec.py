@@ -30,14 +30,37 @@ from engine.model_files.weight_files import model_of, read_tensors, settings_of
 
 # The same quantity under the names that different families give it in config.json.
 _SYNONYMS = {
-    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
-    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    # The decoder of a model that had an encoder once (BART's) comes first: there, other words count the encoder.
+    "num_layers": (
+        *("decoder_layers", "num_decoder_layers"),
+        *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    ),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "emb_dim"),
+    "num_heads": (
+        *("decoder_attention_heads", "num_decoder_attention_heads"),
+        *("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
+    ),
     "num_kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
-    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "intermediate_size": ("decoder_ffn_dim", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_inner"),
     "head_dim": ("head_dim",),
-    "max_positions": ("max_position_embeddings", "n_positions", "max_seq_len"),
+    "max_positions": ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len"),
 }
+# Families that number positions from the padding's id on: the first rows of their table are never used.
+_POSITIONS_AFTER_PADDING = (
+    *("roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "xmod"),
+)
+
+# Settings of models that use their layers several times in a pass; their num_hidden_layers counts each use.
+_LOOPS = ("n_recurrent_loops", "loop_num_passes", "H_cycles")
+
+# Types of causal models whose forward pass is not one from each token to its hidden state.
+_NOT_FOR_ROWS = {
+    "prophetnet": "it predicts several tokens at each position, in rows of its own for each",
+    "reformer": "it trains on rows of certain lengths alone, and hashes tokens into buckets by chance",
+}
+
+# Classes of causal language models whose names do not end in the usual words.
+_CAUSAL_BY_OTHER_NAMES = ("BertGenerationDecoder",)
 
 # Larger than any size in a model; some files say 1e30 for "no limit" of a tokenizer, never for these.
 _MOST = 2**40
@@ -130,12 +153,13 @@ def _read(path_or_id: str | Path, folder: Path, trust_remote_code: bool) -> Mode
     _check_not_packed(folder, config, tensors)
     parameters = {name: tensor for name, tensor in tensors.items() if not _is_buffer(name, tensor)}
 
-    num_layers = _num_layers(folder, config)
+    num_layers = None if any(config.get(key) for key in _LOOPS) else _num_layers(folder, config)
     hidden_size = _number(folder, config, "hidden_size")
     num_heads = _number(folder, config, "num_heads", default=1)
     head_dim = _number(folder, config, "head_dim", default=max(1, hidden_size // num_heads))
     vocab_size = config.get("vocab_size")
     prefix, layers = _layers(folder, parameters, num_layers, config)
+    num_layers = len(layers)
     outside = {name: tensor for name, tensor in parameters.items() if not name.startswith(f"{prefix}.")}
     embedding, head = _embedding_and_head(folder, outside, vocab_size)
     _check_width(folder, config, hidden_size, embedding, outside[embedding])
@@ -159,7 +183,7 @@ def _read(path_or_id: str | Path, folder: Path, trust_remote_code: bool) -> Mode
         head_dim=head_dim,
         vocab_size=outside[embedding].shape[0],
         tied_embeddings=tied,
-        max_positions=_number(folder, config, "max_positions", default=0) or None,
+        max_positions=_max_positions(folder, config),
         dtype=_common_dtype(parameters),
         num_parameters=num_parameters,
         file_bytes=sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()}),
@@ -244,7 +268,7 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
         raise ModelError(
             f"The model in {folder} ({named}) is an encoder-decoder.", "Only causal language models can be used.", todo
         )
-    causal = any("CausalLM" in name or "LMHead" in name for name in architectures)
+    causal = any("CausalLM" in name or "LMHead" in name or name in _CAUSAL_BY_OTHER_NAMES for name in architectures)
     if not causal and isinstance(config.get("text_config"), dict):
         raise ModelError(
             f"The model in {folder} ({named}) wraps a text model together with others: its text_config describes it.",
@@ -269,12 +293,26 @@ def _check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: bo
                 "",
                 "Choose another model, or install a newer transformers if the model is newer.",
             )
-    if config["model_type"] in (masked_lm_types() or ()) and config.get("is_decoder") is not True:
+    if (why := _NOT_FOR_ROWS.get(config["model_type"])) is not None:
+        raise ModelError(f"The model in {folder} ({named}) cannot be used: {why}.", "", "Choose another model.")
+    if _sees_both_sides(config):
+        is_masked = config["model_type"] in (masked_lm_types() or ())
         raise ModelError(
-            f"The model in {folder} ({named}) is a masked language model: it sees the tokens on both sides.",
+            f"The model in {folder} ({named}) is {'a masked' if is_masked else 'no causal'} language model: it sees "
+            "the tokens on both sides.",
             "A record describes the next token, which only a causal language model predicts.",
             todo,
         )
+
+
+def _sees_both_sides(config: dict[str, Any]) -> bool:
+    """Whether config.json says so; :mod:`engine.models.causal` asks the model itself."""
+    kind = config["model_type"]
+    if kind in ("xlm", "xlnet", "cpmant"):
+        return not (config.get("causal") is True or config.get("attn_type") == "uni")
+    if kind in (masked_lm_types() or ()) or kind in ("bert-generation", "reformer"):
+        return config.get("is_decoder") is not True
+    return config.get("use_bidirectional_attention") in (True, "all") or config.get("is_causal") is False
 
 
 def _save_text_model(folder: Path) -> str:
@@ -382,6 +420,14 @@ def _number(folder: Path, config: dict[str, Any], quantity: str, default: int | 
     return default
 
 
+def _max_positions(folder: Path, config: dict[str, Any]) -> int | None:
+    told = _number(folder, config, "max_positions", default=0)
+    pad = config.get("pad_token_id")
+    if told and config["model_type"] in _POSITIONS_AFTER_PADDING and isinstance(pad, int):
+        return max(1, told - pad - 1)
+    return told or None
+
+
 def _num_kv_heads(folder: Path, config: dict[str, Any], num_heads: int) -> int:
     if config.get("multi_query") and not config.get("new_decoder_architecture"):
         return 1  # Falcon and GPTBigCode
@@ -395,9 +441,9 @@ def _is_buffer(name: str, tensor: TensorInfo) -> bool:
 
 
 def _layers(
-    folder: Path, parameters: dict[str, TensorInfo], num_layers: int, config: dict[str, Any]
+    folder: Path, parameters: dict[str, TensorInfo], num_layers: int | None, config: dict[str, Any]
 ) -> tuple[str, list[int]]:
-    """The numbered list with most parameters: its prefix, and the parameters of each entry."""
+    """The numbered list with most parameters of those as long as told: its prefix, and the parameters of each entry."""
     lists: dict[str, Counter[int]] = {}
     for name, tensor in parameters.items():
         match = re.match(r"(.+?)\.(\d+)\.", name)
@@ -405,8 +451,10 @@ def _layers(
             lists.setdefault(match[1], Counter())[int(match[2])] += tensor.numel
     if not lists:
         raise ModelError(f"The files of {model_of(folder)} hold no decoder layers.", "", _NAME_ONE)
-    prefix = max(lists, key=lambda name: lists[name].total())
+    # A tower for pictures may be larger than the decoder.
+    prefix = max(lists, key=lambda name: (len(lists[name]) == num_layers, lists[name].total()))
     found = lists[prefix]
+    num_layers = len(found) if num_layers is None else num_layers
     # Layers past the last are multi-token-prediction heads (DeepSeek-V3), which transformers leaves out too.
     extra = max(found) >= num_layers and not config.get("num_nextn_predict_layers")
     if extra or any(index not in found for index in range(num_layers)):
@@ -421,7 +469,7 @@ def _layers(
 def _embedding_and_head(folder: Path, outside: dict[str, TensorInfo], vocab_size: object) -> tuple[str, str | None]:
     """Names of the embedding and, where the file has one of its own, of the head's weight."""
     tables = {name: tensor for name, tensor in outside.items() if len(tensor.shape) == 2}
-    heads = [name for name in tables if re.search(r"(lm_head|embed_out|output|head)\.weight$", name)]
+    heads = [name for name in tables if re.search(r"(lm_head|embed_out|output|head|decoder)\.weight$", name)]
     positions = [name for name in tables if re.search(r"pos|wpe", name)]
     of_vocabulary = [
         name for name, tensor in tables.items() if tensor.shape[0] == vocab_size and name not in (*heads, *positions)

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.models.core import hidden_states_and_cache
+
+# A cut student may lack the only kind of layer that the model's cache can count with (Recurrent Gemma's attention).
+_NO_CACHE = (RuntimeError, ValueError, IndexError, KeyError, AttributeError, TypeError)
 
 
 class GrowingRows:
@@ -38,7 +42,14 @@ class GrowingRows:
         if self._has_cache:
             is_next = self._seen is not None and torch.equal(self._seen, ids[:, :-1])
             given = ids[:, -1:] if is_next else ids
-            hidden_states, self._cache = hidden_states_and_cache(self._model, given, self._cache if is_next else None)
+            try:
+                found = hidden_states_and_cache(self._model, given, self._cache if is_next else None)
+            except _NO_CACHE as error:
+                if is_out_of_memory(error):
+                    raise
+                self._has_cache = False
+                return self._without_cache(ids)[:, ids.shape[1] - 1]
+            hidden_states, self._cache = found
             self._seen = ids
             self._has_cache = self._cache is not None
             if self._has_cache or not is_next:

@@ -37,18 +37,21 @@ class Core:
         core: the module whose forward turns ids into last hidden states (final norm included).
         layers: its decoder layers, in order.
         layers_prefix: the name of the list, as in ``model.layers``.
+        holder: the module that the list is an attribute of: the core itself, or a part of it (BERT's encoder, which is
+            given embedded ids).
     """
 
     core: nn.Module
     layers: nn.ModuleList
     layers_prefix: str
+    holder: nn.Module
 
 
 _found: weakref.WeakKeyDictionary[nn.Module, Core] = weakref.WeakKeyDictionary()
 
 
 def find_core(model: PreTrainedModel) -> Core:
-    """The largest list of decoder layers, and the module that holds it.
+    """The largest list of decoder layers, and the module around it that is given token ids.
 
     Raises:
         ModelError: there is no such list, or the model has no head above it.
@@ -213,14 +216,32 @@ def _search(model: PreTrainedModel) -> Core:
         and len(module) > 0
         and all(isinstance(layer, GradientCheckpointingLayer) or type(layer).__name__ in names for layer in module)
     ]
+    if not candidates:  # old models (CTRL, XLM) say nothing of their layers: members of one class that compute
+        candidates = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList)
+            and len({type(layer) for layer in module}) == 1
+            and type(module[0]).__module__ == type(model).__module__
+        ]
     if not candidates:
         raise ModelError(
             f"{type(model).__name__} has no list of decoder layers that could be found.",
             "",
             "Choose a causal language model of the transformers library.",
         )
-    prefix, layers = max(candidates, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))
-    core = model.get_submodule(prefix.rpartition(".")[0])
+    # A tower for pictures may be larger than the decoder.
+    told = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    prefix, layers = max(
+        candidates,
+        key=lambda entry: (len(entry[1]) == told, sum(parameter.numel() for parameter in entry[1].parameters())),
+    )
+    path = prefix.rpartition(".")[0]
+    holder = core = model.get_submodule(path)
+    while core is not model and not _takes_ids(core) and "." in path:
+        path = path.rpartition(".")[0]
+        core = model.get_submodule(path)
+    core = core if _takes_ids(core) else holder
     if core is model:
         raise ModelError(
             f"{type(model).__name__} has no head above its decoder layers.",
@@ -228,4 +249,8 @@ def _search(model: PreTrainedModel) -> Core:
             "Choose a model whose architecture ends in ForCausalLM or LMHeadModel.",
         )
     assert isinstance(layers, nn.ModuleList)
-    return Core(core, layers, prefix)
+    return Core(core, layers, prefix, holder)
+
+
+def _takes_ids(module: nn.Module) -> bool:
+    return "input_ids" in inspect.signature(type(module).forward).parameters

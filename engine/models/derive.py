@@ -30,15 +30,20 @@ from engine.errors import ModelError
 from engine.model_files.headers import DTYPES, TensorInfo, read_bytes
 from engine.model_files.narrow import Kept, Width, selection
 from engine.model_files.spec import ModelSpec
+from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core
 from engine.models.load import UNUSABLE, quiet
 from engine.models.meta import build_on_meta, read_config
+from engine.models.weight_plan import plan_weights
 
 # Files that are copied unchanged: the tokenizer and the terms of use. Files that may name a model's own code.
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
     "tekken.json", "chat_template*", "LICENSE*", "NOTICE*",
 )  # fmt: skip
+_NUMBERS_OF_LAYERS = (
+    *("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+)
 _MAY_NAME_CODE = ("config.json", "tokenizer_config.json")
 _HEADER_WORDS = {ours: theirs for theirs, ours in DTYPES.items()}
 _COPY_BYTES = 8 * 2**20
@@ -121,7 +126,8 @@ def layers_to_keep(teacher_layers: int, num_layers: int) -> list[int]:
 def layer_kinds(spec: ModelSpec) -> list[Hashable]:
     """Return each layer's kind: its type in the configuration, and its tensors' names and shapes."""
     known = read_config(spec.path, trust_remote_code=spec.trust_remote_code).to_dict()
-    called = known.get("layer_types") or [None] * spec.num_layers
+    called = known.get("layer_types") or []
+    called = called if len(called) == spec.num_layers else [None] * spec.num_layers
     tensors: list[set[tuple[str, tuple[int, ...]]]] = [set() for _ in range(spec.num_layers)]
     for name, tensor in spec.tensors.items():
         match = re.match(rf"{re.escape(spec.layers_prefix)}\.(\d+)\.", name)
@@ -157,14 +163,18 @@ def is_valid_cut(spec: ModelSpec, kept: Sequence[int]) -> bool:
                 mine, theirs = find_core(student).layers, find_core(teacher).layers
         except UNUSABLE:
             return False
+    if not (student.config.get_text_config().to_dict().get("num_kv_shared_layers") or 0):
+        for layer in (*mine, *theirs):  # keys and values that are kept for later layers, of which there are none
+            _forget(layer, "store_full_length_kv")
     if kept == list(range(spec.num_layers)):
         return len(mine) == len(kept)
     held = [id(parameter) for layer in theirs for parameter in layer.parameters()]
     return (
         len(mine) == len(kept)
         and len(set(held)) == len(held)
-        and _shapes_outside(student, mine) == _shapes_outside(teacher, theirs)
-        and all(_signature(layer) == _signature(theirs[index]) for layer, index in zip(mine, kept, strict=True))
+        and _hold_their_weights(spec, teacher)
+        and _shapes_outside(student, mine) == _cut_shapes(spec, kept, _shapes_outside(teacher, theirs))
+        and all(_computes_alike(layer, theirs[index], kept) for layer, index in zip(mine, kept, strict=True))
     )
 
 
@@ -173,15 +183,89 @@ def _shapes_outside(model: nn.Module, layers: nn.ModuleList) -> list[tuple[str, 
     return [(name, tuple(tensor.shape)) for name, tensor in model.named_parameters() if id(tensor) not in inside]
 
 
-def _signature(layer: nn.Module) -> list[Hashable]:
-    """Its parameters, and its constants: some architectures compute one from the layer's number, as DiffLlama does."""
-    shapes: list[Hashable] = [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
-    return shapes + [
-        (path, name, value)
+def _hold_their_weights(spec: ModelSpec, teacher: PreTrainedModel) -> bool:
+    """Whether the files hold what is in a layer under that layer's number, and nowhere else.
+
+    Inkling 2 keeps some of it in a list of its own, whose numbers begin with the second layer.
+    """
+    prefix = find_core(teacher).layers_prefix
+    checkpoint = Checkpoint(spec.path)
+    try:
+        recipes = plan_weights(teacher, checkpoint, torch.float32).recipes
+    finally:
+        checkpoint.close()
+    for target, recipe in recipes.items():
+        if match := re.match(rf"{re.escape(prefix)}\.(\d+)\.", target):
+            stem = f"{spec.layers_prefix}.{match[1]}."
+            if not all(source.startswith(stem) for source in recipe.sources):
+                return False
+    return True
+
+
+def _forget(layer: nn.Module, constant: str) -> None:
+    for module in layer.modules():
+        vars(module).pop(constant, None)
+
+
+def _cut_shapes(
+    spec: ModelSpec, kept: Sequence[int], shapes: Sequence[tuple[str, tuple[int, ...]]]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Shapes of tensors outside of the layers, without the parts that belong to layers that go."""
+    found = []
+    for name, shape in shapes:
+        rows, columns = _parts_of_layers(spec, name, shape, kept)
+        cut = [len(part) if part is not None else size for part, size in zip((rows, columns), shape, strict=False)]
+        found.append((name, (*cut, *shape[2:])))
+    return found
+
+
+def _parts_of_layers(
+    spec: ModelSpec, name: str, shape: Sequence[int], kept: Sequence[int]
+) -> tuple[list[int] | None, list[int] | None]:
+    """Rows and columns that stay of a tensor outside of the layers; None for all.
+
+    Gemma 3n and 4 have an embedding for each layer, side by side in one matrix, and a projection to them.
+    """
+    width = spec.config.get("hidden_size_per_layer_input")
+    if not isinstance(width, int) or not width or "per_layer" not in name or len(shape) != 2:
+        return None, None
+    stay = [index * width + place for index in kept for place in range(width)]
+    whole = spec.num_layers * width
+    if shape[0] == whole:
+        return stay, None
+    return None, (stay if shape[1] == whole else None)
+
+
+def _computes_alike(mine: nn.Module, theirs: nn.Module, kept: Sequence[int]) -> bool:
+    """Whether two layers have parameters of the same shapes and the same constants.
+
+    Some architectures compute a constant from the layer's number, as DiffLlama and Beam do. A constant that is the
+    number of a layer, its own or another one that stays, has to be that layer's number in the student.
+    """
+    if _shapes(mine) != _shapes(theirs):
+        return False
+    ours, others = _constants(mine), _constants(theirs)
+    return ours.keys() == others.keys() and all(
+        ours[name] == others[name] or _is_same_layer(ours[name], others[name], kept) for name in ours
+    )
+
+
+def _is_same_layer(mine: object, theirs: object, kept: Sequence[int]) -> bool:
+    """Whether two constants are the numbers of a layer in the student and in the teacher, counted from 0 or from 1."""
+    return any((mine, theirs) == (place + first, index + first) for first in (0, 1) for place, index in enumerate(kept))
+
+
+def _shapes(layer: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
+
+
+def _constants(layer: nn.Module) -> dict[tuple[str, str], Hashable]:
+    return {
+        (path, name): value
         for path, module in layer.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, (bool, float, str))
-    ]
+        if isinstance(value, bool | int | float | str)
+    }
 
 
 def _student_config(spec: ModelSpec, kept: list[int]) -> dict[str, Any]:
@@ -195,12 +279,16 @@ def _student_config(spec: ModelSpec, kept: list[int]) -> dict[str, Any]:
         config["mlp_only_layers"] = sorted({*dense, *(i for i in range(spec.num_layers) if (i + 1) % step)})
         config["decoder_sparse_step"] = 1
     for name, value in config.items():
-        if name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        if name in _NUMBERS_OF_LAYERS:
             config[name] = len(kept)
         elif name == "mlp_only_layers":  # numbers of layers
             config[name] = [kept.index(index) for index in value or () if index in kept]
         elif name == "first_k_dense_replace":  # how many at the beginning
             config[name] = sum(index < (value or 0) for index in kept)
+        elif name == "num_kv_shared_layers":  # how many at the end
+            config[name] = sum(index >= spec.num_layers - (value or 0) for index in kept)
+        elif name == "per_layer_config" and isinstance(value, dict):  # what differs in some layers, by their numbers
+            config[name] = {str(kept.index(int(key))): entry for key, entry in value.items() if int(key) in kept}
         elif name == "num_nextn_predict_layers":  # layers past the last, which are not copied
             config[name] = 0
         elif isinstance(value, list) and len(value) == spec.num_layers and not name.endswith("token_id"):
@@ -279,7 +367,7 @@ def _renamed(spec: ModelSpec, kept: list[int], parts: Mapping[int, Kept]) -> Ite
     for name, tensor in spec.tensors.items():
         match = re.match(rf"{re.escape(spec.layers_prefix)}\.(\d+)\.", name)
         if match is None:
-            yield name, _Slice(tensor)
+            yield name, _Slice(tensor, *_parts_of_layers(spec, name, tensor.shape, kept))
         elif int(match[1]) in kept:
             index, inner = int(match[1]), name[match.end() :]
             chosen = selection(spec, inner, parts[index]) if index in parts else (None, None)

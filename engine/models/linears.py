@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from engine.model_files.adapter_shape import ends_with
+from engine.model_files.adapter_shape import ends_with, is_slim
 from engine.models.core import find_core
 from engine.models.quantize import QuantizedLinear
 
@@ -46,24 +46,36 @@ class Linear:
 def decoder_linears(model: PreTrainedModel) -> list[Linear]:
     """Every linear layer inside the decoder layers, in the model's order.
 
-    Experts that are fused into one block of three dimensions are no linear layers and are not among them.
+    Experts that are fused into one block of three dimensions are no linear layers and are not among them, nor are those
+    that several layers share (Zamba's): two adapters cannot be merged into one weight.
     """
     found = find_core(model)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    shared = {*tied, *tied.values()}
     linears = []
     for path, module in found.layers.named_modules():
         name, layer = f"{found.layers_prefix}.{path}", int(path.partition(".")[0] or 0)
+        if f"{name}.weight" in shared:
+            continue
         if isinstance(module, QuantizedLinear):
             rows, columns = module.shape
             linears.append(Linear(name, rows, columns, layer, module, module.transposed))
         elif isinstance(module, Conv1D):
             columns, rows = module.weight.shape
             linears.append(Linear(name, rows, columns, layer, module, transposed=True))
-        elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        elif isinstance(module, nn.Linear) and _multiplies(module):
             rows, columns = module.weight.shape
             linears.append(Linear(name, rows, columns, layer, module))
     return linears
 
 
+def _multiplies(module: nn.Linear) -> bool:
+    """Whether a linear layer computes the matrix product alone; Falcon has a class of its own for it."""
+    return type(module).forward is nn.Linear.forward or type(module).__name__ == "FalconLinear"
+
+
 def chosen(linears: Sequence[Linear], targets: Sequence[str]) -> list[Linear]:
-    """The linear layers that an adapter of these targets changes; all of them where none is named."""
-    return [linear for linear in linears if not targets or ends_with(linear.name, targets)]
+    """The linear layers that an adapter changes: those that are named, or all but gates and routers."""
+    if not targets:
+        return [linear for linear in linears if not is_slim(linear.rows, linear.columns)]
+    return [linear for linear in linears if ends_with(linear.name, targets)]

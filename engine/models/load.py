@@ -24,10 +24,11 @@ from engine.errors import ModelError
 from engine.machine.out_of_memory import is_out_of_memory, tells_out_of_memory
 from engine.machine.torch_device import kind_of
 from engine.model_files.weight_files import is_decoded, model_of
+from engine.models.causal import check_causal
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import faithful
-from engine.models.meta import causal_lm_class, read_config
+from engine.models.meta import causal_lm_class, leave_weights_alone, read_config
 from engine.models.slices import slice_resident_head
 
 UNUSABLE = (
@@ -148,6 +149,7 @@ def _load_in_main_memory(
             f"{type(model).__name__} would start with random weights there.",
             "Download or save the model again.",
         )
+    leave_weights_alone(model)
     return model.eval()
 
 
@@ -238,6 +240,7 @@ class ResidentTeacher:
             quantize_layers(layers, quantization, self.device)
             self._model.to(self.device)
         slice_resident_head(self._model)
+        check_causal(self._model)
         self.vocab_rows = int(self._model.get_input_embeddings().weight.shape[0])
 
     @property

@@ -56,7 +56,18 @@ def build_on_meta(config: PretrainedConfig, *, dtype: torch.dtype, trust_remote_
         tensor._is_hf_initialized = True  # weights and persistent buffers come from the checkpoint
     model._move_missing_keys_from_meta_to_device(set(), None, None, None)
     model.initialize_weights()
+    leave_weights_alone(model)
     return model.eval()
+
+
+def leave_weights_alone(model: PreTrainedModel) -> None:
+    """Keep RWKV from halving its weights every few layers in evaluation, and its hidden states with them.
+
+    It is meant for fp16 alone and changes no result but by rounding. Weights that are read one layer at a time, or
+    saved after an evaluation, would be halved or not by chance.
+    """
+    if getattr(model.config, "rescale_every", 0):
+        model.config.rescale_every = 0
 
 
 def build_with_buffers(

@@ -25,6 +25,7 @@ from engine.jobs import TrainJob
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
 from engine.model_files.spec import ModelSpec
+from engine.models.causal import check_causal
 from engine.models.load import check_numbers, load_causal_lm
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.phases.device import prepare_torch
@@ -228,6 +229,7 @@ class Lesson:
         model = _loaded(self.job, self.spec, self.device, self.dtype, scratch)
         if check:
             check_numbers(model, self.spec.path)
+            check_causal(model)
         return model
 
     def _training(self, learner: Learner) -> Training:

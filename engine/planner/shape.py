@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine.model_files.adapter_shape import ends_with
+from engine.model_files.adapter_shape import ends_with, is_slim
 from engine.model_files.spec import ModelSpec
 from engine.model_files.weight_files import is_decoded
 
@@ -22,13 +22,15 @@ CARRIES_A_STATE = frozenset(
     {
         *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma", "jamba", "zamba", "zamba2", "bamba"),
         *("falcon_h1", "granitemoehybrid", "nemotron_h", "lfm2", "lfm2_moe", "minimax", "qwen3_next", "qwen3_5"),
-        *("qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear", "olmo_hybrid"),
+        *("qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear", "olmo_hybrid", "bailing_hybrid"),
+        *("lara_mini", "lfm3", "zaya", "inkling_text", "inkling2_text", "inkling2_loop_text", "deepseek_v4"),
     }
 )
 """Types of models with recurrent layers or convolutions. The test of :mod:`engine.models.packed` measures them."""
 # Factors on the logits and caps of them, in the words of those families that have some.
 _HEAD_MORE = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
+_NORM = re.compile(r"norm\w*\.weight$")  # Cohere's have a row for each head
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,13 @@ class ModelShape:
         return sum(self.layer_parameters) + self.head_matrix
 
     def adapted(self, targets: Sequence[str]) -> list[LinearShape]:
-        """The linear layers that an adapter of these targets changes; all of them where none is named.
+        """The linear layers that an adapter of these targets changes; all but gates and routers where none is named.
 
         A target may name the linear layer of one decoder layer, as in ``model.layers.3.mlp.down_proj``; the share of
         what is returned is that of the decoder layers which are meant.
         """
         if not targets:
-            return list(self.linears)
+            return [linear for linear in self.linears if not is_slim(linear.rows, linear.columns)]
         found = []
         for linear in self.linears:
             share = linear.share
@@ -237,7 +239,8 @@ def _linears(spec: ModelSpec) -> tuple[LinearShape, ...]:
     found: dict[tuple[str, int, int], int] = {}
     stem = f"{spec.layers_prefix}."
     for name, tensor in spec.tensors.items():
-        if name.startswith(stem) and name.endswith(".weight") and len(tensor.shape) == 2 and not _EXPERT.search(name):
+        is_matrix = name.startswith(stem) and name.endswith(".weight") and len(tensor.shape) == 2
+        if is_matrix and not _EXPERT.search(name) and not _NORM.search(name):
             _, _, path = name.removeprefix(stem).removesuffix(".weight").partition(".")
             key = (path, tensor.shape[0], tensor.shape[1])
             found[key] = found.get(key, 0) + 1

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from engine.disk.tensor_file import write_pieces, write_tensors
 from engine.errors import ModelError
 from engine.model_files.spec import ModelSpec
 from engine.models.checkpoint import Checkpoint
-from engine.models.linears import Linear
+from engine.models.linears import Linear, decoder_linears
 from engine.models.load import quiet
 from engine.models.meta import build_on_meta, read_config
 from engine.models.weight_plan import plan_weights
@@ -33,25 +35,39 @@ _PREFIX = "base_model.model."
 _PIECE_ELEMENTS = 1 << 20
 
 
-def write_adapter(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path, *, base: str) -> None:
+def write_adapter(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path, *, base: str) -> list[str]:
     """Write a folder for ``PeftModel.from_pretrained``.
+
+    peft reads the names of some linear layers as those of experts, which transformers 5 fuses into one block
+    (``peft.utils.transformers_weight_conversion`` in 0.21): in DeepSeek's models, ``gate_proj`` of a layer without
+    experts. It would leave the adapters of such layers out without an error. As ``target_parameters`` peft leaves their
+    names alone, and computes the same.
 
     Args:
         adapter: the trained one.
         model: the model that it belongs to.
         folder: created.
         base: the base model's name, which stands in the configuration.
+
+    Returns:
+        A note for the user where peft would not read all of it.
     """
     from peft import LoraConfig, TaskType  # takes two seconds and 60 MB, which runs without an adapter do not pay
 
     folder.mkdir(parents=True)
     shape = adapter.shape
+    renamed = _renamed_by_peft(model)
+    as_parameters = [linear.name for linear in adapter.linears if linear.kind in renamed]
+    as_modules = target_modules(adapter, model)
+    if as_parameters:
+        as_modules = [linear.name for linear in adapter.linears if linear.kind not in renamed]
     LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=target_modules(adapter, model),
+        target_modules=as_modules,
+        target_parameters=[f"{name}.weight" for name in as_parameters] or None,
         fan_in_fan_out=any(linear.transposed for linear in adapter.linears),
         base_model_name_or_path=base,
         task_type=TaskType.CAUSAL_LM,
@@ -60,7 +76,54 @@ def write_adapter(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path,
     write_tensors(folder / ADAPTER_WEIGHTS, {f"{_PREFIX}{name}": tensor for name, tensor in adapter.tensors().items()})
     config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])  # peft keeps a set, whose order is not the same twice
+    if config.get("target_parameters"):
+        config["target_parameters"] = sorted(config["target_parameters"])
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if _is_read_by_peft(adapter, model, folder):
+        return []
+    return [
+        f"peft {version('peft')} does not read every matrix of {folder.name}/ for {type(model).__name__}: it gives the "
+        "weights of this architecture other names. The student's own files have the adapter merged in."
+    ]
+
+
+def _is_read_by_peft(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path) -> bool:
+    """Whether peft finds a place for each matrix, in a model without weights."""
+    import peft
+
+    if getattr(model.config, "auto_map", None):
+        return True  # its own code would have to be loaded again
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            empty = build_on_meta(model.config, dtype=torch.float32)
+            there = peft.get_peft_model(empty, peft.PeftConfig.from_pretrained(str(folder)))
+            found = peft.set_peft_model_state_dict(
+                there, {f"{_PREFIX}{name}": tensor for name, tensor in adapter.tensors().items()}
+            )
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError):
+        return False
+    return not found.unexpected_keys and not any(".lora_" in name for name in found.missing_keys)
+
+
+def _renamed_by_peft(model: PreTrainedModel) -> frozenset[str]:
+    """Kinds of linear layers whose names peft would change for this model; none where peft does not say."""
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # an older peft
+        return frozenset()
+
+    def stays(kind: str) -> bool:
+        config = LoraConfig(target_modules=[kind])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # it asks for the other half of a fused weight
+            return False
+        return set(config.target_modules or ()) == {kind}
+
+    return frozenset(kind for kind in {linear.kind for linear in decoder_linears(model)} if not stays(kind))
 
 
 def target_modules(adapter: LowRankAdapter, model: PreTrainedModel) -> list[str]:

@@ -35,6 +35,8 @@ _OLD_NAMES = {
     "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
 }
+# Kinds of rotary positions that transformers 4 has; a newer one (Gemma 4's) makes a newer model.
+_OLD_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 # Phi-3's class in transformers 4 takes these three and no other.
 _PHI3_SCALING = ("type", "short_factor", "long_factor")
 
@@ -100,6 +102,8 @@ def _old_rope(model_type: str, config: PretrainedConfig) -> dict[str, Any]:
     whole, local = parameters.get("full_attention"), parameters.get("sliding_attention")
     if not isinstance(whole, dict) or not isinstance(local, dict):
         return {}
+    if whole.get("rope_type", "default") not in _OLD_TYPES:
+        return {}
     old = {"rope_theta": whole.get("rope_theta"), **_old_scaling(model_type, whole, config)}
     if local.get("rope_theta") != whole.get("rope_theta"):
         old["rope_local_base_freq"] = local.get("rope_theta")
@@ -124,10 +128,21 @@ def _old_scaling(model_type: str, parameters: Mapping[str, Any], config: Pretrai
 
 def _same_rope(written: Mapping[str, Any], config: PretrainedConfig) -> bool:
     with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):
-        again = type(config).from_dict(json.loads(json.dumps(written)))
+        again = type(config).from_dict(_with_infinities(json.loads(json.dumps(written))))
         wanted = getattr(config, "rope_parameters", None)
         return bool(_plain(getattr(again, "rope_parameters", None)) == _plain(wanted))
     return False
+
+
+def _with_infinities(value: Any) -> Any:
+    """Numbers for ``{"__float__": "Infinity"}``, transformers' form of those that JSON does not have (Mamba 2's)."""
+    if isinstance(value, list):
+        return [_with_infinities(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and isinstance(value["__float__"], str):
+        return float(value["__float__"])
+    return {key: _with_infinities(entry) for key, entry in value.items()}
 
 
 def _plain(parameters: Any) -> Any:

@@ -71,15 +71,16 @@ def export_student(
     needed_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     if adapter is not None:
         needed_bytes = source.file_bytes + 4 * adapter.num_parameters
+    notes: list[str] = []
     with _told(temporary, folder, needed_bytes=needed_bytes):
         if adapter is None:
             model.to(dtype).save_pretrained(temporary)
         else:
             temporary.mkdir()
             write_merged(adapter, source, temporary / "model.safetensors")
-            write_adapter(adapter, model, temporary / ADAPTER, base=base)
+            notes += write_adapter(adapter, model, temporary / ADAPTER, base=base)
             fsync_folder(temporary / ADAPTER)
-        notes = write_companions(source.path, temporary, config, dtype, end_ids)
+        notes += write_companions(source.path, temporary, config, dtype, end_ids)
         for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
             shutil.copymode(temporary / "config.json", entry)
         (temporary / "README.md").write_text(card, encoding="utf-8")

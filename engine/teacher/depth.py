@@ -23,6 +23,7 @@ from torch.nn.functional import cosine_similarity
 
 from engine.data.tokens import Split, TokenFile
 from engine.errors import BadNumbers, ModelError
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.machine.torch_device import exact, exact_sum
 from engine.models.documents import batches_of, find_documents
 from engine.models.skipping import cut_to, watched
@@ -151,6 +152,8 @@ def choose_depth(bench: Bench, train: Sequence[Piece], holdout: Sequence[Piece],
     num_layers, named = rules.num_layers, rules.named
     total = len(bench.teacher.layers)
     everything = tuple(range(total))
+    if not bench.teacher.whole_waves:  # a streamed teacher finds it out by itself
+        _require_one_use(bench.teacher, train[0])
     first = bench.influence(train, everything)
     others = {max(1, round(share * total)) for share in _OTHER_DEPTHS}
     depths = sorted({num_layers, *others}, reverse=True)
@@ -174,6 +177,23 @@ def choose_depth(bench: Bench, train: Sequence[Piece], holdout: Sequence[Piece],
     return Depth(chosen, way, tuple(first), cuts, bench.outputs)
 
 
+def _require_one_use(teacher: DeepTeacher, piece: Piece) -> None:
+    """Refuse a model that uses its layers several times or in another order: leaving one out changes more than depth.
+
+    Raises:
+        ModelError: a layer is not used once and in order.
+    """
+    used: list[int] = []
+    with watched(teacher.layers, lambda index, _given, _output: used.append(index)):
+        teacher.last_hidden_states([piece.ids[:1]])
+    if used != list(range(len(teacher.layers))):
+        raise ModelError(
+            "The teacher does not use its layers once and in order.",
+            "A student with some of its layers would not compute what was measured.",
+            "Name a student of its own with --student, or the teacher's own folder.",
+        )
+
+
 def _candidates(
     rules: CutRules, influence: Sequence[float], rounds: dict[int, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
@@ -187,9 +207,10 @@ def _candidates(
             valid[way] = layers
     if valid:
         return valid
-    # Where kinds follow from numbers in a period, whole periods can go: a run of neighbours.
+    # Where kinds follow from numbers in a period, whole periods can go: a run of neighbours. Where a layer computes
+    # with its number (DiffLlama), only the last layers can.
     gap = total - num_layers
-    runs = [(*range(start), *range(start + gap, total)) for start in range(1, num_layers)]
+    runs = [(*range(start), *range(start + gap, total)) for start in range(1, num_layers + 1)]
     runs.sort(key=lambda layers: -sum(influence[index] for index in layers))
     return next(({"a run of neighbours left out": layers} for layers in runs if is_valid(layers)), {})
 
@@ -206,7 +227,7 @@ def _in_rounds(
             found[depth] = _most_influential(kept, influence, depth, kinds)
         kept = found[max(fewest, len(kept) - each_round)]
         if len(kept) > fewest:
-            influence = bench.influence(train, kept)
+            influence = bench.influence_if_possible(train, kept) or influence
     return found
 
 
@@ -221,6 +242,10 @@ def _most_influential(
         first_of_kind.pop(kinds[index], None)
     wanted = dict.fromkeys([*ends, *sorted(first_of_kind.values(), key=falling.index), *falling])
     return tuple(sorted(list(wanted)[:count]))
+
+
+# Errors of a forward pass in which a layer misses something that another layer leaves for it.
+_NEEDS_ANOTHER = (KeyError, ValueError, IndexError, AttributeError, TypeError, RuntimeError)
 
 
 class Bench:
@@ -265,14 +290,15 @@ class Bench:
         queues: dict[int, Iterator[Piece]] = {}
 
         def heard(index: int, given: Tensor, output: Any) -> None:
-            self._outputs[index] = len(output) if isinstance(output, tuple) else None
-            output = output[0] if isinstance(output, tuple) else output
+            self._outputs[index] = len(output) if isinstance(output, tuple | list) else None
+            output = output[0] if isinstance(output, tuple | list) else output
             # A whole model takes one micro-batch through all layers, a streamed one all of them through one layer: the
             # n-th call of a layer is for the n-th piece either way.
             piece = next(queues.setdefault(index, iter(text)))
             turned = 1.0 - exact(cosine_similarity(given.float(), output.float(), dim=-1)).cpu()
-            if turned.dim() > 2:  # several parallel streams (Gemma 3n)
-                turned = turned.flatten(0, -3).mean(0)
+            if turned.dim() > 2:  # several parallel streams, before (Gemma 3n) or behind the positions (DeepSeek-V4)
+                first = turned.shape[-2:] == piece.real.shape
+                turned = turned.flatten(0, -3).mean(0) if first else turned.flatten(2).mean(2)
             sums[index] += turned[piece.real].sum()
 
         with watched(self.teacher.layers, heard), cut_to(self.teacher.layers, [kept] * len(text), self._outputs):
@@ -286,8 +312,29 @@ class Bench:
         count = sum(int(piece.real.sum()) for piece in text)
         return [float(total) / max(1, count) for total in sums]
 
+    def influence_if_possible(self, text: Sequence[Piece], kept: Sequence[int]) -> list[float] | None:
+        """As :meth:`influence`; None where the layers that stay need something of one that does not."""
+        try:
+            return self.influence(text, kept)
+        except _NEEDS_ANOTHER as error:
+            if is_out_of_memory(error):
+                raise
+            return None
+
     def losses(self, text: Sequence[Piece], cuts: Sequence[Sequence[int]]) -> list[float]:
-        """Mean cross-entropy to the labels with only these layers, for each cut; NaN where it is no number."""
+        """Mean cross-entropy to the labels with only these layers, for each cut.
+
+        NaN where it is no number, or the layers that stay need something of one that does not (keys and values, in
+        Gemma 3n), which the model's own code finds out.
+        """
+        try:
+            return self._losses(text, cuts)
+        except _NEEDS_ANOTHER as error:
+            if is_out_of_memory(error):
+                raise
+            return [math.nan] if len(cuts) == 1 else [self.losses(text, [cut])[0] for cut in cuts]
+
+    def _losses(self, text: Sequence[Piece], cuts: Sequence[Sequence[int]]) -> list[float]:
         sums = [0.0] * len(cuts)
         for wave in self._waves(text, len(cuts)):
             kept = [frozenset(cuts[place]) for place, _ in wave]
