@@ -96,7 +96,7 @@ def _is_read_by_peft(adapter: LowRankAdapter, model: PreTrainedModel, folder: Pa
     try:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            empty = build_on_meta(model.config, dtype=torch.float32)
+            empty = build_on_meta(model.config, dtype=torch.float32, trust_remote_code=False)
             there = peft.get_peft_model(empty, peft.PeftConfig.from_pretrained(str(folder)))
             found = peft.set_peft_model_state_dict(
                 there, {f"{_PREFIX}{name}": tensor for name, tensor in adapter.tensors().items()}
