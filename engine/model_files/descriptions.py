@@ -49,6 +49,10 @@ class Descriptions(Generic[T]):
                 self._found.pop(oldest, None)  # of several threads, another one may have removed it
         return made
 
+    def forget(self) -> None:
+        """Give the memory of all descriptions back."""
+        self._found.clear()
+
 
 def _state(files: Iterable[Path]) -> _State:
     """Name, number, size and time of change of each file that is there."""

@@ -74,6 +74,11 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         ) from error
 
 
+def forget_vocabularies() -> None:
+    """Give the memory of the vocabularies that are kept back: a process that watches a run has no use for them."""
+    _kept.forget()
+
+
 def _read(folder: Path) -> Vocabulary:
     settings = _optional_json(folder / "tokenizer_config.json")
     base, merges, added_in_file, wanted = _tables(folder)

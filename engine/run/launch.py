@@ -24,6 +24,7 @@ from engine.format import format_bytes
 from engine.jobs import TrainJob, last_of
 from engine.machine.hardware import usable_cores
 from engine.model_files.hub import fetch_model
+from engine.model_files.vocabulary import forget_vocabularies
 from engine.planner import Plan, plan
 from engine.planner.measure import machine_rates
 from engine.planner.models import FROM_TEACHER
@@ -70,6 +71,7 @@ def new_run(config: RunConfig) -> Run:
             fetch_model(model)  # a folder or a model that is in the local cache costs no connection
     planned = checked_plan(config)
     check_losses(planned.settings)
+    forget_vocabularies()
     output = planned.settings.output_dir
     assert output is not None, "the planner resolves every setting"
     return Run.create(output, config, planned)

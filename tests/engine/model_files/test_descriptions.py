@@ -15,7 +15,7 @@ from engine.model_files import vocabulary as vocabularies
 from engine.model_files.descriptions import Descriptions
 from engine.model_files.hub import resolve_model
 from engine.model_files.spec import read_spec
-from engine.model_files.vocabulary import read_vocabulary
+from engine.model_files.vocabulary import forget_vocabularies, read_vocabulary
 from engine.planner import plan
 from engine.run.request import check_request
 from engine.settings.config import RunConfig
@@ -71,6 +71,13 @@ def test_weights_that_a_stand_in_has_elsewhere_are_looked_at(folder: Path) -> No
         file.truncate(5000)
     with pytest.raises(ModelError):
         read_spec(folder)
+
+
+@pytest.mark.usefixtures("settled")
+def test_the_vocabularies_that_are_kept_can_be_given_back(folder: Path) -> None:
+    before = read_vocabulary(folder)
+    forget_vocabularies()
+    assert read_vocabulary(folder) is not before
 
 
 def test_a_description_of_files_that_have_just_changed_is_not_kept(folder: Path) -> None:
