@@ -135,3 +135,70 @@ def test_the_supervisor_is_read_in_short_functions(name: str):
 def test_advice_to_continue_a_run_is_written_in_one_place(words: str, home: str):
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "engine").rglob("*.py") if words in path.read_text()}
     assert found == {home}, "others call engine.settings.command, which quotes the path for a shell"
+
+
+MOST_PARAMETERS = 8
+"""May only fall: a call that hands on more says what belongs together by a value with a name."""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_function_takes_a_tray(package: str):
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                number = sum(argument.arg not in ("self", "cls") for argument in arguments)
+                assert number <= MOST_PARAMETERS, f"{path.relative_to(ROOT)}: {node.name} has {number} parameters"
+
+
+CALLED_BY_LIBRARIES = {"on_broken_pipe", "readable"}
+"""Methods of a console (rich) and of a stream (io) that these call by name."""
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Names of functions, methods, classes and constants; those that a decorator hands to a library are used by it."""
+    found = {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not any("validator" in ast.unparse(decorator) for decorator in node.decorator_list)
+    }
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("__")}
+
+
+def _used(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)  # as in __all__ and in tables of names
+    return found
+
+
+def unused(trees: dict[str, ast.Module], users: list[ast.Module]) -> list[str]:
+    """Names that some modules define and none of the users names."""
+    used = set().union(*(_used(tree) for tree in users))
+    return [f"{path}: {name}" for path, tree in trees.items() for name in sorted(_defined(tree) - used)]
+
+
+def test_nothing_is_defined_in_the_engine_that_no_code_uses():
+    trees = {
+        str(path.relative_to(ROOT)): ast.parse(path.read_text())
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+    engine = {path: tree for path, tree in trees.items() if path.startswith("engine/")}
+    found = {line.rpartition(" ")[2] for line in unused(engine, list(trees.values()))}
+    assert found == CALLED_BY_LIBRARIES
+
+
+@pytest.mark.parametrize("source", ["def lost(): pass", "class A:\n    def lost(self): pass", "LOST = 2"])
+def test_the_guard_sees_what_no_code_uses(source: str):
+    tree = ast.parse(f"{source}\nprint(A)")
+    assert [line.lower() for line in unused({"a.py": tree}, [tree])] == ["a.py: lost"]
