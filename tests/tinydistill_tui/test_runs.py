@@ -79,6 +79,17 @@ def test_unchanged_runs_are_not_read_again(runs_folder, monkeypatch):
     assert len(read) == 2
 
 
+@pytest.mark.parametrize("gap", [0.5, None])
+def test_a_finished_run_keeps_its_words_when_it_is_looked_at_again(runs_folder, gap):
+    path = make_run(runs_folder, scene="done")
+    report = json.loads((path / "report.json").read_text())
+    (path / "report.json").write_text(json.dumps({**report, "gap_closed": gap}))
+    known = runs.RunList()
+    (first,) = known.refresh(NOW)
+    assert first.where.startswith("in ")
+    assert [each.where for each in known.refresh(NOW + 2)] == [first.where]
+
+
 def test_damaged_run_is_in_the_list_all_the_same(runs_folder):
     path = make_run(runs_folder)
     (path / "run.json").write_text("{not json")

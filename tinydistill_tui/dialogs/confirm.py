@@ -10,6 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.events import Key
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
@@ -54,12 +55,12 @@ class ConfirmScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """The box."""
         with Vertical(id="question", classes="dialog") as box:
-            box.border_title = self._question
+            box.border_title = Content(self._question)  # a name may look like markup
             yield Static(self._body, markup=False, id="question-body")
             with Horizontal(id="answers"):
                 for answer in self._answers:
                     button = Button(
-                        f"{answer.label} ({answer.key})",
+                        Content(f"{answer.label} ({answer.key})"),
                         id=f"answer-{answer.value}",
                         variant="error" if answer.costs else "default",
                         compact=True,

@@ -11,6 +11,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -44,7 +45,7 @@ class PageScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """The box."""
         with VerticalScroll(id="details", classes="dialog") as box:
-            box.border_title = self._title
+            box.border_title = Content(self._title)  # a name may look like markup
             box.border_subtitle = "y copies · Esc closes"
             yield Static(self.text, markup=False)
 

@@ -9,6 +9,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
@@ -33,7 +34,7 @@ class NameScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """The line, and a place for what is wrong."""
         with Vertical(id="naming", classes="dialog") as box:
-            box.border_title = self._title
+            box.border_title = Content(self._title)  # a name may look like markup
             yield Input(self._name_at_first, id="name", compact=True)
             yield Static("↵ takes it · Esc leaves it", id="name-words", markup=False)
 

@@ -10,6 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import DirectoryTree, Input, Static
 
@@ -64,7 +65,7 @@ class PickerScreen(ModalScreen[str | None]):
         """Path, tree, and what the keys do."""
         suffixes = on_disk.SHOWN if self._model else SHOWN_SUFFIXES
         with Vertical(id="picker", classes="dialog") as box:
-            box.border_title = self._title
+            box.border_title = Content(self._title)  # a name may look like markup
             yield Input(str(self._begin), id="picker-path", compact=True)
             yield _Tree(self._begin, suffixes)
             what = "a model" if self._model else "a file or a folder"

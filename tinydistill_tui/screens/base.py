@@ -58,6 +58,8 @@ class FrameScreen(Screen[None]):
     """Return the help's name for the keys of this screen."""
 
     hint: str = ""
+    ENTER: ClassVar[str] = ""
+    """What Enter does with the chosen row, for the help; Textual's lists call it "Select"."""
     _said: tuple[str, str] | None = None
 
     @property
@@ -93,6 +95,9 @@ class FrameScreen(Screen[None]):
         """The keys that work now: where a field takes letters, a letter is no command."""
         field = self.focused
         found = super().active_bindings
+        enter = found.get("enter")
+        if self.ENTER and enter is not None and enter.binding.description == "Select":
+            found["enter"] = enter._replace(binding=dataclasses.replace(enter.binding, tooltip=self.ENTER))
         if not isinstance(field, Input):
             return found
         working = {key: active for key, active in found.items() if not field.check_consume_key(key, _typed_by(key))}

@@ -51,6 +51,7 @@ class FinishScreen(FrameScreen):
 
     AUTO_FOCUS = "#next, #finish"
     GROUP = "Result"
+    ENTER = "Do the chosen step"
     HELP = "The result of the run. report.md and report.json in its folder have the same figures."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("R", "resume_run", "Resume", id="finish-resume", tooltip="Resume the failed run"),

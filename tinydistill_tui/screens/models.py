@@ -42,6 +42,7 @@ class ModelsScreen(StepScreen):
     NUMBER = 2
     NEXT = "data"
     GROUP = "Models"
+    ENTER = "Take the chosen model"
     AUTO_FOCUS = "#field-teacher"
     HELP = (
         "The teacher scores the text once; its answers are kept on disk. The student then learns from them. A "

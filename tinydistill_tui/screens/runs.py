@@ -48,6 +48,7 @@ class RunsScreen(FrameScreen):
     """The list of runs; read again every two seconds."""
 
     AUTO_FOCUS = "#runs"
+    ENTER = "Open the run"
     HELP = "Every run in the runs' folder, and those that were opened from elsewhere; as they are now."
     hint = 'Enter opens a run. "Lost": its process is gone; R resumes it.'
     BINDINGS: ClassVar[list[BindingType]] = [

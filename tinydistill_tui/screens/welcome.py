@@ -56,6 +56,7 @@ class WelcomeScreen(StepScreen):
 
     NUMBER = 1
     GROUP = "Start"
+    ENTER = "Do it"
     AUTO_FOCUS = "#menu"
     hint = "Everything has a default: Enter, Enter, Enter, then s starts."
     HELP = (

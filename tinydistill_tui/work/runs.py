@@ -165,8 +165,9 @@ class RunList:
     def _later(old: RunSummary, now: float, *, live: bool, recount: bool) -> RunSummary:
         state = run_state(old.recent, live=live, now=now, created=old.created)
         size = folder_bytes(old.path) if recount else old.size_bytes
-        report = {} if old.gap_closed is None else read_json(old.path / "report.json")
-        return replace(old, state=state, size_bytes=size, where=_where(old.recent, state, report, now))
+        # A finished run's words come from its report, which has not changed.
+        where = old.where if state.word == old.state.word == "done" else _where(old.recent, state, {}, now)
+        return replace(old, state=state, size_bytes=size, where=where)
 
 
 def folder_bytes(path: Path) -> int:

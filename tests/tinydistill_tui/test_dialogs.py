@@ -1,0 +1,55 @@
+"""Boxes over a screen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tinydistill_tui.fixtures import held, make_run
+from tests.tinydistill_tui.screen import text_of, until, watching
+from tests.tinydistill_tui.wizard import wizard
+from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
+from tinydistill_tui.dialogs.details import PageScreen
+from tinydistill_tui.dialogs.name import NameScreen
+from tinydistill_tui.dialogs.picker import PickerScreen
+
+pytestmark = pytest.mark.usefixtures("same_machine", "runs_folder")
+
+
+@pytest.mark.parametrize("name", ["[red]x", "a[/]", "b[/b] [", "$accent [@click=app.exit]c"])
+async def test_a_name_that_looks_like_markup_is_a_name(name, tmp_path):
+    boxes = [
+        ConfirmScreen(f"Stop {name}?", name, [Answer("keep", name, "k")]),
+        NameScreen(f"Another name for {name}", name, lambda _: None),
+        PickerScreen(f"The folder of {name}", str(tmp_path), wanted="model"),
+        PageScreen(f"About {name}", name),
+    ]
+    async with wizard() as (app, pilot):
+        for box in boxes:
+            await app.push_screen(box)
+            await pilot.pause()
+            assert name in text_of(app), box
+            await app.pop_screen()
+
+
+@pytest.mark.parametrize("key", ["S", "q", "?"])
+async def test_a_live_run_whose_name_looks_like_markup_can_be_asked_about(key, runs_folder):
+    path = make_run(runs_folder, name="x[b] [red]")
+    with held(path):
+        async with watching(path) as (app, pilot):
+            await pilot.press(key)
+            await until(pilot, lambda: len(app.screen_stack) > 1, "the box is there")
+            await pilot.pause()
+            assert "x[b] [red]" in text_of(app) or key == "?"
+
+
+async def test_help_says_what_enter_does_with_the_chosen_row(runs_folder):
+    make_run(runs_folder, scene="done")
+    async with wizard() as (app, pilot):
+        await pilot.press("?")
+        assert "Do it" in text_of(app)
+        await pilot.press("escape")
+        await app.switch_mode("runs")
+        await until(pilot, lambda: "done" in text_of(app), "the runs are there")
+        await pilot.press("?")
+        assert "Open the run" in text_of(app)
+        assert "Select  " not in text_of(app)
