@@ -82,7 +82,8 @@ def files_of_split(files: Sequence[FoundFile], folder: Path, split: str, tally: 
     about = {each.file.path for each in marked if _is_about(each, marked, sets)}
     kept = []
     for each in marked:
-        root = next((root for root in sets if _is_below(each, root)), None)
+        above = (each.place[:depth] for depth in range(len(each.place) + 1))  # the outermost data set first
+        root = next((place for place in above if place in sets), None)
         if each.file.path in about:
             tally.pass_over(_about(each))
         elif root is None or each.split == "train":
@@ -120,21 +121,26 @@ def _named(marked: list[_Marked], wanted: frozenset[str], folder: Path, tally: T
 def _data_sets(marked: list[_Marked]) -> dict[Place, bool]:
     """The roots of data sets, outermost first, and whether what is of no split in them is no text."""
     found: dict[Place, bool] = {}
+    by_root: dict[Place, list[_Marked]] = {}
+    by_folder: dict[Place, list[_Marked]] = {}
+    for each in marked:
+        by_root.setdefault(each.root, []).append(each)
+        by_folder.setdefault(each.place[:-1], []).append(each)
     for root in sorted({each.root for each in marked if each.split is not None}, key=lambda root: (len(root), root)):
-        here = [each for each in marked if each.root == root]
+        here = by_root[root]
         train = [each for each in here if each.split == "train"]
         tested = [each for each in here if each.split in ("validation", "test")]
         if any(each.is_table for each in train):
             found[root] = True
-        elif (train and tested) or (not train and _beside(marked, root, tested)):
+        elif (train and tested) or (tested and not train and _beside(by_folder.get(root, []), root)):
             found[root] = False
     return found
 
 
-def _beside(marked: list[_Marked], root: Place, tested: list[_Marked]) -> bool:
+def _beside(here: list[_Marked], root: Place) -> bool:
     """Return whether tables of no split stand beside tables of a test split: ``corpus.jsonl`` beside ``test.jsonl``."""
-    kinds = {each.file.kind for each in tested if each.is_table and each.place[:-1] == root}
-    return any(each.split is None and each.place[:-1] == root and each.file.kind in kinds for each in marked)
+    kinds = {each.file.kind for each in here if each.is_table and each.root == root and each.split is not None}
+    return any(each.split is None and each.file.kind in kinds for each in here)
 
 
 def _marked(file: FoundFile, folder: Path) -> _Marked:
@@ -157,9 +163,14 @@ def _is_below(each: _Marked, root: Place) -> bool:
 def _is_description(file: FoundFile, files: Sequence[FoundFile], tally: Tally) -> bool:
     """Return whether a file is one that the datasets library writes beside the data; counted."""
     name = file.path.name
-    beside = {other.path.name for other in files if other.path.parent == file.path.parent}
+    # The files beside it are gone through for this one name alone: a folder may have 100,000 files.
     if name in _DESCRIPTIONS or (
-        name == "state.json" and any(other.endswith(".arrow") or other in _DESCRIPTIONS for other in beside)
+        name == "state.json"
+        and any(
+            other.path.name.endswith(".arrow") or other.path.name in _DESCRIPTIONS
+            for other in files
+            if other.path.parent == file.path.parent
+        )
     ):
         tally.pass_over(f"{name} (description of the data set)")
         return True

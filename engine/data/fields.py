@@ -27,6 +27,7 @@ PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_outpu
 _REJECTED = re.compile(r"reject|non_?preferred|dispreferred|negative|worse|worst|\blos(?:e|er|ing)\b", re.IGNORECASE)
 # A text beside these is part of what is asked, or an answer to it.
 _ASKS = ("question", "query", "instruction", "problem")
+_TITLES = ("title", "name", "subject", "headline", "topic")
 Kind = Literal["text", "turns", "pair", "preference"]
 # A list of dictionaries as Python writes it, not JSON: str(messages), or a column of objects written as CSV.
 _PYTHON_NOTATION = re.compile(r"\s*(?:array\(\s*)?[\[(]?\s*\{\s*'")
@@ -226,7 +227,8 @@ def _prose(records: Sequence[Record], texts: list[str]) -> Form | Unclear:
             return Form("text", name, {"text": name})
     # Of one field alone there is no doubt, unless it holds single words: a version, a name, a path.
     if len(prose) == 1 and _mostly(records, prose[0], _is_prose) and not _lacks_its_answer(records, prose[0]):
-        return Form("text", prose[0], {"text": prose[0]})
+        richer = [name for name in all_fields(records) if _is_richer(records, name, prose[0])]
+        return Unclear("structure", tuple(richer)) if richer else Form("text", prose[0], {"text": prose[0]})
     if prose:
         return Unclear("many", tuple(prose))
     if structures:
@@ -236,6 +238,26 @@ def _prose(records: Sequence[Record], texts: list[str]) -> Form | Unclear:
 
 def _is_prose(value: object) -> bool:
     return len(str(value).split()) > 1
+
+
+def _is_richer(records: Sequence[Record], name: str, prose: str) -> bool:
+    """Return whether a list or an object holds the text of which a field is the title, or more text than the field."""
+    if not _mostly(records, name, lambda value: bool(value) and isinstance(decoded(value), list | dict)):
+        return False
+    return prose.lower() in _TITLES or _often(
+        [_letters(record.get(name)) > _letters(record.get(prose)) for record in records], bool
+    )
+
+
+def _letters(value: object, depth: int = 0) -> int:
+    """Characters of the words in a value; of single words, such as names and links, none."""
+    value = decoded(value)
+    if isinstance(value, str):
+        return len(value) if _is_prose(value) else 0
+    if depth > 8:
+        return 0
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(_letters(each, depth + 1) for each in inner)
 
 
 def _lacks_its_answer(records: Sequence[Record], name: str) -> bool:

@@ -13,6 +13,23 @@ from engine.data.tally import Tally
 ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar"})
 """Suffixes of files that hold other files."""
 
+# Files of programs, of models and of packages under the suffix of a text: their words are nobody's text.
+_OF_PROGRAMS = frozenset(
+    {"requirements.txt", "cmakelists.txt", "robots.txt", "package-lock.json", "composer.json"}
+    | {
+        "tsconfig.json",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
+    | {"special_tokens_map.json", "added_tokens.json", "preprocessor_config.json", "processor_config.json"}
+    | {"adapter_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json", "merges.txt", "vocab.txt"}
+    | {"trainer_state.json", "top_level.txt", "entry_points.txt", "sources.txt", "chat_template.json"}
+)
+_FOLDERS_OF_PROGRAMS = frozenset({"node_modules", "__pycache__", "__macosx", "site-packages", "_delta_log"})
+
 
 @dataclass(frozen=True)
 class FoundFile:
@@ -68,7 +85,7 @@ def find_files(root: Path, suffixes: frozenset[str], tally: Tally) -> list[Found
     """Return all files below a folder with one of the suffixes, sorted by path.
 
     Links are followed; a folder or file that was already found (a loop, a second link) is not read again. Hidden files
-    and folders, pipes and other suffixes are counted in ``tally``.
+    and folders, those of programs, pipes and other suffixes are counted in ``tally``.
     """
     found: list[FoundFile] = []
     seen: set[tuple[int, int]] = set()
@@ -90,7 +107,10 @@ def find_files(root: Path, suffixes: frozenset[str], tally: Tally) -> list[Found
         hidden = [name for name in (*folders, *names) if name.startswith(".")]
         if hidden:
             tally.pass_over("hidden file or folder", len(hidden))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        others = [name for name in folders if name.lower() in _FOLDERS_OF_PROGRAMS]
+        for name in others:
+            tally.pass_over(f"{shown(name)} (a program's folder)")
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in others)
         for name in sorted(names):
             if not name.startswith("."):
                 _look_at(Path(folder, name), root, suffixes, seen, tally, found)
@@ -122,6 +142,8 @@ def _look_at(
         tally.skip_archive(f"{suffix} archive (unpack it first)", status.st_size, where=shown(path.relative_to(root)))
     elif not is_readable(suffix, suffixes):
         tally.pass_over(f"{shown(suffix)} file" if suffix else "file without a suffix")
+    elif path.name.lower() in _OF_PROGRAMS:
+        tally.pass_over(f"{shown(path.name)} (a program's file)")
     elif (status.st_dev, status.st_ino) in seen:
         tally.pass_over("file that was already read (a link)")
     else:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.data.dataset_folder import files_of_split
+from engine.data.folder import FoundFile
 from engine.data.sources import TextSource, open_source
+from engine.data.tally import Tally
 from engine.errors import DataError
 
 CARD = "---\nlicense: mit\n---\n# CARDWORD\n"
@@ -237,3 +240,36 @@ def test_damaged_arrow_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             read(tmp_path)
         assert "damaged .arrow file" in caught.value.why
+
+
+def test_files_of_programs_and_models_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("Words of mine.")
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"content": "some words of a token"}]}')
+    (tmp_path / "requirements.txt").write_text("numpy")
+    (tmp_path / "node_modules" / "other").mkdir(parents=True)
+    (tmp_path / "node_modules" / "other" / "README.md").write_text("Words of others.")
+    source = open_source(str(tmp_path), text_field=None, split="train")
+    assert [document.text for document in source.documents()] == ["Words of mine."]
+    assert source.skipped == {
+        "node_modules (a program's folder)": 1,
+        "requirements.txt (a program's file)": 1,
+        "tokenizer.json (a program's file)": 1,
+    }
+    one = open_source(str(tmp_path / "requirements.txt"), text_field=None, split="train")  # named, it is read
+    assert [document.text for document in one.documents()] == ["numpy"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["{}.txt"], ["train {}.jsonl", "test {}.jsonl"], ["{}/test.txt", "{}/notes.txt"], ["test {}.jsonl", "{}.jsonl"]],
+)
+def test_the_work_for_a_folder_grows_with_its_files_and_not_with_their_square(names: list[str]) -> None:
+    files = [
+        FoundFile(folder / name.format(number), name.format(number), 1, f".{name.rpartition('.')[2]}")
+        for folder in [Path("/data")]
+        for number in range(20_000)
+        for name in names
+    ]
+    tally = Tally()
+    kept = files_of_split(files, Path("/data"), "train", tally)
+    assert len(kept) + sum(tally.skipped.values()) == len(files)

@@ -559,3 +559,20 @@ def test_of_two_conversations_that_differ_none_is_chosen(tmp_path: Path, one: st
     assert "--text_field" in refusal(path).todo
     assert conversation(path, other) == TURNS  # the way out
     assert conversation(written(tmp_path, {one: TURNS, other: TURNS})) == TURNS
+
+
+TREE = {"a": {"message": {"author": {"role": "user"}, "content": {"parts": [Q]}}, "children": ["b"]}}
+RICHER: dict[str, dict[str, Any]] = {
+    "ChatGPT's export": {"title": "Of a lamp", "mapping": TREE},
+    "a tree of turns": {"tree": "ready for export", "prompt": {"text": LONG, "replies": [{"text": A, "replies": []}]}},
+    "sections": {"heading": "Of a lamp", "sections": [{"head": "One", "body": LONG}, {"head": "Two", "body": LONG}]},
+    "sections in JSON": {"heading": "Of a lamp", "sections": json.dumps([{"body": LONG}, {"body": LONG}])},
+}
+
+
+@pytest.mark.parametrize("case", RICHER)
+def test_a_title_is_not_learned_in_place_of_the_text_that_it_names(tmp_path: Path, case: str) -> None:
+    error = refusal(written(tmp_path, RICHER[case]))
+    assert "holds JSON, not prose" in error.what
+    assert repr([*RICHER[case]][1]) in error.what
+    assert conversation(written(tmp_path, {"title": "Of a lamp", "messages": TURNS})) == TURNS  # the way out
