@@ -13,7 +13,7 @@ from engine.data.tally import Tally
 ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar"})
 """Suffixes of files that hold other files."""
 
-# Files of programs, of models and of packages under the suffix of a text: their words are nobody's text.
+# Files of programs, of models and of packages under the suffix of a text, which is no text to learn.
 _OF_PROGRAMS = frozenset(
     {"requirements.txt", "cmakelists.txt", "robots.txt", "package-lock.json", "composer.json"}
     | {
