@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.cli.distill import guarded
 from engine.disk.files import make_folder, write_atomic
@@ -16,7 +17,7 @@ from engine.export.gguf_file import TYPES, write_gguf
 from engine.format import format_bytes
 from engine.model_files.adapter import is_adapter
 from engine.model_files.gguf.find import gguf_in
-from engine.model_files.gguf.numbers import exact_tokens
+from engine.model_files.gguf.numbers import exact_tokens, short_context
 from engine.model_files.headers import read_json
 from engine.model_files.hub import resolve_model
 from engine.model_files.spec import read_spec
@@ -60,6 +61,11 @@ def _main(words: Sequence[str]) -> int:
         if (tokens := _exact_tokens(model)) is not None:
             print("Its layers have a sliding window, and llama.cpp computes this architecture without one: beyond")
             print(f"{tokens:,} tokens its answers differ from the model's.")
+        if (tokens := short_context(_config_of(model))) is not None:
+            print(
+                "It has two sets of rotary factors, and llama.cpp chooses by the size of the context, not by the text:"
+            )
+            print(f"for texts of up to {tokens:,} tokens use a context of no more (-c {tokens}).")
     else:
         _write_ollama(model, out, typed.type)
     return 0
@@ -73,7 +79,7 @@ def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
     config = read_json(model / "config.json")
     context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
     write_gguf(model, out / weights, weight_type=weight_type)
-    context = min(context, _MOST_CONTEXT, _exact_tokens(model) or context)
+    context = min(context, _MOST_CONTEXT, _exact_tokens(model) or context, short_context(_config_of(model)) or context)
     made = modelfile(model, weights, context=context)
     write_atomic(out / "Modelfile", made.text)
     print(f"Wrote {out / weights} ({format_bytes((out / weights).stat().st_size)}) and {out / 'Modelfile'}.")
@@ -84,9 +90,14 @@ def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
 
 
 def _exact_tokens(model: Path) -> int | None:
+    return exact_tokens(_config_of(model))
+
+
+def _config_of(model: Path) -> dict[str, Any]:
     from engine.models.meta import read_config  # torch takes seconds to import
 
-    return exact_tokens(read_config(model, trust_remote_code=False).to_dict())
+    found: dict[str, Any] = read_config(model, trust_remote_code=False).to_dict()
+    return found
 
 
 def student_folder(path: Path) -> Path:

@@ -425,7 +425,25 @@ def _max_positions(folder: Path, config: dict[str, Any]) -> int | None:
     pad = config.get("pad_token_id")
     if told and config["model_type"] in _POSITIONS_AFTER_PADDING and isinstance(pad, int):
         return max(1, told - pad - 1)
-    return told or None
+    lengths = [length for length in (told, _short_length(config)) if length]
+    return min(lengths) if lengths else None
+
+
+def _short_length(config: dict[str, Any]) -> int | None:
+    """Longest text with the short factors of LongRoPE; None without such factors.
+
+    transformers chooses between two sets of factors by the longest row of a batch. Beyond this length a text's record
+    would depend on the texts beside it.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        settings = config.get(key)
+        if not isinstance(settings, dict):
+            continue
+        for rope in (settings, *(entry for entry in settings.values() if isinstance(entry, dict))):
+            if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su"):
+                length = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+                return length if isinstance(length, int) and length > 0 else None
+    return None
 
 
 def _num_kv_heads(folder: Path, config: dict[str, Any], num_heads: int) -> int:

@@ -211,6 +211,8 @@ def _candidates(
     # with its number (DiffLlama), only the last layers can.
     gap = total - num_layers
     runs = [(*range(start), *range(start + gap, total)) for start in range(1, num_layers + 1)]
+    wanted = set(rules.kinds) if len(set(rules.kinds)) <= num_layers else set()  # one of each, where there is room
+    runs = [layers for layers in runs if wanted <= {rules.kinds[index] for index in layers}]
     runs.sort(key=lambda layers: -sum(influence[index] for index in layers))
     return next(({"a run of neighbours left out": layers} for layers in runs if is_valid(layers)), {})
 

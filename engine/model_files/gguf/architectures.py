@@ -25,6 +25,7 @@ from engine.model_files.gguf.numbers import (
     describe_llama,
     describe_phi3,
     divided_by,
+    has_other_width,
     head_dim,
     query_scale,
     rope,
@@ -179,7 +180,8 @@ def architecture_of(config: Config) -> Architecture:
             f"These can: {', '.join(sorted(ARCHITECTURES))}.",
             "Use --format hf, and convert the folder with llama.cpp's own script.",
         )
-    return found
+    # llama.cpp's Qwen 2 has heads as wide as the hidden states together; its Llama computes the same, of any width.
+    return ARCHITECTURES["llama"] if config["model_type"] == "qwen2" and has_other_width(config) else found
 
 
 def model_type_of(name: str) -> str | None:
@@ -188,11 +190,14 @@ def model_type_of(name: str) -> str | None:
 
 
 def extra_tensors(config: Config) -> Iterator[tuple[str, Array]]:
-    """Tensors that no checkpoint holds: the factors of Llama 3's rotary scaling, [head_dim / 2] float32.
+    """Tensors that no checkpoint holds: factors of Llama 3's rotary scaling or of LongRoPE, [rotated / 2] float32.
 
-    Source: transformers, ``_compute_llama3_parameters``.
+    Source: transformers, ``_compute_llama3_parameters`` and ``_compute_longrope_parameters``.
     """
     settings = rope(config)
+    if rope_type(settings) == "longrope":
+        for name in ("long", "short"):
+            yield f"rope_factors_{name}.weight", np.array(settings[f"{name}_factor"], dtype=np.float32)
     if rope_type(settings) != "llama3":
         return
     factor, low, high = (float(settings[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))

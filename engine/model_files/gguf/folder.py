@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,9 @@ def _config(header: Header, file: Path) -> dict[str, Any]:
             f"These can: {', '.join(sorted({each.name for each in READABLE.values()}))}.",
             "Use the safetensors version of the model.",
         )
-    architecture = READABLE[model_type]
+    if (name, model_type) == ("llama", "llama") and _has_biases_of_qwen2(header):
+        model_type = "qwen2"
+    architecture = _architecture(name, model_type)
     facts = Facts(architecture.name, metadata, frozenset(header.tensors), str(file))
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -108,6 +111,21 @@ def _config(header: Header, file: Path) -> dict[str, Any]:
         **special_ids(metadata),
     }
     return {**config, **_scaled_positions(header, config, facts)}
+
+
+def _has_biases_of_qwen2(header: Header) -> bool:
+    """Whether queries have a bias and outputs none, as in Qwen 2 alone.
+
+    :func:`engine.model_files.gguf.architectures.architecture_of` writes a narrow one as a Llama.
+    """
+    return "blk.0.attn_q.bias" in header.tensors and "blk.0.attn_output.bias" not in header.tensors
+
+
+def _architecture(name: str, model_type: str) -> Architecture:
+    """How a file of this architecture holds such a model."""
+    if (name, model_type) == ("llama", "qwen2"):
+        return replace(READABLE["llama"], read=READABLE["qwen2"].read)
+    return READABLE[model_type]
 
 
 _CLASSES = {
@@ -151,7 +169,7 @@ def _vector(stored: StoredTensor) -> Any:
 def _named(header: Header, config: dict[str, Any], file: Path) -> Iterator[tuple[str, TensorInfo]]:
     """Each weight under transformers' name."""
     model_type = str(config["model_type"])
-    architecture = READABLE[model_type]
+    architecture = _architecture(str(header.metadata.get("general.architecture")), model_type)
     theirs = _names(architecture, int(config.get("num_hidden_layers") or config["n_layer"]))
     for name, stored in header.tensors.items():
         if name in _OF_CONFIG:

@@ -44,12 +44,12 @@ _FIXED: dict[str, Mapping[str, tuple[Any, ...]]] = {
 """Settings that llama.cpp takes for granted of each architecture, and the values of config.json that mean the same."""
 
 _WHOLE_HEADS = ("llama", "mistral", "qwen2", "qwen3")  # all of a head is rotated
-_HEADS_FILL_THE_WIDTH = ("qwen2", "phi3")  # query heads together are as wide as the hidden states
+_HEADS_FILL_THE_WIDTH = ("phi3",)  # query heads together are as wide as the hidden states
 _ROPE = {
     **dict.fromkeys(("llama", "mistral"), ("default", "linear", "yarn", "llama3")),
     **dict.fromkeys(("qwen2", "qwen3", "gemma", "gemma2", "gpt_neox"), ("default", "linear", "yarn")),
     "gemma3_text": ("default", "linear"),
-    "phi3": ("default",),
+    "phi3": ("default", "longrope"),
 }
 _WINDOW_EVERY = {"gemma2": 2, "gemma3_text": 6}
 """Of so many layers the last has no sliding window, where a file does not say which have."""
@@ -87,6 +87,10 @@ def check(config: Config) -> None:
                 f"These can: {', '.join(allowed)}.",
                 "Use --format hf, and convert the folder with llama.cpp's own script.",
             )
+    if rope_type(rope(config)) == "longrope" and not math.isclose(
+        told := float(rope(config).get("attention_factor") or longrope_magnitude(config)), longrope_magnitude(config)
+    ):
+        raise _refused(kind, f"an attention_factor of {told:g}", "the lengths of its context say another one")
     if kind == "gemma2" and not (config["attn_logit_softcapping"] and config["final_logit_softcapping"]):
         raise _refused(kind, "no softcapping", "llama.cpp caps the logits of each")
 
@@ -105,6 +109,32 @@ def exact_tokens(config: Config) -> int | None:
     if kinds and "sliding_attention" not in kinds:
         return None
     return int(window) if window < config["max_position_embeddings"] else None
+
+
+def trained_length(config: Config) -> int:
+    """Length of text up to which a model with two sets of rotary factors (LongRoPE) uses the short ones."""
+    told = rope(config).get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return int(told or config["max_position_embeddings"])
+
+
+def short_context(config: Config) -> int | None:
+    """Size of a context up to which llama.cpp uses the short factors of LongRoPE; None without such factors.
+
+    transformers chooses by the length of the text, llama.cpp by the size of the context, whatever is in it.
+    """
+    return trained_length(config) if rope_type(rope(config)) == "longrope" else None
+
+
+def longrope_magnitude(config: Config) -> float:
+    """LongRoPE's factor on the rotated numbers (transformers' ``_compute_longrope_parameters``)."""
+    trained = trained_length(config)
+    factor = config["max_position_embeddings"] / trained
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained))
+
+
+def has_other_width(config: Config) -> bool:
+    """Whether the query heads together are narrower or wider than the hidden states."""
+    return int(config["num_attention_heads"]) * head_dim(config) != int(config["hidden_size"])
 
 
 def _words(accepted: tuple[Any, ...]) -> str:
@@ -293,6 +323,9 @@ def _describe_windows(writer: gguf.GGUFWriter, config: Config) -> None:
 def describe_phi3(writer: gguf.GGUFWriter, config: Config) -> None:
     """Phi-3's numbers."""
     describe_llama(writer, config)
+    if rope_type(rope(config)) == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(trained_length(config))
+        writer.add_rope_scaling_attn_factors(longrope_magnitude(config))
     writer.add_sliding_window(int(config.get("sliding_window") or 0))
 
 

@@ -157,7 +157,7 @@ TAKEN_FOR_GRANTED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"use_bidirectional_attention": True},
         "use_bidirectional_attention True",
     ),
-    "heads narrower than the width": ("qwen2", {"head_dim": 4}, "4 heads of 4 beside a hidden size of 32"),
+    "heads narrower than the width": ("phi3", {"head_dim": 4}, "4 heads of 4 beside a hidden size of 32"),
     "half of a head rotated": ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     "Llama 3's factors elsewhere": ("qwen2", {"rope_parameters": _LLAMA3}, "of the kind llama3"),
     "dynamic positions": (

@@ -220,3 +220,23 @@ def test_no_weights_at_all(folder):
 def test_a_configuration_that_cannot_be_read(folder, content):
     (folder / "config.json").write_text(content)
     assert "config.json" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "most"),
+    [
+        ("llama", {}, 128),
+        ("roberta", {"is_decoder": True}, 126),  # the first position is that of the padding, and one more
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}}, 16),
+        ("phi3", {"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 32}, 32),
+    ],
+)
+def test_the_longest_text_is_known(folder, kind, settings, most):
+    change_config(folder, model_type=kind, max_position_embeddings=128, pad_token_id=1, **settings)
+    assert read_spec(folder).max_positions == most
+
+
+@pytest.mark.parametrize("settings", [{"use_bidirectional_attention": True}, {"is_causal": False}])
+def test_settings_that_let_a_model_see_the_next_token_are_refused(folder, settings):
+    change_config(folder, **settings)
+    assert "sees the tokens on both sides" in refused(folder)

@@ -16,10 +16,11 @@ from engine.planner.adapters import adapter_shape, check_adapter, default_rank, 
 from engine.planner.footprint import student_footprint
 from engine.planner.models import describe
 from engine.planner.phase_settings import StudentSetting
-from engine.planner.shape import LinearShape, ModelShape
+from engine.planner.shape import LinearShape, ModelShape, shape_of
 from engine.settings.config import RunConfig
 from engine.student.adapter import LowRankAdapter
 from tests.engine.model_files.test_quantised import LAYOUTS, quantised
+from tests.engine.models.architectures import tiny_architecture
 from tests.engine.planner.machines import RATES, computer
 from tests.jobs import prepare_job
 from tests.tiny import tiny_model
@@ -201,3 +202,15 @@ def test_memory_falls_with_each_saving_and_does_not_grow_with_depth_where_layers
 def test_the_rank_is_64_where_the_layers_are_large_enough() -> None:
     assert default_rank(LARGE, ()) == 64
     assert LARGE.adapter_parameters(64, ("q_proj",)) == 64 * 2 * WIDE * 28
+
+
+def test_gates_and_norms_do_not_limit_the_rank() -> None:
+    """Qwen2-MoE has a gate of one output beside its shared expert, and Cohere norms with a row for each head."""
+    for name, changes, absent in (
+        ("qwen2_moe", {}, "shared_expert_gate"),
+        ("cohere", {"use_qk_norm": True}, "q_norm"),
+    ):
+        shape = shape_of(read_spec(tiny_architecture(name, **changes)))
+        assert default_rank(shape, ()) >= 8
+        assert absent not in {linear.name.rpartition(".")[2] for linear in shape.adapted(())}
+    assert shape_of(read_spec(tiny_architecture("qwen2_moe"))).adapted(("shared_expert_gate",)), "it can be named"

@@ -26,6 +26,12 @@ _YARN = {
     "original_max_position_embeddings": 32,
     "attention_factor": 0.7,
 }
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [2.0, 4.0, 7.0, 9.0],
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2, cut: windows only": (
         "gemma2",
@@ -65,6 +71,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
     ),
     "gpt_neox, one after the other": ("gpt_neox", {"use_parallel_residual": False}),
+    "qwen2, heads of another width": ("qwen2", {"head_dim": 16, "num_key_value_heads": 2}),
+    "phi3, two sets of factors, a short text": (
+        "phi3",
+        {"rope_parameters": {**_LONG, "original_max_position_embeddings": 64}},
+    ),
+    "phi3, two sets of factors, a long text": (
+        "phi3",
+        {"rope_parameters": {**_LONG, "original_max_position_embeddings": 16}},
+    ),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
 }
 IDS = torch.randint(2, VOCAB_SIZE, (1, 40), generator=torch.Generator().manual_seed(1))
