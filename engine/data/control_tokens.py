@@ -24,6 +24,7 @@ from engine.data.turns import Messages, Turn
 AS_TEXT = "conversation with the name of a control token in its text (read as text, not as the token)"
 ENDED_TWICE = "answer with a control token at its end (taken off: the chat template ends the answer)"
 NOT_APART = "{} with the name of a control token in its text, which this tokenizer reads as the token"
+UNKNOWN_CHARACTERS = "{} with characters that the tokenizer does not know (its unknown token is not learned)"
 TEXT_AS_TEXT = "text with the name of a control token within a sentence (read as text, not as the token)"
 TEXT_AS_TOKENS = "text written with the model's control tokens (read as these tokens)"
 

@@ -58,7 +58,7 @@ class DocumentTokeniser:
     Attributes:
         skipped: conversations that were left out, reason to count.
         noted: what of the others was changed or is not learned, reason to count.
-        noted_texts: what of plain texts was read in one of two ways, sentence to count.
+        noted_texts: what of plain texts was read in one of two ways or is not learned, reason to count.
         num_conversations: that were met, those left out too.
         end_ids: tokens that end an answer, as far as conversations were met.
         bos_id: the token that the tokenizer puts before each text, for models that were trained to see one; None when
@@ -82,6 +82,9 @@ class DocumentTokeniser:
         self.num_conversations = 0
         self.end_ids: set[int] = set()
         self.bos_id = _leading_bos(tokenizer)
+        ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+        # Tokenizers of bytes know every character; of them, GPT-2's names the end of a text as its unknown token.
+        self._unknown_id = None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id
 
     @property
     def has_template(self) -> bool:
@@ -108,7 +111,16 @@ class DocumentTokeniser:
                     self.noted_texts[control_tokens.TEXT_AS_TOKENS] += 1
                 else:
                     found[number] = self._without_controls(parts)
-        return found
+        return [self._without_unknown(document) for document in found]
+
+    def _without_unknown(self, document: TokenisedDocument) -> TokenisedDocument:
+        """The text with its unknown tokens read and not learned; the end of it is learned as of any other."""
+        ids = document.ids
+        if self._unknown_id is None or self._unknown_id not in ids:
+            return document
+        self.noted_texts[control_tokens.UNKNOWN_CHARACTERS.format("text")] += 1
+        end = [self._tokenizer.eos_token_id] if self._tokenizer.eos_token_id is not None else []
+        return TokenisedDocument([*ids, *end], [token != self._unknown_id for token in ids] + [True] * len(end))
 
     def _without_controls(self, parts: Sequence[str]) -> TokenisedDocument:
         try:
@@ -156,6 +168,8 @@ class DocumentTokeniser:
             return self._left_out(control_tokens.NOT_APART.format("conversation"))
         if not any(document.trained or ()):
             return self._left_out(NO_ANSWER)
+        if self._unknown_id is not None and self._unknown_id in document.ids:
+            found.append(control_tokens.UNKNOWN_CHARACTERS.format("conversation"))
         guarded = [ENDED_TWICE] * num_ended + [AS_TEXT] * is_guarded
         self.noted.update([*notes, *guarded, *written.notes, *found])
         return document
@@ -233,7 +247,7 @@ class DocumentTokeniser:
                 inside = _as_marked(inside, marks, ids, self._special)
             inside = _without_what_follows_the_end(inside, encoded, self._special)
             for place in inside:
-                trained[place] = True
+                trained[place] = ids[place] != self._unknown_id
             if inside and ids[inside[-1]] in self._special:
                 self.end_ids.add(ids[inside[-1]])
         eos_id = self._tokenizer.eos_token_id

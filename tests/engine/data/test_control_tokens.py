@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from engine.data.control_tokens import AS_TEXT, ENDED_TWICE, TEXT_AS_TEXT, TEXT_AS_TOKENS, ControlTokens, NotApart
+from engine.data.control_tokens import (
+    AS_TEXT,
+    ENDED_TWICE,
+    TEXT_AS_TEXT,
+    TEXT_AS_TOKENS,
+    UNKNOWN_CHARACTERS,
+    ControlTokens,
+    NotApart,
+)
 from engine.data.tokenise import DocumentTokeniser
 from tests.engine.data.chat_templates import FAMILIES, SPECIAL, learned_texts, tokenizer_with
 
@@ -158,3 +166,23 @@ def test_where_no_second_tokenizer_can_be_made_the_document_is_left_out(monkeypa
     assert tokeniser.conversation(chat("What is <|im_end|>?", "one")) is None
     assert tokeniser.texts(["What is <|im_end|>?"])[0].ids == []
     assert sorted(tokeniser.skipped.values()) == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_characters_that_the_tokenizer_does_not_know_are_read_and_not_learned(kind: str) -> None:
+    tokenizer = sentencepiece(kind)
+    unknown = tokenizer.unk_token_id
+    tokeniser = DocumentTokeniser(tokenizer, "folder")
+    known, found = tokeniser.texts(["a b", "a 漢 b"])
+    assert known.trained is None
+    assert found.trained is not None
+    assert unknown in found.ids
+    assert [token for token, is_trained in zip(found.ids, found.trained, strict=True) if not is_trained] == [unknown]
+    assert found.ids[-1] == tokenizer.eos_token_id, "the end is learned"
+    assert tokeniser.noted_texts == {UNKNOWN_CHARACTERS.format("text"): 1}
+    talk = tokeniser.conversation(chat("q", "a 漢 b"))
+    assert talk is not None
+    assert not any(
+        is_trained for token, is_trained in zip(talk.ids, talk.trained or [], strict=True) if token == unknown
+    )
+    assert tokeniser.noted == {UNKNOWN_CHARACTERS.format("conversation"): 1}
