@@ -26,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from engine.errors import ModelError
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.models.borders import cut, positions_in, takes_positions
 
 
@@ -169,7 +170,12 @@ def head_is_linear(model: PreTrainedModel) -> tuple[Tensor, Tensor | None] | Non
     sizes = torch.logspace(-2, 3, steps=6)[:, None]
     probes = (torch.randn((6, weight.shape[1]), generator=generator) * sizes).to(weight.device, weight.dtype)
     with torch.no_grad():
-        own = logits_of(model, probes).to(weight.dtype)
+        try:
+            own = logits_of(model, probes).to(weight.dtype)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            return None  # the matrix comes behind other layers, and is not as wide as the hidden states (ELECTRA)
         plain = functional.linear(probes, weight, bias)
     # The same product of the same shape by the same kernel: equal but for a cast, where the head is nothing more.
     return (weight, bias) if own.shape == plain.shape and torch.allclose(own, plain, rtol=1e-5, atol=0.0) else None

@@ -28,7 +28,14 @@ CARRIES_A_STATE = frozenset(
 )
 """Types of models with recurrent layers or convolutions. The test of :mod:`engine.models.packed` measures them."""
 # Factors on the logits and caps of them, in the words of those families that have some.
-_HEAD_MORE = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+_HEAD_MORE = (
+    *("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier"),
+    "logits_mup_width_multiplier",
+)
+# Weights of a head that is more than one matrix: BERT's and its kin's, Dory's scale.
+_PART_OF_HEAD = re.compile(
+    r"(?:^|\.)(?:lm_head|predictions|generator_predictions)\.(?:transform|dense|norm|LayerNorm|layer_norm|logit_scale)\b"
+)
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _NORM = re.compile(r"norm\w*\.weight$")  # Cohere's have a row for each head
 
@@ -62,7 +69,7 @@ class ModelShape:
         max_positions: longest sequence; None without a limit.
         fused_attention: whether query, key and value come out of one matrix.
         plain_norms: whether norms have a bias (LayerNorm), and are not root-mean-square norms.
-        has_plain_head: whether config.json says of nothing that the head does beside its matrix product.
+        has_plain_head: whether config.json and the files say of nothing that the head does beside its matrix product.
         is_quantized: whether the files hold most of the layers in fewer than 16 bits.
         linears: linear layers of the decoder layers; experts, which transformers fuses into one block, are none.
         layers_prefix: path of the decoder layers in the files, as in ``model.layers``.
@@ -217,11 +224,18 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         model_type=spec.model_type,
         fused_attention=any(_FUSED.search(name) for name in spec.tensors),
         plain_norms=any(_NORM_BIAS.search(name) for name in spec.tensors),
-        has_plain_head=all(spec.config.get(key) in (None, 1, 0) for key in _HEAD_MORE),
+        has_plain_head=_has_plain_head(spec),
         is_quantized=_is_quantized(spec),
         linears=_linears(spec),
         layers_prefix=spec.layers_prefix,
     )
+
+
+def _has_plain_head(spec: ModelSpec) -> bool:
+    if any(spec.config.get(key) not in (None, 1, 0) for key in _HEAD_MORE):
+        return False
+    base = spec.config.get("dim_model_base")  # MiniCPM3 divides its hidden states by the width over this
+    return base in (None, spec.hidden_size) and not any(map(_PART_OF_HEAD.search, spec.tensors))
 
 
 def _is_quantized(spec: ModelSpec) -> bool:

@@ -83,6 +83,17 @@ EVERY: dict[str, tuple[str, dict[str, Any]]] = {
     "rembert": ("rembert", {**_BERT, "input_embedding_size": 16, "output_embedding_size": 32}),  # a head called decoder
     "bert_generation": ("bert-generation", _BERT),  # a class with a name of its own
     "xmod": ("xmod", {**_BERT, "default_language": "en_XX"}),
+    "electra": ("electra", {**_BERT, "embedding_size": 16}),  # an embedding and a head narrower than the layers
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {
+            **{key: value for key, value in _LLAMA.items() if key != "num_hidden_layers"},
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 1,
+            "attention_window_size": WINDOW,
+            "lru_width": 32,
+        },
+    ),  # a cap on the logits by a name of its own
     "bart": ("bart", _BART),  # a decoder whose settings count an encoder too
     "pegasus": ("pegasus", _BART),
     "xglm": ("xglm", {"d_model": 32, "ffn_dim": 64, "num_layers": 4, "attention_heads": 4}),

@@ -14,11 +14,12 @@ from engine.errors import ModelError
 from engine.model_files.adapter_shape import AdapterShape
 from engine.model_files.spec import read_spec
 from engine.models.causal import check_causal
-from engine.models.core import find_core
+from engine.models.core import find_core, head_is_linear
 from engine.models.derive import derive_student, is_valid_cut, layer_kinds, layers_to_keep
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.packed import packed_hidden_states
 from engine.models.streaming.teacher import StreamedTeacher
+from engine.planner.shape import shape_of
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import write_adapter, write_merged
 from engine.student.export import rehearse_export
@@ -183,6 +184,13 @@ def test_an_adapter_is_the_same_beside_its_base_merged_and_in_peft(name: str, tm
             assert_same_numbers(
                 loaded.eval()(input_ids=given, use_cache=False).logits, beside, tolerance=1e-3 * scale, what="peft"
             )
+
+
+@every
+def test_the_planner_knows_which_heads_are_more_than_a_matrix(name: str) -> None:
+    folder = folder_of(name)
+    is_matrix = head_is_linear(load_causal_lm(folder, dtype=torch.float32)) is not None
+    assert shape_of(read_spec(folder)).has_plain_head == is_matrix
 
 
 SEE_BOTH_SIDES: dict[str, dict[str, Any]] = {
