@@ -156,7 +156,9 @@ def content_suffix(head: bytes, suffix: str, *, is_all: bool) -> str:
         objects = sum(_is_object(line) for line in whole)
         if whole and objects >= (1 - _MOST_NOT_JSON) * len(whole) and _is_object(whole[0]):
             return suffix if suffix in (".jsonl", ".ndjson") else ".jsonl"
-        if not objects and head.lstrip()[:1] in (b"[", b"{") and _first_is_object(head):
+        # Of a list over several lines the last row may stand alone on its own.
+        few = 2 * objects < len(whole) and head.lstrip()[:1] == b"[" and not _is_object(whole[0])
+        if (few or not objects) and head.lstrip()[:1] in (b"[", b"{") and _first_is_object(head):
             return ".json"
     return suffix or ".txt"
 

@@ -21,12 +21,21 @@ _SIGNATURES = (
 )
 _TABLES = ((rb"PAR1[\0-\x1f]", ".parquet"), (rb"ARROW1\0\0", ".arrow"), (rb"\xff\xff\xff\xff.{2}\0\0", ".arrow"))
 
+MARKUP = frozenset({".html", ".htm", ".xhtml", ".xml", ".svg"})
+"""Suffixes of files whose text stands between tags."""
+_MARKUP = re.compile(rb"\s*(?:<!doctype html|<html[\s>]|<\?xml\s)", re.IGNORECASE)
+
 HEAD_BYTES = 264  # a tar archive is known by bytes 257 to 261
 
 
 def what_it_is_instead(head: bytes) -> str | None:
     """A noun phrase for ``Tally.skip_file``; None for what may be text."""
     return next((said for signature, said in _SIGNATURES if re.match(signature, head)), None)
+
+
+def is_markup(head: bytes) -> bool:
+    """Return whether a text begins as an HTML or XML file does."""
+    return bool(_MARKUP.match(head))
 
 
 def table_suffix(head: bytes) -> str | None:

@@ -29,7 +29,7 @@ from engine.data.packed import PACKED_SUFFIXES
 from engine.data.pieces import cut_text
 from engine.data.python_docs import python_documents
 from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record, content_suffix, read_json
-from engine.data.signatures import HEAD_BYTES, table_suffix, what_it_is_instead
+from engine.data.signatures import HEAD_BYTES, MARKUP, is_markup, table_suffix, what_it_is_instead
 from engine.data.split_names import split_of_words
 from engine.data.spoken import quoted
 from engine.data.tally import Note, Tally, in_words
@@ -309,6 +309,12 @@ def _one_file(path: Path, split: str) -> FoundFile:
             "",
             f"Unpack it, and give the folder with the {ACCEPTED} in it.",
         )
+    if suffix in MARKUP:
+        raise DataError(
+            f"{shown(path)} holds markup, not plain text.",
+            f"Its suffix is {suffix!r}: its tags would be learned as text.",
+            "Extract its text, save it as .txt, and give that.",
+        )
     if not is_readable(suffix, _SUFFIXES):
         raise DataError(
             f"{shown(path)} is not a supported file type.",
@@ -345,6 +351,8 @@ def _read_as(file: FoundFile, tally: Tally) -> str | None:
         tally.skip_file(other, file.size_bytes)
         return None
     suffix = content_suffix(content, file.kind, is_all=len(content) < _SNIFFED_BYTES)
+    if suffix in (".txt", ".md") and is_markup(content):
+        tally.note("Read with its HTML or XML tags, which are learned as text", file.name)
     if suffix != file.kind and file.kind:
         tally.note(f"Read as {suffix}, for its lines are JSON", file.name)
     return suffix

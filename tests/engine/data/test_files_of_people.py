@@ -643,3 +643,34 @@ def test_a_comment_among_the_objects_of_a_list_is_no_text(tmp_path: Path) -> Non
     found, source = read(tmp_path / "a.json")
     assert found == ["one", "two"]
     assert source.skipped["text that stands alone among the objects of a list"] == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[\n{"text": "one"},\n{"text": "two"}\n]\n',
+        '[{"text": "one"},\n{"text": "two"}\n]',
+        '{"text": "one"},\n{"text": "two"},\n',
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".txt"])
+def test_a_list_with_a_row_a_line_is_a_list(tmp_path: Path, suffix: str, content: str) -> None:
+    (tmp_path / f"a{suffix}").write_text(content)
+    found, source = read(tmp_path / f"a{suffix}")
+    assert found == ["one", "two"]
+    assert source.skipped == {}
+
+
+@pytest.mark.parametrize("head", ["<!DOCTYPE html>\n<html>", "<html lang='en'>", '<?xml version="1.0"?>\n<a>'])
+def test_tags_are_refused_by_suffix_and_said_in_a_text(tmp_path: Path, head: str) -> None:
+    for suffix in (".html", ".xml"):
+        (tmp_path / f"a{suffix}").write_text(f"{head}<p>Words of mine.</p>")
+        with pytest.raises(DataError, match="holds markup") as caught:
+            read(tmp_path / f"a{suffix}")
+        assert "save it as .txt" in caught.value.todo
+    (tmp_path / "a.txt").write_text(f"{head}<p>Words of mine.</p>")
+    assert notes_in_words(read(tmp_path / "a.txt")[1].notes) == [
+        "Read with its HTML or XML tags, which are learned as text: a.txt."
+    ]
+    (tmp_path / "a.txt").write_text("Words of mine.")  # the way out
+    assert notes_in_words(read(tmp_path / "a.txt")[1].notes) == []
