@@ -20,6 +20,7 @@ from engine.cache.garbage import Garbage, find_garbage, remove
 from engine.cache.store import CacheStore, caches_below
 from engine.cli.cache_view import show_cache
 from engine.cli.distill import guarded
+from engine.disk.named_path import named_path
 from engine.errors import FolderError, Problem, RequestError, SettingsError
 from engine.format import format_bytes
 from engine.machine.device import NAMES, is_name
@@ -191,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made.add_argument("folder", metavar="DIR", type=_path, help="A run's folder, its cache, or a --cache_dir")
+        made.add_argument("folder", metavar="DIR", type=named_path, help="A run's folder, its cache, or a --cache_dir")
         made.add_argument("--json", action="store_true", help="Print one JSON object a line, and nothing else")
         made.add_argument("--debug", action="store_true", help="Show the traceback of an error")
         return made
@@ -208,7 +209,7 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
     inspect.add_argument("--records", type=_count, default=3, metavar="N", help="Records to show (default: 3)")
     inspect.add_argument(
         "--tokenizer",
-        type=_path,
+        type=named_path,
         metavar="MODEL",
         help="Model folder whose tokenizer shows ids as text (default: the run's teacher)",
     )
@@ -274,10 +275,6 @@ def _underscored(word: str) -> str:
         return word
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def _count(text: str) -> int:

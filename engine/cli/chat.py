@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine.cli.distill import guarded
 from engine.cli.export import student_folder
+from engine.disk.named_path import named_path
 from engine.errors import FolderError, Problem, SettingsError
 from engine.model_files.headers import read_json
 from engine.model_files.hub import resolve_model
@@ -27,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _main(words: Sequence[str]) -> int:
     typed = _parse(words)
-    path = Path(typed.folder)
+    path = named_path(typed.folder)
     sides = {"student": _conversation(student_folder(path), typed)}
     if typed.beside == "teacher":
         sides["teacher"] = _conversation(_teacher(path), typed)

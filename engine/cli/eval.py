@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli.distill import guarded
 from engine.cli.export import student_folder
+from engine.disk.named_path import named_path
 from engine.errors import DataError, FolderError, Problem, SettingsError
 from engine.version import __version__
 
@@ -49,7 +50,7 @@ class Findings:
 
 def _main(words: Sequence[str]) -> int:
     typed = _parse(words)
-    path = Path(typed.folder).expanduser()
+    path = named_path(typed.folder)
     folder = student_folder(path)
     run = next((each for each in (path, path.parent) if (each / "run.json").is_file()), None)
     has_holdout = run is not None and (run / "tokens.h5").is_file()

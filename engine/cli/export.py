@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.cli.distill import guarded
 from engine.disk.files import make_folder, write_atomic
+from engine.disk.named_path import named_path
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
 from engine.format import format_bytes
@@ -37,10 +38,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _main(words: Sequence[str]) -> int:
     typed = _parse(words)
-    model = student_folder(Path(typed.folder))
-    named = Path(typed.folder).expanduser()
+    named = named_path(typed.folder)
+    model = student_folder(named)
     home = named if is_decoded(model) else model  # the folder for a GGUF file is in the user's cache
-    out = Path(typed.out).expanduser() if typed.out else _default_out(home, typed.format, typed.type)
+    out = named_path(typed.out) if typed.out else _default_out(home, typed.format, typed.type)
     if out.exists() and not typed.force:
         raise SettingsError([Problem("out", str(out), "exists already; choose another path, or add --force")], "")
     make_folder(out.parent)
@@ -106,7 +107,7 @@ def student_folder(path: Path) -> Path:
     Raises:
         FolderError: there is no finished student and no model.
     """
-    path = path.expanduser()
+    path = named_path(path)
     if path.is_file():
         return resolve_model(path)
     for folder in (path / "student", path):

@@ -20,6 +20,7 @@ from typing import Any
 
 from engine.disk import file_lock
 from engine.disk.files import make_folder, remove_leftovers, write_atomic
+from engine.disk.named_path import named_path
 from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError
 from engine.jobs import Change, Job, backed_off, jobs_from_json, jobs_to_json, settings_in, with_values
 from engine.machine import hardware
@@ -109,7 +110,7 @@ class Run:
             FolderError: there is no run in the folder.
             CorruptState: ``run.json`` cannot be read.
         """
-        path = path.expanduser().absolute()
+        path = named_path(path).absolute()
         try:
             info = json.loads((path / "run.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):

@@ -53,3 +53,23 @@ async def test_help_says_what_enter_does_with_the_chosen_row(runs_folder):
         await pilot.press("?")
         assert "Open the run" in text_of(app)
         assert "Select  " not in text_of(app)
+
+
+@pytest.mark.parametrize("typed", ["~nobody-of-this-name/x", "/" + "x" * 3000, "nowhere"])
+async def test_a_path_that_cannot_be_is_answered_and_the_picker_stays(typed, tmp_path):
+    async with wizard() as (app, pilot):
+        box = PickerScreen("The text", typed, wanted="data")
+        await app.push_screen(box)
+        await pilot.pause()
+        app.screen.query_one("#picker-path").value = typed
+        await pilot.press("tab", "enter")
+        await until(pilot, lambda: len(app._notifications) > 0, "it is answered")
+        assert app.screen is box
+
+
+async def test_the_picker_begins_where_the_program_was_started(tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert PickerScreen("The text", "", wanted="data")._begin == tmp_path
+    assert PickerScreen("The text", "notes", wanted="data")._begin == tmp_path / "notes"
+    assert PickerScreen("The text", "notes/none", wanted="data")._begin == tmp_path / "notes"

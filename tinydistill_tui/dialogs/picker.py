@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +16,9 @@ from textual.screen import ModalScreen
 from textual.widgets import DirectoryTree, Input, Static
 
 from engine.data.sources import SHOWN_SUFFIXES
+from engine.disk.named_path import named_path
 from engine.disk.places import home
+from engine.errors import FolderError
 from engine.model_files import on_disk
 
 
@@ -31,10 +34,7 @@ class _Tree(DirectoryTree):
         return [path for path in paths if not path.name.startswith(".") and self._wanted(path)]
 
     def _wanted(self, path: Path) -> bool:
-        try:
-            return path.is_dir() or path.name.lower().endswith(self._suffixes)
-        except OSError:
-            return False
+        return os.path.isdir(path) or path.name.lower().endswith(self._suffixes)
 
 
 class PickerScreen(ModalScreen[str | None]):
@@ -42,7 +42,7 @@ class PickerScreen(ModalScreen[str | None]):
 
     Args:
         title: what is looked for.
-        begin: where to begin; the home folder when it is no path.
+        begin: where to begin; when it is no path, where this program was started.
         wanted: "model" (see :func:`engine.model_files.on_disk.is_model`) or "data" (a file or a folder).
     """
 
@@ -57,9 +57,7 @@ class PickerScreen(ModalScreen[str | None]):
         super().__init__()
         self._title = title
         self._model = wanted == "model"
-        path = Path(begin).expanduser()
-        places = (path, path.parent) if begin and path.is_absolute() else ()
-        self._begin = next((place for place in places if place.is_dir()), home())
+        self._begin = _folder_of(begin)
 
     def compose(self) -> ComposeResult:
         """Path, tree, and what the keys do."""
@@ -73,7 +71,11 @@ class PickerScreen(ModalScreen[str | None]):
 
     @on(Input.Submitted)
     def _go(self, event: Input.Submitted) -> None:
-        path = Path(event.value).expanduser()
+        try:
+            path = named_path(event.value)
+        except FolderError as error:
+            self.notify(error.paragraph(), severity="warning", markup=False)
+            return
         if path.is_file():
             self._take(path)
         elif path.is_dir():
@@ -111,3 +113,12 @@ class PickerScreen(ModalScreen[str | None]):
     def action_close(self) -> None:
         """Nothing was chosen."""
         self.dismiss(None)
+
+
+def _folder_of(name: str) -> Path:
+    """The folder of a path, or its parent; else the current one, or home where that is gone."""
+    name = os.path.expanduser(name or ".")
+    for place in (name, os.path.dirname(name), "."):
+        if place and os.path.isdir(place):
+            return Path(os.path.abspath(place))
+    return home()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import on, work
@@ -13,6 +12,7 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Static
 from textual.worker import get_current_worker
 
+from engine.disk.named_path import named_path
 from engine.disk.runs import default_runs_path
 from engine.errors import Problem, SettingsError, TinyDistillError
 from engine.format import format_when
@@ -159,7 +159,7 @@ class ProfilesScreen(FrameScreen):
             NameScreen(f"Write {name} to", f"{name}.toml", lambda path: _export(name, path))
         )
         if path is not None:
-            self.notify(f"Written: {Path(path).expanduser().absolute()}", markup=False)
+            self.notify(f"Written: {named_path(path).absolute()}", markup=False)
 
     @work(group="dialog")
     async def action_rename(self) -> None:
@@ -209,7 +209,7 @@ class ProfilesScreen(FrameScreen):
 
 
 def _export(name: str, path: str) -> None:
-    target = Path(path).expanduser()
+    target = named_path(path)
     if target.exists():
         raise SettingsError([Problem("file", path, "there is a file of this name already")], "")
     target.write_bytes(profiles.path_of(name).read_bytes())
