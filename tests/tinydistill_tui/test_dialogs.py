@@ -6,11 +6,13 @@ import pytest
 
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import text_of, until, watching
-from tests.tinydistill_tui.wizard import wizard
+from tests.tinydistill_tui.wizard import until_models, wizard
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.dialogs.details import PageScreen
+from tinydistill_tui.dialogs.help import key_table
 from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.dialogs.picker import PickerScreen
+from tinydistill_tui.navigation import GoTo
 
 pytestmark = pytest.mark.usefixtures("same_machine", "runs_folder")
 
@@ -73,3 +75,14 @@ async def test_the_picker_begins_where_the_program_was_started(tmp_path, monkeyp
     assert PickerScreen("The text", "", wanted="data")._begin == tmp_path
     assert PickerScreen("The text", "notes", wanted="data")._begin == tmp_path / "notes"
     assert PickerScreen("The text", "notes/none", wanted="data")._begin == tmp_path / "notes"
+
+
+async def test_help_of_a_field_begins_with_the_keys_of_its_screen():
+    async with wizard() as (app, pilot):
+        await app.navigate(GoTo("models", app.screen.draft))
+        await until_models(app, pilot)
+        told = key_table(app.screen.active_bindings).plain
+        groups = [line for line in told.splitlines() if line and not line.startswith(" ")]
+        assert groups == ["Models", "Move", "Edit the text", "Everywhere"]
+        assert told.index("Look for a model's folder") < told.index("Move") < told.index("Delete character left")
+        assert told.index("On, or to the first bad field") < told.index("Move")

@@ -10,12 +10,13 @@ from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
-MOVE, EVERYWHERE = "Move", "Everywhere"
-_LAST = (MOVE, EVERYWHERE)
+MOVE, EDIT, EVERYWHERE = "Move", "Edit the text", "Everywhere"
+_LAST = (MOVE, EDIT, EVERYWHERE)
 _MOVES = ("focus", "scroll", "page", "cursor_", "back", "match", "sample", "first", "last")
 _MOVING_KEYS = frozenset({"up", "down", "tab", "shift+tab", "escape", "home", "end", "pageup", "pagedown"})
+_OF_A_FIELD = frozenset(binding.action for binding in Binding.make_bindings(Input.BINDINGS) if binding.key != "enter")
 _NAMES = {
     "question_mark": "?", "slash": "/", "colon": ":", "space": "Space", "escape": "Esc", "enter": "Enter",
     "left": "←", "right": "→", "up": "↑", "down": "↓", "tab": "Tab", "shift+tab": "Shift+Tab", "delete": "Del",
@@ -78,10 +79,12 @@ def key_table(bindings: Mapping[str, ActiveBinding]) -> Content:
 
 
 def _group(active: ActiveBinding) -> str:
-    """Where a key stands: in the group of its screen, with those that move, or with those of the whole program."""
+    """Where a key stands: with its screen's, with those that move or edit a text, or with the whole program's."""
     name = active.binding.action.removeprefix("screen.").removeprefix("app.").partition("(")[0]
     if isinstance(active.node, App) or name in ("help", "leave", "command_palette"):
         return EVERYWHERE
+    if isinstance(active.node, Input) and active.binding.action in _OF_A_FIELD:
+        return EDIT
     if name.startswith(_MOVES) or active.binding.key in _MOVING_KEYS:
         return MOVE
     node = active.node if isinstance(active.node, Screen) else active.node.screen
