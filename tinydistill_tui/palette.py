@@ -10,6 +10,8 @@ from typing import cast
 
 from textual import on
 from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
+from textual.content import Content
+from textual.markup import escape
 from textual.widgets import Input
 from textual.worker import Worker, WorkerState
 
@@ -52,6 +54,54 @@ class Palette(CommandPalette):
                 self._select_or_command()
 
 
+class Search:
+    """What is typed, looked for in a text: as it is, word by word, or letter by letter in their order.
+
+    Textual 8.2.8 tries every way in which a query's letters lie in a text. In a sentence these are millions, and
+    nothing else is drawn or typed meanwhile.
+
+    Args:
+        query: what is typed.
+    """
+
+    def __init__(self, query: str) -> None:
+        self._query = " ".join(query.lower().split())
+        self._words = self._query.split()
+
+    def in_words(self, text: str) -> float:
+        """A score up to 1 for a text that has the query or each of its words; else 0."""
+        lowered = text.lower()
+        if not self._words or not all(word in lowered for word in self._words):
+            return 0.0
+        share = min(1.0, len(self._query) / max(1, len(text)))
+        return (0.9 if self._query in lowered else 0.7) + 0.1 * share
+
+    def in_name(self, name: str) -> float:
+        """The same, and a low score for a name that has the query's letters in their order."""
+        return self.in_words(name) or (0.3 if self._letters(name) else 0.0)
+
+    def highlighted(self, name: str) -> Content:
+        """A name with what was found in it underlined."""
+        lowered, content = name.lower(), Content(name)
+        if self.in_words(name):
+            starts = [(lowered.index(word), len(word)) for word in self._words]
+        else:
+            starts = [(place, 1) for place in self._letters(name)]
+        for start, length in starts:
+            content = content.stylize("bold underline", start, start + length)
+        return content
+
+    def _letters(self, name: str) -> list[int]:
+        lowered, places, start = name.lower(), [], 0
+        for letter in "".join(self._words):
+            place = lowered.find(letter, start)
+            if place < 0:
+                return []
+            places.append(place)
+            start = place + 1
+        return places
+
+
 class RunCommands(Provider):
     """Attach to any run that is found."""
 
@@ -75,15 +125,17 @@ class RunCommands(Provider):
     async def discover(self) -> Hits:
         """The newest runs, before anything is typed."""
         for path in (await self._paths())[:5]:
-            yield DiscoveryHit(f"attach {path.name}", partial(self._open, path), help=str(path))
+            command = f"attach {path.name}"
+            # A name may look like markup.
+            yield DiscoveryHit(Content(command), partial(self._open, path), command, help=escape(str(path)))
 
     async def search(self, query: str) -> Hits:
         """Runs whose name matches."""
-        matcher = self.matcher(query)
+        search = Search(query)
         for path in await self._paths():
             command = f"attach {path.name}"
-            if (score := matcher.match(command)) > 0:
-                yield Hit(score, matcher.highlight(command), partial(self._open, path), help=str(path))
+            if (score := search.in_name(command)) > 0:
+                yield Hit(score, search.highlighted(command), partial(self._open, path), command, escape(str(path)))
 
     async def _open(self, path: Path) -> None:
         await cast("Program", self.app).navigate(OpenRun(path))
@@ -96,12 +148,12 @@ class SettingCommands(Provider):
         """Settings whose name or help matches."""
         if not isinstance(self.screen, StepScreen):
             return
-        matcher = self.matcher(query)
+        search = Search(query)
         for name, info in SETTINGS.items():
             command = f"set {name}"
-            score = max(matcher.match(command), 0.5 * matcher.match(info.help))
+            score = max(search.in_name(command), 0.5 * search.in_words(info.help))
             if score > 0 and info.group != "command":
-                yield Hit(score, matcher.highlight(command), partial(self._edit, name), help=info.help)
+                yield Hit(score, search.highlighted(command), partial(self._edit, name), command, escape(info.help))
 
     async def _edit(self, name: str) -> None:
         await cast("Program", self.app).navigate(EditSetting(name))
