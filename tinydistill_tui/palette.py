@@ -55,13 +55,13 @@ class Palette(CommandPalette):
 
 
 class Search:
-    """What is typed, looked for in a text: as it is, word by word, or letter by letter in their order.
+    """A search for typed words in a text: as they are, each by itself, or letter by letter in their order.
 
     Textual 8.2.8 tries every way in which a query's letters lie in a text. In a sentence these are millions, and
     nothing else is drawn or typed meanwhile.
 
     Args:
-        query: what is typed.
+        query: the typed words.
     """
 
     def __init__(self, query: str) -> None:
