@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from engine.disk.tensor_file import write_pieces, write_tensors
 from engine.errors import ModelError
 from engine.model_files.spec import ModelSpec
+from engine.model_files.weight_files import model_of
 from engine.models.checkpoint import Checkpoint
+from engine.models.core import find_core
 from engine.models.linears import Linear, decoder_linears
 from engine.models.load import quiet
 from engine.models.meta import build_on_meta, read_config
@@ -35,7 +37,9 @@ _PREFIX = "base_model.model."
 _PIECE_ELEMENTS = 1 << 20
 
 
-def write_adapter(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path, *, base: str) -> list[str]:
+def write_adapter(
+    adapter: LowRankAdapter, model: PreTrainedModel, folder: Path, *, base: str, source: Path | None = None
+) -> list[str]:
     """Write a folder for ``PeftModel.from_pretrained``.
 
     peft reads the names of some linear layers as those of experts, which transformers 5 fuses into one block
@@ -48,6 +52,8 @@ def write_adapter(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path,
         model: the model that it belongs to.
         folder: created.
         base: the base model's name, which stands in the configuration.
+        source: the base's folder. Where it stands for a model for pictures whose text model was trained, the matrices
+            have the names that such a model gives its text model.
 
     Returns:
         A note for the user where peft would not read all of it.
@@ -56,11 +62,18 @@ def write_adapter(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path,
 
     folder.mkdir(parents=True)
     shape = adapter.shape
-    renamed = _renamed_by_peft(model)
-    as_parameters = [linear.name for linear in adapter.linears if linear.kind in renamed]
-    as_modules = target_modules(adapter, model)
+    whole, theirs = _wrapper_of(source, model)
+    ours = find_core(model).layers_prefix
+
+    def named(name: str) -> str:
+        return f"{theirs}{name.removeprefix(ours)}"
+
+    matrices = {f"{_PREFIX}{named(name)}": tensor for name, tensor in adapter.tensors().items()}
+    renamed = _renamed_by_peft(whole)
+    as_parameters = [named(linear.name) for linear in adapter.linears if linear.kind in renamed]
+    as_modules = target_modules([named(linear.name) for linear in adapter.linears], whole)
     if as_parameters:
-        as_modules = [linear.name for linear in adapter.linears if linear.kind not in renamed]
+        as_modules = [named(linear.name) for linear in adapter.linears if linear.kind not in renamed]
     LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,
@@ -73,21 +86,54 @@ def write_adapter(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path,
         task_type=TaskType.CAUSAL_LM,
         inference_mode=True,
     ).save_pretrained(folder)
-    write_tensors(folder / ADAPTER_WEIGHTS, {f"{_PREFIX}{name}": tensor for name, tensor in adapter.tensors().items()})
+    write_tensors(folder / ADAPTER_WEIGHTS, matrices)
     config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])  # peft keeps a set, whose order is not the same twice
     if config.get("target_parameters"):
         config["target_parameters"] = sorted(config["target_parameters"])
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if _is_read_by_peft(adapter, model, folder):
+    if _is_read_by_peft(matrices, whole, folder):
         return []
     return [
-        f"peft {version('peft')} does not read every matrix of {folder.name}/ for {type(model).__name__}: it gives the "
+        f"peft {version('peft')} does not read every matrix of {folder.name}/ for {type(whole).__name__}: it gives the "
         "weights of this architecture other names. The student's own files have the adapter merged in."
     ]
 
 
-def _is_read_by_peft(adapter: LowRankAdapter, model: PreTrainedModel, folder: Path) -> bool:
+def _wrapper_of(source: Path | None, model: PreTrainedModel) -> tuple[PreTrainedModel, str]:
+    """The model for pictures that the base is a part of, without weights, and the path of its text layers.
+
+    The model itself, and its own layers, where the base is no such part.
+    """
+    found = find_core(model)
+    alone = model, found.layers_prefix
+    there = None if source is None else Path(model_of(source))
+    if there is None or there == source or not (there / "config.json").is_file():
+        return alone
+    with quiet():
+        config = read_config(there, trust_remote_code=False)
+        if config.get_text_config() is config:
+            return alone
+        whole = _without_weights(config)
+    wanted = [name for name, _ in found.layers.named_parameters()]
+    prefixes = [
+        name
+        for name, module in whole.named_modules()
+        if isinstance(module, nn.ModuleList) and [path for path, _ in module.named_parameters()] == wanted
+    ]
+    return (whole, prefixes[0]) if prefixes else alone
+
+
+def _without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        return build_on_meta(config, dtype=torch.float32, trust_remote_code=False)
+    except ModelError:  # a wrapper that is no causal model by transformers' table
+        with torch.device("meta"):
+            found: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+        return found
+
+
+def _is_read_by_peft(matrices: Mapping[str, Tensor], model: PreTrainedModel, folder: Path) -> bool:
     """Whether peft finds a place for each matrix, in a model without weights."""
     import peft
 
@@ -96,11 +142,9 @@ def _is_read_by_peft(adapter: LowRankAdapter, model: PreTrainedModel, folder: Pa
     try:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            empty = build_on_meta(model.config, dtype=torch.float32, trust_remote_code=False)
+            empty = _without_weights(model.config)
             there = peft.get_peft_model(empty, peft.PeftConfig.from_pretrained(str(folder)))
-            found = peft.set_peft_model_state_dict(
-                there, {f"{_PREFIX}{name}": tensor for name, tensor in adapter.tensors().items()}
-            )
+            found = peft.set_peft_model_state_dict(there, dict(matrices))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError):
         return False
     return not found.unexpected_keys and not any(".lora_" in name for name in found.missing_keys)
@@ -126,10 +170,10 @@ def _renamed_by_peft(model: PreTrainedModel) -> frozenset[str]:
     return frozenset(kind for kind in {linear.kind for linear in decoder_linears(model)} if not stays(kind))
 
 
-def target_modules(adapter: LowRankAdapter, model: PreTrainedModel) -> list[str]:
+def target_modules(adapted: Sequence[str], model: PreTrainedModel) -> list[str]:
     """The adapted layers as peft names them: by their kinds, or one by one where a kind has other members too."""
-    names = {linear.name for linear in adapter.linears}
-    kinds = sorted({linear.kind for linear in adapter.linears})
+    names = set(adapted)
+    kinds = sorted({name.rpartition(".")[2] for name in names})
     meant = {
         name for name, _ in model.named_modules() if any(name.endswith(f".{kind}") or name == kind for kind in kinds)
     }

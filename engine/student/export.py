@@ -78,7 +78,7 @@ def export_student(
         else:
             temporary.mkdir()
             write_merged(adapter, source, temporary / "model.safetensors")
-            notes += write_adapter(adapter, model, temporary / ADAPTER, base=base)
+            notes += write_adapter(adapter, model, temporary / ADAPTER, base=base, source=source.path)
             fsync_folder(temporary / ADAPTER)
         notes += write_companions(source.path, temporary, config, dtype, end_ids)
         for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask

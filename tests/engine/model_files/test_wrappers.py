@@ -11,12 +11,15 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from engine.errors import ModelError
+from engine.model_files.adapter_shape import AdapterShape
 from engine.model_files.hub import resolve_model
 from engine.model_files.spec import read_spec
 from engine.model_files.vocabulary import read_vocabulary
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.planner.shape import shape_of
+from engine.student.adapter import LowRankAdapter
+from engine.student.adapter_file import write_adapter
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
 
 _SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -102,3 +105,26 @@ def test_a_wrapper_whose_text_model_cannot_stand_alone_is_told_with_the_way_to_s
     with pytest.raises(ModelError, match="wraps a text model") as caught:
         read_spec(folder)
     assert f"{folder}-text" in caught.value.todo
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
+@pytest.mark.parametrize("name", ["gemma3", "llava"])
+def test_an_adapter_of_the_text_model_is_loaded_into_the_wrapper(name: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    folder, given = tmp_path / "whole", torch.arange(2, 30)[None]
+    wrapper(name, folder)
+    text = resolve_model(folder)
+    model = load_causal_lm(text, dtype=torch.float32)
+    adapter = LowRankAdapter(model, AdapterShape(2, 4.0), device=torch.device("cpu"), seed=1)
+    with torch.no_grad():
+        for _, parameter in adapter.parameters():
+            parameter.add_(0.2)
+        beside = model(input_ids=given, use_cache=False).logits
+    assert write_adapter(adapter, model, tmp_path / "adapter", base=str(folder), source=text) == []
+    whole = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    loaded = peft.PeftModel.from_pretrained(whole, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=given, use_cache=False).logits, beside, rtol=1e-4, atol=1e-4)
+    again = load_causal_lm(resolve_model(tmp_path / "adapter"), dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=given, use_cache=False).logits, beside, rtol=1e-3, atol=1e-3)
