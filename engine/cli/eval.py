@@ -274,8 +274,8 @@ def verdict(found: Findings) -> str:
         choices = list(guessed)
         tail = ""
         if choices:
-            tail = f", and it chooses better than by guessing in {', '.join(above)}" if above else (
-                ", and it is not shown that it chooses better than by guessing"
+            tail = f"; its answers are better than guessing in {', '.join(above)}" if above else (
+                "; its answers are not shown to be better than guessing"
             )  # fmt: skip
         return f"The loss on this text is {sure}{tail}."
     away, nearest, farthest = found.figures["loss_beyond_teacher"]

@@ -117,3 +117,16 @@ async def test_another_run_like_this_one_begins_with_what_it_asked(runs_folder):
         assert app.screen.draft.get("student_batch") == "2"
         assert app.screen.draft.get("teacher") == "Qwen/Qwen2.5-1.5B-Instruct"
         assert app.screen.draft.get("output_dir") == ""
+
+
+async def test_home_and_end_go_to_the_first_and_the_last_run(runs_folder):
+    paths = [make_run(runs_folder, name=f"run-{number}", scene="stopped") for number in range(4)]
+    async with watching(paths[0]) as (app, pilot):
+        await pilot.press("a")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen), "the list of runs")
+        table = app.screen.query_one("#runs")
+        await until(pilot, lambda: table.row_count == 4, "the runs are there")
+        await pilot.press("end")
+        assert table.cursor_row == 3
+        await pilot.press("home")
+        assert table.cursor_row == 0

@@ -218,7 +218,8 @@ class PlanScreen(StepScreen):
     def _draw(self) -> None:
         planned, machine = self.draft.plan, self._machine
         if planned is not None and machine is not None:
-            self.query_one("#in-words", Static).update(" ".join(summary(planned)))
+            words = plan_facts.whole_sentences(summary(planned), self.size.width - 2)
+            self.query_one("#in-words", Static).update(words)
             self.query_one(MemoryBars).needs = tuple(plan_facts.needs(planned, machine))
             self.query_one("#cost", Static).update(plan_facts.cost(planned, machine, self.size.width - 2))
             self.query_one("#parts", Static).update(plan_facts.parts(planned))

@@ -26,6 +26,7 @@ from tinydistill_tui.navigation import GoTo
 from tinydistill_tui.screens.base import FrameScreen, marked
 from tinydistill_tui.view.plan_facts import cut_value, cut_words, home_as_tilde, shown
 from tinydistill_tui.view.profile_facts import fit_of
+from tinydistill_tui.widgets.row_table import RowTable
 from tinydistill_tui.work.draft import Draft
 
 
@@ -56,7 +57,7 @@ class ProfilesScreen(FrameScreen):
 
     def compose_content(self) -> Iterable[Widget]:
         """The table, and what the chosen one sets."""
-        yield DataTable(id="profiles", cursor_type="row", zebra_stripes=True, cell_padding=0)
+        yield RowTable(id="profiles", cursor_type="row", zebra_stripes=True, cell_padding=0)
         yield Static(id="profile-words", classes="pane", markup=False)
 
     def on_mount(self) -> None:

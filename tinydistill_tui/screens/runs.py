@@ -25,6 +25,7 @@ from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.navigation import AskFor, OpenRun, StartRun
 from tinydistill_tui.screens.base import FrameScreen, marked
 from tinydistill_tui.view.marks import spark
+from tinydistill_tui.widgets.row_table import RowTable
 from tinydistill_tui.work import runs
 from tinydistill_tui.work.runs import RunList, RunSummary
 
@@ -74,7 +75,7 @@ class RunsScreen(FrameScreen):
 
     def compose_content(self) -> Iterable[Widget]:
         """The table, and the chosen run in more words."""
-        yield DataTable(id="runs", cursor_type="row", zebra_stripes=True, cell_padding=0)
+        yield RowTable(id="runs", cursor_type="row", zebra_stripes=True, cell_padding=0)
         filter_field = Input(placeholder="words in name, models or data", compact=True, id="runs-filter-field")
         filter_field.display = False
         yield filter_field

@@ -5,6 +5,8 @@ The figures are the planner's; here they only get their units.
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,3 +262,13 @@ def cut_words(text: str, width: int) -> str:
         return text
     head = text[: max(0, width - 2)]
     return (head.rsplit(" ", 1)[0] if " " in head else head).rstrip(" ,:;") + " …"
+
+
+def whole_sentences(sentences: Sequence[str], width: int, rows: int = 3) -> str:
+    """Both models' work, and as many of the sentences behind as the rows hold, each of them whole."""
+    said = " ".join(sentences[:2])
+    for sentence in sentences[2:]:
+        if len(textwrap.wrap(f"{said} {sentence}", max(20, width), break_on_hyphens=False)) > rows:
+            break
+        said = f"{said} {sentence}"
+    return said

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.timer import Timer
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from engine.machine.hardware import Hardware
@@ -21,6 +21,7 @@ from tinydistill_tui.view.plan_facts import Row, cut_value, cut_words, row_sente
 from tinydistill_tui.view.tries import Try, choices_of, tried, tries_words, values_around
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.once import after
+from tinydistill_tui.widgets.row_table import RowTable
 
 WIDTHS = {"mark": 2, "field": 23, "value": 15, "by": 9}
 TRY_AFTER_SECONDS = 0.3
@@ -29,7 +30,7 @@ _COST_NOTHING = frozenset({"seed", "threads", "trust_remote_code", "learning_rat
 _KEYS = "↵ keeps it · Esc takes it back"
 
 
-class SettingsTable(DataTable[Content]):
+class SettingsTable(RowTable):
     """The table: Enter on a row changes it, the arrows to the sides take the next value."""
 
     hint = "These are estimates. No model is loaded until you press s."
