@@ -61,7 +61,7 @@ def conversation_of(record: Record, form: Form) -> Conversation:
         value = decoded(record.get(parts["turns"]))
         if not are_turns(value):
             raise UnusableTurns(f"record whose {quoted(parts['turns'])} holds no conversation")
-        messages = read_turns(value)
+        messages = _weighted(read_turns(value), decoded(record.get("weights")))
     elif form.kind == "pair":
         messages = _pair(record, parts)
     else:
@@ -184,6 +184,24 @@ def _for_templates(record: Record, used: set[str]) -> dict[str, Any]:
             found[name] = held
     more = found.pop("chat_template_kwargs", None)
     return {**found, **more} if isinstance(more, dict) else found
+
+
+def _weighted(messages: Messages, weights: object) -> Messages:
+    """The turns with the weights that stand beside them in a list, one for each answer or for each turn.
+
+    Raises:
+        UnusableTurns: there are more or fewer of them.
+    """
+    if not isinstance(weights, list) or not weights or not all(isinstance(each, int | float) for each in weights):
+        return messages
+    answers = [number for number, turn in enumerate(messages) if turn["role"] == "assistant"]
+    places = {len(messages): range(len(messages)), len(answers): answers}.get(len(weights))
+    if places is None:
+        raise UnusableTurns("record whose 'weights' are not one for each answer")
+    nothing = {place for place, weight in zip(places, weights, strict=True) if weight <= 0}
+    return tuple(
+        {**turn, "weight": 0} if place in nothing and place in answers else turn for place, turn in enumerate(messages)
+    )
 
 
 def _is_unwanted(record: Record) -> bool:

@@ -576,3 +576,15 @@ def test_a_title_is_not_learned_in_place_of_the_text_that_it_names(tmp_path: Pat
     assert "holds JSON, not prose" in error.what
     assert repr([*RICHER[case]][1]) in error.what
     assert conversation(written(tmp_path, {"title": "Of a lamp", "messages": TURNS})) == TURNS  # the way out
+
+
+@pytest.mark.parametrize("weights", [[1, 0], [0, 1, 0, 0], [1.0, 0.0], "[1, 0]"])
+def test_weights_beside_the_turns_are_those_of_the_answers(tmp_path: Path, weights: Any) -> None:
+    wrong = {"role": "assistant", "content": "Wrong."}
+    path = written(tmp_path, {"messages": [*TURNS, TURNS[0], wrong], "weights": weights})
+    assert conversation(path) == (*TURNS, TURNS[0], {**wrong, "weight": 0})
+
+
+def test_weights_of_another_number_than_the_answers_leave_the_record_out(tmp_path: Path) -> None:
+    path = written(tmp_path, {"messages": TURNS, "weights": [1, 0, 1]})
+    assert left_out(path) == {"record whose 'weights' are not one for each answer": 1}
