@@ -78,7 +78,6 @@ class ControlTokens:
         self._named = re.compile(named)
         self._anywhere = re.compile(rf"(?P<name>{named})|{_HEAD}(?P<number>\d+){_TAIL}")
         self._written_in = re.compile(rf"\A\s*(?:{named})|(?:{named})\s*\Z|^[ \t]*(?:{named})[ \t]*$", re.MULTILINE)
-        self._at_end = re.compile(rf"(?:\s*(?:{named}))+\s*\Z")
         self._renamed: Any = None
 
     def is_in(self, text: str) -> bool:
@@ -101,8 +100,12 @@ class ControlTokens:
     def _without_end(self, turn: Turn) -> Turn:
         if turn["role"] != "assistant" or not self.is_in(turn["content"]):
             return turn
-        shorter = self._at_end.sub("", turn["content"])
-        return turn if shorter == turn["content"] else {**turn, "content": shorter}
+        shorter = turn["content"].rstrip()
+        if not shorter.endswith(tuple(self._names)):
+            return turn
+        while name := next((name for name in self._names if shorter.endswith(name)), ""):
+            shorter = shorter.removesuffix(name).rstrip()
+        return {**turn, "content": shorter}
 
     def guarded(self, value: Any) -> Any:
         """A copy of an object in which marks stand in place of the names, for a chat template to write."""
