@@ -117,7 +117,7 @@ class Run:
             raise FolderError(
                 f"There is no run in {path}.",
                 "A run's folder holds a run.json.",
-                "Give the --output_dir of a run, or start a new run without --resume.",
+                "Name the folder of a run; a new run is started without --resume.",
             ) from None
         except (ValueError, RecursionError) as error:
             raise CorruptState(

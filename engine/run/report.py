@@ -125,8 +125,8 @@ def speed_in_words(phase: dict[str, Any], unit: str) -> str:
     if share := phase.get("gemm_share"):
         said.append(f"{share:.0%} of what this {unit} can do")
     if (beside := phase.get("overhead_seconds")) is not None:
-        said.append(f"{format_duration(beside)} of it beside the work (start, looks, checkpoints)")
-    return ", ".join(said)
+        said.append(f"start, evaluations and checkpoints took {format_duration(beside)}")
+    return "; ".join(said)
 
 
 def compute_unit(report: dict[str, Any]) -> str:
@@ -173,7 +173,7 @@ def in_words(report: dict[str, Any], name: str, *, pictures: Iterable[str] = ())
         ),
         "",
         *_cuts(report),
-        "| phase | time | beside the work | tokens a second | share of the machine | peak memory | predicted |",
+        "| phase | time | overhead | tokens a second | share of the machine | peak memory | predicted |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *(
             f"| {phase} | {format_duration(figures['seconds'])} | "

@@ -66,7 +66,7 @@ def test_phase_that_outran_the_measured_rate_is_not_told_and_the_rate_is_forgott
 
 def test_share_and_overhead_are_told_in_plain_words() -> None:
     assert speed_in_words({"gemm_share": 0.714, "overhead_seconds": 12.3}, "processor") == (
-        "71% of what this processor can do, 12 s of it beside the work (start, looks, checkpoints)"
+        "71% of what this processor can do; start, evaluations and checkpoints took 12 s"
     )
     assert speed_in_words({"gemm_share": None, "overhead_seconds": None}, "processor") == ""
     assert speed_in_words({}, "GPU") == ""
