@@ -86,9 +86,11 @@ def check_linears(source: ModelSpec, job: PrepareJob) -> None:
         return
     import torch
 
+    from engine.models.checkpoint import Checkpoint
     from engine.models.linears import chosen, decoder_linears
     from engine.models.load import quiet
     from engine.models.meta import build_on_meta, read_config
+    from engine.student.adapter_file import merged_into
 
     trusted = source.trust_remote_code
     with quiet():
@@ -103,6 +105,11 @@ def check_linears(source: ModelSpec, job: PrepareJob) -> None:
 
     if problems := adapter_problems(job.lora_rank, job.lora_targets, source.name, adapted):
         raise SettingsError(problems)
+    checkpoint = Checkpoint(source.path)
+    try:
+        merged_into(chosen(linears, targets_of(job.lora_targets)), model, checkpoint)
+    finally:
+        checkpoint.close()
 
 
 def check_end(source: ModelSpec, teacher: ModelSpec, student_path: Path, channel: Channel) -> None:

@@ -221,15 +221,29 @@ def _sources(adapter: LowRankAdapter, checkpoint: Checkpoint, trust_remote_code:
         config = read_config(checkpoint.folder, trust_remote_code=trust_remote_code)
         # Its layers have the names that the files are planned for; those of the model in memory may be quantised.
         model = build_on_meta(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    return merged_into(adapter.linears, model, checkpoint)
+
+
+def merged_into(linears: Sequence[Linear], model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, Linear]:
+    """Linear layers by the names of their weights in the base's files.
+
+    Args:
+        linears: that are adapted.
+        model: of the base, without weights.
+        checkpoint: the base's files.
+
+    Raises:
+        ModelError: a layer's weight is not one tensor of these files.
+    """
     plan = plan_weights(model, checkpoint, torch.float32)
     changed = {}
-    for linear in adapter.linears:
+    for linear in linears:
         recipe = plan.recipes.get(f"{linear.name}.weight")
         if recipe is None or recipe.converter is not None:
             raise ModelError(
                 f"{linear.name}.weight is not one tensor of the files in {checkpoint.folder}.",
                 "The adapter cannot be merged into it.",
-                "Name other layers with --lora_targets.",
+                "Name other layers with --lora_targets, or train all weights: --lora_rank 0.",
             )
         changed[recipe.sources[0]] = linear
     return changed

@@ -109,6 +109,12 @@ class Learner:
             assert part.batch is not None, "only the ranks of whole students share steps"
             batch = part.batch.to(self.device)
             states = self.hidden_states(batch)
+            if not states.requires_grad:
+                raise ModelError(
+                    f"{type(self.model).__name__} computes its hidden states without gradients.",
+                    "Its own code leaves out the gradients of the part that is trained here.",
+                    "Choose another student, or train all weights: --lora_rank 0.",
+                )
             states.backward(gradient(part, batch, states))
 
     def loss(

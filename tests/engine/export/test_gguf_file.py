@@ -16,7 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from engine.cli import export as command
 from engine.errors import FolderError, ModelError
 from engine.export import write_gguf
+from engine.model_files.gguf.header import read_header
 from engine.model_files.weight_files import read_tensors
+from tests.engine.model_files.gguf.exact_models import save_exact
 from tests.tiny import VOCAB_SIZE, tiny_model, tiny_tokenizer
 
 _SHARED = {
@@ -229,3 +231,14 @@ def test_a_window_that_llama_cpp_does_not_have_is_told_and_bounds_ollamas_contex
     assert "beyond\n16 tokens its answers differ" in capsys.readouterr().out
     assert command.main([str(folder), "--format", "ollama", "--out", str(tmp_path / "ollama")]) == 0
     assert "PARAMETER num_ctx 16\n" in (tmp_path / "ollama" / "Modelfile").read_text()
+
+
+def test_a_qwen2_of_another_width_is_written_as_a_llama(tmp_path: Path) -> None:
+    """llama.cpp's Qwen 2 has heads as wide as the hidden states together."""
+    for name, size in (("qwen2", 8), ("llama", 16)):
+        config = AutoConfig.for_model("qwen2", **{**_SHARED, "head_dim": size})
+        folder = save_exact(
+            AutoModelForCausalLM.from_config(config, dtype=torch.float32), tmp_path / f"heads-of-{size}"
+        )
+        write_gguf(folder, tmp_path / "out.gguf")
+        assert read_header(tmp_path / "out.gguf").metadata["general.architecture"] == name

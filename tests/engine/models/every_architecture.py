@@ -210,6 +210,23 @@ EVERY: dict[str, tuple[str, dict[str, Any]]] = {
     "git": ("git", {key: value for key, value in _BERT.items() if key != "is_decoder"}),  # a tower for pictures
 }
 
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hrm": ("hrm_text", {**_LLAMA, "num_layers_per_stack": 2, "num_hidden_layers": 16}),
+    "dory": (
+        "dory",
+        {
+            **_LLAMA,
+            "num_hidden_layers": 6,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "n_input_layers": 2,
+            "n_recurrent_layers": 2,
+            "n_output_layers": 2,
+        },
+    ),
+}
+"""Models that use their layers several times in a pass: teachers in memory, and nothing else."""
+
 
 def tiny_model_of(name: str, **changes: Any) -> Path:
     """The folder of a tiny model with the tokenizer of all tiny models; made once a session."""
@@ -219,7 +236,7 @@ def tiny_model_of(name: str, **changes: Any) -> Path:
     folder = scratch() / f"every-{name}-{'-'.join(f'{key}={value}' for key, value in sorted(changes.items()))}"
     if (folder / "config.json").is_file():
         return folder
-    model_type, settings = EVERY[name]
+    model_type, settings = (EVERY | LOOPS)[name]
     config = AutoConfig.for_model(model_type, **{"vocab_size": VOCAB_SIZE, **IDS, **settings, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(name))

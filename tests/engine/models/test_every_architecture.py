@@ -19,6 +19,7 @@ from engine.models.derive import derive_student, is_valid_cut, layer_kinds, laye
 from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.packed import packed_hidden_states
 from engine.models.streaming.teacher import StreamedTeacher
+from engine.phases.prepare import check_linears
 from engine.planner.shape import shape_of
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import write_adapter, write_merged
@@ -26,7 +27,8 @@ from engine.student.export import rehearse_export
 from engine.teacher.depth import Bench, CutRules, Piece, choose_depth
 from tests.engine.models.architectures import VOCAB_SIZE
 from tests.engine.models.equality import assert_same_numbers
-from tests.engine.models.every_architecture import EVERY, tiny_model_of
+from tests.engine.models.every_architecture import EVERY, LOOPS, tiny_model_of
+from tests.jobs import prepare_job
 
 QUICK = ("bert", "bamba", "deepseek_v3", "gemma3n")
 CPU = torch.device("cpu")
@@ -191,6 +193,33 @@ def test_the_planner_knows_which_heads_are_more_than_a_matrix(name: str) -> None
     folder = folder_of(name)
     is_matrix = head_is_linear(load_causal_lm(folder, dtype=torch.float32)) is not None
     assert shape_of(read_spec(folder)).has_plain_head == is_matrix
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_model_that_uses_its_layers_several_times_is_a_teacher_in_memory_alone(name: str) -> None:
+    if LOOPS[name][0] not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {name}")
+    folder, given = tiny_model_of(name), ids()
+    expected, _ = plain_logits(folder, given)
+    teacher = ResidentTeacher(folder, dtype=torch.float32)
+    states = teacher.last_hidden_states([given])[0]
+    found = teacher.logits(states.flatten(0, 1)).view(*given.shape, -1)
+    assert_same_numbers(found, expected, tolerance=1e-4 * float(expected.abs().max()), what=name)
+    with pytest.raises(ModelError, match="where layer . was expected"):
+        StreamedTeacher(folder, dtype=torch.float32, device=CPU).last_hidden_states([given])
+    whole = torch.ones(2, 24, dtype=torch.bool)
+    rules = CutRules(1, None, lambda count: [0], layer_kinds(read_spec(folder)), lambda layers: True)
+    bench = Bench(teacher, vocab_size=VOCAB_SIZE, wave_tokens=1000, chunk_tokens=64, safe_point=lambda: None)
+    with pytest.raises(ModelError, match="once and in order"):
+        choose_depth(bench, [Piece(given, whole, whole)], [], rules)
+
+
+def test_an_adapter_that_could_not_be_merged_is_refused_before_the_teacher_scores() -> None:
+    if LOOPS["hrm"][0] not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no HRM")
+    folder = tiny_model_of("hrm")  # its files hold query, key and value as one tensor
+    with pytest.raises(ModelError, match="is not one tensor of the files"):
+        check_linears(read_spec(folder), prepare_job(lora_rank=2, student=str(folder)))
 
 
 SEE_BOTH_SIDES: dict[str, dict[str, Any]] = {
