@@ -205,7 +205,7 @@ def test_a_model_that_uses_its_layers_several_times_is_a_teacher_in_memory_alone
     states = teacher.last_hidden_states([given])[0]
     found = teacher.logits(states.flatten(0, 1)).view(*given.shape, -1)
     assert_same_numbers(found, expected, tolerance=1e-4 * float(expected.abs().max()), what=name)
-    with pytest.raises(ModelError, match="where layer . was expected"):
+    with pytest.raises(ModelError, match=r"where layer . was expected"):
         StreamedTeacher(folder, dtype=torch.float32, device=CPU).last_hidden_states([given])
     whole = torch.ones(2, 24, dtype=torch.bool)
     rules = CutRules(1, None, lambda count: [0], layer_kinds(read_spec(folder)), lambda layers: True)
