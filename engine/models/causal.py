@@ -35,6 +35,8 @@ def check_causal(model: PreTrainedModel) -> None:
     found = find_core(model)
     training = model.training
     embedding = model.get_input_embeddings().weight
+    if embedding.is_meta:
+        return  # nothing can be computed
     model.eval()
     try:
         with first_layers(found, layers_to_check(found.layers)):
@@ -58,8 +60,7 @@ def rows_with_one_beginning(embedding: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         embedding: [vocabulary, hidden]; only its size and device are looked at.
     """
-    device = "cpu" if embedding.is_meta else embedding.device
-    first = (torch.arange(LENGTH, device=device) * 7919 + 13)[None] % embedding.shape[0]
+    first = (torch.arange(LENGTH, device=embedding.device) * 7919 + 13)[None] % embedding.shape[0]
     second = first.clone()
     second[:, LENGTH // 2 :] = (first[:, LENGTH // 2 :] + 1) % embedding.shape[0]
     return first, second
