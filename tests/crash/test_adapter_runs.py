@@ -41,11 +41,13 @@ def harness_of(way: str, tmp_path_factory: pytest.TempPathFactory) -> Harness:
     return Harness(tmp_path_factory.mktemp("harness"), {**student, **WAYS[way]})
 
 
+@pytest.mark.slow
 def test_killed_while_the_student_is_written(harness: Harness) -> None:
     assert "student/adapter/adapter_model.safetensors" in harness.expected
     assert harness.differences(Kill("power", "student", "student-renamed:1", 0.0, 1)) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_a_resumed_run_writes_the_same_student(harness: Harness) -> None:
     assert full_disk(harness, "student", "student-written:1") == []
 

@@ -145,7 +145,14 @@ FULL = {
 
 
 @pytest.mark.parametrize(
-    "point", ["shard-written:2", "checkpoint-weights:2", "student-durable:1", "report.json-written:1"]
+    "point",
+    [
+        "checkpoint-weights:2",
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in ("shard-written:2", "student-durable:1", "report.json-written:1")
+        ),
+    ],
 )
 def test_a_full_disk_ends_the_run_with_what_is_needed_and_resuming_goes_on(harness: Harness, point: str) -> None:
     assert full_disk(harness, FULL[point], point) == []

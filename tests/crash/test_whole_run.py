@@ -49,7 +49,7 @@ def test_every_protocol_has_commit_points_that_a_run_passes(harness: Harness) ->
     ("target", "role", "point"),
     [
         ("phase", "teacher", "shard-renamed:2"),
-        ("power", "student", "checkpoint-renamed:3"),
+        pytest.param("power", "student", "checkpoint-renamed:3", marks=pytest.mark.slow),
         ("power", "student", "student-renamed:1"),
     ],
 )
@@ -62,6 +62,7 @@ def test_killed_at_a_moment(harness: Harness, target) -> None:
     assert harness.differences(Kill(target, "any", None, 0.6, 1)) in ([], None)
 
 
+@pytest.mark.slow
 def test_a_run_that_comes_out_otherwise_is_noticed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "not_for_memory", lambda killed_before: False)  # as it was once
     said = harness.differences(Kill("phase", "student", "checkpoint-renamed:2", 0.0, 0))
@@ -107,6 +108,7 @@ def test_killed_at_forty_places(harness: Harness) -> None:
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_a_run_of_the_version_without_jobs_continues_and_the_student_is_the_same(harness: Harness) -> None:
     folder = harness.half_done()
     info = json.loads((folder / "run.json").read_text())
@@ -117,6 +119,7 @@ def test_a_run_of_the_version_without_jobs_continues_and_the_student_is_the_same
     assert json.loads((folder / "run.json").read_text())["format"] == 2
 
 
+@pytest.mark.slow
 def test_a_second_run_is_planned_with_what_the_first_has_not_taken_yet(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +137,7 @@ def test_a_second_run_is_planned_with_what_the_first_has_not_taken_yet(
     assert announced_runs() == []
 
 
+@pytest.mark.slow
 def test_descriptors_and_threads_are_as_before_when_a_phase_has_ended(harness: Harness, tmp_path: Path) -> None:
     told = tmp_path / "told.json"
     child = os.fork()

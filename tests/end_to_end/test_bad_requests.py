@@ -260,6 +260,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_a_dry_run_too(capsys, models,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_gpu_that_torch_cannot_use_leaves_the_cpu_and_the_reason(capsys, models, monkeypatch):
     monkeypatch.setattr(hardware, "find_gpus", lambda: ((GPU,), ""))
     monkeypatch.setattr(gpu_check, "torch_version", lambda: "2.13.0")

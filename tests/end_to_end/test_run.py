@@ -238,6 +238,7 @@ def test_scoring_once_and_training_later_from_a_shared_cache_never_loads_the_tea
     assert len(list((tmp_path / "shared").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_headless_program_leaves_no_process_behind(tmp_path):
     child = start(
         *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, "--steps", 100_000],
@@ -257,6 +258,7 @@ def test_a_stopped_headless_program_leaves_no_process_behind(tmp_path):
     assert events(tmp_path / "run")[-1]["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_streamed_offloaded_and_accumulated_as_in_the_seed_command(finished, tmp_path):
     """The seed's second command; and a streamed teacher leaves the same records as a resident one, byte for byte."""
     words = [

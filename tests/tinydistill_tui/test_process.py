@@ -84,6 +84,7 @@ def test_what_is_heavy_is_not_imported_while_it_runs_either(runs_folder):
         assert term.wait() == 0
 
 
+@pytest.mark.slow
 def test_long_run_opens_at_once_answers_while_it_reads_and_takes_little_memory(runs_folder):
     path = make_run(runs_folder, now=time.time())
     grow(path, MANY)

@@ -88,6 +88,7 @@ def test_what_is_larger_than_what_is_free_is_not_tried(
     assert max(map(len, shown.splitlines()[1:])) <= 80
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process_and_no_folder(words: list[str], tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

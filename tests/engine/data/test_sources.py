@@ -345,6 +345,7 @@ def test_one_endless_line_is_read_in_bounded_memory(
         assert sum(found.skipped.values()) == 1
 
 
+@pytest.mark.slow
 def test_list_of_any_length_is_read_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with path.open("w") as file:

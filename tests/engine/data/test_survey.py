@@ -46,6 +46,7 @@ def test_large_file_is_estimated_from_its_beginning(tmp_path: Path, suffix: str)
         assert found.documents == pytest.approx(25_000, rel=0.1)
 
 
+@pytest.mark.slow
 def test_many_files_are_estimated_from_some_of_them(tmp_path: Path) -> None:
     for number in range(1000):
         (tmp_path / f"{number:04}.txt").write_text("a word " * (1 + number % 7))

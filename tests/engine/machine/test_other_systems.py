@@ -115,6 +115,7 @@ for name in {PROGRAMS!r}:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_on_macos(tmp_path: Path) -> None:
     words = ["--demo", "--dry_run", "--output_dir", str(tmp_path / "run")]
     done = run(f"{MAC}\nfrom engine.cli.distill import main\nsys.exit(main({words!r}))", tmp_path)

@@ -42,6 +42,7 @@ def refused(folder: Path) -> str:
     return caught.value.paragraph()
 
 
+@pytest.mark.slow
 def test_pickles_are_converted(tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model("llama"), tmp_path / NAME)
     torch.save(load_causal_lm(folder, dtype=torch.float32).state_dict(), folder / "pytorch_model.bin")
@@ -50,6 +51,7 @@ def test_pickles_are_converted(tmp_path: Path) -> None:
     assert read_spec(folder).num_layers == 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
 @pytest.mark.parametrize(
     "settings",

@@ -102,6 +102,7 @@ print((kib("VmHWM") - before) * 1024 / (codes.nbytes + scales.nbytes))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are asked of Linux")
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_quantising_takes_little_more_than_its_result(method: str) -> None:

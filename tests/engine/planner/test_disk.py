@@ -29,7 +29,7 @@ def test_no_record_is_predicted_to_take_more_than_any_ids_do(record_size: int, v
     assert disk.record_bytes(record_size, vocab_size) - size / 4 - 3 <= any_ids
 
 
-@pytest.mark.parametrize("record_size", [6, 12, 24])
+@pytest.mark.parametrize("record_size", [12, *(pytest.param(size, marks=pytest.mark.slow) for size in (6, 24))])
 def test_records_of_text_take_what_was_predicted(record_size: int) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(DEMO_TEACHER)
     tokenizer = AutoTokenizer.from_pretrained(DEMO_TEACHER)

@@ -184,8 +184,8 @@ sys.exit(phase.main(["student", sys.argv[1], str(__import__("os").getppid())]))
     ("first", "then"),
     [
         ("torch.OutOfMemoryError('CUDA out of memory')", "error"),
-        ("RuntimeError('CUDA error: CUBLAS_STATUS_NOT_INITIALIZED')", "error"),
-        ("MemoryError()", "ModelError('It cannot be loaded.') from error"),
+        pytest.param("RuntimeError('CUDA error: CUBLAS_STATUS_NOT_INITIALIZED')", "error", marks=pytest.mark.slow),
+        pytest.param("MemoryError()", "ModelError('It cannot be loaded.') from error", marks=pytest.mark.slow),
         ("OSError(12, 'Cannot allocate memory')", "TokensDamaged('It is damaged.') from error"),
     ],
 )

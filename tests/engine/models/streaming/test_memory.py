@@ -63,6 +63,7 @@ def wide_llama(num_layers: int) -> Path:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_does_not_grow_with_the_number_of_layers() -> None:
     two_layers = 2 * 8 * _MIB
