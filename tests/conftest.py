@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,29 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setenv(variable, str(home / variable.lower()))
     for variable in ("TINYDISTILL_RUNS", "NO_COLOR", "ACCESSIBLE", "SSH_CONNECTION", "SSH_TTY"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session")
+def measured_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the rates of this machine, measured once in all processes of the tests."""
+    from engine.machine.hardware import usable_cores
+    from engine.planner.measure import machine_rates
+
+    base = tmp_path_factory.getbasetemp()
+    kept = (base if "PYTEST_XDIST_WORKER" not in os.environ else base.parent) / "measured"
+    kept.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, (kept / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        patch.setenv("XDG_CACHE_HOME", str(kept))
+        for threads in {1, usable_cores()}:
+            machine_rates(measure=True, threads=threads)
+    return kept
+
+
+@pytest.fixture
+def machine_is_measured(_own_home: None, measured_cache: Path) -> None:
+    """The rates of this machine are in the test's home. They are measured once for all tests, which takes seconds."""
+    shutil.copytree(measured_cache, os.environ["XDG_CACHE_HOME"], dirs_exist_ok=True)
 
 
 def pytest_collection_finish() -> None:

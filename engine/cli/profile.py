@@ -15,8 +15,9 @@ from engine.cli import arguments
 from engine.cli.distill import guarded
 from engine.format import UNKNOWN, format_bytes, format_duration
 from engine.machine import hardware
+from engine.planner import plan
 from engine.planner.ladder import Rung, ladder
-from engine.planner.measure import MachineRates, machine_rates
+from engine.planner.measure import MachineRates
 from engine.run import launch
 
 DESCRIPTION = "Show memory, disk and time of two models for a ladder of settings; no model is trained."
@@ -32,7 +33,8 @@ def _main(words: Sequence[str]) -> int:
         words, program="tiny-distill-profile", description=DESCRIPTION, extend=_own_switches
     )
     config = launch.config_from(typed)
-    rates = machine_rates(measure=True, threads=config.threads)
+    settings = plan(config, strict=False).settings  # what is wrong is said before the machine is measured
+    rates = launch.measured_rates(settings)
     rungs = ladder(config, machine=rates)
     measure = bool(front_end.switches.get("measure"))
     with _ctrl_c_is_kept() as asked:

@@ -26,7 +26,7 @@ from engine.machine.hardware import usable_cores
 from engine.model_files.hub import fetch_model
 from engine.model_files.vocabulary import forget_vocabularies
 from engine.planner import Plan, plan
-from engine.planner.measure import machine_rates
+from engine.planner.measure import MachineRates, machine_rates
 from engine.planner.models import FROM_TEACHER
 from engine.planner.text import look
 from engine.ranks import threads_each
@@ -86,9 +86,13 @@ def checked_plan(config: RunConfig, *, strict: bool = True) -> Plan:
     """
     settings = plan(config, strict=False).settings
     check_request(settings)
+    return plan(config, machine=measured_rates(settings), strict=strict)
+
+
+def measured_rates(settings: RunConfig) -> MachineRates:
+    """Measure the machine (seconds, once), on the device and with the threads of planned settings."""
     threads = threads_each(settings.threads or usable_cores(), settings.processes)
-    rates = machine_rates(measure=True, device=settings.device or "cpu", threads=threads)
-    return plan(config, machine=rates, strict=strict)
+    return machine_rates(measure=True, device=settings.device or "cpu", threads=threads)
 
 
 def look_at_text(settings: RunConfig) -> Survey | None:

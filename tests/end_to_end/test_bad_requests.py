@@ -179,6 +179,7 @@ CASES: dict[str, Callable[[Path], list[object]]] = {
 }
 
 
+@pytest.mark.usefixtures("machine_is_measured")
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_said_when_it_cannot_be_done(capsys, tmp_path, monkeypatch, case):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -233,6 +234,7 @@ def test_a_budget_that_is_too_small_is_refused_with_what_would_fit(capsys, model
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("machine_is_measured")
 def test_a_dry_run_shows_the_plan_and_makes_nothing(capsys, models, tmp_path):
     assert main([*map(str, models), "--dry_run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -16,7 +16,7 @@ from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, measured_cache: Path) -> Path:
     """The seed command, verbatim but for the folders and what makes it quick."""
     folder = tmp_path_factory.mktemp("finished")
     done = run(
@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--threads",
             1,
         ],
-        XDG_CACHE_HOME=str(folder / "xdg"),
+        XDG_CACHE_HOME=str(measured_cache),
     )
     assert done.returncode == 0, done.stderr
     assert "hold-out" in done.stdout

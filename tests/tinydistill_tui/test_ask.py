@@ -90,6 +90,7 @@ def test_no_and_the_end_of_the_input_start_nothing(lines):
         asked(lines)
 
 
+@pytest.mark.usefixtures("machine_is_measured")
 def test_the_program_asks_on_any_terminal_and_shows_the_plan(runs_folder):
     result = subprocess.run(
         [sys.executable, "-m", "tinydistill_tui", "--ask", "--demo", "--dry_run", "--json"],

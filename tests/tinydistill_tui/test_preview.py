@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+import time
 
 import pytest
 
@@ -169,9 +170,18 @@ def test_process_that_fails_says_why_in_its_last_line():
     )
 
 
-def test_long_request_and_long_answer_do_not_wait_for_each_other():
-    text = "x" * 300_000
-    answer = helper.ask([*PYTHON, "-c", "import sys; sys.stdout.write(sys.stdin.read() * 2)"], text, lambda: False)
+@pytest.mark.parametrize("reads", ["at once", "late", "never"])
+def test_long_request_and_long_answer_do_not_wait_for_each_other(monkeypatch, reads):
+    monkeypatch.setattr(helper, "_POLL_SECONDS", 0.01)
+    text = "é" * 300_000
+    program = "import sys, time; " + {
+        "at once": "sys.stdout.write(sys.stdin.read() * 2)",
+        "late": "time.sleep(0.2); sys.stdout.write(sys.stdin.read() * 2)",
+        "never": "sys.stdout.write('é' * 600_000)",
+    }[reads]  # fmt: skip
+    waited = time.monotonic()
+    answer = helper.ask([*PYTHON, "-X", "utf8", "-c", program], text, lambda: time.monotonic() > waited + 60)
+    assert answer is not None, "it waits for the rest of the request"
     assert answer.text == text * 2
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 from engine.machine import safe_child
 
@@ -46,14 +49,15 @@ def ask(command: Sequence[str], text: str, cancelled: Callable[[], bool]) -> Hel
         encoding="utf-8",
         start_new_session=True,  # Ctrl+C in the terminal is for the screens
     )
+    # `communicate` with a timeout forgets the rest of its input: its second call no longer looks at standard input.
+    stdin, process.stdin = process.stdin, None
+    threading.Thread(target=_give, args=(stdin, text), daemon=True).start()
     with process:
-        given: str | None = text
         while True:
             try:
-                out, complaints = process.communicate(given, timeout=_POLL_SECONDS)
+                out, complaints = process.communicate(timeout=_POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                given = None
                 if cancelled():
                     _end(process)
                     return None
@@ -61,6 +65,12 @@ def ask(command: Sequence[str], text: str, cancelled: Callable[[], bool]) -> Hel
         return HelperOutput(out, "")
     lines = complaints.strip().splitlines()
     return HelperOutput(out, lines[-1] if lines else f"It ended with exit code {process.returncode} without a message.")
+
+
+def _give(stream: IO[str] | None, text: str) -> None:
+    assert stream is not None
+    with contextlib.suppress(OSError), stream:  # a process may end before it has read all
+        stream.write(text)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

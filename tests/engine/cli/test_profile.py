@@ -13,13 +13,15 @@ import psutil
 import pytest
 
 from engine.cli import profile
-from tests.engine.planner.machines import RATES
+from engine.planner import place
+from engine.run import launch
+from tests.engine.planner.machines import LAPTOP_GPU, RATES, computer
 from tests.tiny import tiny_model
 
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(profile, "machine_rates", lambda **_: RATES)
+    monkeypatch.setattr(launch, "machine_rates", lambda **_: RATES)
     text = tmp_path / "notes.txt"
     text.write_text("A small model learns from what a large model would have said. " * 500)
     folder = str(tiny_model("llama"))
@@ -64,7 +66,25 @@ def test_what_is_set_stays_on_every_rung(words: list[str], capsys: pytest.Captur
     assert {(settings["student_batch"], settings["optimizer"]) for settings in students} == {(3, "adamw")}
 
 
-def test_a_request_that_cannot_be_ends_with_2_and_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_machine_is_measured_on_the_device_that_is_planned(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(launch, "machine_rates", lambda **what: asked.append(what) or RATES)
+    assert profile.main([*words, "--threads", "4", "--processes", "2"]) == 0
+    assert asked == [{"measure": True, "device": "cpu", "threads": 2}]
+    monkeypatch.setattr(place.machine_hardware, "detect", lambda _: computer(gpus=(LAPTOP_GPU,)))
+    monkeypatch.setattr(place, "checked", lambda found: found)
+    monkeypatch.setattr(place, "torch_version", lambda: "2.13.0+cu126")
+    asked.clear()
+    assert profile.main([*words, "--threads", "4"]) == 0
+    assert asked == [{"measure": True, "device": "cuda:0", "threads": 4}]
+
+
+def test_a_request_that_cannot_be_ends_with_2_and_a_sentence_before_the_machine_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(launch, "machine_rates")
     assert profile.main(["--teacher", "/nowhere", "--student", "from-teacher"]) == 2
     assert "There is no folder /nowhere" in capsys.readouterr().err
     assert profile.main(["--measured"]) == 2

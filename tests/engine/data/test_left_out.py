@@ -150,6 +150,7 @@ def request_words(tmp_path: Path) -> list[object]:
 START = "70 of 130 documents left out: 70 × record whose 'text' is no text, for example a.jsonl 1."
 
 
+@pytest.mark.usefixtures("machine_is_measured")
 def test_a_dry_run_tells_it_and_ends_as_the_run_would(tmp_path: Path, request_words: list[object]) -> None:
     done = program.run(*request_words, "--dry_run")
     assert done.returncode == 2
