@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -58,13 +59,14 @@ def _main(words: Sequence[str]) -> int:
         raise FolderError(
             f"{path} has no hold-out of its own.", "Only a run's folder has one.", "Name a text: --data FILE_OR_FOLDER"
         )
-    if typed.data is not None:
-        found = _on_text(folder, typed)
-    elif has_holdout:
-        assert run is not None
-        found = _on_holdout(run, folder, typed)
-    else:
-        found = _on_tasks(folder, typed)
+    with contextlib.redirect_stdout(sys.stderr):  # the code of a model, and the harness, may print
+        if typed.data is not None:
+            found = _on_text(folder, typed)
+        elif has_holdout:
+            assert run is not None
+            found = _on_holdout(run, folder, typed)
+        else:
+            found = _on_tasks(folder, typed)
     found.verdict = verdict(found)
     print(json.dumps(vars(found)) if typed.json else _table(found))
     return 0

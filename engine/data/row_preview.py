@@ -20,6 +20,7 @@ from engine.data.document import Document
 from engine.data.sources import open_source
 from engine.data.split import USUAL, stretches
 from engine.errors import DataError, TinyDistillError
+from engine.machine import safe_child
 
 if TYPE_CHECKING:
     from engine.data.packing import PackedRow, TokenisedDocument
@@ -175,13 +176,15 @@ def rows_from_json(text: str) -> list[ShownRow]:
 
 def main() -> int:
     """Answer the request on standard input; return the exit code. Errors go to standard error."""
+    out = safe_child.answers()
     request = RowRequest(**json.load(sys.stdin))
     try:
         rows = first_rows(request)
     except TinyDistillError as error:
         sys.stderr.write(f"{error.paragraph()}\n")
         return error.exit_code
-    sys.stdout.write(json.dumps([asdict(row) for row in rows]))
+    with out:
+        out.write(json.dumps([asdict(row) for row in rows]))
     return 0
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 
 def command(module: str, *words: str) -> list[str]:
@@ -53,6 +54,16 @@ def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
     found = {**(os.environ if of is None else of), "PYTHONSAFEPATH": "1"}
     if "PYTHONPATH" in found:
         found["PYTHONPATH"] = os.pathsep.join(filter(None, found["PYTHONPATH"].split(os.pathsep)))
+    return found
+
+
+def answers() -> TextIO:
+    """Return standard output for this child's answers; what else is printed goes to standard error from now on.
+
+    Libraries and the code of a model may print, and their lines are no answers.
+    """
+    found = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     return found
 
 

@@ -200,9 +200,9 @@ def _measure(device: str, threads: int, folder: Path) -> dict[str, float] | None
             env=environment,
             check=True,
         )
-        found = json.loads(done.stdout)
+        found = json.loads(done.stdout.splitlines()[-1])  # a library may print before
         _from_measurements(found, device)
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError):
         return None
     return dict(found)
 

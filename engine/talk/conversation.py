@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
 import subprocess
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from engine.errors import ModelError
 from engine.machine import safe_child
+
+_KEPT_LINES = 20  # of what a model's process complains about
 
 
 class ChatSession:
@@ -52,6 +57,8 @@ class ChatSession:
         self._request = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         self._trust = ["--trust_remote_code"] if trust_remote_code else []
         self._process: subprocess.Popen[str] | None = None
+        self._listener = threading.Thread()
+        self._complaints: collections.deque[str] = collections.deque()
 
     def __enter__(self) -> ChatSession:
         """Nothing is loaded before the first question."""
@@ -113,8 +120,7 @@ class ChatSession:
         """End the model's process; the next question starts it again, and the conversation is remembered."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
-            self._process = None
+            self._end()
 
     def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
@@ -126,8 +132,23 @@ class ChatSession:
             encoding="utf-8",
             env=safe_child.environment(),
         )
+        # What it complains about is read all the time: once the pipe is full, it would wait for its reader.
+        self._complaints = collections.deque(maxlen=_KEPT_LINES)
+        self._listener = threading.Thread(target=_keep, args=(self._process.stderr, self._complaints), daemon=True)
+        self._listener.start()
         self.has_template = bool(self._read(self._process).get("has_template"))
         return self._process
+
+    def _end(self) -> None:
+        """Wait for the end of the process, and read the last of what it says."""
+        process, self._process = self._process, None
+        assert process is not None
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):  # a request that it did not read
+                stream.close()
+        process.wait()
+        self._listener.join()
 
     def _read(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         assert process.stdout is not None
@@ -138,12 +159,15 @@ class ChatSession:
         return found
 
     def _ended(self) -> ModelError:
-        assert self._process is not None
-        _, errors = self._process.communicate()
-        self._process = None
-        last = errors.strip().splitlines()[-1:] or ["It gave no reason."]
+        self._end()
+        last = [line for line in self._complaints if line.strip()][-1:] or ["It gave no reason."]
         return ModelError(
             f"The model in {self.folder} did not answer.",
-            last[0],
+            last[0].strip(),
             "If memory is short, close other programs; else check the folder with AutoModelForCausalLM.",
         )
+
+
+def _keep(stream: IO[str], lines: collections.deque[str]) -> None:
+    with stream:
+        lines.extend(stream)

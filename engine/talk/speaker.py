@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from engine.machine import safe_child
 from engine.model_files.weight_files import is_decoded
 from engine.models.load import load_causal_lm
 
@@ -190,9 +191,9 @@ def main() -> int:
     """Serve the model that is named on the command line."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    serve(Speaker(Path(sys.argv[1]), trust_remote_code="--trust_remote_code" in sys.argv[2:]), sys.stdin, sys.stdout)
+    out = safe_child.answers()
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    serve(Speaker(Path(sys.argv[1]), trust_remote_code="--trust_remote_code" in sys.argv[2:]), sys.stdin, out)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.cli import chat as command
+from engine.cli import eval as eval_command
 from engine.errors import ModelError
+from engine.talk import conversation
 from engine.talk.conversation import ChatSession
 from engine.talk.speaker import Speaker
 from tests.tiny import tiny_model
@@ -76,6 +79,54 @@ def test_model_that_cannot_be_loaded_is_told(student: Path) -> None:
     (student / "config.json").write_text("{")
     with ChatSession(student) as talk, pytest.raises(ModelError, match="did not answer"):
         "".join(talk.ask("Who?"))
+
+
+def test_a_process_that_complains_at_length_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "speaker.py"
+    program.write_text(
+        "import json, sys\n"
+        "def complain(): sys.stderr.write('A warning of some words.\\n' * 40_000)\n"
+        "complain()\n"
+        "print(json.dumps({'ready': True, 'has_template': True}), flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    complain()\n"
+        "    if 'end' in line: sys.exit('It ends\\n here.')\n"
+        "    print(json.dumps({'text': 'Yes.'}))\n"
+        "    end = {'tokens': 1, 'seconds': 1, 'whole': True, 'left_out': 0, 'shortened': False}\n"
+        "    print(json.dumps(end), flush=True)\n"
+    )
+    monkeypatch.setattr(conversation.safe_child, "command", lambda *_: [sys.executable, str(program)])
+    with ChatSession(tmp_path) as talk:
+        assert "".join(talk.ask("Well?")) == "Yes."
+        with pytest.raises(ModelError) as caught:
+            "".join(talk.ask("And at the end?"))
+        assert caught.value.why == "here."
+        assert "".join(talk.ask("Again?")) == "Yes."
+
+
+@pytest.mark.slow
+def test_what_the_code_of_a_model_prints_is_no_answer(student: Path, capfd: Any) -> None:
+    config = json.loads((student / "config.json").read_text())
+    config |= {"model_type": "loud", "architectures": ["LoudForCausalLM"]}
+    config["auto_map"] = {"AutoConfig": "loud.LoudConfig", "AutoModelForCausalLM": "loud.LoudForCausalLM"}
+    (student / "config.json").write_text(json.dumps(config))
+    (student / "loud.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "print('A greeting')\n"
+        "class LoudConfig(LlamaConfig):\n    model_type = 'loud'\n"
+        "class LoudForCausalLM(LlamaForCausalLM):\n"
+        "    config_class = LoudConfig\n"
+        "    def forward(self, *args, **kwargs):\n"
+        "        print('Hear me! ' * 5_000)\n"
+        "        return super().forward(*args, **kwargs)\n"
+    )
+    words = [str(student), "--trust_remote_code"]
+    assert command.main([*words, "--prompt", "Who learns?", "--max_tokens", "6"]) == 0
+    assert "Hear me!" not in capfd.readouterr().out
+    text = student.parent / "text.txt"
+    text.write_text("A small model learns from what a large one would have said. " * 40)
+    assert eval_command.main([*words, "--data", str(text), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["documents"] >= 1
 
 
 @pytest.mark.slow
