@@ -132,7 +132,7 @@ class ChatSession:
             encoding="utf-8",
             env=safe_child.environment(),
         )
-        # What it complains about is read all the time: once the pipe is full, it would wait for its reader.
+        # Its complaints are read all the time: once the pipe is full, it would wait for its reader.
         self._complaints = collections.deque(maxlen=_KEPT_LINES)
         self._listener = threading.Thread(target=_keep, args=(self._process.stderr, self._complaints), daemon=True)
         self._listener.start()

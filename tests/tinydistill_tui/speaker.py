@@ -30,4 +30,4 @@ for line in sys.stdin:
         time.sleep(600)
     for piece in (f"{name} ", "says ", words):
         say({"text": piece})
-    say({"tokens": 30, "seconds": 2.0, "whole": True})
+    say({"tokens": 30, "seconds": 2.0, "whole": True, "left_out": 0, "shortened": False})
