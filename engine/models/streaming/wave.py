@@ -81,7 +81,7 @@ def run_wave(
     Raises:
         ModelError: the model does not call each layer once and in order.
     """
-    main = greenlet.getcurrent()
+    main, has_gradients = greenlet.getcurrent(), torch.is_grad_enabled()
     waiting = _begun(core, micro_batches, given or [{}] * len(micro_batches))
 
     def wait_for(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,6 +107,8 @@ def run_wave(
         for micro_batch in waiting:
             if micro_batch:  # still standing somewhere: unwind its frames, which hold tensors
                 micro_batch.throw(GreenletExit)
+        # A frame that is unwound inside of a no_grad() of its own (HRM's) puts back what was outside of it: none.
+        torch.set_grad_enabled(has_gradients)
     results = [micro_batch.result for micro_batch in waiting if micro_batch.result is not None]
     if len(results) < len(waiting):
         raise _out_of_order(core, len(layers), None)
