@@ -290,7 +290,7 @@ def suggestion(name: str, known: Collection[str], *, prefix: str = "--") -> str:
     name = name.replace("-", "_")
     if ELSEWHERE.get(name) in known:
         return f"; did you mean {prefix}{ELSEWHERE[name]}?"
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 

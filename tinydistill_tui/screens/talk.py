@@ -25,7 +25,7 @@ from engine.format import format_rate
 from engine.machine import hardware
 from engine.talk.conversation import ChatSession
 from engine.talk.sides import SIDES, Side, sides_of, trusts_code
-from engine.talk.speed import keep_speed
+from engine.talk.speed import keep_speeds
 from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.view.data_facts import printable
 
@@ -150,13 +150,15 @@ class TalkScreen(FrameScreen):
             self._sides = sides_of(self.path, hardware.detect(self.path).available_bytes)
         for side in self._sides:
             self.post_message(Spoken(side.name, state="waits" if side.folder is not None else side.problem))
+        rates: dict[str, float | None] = {}
         for side in self._sides:
             if not worker.is_cancelled and not self._stopped and side.folder is not None:
-                self._ask_one(side, side.folder, words)
+                rates[side.name] = self._ask_one(side, side.folder, words)
+        keep_speeds(self.path, rates)
         self.post_message(AllSpoken(self._stopped))
 
-    def _ask_one(self, side: Side, folder: Path, words: str) -> None:
-        """One model's answer; its process is gone afterwards."""
+    def _ask_one(self, side: Side, folder: Path, words: str) -> float | None:
+        """One model's answer, and its tokens a second if it gave one; its process is gone afterwards."""
         session = self._sessions.get(side.name) or ChatSession(folder, trust_remote_code=trusts_code(self.path))
         self._sessions[side.name] = session
         turns = len(session.messages)
@@ -167,10 +169,11 @@ class TalkScreen(FrameScreen):
         except TinyDistillError as error:
             del session.messages[turns:]  # what was not answered was not said
             self.post_message(Spoken(side.name, state="stopped" if self._stopped else error.paragraph()))
+            return None
         else:
-            keep_speed(self.path, side.name, session.tokens_per_second)
             rate = format_rate(session.tokens_per_second, "tokens")
             self.post_message(Spoken(side.name, state=f"{rate}, {side.about}"))
+            return session.tokens_per_second
         finally:
             session.close()
 

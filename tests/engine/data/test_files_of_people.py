@@ -598,7 +598,10 @@ def write_table(table: Any, path: Path) -> None:
     from pyarrow import feather, parquet
 
     write = parquet.write_table if path.suffix == ".parquet" else feather.write_feather
-    write(table, path)
+    try:
+        write(table, path)
+    except NotImplementedError as error:  # old releases of pyarrow write fewer kinds of columns
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])

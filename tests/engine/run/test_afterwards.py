@@ -18,7 +18,7 @@ from engine.run import report as reports
 from engine.run.afterwards import _asked, about_the_student, in_words, next_steps
 from engine.run.onward import expanded
 from engine.settings.config import RunConfig
-from engine.talk.speed import keep_speed, speeds
+from engine.talk.speed import keep_speed, keep_speeds, speeds
 from tests.tiny import tiny_model
 from tests.tinydistill_tui.fixtures import REPORT
 
@@ -219,6 +219,10 @@ def test_the_newest_speed_of_each_model_is_kept_and_a_folder_that_takes_no_file_
     for side, rate in (("after", 3.0), ("teacher", 2.0), ("after", 4.0), ("before", None)):
         keep_speed(tmp_path, side, rate)
     assert speeds(tmp_path) == {"after": 4.0, "teacher": 2.0}
+    keep_speeds(tmp_path, {"before": 1.0, "after": 0.1, "teacher": None})
+    assert speeds(tmp_path) == {"after": 4.0, "teacher": 2.0}, "one of two is not measured at the same time"
+    keep_speeds(tmp_path, {"before": 1.0, "after": 3.0, "teacher": 1.5})
+    assert speeds(tmp_path) == {"before": 1.0, "after": 3.0, "teacher": 1.5}
     keep_speed(tmp_path / "nowhere", "after", 3.0)
     assert speeds(tmp_path / "nowhere") == {}
 
