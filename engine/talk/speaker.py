@@ -146,11 +146,18 @@ class Speaker:
             kept = messages[:start] + messages[start + left_out :]
             encoded = self.tokenizer(self.prompt(kept), return_tensors="pt", add_special_tokens=not self.has_template)
             ids: torch.Tensor = encoded.input_ids
+            if not ids.shape[1]:  # an empty question: a text begins
+                return torch.tensor([[self._beginning()]]), left_out, False
             if ids.shape[1] <= room:
                 return ids, left_out, False
             if left_out + 2 >= len(messages) - start:
                 return ids[:, -max(1, room) :], left_out, True
             left_out += 2  # a question and its answer
+
+    def _beginning(self) -> int:
+        """The token behind which a text begins; rows of documents have the end of the text before there."""
+        named = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in named if token is not None), 0)
 
     def _end_with_the_tokenizers_end(self) -> None:
         """Stop at the token with which the tokenizer ends a text, though the generation's settings do not name it."""

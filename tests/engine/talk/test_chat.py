@@ -75,6 +75,17 @@ def test_an_answer_ends_at_the_tokenizers_end_and_at_those_that_are_named(
     assert not told[-1]["whole"]
 
 
+def test_an_empty_question_begins_a_text(student: Path) -> None:
+    (student / "chat_template.jinja").unlink()
+    speaker = Speaker(student)
+    told = list(speaker.answer([{"role": "user", "content": ""}], max_tokens=5, temperature=0, seed=0))
+    begun = torch.tensor([[speaker.tokenizer.eos_token_id]])
+    made = speaker.model.generate(begun, attention_mask=torch.ones_like(begun), max_new_tokens=5, do_sample=False)
+    words = speaker.tokenizer.decode(made[0, 1:], skip_special_tokens=True)
+    assert "".join(piece.get("text", "") for piece in told) == words
+    assert told[-1]["tokens"] == made.shape[1] - 1
+
+
 def test_model_that_cannot_be_loaded_is_told(student: Path) -> None:
     (student / "config.json").write_text("{")
     with ChatSession(student) as talk, pytest.raises(ModelError, match="did not answer"):
