@@ -386,7 +386,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "llama4_text",
         {**_LLAMA_LIKE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 64},
     ),
-    "ctrl": ("ctrl", {"n_embd": 32, "n_layer": 4, "n_head": 4, "dff": 64, "n_positions": 128}),  # layers of no class
 }
 
 
