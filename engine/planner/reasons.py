@@ -285,6 +285,8 @@ def _keep_memory(question: Question, answer: Proposal) -> str:
     peak = format_bytes(max(_needed(question, part.footprint) for part in (kept.teacher, kept.student)))
     if answer.keeps_memory:
         return f"roomy: freed memory stays for the next step, {peak} at most of {_budget(question)}"
+    if answer.offload and question.budget.where.is_host:
+        return "tight: freed memory goes back to the system at once, as inactive tensors are in files"
     return (
         f"tight: freed memory goes back to the system at once; kept, a phase would take {peak} of {_budget(question)}"
     )

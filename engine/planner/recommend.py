@@ -156,8 +156,8 @@ def _with_memory_kept(question: Question, answer: Proposal) -> Proposal:
     wished = question.config.keep_memory
     if wished is False:
         return answer
-    if wished is None and answer.offload:  # what lies in files had no room in memory (measured: 727 MB for 536 planned)
-        return answer
+    if wished is None and answer.offload and question.budget.where.is_host:
+        return answer  # tensors are in files for want of memory: there is none to spare
     kept = keeping_memory(question, answer)
     careful = _careful(question.budget)
     has_room = careful.fits(kept.teacher.footprint) and careful.fits(kept.student.footprint)

@@ -457,6 +457,17 @@ def test_what_waits_leaves_memory_only_where_nothing_else_fits(text: Path) -> No
     assert _plan(text, **asked, cpu_offload=False, memory_budget=budget).misfit is not None
 
 
+def test_freed_memory_is_not_kept_where_tensors_are_in_files(text: Path) -> None:
+    model = str(tiny_model("llama", hidden_size=1024))
+    asked: dict[str, Any] = {"teacher": model, "student": model, "precision": "fp32", "sequence_length": 64}
+    for budget in (None, 4 * 2**30):  # with any room: it is tight that there are files at all
+        planned = _plan(text, **asked, cpu_offload=True, memory_budget=budget)
+        assert planned.settings.keep_memory is False
+        reason = next(choice.reason for choice in planned.choices if choice.field == "keep_memory")
+        assert reason.endswith("as inactive tensors are in files")
+    assert _plan(text, **asked, cpu_offload=True, keep_memory=True).settings.keep_memory is True
+
+
 def test_freed_memory_is_kept_where_there_is_room_and_no_other_setting_gets_smaller_for_it(text: Path) -> None:
     wide = str(tiny_model("llama", num_layers=4, hidden_size=512))
     roomy = _plan(text, teacher=wide, sequence_length=128)
