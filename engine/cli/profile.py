@@ -33,7 +33,7 @@ def _main(words: Sequence[str]) -> int:
         words, program="tiny-distill-profile", description=DESCRIPTION, extend=_own_switches
     )
     config = launch.config_from(typed)
-    settings = plan(config, strict=False).settings  # what is wrong is said before the machine is measured
+    settings = plan(config, strict=False).settings  # a wrong request is refused before the probe runs
     rates = launch.measured_rates(settings)
     rungs = ladder(config, machine=rates)
     measure = bool(front_end.switches.get("measure"))

@@ -1,6 +1,6 @@
-"""Fields beside a question and its answer: more of the question, the reasoning before the answer, and what is not read.
+"""Fields beside a question and its answer: more of the question, the reasoning, and fields that are not read.
 
-They are looked up in each record, for a field may be absent from the first records of a file. Knows nothing of files.
+The functions look at each record, for a field may be absent from the first records of a file. They do not open files.
 """
 
 from __future__ import annotations

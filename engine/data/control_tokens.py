@@ -129,7 +129,7 @@ class ControlTokens:
         return ids
 
     def encoded(self, written: str, spans: list[tuple[int, int]]) -> tuple[Encoded, list[tuple[int, int]]]:
-        """Token ids of what a template wrote of a guarded conversation.
+        """Token ids of a template's output for a guarded conversation.
 
         Args:
             written: the template's output, with marks.

@@ -58,7 +58,7 @@ def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def answers() -> TextIO:
-    """Return standard output for this child's answers; what else is printed goes to standard error from now on.
+    """Return standard output for this child's answers; later prints go to standard error.
 
     Libraries and the code of a model may print, and their lines are no answers.
     """

@@ -1,7 +1,7 @@
 """Whether a job has room in the memory that is free now, which may be less than when the run was planned.
 
-Back-off asks before it starts a smaller job, so that a phase is not started again and again with settings that cannot
-fit beside what other programs have taken meanwhile.
+Back-off asks before it starts a smaller job. Otherwise a phase would start again and again with settings that cannot
+fit beside other programs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _SURELY = 0.9
 
 
 def has_room(run: Run, job: Job) -> bool:
-    """Return False if what a job is predicted to take is surely not free now.
+    """Return False if a job needs more memory than is free now, by a safe margin.
 
-    Where that cannot be told, it is True: streamed layers come in waves as large as memory allows, several processes
-    share the machine with those of other machines, and a model may have been moved since.
+    The answer is True where no prediction can be made: streamed layers come in waves as large as memory allows, several
+    processes share a machine, and a user may have moved a model.
 
     Args:
         run: of the job.

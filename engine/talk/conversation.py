@@ -15,7 +15,7 @@ from typing import IO, Any
 from engine.errors import ModelError
 from engine.machine import safe_child
 
-_KEPT_LINES = 20  # of what a model's process complains about
+_KEPT_LINES = 20  # of a model's process on standard error
 
 
 class ChatSession:
@@ -89,7 +89,7 @@ class ChatSession:
         except ModelError:
             del self.messages[asked:]  # a question without an answer: many templates take no second one after it
             raise
-        except BaseException:  # the user stopped the answer; what has come of it is a part of the conversation
+        except BaseException:  # the user stopped the answer; its beginning stays in the conversation
             if answer:
                 self.messages.append({"role": "assistant", "content": answer})
             else:
@@ -132,7 +132,7 @@ class ChatSession:
             encoding="utf-8",
             env=safe_child.environment(),
         )
-        # Its complaints are read all the time: once the pipe is full, it would wait for its reader.
+        # A thread reads its standard error all the time: a full pipe would stop it.
         self._complaints = collections.deque(maxlen=_KEPT_LINES)
         self._listener = threading.Thread(target=_keep, args=(self._process.stderr, self._complaints), daemon=True)
         self._listener.start()
@@ -140,7 +140,7 @@ class ChatSession:
         return self._process
 
     def _end(self) -> None:
-        """Wait for the end of the process, and read the last of what it says."""
+        """Wait for the end of the process, and read its last lines."""
         process, self._process = self._process, None
         assert process is not None
         for stream in (process.stdin, process.stdout):
