@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.engine.models.architectures import VOCAB_SIZE, WINDOW
+from tests.engine.models.architectures import NEWER, VOCAB_SIZE, WINDOW
 from tests.tiny import scratch, tiny_tokenizer
 
 IDS: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0}
@@ -100,18 +100,7 @@ EVERY: dict[str, tuple[str, dict[str, Any]]] = {
     "openai_gpt": ("openai-gpt", {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128}),  # layers return lists
     "ctrl": ("ctrl", {"n_embd": 32, "n_layer": 4, "n_head": 4, "dff": 64, "n_positions": 128}),  # layers of no class
     "bamba": ("bamba", {**_LLAMA, **_STATE}),  # an infinity in config.json
-    "mamba2": (
-        "mamba2",
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": 4,
-            "state_size": 8,
-            "num_heads": 8,
-            "head_dim": 8,
-            "n_groups": 1,
-            "chunk_size": 8,
-        },
-    ),
+    "mamba2": NEWER["mamba2"],
     "rwkv": (
         "rwkv",
         {
