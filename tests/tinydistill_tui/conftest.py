@@ -19,7 +19,7 @@ from tests.tinydistill_tui.screen import press_and_wait
 from tests.tinydistill_tui.styles import parse_once
 from tests.tinydistill_tui.wizard import MACHINE, RATES
 from tinydistill_tui import routes
-from tinydistill_tui.screens import data, models, plan
+from tinydistill_tui.screens import data, models, planning
 from tinydistill_tui.widgets import setting_editor
 from tinydistill_tui.work import busy, watcher
 
@@ -41,7 +41,11 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setattr(Pilot, "press", press_and_wait)
     parse_once()
     assert routes.follow  # the screens are imported: an app shows them at once
-    for module, name in ((models, "LOOK_AFTER_SECONDS"), (data, "LOOK_AFTER_SECONDS"), (plan, "PLAN_AFTER_SECONDS")):
+    for module, name in (
+        (models, "LOOK_AFTER_SECONDS"),
+        (data, "LOOK_AFTER_SECONDS"),
+        (planning, "PLAN_AFTER_SECONDS"),
+    ):
         monkeypatch.setattr(module, name, 0.01)
     # A process that loads a tokenizer costs seconds: only where it is looked for.
     monkeypatch.setattr(data, "ROWS_AFTER_SECONDS", 3_600.0)

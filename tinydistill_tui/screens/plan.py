@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events, on, work
 from textual.binding import Binding, BindingType
-from textual.message import Message
-from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static
-from textual.worker import get_current_worker
 
-from engine.disk.runs import default_runs_path
-from engine.errors import SettingsError, TinyDistillError
-from engine.machine import hardware
-from engine.machine.gpu_check import checked
-from engine.machine.hardware import Hardware
-from engine.planner import Plan, measure, plan
+from engine.errors import TinyDistillError
+from engine.planner import Plan
 from engine.planner.summary import cautions, summary
 from engine.run import launch
 from engine.settings import profiles
@@ -33,39 +25,19 @@ from engine.settings.config import SETTINGS
 from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.navigation import StartRun
 from tinydistill_tui.screens.base import marked
+from tinydistill_tui.screens.planning import PlanChanged, Planning
 from tinydistill_tui.screens.step import StepScreen, bad_value
 from tinydistill_tui.view import plan_facts
 from tinydistill_tui.view.plan_facts import Row
 from tinydistill_tui.view.tries import stepped
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.memory_bars import MemoryBars
-from tinydistill_tui.widgets.once import after
 from tinydistill_tui.widgets.setting_editor import SettingEditor, SettingsTable
 from tinydistill_tui.work.draft import Draft
 
-PLAN_AFTER_SECONDS = 0.15
 _NEEDS_THE_PLAN = frozenset({"left", "right", "h", "l", "enter", "down", "up", "j", "k", "s", "a", "b", "y", "f6"})
 _CHANGES = frozenset({"start", "give_back", "undo", "profile", "filter", "remedy", "step", "back", "again"})
 """Actions that would change or leave the answers while a run is made of them."""
-
-
-@dataclass
-class PlanChanged(Message):
-    """The planner has answered.
-
-    Attributes:
-        answers: what it was asked, so that an old answer is known as one.
-        planned: the plan, also when it does not fit; None when the request is wrong.
-        error: what is wrong with the request.
-    """
-
-    answers: dict[str, str]
-    planned: Plan | None
-    error: TinyDistillError | None = None
-
-    def can_replace(self, message: Message) -> bool:
-        """Only the newest counts."""
-        return isinstance(message, PlanChanged)
 
 
 class PlanScreen(StepScreen):
@@ -101,16 +73,11 @@ class PlanScreen(StepScreen):
         super().__init__(draft)
         self.everything = False
         self.editing = False
-        self.error: TinyDistillError | None = None
+        self.planning = Planning(self)
         self._rows: list[Row] = []
-        self._before: Plan | None = None
         self._words = ""
         self._to_edit = ""
-        self._machine: Hardware | None = None
-        self._timer: Timer | None = None
-        self._planned_for: dict[str, str] | None = None
         self._starting = False
-        self._measured_for: tuple[str, int | None] | None = None
 
     def compose_content(self) -> Iterable[Widget]:
         """Compose the predictions, the settings, and the selected setting."""
@@ -127,9 +94,9 @@ class PlanScreen(StepScreen):
 
     def on_mount(self) -> None:
         """Ask the planner, and measure the machine if it was not measured."""
-        if self.draft.plan is not None and self._machine is not None:
+        if self.draft.plan is not None and self.planning.machine is not None:
             self._draw()
-        self._plan_soon(0.01)
+        self.planning.at_once()
 
     @property
     def _table(self) -> SettingsTable:
@@ -154,60 +121,16 @@ class PlanScreen(StepScreen):
 
     # asking the planner
 
-    def _plan_soon(self, seconds: float | None = None) -> None:
-        if self._timer is not None:
-            self._timer.stop()
-        self._timer = after(self, PLAN_AFTER_SECONDS if seconds is None else seconds, self._plan)
-
-    @work(thread=True, exclusive=True, group="plan")
-    def _plan(self) -> None:
-        worker, answers = get_current_worker(), dict(self.draft.answers)
-        if self._machine is None:
-            self._machine = self.tiny.machine = checked(self.tiny.machine or hardware.detect(default_runs_path()))
-        try:
-            problems = self.draft.problems()
-            if problems:
-                raise SettingsError(problems, "")
-            found = PlanChanged(answers, plan(self.draft.good_config(), hardware=self._machine, strict=False))
-        except TinyDistillError as error:
-            found = PlanChanged(answers, None, error)
-        if not worker.is_cancelled:
-            self.post_message(found)
-
-    @work(thread=True, exclusive=True, group="measure")
-    def _measure(self, device: str, threads: int | None) -> None:
-        """Times are cautious figures until the machine was measured; that is done once for a device, and kept."""
-        measure.machine_rates(measure=True, device=device, threads=threads)
-        if not get_current_worker().is_cancelled:
-            self.app.call_from_thread(self._plan_soon, 0.01)
-
-    def _measure_once(self, planned: Plan) -> None:
-        """Measure what the plan is for, unless that was done."""
-        wanted = planned.settings.device or "cpu", planned.settings.threads
-        if wanted != self._measured_for:
-            self._measured_for = wanted
-            self._measure(*wanted)
-
     @on(PlanChanged)
     def _planned(self, message: PlanChanged) -> None:
-        if not self.is_there:
-            return
-        if message.answers != self.draft.answers:  # something was typed meanwhile
-            self._plan_soon()
-            return
-        self._planned_for, self.error = message.answers, message.error
-        if message.planned is not None:
-            if self.draft.plan is not None and message.planned.settings != self.draft.plan.settings:
-                self._before = self.draft.plan
-            self.draft.plan = message.planned
-            self._measure_once(message.planned)
-        self._draw()
-        self._try_others()
+        if self.is_there and self.planning.take(message):
+            self._draw()
+            self._try_others()
 
     @property
     def up_to_date(self) -> bool:
         """Return whether what is shown belongs to what was typed."""
-        return self._planned_for == self.draft.answers
+        return self.planning.up_to_date
 
     def ready_for(self, key: str) -> bool:
         """A value is stepped from the planner's answer, and a run is started with it."""
@@ -216,7 +139,7 @@ class PlanScreen(StepScreen):
     # drawing
 
     def _draw(self) -> None:
-        planned, machine = self.draft.plan, self._machine
+        planned, machine = self.draft.plan, self.planning.machine
         if planned is not None and machine is not None:
             words = plan_facts.whole_sentences(summary(planned), self.size.width - 2)
             self.query_one("#in-words", Static).update(words)
@@ -224,9 +147,9 @@ class PlanScreen(StepScreen):
             self.query_one("#cost", Static).update(plan_facts.cost(planned, machine, self.size.width - 2))
             self.query_one("#parts", Static).update(plan_facts.parts(planned))
             self._draw_table(planned)
-        if self.error is not None:
+        if self.planning.error is not None:
             self.query_one(MemoryBars).instead = "There is no plan for these answers; the reason is below."
-            self._say_fit("wrong", plan_facts.error_words(self.error))
+            self._say_fit("wrong", plan_facts.error_words(self.planning.error))
         elif planned is not None and machine is not None:
             mark, words = plan_facts.verdict(planned, machine)
             if mark == "good":
@@ -242,7 +165,7 @@ class PlanScreen(StepScreen):
 
     def _draw_table(self, planned: Plan) -> None:
         everything = self.everything or bool(self._words)
-        rows = plan_facts.rows(planned, everything=everything, before=self._before)
+        rows = plan_facts.rows(planned, everything=everything, before=self.planning.before)
         rows = [row for row in rows if self._words in f"{row.field} {SETTINGS[row.field].help}".lower()]
         before, self._rows = self._rows, rows
         self._table.show(rows, before)
@@ -265,10 +188,10 @@ class PlanScreen(StepScreen):
     def _try_others(self) -> None:
         """Find out what other values of the chosen setting would take, once the user rests on it."""
         row, planned = self.chosen, self.draft.plan
-        if row is None or planned is None or self.error is not None or not self.up_to_date:
+        if row is None or planned is None or self.planning.error is not None or not self.up_to_date:
             return
         value = getattr(planned.settings, SETTINGS[row.field].field)
-        self.query_one(SettingEditor).try_others(row.field, value, self.draft.good_config(), self._machine)
+        self.query_one(SettingEditor).try_others(row.field, value, self.draft.good_config(), self.planning.machine)
 
     def _text_of(self, row: Row) -> str:
         planned = self.draft.plan
@@ -308,8 +231,8 @@ class PlanScreen(StepScreen):
 
     def action_remedy(self, number: int) -> None:
         """Take what would make it fit."""
-        planned, machine = self.draft.plan, self._machine
-        if planned is None or machine is None or self.error is not None or not self.up_to_date:
+        planned, machine = self.draft.plan, self.planning.machine
+        if planned is None or machine is None or self.planning.error is not None or not self.up_to_date:
             return
         found = plan_facts.remedies(planned, machine)
         if number < len(found):
@@ -322,7 +245,7 @@ class PlanScreen(StepScreen):
         for name, text in answers.items():
             self.draft.set(name, text)
         self.draft.save()
-        self._plan_soon(0.01)
+        self.planning.at_once()
 
     @on(DataTable.RowSelected)
     def _row_selected(self) -> None:
@@ -360,7 +283,7 @@ class PlanScreen(StepScreen):
 
     def changed(self, setting: str) -> None:
         """Ask the planner."""
-        self._plan_soon()
+        self.planning.soon()
 
     @on(ChoiceLine.Changed)
     def _choice(self, event: ChoiceLine.Changed) -> None:
@@ -372,7 +295,7 @@ class PlanScreen(StepScreen):
         if self.editing:
             self.draft.undo()
             self._leave_editor()
-            self._plan_soon(0.01)
+            self.planning.at_once()
         elif field.display:
             field.value = ""
             field.display = False
@@ -406,7 +329,7 @@ class PlanScreen(StepScreen):
         self.draft.set(row.field, "")
         self.draft.save()
         self.say(f"{row.field} is the planner's again; u takes that back.", "good")
-        self._plan_soon(0.01)
+        self.planning.at_once()
 
     def action_undo(self) -> None:
         """Take the last change back."""
@@ -414,7 +337,7 @@ class PlanScreen(StepScreen):
             return
         self.say("The last change is taken back." if self.draft.undo() else "There is nothing to take back.")
         self.draft.save()
-        self._plan_soon(0.01)
+        self.planning.at_once()
 
     def action_all(self) -> None:
         """Every setting, or those that matter most."""
@@ -424,8 +347,7 @@ class PlanScreen(StepScreen):
 
     def action_again(self) -> None:
         """Look at the machine again."""
-        self._machine = self.tiny.machine = None
-        self._plan_soon(0.01)
+        self.planning.again()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """While a setting is changed, the letters belong to it."""
@@ -461,8 +383,8 @@ class PlanScreen(StepScreen):
             self.say("One moment, the planner is thinking…", "look")
             return
         planned = self.draft.plan
-        if self.error is not None or planned is None or planned.misfit is not None:
-            reason = "it does not fit" if self.error is None else "a setting is invalid"
+        if self.planning.error is not None or planned is None or planned.misfit is not None:
+            reason = "it does not fit" if self.planning.error is None else "a setting is invalid"
             self.say(f"Not started: {reason}. The lines above say what fits.", "wrong")
             return
         self._starting = True
