@@ -12,7 +12,8 @@ every 20 ms. ``predicted_bytes`` is the planner's figure for the same settings.
 The 70b cases score two rows of 256 tokens by a teacher of Llama-3.1-70B's shape (width 8,192) with 2 and 4 of its 80
 layers, as the teacher's phase does within a budget of ``hard_limit_bytes``: hidden states, logits by chunks, records.
 
-``--speed`` times steps of 2,048 tokens of a smaller student, streamed and in memory by turns, and compares adapters.
+``--speed`` times steps of 2,048 tokens of a smaller student, streamed and in memory by turns, and compares adapters. It
+computes in the format that the planner takes on such a processor: bf16 with instructions for it, else fp32.
 """
 
 from __future__ import annotations
@@ -231,7 +232,9 @@ def _child(folder: Path, name: str, quantization: Any, way: str, steps: int) -> 
     rows = 1 if name != "small" else 4
     is_small = name == "small"
     scratch = None if is_small else folder / "scratch"
-    dtype, device = torch.bfloat16, torch.device("cpu")
+    device = torch.device("cpu")
+    has_bf16 = any("BF16" in feature for feature in hardware.detect(folder).cpu_features)
+    dtype = torch.float32 if is_small and not has_bf16 else torch.bfloat16
     place = None if scratch is None else weights_in_files(scratch)
     shape = AdapterShape(RANK, 2.0 * RANK)
     learner: Learner
@@ -263,7 +266,7 @@ def _child(folder: Path, name: str, quantization: Any, way: str, steps: int) -> 
         rows,
         1,
         LENGTH,
-        "bf16",
+        "fp32" if dtype == torch.float32 else "bf16",
         checkpointing=True,
         optimizer="adamw-8bit",
         cpu_offload=scratch is not None,
