@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from engine.data.blocks import UnusableTurns
 from engine.data.spoken import Record, is_text, quoted
-from engine.data.turns import UnusableTurns, are_turns, json_value
+from engine.data.turns import are_turns, json_value
 
 MORE_OF_THE_QUESTION = ("question", "query", "problem", "input", "context", "passage")
 """In this order behind an instruction or a question, where they hold text."""

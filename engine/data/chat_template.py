@@ -181,7 +181,8 @@ class ChatTemplate:
                 if any(said[number]["role"] not in (*_SYSTEMS, "assistant") for number in lost):
                     raise LeavesOut
                 calls = sum(not calls_written(turn, text) for turn in said)
-                tools = () if self._writes_tools(said, others, text) else (TOOLS_LOST,)
+                is_written = self._writes_tools(said, others, text) and ("tools" in others or not given.get("tools"))
+                tools = () if is_written else (TOOLS_LOST,)
                 count = 100 * len(lost) + calls + len(tools)
                 if best is None or count < best[0]:
                     best = count, Written(said, others, text, (*notes, *tools))

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.data.beside import is_reasoning, more_of_the_question, number_as_text, reasoning, says_how_good, unread
-from engine.data.fields import PREFERENCES, Form, all_fields
-from engine.data.spoken import Record, decoded, is_text, quoted, spoken, transcript_of
-from engine.data.turns import Messages, Turn, UnusableTurns, are_turns, json_value, read_turns, told
+from engine.data.blocks import UnusableTurns
+from engine.data.fields import all_fields
+from engine.data.form import PREFERENCES, Form, mostly
+from engine.data.known_sets import known_conversation
+from engine.data.spoken import Record, decoded, is_text, quoted, spoken
+from engine.data.tools import TOOL_FIELDS, is_listed, tools_of
+from engine.data.transcripts import transcript_of
+from engine.data.turns import Messages, Turn, are_turns, json_value, read_turns, told
 
 PREFERENCE = "preference row of which the chosen answer is learned"
 NOT_WANTED = "answer that is labelled as unwanted"
@@ -22,8 +27,11 @@ _WANTED = (
     *("approved", "is_preferred", "is_chosen", "thumbs_up"),
 )
 _UNWANTED_WORDS = frozenset({"false", "thumbs_down", "thumbs down", "dislike", "rejected", "undesirable"})
+# Of these 0 is clear; a label, a preference or a thumb may be the number of a class, of an answer, or a count.
+_CLEAR_AT_0 = ("kto_tag", *(name for name in _WANTED if name.startswith(("is_", "correct", "passed", "accepted"))))
 _KTO = {"prompt", "completion", "label"}
-_SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
+_SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction", "preamble")
+_HISTORIES = ("history", "chat_history")
 _NOT_FOR_TEMPLATES = ("messages", "id", *(rejected for _, rejected in PREFERENCES), *_WANTED, *_SYSTEM)
 _LONGEST_VALUE = 2_000  # a longer text of a row is no switch of a template
 
@@ -54,7 +62,7 @@ def conversation_of(record: Record, form: Form) -> Conversation:
         if not isinstance(inner, dict):
             raise UnusableTurns(f"record whose {quoted(form.within)} holds no conversation")
         record = {**record, **inner}
-    parts, notes = form.parts, []
+    parts, notes = form.parts, list[str]()
     if form.kind != "preference" and _is_unwanted(record):
         raise UnusableTurns(NOT_WANTED)
     if form.kind == "turns":
@@ -64,6 +72,9 @@ def conversation_of(record: Record, form: Form) -> Conversation:
         messages = _weighted(read_turns(value), decoded(record.get("weights")))
     elif form.kind == "pair":
         messages = _pair(record, parts)
+    elif form.kind != "preference":
+        messages, told_of = known_conversation(record, form)
+        notes += told_of
     else:
         notes.append(PREFERENCE)
         messages = _chosen(record, parts)
@@ -76,12 +87,15 @@ def conversation_of(record: Record, form: Form) -> Conversation:
     # OpenAI's input has tools beside its messages. Another question in JSON has nothing for the template.
     more = asked if isinstance(asked, Mapping) and are_turns(asked.get("messages")) else {}
     fields = _for_templates({**record, **more}, {*parts.values(), form.within or ""})
-    return Conversation(messages, fields, tuple(notes))
+    tools = {} if is_listed(messages) else tools_of(fields)
+    return Conversation(
+        messages, {name: fields[name] for name in fields if name not in TOOL_FIELDS} | tools, tuple(notes)
+    )
 
 
 def unread_fields(records: Sequence[Record], form: Form) -> list[str]:
     """Fields that hold sentences in most of a file's first records and are not read."""
-    used = {*form.parts.values(), *_NOT_FOR_TEMPLATES, form.within or "", *("tools", "documents", "history")}
+    used = {*form.parts.values(), *_NOT_FOR_TEMPLATES, form.within or "", *TOOL_FIELDS, "documents", *_HISTORIES}
     told_of, whole = [], []
     for record in records:
         inner = json_value(record.get(form.within or ""))
@@ -92,6 +106,7 @@ def unread_fields(records: Sequence[Record], form: Form) -> list[str]:
             told_of.append("")
     if form.is_chat:
         scores = [name for name in all_fields(whole) if name not in used and says_how_good(whole, name)]
+        scores += [name for name in all_fields(whole) if _may_judge(whole, name)]
     else:
         scores = []
     if form.kind == "pair":
@@ -113,7 +128,7 @@ def _chosen(record: Record, parts: Mapping[str, str]) -> Messages:
         raise UnusableTurns("preference row without a chosen answer")
     if isinstance(chosen, str):
         transcript = transcript_of(chosen)
-        answer = read_turns(transcript) if len(transcript) > 1 else _answered(chosen)
+        answer = read_turns(transcript) if transcript else _answered(chosen)
     else:
         answer = read_turns(chosen)
     if any(turn["role"] == "user" for turn in answer):
@@ -128,7 +143,7 @@ def _question(record: Record, name: str) -> Messages:
         raise UnusableTurns("record without a question and its answer")
     if isinstance(question, str):
         question = "\n".join([question, *more_of_the_question(record, name, question)])
-    history = next((record[other] for other in record if other.lower() == "history"), None)
+    history = next((record[other] for other in record if other.lower() in _HISTORIES), None)
     return (*_history(history), *_asked(question))
 
 
@@ -136,7 +151,7 @@ def _asked(question: str | list[Any]) -> Messages:
     """A question's turns. Answers that were given before it are read, not learned."""
     if isinstance(question, str):
         transcript = transcript_of(question)
-        turns = read_turns(transcript) if len(transcript) > 1 else ({"role": "user", "content": question},)
+        turns = read_turns(transcript) if transcript else ({"role": "user", "content": question},)
     else:
         turns = read_turns(question)
     return tuple({**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in turns)
@@ -167,10 +182,12 @@ def _history(value: object) -> Messages:
 def _system(record: Record) -> Turn | None:
     value = next((record[name] for name in _SYSTEM if record.get(name)), None)
     if isinstance(value, str):
-        value = {"content": value} if is_text(value) else None
-    if not isinstance(value, Mapping):
+        value = {"content": value.removeprefix("SYSTEM: ").strip()} if is_text(value) else None  # glaive's prefix
+    if isinstance(value, Mapping):
+        value = value.get("content", value)
+    elif not isinstance(value, list):
         return None
-    turn = read_turns([{"role": "system", "content": value.get("content", value)}])[0]
+    turn = read_turns([{"role": "system", "content": value}])[0]
     return turn if is_text(turn["content"]) else None
 
 
@@ -207,9 +224,16 @@ def _weighted(messages: Messages, weights: object) -> Messages:
 def _is_unwanted(record: Record) -> bool:
     """Return whether a record says that its answer is not wanted. 0 is clear where it can mean nothing else."""
     values = {name: str(record.get(name)).lower() for name in _WANTED}
-    if not _UNWANTED_WORDS.isdisjoint(values.values()) or values["kto_tag"] in ("0", "0.0"):
+    if not _UNWANTED_WORDS.isdisjoint(values.values()) or any(values[name] in ("0", "0.0") for name in _CLEAR_AT_0):
         return True
     return {name for name in record if name != "id"} == _KTO and values["label"] in ("0", "0.0", "-1", "-1.0")
+
+
+def _may_judge(records: Sequence[Record], name: str) -> bool:
+    """Return whether a field may call answers unwanted, in numbers that can mean something else."""
+    if name not in _WANTED or name in _CLEAR_AT_0 or any({*record} - {"id"} == _KTO for record in records):
+        return False
+    return mostly(records, name, lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _has_image(record: Record) -> bool:

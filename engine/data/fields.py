@@ -10,49 +10,35 @@ wrong text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from engine.data.beside import MORE_OF_THE_QUESTION, asks_to_choose, number_as_text
-from engine.data.spoken import Record, decoded, is_text, quoted, spoken, transcript_of
+from engine.data.form import (
+    ANSWERS,
+    CHAT_FIELDS,
+    NUMBERED_ANSWERS,
+    PREFERENCES,
+    QUESTIONS,
+    TEXT_FIELDS,
+    Form,
+    mostly,
+    often,
+)
+from engine.data.known_sets import known_form
+from engine.data.spoken import Record, decoded, is_text, quoted, spoken
+from engine.data.transcripts import is_answered as is_transcript
 from engine.data.turns import are_turns, is_answer, is_turn, json_value
 
-CHAT_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents")
-TEXT_FIELDS = ("text", "content", "body", "document", "article", "passage", "story", "markdown", "sentence")
-QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "user", "human", "input")
-ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "reply")
-# The answer that is learned, and the one that is not: TRL's names (LLaMA-Factory's too), and OpenAI's.
-PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 _REJECTED = re.compile(r"reject|non_?preferred|dispreferred|negative|worse|worst|\blos(?:e|er|ing)\b", re.IGNORECASE)
 # A text beside these is part of what is asked, or an answer to it.
 _ASKS = ("question", "query", "instruction", "problem")
+# Pairs of an input and an output under these names belong to an instruction beside them: Self-Instruct's, and shots.
+_EXAMPLES = ("instances", "examples", "shots", "few_shot_examples", "demonstrations", "exemplars")
 _TITLES = ("title", "name", "subject", "headline", "topic")
-Kind = Literal["text", "turns", "pair", "preference"]
 # A list of dictionaries as Python writes it, not JSON: str(messages), or a column of objects written as CSV.
 _PYTHON_NOTATION = re.compile(r"\s*(?:array\(\s*)?[\[(]?\s*\{\s*'")
-
-
-@dataclass(frozen=True)
-class Form:
-    """Format of a file's records.
-
-    Attributes:
-        kind: of what the fields hold.
-        name: the field, or fields, as shown to the user.
-        parts: field of each part: ``turns`` or ``text``; of a pair ``question`` and ``answer``.
-        within: the field that holds the whole record as JSON; None where the record is its own.
-    """
-
-    kind: Kind
-    name: str
-    parts: Mapping[str, str] = field(default_factory=dict)
-    within: str | None = None
-
-    @property
-    def is_chat(self) -> bool:
-        """Return whether it makes conversations."""
-        return self.kind != "text"
 
 
 @dataclass(frozen=True)
@@ -179,28 +165,35 @@ def _as_wanted(records: Sequence[Record], wanted: str) -> Form | Unclear:
     values = [record[wanted] for record in records if wanted in record]
     if not values:
         return Unclear("missing", tuple(all_fields(records)))
-    if _often(records, is_turn):
+    if often(records, is_turn):
         return Unclear("turns", tuple(all_fields(records)))
     if any(are_turns(decoded(value)) for value in values):
         return Form("turns", wanted, {"turns": wanted})
+    known = known_form(records)
+    if known and known.parts.get("turns", known.parts.get("tree")) == wanted:
+        return known
     texts = [value for value in values if is_text(value)]
-    if _often(texts, _is_python):
+    if often(texts, _is_python):
         return Unclear("python", (wanted,))
-    if _often(texts, _is_structure):
+    if often(texts, _is_structure):
         return _within(records, wanted) or Unclear("structure", (wanted,))
     return Form("text", wanted, {"text": wanted})
 
 
 def _by_looking(records: Sequence[Record]) -> Form | Unclear:
     """Conversations before plain text, and those that say most about themselves first."""
-    if _often(records, is_turn) and not any(_turn_fields(records)):
+    if often(records, is_turn) and not any(_turn_fields(records)):
         return Unclear("turns", tuple(all_fields(records)))
     turns = [name for name in _turn_fields(records) if not _REJECTED.search(name)]
     named = [name for known in CHAT_FIELDS for name in turns if name.lower() == known]
-    whole = [name for name in (*named, *turns) if _mostly(records, name, _is_answered)]
-    if named and named[0] in whole:
-        return Form("turns", named[0], {"turns": named[0]})
+    whole = [name for name in (*named, *turns) if mostly(records, name, _is_answered)]
     other = _preference_form(records) or _pair_form(records)
+    if named and named[0] in whole:
+        is_question = mostly(records, named[0], _ends_with_question)
+        if other and is_question and other.parts.get("question") == named[0]:
+            return other
+        return Form("turns", named[0], {"turns": named[0]})
+    other = other or (None if turns else known_form(records))
     if other:
         return other
     if turns:
@@ -210,7 +203,7 @@ def _by_looking(records: Sequence[Record]) -> Form | Unclear:
         return Form("turns", chosen, {"turns": chosen})
     texts = text_fields(records)
     for name in texts:
-        if _mostly(records, name, _is_python):
+        if mostly(records, name, _is_python):
             return Unclear("python", (name,))
         form = _within(records, name)
         if form:
@@ -219,18 +212,20 @@ def _by_looking(records: Sequence[Record]) -> Form | Unclear:
 
 
 def _prose(records: Sequence[Record], texts: list[str]) -> Form | Unclear:
-    structures = {name for name in texts if _mostly(records, name, _is_structure)}
+    structures = {name for name in texts if mostly(records, name, _is_structure)}
     prose = [name for name in texts if name not in structures]
     asks = any(name.lower() in _ASKS for name in prose)
     for name in () if asks else (name for known in TEXT_FIELDS for name in prose if name.lower() == known):
-        if _mostly(records, name, is_text):
+        if mostly(records, name, is_text):
             return Form("text", name, {"text": name})
     # Of one field alone there is no doubt, unless it holds single words: a version, a name, a path.
-    if len(prose) == 1 and _mostly(records, prose[0], _is_prose) and not _lacks_its_answer(records, prose[0]):
+    if len(prose) == 1 and mostly(records, prose[0], _is_prose) and not _lacks_its_answer(records, prose[0]):
         richer = [name for name in all_fields(records) if _is_richer(records, name, prose[0])]
         return Unclear("structure", tuple(richer)) if richer else Form("text", prose[0], {"text": prose[0]})
     if prose:
-        return Unclear("many", tuple(prose))
+        named = any(mostly(records, name, _is_prose) for name in prose)
+        richer = [] if named else [name for name in all_fields(records) if _is_richer(records, name, prose[0])]
+        return Unclear("structure", tuple(richer)) if richer else Unclear("many", tuple(prose))
     if structures:
         return Unclear("structure", tuple(name for name in texts if name in structures))
     return Unclear("none", tuple(all_fields(records)))
@@ -242,9 +237,9 @@ def _is_prose(value: object) -> bool:
 
 def _is_richer(records: Sequence[Record], name: str, prose: str) -> bool:
     """Return whether a list or an object holds the text of which a field is the title, or more text than the field."""
-    if not _mostly(records, name, lambda value: bool(value) and isinstance(decoded(value), list | dict)):
+    if not mostly(records, name, lambda value: bool(value) and isinstance(decoded(value), list | dict)):
         return False
-    return prose.lower() in _TITLES or _often(
+    return prose.lower() in _TITLES or often(
         [_letters(record.get(name)) > _letters(record.get(prose)) for record in records], bool
     )
 
@@ -264,14 +259,18 @@ def _lacks_its_answer(records: Sequence[Record], name: str) -> bool:
     """Return whether a field holds questions, and others hold the answers, or lists or objects to choose from."""
     others = [other for other in all_fields(records) if other != name]
     return name.lower() in QUESTIONS and any(
-        other.lower() in ANSWERS or _mostly(records, other, lambda value: isinstance(decoded(value), list | dict))
+        other.lower() in ANSWERS or mostly(records, other, lambda value: isinstance(decoded(value), list | dict))
         for other in others
     )
 
 
 def _turn_fields(records: Sequence[Record]) -> list[str]:
     """Fields that hold the turns of a conversation in most records, as a list or as JSON."""
-    return [name for name in all_fields(records) if _mostly(records, name, lambda value: are_turns(decoded(value)))]
+    return [
+        name
+        for name in all_fields(records)
+        if name.lower() not in _EXAMPLES and mostly(records, name, lambda value: are_turns(decoded(value)))
+    ]
 
 
 def _different(records: Sequence[Record], names: Sequence[str]) -> list[str]:
@@ -284,7 +283,7 @@ def _different(records: Sequence[Record], names: Sequence[str]) -> list[str]:
 
 
 def _mostly_same(records: Sequence[Record], name: str, other: str) -> bool:
-    return _often([decoded(record.get(name)) == decoded(record.get(other)) for record in records], bool)
+    return often([decoded(record.get(name)) == decoded(record.get(other)) for record in records], bool)
 
 
 def _pair_form(records: Sequence[Record]) -> Form | None:
@@ -292,28 +291,28 @@ def _pair_form(records: Sequence[Record]) -> Form | None:
 
     def held(known: Sequence[str]) -> str | None:
         return next(
-            (names[name] for name in known if name in names and _mostly(records, names[name], _says)),
+            (names[name] for name in known if name in names and mostly(records, names[name], _says)),
             None,
         )
 
     question = held((*QUESTIONS, *CHAT_FIELDS))
     answer = held(ANSWERS) or next(
-        (names[name] for name in ANSWERS if name in names and _mostly(records, names[name], _is_number)), None
+        (names[name] for name in NUMBERED_ANSWERS if name in names and mostly(records, names[name], _is_number)), None
     )
     if question is None or answer is None or asks_to_choose(records, answer):
         return None
     more = [names[name] for name in MORE_OF_THE_QUESTION if name in names and names[name] != question]
-    shown = next((name for name in more if _mostly(records, name, is_text)), more[0] if more else None)
+    shown = next((name for name in more if mostly(records, name, is_text)), more[0] if more else None)
     parts = {"question": question, "answer": answer}
     return Form("pair", " + ".join(name for name in (question, shown, answer) if name), parts)
 
 
 def _preference_form(records: Sequence[Record]) -> Form | None:
     for chosen, rejected in PREFERENCES:
-        if not _often([_says(record.get(chosen)) and rejected in record for record in records], bool):
+        if not often([_says(record.get(chosen)) and rejected in record for record in records], bool):
             continue
-        question = next((name for name in (*QUESTIONS, *CHAT_FIELDS) if _mostly(records, name, _says)), None)
-        if question is None and not _mostly(records, chosen, _is_whole):
+        question = next((name for name in (*QUESTIONS, *CHAT_FIELDS) if mostly(records, name, _says)), None)
+        if question is None and not mostly(records, chosen, _is_whole):
             continue
         parts = {"answer": chosen} | ({"question": question} if question else {})
         return Form("preference", f"{question} + {chosen}" if question else chosen, parts)
@@ -322,7 +321,7 @@ def _preference_form(records: Sequence[Record]) -> Form | None:
 
 def _is_whole(chosen: object) -> bool:
     """Return whether a chosen answer brings its question: turns, or a transcript."""
-    return are_turns(decoded(chosen)) or (isinstance(chosen, str) and len(transcript_of(chosen)) > 1)
+    return are_turns(decoded(chosen)) or is_transcript(chosen)
 
 
 def _within(records: Sequence[Record], name: str) -> Form | None:
@@ -340,6 +339,12 @@ def _is_answered(value: object) -> bool:
     """Return whether turns have one of an assistant."""
     turns = decoded(value)
     return are_turns(turns) and any(is_answer(turn) for turn in turns)
+
+
+def _ends_with_question(value: object) -> bool:
+    """Return whether the last one of the turns is not the assistant's."""
+    turns = decoded(value)
+    return are_turns(turns) and not is_answer(turns[-1])
 
 
 def _has_turns(value: object) -> bool:
@@ -363,14 +368,3 @@ def _is_python(value: object) -> bool:
 
 def _is_structure(value: object) -> bool:
     return json_value(value) is not None
-
-
-def _mostly(records: Sequence[Record], name: str, holds: Callable[[Any], bool]) -> bool:
-    """Return whether it is so for a field of at least half of the records."""
-    return _often([record.get(name) for record in records], holds)
-
-
-def _often(values: Sequence[Any], holds: Callable[[Any], bool]) -> bool:
-    """Return whether it is so for at least half of the values, and for one."""
-    count = sum(map(holds, values))
-    return count > 0 and 2 * count >= len(values)

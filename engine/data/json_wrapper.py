@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from engine.data.fields import ANSWERS, QUESTIONS, TEXT_FIELDS
+from engine.data.form import ANSWERS, QUESTIONS, TEXT_FIELDS
 from engine.data.split_names import split_of_words
-from engine.data.turns import are_turns
+from engine.data.turns import are_turns, turns_of_keys
 
 Keys = tuple[str, ...]
 
@@ -102,7 +102,8 @@ def rows_at(chunks: Iterable[bytes], wanted: Keys, limit: int, passed_over: Call
 
 def _is_turn(element: bytes) -> bool:
     try:
-        return are_turns([json.loads(element.decode("utf-8", "replace"))])
+        turn = json.loads(element.decode("utf-8", "replace"))
+        return are_turns([turn]) or turns_of_keys([turn, {"assistant": ""}]) is not None
     except (ValueError, RecursionError):
         return False
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.data.fields import ANSWERS, CHAT_FIELDS, QUESTIONS, TEXT_FIELDS
+from engine.data.form import ANSWERS, CHAT_FIELDS, QUESTIONS, TEXT_FIELDS
 from engine.data.tally import Tally
 from engine.errors import DataError
 from engine.machine.out_of_memory import is_out_of_memory

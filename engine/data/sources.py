@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.data.blocks import UnusableTurns
 from engine.data.byte_stream import ByteStream
 from engine.data.conversation import conversation_of, unread_fields
 from engine.data.dataset_folder import files_of_split
 from engine.data.document import Document
-from engine.data.fields import Form, Unclear, all_fields, choose_form, is_conversation_as_text, without_header
+from engine.data.fields import Unclear, all_fields, choose_form, is_conversation_as_text, without_header
 from engine.data.folder import FoundFile, find_files, is_archive, is_readable, shown, suffix_of
+from engine.data.form import Form
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
+from engine.data.message_rows import are_message_rows, trees_of
 from engine.data.packed import PACKED_SUFFIXES
 from engine.data.pieces import cut_text
 from engine.data.python_docs import python_documents
@@ -33,7 +36,8 @@ from engine.data.signatures import HEAD_BYTES, MARKUP, is_markup, table_suffix, 
 from engine.data.split_names import split_of_words
 from engine.data.spoken import quoted
 from engine.data.tally import Note, Tally, in_words
-from engine.data.turns import UnusableTurns, told
+from engine.data.transcripts import reads_as_conversation
+from engine.data.turns import told
 from engine.errors import DataError, shown_value
 
 PYTHON_DOCS = "python-docs"
@@ -213,6 +217,9 @@ class TextSource:
         """The documents of one stream of records, all of them read from the same field."""
         stream = iter(records)
         first = list(_first(stream))
+        if self._text_field is None and are_message_rows([record for record in first if isinstance(record, dict)]):
+            stream = trees_of(itertools.chain(first, stream), tally)
+            first = list(_first(stream))
         rows = [record for record in first if isinstance(record, dict)]
         form = choose_form(rows, self._text_field) if rows else None
         if is_table and self._text_field is None:
@@ -224,6 +231,10 @@ class TextSource:
             form = None
         if form is not None:
             _note_unread(rows, form, name, tally)
+            if not form.is_chat:
+                _note_conversations([str(record.get(form.name) or "") for record in rows], name, tally)
+        elif first and not rows:
+            _note_conversations([str(record) for record in first], name, tally)
         self.field = self.field or form
         self.fields = self.fields or tuple(all_fields(rows))
         for number, record in enumerate(itertools.chain(first, stream), start=1):
@@ -364,6 +375,16 @@ def _note_unread(rows: list[dict[str, Any]], form: Form, name: str, tally: Tally
         more = f" and {len(fields) - _SHOWN_FIELDS} others" if len(fields) > _SHOWN_FIELDS else ""
         shown_fields = ", ".join(map(quoted, fields[:_SHOWN_FIELDS])) + more
         tally.note(f"Read from {quoted(form.name)} alone, not from {shown_fields}", name)
+
+
+def _note_conversations(texts: list[str], name: str, tally: Tally) -> None:
+    """Tell of texts that are conversations: a text is learned as a whole, with what the user says."""
+    if reads_as_conversation(texts):
+        tally.note(
+            "Conversations that are written as texts, learned as they stand, the user's words too (as a list under "
+            "'messages' only the answers are)",
+            name,
+        )
 
 
 def _first(stream: Iterator[Record]) -> Iterator[Record]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from engine.data.turns import Turn, are_turns, is_turn, json_value, turns_of_columns, turns_of_pairs
+from engine.data.turns import are_turns, is_turn, json_value, turns_of_columns, turns_of_keys, turns_of_pairs
 
 Record = Mapping[str, Any]
-_TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 
 
 def is_text(value: object) -> bool:
@@ -23,7 +21,7 @@ def decoded(value: object) -> Any:
     found = value if found is None else found
     if isinstance(found, Mapping):
         return turns_of_columns(found) or found
-    return (turns_of_pairs(found) or found) if isinstance(found, list) else found
+    return (turns_of_pairs(found) or turns_of_keys(found) or found) if isinstance(found, list) else found
 
 
 def spoken(value: object) -> str | list[Any] | None:
@@ -37,21 +35,6 @@ def spoken(value: object) -> str | list[Any] | None:
         turns: list[Any] = found
         return turns
     return value if isinstance(value, str) and is_text(value) else None
-
-
-def transcript_of(text: str) -> list[Turn]:
-    """The turns of a text that is written as ``Human: …`` and ``Assistant: …``, a blank line between them."""
-    found = list(_TRANSCRIPT.finditer(text))
-    if not found or text[: found[0].start()].strip():
-        return []
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    turns = [
-        {"role": "user" if match[1] == "Human" else "assistant", "content": text[match.end() : end].strip()}
-        for match, end in zip(found, ends, strict=True)
-    ]
-    if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
-        turns.pop()  # a prompt that ends with "Assistant:"
-    return turns
 
 
 def quoted(name: str) -> str:

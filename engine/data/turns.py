@@ -1,16 +1,18 @@
 """Turns of a conversation, converted from all supported formats to the one that chat templates read.
 
 A turn has a ``role`` and a ``content`` (always a text, empty if there is none), and keeps all other fields: tool calls,
-a name, the reasoning before an answer. ``weight`` 0 marks an answer that is context only. A part that a text model
-cannot read (an image) makes the whole conversation unusable, which is reported. Knows nothing of tokens and fields.
+a name, the reasoning before an answer. ``weight`` 0 marks an answer that is context only. blocks.py reads contents that
+are lists of parts. Knows nothing of tokens and fields.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from engine.data.blocks import NO_TEXT, UnusableTurns, as_json, is_part, read_content
 
 Turn = dict[str, Any]
 Messages = tuple[Turn, ...]
@@ -51,14 +53,11 @@ _GPT = re.compile(r"(?:chat_?)?gpt_?\d.*")  # gpt-4, GPT-3.5-turbo
 KNOWN_ROLES = frozenset(_ROLES.values())
 _CALLS = ("function_call", "tool_call")
 # Whether a turn is learned: OpenAI's and axolotl's name, ms-swift's, those of axolotl's older forms, and others'.
-_WEIGHTS = ("weight", "loss", "train", "training", "loss_mask", "trainable")
+_WEIGHTS = ("weight", "loss", "train", "training", "loss_mask", "loss_weight", "trainable")
 _ASKED = ("input", "human", "user", "question", "prompt", "instruction", "query")
 _ANSWERED = ("output", "assistant", "answer", "response", "completion", "gpt", "bot")
-_TEXT_PARTS = ("text", "input_text", "output_text")
-
-
-class UnusableTurns(Exception):
-    """Why a conversation cannot be used: a noun phrase in the singular, without a word of the text."""
+# A call as glaive's data sets write it: JSON but for the arguments, which stand in single quotes.
+_QUOTED_ARGUMENTS = re.compile(r"""\s*\{\s*"name":\s*"([^"]+)",\s*"arguments":\s*'(.*)'\s*\}\s*""", re.DOTALL)
 
 
 def is_turn(value: object) -> bool:
@@ -108,13 +107,29 @@ def turns_of_pairs(value: list[Any]) -> list[dict[str, Any]] | None:
     return found or None
 
 
+def turns_of_keys(value: list[Any]) -> list[dict[str, Any]] | None:
+    """Turns of ``[{"user": …}, {"assistant": …}]``, in which the key says who speaks; None for any other list."""
+    found: list[dict[str, Any]] = []
+    for turn in value:
+        if not isinstance(turn, Mapping):
+            return None
+        said = {key: text for key, text in turn.items() if text is not None}
+        if len(said) != 1:
+            return None
+        ((key, text),) = said.items()
+        if not isinstance(text, str) or _role(key) is None:
+            return None
+        found.append({"role": str(_role(key)), "content": text})
+    return found if any(turn["role"] == "assistant" for turn in found) else None
+
+
 def read_turns(value: Iterable[Mapping[str, Any]]) -> Messages:
     """Turns as chat templates read them.
 
     Raises:
         UnusableTurns: a turn has content that is not text, or an unknown speaker.
     """
-    return tuple(_turn(turn) for turn in value)
+    return tuple(_with_thoughts(turn for raw in value for turn in _turns(raw)))
 
 
 def told(messages: Messages) -> str:
@@ -160,7 +175,8 @@ def _keys(turn: Mapping[str, Any]) -> tuple[str, str | None] | None:
     return role, content
 
 
-def _turn(raw: Mapping[str, Any]) -> Turn:
+def _turns(raw: Mapping[str, Any]) -> list[Turn]:
+    """One turn; before it those of the tools whose results stand in it."""
     keys = _keys(raw)
     if keys is None:
         raise UnusableTurns("conversation with a turn that does not say who speaks")
@@ -177,73 +193,76 @@ def _turn(raw: Mapping[str, Any]) -> Turn:
     for key in _WEIGHTS:
         if key in left and _is_number(left[key]):
             weight = min(weight, _number(left.pop(key)))
-    turn: Turn = {"role": role, **_said(content, role)}
-    calls = [*_list(left.pop("tool_calls", None)), *_list(left.pop("function_call", None))]
-    if _plain_name(named) in _CALLS:
-        calls, turn["content"] = _calls_as_text(turn["content"])
+    said, calls, results = _said(content, role)
+    turn: Turn = {"role": role, **said}
+    calls += [*_list(left.pop("tool_calls", None)), *_list(left.pop("function_call", None))]
+    if _plain_name(named) in _CALLS and turn["content"].strip():
+        calls, turn["content"] = calls_in(turn["content"]), ""
     if calls:
         turn["tool_calls"] = [_call(call) for call in calls]
     left.pop("content", None)  # empty, beside the key that holds it
     turn = {**left, **turn}
     if role == "assistant" and weight == 0:
         turn["weight"] = 0
-    return {"role": turn.pop("role"), "content": turn.pop("content"), **turn}
+    whole = {"role": turn.pop("role"), "content": turn.pop("content"), **turn}
+    if not results:
+        return [whole]
+    given = [{"role": "tool", "content": result.pop("content"), **left, **result} for result in results]
+    return [*given, whole] if whole["content"].strip() or calls else given
 
 
-def _said(content: object, role: str) -> Turn:
-    """The content as text, and what its parts hold besides."""
+def _said(content: object, role: str) -> tuple[Turn, list[Any], list[Turn]]:
+    """The content as text with the thoughts before it, the tool calls in it, and results of tools."""
     if content is None:
-        return {"content": ""}
+        return {"content": ""}, [], []
     if isinstance(content, str):
-        return {"content": content}
+        return {"content": content}, [], []
     if isinstance(content, Mapping):
         parts = content.get("parts")
         content = parts if isinstance(parts, list) else [content]
-        if role == "tool" and not _is_part(content[0]):
-            return {"content": json.dumps(dict(content[0]), ensure_ascii=False, default=str)}
+        if role == "tool" and not is_part(content[0]):
+            return {"content": as_json(dict(content[0]))}, [], []
     if isinstance(content, list):
-        if role == "tool" and not all(map(_is_part, content)):
-            return {"content": json.dumps(content, ensure_ascii=False, default=str)}
-        return _joined(content)
+        if role == "tool" and not all(map(is_part, content)):
+            return {"content": as_json(content)}, [], []
+        found = read_content(content)
+        thought = {"reasoning_content": "".join(found.thoughts)} if found.thoughts else {}
+        return {"content": "".join(found.texts), **thought}, list(found.calls), found.results
     if role == "tool":  # a result that is a number, or true
-        return {"content": json.dumps(content, default=str)}
-    raise UnusableTurns("conversation with a turn whose content is no text")
+        return {"content": as_json(content)}, [], []
+    raise UnusableTurns(NO_TEXT)
 
 
-def _is_part(part: object) -> bool:
-    return isinstance(part, str) or (isinstance(part, Mapping) and ("type" in part or "text" in part))
+def calls_in(text: str) -> list[Any]:
+    """The tool calls that a text is, in JSON or as glaive's data sets write them.
 
-
-def _joined(parts: list[Any]) -> Turn:
-    texts, thoughts = [], []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        kind = part.get("type", "text") if isinstance(part, Mapping) else None
-        if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind in _TEXT_PARTS and part.get("text") is None and {"type", "text"} & part.keys():
-            continue  # a part of a turn that says nothing, as some write it beside a tool call
-        elif kind == "thinking" and isinstance(part.get("thinking"), str):
-            thoughts.append(part["thinking"])
-        elif isinstance(kind, str):
-            kind = kind.removeprefix("input_").removesuffix("_url")
-            article = "an" if kind[:1] in "aeiou" else "a"
-            raise UnusableTurns(f"conversation with {article} {kind} part")
-        else:
-            raise UnusableTurns("conversation with a turn whose content is no text")
-    thought = {"reasoning_content": "".join(thoughts)} if thoughts else {}
-    return {"content": "".join(texts), **thought}
-
-
-def _calls_as_text(text: str) -> tuple[list[Any], str]:
-    """The calls of a turn whose text is nothing but calls in JSON; where it is not, the text as it is."""
-    value = json_value(text)
+    Raises:
+        UnusableTurns: it is anything else.
+    """
+    quoted = _QUOTED_ARGUMENTS.fullmatch(text)
+    value = {"name": quoted[1], "arguments": json_value(quoted[2])} if quoted else json_value(text)
     calls = value if isinstance(value, list) else [value]
-    if all(isinstance(call, Mapping) and ("name" in call or "function" in call) for call in calls):
-        return calls, ""
-    return [], text
+    are_calls = all(isinstance(call, Mapping) and ("name" in call or "function" in call) for call in calls)
+    if calls and are_calls and (not quoted or isinstance(calls[0]["arguments"], dict)):
+        return calls
+    raise UnusableTurns("conversation with a tool call that is not written in JSON")
+
+
+def _with_thoughts(turns: Iterable[Turn]) -> Iterator[Turn]:
+    """The turns, with those of gpt-oss's ``analysis`` channel as the thoughts of the answers behind them."""
+    thoughts: list[str] = []
+    for turn in turns:
+        if turn["role"] == "assistant" and turn.get("channel") == "analysis" and not turn.get("tool_calls"):
+            thoughts.append(turn["content"])
+            continue
+        if thoughts:
+            if turn["role"] != "assistant":
+                raise UnusableTurns("conversation with a thought that no answer follows")
+            turn = {**turn, "reasoning_content": "\n".join(thoughts)}
+            thoughts = []
+        yield turn
+    if thoughts:
+        raise UnusableTurns("conversation with a thought that no answer follows")
 
 
 def _call(call: object) -> object:

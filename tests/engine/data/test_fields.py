@@ -111,6 +111,25 @@ FORMS: dict[str, dict[str, Any]] = {
     "pairs": {"source": "x", "conversation": [{"input": Q, "output": A}]},
     "pairs of a human and an assistant": {"conversation_id": 1, "conversation": [{"human": Q, "assistant": A}]},
     "turns in columns": {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
+    "the speaker as the key": {"messages": [{"user": Q}, {"assistant": A}]},
+    "Bedrock": {
+        "messages": [{"role": "user", "content": [{"text": Q}]}, {"role": "assistant", "content": [{"text": A}]}]
+    },
+    "Cohere": {"chat_history": [], "message": Q, "response": A},
+    "Vertex": {"input_text": Q, "output_text": A},
+    "FLAN": {"inputs": Q, "targets": A, "_task_name": "lamps"},
+    "T0": {"inputs": [1, 2], "targets": [3], "inputs_pretokenized": Q, "targets_pretokenized": A},
+    "UltraChat": {"id": "0", "data": [Q, A]},
+    "LIMA": {"conversations": [Q, A], "source": "lamps"},
+    "pairs of texts": {"conversations": [[Q, A]]},
+    "glaive": {"chat": f"USER: {Q}\n\n\nASSISTANT: {A} <|endoftext|>\n\n\n", "system": ""},
+    "glaive's first": {"sample": f"USER: {Q}\nASSISTANT: {A}"},
+    "a chosen transcript alone": {"chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}"},
+    "a question as a transcript": {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "completion": A},
+    "a tree": {
+        "message_tree_id": "m1",
+        "prompt": {"role": "prompter", "text": Q, "replies": [{"role": "assistant", "text": A, "replies": []}]},
+    },
 }
 
 
@@ -176,8 +195,8 @@ NOT_ANSWERED: dict[str, dict[str, Any]] = {
     "a letter": {"question": Q, "A": LONG, "B": A, "answer": "B"},
     "a number": {"question": Q, "choices": [LONG, A], "answer": 1},
     "a number of a field": {"question": Q, "option_a": LONG, "option_b": A, "answer": 2},
-    "spans": {"context": LONG, "question": Q, "answers": {"text": ["lamp"], "answer_start": [4]}},
-    "spans of a text": {"text": LONG, "question": Q, "answers": {"text": ["lamp"], "answer_start": [4]}},
+    "spans without their passage": {"title": LONG, "question": Q, "answers": {"text": ["lamp"], "answer_start": [4]}},
+    "several answers": {"question": Q, "context": LONG, "answers": {"text": ["lamp"], "score": [4]}},
 }
 
 
@@ -413,6 +432,7 @@ def test_keys_that_parquet_adds_are_taken_away_again(tmp_path: Path) -> None:
         ),
         ({"prompt": Q, "completion": A, "label": False}, NOT_WANTED),
         ({"prompt": Q, "completion": A, "label": 0}, NOT_WANTED),
+        ({"prompt": Q, "completion": A, "is_correct": 0, "topic": "lamps"}, NOT_WANTED),
         ({"messages": TURNS, "label": False}, NOT_WANTED),
         ({"conversations": [HUMAN, GPT], "kto_tag": False}, NOT_WANTED),
         ({"instruction": Q, "input": "", "output": A, "kto_tag": 0}, NOT_WANTED),
@@ -564,7 +584,9 @@ def test_of_two_conversations_that_differ_none_is_chosen(tmp_path: Path, one: st
 TREE = {"a": {"message": {"author": {"role": "user"}, "content": {"parts": [Q]}}, "children": ["b"]}}
 RICHER: dict[str, dict[str, Any]] = {
     "ChatGPT's export": {"title": "Of a lamp", "mapping": TREE},
-    "a tree of turns": {"tree": "ready for export", "prompt": {"text": LONG, "replies": [{"text": A, "replies": []}]}},
+    "a tree of turns": {"tree": "ready for export", "root": {"text": LONG, "replies": [{"text": A, "replies": []}]}},
+    "paragraphs beside a number": {"id": "7", "paragraphs": [LONG, LONG]},
+    "a request of a batch": {"method": "POST", "body": {"model": "a", "messages": [{"role": "user", "content": LONG}]}},
     "sections": {"heading": "Of a lamp", "sections": [{"head": "One", "body": LONG}, {"head": "Two", "body": LONG}]},
     "sections in JSON": {"heading": "Of a lamp", "sections": json.dumps([{"body": LONG}, {"body": LONG}])},
 }
