@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from engine.data.blocks import is_part, read_content
+from engine.data.blocks import UnusableTurns, is_part, read_content
 from engine.data.chat_template import TOOLS_LOST
 from engine.data.known_sets import BEST_PATH, FIRST_ANSWER, IN_TURN, NO_SPAN, NOT_ON_PATH
 from engine.data.message_rows import NO_PARENT
 from engine.data.sources import TextSource, open_source
 from engine.data.tokenise import DocumentTokeniser
 from engine.data.transcripts import reads_as_conversation, transcript_of
-from engine.data.turns import UnusableTurns
+from engine.data.turns import read_turns
 from engine.errors import DataError
 from tests.engine.data.chat_templates import QWEN3, learned_texts, tokenizer_with
 
@@ -458,3 +458,11 @@ def test_a_label_in_numbers_that_is_not_read_is_said(tmp_path: Path) -> None:
 def test_the_number_of_a_class_is_no_answer(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         read(tmp_path, {"inputs": "Is it good, this lamp?", "targets": 3})
+
+
+def test_a_result_stands_before_what_its_turn_says_and_leaves_no_empty_turn_behind() -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "0.85"}
+    tool = {"role": "tool", "content": "0.85", "tool_call_id": "1"}
+    said = {"type": "text", "text": "And now?"}
+    assert read_turns([{"role": "user", "content": [result]}]) == (tool,)
+    assert read_turns([{"role": "user", "content": [said, result]}]) == (tool, {"role": "user", "content": "And now?"})
