@@ -134,7 +134,7 @@ def _result(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _result_text(given: Any) -> str:
-    """What a tool gave back as text: its texts, or its values in JSON."""
+    """Return a tool's result as text: its texts, or its values in JSON."""
     if isinstance(given, str):
         return given
     parts = given if isinstance(given, list) else [given]

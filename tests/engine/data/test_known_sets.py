@@ -33,7 +33,7 @@ SCHEMA = RATE["parameters"]
 
 
 def read(tmp_path: Path, *records: Any, text_field: str | None = None) -> tuple[list[list[str]], list[str], TextSource]:
-    """What is learned of each conversation, all of them as texts, and the source."""
+    """Return the words learned of each conversation, all of it as text, and the source."""
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     there = open_source(str(path), text_field=text_field, split="train")
