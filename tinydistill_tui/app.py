@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 from textual import events
-from textual.app import App, SuspendNotSupported, SystemCommand
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 from textual.constants import DEFAULT_THEME
@@ -32,7 +32,7 @@ from textual.widget import Widget
 
 from engine.disk import places
 from engine.machine import safe_child
-from tinydistill_tui.terminal import appearance, opening, window
+from tinydistill_tui.terminal import appearance, opening, sharing, window
 from tinydistill_tui.terminal.key_queue import KeyQueue, keep_escape
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from engine.machine.hardware import Hardware
     from tinydistill_tui.navigation import Request
 
+COMMAND_LINE = "from the command line"
 _TWICE_SECONDS = 1.0
 _SCREENS = "tinydistill_tui.routes"
 
@@ -60,9 +61,9 @@ class TinyDistillApp(App[int]):
     """The program on the screen.
 
     Args:
-        config_values: settings that were given on the command line; the wizard begins with them.
+        config_values: settings that were given on the command line or by a profile; the wizard begins with them.
         attach: the run to watch; the wizard when None.
-        profile: name of the profile that ``config_values`` came from.
+        source: where ``config_values`` came from, in words.
         options: ``ascii``, ``no_mouse``, ``no_animation``.
         clock: Unix seconds; tests bring their own.
 
@@ -90,13 +91,13 @@ class TinyDistillApp(App[int]):
         config_values: Mapping[str, Any] | None = None,
         *,
         attach: Path | None = None,
-        profile: str | None = None,
+        source: str = COMMAND_LINE,
         options: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self.config_values = dict(config_values or {})
-        self.profile_name = profile
+        self.source = source
         self.options = dict(options or {})
         self.clock = clock
         self.run_path = attach
@@ -204,12 +205,10 @@ class TinyDistillApp(App[int]):
         if not path.is_file():
             self.notify(f"It is not there: {path}", severity="warning", markup=False)
             return
-        pager = shlex.split(os.environ.get("PAGER", "")) or ["less"]
-        try:
-            with self.suspend():
-                subprocess.run([*pager, str(path)], check=False)
-        except (OSError, SuspendNotSupported):
-            self.notify(f"It could not be opened here; read it elsewhere: {path}", severity="warning", markup=False)
+        problem = sharing.lend(self, lambda: subprocess.run([*_pager(), str(path)], check=False))
+        if problem:
+            words = f"It could not be opened here ({problem}); read it elsewhere: {path}"
+            self.notify(words, severity="warning", markup=False)
 
     def run_in_the_terminal(self, words: Sequence[str], folder: Path | None = None) -> None:
         """Run a program where the screen was; the screen comes back when the user has read its output.
@@ -220,17 +219,18 @@ class TinyDistillApp(App[int]):
         """
         import subprocess
 
-        try:
-            with self.suspend():
-                sys.stdout.write(f"$ {shlex.join(words)}\n")
-                sys.stdout.flush()
-                with contextlib.suppress(KeyboardInterrupt):
-                    subprocess.run(safe_child.own_program(words), check=False, cwd=folder)
-                with contextlib.suppress(KeyboardInterrupt, EOFError):
-                    input("\nEnter comes back to TinyDistill. ")
-        except (OSError, SuspendNotSupported) as error:
-            why = getattr(error, "strerror", None) or "this terminal cannot be shared"
-            self.notify(f"It could not be run here: {why}. y copies the command.", severity="warning", markup=False)
+        def run() -> None:
+            sys.stdout.write(f"$ {shlex.join(words)}\n")
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                subprocess.run(safe_child.own_program(words), check=False, cwd=folder)
+            with contextlib.suppress(EOFError):
+                input("\nEnter comes back to TinyDistill. ")
+
+        problem = sharing.lend(self, run)
+        if problem:
+            words_of_it = f"It could not be run here: {problem}. y copies the command."
+            self.notify(words_of_it, severity="warning", markup=False)
 
     async def action_interrupt(self) -> None:
         """Ctrl+C is ``q``; twice within a second leaves at once, and a run goes on."""
@@ -243,7 +243,7 @@ class TinyDistillApp(App[int]):
 
     def action_take_screenshot(self) -> None:
         """Save what is seen as SVG, beside the run that is shown."""
-        folder = (self.run_path or places.state()) / "screenshots"
+        folder = _where_to_write(self.run_path) / "screenshots"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             name = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.clock())) + ".svg"
@@ -272,7 +272,7 @@ def run_app(
     config_values: Mapping[str, Any],
     *,
     attach: Path | None = None,
-    profile: str | None = None,
+    source: str = COMMAND_LINE,
     options: Mapping[str, Any] | None = None,
 ) -> int:
     """Show the program until the user leaves it; returns the exit code.
@@ -283,7 +283,7 @@ def run_app(
     window.believe_the_terminal()
     keep_escape()
     app = TinyDistillApp(
-        config_values, attach=attach.expanduser().absolute() if attach else None, profile=profile, options=options
+        config_values, attach=attach.expanduser().absolute() if attach else None, source=source, options=options
     )
     traceback = io.StringIO()
     app.error_console = Console(file=traceback, width=120, no_color=True)
@@ -294,7 +294,7 @@ def run_app(
 
 
 def _crashed(run_path: Path | None, traceback: str, debug: bool) -> int:
-    folder = run_path or places.state()
+    folder = _where_to_write(run_path)
     log = folder / "ui-crash.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -308,6 +308,17 @@ def _crashed(run_path: Path | None, traceback: str, debug: bool) -> int:
     again = f"tinydistill-tui --attach {shlex.quote(str(run_path))}" if run_path else "tinydistill-tui"
     sys.stderr.write(f"The screen met a defect and closed. {where} {goes_on}; open it again: {again}\n")
     return 4
+
+
+def _where_to_write(run_path: Path | None) -> Path:
+    """The shown run's folder, but not one that was deleted: that is not made again."""
+    return run_path if run_path is not None and run_path.is_dir() else places.state()
+
+
+def _pager() -> list[str]:
+    with contextlib.suppress(ValueError):  # an open quote
+        return shlex.split(os.environ.get("PAGER", "")) or ["less"]
+    return ["less"]
 
 
 def _slow_terminal() -> bool:

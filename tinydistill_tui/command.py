@@ -10,8 +10,9 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.cli import arguments
 from engine.cli.distill import guarded, run_headless
@@ -63,7 +64,15 @@ def _main(words: Sequence[str]) -> int:
         Run.open(attached)  # a folder that holds no run is said before the screen is taken
     if draws_only_ascii(sys.stdout.encoding, os.environ.get("TERM", "")):
         switches["ascii"] = True
-    return run_app(config.asked(), attach=attached, profile=typed.get("profile"), options=switches)
+    return run_app(config.asked(), attach=attached, source=_source(typed), options=switches)
+
+
+def _source(typed: Mapping[str, Any]) -> str:
+    """Return where the settings came from, as the first screen says it."""
+    if "profile" not in typed:
+        return "from the command line"
+    profile = f"from the profile {typed['profile']}"
+    return profile if len(typed) == 1 else f"{profile} and the command line"
 
 
 def _screen_switches(parser: argparse.ArgumentParser) -> None:

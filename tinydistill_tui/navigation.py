@@ -105,13 +105,15 @@ class Program(Protocol):
     """The app, as screens know it.
 
     Attributes:
-        config_values: settings of the command line; the wizard begins with them.
+        config_values: settings of the command line or of its profile; the wizard begins with them.
+        source: where they came from, in words.
         run_path: the run that the run mode shows.
         machine: what this machine has, as the first screen found it.
         clock: Unix seconds.
     """
 
     config_values: dict[str, Any]
+    source: str
     run_path: Path | None
     machine: Hardware | None
     clock: Callable[[], float]

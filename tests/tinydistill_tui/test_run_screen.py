@@ -482,8 +482,9 @@ async def test_deleted_folder_is_a_sentence(runs_folder):
     path = make_run(runs_folder)
     async with watching(path) as (app, pilot):
         (path / "run.json").unlink()
-        await until(pilot, lambda: "is gone or cannot be read" in text_of(app), "it says so")
+        await until(pilot, lambda: "Its folder is gone" in text_of(app), "it says so")
         await until(pilot, lambda: "✗ gone" in lines_of(app)[0], "and the title does")
+        await until(pilot, lambda: "✗ train" in text_of(app) and "●" not in text_of(app), "and the phases do")
         assert "live" not in lines_of(app)[0]
         assert "Pause" not in lines_of(app)[-1]
         await pilot.press("a")

@@ -179,3 +179,17 @@ async def test_what_is_said_is_what_the_command_says(talking_run, capfd):
     letters = [re.sub(r"[^!-~]", "", words) for words in (capfd.readouterr().out, said)]
     assert letters[0] == letters[1]
     assert letters[0]
+
+
+async def test_run_that_is_gone_is_a_sentence_and_the_screen_stays(runs_folder):
+    path = make_run(runs_folder, scene="done")
+    async with watching(path) as (app, pilot):
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, TalkScreen), "the talk is there")
+        shutil.rmtree(path)
+        await pilot.press(*"hello", "enter")
+        await until(pilot, lambda: "The run's folder is gone" in text_of(app), "it is said")
+        await until(pilot, lambda: not app.screen.answering, "and another question can be asked")
+        app.action_take_screenshot()
+        assert not path.exists()  # nothing makes the folder anew
+    assert not app.return_code

@@ -231,3 +231,44 @@ def test_phase_of_several_processes_tells_its_whole_time():
     assert "train finished in 8 min, peak 1 B; 1 h 4" in last.log[-1].text
     assert last.log[-1].text.endswith("in all")
     assert not [line for line in fold(RunView(), events_of("done", "a-run")).log if "in all" in line.text]
+
+
+def _redone(seconds_of_the_first=100.0):
+    """The teacher, and a student that finds some of its records gone."""
+    return [
+        {"time": 0.0, "kind": "run_started"},
+        {"time": 0.0, "kind": "phase_started", "phase": "teacher"},
+        {"time": 100.0, "kind": "phase_finished", "phase": "teacher", "seconds": seconds_of_the_first},
+        {"time": 100.0, "kind": "phase_started", "phase": "student"},
+        {"time": 120.0, "kind": "progress", "phase": "student", "done": 3, "total": 9, "unit": "steps",
+         "rate": 1.0, "eta_seconds": 6.0},
+        {"time": 130.0, "kind": "phase_started", "phase": "teacher"},
+    ]  # fmt: skip
+
+
+def test_only_one_phase_runs_and_one_that_is_done_again_took_both_times():
+    view = fold(RunView(), _redone())
+    student = view.phases["student"]
+    assert (view.phases["teacher"].state, student.state, student.done, student.eta_seconds) == (
+        "running", "waiting", 3, None)  # fmt: skip
+    later = [
+        {"time": 140.0, "kind": "phase_finished", "phase": "teacher", "seconds": 10.0},
+        {"time": 140.0, "kind": "phase_started", "phase": "student"},
+    ]
+    view = fold(view, later)
+    assert (view.phases["teacher"].state, view.phases["teacher"].seconds) == ("done", 110.0)
+    assert (view.phases["student"].state, view.phases["student"].earlier_seconds) == ("running", 20.0)
+
+
+def test_phase_whose_end_was_lost_is_done_once_a_later_one_runs():
+    events = [event for event in events_of("training", "r") if event["kind"] != "phase_finished"]
+    view = fold(RunView(), events)
+    assert [phase.state for phase in view.phases.values()] == ["done", "done", "running"]
+    assert view.phases["teacher"].seconds == pytest.approx(25 * 223, rel=0.01)
+    view = fold(view, [{"time": NOW, "kind": "run_resumed"}])
+    assert view.phases["teacher"].state == "done"  # also while the supervisor looks at what is there
+
+
+def test_run_that_is_done_has_no_phase_that_waits():
+    events = [event for event in events_of("done", "r") if event["kind"] != "phase_finished"]
+    assert [phase.state for phase in fold(RunView(), events).phases.values()] == ["done"] * 3

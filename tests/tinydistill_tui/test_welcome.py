@@ -6,14 +6,17 @@ import pytest
 from textual import events
 from textual.widgets import OptionList
 
+from engine.cli import arguments
 from engine.format import format_bytes
 from engine.machine import hardware
 from engine.machine.hardware import Gpu, GpuUser
 from engine.planner.budget import FREE_SHARE
+from engine.run import launch
 from engine.settings import profiles
 from tests.tinydistill_tui.fixtures import GIB, NOW, append, held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until
 from tests.tinydistill_tui.wizard import MACHINE, until_data, until_models, until_plan, wizard
+from tinydistill_tui import command
 from tinydistill_tui.screens import welcome
 from tinydistill_tui.terminal.opening import PURPOSE
 from tinydistill_tui.work.draft import Draft
@@ -108,6 +111,32 @@ async def test_enter_does_what_is_likeliest(runs_folder):
             assert chosen(app) == "run-0"
         async with wizard({"demo": True}) as (app, pilot):
             assert chosen(app) == "go-on"  # flags were typed
+
+
+async def test_settings_of_a_profile_are_said_to_be_its_own():
+    profiles.save("small", {"student_batch": 8, "demo": True})
+    for words, source in (
+        (["--profile", "small"], "from the profile small: the demo"),
+        (["--profile", "small", "--epochs", "2"], "from the profile small and the command line: the demo"),
+        (["--demo"], "from the command line: the demo"),
+    ):
+        typed, _ = arguments.parse(words, program="tinydistill-tui", description="", extend=lambda parser: None)
+        given = launch.config_from(typed).asked()
+        async with wizard(given, size=(120, 40), source=command._source(typed)) as (app, _):
+            assert source in text_of(app)
+            assert chosen(app) == "go-on"
+
+
+async def test_profile_that_is_chosen_takes_the_place_of_the_command_line():
+    profiles.save("small", {"student_batch": 8, "demo": True})
+    async with wizard({"epochs": 3}) as (app, pilot):
+        assert "from the command line: epochs" in text_of(app)
+        await pilot.press("down", "down", "down", "enter")
+        await until(pilot, lambda: "small sets" in text_of(app), "the profiles are shown")
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        await pilot.press("escape")
+        await until(pilot, lambda: "from the profile small: the demo" in text_of(app), "it says whose they are")
 
 
 async def test_where_a_run_is_moves_on_in_the_menu(runs_folder, monkeypatch):

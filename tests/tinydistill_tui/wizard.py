@@ -15,7 +15,7 @@ from engine.machine.hardware import Hardware
 from engine.planner.measure import cautious_rates
 from tests.tinydistill_tui.fixtures import GIB, NOW
 from tests.tinydistill_tui.screen import until
-from tinydistill_tui.app import TinyDistillApp
+from tinydistill_tui.app import COMMAND_LINE, TinyDistillApp
 from tinydistill_tui.screens.data import DataScreen
 from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.screens.plan import PlanScreen
@@ -38,10 +38,13 @@ RATES = cautious_rates("cpu", 4)
 
 @contextlib.asynccontextmanager
 async def wizard(
-    values: dict[str, Any] | None = None, size: tuple[int, int] = (80, 24), **options: Any
+    values: dict[str, Any] | None = None,
+    size: tuple[int, int] = (80, 24),
+    source: str = COMMAND_LINE,
+    **options: Any,
 ) -> AsyncIterator[tuple[TinyDistillApp, Pilot[int]]]:
     """The app at its first screen, with the machine measured."""
-    app = TinyDistillApp(values, options={"no_animation": True, **options}, clock=lambda: NOW)
+    app = TinyDistillApp(values, source=source, options={"no_animation": True, **options}, clock=lambda: NOW)
     async with app.run_test(size=size) as pilot:
         await until(pilot, lambda: app.screen.machine is not None, "the machine is measured")
         yield app, pilot

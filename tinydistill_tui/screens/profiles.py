@@ -136,7 +136,7 @@ class ProfilesScreen(FrameScreen):
             return
         assert self.chosen is not None
         profiles.used(self.chosen, self.tiny.clock())
-        self.draft.replace(Draft.of(values))
+        self.draft.replace(Draft.of(values, f"from the profile {self.chosen}"))
         await self.tiny.navigate(GoTo("models", self.draft, instead=True))
 
     @work(thread=True, exclusive=True, group="measure")

@@ -209,8 +209,7 @@ class RunScreen(FrameScreen):
     def _gone(self, message: RunGone) -> None:
         self.live, self._asked = False, None
         self._gone_words = f"{message.sentence} a shows all runs."
-        if self.is_mounted:
-            self._draw_state()
+        self._draw()
 
     # what is drawn
 

@@ -146,20 +146,27 @@ class TalkScreen(FrameScreen):
     @work(thread=True, exclusive=True, group="talk")
     def _ask(self, words: str) -> None:
         worker = get_current_worker()
-        if not self._sides:
-            self._sides = sides_of(self.path, hardware.detect(self.path).available_bytes)
+        try:
+            self._sides = self._sides or sides_of(self.path, hardware.detect(self.path).available_bytes)
+            trusted = trusts_code(self.path)
+        except TinyDistillError as error:
+            gone = not (self.path / "run.json").is_file()
+            words = "The run's folder is gone: moved, deleted, unmounted?" if gone else error.paragraph()
+            self.post_message(Spoken(SIDES[0], state=words))
+            self.post_message(AllSpoken(stopped=False))
+            return
         for side in self._sides:
             self.post_message(Spoken(side.name, state="waits" if side.folder is not None else side.problem))
         rates: dict[str, float | None] = {}
         for side in self._sides:
             if not worker.is_cancelled and not self._stopped and side.folder is not None:
-                rates[side.name] = self._ask_one(side, side.folder, words)
+                rates[side.name] = self._ask_one(side, side.folder, words, trusted)
         keep_speeds(self.path, rates)
         self.post_message(AllSpoken(self._stopped))
 
-    def _ask_one(self, side: Side, folder: Path, words: str) -> float | None:
+    def _ask_one(self, side: Side, folder: Path, words: str, trusted: bool) -> float | None:
         """One model's answer, and its tokens a second if it gave one; its process is gone afterwards."""
-        session = self._sessions.get(side.name) or ChatSession(folder, trust_remote_code=trusts_code(self.path))
+        session = self._sessions.get(side.name) or ChatSession(folder, trust_remote_code=trusted)
         self._sessions[side.name] = session
         turns = len(session.messages)
         self.post_message(Spoken(side.name, state=f"loading, {side.about}…"))

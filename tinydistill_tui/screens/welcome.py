@@ -79,7 +79,7 @@ class WelcomeScreen(StepScreen):
 
     def compose_content(self) -> Iterable[Widget]:
         """The machine, the budget, the menu."""
-        draft = Draft.of(self.tiny.config_values) if self.tiny.config_values else Draft.load()
+        draft = Draft.of(self.tiny.config_values, self.tiny.source) if self.tiny.config_values else Draft.load()
         self.draft.replace(draft)
         yield Static(PURPOSE, id="purpose", markup=False)
         yield Static("This machine", classes="heading")
@@ -193,7 +193,7 @@ class WelcomeScreen(StepScreen):
         menu = self.query_one("#menu", OptionList)
         if menu.highlighted:
             return
-        if self.tiny.config_values:
+        if self.draft.source:
             likely = "go-on"
         elif self._going and self._going[0].state.live:
             likely = "run-0"
@@ -246,7 +246,7 @@ class WelcomeScreen(StepScreen):
         chosen = menu.highlighted
         items: list[tuple[str, str, str]] = []
         if begun:
-            where = "from the command line" if self.tiny.config_values else "as you left it"
+            where = self.draft.source or "as you left it"
             items.append(("go-on", "Go on", f"{where}: {_answers(self.draft)}"))
         items.append(("new", "New run", "four short steps, everything has a default"))
         items.append(("demo", "Try it (--demo)", "some minutes, no download, no GPU needed"))

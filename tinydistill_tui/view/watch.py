@@ -178,9 +178,33 @@ class _Folding:
         if name is None:
             return
         self._close_phases(self.last_time if self.last_time is not None else self.now)
+        self._settle_the_others(name)
         starts = (*self.get("phase_starts"), (self._worked(), name))
         self.changes.update(phase=name, stage="", backing_off=False, phase_starts=starts)
-        self._change_phase(name, state="running", started=self.now, seconds=None, rate=None, eta_seconds=None)
+        phase = self.phases[name]
+        done_before = phase.seconds if phase.state == "done" else None  # it is done again; the first time counts too
+        self._change_phase(
+            name,
+            state="running",
+            started=self.now,
+            earlier_seconds=phase.earlier_seconds if done_before is None else done_before,
+            seconds=None,
+            rate=None,
+            eta_seconds=None,
+        )
+
+    def _settle_the_others(self, name: str) -> None:
+        """One phase works at a time, and each reads what the one before has made.
+
+        So those before it are done, also where the event of their end was lost with a folder that was away or a disk
+        that was full; and one behind it that had begun waits until this one is done again.
+        """
+        names = list(self.phases)
+        for other, phase in list(self.phases.items()):
+            if names.index(other) < names.index(name) and phase.state != "done":
+                self._change_phase(other, state="done", seconds=phase.earlier_seconds or None, eta_seconds=None)
+            elif names.index(other) > names.index(name) and phase.state == "running":
+                self._change_phase(other, state="waiting", rate=None, eta_seconds=None)
 
     def _phase_finished(self, event: Event) -> None:
         name = self._phase_of(event)
@@ -283,6 +307,10 @@ class _Folding:
         self._close_phases(self.now)
         status = event.get("status")
         code = number(event.get("exit_code"))
+        current = self.get("phase")
+        if status == "done" and current is not None and self.phases[current].state == "running":
+            spent = self.phases[current].earlier_seconds
+            self._change_phase(current, state="done", seconds=spent or None, eta_seconds=None)
         self.changes.update(
             finished=status if status in ("done", "failed", "stopped") else "failed",
             exit_code=int(code) if code is not None else None,

@@ -87,9 +87,8 @@ def _running_parts(phase: PhaseView, view: RunView, width: int, state: RunState)
     if width < _LEAST_WIDTH_FOR_A_BAR:
         left = f"{format_duration(phase.eta_seconds)} left" if live and phase.eta_seconds is not None else ""
         return [(format_percent(phase.share), "$text-primary"), (left, "bold")]
-    place = f"{format_count(phase.done)}/{format_count(phase.total)} {phase.unit}".strip()
     filled = bar(phase.share, max(8, min(_BAR_CELLS + (width - 78) // 2, 40)))
-    parts = [(place, ""), (f"{filled} {format_percent(phase.share):>5}", "$text-primary")]
+    parts = [(_place(phase), ""), (f"{filled} {format_percent(phase.share):>5}", "$text-primary")]
     if live and phase.eta_seconds is not None:
         parts.append((f"{format_duration(phase.eta_seconds)} left", "bold"))
     if live and phase.rate is not None:
@@ -99,6 +98,10 @@ def _running_parts(phase: PhaseView, view: RunView, width: int, state: RunState)
     return parts
 
 
+def _place(phase: PhaseView) -> str:
+    return f"{format_count(phase.done)}/{format_count(phase.total)} {phase.unit}".strip()
+
+
 def _stage(view: RunView) -> str:
     """Return the phase's own words for its work."""
     return view.stage[:1].lower() + view.stage[1:] if view.stage else "under way"
@@ -106,6 +109,8 @@ def _stage(view: RunView) -> str:
 
 def _waiting_parts(phase: PhaseView) -> list[tuple[str, str]]:
     parts = []
+    if phase.share:
+        parts.append((f"{_place(phase)} so far", ""))
     if phase.predicted_seconds is not None:
         parts.append((f"predicted {format_duration(phase.predicted_seconds)}", ""))
     if phase.predicted_peak_bytes is not None:

@@ -34,18 +34,21 @@ class Draft:
         plan: what came of them last; None before the planner answered.
         note: what to tell once, such as a damaged file; empty when nothing.
         started: whether a run was made of it.
+        source: where the answers came from, as "from the command line"; empty when they were given in the wizard.
     """
 
     answers: dict[str, str] = field(default_factory=dict)
     plan: Plan | None = None
     note: str = ""
     started: bool = False
+    source: str = ""
     _before: list[dict[str, str]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Draft:
+    def of(cls, values: Mapping[str, Any], source: str = "") -> Draft:
         """A draft of settings by name, as a profile or the command line gives them."""
-        return cls({name: _as_text(value, name) for name, value in values.items() if _is_answer(name, value)})
+        answers = {name: _as_text(value, name) for name, value in values.items() if _is_answer(name, value)}
+        return cls(answers, source=source)
 
     @classmethod
     def load(cls) -> Draft:
@@ -77,6 +80,7 @@ class Draft:
     def replace(self, other: Draft) -> None:
         """Become another draft: the steps share one object."""
         self.answers, self.plan, self.note, self.started = other.answers, None, other.note, False
+        self.source = other.source
         self._before.clear()
 
     def get(self, name: str) -> str:

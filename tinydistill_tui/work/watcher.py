@@ -51,7 +51,7 @@ def watch(path: Path, post: Callable[[Message], object], cancelled: Callable[[],
             shown_at = now
             if _stat(path / "run.json") is None:
                 if not gone:
-                    post(RunGone(f"{path.name} is gone or cannot be read: moved, deleted, unmounted?"))
+                    post(RunGone("Its folder is gone: moved, deleted, unmounted?"))
                 gone = True
             else:
                 gone = False
