@@ -53,7 +53,7 @@ def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, st
                     stated = named[1]
                     lines.drop_first()
                     continue
-                delimiter = stated or _delimiter_of(first)
+                delimiter = _stated_or_seen(stated, first, tally)
             plain = _plain_cells(first, delimiter, len(header))
             try:
                 row = next(csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced), [])
@@ -99,6 +99,15 @@ def _plain_cells(line: str, delimiter: str, columns: int) -> list[str]:
     """The cells of a line between tabs if there are as many as columns, with their quotes; else none."""
     cells = line.rstrip("\r\n").split(delimiter)
     return cells if delimiter == "\t" and '"' in line and len(cells) == columns > 1 else []
+
+
+def _stated_or_seen(stated: str | None, header: str, tally: Tally) -> str:
+    """The separator that a file states, by its suffix too, unless its first row is separated by another sign."""
+    seen = _delimiter_of(header)
+    if stated is None or stated in header or seen == _NONE:
+        return stated or seen
+    tally.note(f"Read with its columns separated by {seen!r}", tally.file)
+    return seen
 
 
 def _delimiter_of(header: str) -> str:

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from engine.data.file_kinds import ALIASES, not_plain
 from engine.data.packed import PACKED_SUFFIXES
 from engine.data.tally import Tally
 
@@ -48,8 +49,8 @@ class FoundFile:
 
     @property
     def kind(self) -> str:
-        """The suffix without that of the compression; empty for a compressed file that has no other."""
-        return without_packing(self.suffix)
+        """The usual suffix of the format, without that of the compression; empty for a packed file without another."""
+        return usual_suffix(self.suffix)
 
 
 def suffix_of(name: str) -> str:
@@ -65,6 +66,12 @@ def without_packing(suffix: str) -> str:
     return suffix.removesuffix(PurePath(f"x{suffix}").suffix) if is_packed(suffix) else suffix
 
 
+def usual_suffix(suffix: str) -> str:
+    """``.md`` for ``.markdown`` and for ``.markdown.gz``."""
+    plain = without_packing(suffix)
+    return ALIASES.get(plain, plain)
+
+
 def is_packed(suffix: str) -> bool:
     """Return whether a suffix is that of a compressed file."""
     return PurePath(f"x{suffix}").suffix in PACKED_SUFFIXES
@@ -77,7 +84,7 @@ def is_archive(suffix: str) -> bool:
 
 def is_readable(suffix: str, suffixes: frozenset[str]) -> bool:
     """Return whether a file of this suffix may hold text; one that is only compressed may."""
-    kind = without_packing(suffix)
+    kind = usual_suffix(suffix)
     return kind in suffixes or (not kind and is_packed(suffix))
 
 
@@ -131,6 +138,7 @@ def _look_at(
     found: list[FoundFile],
 ) -> None:
     suffix = suffix_of(path.name)
+    other = not_plain(without_packing(suffix))
     try:
         status = path.stat()
     except OSError:
@@ -139,7 +147,9 @@ def _look_at(
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         tally.pass_over("pipe, socket or device")
     elif is_archive(suffix):
-        tally.skip_archive(f"{suffix} archive (unpack it first)", status.st_size, where=shown(path.relative_to(root)))
+        tally.skip_beside(f"{suffix} archive (unpack it first)", status.st_size, where=shown(path.relative_to(root)))
+    elif other is not None:
+        tally.skip_beside(f"{suffix} file ({other.short})", status.st_size, where=shown(path.relative_to(root)))
     elif not is_readable(suffix, suffixes):
         tally.pass_over(f"{shown(suffix)} file" if suffix else "file without a suffix")
     elif path.name.lower() in _OF_PROGRAMS:

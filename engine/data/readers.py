@@ -36,6 +36,8 @@ _BLOCK_BYTES = 256 * 2**10
 _MOST_BAD_LINES = 0.1  # of a text's lines may have NUL bytes in them; with more it is no text
 _MOST_NOT_JSON = 0.1  # of a text's lines; with fewer its lines are JSON objects
 
+_PYTHON = re.compile(rb"\s*\{\s*'")
+
 _NO_UTF8 = "line that is not UTF-8"
 _AMONG_OBJECTS = "text that stands alone among the objects of a list"
 _NOT_TEXT = "JSON value that is neither text nor an object"
@@ -52,7 +54,7 @@ def read_text(path: Path, tally: Tally) -> Iterator[Record]:
         size = 0
         for raw in cut_lines(stream, tally, _MAX_TEXT_LINE_BYTES):
             line = _decoded_line(raw, tally)
-            if size + len(line) > MAX_DOCUMENT_CHARACTERS or (
+            if (lines and size + len(line) > MAX_DOCUMENT_CHARACTERS) or (
                 size > MAX_DOCUMENT_CHARACTERS // 2 and lines[-1].isspace() and not line.isspace()
             ):
                 yield "".join(lines)
@@ -153,6 +155,8 @@ def content_suffix(head: bytes, suffix: str, *, is_all: bool) -> str:
     if suffix in (".txt", ".md", "", ".jsonl", ".ndjson"):
         lines = [line for line in head.split(b"\n") if line.strip()]
         whole = lines if is_all or len(lines) < 2 else lines[:-1]
+        if lines and lines[0].lstrip()[:1] == b"{":  # the rows of a list, whose brackets are gone
+            whole = [line.strip().removesuffix(b",") for line in whole]
         objects = sum(_is_object(line) for line in whole)
         if whole and objects >= (1 - _MOST_NOT_JSON) * len(whole) and _is_object(whole[0]):
             return suffix if suffix in (".jsonl", ".ndjson") else ".jsonl"
@@ -189,6 +193,7 @@ def _blocks(stream: ByteStream) -> Iterator[bytes]:
 
 def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
     twice: list[str] = []
+    data = data.rstrip().removesuffix(b",")  # the rows of a list, one a line
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(found)
@@ -201,7 +206,8 @@ def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
     except RecursionError:
         tally.skip("JSON that is nested too deeply")
     except ValueError:
-        tally.skip("broken JSON")
+        is_python = _PYTHON.match(data)
+        tally.skip("record in Python's notation, not JSON (json.dumps() writes JSON)" if is_python else "broken JSON")
     else:
         if twice:
             tally.note("Keys that stand twice in a JSON object, of which the last one counts", tally.here)

@@ -21,9 +21,20 @@ _SIGNATURES = (
 )
 _TABLES = ((rb"PAR1[\0-\x1f]", ".parquet"), (rb"ARROW1\0\0", ".arrow"), (rb"\xff\xff\xff\xff.{2}\0\0", ".arrow"))
 
-MARKUP = frozenset({".html", ".htm", ".xhtml", ".xml", ".svg"})
-"""Suffixes of files whose text stands between tags."""
-_MARKUP = re.compile(rb"\s*(?:<!doctype html|<html[\s>]|<\?xml\s)", re.IGNORECASE)
+# Notes about texts that begin in the way of another kind of file.
+_LOOKS = (
+    (rb"\s*(?:<!doctype html|<html[\s>]|<\?xml\s|<(?!s>|think)[a-z][^<>]*>(?s:.*)</[a-z]+>)", "its HTML or XML tags"),
+    (rb"\s*(?:WEBVTT\b|\d+\r?\n)?\s*(?:\d\d:)?\d\d:\d\d[.,]\d{3} --> ", "the times of its subtitles"),
+    (
+        rb"From \S+ .*\d\d:\d\d:\d\d \d{4}\r?\n"
+        rb"|(?:[A-Z][\w-]+: .*\r?\n)*(?:Received|Return-Path|Message-ID|MIME-Version): ",
+        "its mail headers",
+    ),
+    (rb"\s*(?:%.*\n\s*)*\\documentclass\b", "its LaTeX commands"),
+    (rb"---[ \t]*\r?\n(?:[\w-]+:.*\r?\n|[ \t-].*\r?\n)+---[ \t]*\r?\n", "its front matter"),
+)
+_COMMENT = re.compile(rb"^\s*(?://|/\*)", re.MULTILINE)  # a string in JSON has no line break in it
+_CELL = re.compile(rb'"cell_type"\s*:\s*"')
 
 HEAD_BYTES = 264  # a tar archive is known by bytes 257 to 261
 
@@ -33,9 +44,33 @@ def what_it_is_instead(head: bytes) -> str | None:
     return next((said for signature, said in _SIGNATURES if re.match(signature, head)), None)
 
 
-def is_markup(head: bytes) -> bool:
-    """Return whether a text begins as an HTML or XML file does."""
-    return bool(_MARKUP.match(head))
+def learned_with(head: bytes) -> str | None:
+    """Parts of a text that are no prose and are learned with it; None for a text that begins like any other."""
+    return next((what for begin, what in _LOOKS if re.match(begin, head, re.IGNORECASE)), None)
+
+
+def is_table_of_texts(head: bytes, names: frozenset[str]) -> bool:
+    """Return whether a text is rather a table: its first line names columns, and the next ones have as many cells.
+
+    Args:
+        head: the first bytes of the file, as UTF-8.
+        names: usual names of columns with text.
+    """
+    lines = [line for line in head.decode("utf-8", "replace").split("\n")[:5] if line.strip()]
+    for delimiter in "\t,;|":
+        columns = [cell.strip().strip('"').lower() for cell in lines[0].split(delimiter)] if lines else []
+        if len(columns) > 1 and not names.isdisjoint(columns) and all(len(name.split()) < 4 for name in columns):
+            return len(lines) > 1 and all(line.count(delimiter) >= len(columns) - 1 for line in lines[1:2])
+    return False
+
+
+def unread_json(head: bytes) -> str | None:
+    """A noun phrase for ``Tally.skip_file`` for a notebook and for JSON with comments; None for all other JSON."""
+    if _CELL.search(head) and b'"cells"' in head:
+        return "notebook (jupyter nbconvert --to markdown writes its text)"
+    if _COMMENT.search(head):
+        return "JSON file with comments (take them out)"
+    return None
 
 
 def table_suffix(head: bytes) -> str | None:

@@ -24,15 +24,32 @@ from engine.data.conversation import conversation_of, unread_fields
 from engine.data.dataset_folder import files_of_split
 from engine.data.document import Document
 from engine.data.fields import Unclear, all_fields, choose_form, is_conversation_as_text, without_header
-from engine.data.folder import FoundFile, find_files, is_archive, is_readable, shown, suffix_of
-from engine.data.form import Form
+from engine.data.file_kinds import ALIASES, not_plain
+from engine.data.folder import (
+    FoundFile,
+    find_files,
+    is_archive,
+    is_packed,
+    is_readable,
+    shown,
+    suffix_of,
+    without_packing,
+)
+from engine.data.form import ANSWERS, QUESTIONS, TEXT_FIELDS, Form
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
 from engine.data.message_rows import are_message_rows, trees_of
 from engine.data.packed import PACKED_SUFFIXES
 from engine.data.pieces import cut_text
 from engine.data.python_docs import python_documents
 from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record, content_suffix, read_json
-from engine.data.signatures import HEAD_BYTES, MARKUP, is_markup, table_suffix, what_it_is_instead
+from engine.data.signatures import (
+    HEAD_BYTES,
+    is_table_of_texts,
+    learned_with,
+    table_suffix,
+    unread_json,
+    what_it_is_instead,
+)
 from engine.data.split_names import split_of_words
 from engine.data.spoken import quoted
 from engine.data.tally import Note, Tally, in_words
@@ -45,9 +62,10 @@ PYTHON_DOCS = "python-docs"
 
 ACCEPTED = ", ".join(READERS)
 _SUFFIXES = frozenset(READERS)
-SHOWN_SUFFIXES = (*READERS, *PACKED_SUFFIXES)
+SHOWN_SUFFIXES = (*READERS, *ALIASES, *PACKED_SUFFIXES)
 """Suffixes of files that may hold text, for a user who looks for one."""
 
+_COLUMNS = frozenset({*TEXT_FIELDS, *QUESTIONS, *ANSWERS})
 _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
 _SHOWN_FIELDS = 6
@@ -307,7 +325,8 @@ def _files_in(folder: Path, split: str, tally: Tally) -> list[FoundFile]:
         raise DataError(
             f"There is no text in {shown(folder)}.",
             f"It holds only {there}." if there else "The folder is empty.",
-            f"Give a file or folder with {ACCEPTED}.",
+            f"Give a file or folder with {ACCEPTED}; plain texts under other names (source code, say) are read under "
+            "names that end in .txt.",
         )
     return files
 
@@ -320,12 +339,9 @@ def _one_file(path: Path, split: str) -> FoundFile:
             "",
             f"Unpack it, and give the folder with the {ACCEPTED} in it.",
         )
-    if suffix in MARKUP:
-        raise DataError(
-            f"{shown(path)} holds markup, not plain text.",
-            f"Its suffix is {suffix!r}: its tags would be learned as text.",
-            "Extract its text, save it as .txt, and give that.",
-        )
+    other = not_plain(without_packing(suffix))
+    if other is not None:
+        raise DataError(*other.told(shown(path)))
     if not is_readable(suffix, _SUFFIXES):
         raise DataError(
             f"{shown(path)} is not a supported file type.",
@@ -351,22 +367,35 @@ def _read_as(file: FoundFile, tally: Tally) -> str | None:
         if file.kind != table:
             tally.note(f"Read as {table}", file.name)
         return table
-    if file.kind in (".parquet", ".arrow") and not file.suffix.endswith(file.kind):
+    if file.kind in (".parquet", ".arrow") and is_packed(file.suffix):
         tally.skip_file(f"compressed {file.kind} file (unpack it first)", file.size_bytes)
         return None
     with ByteStream(file.path, Tally()) as stream:
         content = stream.peek(_SNIFFED_BYTES)
-        is_packed = stream.packing is not None
-    other = what_it_is_instead(head) or (what_it_is_instead(content[:HEAD_BYTES]) if is_packed else None)
+        was_packed = stream.packing is not None
+    other = what_it_is_instead(head) or (what_it_is_instead(content[:HEAD_BYTES]) if was_packed else None)
     if other is not None and file.kind != ".parquet":
         tally.skip_file(other, file.size_bytes)
         return None
     suffix = content_suffix(content, file.kind, is_all=len(content) < _SNIFFED_BYTES)
-    if suffix in (".txt", ".md") and is_markup(content):
-        tally.note("Read with its HTML or XML tags, which are learned as text", file.name)
+    unread = unread_json(content) if suffix == ".json" else None
+    if unread is not None:
+        tally.skip_file(unread, file.size_bytes)
+        return None
+    if suffix in (".txt", ".md"):
+        _note_looks(content, file.name, tally)
     if suffix != file.kind and file.kind:
         tally.note(f"Read as {suffix}, for its lines are JSON", file.name)
     return suffix
+
+
+def _note_looks(content: bytes, name: str, tally: Tally) -> None:
+    """Tell of a text that begins like a file of another kind: it is learned as it stands."""
+    part = learned_with(content)
+    if part is not None:
+        tally.note(f"Read with {part}, learned as text", name)
+    elif is_table_of_texts(content, _COLUMNS):
+        tally.note("Read as plain text though it looks like a table (named .csv or .tsv, its columns are read)", name)
 
 
 def _note_unread(rows: list[dict[str, Any]], form: Form, name: str, tally: Tally) -> None:

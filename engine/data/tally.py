@@ -33,7 +33,8 @@ class Tally:
         lost: the part of it that are documents: records, rows, lines. Not in it are files, and what is no text by its
             name (pictures, hidden files, another split).
         unread, unread_bytes: files with text in them that could not be read, reason to count, and their size.
-        archives, archive_bytes: of them those that hold other files, which no one counts among the files to read.
+        beside, beside_bytes: of them those that are known by their names alone (archives, PDFs), which are not counted
+            among the files to read.
         examples: where each reason was met first: a file's name, and the line or record in it.
         notes: what was read in another way than its name promises, sentence to files.
         documents: that were read.
@@ -47,8 +48,8 @@ class Tally:
         self.lost: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
         self.unread_bytes = 0
-        self.archives = 0
-        self.archive_bytes = 0
+        self.beside = 0
+        self.beside_bytes = 0
         self.examples: dict[str, str] = {}
         self.notes: dict[str, Note] = {}
         self.documents = 0
@@ -87,11 +88,11 @@ class Tally:
         self.unread_bytes += size_bytes
         self._remember(reason, where or self.file)
 
-    def skip_archive(self, reason: str, size_bytes: int, *, where: str) -> None:
-        """Count a file that holds other files."""
+    def skip_beside(self, reason: str, size_bytes: int, *, where: str) -> None:
+        """Count a file whose text cannot be read as it stands, by its name: an archive, a PDF."""
         self.skip_file(reason, size_bytes, where=where)
-        self.archives += 1
-        self.archive_bytes += size_bytes
+        self.beside += 1
+        self.beside_bytes += size_bytes
 
     def note(self, sentence: str, first: str) -> None:
         """Remember that a file was read in another way than its name promises."""
@@ -105,8 +106,8 @@ class Tally:
         self.lost += other.lost
         self.unread += other.unread
         self.unread_bytes += other.unread_bytes
-        self.archives += other.archives
-        self.archive_bytes += other.archive_bytes
+        self.beside += other.beside
+        self.beside_bytes += other.beside_bytes
         self.examples = {**other.examples, **self.examples}
         for sentence, note in other.notes.items():
             self.notes.setdefault(sentence, Note(0, note.first)).files += note.files

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from engine.data import packed
+from engine.data import file_kinds, packed
+from engine.data.left_out import left_out
 from engine.data.sources import TextSource, open_source
 from engine.data.tally import Tally, notes_in_words
 from engine.errors import DataError
@@ -673,7 +674,181 @@ def test_tags_are_refused_by_suffix_and_said_in_a_text(tmp_path: Path, head: str
         assert "save it as .txt" in caught.value.todo
     (tmp_path / "a.txt").write_text(f"{head}<p>Words of mine.</p>")
     assert notes_in_words(read(tmp_path / "a.txt")[1].notes) == [
-        "Read with its HTML or XML tags, which are learned as text: a.txt."
+        "Read with its HTML or XML tags, learned as text: a.txt."
     ]
     (tmp_path / "a.txt").write_text("Words of mine.")  # the way out
     assert notes_in_words(read(tmp_path / "a.txt")[1].notes) == []
+
+
+# Other kinds of files, by name and by content
+
+
+@pytest.mark.parametrize("suffix", sorted(file_kinds.ALIASES))
+def test_another_name_of_a_format_is_read_as_the_format(tmp_path: Path, suffix: str) -> None:
+    usual = file_kinds.ALIASES[suffix]
+    content = {".txt": b"Words of mine.", ".md": b"# Words of mine.", ".jsonl": LINES}.get(usual, b"PAR1")
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    if content == b"PAR1":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import feather, parquet
+
+        write = parquet.write_table if usual == ".parquet" else feather.write_feather
+        write(pyarrow.table({"text": TEXTS}), tmp_path / f"a{suffix}")
+    expected = [content.decode()] if usual in (".txt", ".md") else TEXTS
+    for data in (tmp_path / f"a{suffix}", tmp_path):
+        found, there = read(data)
+        assert found == expected
+        assert there.skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "todo"),
+    [
+        (".pdf", "pdftotext"),
+        (".docx", "pandoc"),
+        (".epub", "Extract its text"),
+        (".html", "Extract its text"),
+        (".xlsx", ".csv"),
+        (".ipynb", "nbconvert"),
+        (".mbox", ".jsonl with a field text"),
+        (".eml", ".txt"),
+        (".srt", "times"),
+        (".vtt", "times"),
+        (".tex", "pandoc"),
+        (".sqlite", ".jsonl"),
+        (".json5", "without comments"),
+    ],
+)
+def test_a_file_whose_text_is_not_plain_is_a_loss_with_its_way_out(tmp_path: Path, suffix: str, todo: str) -> None:
+    (tmp_path / f"a{suffix}").write_text("x" * 1000)
+    with pytest.raises(DataError, match="not plain text") as caught:
+        read(tmp_path / f"a{suffix}")
+    assert todo in caught.value.todo
+    (tmp_path / "b.txt").write_text("Words of mine.")
+    found, there = read(tmp_path)
+    assert found == ["Words of mine."]
+    lost = left_out(there.tally, files=len(there.files), total_bytes=there.total_bytes, conversations=False)
+    assert lost.is_most
+    assert "1 of 2 files" in lost.sentences()
+    assert f"{suffix} file (" in lost.sentences()
+
+
+def test_source_code_beside_notes_is_told_and_is_no_loss(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n" * 1000)
+    with pytest.raises(DataError, match="no text") as caught:
+        read(tmp_path)
+    assert "names that end in .txt" in caught.value.todo
+    (tmp_path / "README.md").write_text("Words of mine.")
+    _, there = read(tmp_path)
+    assert there.skipped == {".py file": 1}
+    assert not there.tally.unread
+    (tmp_path / "a.py").rename(tmp_path / "a.py.txt")  # the way out
+    assert len(read(tmp_path)[0]) == 2
+
+
+LOOKS = {
+    "its HTML or XML tags": [
+        "<div class='a'>Words</div>\n",
+        "<TEI><text>Words</text></TEI>",
+        "<mediawiki><page>A</page>",
+    ],
+    "the times of its subtitles": [
+        "1\n00:00:01,000 --> 00:00:02,000\nWords\n",
+        "WEBVTT\n\n00:01.000 --> 00:02.000\nWords\n",
+        "\ufeff1\r\n00:00:01,000 --> 00:00:02,000\r\nWords\r\n",
+    ],
+    "its mail headers": [
+        "From a@example.org Thu Jan  1 00:00:00 2020\nSubject: Words\n\nWords\n",
+        "Subject: Words\nMIME-Version: 1.0\n\nWords\n",
+    ],
+    "its LaTeX commands": ["% of mine\n\\documentclass{article}\n"],
+    "its front matter": ["---\ntitle: Words\ntags:\n- a\ndate: 2020\n---\n\n# Words\n"],
+}
+
+
+@pytest.mark.parametrize(("part", "text"), [(part, text) for part, texts in LOOKS.items() for text in texts])
+def test_a_text_that_begins_like_another_kind_of_file_is_told(tmp_path: Path, part: str, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    _, there = read(tmp_path / "a.txt")
+    assert notes_in_words(there.notes) == [f"Read with {part}, learned as text: a.txt."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n\nA line above, and no names below.\n\n---\n",
+        "From London it took the year 2020\nto come home.\n",
+        "1\n\nThe first chapter.\n",
+        "Note: a word.\n\nAnd <b>more</b>.\n",
+        "a < b and b > a, so </b> is no tag",
+        "He said, text is\nplain, and went\n",
+        "The text, in short\nis long, or so they say\n",
+        "We use \\documentclass often.\n",
+    ],
+)
+def test_prose_is_told_nothing_of(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    assert read(tmp_path / "a.txt")[1].notes == {}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_table_under_the_name_of_a_text_is_told(tmp_path: Path, delimiter: str) -> None:
+    rows = [["id", "text"], ["1", "words of mine"], ["2", "and others"]]
+    (tmp_path / "a.txt").write_text("".join(delimiter.join(row) + "\n" for row in rows))
+    (note,) = notes_in_words(read(tmp_path / "a.txt")[1].notes)
+    assert "looks like a table" in note
+    (tmp_path / "a.txt").rename(tmp_path / "a.csv")  # the way out
+    assert read(tmp_path / "a.csv")[0] == ["words of mine", "and others"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_table_under_the_name_of_tsv_is_read_by_the_sign_of_its_first_row(tmp_path: Path, delimiter: str) -> None:
+    (tmp_path / "a.tsv").write_text(f"id{delimiter}text\n1{delimiter}words of mine\n")
+    found, there = read(tmp_path / "a.tsv")
+    assert found == ["words of mine"]
+    assert notes_in_words(there.notes) == [f"Read with its columns separated by {delimiter!r}: a.tsv."]
+    (tmp_path / "a.tsv").write_text("text\nwords, of mine; and more\n")
+    assert read(tmp_path / "a.tsv")[0] == ["words, of mine; and more"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt", ".json"])
+@pytest.mark.parametrize("number", [1, 2, 20])
+def test_commas_behind_rows_change_nothing(tmp_path: Path, suffix: str, number: int) -> None:
+    rows = [json.dumps({"text": text}) for text in TEXTS[:number]]
+    for content in (",\n".join(rows), "".join(f"{row},\n" for row in rows)):
+        (tmp_path / f"a{suffix}").write_text(content)
+        found, there = read(tmp_path / f"a{suffix}")
+        assert found == TEXTS[:number]
+        assert there.skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('// of mine\n[{"text": "one"}, /* two */ {"text": "three"}]', "JSON file with comments (take them out)"),
+        ('{\n  // of mine\n  "text": "one"\n}', "JSON file with comments (take them out)"),
+        (
+            json.dumps({"cells": [{"cell_type": "markdown", "source": ["# One"]}], "nbformat": 4}),
+            "notebook (jupyter nbconvert --to markdown writes its text)",
+        ),
+    ],
+)
+def test_json_that_is_not_read_is_named(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    (tmp_path / "b.json").write_text(json.dumps([{"text": f"see https://a.org // {content}"}]))
+    found, there = read(tmp_path)
+    assert len(found) == 1
+    assert there.skipped == {reason: 1}
+
+
+def test_rows_in_pythons_notation_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{'text': 'one'}\n" + LINES.decode())
+    assert read(tmp_path)[1].skipped == {"record in Python's notation, not JSON (json.dumps() writes JSON)": 1}
+
+
+@pytest.mark.parametrize("text", ["x" * 600_000, "word " * 120_000, "word " * 120_000 + "\nmore\n"])
+def test_a_line_longer_than_a_document_leaves_no_empty_one_before_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    found, there = read(tmp_path)
+    assert "".join(found) == text
+    assert there.skipped == {}

@@ -468,8 +468,12 @@ def test_empty_folder_and_folder_without_text_are_told_apart(tmp_path: Path) -> 
 
 def test_kind_of_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    with pytest.raises(DataError, match="not a supported file type") as caught:
+    with pytest.raises(DataError, match="formatted document") as caught:
         source(tmp_path / "a.pdf")
+    assert "Extract its text" in caught.value.todo
+    (tmp_path / "a.png").write_bytes(b"PNG")
+    with pytest.raises(DataError, match="not a supported file type") as caught:
+        source(tmp_path / "a.png")
     assert ".jsonl" in caught.value.todo
 
 
