@@ -11,6 +11,8 @@ from tests.tinydistill_tui.screen import until
 from tests.tinydistill_tui.wizard import until_data, until_models, until_plan, until_welcome, wizard
 from tinydistill_tui.navigation import AskFor, GoTo, OpenRun
 
+pytestmark = pytest.mark.usefixtures("same_machine")
+
 
 @pytest.mark.parametrize("way", ["like this", "new"])
 async def test_another_run_is_begun_over_the_steps_of_the_first_one(way: str, tmp_path: Path) -> None:

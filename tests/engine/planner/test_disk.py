@@ -34,7 +34,7 @@ def test_records_of_text_take_what_was_predicted(record_size: int) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(DEMO_TEACHER)
     tokenizer = AutoTokenizer.from_pretrained(DEMO_TEACHER)
     text = [text[:1_500] for text in pydoc_data.topics.topics.values()]
-    ids = torch.tensor(tokenizer(" ".join(text[:60]))["input_ids"])[: 64 * 128].view(-1, 128)
+    ids = torch.tensor(tokenizer(" ".join(text[:60]))["input_ids"])[: 16 * 128].view(-1, 128)
     with torch.no_grad():
         log_probs = teacher(ids).logits.float().log_softmax(-1).flatten(0, 1)
     chance = torch.rand(len(log_probs), dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The probe runs for real, in a child process; its results are kept."""
+"""The probe runs for real, in a child process, once for all tests (``measured_cache``); its results are kept."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.machine import hardware
 from engine.planner import measure
 
 
@@ -18,8 +19,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tinydistill"
 
 
-def test_rates_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_measured_once_and_kept(measured_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(measured_cache))
+    kept = list(measured_cache.glob("*/machine-*.json"))
     monkeypatch.setattr(measure, "UNDISTURBED_SHARE", 0.0)  # on a busy machine too
+
+    def not_again(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(subprocess, "run", not_again)
     found = measure.machine_rates(measure=True, threads=1)
     assert found.measured
     assert 1e8 < found.flops_per_second("fp32") < 1e16
@@ -33,14 +41,9 @@ def test_rates_are_measured_once_and_kept(cache: Path, monkeypatch: pytest.Monke
         if found.gemm_flops[f"{precision}_{size}"] >= found.gemm_flops[f"fp32_{size}"]
     } <= found.moving_seconds.keys()
     assert all(1e-13 < seconds < 1e-5 for seconds in found.moving_seconds.values())
-    assert len(list(cache.glob("machine-*.json"))) == 1
-
-    def not_again(*arguments: object, **keywords: object) -> None:
-        raise AssertionError("measured twice")
-
-    monkeypatch.setattr(subprocess, "run", not_again)
-    assert measure.machine_rates(measure=True, threads=1) == found
+    assert measure.kept_at("cpu", 1) in kept
     assert measure.machine_rates(measure=False, threads=1) == found
+    assert len(kept) == len({1, hardware.usable_cores()})
 
 
 @pytest.mark.parametrize(("share", "age", "measured"), [(0.3, 7200, 2), (0.3, 60, 1), (0.95, 7200, 1)])

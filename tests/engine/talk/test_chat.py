@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,27 +28,63 @@ TEMPLATE = (
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
-    folder = tmp_path / "run" / "student"
+    return student_in(tmp_path / "run")
+
+
+def student_in(run: Path) -> Path:
+    folder = run / "student"
     shutil.copytree(tiny_model("llama"), folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 
-def test_answers_are_the_models_and_the_conversation_is_remembered(student: Path) -> None:
-    with ChatSession(student, max_tokens=6, temperature=0.0) as talk:
-        first = "".join(talk.ask("Who learns?"))
-        talk.close()  # the process is another one, the conversation the same
-        second = "".join(talk.ask("And then?"))
-        assert [turn["role"] for turn in talk.messages] == ["user", "assistant", "user", "assistant"]
-        assert talk.tokens_per_second is not None
-        assert talk.has_template
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(student).eval(), AutoTokenizer.from_pretrained(student)
-    for words, turns in ((first, talk.messages[:1]), (second, talk.messages[:3])):
+class Talked(NamedTuple):
+    """One conversation, of which the second answer was stopped."""
+
+    folder: Path
+    session: ChatSession
+    first: str
+    begun: str
+    after_the_stop: list[dict[str, str]]
+    last: str
+
+
+@pytest.fixture(scope="module")
+def talked(tmp_path_factory: pytest.TempPathFactory) -> Talked:
+    """A conversation in two processes, for all tests that only look at it: each takes seconds to begin."""
+    folder = student_in(tmp_path_factory.mktemp("run"))
+    with ChatSession(folder, max_tokens=12, temperature=0.0) as talk:
+        first = "".join(talk.ask(b"Who \xff learns?".decode("utf-8", "surrogateescape")))
+        pieces = talk.ask("And then?")
+        begun = next(pieces)
+        pieces.close()  # its process is ended
+        after_the_stop = list(talk.messages)
+        last = "".join(talk.ask("And at last?"))
+    return Talked(folder, talk, first, begun, after_the_stop, last)
+
+
+def test_answers_are_the_models_and_the_conversation_is_remembered(talked: Talked) -> None:
+    messages = talked.session.messages
+    assert [turn["role"] for turn in messages] == 3 * ["user", "assistant"]
+    assert talked.session.tokens_per_second is not None
+    assert talked.session.has_template
+    model = AutoModelForCausalLM.from_pretrained(talked.folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(talked.folder)
+    for words, turns in ((talked.first, messages[:1]), (talked.last, messages[:5])):
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
         with torch.no_grad():
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
         assert tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True) == words
+
+
+def test_a_stopped_answer_is_remembered_as_far_as_it_came(talked: Talked) -> None:
+    assert [turn["content"] for turn in talked.after_the_stop[2:]] == ["And then?", talked.begun]
+    assert talked.session.messages[:4] == talked.after_the_stop
+
+
+def test_bytes_that_are_no_text_are_replaced(talked: Talked) -> None:
+    assert talked.session.messages[0]["content"] == "Who \N{REPLACEMENT CHARACTER} learns?"
 
 
 @pytest.mark.parametrize(
@@ -86,10 +122,16 @@ def test_an_empty_question_begins_a_text(student: Path) -> None:
     assert told[-1]["tokens"] == made.shape[1] - 1
 
 
-def test_model_that_cannot_be_loaded_is_told(student: Path) -> None:
-    (student / "config.json").write_text("{")
-    with ChatSession(student) as talk, pytest.raises(ModelError, match="did not answer"):
-        "".join(talk.ask("Who?"))
+def test_a_question_that_is_not_answered_was_not_asked(student: Path) -> None:
+    (student / "chat_template.jinja").write_text("{{ raise_exception('No') }}")
+    with ChatSession(student, max_tokens=6) as talk:
+        with pytest.raises(ModelError, match="did not answer"):  # the model fails while it answers
+            "".join(talk.ask("Who?"))
+        assert talk.messages == []
+        (student / "config.json").write_text("{")
+        with pytest.raises(ModelError, match="did not answer"):  # it cannot be loaded
+            "".join(talk.ask("Who?"))
+        assert talk.messages == []
 
 
 def test_a_process_that_complains_at_length_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -211,28 +253,3 @@ def test_a_model_that_fails_while_it_answers_says_so(student: Path) -> None:
     speaker.model.lm_head = torch.nn.Linear(1, 1)
     with pytest.raises(RuntimeError):
         list(speaker.answer([{"role": "user", "content": "?"}], max_tokens=5, temperature=0, seed=0))
-
-
-def test_a_stopped_answer_is_remembered_as_far_as_it_came(student: Path) -> None:
-    with ChatSession(student, max_tokens=60, temperature=0.0) as talk:
-        pieces = talk.ask("Who learns?")
-        first = next(pieces)
-        pieces.close()
-        assert [turn["content"] for turn in talk.messages] == ["Who learns?", first]
-        "".join(talk.ask("And then?"))
-        assert [turn["role"] for turn in talk.messages] == ["user", "assistant", "user", "assistant"]
-
-
-def test_a_question_that_is_not_answered_was_not_asked(student: Path) -> None:
-    (student / "chat_template.jinja").write_text("{{ raise_exception('No') }}")
-    with ChatSession(student, max_tokens=6) as talk:
-        for _ in range(2):
-            with pytest.raises(ModelError, match="did not answer"):
-                "".join(talk.ask("Who?"))
-            assert talk.messages == []
-
-
-def test_bytes_that_are_no_text_are_replaced(student: Path) -> None:
-    with ChatSession(student, max_tokens=2, temperature=0.0) as talk:
-        "".join(talk.ask(b"x\xff".decode("utf-8", "surrogateescape")))
-        assert talk.messages[0]["content"] == "x\N{REPLACEMENT CHARACTER}"
