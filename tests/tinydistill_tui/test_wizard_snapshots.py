@@ -14,7 +14,7 @@ from tests.tinydistill_tui.screen import text_of, until
 from tests.tinydistill_tui.wizard import choose, to_the_plan, until_data, until_models
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.screens import data as data_screen
-from tinydistill_tui.screens import plan as plan_screen
+from tinydistill_tui.screens import planning
 from tinydistill_tui.screens.profiles import ProfilesScreen
 from tinydistill_tui.view import model_facts
 from tinydistill_tui.widgets import setting_editor
@@ -91,7 +91,7 @@ def test_screen_looks_as_it_did(scene, size, snap_compare, monkeypatch):
     monkeypatch.setattr(profiles, "folder", lambda: Path("/home/ada/.config/tinydistill/profiles"))
     monkeypatch.setattr(data_screen, "ROWS_AFTER_SECONDS", 0.01)
     monkeypatch.setattr(first_rows, "make", lambda *_: ([ROW], ""))
-    for module in (plan_screen, data_screen, model_facts, setting_editor):
+    for module in (planning, data_screen, model_facts, setting_editor):
         monkeypatch.setattr(module, "plan", plan_of_fixed_figures)
     values = {"demo": True, **({"student_batch": 3999} if scene == "misfit" else {})}
     app = TinyDistillApp(values, options={"no_animation": True}, clock=lambda: NOW)
