@@ -39,6 +39,9 @@ def _main(words: Sequence[str]) -> int:
     reason = "" if switches.pop("no_tui", False) else screenless.reason()
     asks = switches.pop("ask", False)
     config = launch.config_from(typed) if reason is not None or typed else RunConfig()
+    if reason and not config.json_events:
+        sys.stderr.write(f"No screen, {reason}: lines of text instead.\n")
+    asks = asks or bool(reason and "attach" not in switches and _needs_answers(config))
     if asks and not config.resume:
         reason = reason or ""
         of_command = {
@@ -49,8 +52,6 @@ def _main(words: Sequence[str]) -> int:
         config = ask({**config.asked(), **of_command})
         front_end = dataclasses.replace(front_end, plain=True)  # nothing is redrawn
     if reason is not None:
-        if reason and not config.json_events:
-            sys.stderr.write(f"No screen, {reason}: lines of text instead.\n")
         if "attach" in switches:
             from engine.cli.distill import attach
 
@@ -65,6 +66,13 @@ def _main(words: Sequence[str]) -> int:
     if draws_only_ascii(sys.stdout.encoding, os.environ.get("TERM", "")):
         switches["ascii"] = True
     return run_app(config.asked(), attach=attached, source=_source(typed), options=switches)
+
+
+def _needs_answers(config: RunConfig) -> bool:
+    """Whether a user at a terminal without a screen has yet to say what to run; a script gets the error instead."""
+    at_a_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not config.json_events
+    named = config.demo or config.use_recommended or config.resume or (config.teacher and config.student)
+    return at_a_terminal and not named
 
 
 def _source(typed: Mapping[str, Any]) -> str:

@@ -169,6 +169,18 @@ def test_where_a_screen_cannot_be_drawn_there_are_lines_without_codes(runs_folde
     assert b"since " in text
 
 
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"ACCESSIBLE": "1"}])
+def test_where_a_screen_cannot_be_drawn_the_wizard_asks_in_lines(environment):
+    with terminal([], **environment) as term:
+        term.wait_for("teacher: ")
+        term.type("\x04")  # the end of the input
+        assert term.wait() != 0
+        text = term.text()
+    assert text.index("No screen, since") < text.index("Leave a line empty")
+    assert "Nothing was started." in text
+    assert b"\x1b" not in bytes(term.written)
+
+
 def test_output_into_a_file_has_no_codes_and_says_why(runs_folder):
     path = make_run(runs_folder, scene="done")
     result = subprocess.run(

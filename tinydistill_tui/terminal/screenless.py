@@ -8,8 +8,9 @@ import sys
 
 def reason() -> str | None:
     """Return why no screen can be drawn; None if one can."""
-    if not (sys.stdout.isatty() and sys.stdin.isatty()):
-        return "since the output is not a terminal"
+    for stream, name in ((sys.stdout, "output"), (sys.stdin, "input")):
+        if not stream.isatty():
+            return f"since the {name} is not a terminal"
     if os.environ.get("TERM") == "dumb":
         return "since TERM is dumb"
     if os.environ.get("ACCESSIBLE"):
