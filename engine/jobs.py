@@ -55,6 +55,16 @@ class Job(BaseModel):
         """Its device."""
         return Device.of(self.device)
 
+    @property
+    def memory_of_each(self) -> int:
+        """The part of the memory budget that each of its processes may take."""
+        return self.memory_budget // self.processes
+
+    @property
+    def ram_of_each(self) -> int:
+        """The part of the budget of main memory that each of its processes may take."""
+        return self.ram_budget // self.processes
+
     def changed(self, values: Mapping[str, Any]) -> Self:
         """The same job with other values; those that it does not have are left out."""
         own = {name: value for name, value in values.items() if name in type(self).model_fields}

@@ -201,7 +201,8 @@ class Lesson:
             raise ModelError(error.what, error.why, todo) from error
         if base.note:
             self.channel.log("info", base.note, "streaming-rounds")
-        tokens = job.student_batch * job.gradient_accumulation * job.sequence_length
+        share = StudentSetting.of(job).of_rank
+        tokens = share.batch * share.accumulation * share.sequence_length
         return StreamedLearner(base, dtype=self.dtype, trainable=self._adapter(base.model), wave_tokens=tokens)
 
     def _reads_ahead(self) -> bool:
@@ -211,8 +212,8 @@ class Lesson:
         return student_reads_ahead(
             shape_of(self.spec),
             StudentSetting.of(job),
-            job.memory_budget - context,
-            job.ram_budget,
+            job.memory_of_each - context,
+            job.ram_of_each,
         )
 
     def _adapter(self, model: PreTrainedModel) -> LowRankAdapter:

@@ -36,7 +36,7 @@ from engine.student.generate import holdout_prompts, writing_speed
 from engine.student.learn import Learned, next_logits_of
 from engine.student.sharded import ShardedWorld
 from engine.student.verdict import gap_of
-from engine.student.world import ONE_PROCESS, World
+from engine.student.world import LIMIT_SECONDS, ONE_PROCESS, STREAMED_LIMIT_SECONDS, World
 from engine.talk.speed import keep_speed
 
 
@@ -47,7 +47,8 @@ def run_student(run: Run, job: TrainJob, channel: Channel) -> None:
         _run(run, job, channel, ONE_PROCESS)
         return
     try:
-        world = (ShardedWorld if job.student_sharded else World).join(rank, os.environ)
+        seconds = STREAMED_LIMIT_SECONDS if job.student_layer_by_layer else LIMIT_SECONDS
+        world = (ShardedWorld if job.student_sharded else World).join(rank, os.environ, seconds)
         _run(run, job, channel, world)
         world.leave()
     except RankLost:

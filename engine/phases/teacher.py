@@ -331,9 +331,9 @@ def _room(job: ScoreJob, spec: ModelSpec, device: torch.device) -> _Room:
     shape = shape_of(spec)
     setting = TeacherSetting.of(job)
     context = 0 if setting.device.is_host else context_bytes_on(gpu_of(str(device)))
-    is_roomy = reads_ahead(shape, setting, job.memory_budget - context, job.ram_budget)
+    is_roomy = reads_ahead(shape, setting, job.memory_of_each - context, job.ram_of_each)
     planned = teacher_footprint(shape, replace(setting, reads_ahead=is_roomy)).ram_bytes
-    return _Room(is_roomy, max(0, int(SPARED * job.ram_budget) - planned))
+    return _Room(is_roomy, max(0, int(SPARED * job.ram_of_each) - planned))
 
 
 def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> None:

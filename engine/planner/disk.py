@@ -79,10 +79,11 @@ def run_bytes(
         # The trained part by itself, and merged into the student in the format of its files.
         weights = student.parameters * student.stored_bytes + trained_parameters * 4
     initial = student.parameters * student.stored_bytes if is_cut else 0
-    # Weights and states that are kept in files while the student trains.
+    # Weights and states that each rank keeps in files while the student trains.
     scratch = checkpoint_bytes(trained_parameters, optimizer) if in_files else 0
     if in_files and beside:
         scratch += student.parameters * 4
+    scratch *= 1 if setting.sharded else setting.ranks
     scratch += loaded_in_files * student.parameters * 4
     return (
         scratch

@@ -87,6 +87,7 @@ class MachineRates:
             self,
             gemm_flops={name: share * rate for name, rate in self.gemm_flops.items()},
             memory_bytes_per_second=min(self.memory_bytes_per_second, memory_bytes_per_second / processes),
+            disk_read_bytes_per_second=self.disk_read_bytes_per_second / processes,
             seconds_per_operation=self.seconds_per_operation / share,
             moving_seconds={name: seconds / share for name, seconds in self.moving_seconds.items()},
         )

@@ -182,7 +182,7 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
     grown = gradients if setting.accumulation > 1 and not setting.layer_by_layer else 0
     pieces = min(_UPDATE_PIECES, 20 * trained) if setting.optimizer == "adamw-8bit" else 0
     left = setting.accumulation * mask if setting.layer_by_layer else 0
-    return {
+    moments = {
         "loss": {"gradients": grown, "activations": kept, "logits": setting.device.loss_factor * _LEAN_LOGITS},
         "last layer": {"gradients": grown, "activations": kept + backward},
         "first layer": {"gradients": gradients, "activations": left + (0 if is_again else layer) + backward},
@@ -190,6 +190,9 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
         # peft is imported for the adapter's folder, when the moments are gone.
         "export": {"other": _PEFT if setting.device.is_host else 0, "optimizer": -states},
     }
+    if setting.ranks > 1:
+        moments["sum"] = {"gradients": gradients + min(2 * BUCKET_BYTES, gradients)}
+    return moments
 
 
 def largest_weight(shape: ModelShape) -> int:

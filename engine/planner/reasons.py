@@ -80,8 +80,9 @@ def samples(text: Text, length: int, counted: str) -> str:
     return f"all of them: {counted}, some {rows:,} rows of {length}"
 
 
-def processes(predicted: Mapping[str, PhasePrediction], count: int, threads: int, alone: Plan) -> str:
+def processes(predicted: Mapping[str, PhasePrediction], answer: Proposal, threads: int, alone: Plan) -> str:
     """Return what several processes take and bring, by phase, beside the plan of one process alone."""
+    count = answer.student.setting.ranks
     each = threads_each(threads, count)
     told = [
         f"{name} {format_bytes(phase.peak_bytes // count)} each, {format_bytes(phase.peak_bytes)} in all, about "
@@ -91,6 +92,8 @@ def processes(predicted: Mapping[str, PhasePrediction], count: int, threads: int
     shared = f"{each} thread{'s' if each > 1 else ''} each"
     if count > threads:
         shared = f"{count} processes on {threads} thread{'s' if threads > 1 else ''} take turns, which is no faster"
+    if answer.student.setting.layer_by_layer and "student" in predicted:
+        told.append("each reads the student's layers twice a step")
     return f"{'; '.join([shared, *told])}. {_of_one(alone)}"
 
 
@@ -245,7 +248,7 @@ def _sharding(question: Question, answer: Proposal) -> str:
     if question.ranks == 1:
         return "only for several processes"
     if setting.rank:
-        return "only where all weights are trained"
+        return "only where all weights are trained: each process has the whole adapter"
     if (why := why_not_sharded(answer.shape, question.config)) is not None and not setting.sharded:
         return f"each process has the whole student: {why.partition(';')[0]}"
     whole, divided = (

@@ -119,6 +119,8 @@ def _rank_options(question: Question) -> list[int]:
     config = question.config
     if config.lora_rank is not None:
         return [config.lora_rank]
+    if config.student_sharded and config.processes > 1:
+        return [0]  # an adapter is not divided
     usual = default_rank(question.student, targets_of(config.lora_targets))
     if config.wants_adapter:
         return [usual]

@@ -72,7 +72,7 @@ def plan(
     if config.processes > 1:
         one = config.model_copy(update={"processes": 1})
         alone = plan(one, hardware=asked.place.hardware, machine=machine, strict=False)
-        notes["processes"] = reasons.processes(predicted, config.processes, asked.place.threads, alone)
+        notes["processes"] = reasons.processes(predicted, answer, asked.place.threads, alone)
     choices, resolved = _resolve(config, {**asked.values(answer), **work}, notes)
     text, vocab_size = asked.question.text, asked.question.teacher.vocab_size
     little = None

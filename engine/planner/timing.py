@@ -73,7 +73,10 @@ def teacher_duration(shape: ModelShape, setting: TeacherSetting, tokens: int, ra
 
 
 def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates) -> float:
-    """How long one optimizer step of the student takes; the ranks share its rows, and each updates all weights."""
+    """How long one optimizer step of the student takes.
+
+    The ranks share its rows; each updates all that is trained, and reads all layers where they are streamed.
+    """
     setting = setting.of_rank
     micro_batch = setting.batch * setting.sequence_length
     forward = micro_batch * pass_seconds_per_token(

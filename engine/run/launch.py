@@ -27,7 +27,8 @@ from engine.model_files.hub import fetch_model
 from engine.model_files.vocabulary import forget_vocabularies
 from engine.planner import Plan, plan
 from engine.planner.measure import MachineRates, machine_rates
-from engine.planner.models import FROM_TEACHER
+from engine.planner.models import FROM_TEACHER, describe
+from engine.planner.sharding import check_sharding
 from engine.planner.text import look
 from engine.ranks import threads_each
 from engine.run import supervisor
@@ -40,6 +41,7 @@ from engine.settings.command import how_to_continue, resume_command
 from engine.settings.config import SETTINGS, RunConfig
 
 _ALL_WAS_READ = 0.995
+_DIVIDES = ("processes", "student_sharded")
 
 
 def config_from(values: dict[str, Any]) -> RunConfig:
@@ -142,6 +144,7 @@ def resume_run(config: RunConfig) -> Run:
     # A running run already uses its settings; in a folder that is not writable, no run can be active.
     _refuse_fewer_steps(run, given)
     _refuse_too_many_processes(run, given)
+    _refuse_to_divide(run, given)
     with run.lock() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
         run.info = Run.open(run.path).info
         found = moved(run, given)
@@ -201,6 +204,26 @@ def _refuse_too_many_processes(run: Run, given: dict[str, Any]) -> None:
             [Problem("processes", count, each)],
             f"Use at most {max(1, budget // (needed // count))}, or add --memory_budget {needed // 10**6 + 1}MB.",
         )
+
+
+def _refuse_to_divide(run: Run, given: dict[str, Any]) -> None:
+    """A student that cannot be divided among processes when a run is planned cannot be divided later either.
+
+    Raises:
+        SettingsError: with the reason.
+    """
+    settings = run.settings.model_copy(update={name: given[name] for name in _DIVIDES if name in given})
+    if problems := [problem for problem in settings.contradictions() if problem.setting == "student_sharded"]:
+        raise SettingsError(problems)
+    if not (settings.student_sharded and settings.processes > 1 and any(name in given for name in _DIVIDES)):
+        return
+    # The head of a cut student is its teacher's.
+    model = settings.teacher if settings.student == FROM_TEACHER else settings.student
+    try:
+        shape = describe(str(model), settings.trust_remote_code)
+    except TinyDistillError:  # it was moved; the phase says so
+        return
+    check_sharding(settings, shape)
 
 
 def is_finished(run: Run) -> bool:

@@ -135,6 +135,8 @@ def _with(values: dict[str, Any], typed: Mapping[str, Any], settings: Mapping[st
     elif values.get("lora_rank") == 0 and any(name in typed for name in OF_AN_ADAPTER):
         gone += ("lora_rank",)  # these settings ask for an adapter
         rank = 1
+    if rank:
+        gone += ("student_sharded",)  # an adapter is not divided
     if rank is not None and bool(rank) != bool(settings.get("lora_rank")):
         gone += ("learning_rate",)
     return {**{name: value for name, value in values.items() if name not in gone}, **typed}

@@ -45,6 +45,10 @@ GROUPS: dict[str, str] = {
     "command": "Command",
 }
 
+UNDIVIDED = (
+    "is for a student whose weights are all trained; an adapter is small, so each process has all of it, and "
+    "--student_layer_by_layer keeps the student's own weights on the disk: leave this out"
+)
 OF_AN_ADAPTER = ("lora_alpha", "lora_targets", "student_quantization", "student_layer_by_layer")
 """Settings that ask for an adapter, beside its rank."""
 
@@ -255,7 +259,7 @@ class RunConfig(BaseModel):
     student_sharded: bool | None = setting(
         None,
         "With several processes, divide the student's weights, gradients and optimizer states among them (FSDP), "
-        "instead of a whole student in each",
+        "instead of a whole student in each; not for an adapter",
         group="memory",
         may_change=True,
     )
@@ -418,9 +422,8 @@ class RunConfig(BaseModel):
         if self.student_layer_by_layer and self.gradient_checkpointing is False:
             accepted = "leave it out: --student_layer_by_layer computes layers again"
             yield Problem("gradient_checkpointing", False, accepted)
-        if self.processes > 1 and self.lora_rank and self.until is None:
-            accepted = "trains all weights of a student; leave out one of this and --lora_rank, or add --until teacher"
-            yield Problem("processes", self.processes, accepted)
+        if self.processes > 1 and self.student_sharded and self.wants_adapter:
+            yield Problem("student_sharded", True, UNDIVIDED)
 
     def _beside_the_command(self) -> Iterator[Problem]:
         if self.resume and self.output_dir is None:

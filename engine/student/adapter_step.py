@@ -2,12 +2,13 @@
 
 The head is frozen too, so the loss is computed in slices of the vocabulary: neither logits of a chunk of positions nor
 a gradient of the head is ever whole. A model in memory and a streamed one take this same step; only the way back
-through their layers differs (:meth:`engine.student.learner.Learner.backward`), so both train the same adapter.
+through their layers differs (:meth:`engine.student.learner.Learner.backward`), so both train the same adapter. So do
+several ranks, each with its share of the rows: the adapter's gradients are added up once a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -33,14 +34,18 @@ def adapter_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, 
     sums = torch.zeros(2, dtype=torch.float64, device=exact_home(learner.device))
     tokens = 0
 
-    def gradient(part: StepPart, batch: MicroBatch, states: Tensor) -> Tensor:
+    def counted() -> Iterator[StepPart]:
         nonlocal tokens
+        for part in parts:
+            tokens = part.num_scored  # of all ranks, also where this one has no rows
+            yield part
+
+    def gradient(part: StepPart, batch: MicroBatch, states: Tensor) -> Tensor:
         loss = sliced_loss(states, batch.labels, batch.records, head, objective=settings.objective)
         sums.add_(exact(torch.stack([loss.ce_sum, loss.kd_sum])))
-        tokens = part.num_scored
         found = loss.backward(settings.loss_scale.value / max(1, part.num_scored))
         assert found is not None
         return found.to(states.dtype)
 
-    learner.backward(parts, gradient)
+    learner.backward(counted(), gradient)
     return finish_step(learner, optimizer, sums, tokens, settings)

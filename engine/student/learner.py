@@ -102,11 +102,12 @@ class Learner:
         """Add the gradients of a step to the trained parameters.
 
         Args:
-            parts: the step's micro-batches, on the CPU.
+            parts: the step's micro-batches, on the CPU; with several ranks, those of this rank.
             gradient: the gradient of a micro-batch's hidden states [N, H], from these states.
         """
         for part in parts:
-            assert part.batch is not None, "only the ranks of whole students share steps"
+            if part.batch is None:
+                continue
             batch = part.batch.to(self.device)
             states = self.hidden_states(batch)
             if not states.requires_grad:

@@ -145,8 +145,13 @@ class StreamedLearner(Learner):
 
     def backward(self, parts: Iterable[StepPart], gradient: Callable[[StepPart, MicroBatch, Tensor], Tensor]) -> None:
         """See :class:`~engine.student.learner.Learner`."""
-        held = list(parts)
-        batches = [part.batch.to(self.device) for part in held if part.batch is not None]
+        held, batches = [], []
+        for part in parts:
+            if part.batch is not None:
+                held.append(part)
+                batches.append(part.batch.to(self.device))
+        if not batches:
+            return  # a rank without rows reads no layer
         layers = self._base.layers
         self._check(batches)
         with _recording(layers, len(batches)) as passed:

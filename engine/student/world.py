@@ -1,8 +1,9 @@
 """The ranks of a training: what they add up, agree on and tell each other, by torch.distributed.
 
-Each rank has the whole student and takes a share of the rows of every step. The gradients are added up once in a step,
-after all of its micro-batches. (torch's DistributedDataParallel does the same; it cannot be used, as it does not see
-the gradient of the lm_head, which the loss computes chunk by chunk outside of autograd.)
+Each rank has the whole student, or a frozen student and its whole adapter, and takes a share of the rows of every step.
+The gradients are added up once in a step, after all of its micro-batches. (torch's DistributedDataParallel does the
+same; it cannot be used, as it does not see the gradient of the lm_head, which the loss computes chunk by chunk outside
+of autograd.)
 
 A rank that is gone is noticed at once, one that does not answer after a limit.
 """
@@ -28,7 +29,10 @@ from engine.student.parts import Stored
 LIMIT = "TINYDISTILL_RANK_SECONDS"
 """Environment variable: how long a rank waits for another one."""
 
-_LIMIT_SECONDS = 300.0  # rank 0 writes checkpoints and samples while the others wait
+LIMIT_SECONDS = 300.0
+"""How long a rank waits for another one: rank 0 writes checkpoints and samples while the others wait."""
+STREAMED_LIMIT_SECONDS = 1800.0
+"""The limit where the student is streamed: its step takes minutes, and a rank without rows waits for all of it."""
 Result = TypeVar("Result")
 
 _BUCKET_ELEMENTS = 2**23  # of float32: 32 MiB, as engine.planner.moments.BUCKET_BYTES
@@ -46,19 +50,24 @@ class World:
 
     is_sharded = False
 
-    def __init__(self, rank: Rank, seconds: float = _LIMIT_SECONDS) -> None:
+    def __init__(self, rank: Rank, seconds: float = LIMIT_SECONDS) -> None:
         self.rank = rank
         self.seconds = seconds
         self.loss_factor = 1.0
 
     @classmethod
-    def join(cls, rank: Rank, environment: Mapping[str, str]) -> Self:
+    def join(cls, rank: Rank, environment: Mapping[str, str], seconds: float = LIMIT_SECONDS) -> Self:
         """Meet the other ranks, where the supervisor says.
+
+        Args:
+            rank: this process's.
+            environment: of this process; :data:`LIMIT` in it goes before ``seconds``.
+            seconds: how long a rank waits for another one.
 
         Raises:
             RankLost: they did not come.
         """
-        world = cls(rank, float(environment.get(LIMIT) or _LIMIT_SECONDS))
+        world = cls(rank, float(environment.get(LIMIT) or seconds))
         with world.answers():
             dist.init_process_group(
                 "gloo",

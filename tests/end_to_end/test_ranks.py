@@ -24,6 +24,8 @@ from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
 
+STREAMED = ["--student_quantization", "nf4", "--student_layer_by_layer"]
+
 
 def words(folder: Path, name: str, **changes: object) -> list[object]:
     """A small run in ``folder/name`` whose settings do not depend on the number of processes."""
@@ -36,7 +38,8 @@ def words(folder: Path, name: str, **changes: object) -> list[object]:
         "teacher_batch": 1, "student_batch": 4, "gradient_accumulation": 2, "steps": 20, "optimizer": "adamw",
         "memory_budget": "3GB", "checkpoint_every": 5,
     } | changes  # fmt: skip
-    return [word for flag, value in found.items() if value is not None for word in (f"--{flag}", value)]
+    given = {f"--{flag}": value for flag, value in found.items() if value is not None}
+    return [word for flag, value in given.items() for word in ([flag] if value is True else [flag, value])]
 
 
 def records(run: Path, cache: Path | None = None) -> dict[str, Records]:
@@ -55,7 +58,11 @@ def assert_same_records(one: dict[str, Records], other: dict[str, Records]) -> N
 
 
 def assert_same_student(one: Path, other: Path) -> None:
-    ours, theirs = (load_file(run / "student" / "model.safetensors") for run in (one, other))
+    assert_same_tensors(*(run / "student" / "model.safetensors" for run in (one, other)))
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    ours, theirs = load_file(one), load_file(other)
     for name, tensor in ours.items():
         assert np.linalg.norm(tensor - theirs[name]) <= 1e-5 * np.linalg.norm(tensor), name
 
@@ -104,6 +111,54 @@ def test_ranks_that_divide_the_student_leave_the_same_student(one: Path) -> None
     assert choice["value"] is True
 
 
+ADAPTERS: dict[str, dict[str, object]] = {
+    "in memory": {"lora_rank": 4},
+    "streamed in nf4": {"lora_rank": 4, "student_quantization": "nf4", "student_layer_by_layer": True},
+    "cut from the teacher, in files": {
+        "lora_rank": 4, "student": "from-teacher", "student_layers": 2, "cpu_offload": True, "compare": "labels",
+    },
+    "of its own teacher": {"lora_rank": 4, "student": "its teacher", "optimizer": "adamw-8bit"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ADAPTERS)
+def test_two_processes_train_the_adapter_of_one_and_go_on_with_other_numbers(one: Path, way: str) -> None:
+    runs = {count: one.parent / f"adapter {way} {count}" for count in (1, 2)}
+    own = {"student": tiny_model("llama")} if ADAPTERS[way].get("student") == "its teacher" else {}
+    for count, run in runs.items():
+        asked = {**ADAPTERS[way], **own, "cache_dir": one / "cache", "processes": count}
+        done = program.run(*words(one.parent, run.name, **asked))
+        assert done.returncode == 0, done.stderr
+    for name in ("student/model.safetensors", "student/adapter/adapter_model.safetensors"):
+        assert_same_tensors(*(run / name for run in runs.values()))
+    reports = {count: json.loads((run / "report.json").read_text()) for count, run in runs.items()}
+    assert reports[2]["world"] == {"ranks": 2, "hosts": 1}
+    assert reports[2]["adapter"] == reports[1]["adapter"]
+    for model in ("student_before", "student_after"):
+        assert reports[2][model]["holdout_loss"] == pytest.approx(reports[1][model]["holdout_loss"])
+    if "compare" in ADAPTERS[way]:
+        losses = [report["compare"]["labels"]["holdout_loss"] for report in reports.values()]
+        assert losses[1] == pytest.approx(losses[0])
+    for steps, processes in ((30, 1), (40, 2)):
+        for count, run in runs.items():
+            changes = ["--steps", steps, "--processes", processes if count == 2 else 1]
+            resumed = program.run("--resume", "--output_dir", run, *changes)
+            assert resumed.returncode == 0, resumed.stderr
+    assert_same_tensors(*(run / "student" / "model.safetensors" for run in runs.values()))
+
+
+def test_an_adapter_is_not_divided_not_even_later(one: Path) -> None:
+    asked = words(one.parent, "undivided", cache_dir=one / "cache", lora_rank=4, steps=5)
+    refused = program.run(*asked, "--processes", 2, "--student_sharded")
+    assert refused.returncode == 2
+    assert "an adapter is small" in refused.stderr
+    assert not (one.parent / "undivided").exists()
+    assert program.run(*asked).returncode == 0
+    resumed = program.run("--resume", "--output_dir", one.parent / "undivided", "--processes", 2, "--student_sharded")
+    assert resumed.returncode == 2
+    assert "an adapter is small" in resumed.stderr
+
+
 def test_a_rank_that_is_killed_while_scoring_loses_its_wave_alone(one: Path) -> None:
     run = one.parent / "killed"
     arguments = words(one.parent, "killed", processes=2, until="teacher")
@@ -116,19 +171,27 @@ def test_a_rank_that_is_killed_while_scoring_loses_its_wave_alone(one: Path) -> 
     assert_same_records(records(one), records(run))
 
 
-@pytest.mark.parametrize("flag", ["--no_student_sharded", "--student_sharded"])
+WAYS = {"whole": ["--no_student_sharded"], "divided": ["--student_sharded"], "adapter": ["--lora_rank", 4, *STREAMED]}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_is_lost_in_the_training_loses_nothing(one: Path, number: int, flag: str) -> None:
-    name = f"lost-{number}{flag}"
+def test_a_rank_that_is_lost_in_the_training_loses_nothing(one: Path, number: int, way: str) -> None:
+    name = f"lost-{number}-{way}"
     run = one.parent / name
     environment = {"TINYDISTILL_RANK_SECONDS": "5"}
-    arguments = words(one.parent, name, processes=2, cache_dir=one / "cache", steps=400, checkpoint_every=50)
-    with program.start(*arguments, flag, **environment) as started:
+    steps = {"steps": 60, "checkpoint_every": 10} if way == "adapter" else {"steps": 400, "checkpoint_every": 50}
+    arguments = words(one.parent, name, processes=2, cache_dir=one / "cache", **steps)
+    with program.start(*arguments, *WAYS[way], **environment) as started:
         wait_for(lambda: list(run.glob("checkpoints/step-*")))
         os.kill(rank_process(run, "student", 1), number)
         _, errors = started.communicate(timeout=400)
     if number == signal.SIGKILL:  # it begins again by itself
         assert started.returncode == 0, errors
+        if way == "adapter":
+            alone = program.run(*words(one.parent, f"{name}-alone", cache_dir=one / "cache", **steps), *WAYS[way])
+            assert alone.returncode == 0, alone.stderr
+            assert_same_student(one.parent / f"{name}-alone", run)
         return
     assert started.returncode == 4
     assert "Rank 1 of the student phase did not answer" in errors

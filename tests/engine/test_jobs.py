@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.channel.events import EventWriter, read_events
-from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_RECORDS_MISSING, CorruptState
+from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_RECORDS_MISSING, CorruptState, SettingsError
 from engine.jobs import Job, ScoreJob, TrainJob, backed_off, jobs_from_json, jobs_to_json, last_of
 from engine.phase_kinds import KINDS
 from engine.run.control import RunControl
@@ -91,6 +91,30 @@ def test_a_resumed_run_has_the_new_values_in_its_jobs(tmp_path: Path):
     resume_run(resuming(run, steps=30))
     train = last_of(Run.open(run.path).jobs, TrainJob)
     assert (train.epochs, train.steps) == (None, 30)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "words"),
+    [
+        ("llama", {"lora_rank": 8, "lora_alpha": 8.0}, "an adapter is small"),
+        ("gemma2", {}, "only a plain head is divided"),
+        ("gemma2", {"processes": 2}, "only a plain head is divided"),
+        ("llama", {}, None),
+    ],
+)
+def test_a_resumed_run_divides_no_student_that_a_plan_would_not_divide(
+    tmp_path: Path, architecture: str, settings: dict[str, Any], words: str | None
+):
+    run = make_run(tmp_path / "run", student=str(tiny_model(architecture, num_layers=2)), **settings)
+    asked = resuming(run, processes=2, student_sharded=True)
+    if words is None:
+        resume_run(asked)
+        assert last_of(Run.open(run.path).jobs, TrainJob).student_sharded
+        return
+    with pytest.raises(SettingsError, match=words):
+        resume_run(asked)
+    assert not last_of(Run.open(run.path).jobs, TrainJob).student_sharded
+    resume_run(resuming(run, processes=2))
 
 
 def resuming(run: Run, **values: Any) -> RunConfig:

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.errors import CacheMismatch
-from engine.phases.teacher import open_store
+from engine.model_files.spec import read_spec
+from engine.phases.teacher import _room, open_store
 from engine.run.folder import Run
 from tests.jobs import score_job
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -21,6 +23,19 @@ def opened(folder: Path, **settings: Any) -> Path:
     run = Run(folder, {"settings": {"teacher": job.teacher, **settings}})
     with open_store(run, job, VOCAB_SIZE, Channel(EventWriter(run.events_path)), writable=True) as store:
         return store.path
+
+
+def test_each_rank_of_a_streamed_teacher_has_its_share_of_the_budget() -> None:
+    spec = read_spec(tiny_model("llama"))
+
+    def room(**settings: Any) -> Any:
+        return _room(score_job(layer_by_layer=True, **settings), spec, torch.device("cpu"))
+
+    budget = 2**30
+    for ranks in (2, 4):
+        shared = room(memory_budget=ranks * budget, ram_budget=ranks * budget, processes=ranks)
+        assert shared == room(memory_budget=budget, ram_budget=budget)
+    assert not room(memory_budget=budget, ram_budget=budget, processes=16).reads_ahead
 
 
 def test_another_runs_cache_serves_a_second_student(tmp_path: Path) -> None:

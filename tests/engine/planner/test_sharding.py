@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from engine.errors import SettingsError
 from engine.planner import Plan, plan
+from engine.planner.disk import run_bytes
 from engine.planner.footprint import student_footprint
 from engine.planner.phase_settings import StudentSetting
+from engine.planner.timing import step_seconds
 from engine.settings.config import RunConfig
 from tests.engine.planner.machines import MIB, RATES, computer, pythia
 from tests.tiny import tiny_model
@@ -70,8 +73,68 @@ def test_the_student_is_divided_where_a_whole_one_does_not_fit(tmp_path: Path) -
 
 def test_one_process_and_an_adapter_divide_nothing(tmp_path: Path) -> None:
     assert choice(planned(tmp_path), "student_sharded") == (False, "only for several processes")
-    found = planned(tmp_path, processes=2, lora_rank=4, until="teacher")
-    assert choice(found, "student_sharded") == (False, "only where all weights are trained")
+    found = planned(tmp_path, processes=2, lora_rank=4)
+    said = "only where all weights are trained: each process has the whole adapter"
+    assert choice(found, "student_sharded") == (False, said)
+
+
+@pytest.mark.parametrize("asked", [{"lora_rank": 4}, {"student_quantization": "nf4"}, {"student_layer_by_layer": True}])
+def test_an_adapter_is_not_divided(tmp_path: Path, asked: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="--student_sharded"):
+        planned(tmp_path, processes=2, student_sharded=True, **asked)
+    assert choice(planned(tmp_path, student_sharded=True, **asked), "lora_rank")[0] > 0, "one process divides nothing"
+
+
+def test_where_the_student_has_to_be_divided_no_adapter_is_proposed(tmp_path: Path) -> None:
+    student = str(tiny_model("llama", num_layers=24, hidden_size=512))
+    values = {"student": student, "processes": 2, "sequence_length": 32, "memory_budget": "1200MB"}
+    assert choice(planned(tmp_path, **values), "lora_rank")[0] > 0
+    found = planned(tmp_path, **values, student_sharded=True)
+    assert choice(found, "lora_rank")[0] == 0
+    assert choice(found, "student_sharded")[0] is True
+
+
+def test_the_plan_of_an_adapter_by_ranks_tells_memory_and_reads_of_each(tmp_path: Path) -> None:
+    asked = {"lora_rank": 4, "student_layer_by_layer": True, "student_batch": 2, "gradient_accumulation": 2}
+    one, two = (planned(tmp_path, processes=count, **asked) for count in (1, 2))
+    assert "each reads the student's layers twice a step" in choice(two, "processes")[1]
+    of_all, alone = two.predicted["student"].peak_bytes, one.predicted["student"].peak_bytes
+    assert alone < of_all <= 2 * alone
+    in_memory = planned(tmp_path, processes=2, **{**asked, "student_layer_by_layer": False})
+    assert "twice a step" not in choice(in_memory, "processes")[1]
+
+
+def test_a_rank_of_an_adapter_keeps_activations_of_its_rows_alone() -> None:
+    one = StudentSetting(4, 4, 512, "fp32", True, "adamw", rank=8, layer_by_layer=True)
+    parts = [student_footprint(PYTHIA_160M, replace(one, ranks=ranks)).parts for ranks in (1, 4)]
+    assert parts[1]["weights"] == parts[0]["weights"]
+    assert parts[1]["activations"] < 0.6 * parts[0]["activations"]
+
+
+def test_ranks_share_the_disk_that_they_stream_from() -> None:
+    base = StudentSetting(1, 4, 128, "fp32", True, "adamw", rank=8, layer_by_layer=True)
+    slow = replace(RATES, disk_read_bytes_per_second=1e6)
+    reading = step_seconds(PYTHIA_160M, base, slow)
+    assert reading > 50 * step_seconds(PYTHIA_160M, base, RATES)
+    shared = slow.shared(2, 2, slow.memory_bytes_per_second)
+    assert step_seconds(PYTHIA_160M, replace(base, ranks=2), shared) == pytest.approx(2 * reading, rel=0.1)
+
+
+def test_ranks_keep_tensors_in_files_of_their_own() -> None:
+    """And those that divide a student share them."""
+    setting = StudentSetting(1, 4, 128, "fp32", checkpointing=True, optimizer="adamw", cpu_offload=True)
+
+    def disk_bytes(**values: Any) -> int:
+        return run_bytes(
+            tokens=0, record_size=12, vocab_size=100, student=PYTHIA_160M, setting=replace(setting, **values),
+            keep_checkpoints=2, is_cut=False,
+        )  # fmt: skip
+
+    for rank in (0, 8):
+        alone = disk_bytes(rank=rank)
+        scratch = alone - disk_bytes(rank=rank, cpu_offload=False)
+        assert scratch >= 4 * PYTHIA_160M.parameters
+        assert disk_bytes(rank=rank, ranks=3) == alone + 2 * scratch
 
 
 def test_a_student_whose_head_does_more_is_not_divided(tmp_path: Path) -> None:

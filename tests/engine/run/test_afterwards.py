@@ -91,6 +91,9 @@ def test_what_an_adapter_was_asked_for_is_not_taken_over_by_all_weights_or_the_o
     assert expand(adapted, "--lora_rank", "0", "--learning_rate", "0.002").learning_rate == 0.002
     assert expand(whole).learning_rate == 0.001
     assert expand(whole, "--lora_rank", "4").learning_rate is None
+    divided = finished_run(tmp_path / "divided", student_sharded=True, processes=2)
+    assert expand(divided).student_sharded
+    assert expand(divided, "--lora_rank", "4").student_sharded is None, "an adapter is not divided"
     streamed = expand(whole, "--student_layer_by_layer")
     assert (streamed.learning_rate, streamed.lora_rank, streamed.wants_adapter) == (None, None, True)
 

@@ -16,8 +16,10 @@ from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, RankLost, Stopped
 from engine.models.load import load_causal_lm
 from engine.ranks import MEETING, all_ranks
+from engine.student.learner import Learner
 from engine.student.sharded import ShardedLearner, ShardedWorld
 from engine.student.train import Progress, Training, resume, train
+from engine.student.trainable import WholeModel
 from engine.student.world import LIMIT, ONE_PROCESS, World
 from tests.engine.student.small_run import SmallRun, open_run
 from tests.tiny import tiny_model
@@ -65,11 +67,17 @@ def training_of(
     world: World | None = None,
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
+    frozen: Callable[[Path], Learner] | None = None,
     **changes: object,
 ) -> Training:
-    """A training without dropout, of a whole student or of one that the ranks have divided."""
+    """A training without dropout, of a whole student, of one that the ranks have divided, or of an adapter.
+
+    ``frozen`` makes the student with an adapter out of a model's folder.
+    """
     folder = tiny_model(architecture, num_layers=2, seed=5)
-    if isinstance(world, ShardedWorld):
+    if frozen is not None:
+        learner = frozen(folder)
+    elif isinstance(world, ShardedWorld):
         model = load_causal_lm(folder, dtype=torch.float32)
         learner = ShardedLearner(model, dtype=dtype, gradient_checkpointing=gradient_checkpointing, world=world)
     else:
@@ -99,8 +107,9 @@ def go_on(
 
 
 def keep_weights(training: Training, folder: Path) -> None:
-    """Write the weights of each rank, whole."""
-    found = training.learner.model.state_dict()
+    """Write the trained weights of each rank, whole."""
+    trained = training.learner.trainable
+    found = training.learner.model.state_dict() if isinstance(trained, WholeModel) else trained.tensors()
     whole = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in found.items()}
     torch.save(whole, folder / f"end-{training.rank.number}.pt")
 

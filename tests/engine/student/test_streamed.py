@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -10,41 +10,19 @@ from torch import Tensor
 
 from engine.channel.channel import Channel
 from engine.errors import ModelError
-from engine.model_files.adapter_shape import AdapterShape
 from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm
-from engine.models.load_quantized import load_quantized
-from engine.models.streaming.teacher import StreamedTeacher
 from engine.student.adapter import LowRankAdapter
 from engine.student.batches import StepPart
 from engine.student.evaluate import HoldoutBatches, evaluate
 from engine.student.learner import Learner
 from engine.student.loss import RecordTensors
 from engine.student.sliced_loss import sliced_loss
-from engine.student.streamed import StreamedLearner
 from engine.student.train import Progress, train
 from tests.engine.models.architectures import VOCAB_SIZE, tiny_architecture
+from tests.engine.student.frozen import CPU, SHAPE, Method, resident, streamed
 from tests.engine.student.small_run import SmallRun, make_run
 from tests.tiny import tiny_model
-
-Method = Literal["none", "int8", "nf4"]
-CPU = torch.device("cpu")
-SHAPE = AdapterShape(4, 8.0)
-
-
-def resident(folder: Path, dtype: torch.dtype, method: Method) -> Learner:
-    if method == "none":
-        model = load_causal_lm(folder, dtype=dtype)
-    else:
-        model = load_quantized(folder, method, dtype=dtype, device=CPU)
-    adapter = LowRankAdapter(model, SHAPE, device=CPU, seed=3)
-    return Learner(model, dtype=dtype, gradient_checkpointing=False, trainable=adapter)
-
-
-def streamed(folder: Path, dtype: torch.dtype, method: Method) -> StreamedLearner:
-    base = StreamedTeacher(folder, dtype=dtype, device=CPU, quantization=method, check=False)
-    adapter = LowRankAdapter(base.model, SHAPE, device=CPU, seed=3)
-    return StreamedLearner(base, dtype=dtype, trainable=adapter, wave_tokens=64)
 
 
 def trained(run: SmallRun, learner: Learner, name: str) -> tuple[dict[str, Tensor], Any]:

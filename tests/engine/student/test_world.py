@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +17,22 @@ import torch
 from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, Stopped
-from engine.ranks import Rank
+from engine.ranks import MEETING, Rank
 from engine.student.learn import Prompts, learn
+from engine.student.learner import Learner
 from engine.student.sharded import ShardedWorld
 from engine.student.step import LossScale
 from engine.student.train import Progress, train
-from engine.student.world import ONE_PROCESS, World
-from tests.engine.student.ranks import STEPS, assert_same, end_of, ended, go_on, in_ranks, training_of
+from engine.student.world import LIMIT, ONE_PROCESS, World
+from tests.engine.student.frozen import resident, streamed
+from tests.engine.student.ranks import STEPS, assert_same, end_of, ended, go_on, in_ranks, keep_weights, training_of
 from tests.engine.student.small_run import make_run, open_run
+from tests.tiny import tiny_model
+
+FROZEN: dict[str, Callable[[Path], Learner]] = {
+    "in memory": lambda folder: resident(folder, torch.float32, "none"),
+    "streamed in nf4": lambda folder: streamed(folder, torch.float32, "nf4"),
+}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +63,27 @@ def test_ranks_train_the_student_of_one_process(
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("base", ["in memory", pytest.param("streamed in nf4", marks=pytest.mark.slow)])
+def test_changing_numbers_of_ranks_train_the_adapter_of_one_process(tmp_path: Path, base: str) -> None:
+    folders = {name: tmp_path / name for name in ("one", "many")}
+    for folder in folders.values():
+        make_run(folder, short=True)
+    changes = {"frozen": FROZEN[base], "learning_rate": 2e-2, "micro_batch": 2, "gradient_accumulation": 2}
+    go_on(folders["one"], None, 6, **changes)
+    many = folders["many"]
+    for part, (world, steps) in enumerate([(2, 2), (1, 4), (3, 6)]):
+        if world == 1:
+            go_on(many, None, steps, **changes)
+            continue
+        pids = in_ranks(world, tmp_path / f"store-{part}", lambda w, steps=steps: go_on(many, w, steps, **changes))
+        assert ended(pids) == [0] * world
+    assert_same(end_of(many), end_of(folders["one"]))
+    first = FROZEN[base](tiny_model("llama", num_layers=2, seed=5)).trainable.tensors()
+    assert all((end_of(many)[name] - tensor).norm() > 1e-3 for name, tensor in first.items()), "all of it has learned"
+    for rank in (1, 2):
+        torch.testing.assert_close(end_of(many, rank), end_of(many), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ("one", "many")}
@@ -69,21 +100,25 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     assert_same(end_of(many), end_of(folders["one"]))
 
 
-def test_a_step_with_fewer_rows_than_ranks_is_the_same_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", [None, "streamed in nf4", pytest.param("in memory", marks=pytest.mark.slow)])
+def test_a_step_with_fewer_rows_than_ranks_is_the_same_step(tmp_path: Path, base: str | None) -> None:
+    changes: dict[str, Any] = {} if base is None else {"frozen": FROZEN[base]}
     make_run(tmp_path / "one", num_rows=5)
     make_run(tmp_path / "many", num_rows=5)
 
     def short(folder: Path, world: World | None) -> None:
         run = open_run(folder)
-        training = replace(training_of(run), world=world or ONE_PROCESS)
+        training = replace(training_of(run, **changes), world=world or ONE_PROCESS)
         training = replace(training, order=replace(training.order, total_rows=5))  # steps of four rows and one row
         events = run.events()
         train(training, Progress(), run.checkpoints(events), Channel(events))
-        torch.save(training.learner.model.state_dict(), folder / f"end-{training.rank.number}.pt")
+        keep_weights(training, folder)
 
     short(tmp_path / "one", None)
     assert ended(in_ranks(2, tmp_path / "store", lambda world: short(tmp_path / "many", world))) == [0, 0]
     assert_same(end_of(tmp_path / "many"), end_of(tmp_path / "one"))
+    losses = [[event["loss"] for event in open_run(tmp_path / name).read_events("metric")] for name in ("one", "many")]
+    assert losses[1][::2] == losses[1][1::2] == pytest.approx(losses[0], rel=1e-5), "each rank tells the whole step's"
 
 
 KINDS = pytest.mark.parametrize("kind", [World, pytest.param(ShardedWorld, marks=pytest.mark.slow)])
@@ -158,6 +193,13 @@ def test_a_rank_that_does_not_answer_ends_the_others_within_the_limit(tmp_path: 
     assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
 
 
+def test_the_limit_is_that_of_the_environment_or_the_given_one(tmp_path: Path) -> None:
+    for number, limit in enumerate(({}, {LIMIT: "5"})):
+        world = World.join(Rank(0, 1), {MEETING: f"file://{tmp_path}/{number}", **limit}, 1800)
+        world.leave()
+        assert world.seconds == (5 if limit else 1800)
+
+
 def test_ranks_pause_together_though_they_hear_it_apart(tmp_path: Path) -> None:
     def work(world: World) -> None:
         control = PhaseControl()
@@ -172,11 +214,20 @@ def test_ranks_pause_together_though_they_hear_it_apart(tmp_path: Path) -> None:
     assert all(json.loads((tmp_path / f"{rank}.json").read_text()) > 0.2 for rank in range(2))
 
 
-@KINDS
-def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path, kind: type[World]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        (World, None),
+        pytest.param(ShardedWorld, None, marks=pytest.mark.slow),
+        pytest.param(World, "streamed in nf4", marks=pytest.mark.slow),
+    ],
+)
+def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path, kind: type[World], base: str | None) -> None:
+    changes: dict[str, Any] = {} if base is None else {"frozen": FROZEN[base]}
+
     def learned(folder: Path, world: World | None) -> None:
         run = open_run(folder)
-        training = training_of(run, steps=2, micro_batch=2, world=world)
+        training = training_of(run, steps=2, micro_batch=2, world=world, **changes)
         events = run.events()
         found = learn(
             training, run.checkpoints(events), Prompts([[5, 6]], end_ids=[0], seed=1), eos_id=0,
