@@ -37,6 +37,11 @@ def locate(render: Render, messages: Sequence[Turn], number: int, whole: str) ->
     """
     invited = render(messages[:number], True) if number else None
     start = len(invited) if invited is not None and whole.startswith(invited) else None
+    if start is not None and messages[number - 1]["role"] == "assistant":
+        # Some templates invite no answer behind another one, but write who speaks before it.
+        is_invited = invited != render(messages[:number], False)
+        plain = None if is_invited else _begin_of_plain(render, messages[:number], whole)
+        start = start if plain is None else plain
     if number == len(messages) - 1:
         end: int | None = _end_of_the_last(render, messages, whole)
     else:
@@ -69,7 +74,8 @@ def left_out(render: Render, messages: Sequence[Turn], whole: str) -> list[int]:
     )
     if marked is None:  # it wants something of the content
         return [number for number in marks if messages[number]["content"].strip() not in whole]
-    return [number for number, mark in marks.items() if mark not in marked]
+    marked = marked.lower()  # some write a content in capitals
+    return [number for number, mark in marks.items() if mark.lower() not in marked]
 
 
 def _by_mark(
@@ -115,8 +121,8 @@ def _end_of_the_last(render: Render, messages: Sequence[Turn], whole: str) -> in
     end = _shared(whole, continued)
     content = (messages[-1]["content"] or "").strip()
     # Of an answer that is written in another way once a question follows, this tells nothing.
-    is_behind = bool(content) and whole.rfind(content) + len(content) <= end
-    return end if is_behind else len(whole)
+    place = whole.rfind(content) if content else -1
+    return end if 0 <= place <= end - len(content) else len(whole)
 
 
 def _marked(turn: Turn) -> Iterator[Turn]:

@@ -8,6 +8,7 @@ All changes, and parts that the template cannot write, are reported.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import inspect
 import itertools
@@ -59,6 +60,7 @@ _WITH_NULLS = (
 
 _PROBE = "zqvProbeOfPartsqvz"
 GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+_STRFTIME = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
 _SYSTEMS = ("system", "developer")
 _GIVEN_ALWAYS = ("messages", "add_generation_prompt", "raise_exception", "strftime_now", "namespace", "range", "dict")
 
@@ -103,6 +105,7 @@ class ChatTemplate:
         self.is_plain = not tokenizer.chat_template
         self._source: str | None = PLAIN_TEMPLATE if self.is_plain else None
         self._variables: dict[str, set[str]] = {}
+        self._now = datetime.datetime.now()
 
     def has_marks(self, fields: Mapping[str, Any]) -> bool:
         """Return whether the template itself marks what the assistant writes (``{% generation %}``)."""
@@ -224,6 +227,17 @@ class ChatTemplate:
                     return content is not _PROBE
         return False
 
+    @functools.cached_property
+    def always_invites(self) -> bool:
+        """Whether each output ends with the invitation to answer, though none is asked for."""
+        user, answer = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}
+        asked = rendered(self, [user], {}, False)
+        if asked is None or asked != rendered(self, [user], {}, True):
+            return False
+        answered = rendered(self, [user, answer], {}, False)
+        continued = rendered(self, [user, answer, user], {}, False)
+        return answered is not None and continued is not None and not continued.startswith(answered)
+
     def _applied(self, messages: Sequence[Turn], fields: Mapping[str, Any], **options: Any) -> Any:
         from jinja2 import TemplateSyntaxError
 
@@ -241,8 +255,11 @@ class ChatTemplate:
                 for turn in turns
             ]
         source = self._source
+        if "strftime_now" in self.source(fields):
+            # One time for all outputs: they are compared, and a clock would go on between them.
+            source = _STRFTIME.sub(lambda found: json.dumps(self._now.strftime(found[2])), self.source(fields))
         if any(turn["content"] is NULL for turn in messages):
-            source = _WITH_NULLS + self.source(fields)
+            source = _WITH_NULLS + (source or self.source(fields))
         try:
             return self._tokenizer.apply_chat_template(turns, chat_template=source, **options, **fields)
         except template_errors() as error:

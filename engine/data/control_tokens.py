@@ -84,6 +84,11 @@ class ControlTokens:
         """Return whether the name of a control token is in a text."""
         return any(begin in text for begin in self._begins) and bool(self._named.search(text))
 
+    def first_end(self, text: str, start: int) -> int | None:
+        """Where the first name of a control token behind a place in a text ends; None if there is none."""
+        found = self._named.search(text, start)
+        return found.end() if found else None
+
     def is_written_in(self, text: str) -> bool:
         """Return whether a text uses the tokens as such: at its begin or end, or alone on a line."""
         return bool(self._written_in.search(text))

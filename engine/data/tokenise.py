@@ -44,6 +44,7 @@ NOT_LOCATED = "conversation of which no answer can be located in what the chat t
 WEIGHT_0 = "answer with the weight 0 (read, not learned)"
 EMPTY = "answer of which the chat template writes nothing (not learned)"
 LOST = "answer that cannot be located in what the chat template writes (read, not learned)"
+UNMARKED = "answer that the chat template does not mark as the assistant's (read, not learned)"
 NO_REASONING = "answer whose reasoning the chat template leaves out"
 
 
@@ -157,7 +158,8 @@ class DocumentTokeniser:
             spans, found = self._answers(written)
             if not spans:
                 return self._left_out(NO_ANSWER if EMPTY in found else NOT_LOCATED if LOST in found else NO_ANSWER)
-            document = self._tokenised(written, spans, is_guarded=is_guarded)
+            document, unmarked = self._tokenised(written, spans, is_guarded=is_guarded)
+            found += [UNMARKED] * unmarked
         except UnknownRole:
             return self._left_out(UNKNOWN_ROLE)
         except TemplateRefuses as refusal:
@@ -193,6 +195,8 @@ class DocumentTokeniser:
                 found.append(WEIGHT_0)
                 continue
             span = locate(render, written.messages, number, written.text)
+            if span is not None and self._template.always_invites:
+                span = self._without_invitation(span, written, number)
             if self._is_nothing(render, written, number, span):
                 found.append(EMPTY)
             elif span is None:
@@ -204,6 +208,20 @@ class DocumentTokeniser:
                     found.append(NO_REASONING)
                 spans.append(span)
         return spans, found
+
+    def _without_invitation(self, span: Span, written: Written, number: int) -> Span | None:
+        """The place of an answer up to the token that ends it, where a template invites another one behind each.
+
+        Returns:
+            None if nothing ends an answer behind which another one begins.
+        """
+        said, content = written.text[slice(*span)], (written.messages[number]["content"] or "").strip()
+        behind = said.find(content) + len(content) if content in said else 0
+        end = self._controls.first_end(said, behind)
+        if end is not None:
+            return span[0], span[0] + end
+        following = written.messages[number + 1 : number + 2]
+        return None if following and following[0]["role"] == "assistant" else span
 
     def _is_nothing(self, render: Any, written: Written, number: int, span: Span | None) -> bool:
         """Return whether the template writes the same for an answer and for none."""
@@ -223,7 +241,8 @@ class DocumentTokeniser:
         )
         return Encoded(text, list(encoded["input_ids"]), encoded["offset_mapping"])
 
-    def _tokenised(self, written: Written, spans: list[Span], *, is_guarded: bool) -> TokenisedDocument:
+    def _tokenised(self, written: Written, spans: list[Span], *, is_guarded: bool) -> tuple[TokenisedDocument, int]:
+        """The tokens of a conversation, and how many answers the template's own marks leave out."""
         if is_guarded:
             encoded, spans = self._controls.encoded(written.text, spans)
         else:
@@ -235,6 +254,7 @@ class DocumentTokeniser:
             if len(marks) != len(ids) or not any(marks):
                 marks = None
         trained = [False] * len(ids)
+        unmarked = 0
         for first, last in spans:
             inside = [
                 place
@@ -245,6 +265,7 @@ class DocumentTokeniser:
             ]
             if marks is not None:
                 inside = _as_marked(inside, marks, ids, self._special)
+                unmarked += not inside
             inside = _without_what_follows_the_end(inside, encoded, self._special)
             for place in inside:
                 trained[place] = ids[place] != self._unknown_id
@@ -261,7 +282,7 @@ class DocumentTokeniser:
             # Nothing of the template's says where the last answer ends: the end of the text does.
             ids, trained = [*ids[: ends + 1], eos_id], [*trained[: ends + 1], True]
             self.end_ids.add(eos_id)
-        return TokenisedDocument(ids, trained, whole=True)
+        return TokenisedDocument(ids, trained, whole=True), unmarked
 
 
 def _begins_with_blanks(text: str, start: int, first: int, end: int) -> bool:

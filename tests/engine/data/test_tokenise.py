@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from engine.data import tokenise
+from engine.data import control_tokens, tokenise
 from engine.data.chat_template import CALL_LOST, DEVELOPER_AS_SYSTEM, REFUSED, SYSTEM_MOVED, TOOLS_LOST, TURN_LOST
-from engine.data.tokenise import EMPTY, NO_ANSWER, NO_REASONING, NOT_LEARNED, NOT_LOCATED, WEIGHT_0
+from engine.data.tokenise import EMPTY, LOST, NO_ANSWER, NO_REASONING, NOT_LEARNED, NOT_LOCATED, UNMARKED, WEIGHT_0
 from engine.data.tokenise import DocumentTokeniser as Tokeniser
 from engine.data.turns import read_turns
 from tests.engine.data.chat_templates import (
@@ -460,3 +460,101 @@ def test_a_template_that_cannot_be_used_says_why(template: Any, reason: str) -> 
     tokeniser = Tokeniser(tokenizer_with(template), "folder")
     assert tokeniser.conversation(TWO_ANSWERS) is None
     assert tokeniser.skipped == {f"{REFUSED} ({reason})": 1}
+
+
+# Templates with habits of their own
+
+SPEAKER = "{{ '<|im_start|>' + m['role'] + '\\n' }}"
+TURN = SPEAKER + "{{ m['content'] + '<|im_end|>\\n' }}"
+INVITES = "{{ '<|im_start|>assistant\\n' }}"
+IF_ASKED = "{%- if add_generation_prompt -%}" + INVITES + "{%- endif -%}"
+ALL_TURNS = "{%- for m in messages -%}" + TURN + "{%- endfor -%}"
+BEGIN = "{%- for m in messages -%}"
+HABITS = {
+    "always invites": ALL_TURNS + INVITES,
+    "invites unless told not to": ALL_TURNS
+    + IF_ASKED.replace("if add", "if add_generation_prompt is undefined or add"),
+    "invites unless the last turn is an answer": ALL_TURNS
+    + "{%- if messages[-1].role != 'assistant' -%}"
+    + INVITES
+    + "{%- endif -%}",
+    "strips": ALL_TURNS.replace("m['content']", "m['content'].strip()") + IF_ASKED,
+    "adds the time": "{{- strftime_now('%H:%M:%S.%f') + '\\n' -}}" + ALL_TURNS + IF_ASKED,
+    "adds a date": "{%- set date = date_string or strftime_now('%d %b %Y') -%}{{- date -}}" + ALL_TURNS + IF_ASKED,
+    "counts in a namespace": "{%- set ns = namespace(n=0) -%}"
+    + BEGIN
+    + "{%- set ns.n = ns.n + 1 -%}{{ ns.n }}"
+    + TURN
+    + "{%- endfor -%}"
+    + IF_ASKED,
+    "marks all": BEGIN + "{% generation %}" + TURN + "{% endgeneration %}{%- endfor -%}" + IF_ASKED,
+    "marks nothing": BEGIN + TURN + "{% generation %}{% endgeneration %}{%- endfor -%}" + IF_ASKED,
+    "opens a thought": ALL_TURNS + IF_ASKED.replace("assistant\\n", "assistant\\n<think>\\n"),
+}
+END = "<|im_end|>"
+TWICE = (*TWO_ANSWERS[:2], TWO_ANSWERS[3], TWO_ANSWERS[2], TWO_ANSWERS[1])
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (TWO_ANSWERS, ["one", "two"]),
+        ((SYSTEM, *TWO_ANSWERS[:2]), ["one"]),
+        (TWO_ANSWERS[:3], ["one"]),
+        (TWICE, ["one", "two", "one"]),
+        ((TWO_ANSWERS[0], {"role": "assistant", "content": 'say "a" > <b>,\n漢'}), ['say "a" > <b>,\n漢']),
+        ((TWO_ANSWERS[0], {"role": "assistant", "content": "<|im_end|> is a name"}), ["<|im_end|> is a name"]),
+    ],
+    ids=["two answers", "a system turn", "a question last", "an answer behind another", "signs", "a name"],
+)
+def test_whatever_a_template_writes_around_them_answers_and_their_ends_are_learned(
+    habit: str, messages: Any, expected: list[str]
+) -> None:
+    learned, tokeniser, _ = learn(HABITS[habit], messages)
+    assert learned == [f"{said}{END}" for said in expected]
+    assert set(tokeniser.noted) <= {control_tokens.AS_TEXT}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PLAIN_INVITES
+        := "{%- for m in messages -%}{{ m.role + ': ' + m.content + '\\n' }}{%- endfor -%}{{ 'assistant: ' }}"
+    ],
+)
+def test_an_answer_without_an_end_is_not_learned_into_the_next_one(template: str) -> None:
+    learned, tokeniser, _ = learn(template, TWO_ANSWERS)
+    assert [said.strip() for said in learned] == ["one", "two"]
+    learned, tokeniser, _ = learn(template, TWICE)
+    assert [said.strip() for said in learned] == ["two", "one"]
+    assert tokeniser.noted == {LOST: 1}
+
+
+def test_an_answer_that_the_templates_marks_leave_out_is_counted() -> None:
+    last = (
+        BEGIN
+        + SPEAKER
+        + "{%- if loop.last -%}{% generation %}{{ m.content }}{% endgeneration %}{%- else -%}{{ m.content }}"
+    )
+    learned, tokeniser, _ = learn(last + "{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}" + IF_ASKED, TWO_ANSWERS)
+    assert learned == ["two<|im_end|>"]
+    assert tokeniser.noted == {UNMARKED: 1}
+
+
+@pytest.mark.parametrize(
+    ("filter_", "said"), [("tojson", '"say \\"a\\"\\n<b>"'), ("tojson(indent=1)", '"say \\"a\\"\\n<b>"')]
+)
+def test_an_answer_that_a_template_escapes_is_learned_as_it_is_written(filter_: str, said: str) -> None:
+    messages = (TWO_ANSWERS[0], {"role": "assistant", "content": 'say "a"\n<b>'})
+    escaping = (
+        BEGIN + SPEAKER + "{{ m.content | FILTER }}{{ '<|im_end|>\\n' }}{%- endfor -%}".replace("FILTER", filter_)
+    )
+    assert learn(escaping + IF_ASKED, messages)[0] == [said + END]
+    whole = learn("{{ messages | tojson }}", messages)[0]
+    assert whole[0].startswith(said[1:-1])
+
+
+def test_a_template_that_writes_capitals_leaves_nothing_out() -> None:
+    learned, _, _ = learn(ALL_TURNS.replace("m['content']", "m['content'].upper()") + IF_ASKED, TWO_ANSWERS)
+    assert learned == [f"ONE{END}", f"TWO{END}"]
