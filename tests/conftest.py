@@ -42,9 +42,12 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="session")
 def measured_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the rates of this machine, measured once in all processes of the tests."""
+    """A cache folder with the rates of this machine, measured once in all processes of the tests.
+
+    Those of one thread stand for those of all cores too: no test depends on how fast the machine is.
+    """
     from engine.machine.hardware import usable_cores
-    from engine.planner.measure import machine_rates
+    from engine.planner.measure import kept_at, machine_rates
 
     base = tmp_path_factory.getbasetemp()
     kept = (base if "PYTEST_XDIST_WORKER" not in os.environ else base.parent) / "measured"
@@ -52,8 +55,10 @@ def measured_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch, (kept / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         patch.setenv("XDG_CACHE_HOME", str(kept))
-        for threads in {1, usable_cores()}:
-            machine_rates(measure=True, threads=threads)
+        if not kept_at("cpu", 1).exists():
+            machine_rates(measure=True, threads=1)
+            if usable_cores() > 1:
+                shutil.copyfile(kept_at("cpu", 1), kept_at("cpu", usable_cores()))
     return kept
 
 

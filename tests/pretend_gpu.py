@@ -95,14 +95,18 @@ def _real_device(tensor: Tensor) -> torch.device:
 
 
 def _storage(tensor: Tensor) -> Any:
-    return (tensor._values() if tensor.layout is torch.sparse_coo else tensor).untyped_storage()
+    if tensor.layout is not torch.sparse_coo:
+        return tensor.untyped_storage()
+    # The values are the result of an operation. To leave the modes takes longer than all else here.
+    with _disable_current_modes():
+        return tensor._values().untyped_storage()
 
 
 def _mark(tensor: Tensor, name: str, value: bool | None = None) -> bool:
     """Read or write a mark. Attributes of a storage live as long as it does, and all views share them."""
-    if _real_device(tensor).type != "cpu":
-        return False
-    with torch._C.DisableTorchFunction(), _disable_current_modes():
+    with torch._C.DisableTorchFunction():  # a mode would look the device up again, and find the stand-in
+        if _own_device(tensor).type != "cpu":
+            return False
         try:
             storage = _storage(tensor)
         except (NotImplementedError, RuntimeError):  # a tensor without storage, as those of functorch
@@ -144,8 +148,10 @@ class _Check(TorchDispatchMode):
         flat, _ = tree_flatten((args, kwargs or {}))
         given = [value for value in flat if isinstance(value, Tensor)]
         name = func._schema.name.split("::")[-1]
-        on = [tensor for tensor in given if is_on_gpu(tensor)]
-        off = [t for t in given if t.dim() > 0 and _real_device(t).type == "cpu" and not is_on_gpu(t)]
+        on, others = [], []
+        for tensor in given:
+            (on if is_on_gpu(tensor) else others).append(tensor)
+        off = [t for t in others if t.dim() > 0 and _real_device(t).type == "cpu"] if on else []
         syncs = 0
         if on and off and name not in _MAY_CROSS:
             if not (name in _INDEXING and is_on_gpu(args[0]) and all(is_on_gpu(t) for t in args[2:3])):
