@@ -543,10 +543,10 @@ def test_an_answer_that_the_templates_marks_leave_out_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("filter_", "said"), [("tojson", '"say \\"a\\"\\n<b>"'), ("tojson(indent=1)", '"say \\"a\\"\\n<b>"')]
+    ("filter_", "said"), [("tojson", '"say <b>\\nmore \\"a\\""'), ("tojson(indent=1)", '"say <b>\\nmore \\"a\\""')]
 )
 def test_an_answer_that_a_template_escapes_is_learned_as_it_is_written(filter_: str, said: str) -> None:
-    messages = (TWO_ANSWERS[0], {"role": "assistant", "content": 'say "a"\n<b>'})
+    messages = (TWO_ANSWERS[0], {"role": "assistant", "content": 'say <b>\nmore "a"'})
     escaping = (
         BEGIN + SPEAKER + "{{ m.content | FILTER }}{{ '<|im_end|>\\n' }}{%- endfor -%}".replace("FILTER", filter_)
     )
