@@ -20,6 +20,11 @@ NOT_ON_PATH = "message of a tree beside its best-ranked path (not read)"
 IN_TURN = "list of texts read as what the user and the assistant say in turn"
 FIRST_ANSWER = "question with several answers, of which the first is learned"
 NO_SPAN = "question whose passage has no answer"
+CHOICES = {
+    "tree": "Trees of messages, of which the best-ranked path is learned and the other messages are not read",
+    "strings": "Lists of texts, read as what the user and the assistant say in turn",
+}
+"""Sentences about a whole file, told before any of it is tokenised, by the kind of its format."""
 _LISTS = (*CHAT_FIELDS, "data")
 _TRANSCRIPTS = (*CHAT_FIELDS, "sample", "transcript", "chosen")
 _PASSAGES = ("context", "passage", "text", "document", "article", "paragraph")

@@ -37,6 +37,7 @@ from engine.data.folder import (
 )
 from engine.data.form import ANSWERS, QUESTIONS, TEXT_FIELDS, Form
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
+from engine.data.known_sets import CHOICES
 from engine.data.message_rows import are_message_rows, trees_of
 from engine.data.packed import PACKED_SUFFIXES
 from engine.data.pieces import cut_text
@@ -249,6 +250,8 @@ class TextSource:
             form = None
         if form is not None:
             _note_unread(rows, form, name, tally)
+            if form.kind in CHOICES:
+                tally.note(CHOICES[form.kind], name)
             if not form.is_chat:
                 _note_conversations([str(record.get(form.name) or "") for record in rows], name, tally)
         elif first and not rows:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.data.blocks import UnusableTurns, is_part, read_content
 from engine.data.chat_template import TOOLS_LOST
-from engine.data.known_sets import BEST_PATH, FIRST_ANSWER, IN_TURN, NO_SPAN, NOT_ON_PATH
+from engine.data.known_sets import BEST_PATH, CHOICES, FIRST_ANSWER, IN_TURN, NO_SPAN, NOT_ON_PATH
 from engine.data.message_rows import NO_PARENT
 from engine.data.sources import TextSource, open_source
 from engine.data.tokenise import DocumentTokeniser
@@ -74,6 +74,7 @@ def test_of_each_tree_of_rows_the_best_ranked_path_is_learned_and_the_others_are
     assert learned == [[f"Of glass.{END}", f"{THOUGHT}Of wood.{END}"], [f"{THOUGHT}Another answer{END}"]]
     assert "cheese" not in whole[0]
     assert "Removed" not in whole[0]
+    assert list(there.notes) == [CHOICES["tree"]]
     assert there.skipped == {BEST_PATH: 1, NOT_ON_PATH: 3}
 
 
@@ -333,6 +334,7 @@ def test_texts_in_turn_are_told(tmp_path: Path) -> None:
         tmp_path, {"id": "0", "data": ["How are you?", "Well.", "Good."]}, {"id": "1", "data": ["Hi"]}
     )
     assert learned == [[f"Well.{END}"]]
+    assert list(there.notes) == [CHOICES["strings"]]
     assert there.skipped == {IN_TURN: 1, "record whose 'data' is no list of texts": 1}
 
 
