@@ -82,6 +82,9 @@ class TinyDistillApp(App[int]):
         Binding(
             "ctrl+c", "interrupt", "Leave", show=False, priority=True, id="interrupt", tooltip="Leave; twice at once"
         ),
+        Binding(
+            "ctrl+z", "suspend_process", "Suspend", show=False, priority=True, id="suspend", tooltip="To the shell; fg"
+        ),
         Binding("colon", "command_palette", "Commands", show=False, id="palette", tooltip="Find anything by its name"),
         Binding("f12", "take_screenshot", "Screenshot", show=False, id="screenshot", tooltip="Save the screen as SVG"),
     ]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -244,3 +245,21 @@ def test_hangup_ends_the_screen(runs_folder):
         while term.process.poll() is None and time.monotonic() < until:
             term.read(0.1)
         assert term.process.poll() is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the state of a process is read from /proc")
+def test_ctrl_z_suspends_and_the_screen_comes_back(runs_folder):
+    path = make_run(runs_folder, scene="stopped")
+    with terminal(["--attach", str(path)]) as term:
+        term.wait_for("■ stopped")
+        term.type("\x1a")
+        until = time.monotonic() + 60
+        while Path(f"/proc/{term.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            term.read(0.1)
+            assert time.monotonic() < until, "it is not suspended"
+        assert b"\x1b[?1049l" in term.written  # the shell's own screen
+        term.written.clear()
+        os.kill(term.process.pid, signal.SIGCONT)
+        term.wait_for("■ stopped")
+        term.type("q")
+        assert term.wait() == 0
