@@ -73,6 +73,7 @@ async def test_demo_by_enter_enter_enter_s_starts_a_run(runs_folder, monkeypatch
             assert path.parent == runs_folder
             assert path.name.startswith("demo-")
             assert Run.open(path).settings.demo
+            assert Draft.load().answers == {}  # a wizard that is opened now does not offer to go on with them
             app.switch_mode("wizard")
             welcome = await until_welcome(app, pilot)
             await until(pilot, lambda: f"Attach to {path.name}" in text_of(app), "the run is in the menu")

@@ -394,6 +394,7 @@ class PlanScreen(StepScreen):
             run = await asyncio.to_thread(launch.new_run, self.draft.good_config())
             self.draft.started = True
             await self.tiny.navigate(StartRun(run.path))
+            Draft().save()  # these answers are a run now, also for a wizard that is opened after this one
         except TinyDistillError as error:
             self.draft.started = False
             self._say_fit("wrong", error.paragraph())
