@@ -236,7 +236,15 @@ def test_attaching_to_what_is_no_run_is_a_sentence(tmp_path):
         assert b"\x1b[?1049h" not in term.written
 
 
-def test_hangup_ends_the_screen(runs_folder):
+@pytest.fixture
+def hangup_is_heard():
+    """Children of a process that ``nohup`` started ignore SIGHUP, as that process does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_hangup_ends_the_screen(hangup_is_heard, runs_folder):
     path = make_run(runs_folder, now=time.time())
     with held(path), terminal(["--attach", str(path)]) as term:
         term.wait_for("gap 67% closed")

@@ -16,10 +16,10 @@ from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, RankLost, Stopped
 from engine.models.load import load_causal_lm
 from engine.ranks import MEETING, all_ranks
+from engine.student.adapter import LowRankAdapter
 from engine.student.learner import Learner
 from engine.student.sharded import ShardedLearner, ShardedWorld
 from engine.student.train import Progress, Training, resume, train
-from engine.student.trainable import WholeModel
 from engine.student.world import LIMIT, ONE_PROCESS, World
 from tests.engine.student.small_run import SmallRun, open_run
 from tests.tiny import tiny_model
@@ -109,7 +109,7 @@ def go_on(
 def keep_weights(training: Training, folder: Path) -> None:
     """Write the trained weights of each rank, whole."""
     trained = training.learner.trainable
-    found = training.learner.model.state_dict() if isinstance(trained, WholeModel) else trained.tensors()
+    found = trained.tensors() if isinstance(trained, LowRankAdapter) else training.learner.model.state_dict()
     whole = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in found.items()}
     torch.save(whole, folder / f"end-{training.rank.number}.pt")
 
