@@ -34,7 +34,8 @@ FORMAT = 2  # 2: where documents begin
 HASH_BYTES = 16
 _CHUNK_TOKENS = 16_384  # 64 KiB: a row at random costs the decompression of one or two of these
 _BUFFER_TOKENS = 2**20
-_CHUNK_CACHE_BYTES = 8 * 2**20
+_CHUNK_CACHE_BYTES = 2**20  # of each data set: 262,144 tokens; rows in order, or of a short text, are unpacked once
+_ROW_COLUMNS = ("tokens", "scored", "begins")
 _BAD_FILE = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # h5py's, by the part that is damaged
 
 
@@ -247,6 +248,8 @@ class TokenFile:
             self._ends = {split: self._file[split]["ends"][:] for split in SPLITS}
             self._hashes = {split: self._file[split]["hashes"][:].tobytes() for split in SPLITS}
             self._check_hashes()
+            # HDF5 unpacks a whole chunk to read a row, and keeps chunks only of data sets that are open.
+            self._columns = {split: [self._file[split][name] for name in _ROW_COLUMNS] for split in SPLITS}
         except _BAD_FILE as error:
             self._file.close()
             raise self._damaged("a part of it cannot be read") from error
@@ -322,10 +325,9 @@ class TokenFile:
         if not 0 <= index < len(ends):
             raise IndexError(f"row {index} of {len(ends)}")
         start, end = (int(ends[index - 1]) if index else 0), int(ends[index])
-        group = self._file[split]
         try:
-            scored, begins = (group[name][start:end].astype(np.bool_) for name in ("scored", "begins"))
-            row = PackedRow(group["tokens"][start:end], scored, begins)
+            tokens, scored, begins = (column[start:end] for column in self._columns[split])
+            row = PackedRow(tokens, scored.astype(np.bool_), begins.astype(np.bool_))
         except _BAD_FILE as error:
             raise self._damaged(f"row {index} of {split} cannot be read") from error
         if row_hash(row) != self._hash(split, index):

@@ -57,6 +57,17 @@ rows = st.lists(
 )
 
 
+def test_rows_come_from_data_sets_that_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # HDF5 forgets the chunks of a data set that is closed: each row would be a whole chunk to unpack.
+    write(tmp_path / "t.h5", [row(5, 6, 7), row(8, 9)], [row(10, 11)])
+    with TokenFile(tmp_path / "t.h5") as file:
+        opened = list[str]()
+        monkeypatch.setattr(h5py.Group, "__getitem__", lambda group, name: opened.append(name))
+        assert file.rows("train", [1, 0]).tokens.tolist() == [[8, 9, 1], [5, 6, 7]]
+        assert file.rows("holdout", [0]).tokens.tolist() == [[10, 11]]
+        assert opened == []
+
+
 @given(rows, rows, st.randoms())
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_come_back_as_they_were_in_any_order(
