@@ -87,7 +87,8 @@ async def look_at(app: TinyDistillApp, pilot: Pilot[Any], path: Path) -> None:
 async def until_keys(app: TinyDistillApp, pilot: Pilot[Any], *words: str) -> None:
     """Wait until the line of keys has all of the words.
 
-    The line is drawn some time after a key came or went: a test never reads it at once.
+    Textual's footer takes the line down and makes it anew whenever a key comes or goes, and it does so some time after
+    the change: a test never reads the line at once.
     """
 
     def shown() -> bool:

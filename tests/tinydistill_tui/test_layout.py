@@ -3,11 +3,12 @@
 import contextlib
 
 import pytest
+from textual.widgets import Footer
+from textual.widgets._footer import FooterKey
 
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import lines_of, look_at, text_of, until, watching
 from tinydistill_tui.screens.runs import RunsScreen
-from tinydistill_tui.widgets.key_line import KeyLine
 
 # Where a text may end in an ellipsis at 80x24: what is cut there stands whole on another screen, or can be copied.
 MAY_BE_CUT = (
@@ -37,9 +38,10 @@ def outside(app):
 def wrong_footers(app):
     """Keys below that are cut, too many, or not there."""
     wrong = []
-    for line in app.screen.query(KeyLine):
-        if not line.keys or len(line.keys) > 8 or line.left_out or line.line_cells > app.size.width:
-            wrong.append(line.keys)
+    for footer in app.screen.query(Footer):
+        keys = list(footer.query(FooterKey))
+        if not keys or len(keys) > 8 or footer.max_scroll_x or any(key.region.right > app.size.width for key in keys):
+            wrong.append([(key.description, key.region) for key in keys])
     return wrong
 
 

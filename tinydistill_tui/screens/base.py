@@ -19,11 +19,10 @@ from textual.content import Content
 from textual.keys import key_to_character
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Footer, Input, Static
 
 from tinydistill_tui.navigation import Program
 from tinydistill_tui.view.marks import MARK_STYLES, MARKS
-from tinydistill_tui.widgets.key_line import KeyLine
 from tinydistill_tui.widgets.title_row import Rule, TitleRow
 
 WIDTHS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
@@ -75,7 +74,7 @@ class FrameScreen(Screen[None]):
         with Container(id="content"):
             yield from self.compose_content()
         yield Static(id="verdict", markup=False)
-        yield KeyLine()
+        yield Footer(compact=True, show_command_palette=False)
 
     def compose_content(self) -> Iterable[Widget]:
         """The widgets between the rule and the line above the keys."""
