@@ -210,8 +210,8 @@ class TinyDistillApp(App[int]):
             return
         problem = sharing.lend(self, lambda: subprocess.run([*_pager(), str(path)], check=False))
         if problem:
-            words = f"It could not be opened here ({problem}); read it elsewhere: {path}"
-            self.notify(words, severity="warning", markup=False)
+            sentence = f"It could not be opened here ({problem}); read it elsewhere: {path}"
+            self.notify(sentence, severity="warning", markup=False)
 
     def run_in_the_terminal(self, words: Sequence[str], folder: Path | None = None) -> None:
         """Run a program where the screen was; the screen comes back when the user has read its output.
@@ -232,8 +232,8 @@ class TinyDistillApp(App[int]):
 
         problem = sharing.lend(self, run)
         if problem:
-            words_of_it = f"It could not be run here: {problem}. y copies the command."
-            self.notify(words_of_it, severity="warning", markup=False)
+            sentence = f"It could not be run here: {problem}. y copies the command."
+            self.notify(sentence, severity="warning", markup=False)
 
     async def action_interrupt(self) -> None:
         """Ctrl+C is ``q``; twice within a second leaves at once, and a run goes on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,11 +87,17 @@ def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, st
 def _names(row: list[str], tally: Tally) -> list[str]:
     """Names of columns. A name that stands again gets a number, so that the first column keeps it."""
     names: list[str] = []
+    taken: set[str] = set()
+    count: Counter[str] = Counter()
     for name in (cell.strip() for cell in row):
-        again = names.count(name) + sum(other.startswith(f"{name} (") for other in names)
-        if again and name:
+        unique = name
+        while name and unique in taken:
+            count[name] += 1
+            unique = f"{name} ({count[name] + 1})"
+        if unique != name:
             tally.note(f"Columns of the name {quoted(name)}, of which the first is read", tally.file)
-        names.append(f"{name} ({again + 1})" if again and name else name)
+        names.append(unique)
+        taken.add(unique)
     return names
 
 

@@ -38,7 +38,7 @@ _ASKS = ("question", "query", "instruction", "problem")
 _EXAMPLES = ("instances", "examples", "shots", "few_shot_examples", "demonstrations", "exemplars")
 _TITLES = ("title", "name", "subject", "headline", "topic")
 # A list of dictionaries as Python writes it, not JSON: str(messages), or a column of objects written as CSV.
-_PYTHON_NOTATION = re.compile(r"\s*(?:array\(\s*)?[\[(]?\s*\{\s*'")
+_PYTHON_NOTATION = re.compile(r"\s*(?:array\(\s*)?(?:[\[(]\s*)?\{\s*'")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from engine.data.turns import Messages
 
 TOOL_FIELDS = ("tools", "functions", "toolConfig", "tool_config")
 _GEMINIS = ("functionDeclarations", "function_declarations")
-_SCHEMAS = ("parameters", "input_schema", "inputSchema")
+_SCHEMAS = ("input_schema", "inputSchema")
 
 
 def tools_of(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,12 +50,13 @@ def _functions(tool: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if declared is not None:
         yield from ({"type": "function", "function": dict(each)} for each in declared if isinstance(each, Mapping))
         return
-    function = tool.get("toolSpec") if isinstance(tool.get("toolSpec"), Mapping) else tool
-    schema = next((function[name] for name in _SCHEMAS[1:] if isinstance(function.get(name), Mapping)), None)  # type: ignore[union-attr,index]
+    specification = tool.get("toolSpec")
+    function = specification if isinstance(specification, Mapping) else tool
+    schema = next((function[name] for name in _SCHEMAS if isinstance(function.get(name), Mapping)), None)
     if schema is None or "function" in tool:
         yield dict(tool)
         return
-    kept = {name: function[name] for name in ("name", "description") if name in function}  # type: ignore[operator,index]
+    kept = {name: function[name] for name in ("name", "description") if name in function}
     yield {"type": "function", "function": {**kept, "parameters": schema.get("json", schema)}}
 
 

@@ -21,7 +21,7 @@ _ROLES = {
 }
 # A speaker's name at the beginning of the text, and behind blank lines; where there is none, behind any line.
 _STYLES = (
-    re.compile(r"(?:\A|\n\n)[ \n]*(Human|Assistant):[ \n]?"),
+    re.compile(r"(?:\A[ \n]*|\n *\n *)(Human|Assistant):[ \n]?"),
     re.compile(r"(?:\A[ \n]*|\n)(Human|Assistant):[ \n]?"),
     re.compile(r"(?:\A\s*|\n[ \t]*)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE):[ \n]?"),
 )

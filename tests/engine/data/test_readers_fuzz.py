@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,98 @@ def test_damaged_parquet_gives_documents_or_a_data_error(
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     path.write_bytes(damage(path.read_bytes(), generator))
     read(path)
+
+
+# What begins like a file of another kind, or like a conversation, and does not go on like one.
+REPEATED = (
+    *(
+        "\n",
+        "\n\n",
+        " ",
+        "\n ",
+        "\t",
+        "\r\n",
+        "-",
+        "---\r\n",
+        "a: b\r\n",
+        "-a: b\n",
+        "Aa: b\n",
+        "Alice: hello\r\n",
+        "From a b\n",
+    ),
+    *(
+        "% a\r\n",
+        "%\n\n",
+        "<",
+        "<a>",
+        "<a> </b ",
+        "</a",
+        "1\n",
+        "12:30:00,000\n",
+        "Human: a\n\n",
+        "Human:\n",
+        "USER: a\n",
+        "\n\nHuman",
+    ),
+    *(
+        "### ",
+        "[INST]",
+        "<|im_start|>",
+        "//",
+        "/*\n",
+        "{",
+        "[",
+        "{'",
+        '{"a": ',
+        '"',
+        "',",
+        '"cells"',
+        '"name": "a", ',
+        "<functioncall>",
+    ),
+    *("a,", "a;", "a|b\n", "|", "\\", "<s>", "\u2028", "{%", "\x00"),
+)
+
+
+@contextlib.contextmanager
+def ends_within(seconds: int) -> Iterator[None]:
+    """Fail instead of waiting for ever; the regular expressions of Python can be interrupted."""
+
+    def too_long(*_: object) -> None:
+        raise AssertionError(f"it took more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# Time that doubles with each line is seen with some lines; time that grows with their square needs many.
+sizes = pytest.mark.parametrize("size", [2**10, pytest.param(64 * 2**10, marks=pytest.mark.slow)])
+
+
+@sizes
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv"])
+def test_what_is_repeated_without_end_is_read_in_bounded_time(tmp_path: Path, suffix: str, size: int) -> None:
+    for begin in ("", "---\r\n", "Human: ", '{"name": "a", "arguments": \''):
+        for number, unit in enumerate(REPEATED):
+            path = tmp_path / f"{number}{suffix}"
+            path.write_text(begin + unit * (size // len(unit)) + "x", encoding="utf-8", newline="")
+            with ends_within(60):
+                read(path)
+
+
+@sizes
+@pytest.mark.parametrize("key", ["text", "chat", "chosen", "prompt", "messages", "answers"])
+def test_a_value_that_is_repeated_without_end_is_read_in_bounded_time(tmp_path: Path, key: str, size: int) -> None:
+    for number, unit in enumerate(REPEATED):
+        path = tmp_path / f"{number}.jsonl"
+        value = unit * (size // len(unit)) + "x"
+        turns = [{"role": "function_call", "content": value}, {"role": "assistant", "content": value}]
+        record = {key: turns if key == "messages" else value, "question": value, "completion": value}
+        path.write_text(f"{json.dumps(record)}\n" * 2)
+        with ends_within(60):
+            read(path)
