@@ -183,7 +183,7 @@ def test_damaged_parquet_gives_documents_or_a_data_error(
     read(path)
 
 
-# What begins like a file of another kind, or like a conversation, and does not go on like one.
+# Beginnings of files of other kinds and of conversations, which are never continued as such.
 REPEATED = (
     *(
         "\n",
