@@ -17,6 +17,10 @@ _FAR = "far from fluent"
 # it hardly does. A language model on text of its kind has about half of it.
 _IGNORANT, _DOUBTFUL = 0.97, 0.75
 
+# Nats a token. A student that begins as its teacher (an adapter of the same model) differs from it by rounding alone, and
+# a share of such a gap would say nothing.
+_LEAST_GAP = 0.01
+
 
 def gap_closed(teacher: float, before: float, chance: float | None, after: float) -> float | None:
     """Share of the way to the teacher's hold-out loss, from the better of the student's beginning and chance.
@@ -26,7 +30,7 @@ def gap_closed(teacher: float, before: float, chance: float | None, after: float
     with one loss, the one that began worse has gone the longer way.
 
     Returns:
-        None where the beginning was at the teacher's loss or below it.
+        None where the beginning was at the teacher's loss, within rounding, or below it.
     """
     return _way(before if chance is None else min(before, chance), after, teacher)
 
@@ -44,7 +48,7 @@ def skill(teacher: float, chance: float, after: float) -> float | None:
 
 def _way(start: float, now: float, goal: float) -> float | None:
     gap = start - goal
-    return (start - now) / gap if gap > 1e-6 else None
+    return (start - now) / gap if gap > _LEAST_GAP else None
 
 
 def gap_of(result: Mapping[str, Any]) -> float | None:

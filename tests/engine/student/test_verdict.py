@@ -50,6 +50,14 @@ def test_three_cuts_of_one_teacher_come_in_the_order_of_their_losses():
     assert even < 0.2 < 0.6 < influence
 
 
+def test_a_student_that_begins_as_its_teacher_has_no_share_of_a_gap():
+    """An adapter of the teacher itself: the losses differ by rounding, and the share was -24,479 %."""
+    same = report(teacher=1.63039, before=1.63041, after=1.635, chance=3.1)
+    assert same["gap_closed"] is None
+    assert not any("of the way" in sentence for sentence in details(same))
+    assert gap_closed(1.63, 1.66, 3.1, 1.64) == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
