@@ -17,8 +17,8 @@ _FAR = "far from fluent"
 # it hardly does. A language model on text of its kind has about half of it.
 _IGNORANT, _DOUBTFUL = 0.97, 0.75
 
-# Nats a token. A student that begins as its teacher (an adapter of the same model) differs from it by rounding alone, and
-# a share of such a gap would say nothing.
+# Nats a token. A student that begins as its teacher (an adapter of the same model) differs from it by rounding alone,
+# and a share of such a gap would say nothing.
 _LEAST_GAP = 0.01
 
 
