@@ -15,6 +15,7 @@
     │   ├── DiskFull
     │   ├── CorruptState          a file of the run is damaged and cannot be made again
     │   │   └── TokensDamaged         tokens.h5; it is made again from the text
+    │   ├── FolderGone            the run's folder was moved, deleted or unmounted while it worked
     │   ├── PhaseDied             a phase's process was killed, or ended without an error message
     │   ├── RankLost              another rank of a training is gone, or does not answer
     │   ├── OutOfMemory           memory ran out where nothing smaller is left to try
@@ -165,6 +166,10 @@ class CorruptState(RunFailed):
 
 class TokensDamaged(CorruptState):
     """``tokens.h5`` is missing or damaged."""
+
+
+class FolderGone(RunFailed):
+    """The run's folder was moved, deleted or unmounted while the run worked; it is not made again."""
 
 
 class PhaseDied(RunFailed):

@@ -110,7 +110,8 @@ class CacheStore:
             path: the folder.
             identity: required teacher and settings of its records.
             writable: whether shards will be committed.
-            used_by: the run's folder, stored so that garbage collection can check whether that run is finished.
+            used_by: the run's folder, stored so that garbage collection can check whether that run is finished; None
+                for a cache in that folder, which is not made again.
             wait: called twice per second while another process writes; may raise to give up. Without it the cache
                 is refused at once.
             rank: of a writer beside others; None for one that writes alone.
@@ -120,8 +121,10 @@ class CacheStore:
             FolderError: another process is writing to it, or it cannot be created or read.
             CorruptState: the teacher and settings of the records are unknown.
             DiskFull: there is no room for a manifest.
+            FileNotFoundError: the run's folder is gone.
         """
-        locks = _locks_for_writing(path, wait, beside=rank is not None) if writable else Locks(path)
+        parents = used_by is not None
+        locks = _locks_for_writing(path, wait, beside=rank is not None, parents=parents) if writable else Locks(path)
         store = cls(path, identity, locks, writable=writable, rank=rank)
         try:
             if path.is_dir() and not locks.use():
@@ -422,14 +425,16 @@ def caches_below(folder: Path) -> Iterator[Path]:
         yield from sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
 
 
-def _locks_for_writing(path: Path, wait: Callable[[], None] | None, *, beside: bool) -> Locks:
+def _locks_for_writing(path: Path, wait: Callable[[], None] | None, *, beside: bool, parents: bool) -> Locks:
     while True:
         try:
-            make_folder(path)
+            make_folder(path, parents=parents)
             locks = Locks(path)
             if locks.try_beside() if beside else locks.try_writer():
                 return locks
-        except FileNotFoundError:  # it is being removed now
+        except FileNotFoundError:  # it is being removed now, or the run's folder is gone
+            if not parents and not path.parent.is_dir():
+                raise
             continue
         except OSError as error:
             raise _unusable(path, error) from error

@@ -95,13 +95,21 @@ def commit_file(temporary: Path, path: Path, *, point: str) -> None:
     fsync_folder(path.parent)
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder and its parents so that their names survive a power loss; do nothing if it exists.
+def make_folder(path: Path, *, parents: bool = True) -> None:
+    """Create a folder so that its name survives a power loss; do nothing if it exists.
 
     If a folder's name was never flushed, a power loss removes the flushed files in it too.
+
+    Args:
+        path: the folder.
+        parents: create its parents too. A folder inside a run's is made without: the folder of a run that was deleted
+            while it works is not made again.
+
+    Raises:
+        FileNotFoundError: its parent is missing, and is not to be made.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=parents, exist_ok=True)
     for folder in reversed(missing):
         fsync_folder(folder.parent)
 

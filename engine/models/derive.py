@@ -87,7 +87,7 @@ def derive_student(
             "num_key_value_heads": width.kv_heads,
             "head_dim": spec.head_dim,
         }
-    make_folder(out)
+    make_folder(out, parents=False)
     _write_weights(spec, kept, parts or {}, out / "model.safetensors")
     generation = [file for file in (spec.path / "generation_config.json",) if file.is_file()]
     for file in (*companions(spec.path), *generation):

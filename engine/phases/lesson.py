@@ -55,6 +55,8 @@ from engine.student.step import LossScale
 from engine.student.train import Training
 from engine.student.world import World
 
+_SCRATCH = "scratch"  # a folder in the run's; its files are unnamed, so all ranks use it
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -104,11 +106,8 @@ class Lesson:
 
     @property
     def scratch(self) -> Path | None:
-        """The folder of this rank's weights and optimizer states; None where they stay in memory."""
-        if not (self.job.cpu_offload and self.where.is_host):
-            return None
-        scratch = self.run.path / "scratch"
-        return scratch if self.world.rank == ALONE else scratch / f"rank-{self.world.rank.number}"
+        """The folder of weights and optimizer states, in unnamed files; None where they stay in memory."""
+        return self.run.path / _SCRATCH if self.job.cpu_offload and self.where.is_host else None
 
     def chance(self) -> NDArray[np.float64]:
         """Sums for each document of a model that only counts how often each token comes."""
@@ -159,7 +158,7 @@ class Lesson:
             return self._streamed()
         if isinstance(self.world, ShardedWorld):
             # A whole one is kept in files, which are no memory of the process.
-            model = self._load(self._whole_in_files(self.world))
+            model = self._load(self.run.path / _SCRATCH)
             return ShardedLearner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, world=self.world)
         model = self._load(self.scratch)
         adapter = self._adapter(model) if job.lora_rank else None
@@ -173,13 +172,9 @@ class Lesson:
         if self.world.rank.number:
             self.world.hand_over(tensors)
             return learner
-        model = self._load(self._whole_in_files(self.world), check=False)
+        model = self._load(self.run.path / _SCRATCH, check=False)
         fill(model, tensors)
         return Learner(model, dtype=self.dtype, gradient_checkpointing=False)
-
-    def _whole_in_files(self, world: World) -> Path:
-        """The folder of the whole student while a rank does not have it in memory."""
-        return self.run.path / "scratch" / f"whole-{world.rank.number}"
 
     def _streamed(self) -> Learner:
         from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory

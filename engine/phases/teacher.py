@@ -345,7 +345,7 @@ def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> N
     path = run.phases_path / "teacher-samples.json"
     if path.exists():
         return
-    make_folder(run.phases_path)
+    make_folder(run.phases_path, parents=False)
 
     def whole_rows(ids: torch.Tensor) -> torch.Tensor:
         return teacher.last_hidden_states([lengthened(ids)])[0]

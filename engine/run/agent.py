@@ -46,7 +46,11 @@ class Agent:
     _asked_to_end: bool = field(default=False)
 
     def serve(self) -> int:
-        """Work until the run has ended; return its exit code."""
+        """Work until the run has ended; return its exit code.
+
+        Raises:
+            FolderGone: the run's folder is not there any more.
+        """
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, self._heard)
         parent = os.getppid()
@@ -57,6 +61,8 @@ class Agent:
                     return int(end["code"])
                 if self._asked_to_end or os.getppid() != parent:
                     return Stopped.exit_code
+                if self._call and (gone := Run(self.folder, {}).vanished()) is not None:
+                    raise gone
                 self._listen()
                 time.sleep(_POLL_SECONDS)
         finally:

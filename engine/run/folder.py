@@ -21,7 +21,7 @@ from typing import Any
 from engine.disk import file_lock
 from engine.disk.files import make_folder, remove_leftovers, write_atomic
 from engine.disk.named_path import named_path
-from engine.errors import CorruptState, DiskFull, FolderError, Problem, SettingsError
+from engine.errors import CorruptState, DiskFull, FolderError, FolderGone, Problem, SettingsError
 from engine.jobs import Change, Job, backed_off, jobs_from_json, jobs_to_json, settings_in, with_values
 from engine.machine import hardware
 from engine.planner import Plan
@@ -214,7 +214,7 @@ class Run:
 
     def finish_phase(self, phase: str, result: dict[str, Any]) -> None:
         """Enter a phase's result, as the last thing the phase does."""
-        make_folder(self.phases_path)
+        make_folder(self.phases_path, parents=False)
         write_atomic(self.phases_path / f"{phase}.json", sealed(result))
 
     def reopen_phase(self, phase: str) -> None:
@@ -296,11 +296,21 @@ class Run:
         self.info["settings"].update(settings_in(changes))
         self.save()
 
-    def vanished(self) -> FolderError | None:
-        """Return what to say where the folder is not there any more; None where it is."""
-        if self.path.is_dir():
+    def vanished(self) -> FolderGone | None:
+        """Return the error for a folder that is not there any more, or of which only some files are; None where it is.
+
+        ``run.json`` is looked for: ``rm -r`` may have taken it and not yet the folder, and the folder over which a disk
+        was mounted is still there when it is unmounted.
+        """
+        try:
+            self.run_json.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:  # a disk or a network that fails: the next read or write tells which
             return None
-        return FolderError(
+        else:
+            return None
+        return FolderGone(
             f"The run's folder {self.path} is gone.",
             "It was moved, deleted or unmounted while the run used it.",
             f"Put it back, then continue: {resume_command(self.path)}",

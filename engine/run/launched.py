@@ -111,7 +111,7 @@ def write(path: Path, launch: Launch, **fields: Any) -> bool:
         the caller tries again. A process that ended here would take its phase with it.
     """
     try:
-        make_folder(path.parent)
+        make_folder(path.parent, parents=False)
         write_atomic(path, json.dumps({"launch": launch.name, **fields}) + "\n")
     except (DiskFull, OSError):
         return False

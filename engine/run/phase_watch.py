@@ -61,7 +61,11 @@ class PhaseWatch:
         self._starter = starter
 
     def run_job(self, job: Job) -> Ending:
-        """Run a job's processes to their end."""
+        """Run a job's processes to their end.
+
+        Raises:
+            FolderGone: the run's folder is not there any more; the processes were ended.
+        """
         self._run.sweep()  # no job runs, so partial files belong to a killed one
         self._events.write("phase_started", phase=job.name)
         began = time.monotonic()
@@ -105,6 +109,9 @@ class PhaseWatch:
         """Sample memory and obey control until the child ends; returns the peak of its anonymous memory.
 
         The memory of several ranks is their sum.
+
+        Raises:
+            FolderGone: the run's folder is not there any more: all further work would be lost.
         """
         budget = job.memory_budget if job.where.is_host else job.ram_budget  # of main memory, which is looked at here
         peak_bytes = 0
@@ -120,6 +127,8 @@ class PhaseWatch:
                 is_over = True
                 self._events.log("warning", _over_budget(job.name, used, budget), "over-budget")
             ended = child.poll() is not None
+            if (gone := self._run.vanished()) is not None:
+                raise gone
             if ended or time.monotonic() >= next_event:
                 next_event = time.monotonic() + _MEMORY_EVENT_SECONDS
                 self._events.write(

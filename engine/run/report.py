@@ -56,7 +56,7 @@ def write(run: Run) -> dict[str, Any]:
     write_atomic(run.report_json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     pictures = draw_all(read_events(run.events_path), report)
     for name, picture in pictures.items():
-        make_folder(run.pictures_path)
+        make_folder(run.pictures_path, parents=False)
         write_atomic(run.pictures_path / name, picture)
     write_atomic(run.report_md, in_words(report, run.name, pictures=sorted(pictures)))
     write_atomic(run.next_txt, afterwards.in_words(report, run.path))

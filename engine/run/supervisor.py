@@ -147,11 +147,11 @@ class Supervisor:
             said = run.vanished() or error
             if said.what:
                 events.write("error", what=said.what, why=said.why, todo=said.todo)
-            return "failed", error.exit_code
+            return "failed", said.exit_code
         except Exception as error:  # the edge of the process: nothing may end without a word
             if (gone := run.vanished()) is not None:
                 events.write("error", what=gone.what, why=gone.why, todo=gone.todo)
-                return "failed", 4
+                return "failed", gone.exit_code
             events.text(traceback.format_exc())
             events.write(
                 "error",

@@ -60,7 +60,7 @@ def write_adapter(
     """
     from peft import LoraConfig, TaskType  # takes two seconds and 60 MB, which runs without an adapter do not pay
 
-    folder.mkdir(parents=True)
+    folder.mkdir()
     shape = adapter.shape
     whole, theirs = _wrapper_of(source, model)
     ours = find_core(model).layers_prefix

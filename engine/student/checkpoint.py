@@ -118,7 +118,7 @@ class Checkpoints:
         Raises:
             DiskFull: no room; the checkpoints before it are untouched.
         """
-        make_folder(self.folder)
+        make_folder(self.folder, parents=False)
         self.sweep()
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"

@@ -73,10 +73,10 @@ def export_student(
         needed_bytes = source.file_bytes + 4 * adapter.num_parameters
     notes: list[str] = []
     with _told(temporary, folder, needed_bytes=needed_bytes):
+        temporary.mkdir()  # here, as save_pretrained makes the run's folder again if it was deleted
         if adapter is None:
             model.to(dtype).save_pretrained(temporary)
         else:
-            temporary.mkdir()
             write_merged(adapter, source, temporary / "model.safetensors")
             notes += write_adapter(adapter, model, temporary / ADAPTER, base=base, source=source.path)
             fsync_folder(temporary / ADAPTER)
@@ -142,6 +142,7 @@ def rehearse_export(source: ModelSpec, folder: Path) -> list[str]:
     try:
         with quiet():
             config: PretrainedConfig = read_config(source.path, trust_remote_code=source.trust_remote_code)
+            temporary.mkdir()  # as above
             config.save_pretrained(temporary)
             notes = write_companions(source.path, temporary, config, stored_dtype(source))
             AutoConfig.from_pretrained(temporary, local_files_only=True, trust_remote_code=source.trust_remote_code)

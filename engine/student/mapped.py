@@ -34,7 +34,7 @@ def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tens
     shape = tuple(shape)
     numel = torch.Size(shape).numel()
     num_bytes = numel * torch.empty((), dtype=dtype).element_size()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix="mapped-", suffix=".tmp", dir=folder)
     try:
         if num_bytes:

@@ -1,4 +1,6 @@
-"""Guards of the structure: no circle of imports, no class name twice, types for importers, one place for advice."""
+"""Guards of the structure: no circle of imports, no class name twice, types for importers, one place for advice, and
+one for the folders of runs.
+"""
 
 from __future__ import annotations
 
@@ -202,3 +204,24 @@ def test_nothing_is_defined_in_the_engine_that_no_code_uses():
 def test_the_guard_sees_what_no_code_uses(source: str):
     tree = ast.parse(f"{source}\nprint(A)")
     assert [line.lower() for line in unused({"a.py": tree}, [tree])] == ["a.py: lost"]
+
+
+def _makes_parents(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    values = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+    if name == "make_folder":
+        return "parents" not in values or values["parents"] is True
+    return name == "makedirs" or (name == "mkdir" and values.get("parents") is True)
+
+
+def test_what_works_in_a_run_does_not_make_its_folder_again():
+    """The folder of a run may be deleted while it works; a folder in it is made without its parents."""
+    packages = ("run", "phases", "channel", "cache", "data", "teacher", "student", "models")
+    found = {
+        f"{path.relative_to(ROOT)}: {ast.unparse(call)}"
+        for package in packages
+        for path in (ROOT / "engine" / package).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and _makes_parents(call)
+    }
+    assert found == {"engine/run/folder.py: make_folder(path)"}, "only Run.create makes it"

@@ -37,7 +37,7 @@ from typing import Any, Literal
 
 import psutil
 
-from engine.channel.events import read_events
+from engine.channel.events import EventWriter, read_events
 from engine.disk import fault
 from engine.model_files.spec import read_spec
 from engine.phase_kinds import PHASES
@@ -52,7 +52,7 @@ from tests.end_to_end.program import write_texts
 from tests.forks import share_nothing_with_children
 from tests.tiny import tiny_model
 
-Target = Literal["phase", "supervisor", "both", "power", "disk"]
+Target = Literal["phase", "supervisor", "both", "power", "disk", "folder"]
 ROLES = ("supervisor", *PHASES)
 FIGURES = ("teacher", "student_before", "student_after", "gap_closed", "cache", "samples")
 _WAVE_TOKENS = 320
@@ -64,9 +64,11 @@ class Kill:
     """Where a run is killed.
 
     Attributes:
-        target: the processes that are killed; with ``disk`` none is, but the disk is full once at the commit point.
+        target: the processes that are killed; with ``disk`` none is, but the disk is full once at the commit point;
+            with ``folder`` none is, but the run's folder is deleted.
         role: the process that passes the commit point; any at a random moment.
-        point: commit point and how often it was passed, ``shard-renamed:2``; None at a random moment.
+        point: commit point and how often it was passed, ``shard-renamed:2``; None at a random moment. A folder is
+            deleted between the protocols, after an event: ``metric:2``.
         moment: share of a run's time, where there is no point.
         seed: of the state that a power cut leaves.
     """
@@ -386,7 +388,8 @@ def _supervise(folder: Path, kill: Kill | None, notes: Path | None, count_to: Pa
     subprocess.Popen = start  # type: ignore[misc,assignment]
     # Each phase is forked from here; how a run does it by itself is tried in tests/end_to_end/test_preloaded.py.
     preloaded.is_worth_it = lambda *_: False  # type: ignore[assignment]
-    phase_watch._POLL_SECONDS = 0.02
+    is_deleted = kill is not None and kill.target == "folder"
+    phase_watch._POLL_SECONDS = 2.0 if is_deleted else 0.02  # a phase without its folder has time to go on
     small = functools.partial(_small_wave, engine.phases.teacher.wave_tokens)
     engine.phases.teacher.wave_tokens = small
     os.fsync = Disk(folder, notes).fsync if notes else _no_flush  # type: ignore[assignment]
@@ -416,6 +419,8 @@ def _arm(role: str, kill: Kill | None, count_to: Path | None, mark: Path) -> Non
         os.environ["TINYDISTILL_CRASH_AT"] = "nowhere:1"
     elif kill is not None and kill.point is not None and kill.role == role and kill.target == "disk":
         os.environ["TINYDISTILL_ENOSPC_AT"] = kill.point
+    elif kill is not None and kill.point is not None and kill.role == role and kill.target == "folder":
+        _delete_after(kill.point, mark)
     elif kill is not None and kill.point is not None and kill.role == role:
         os.environ["TINYDISTILL_CRASH_AT"] = kill.point
         real = os.kill
@@ -426,6 +431,20 @@ def _arm(role: str, kill: Kill | None, count_to: Path | None, mark: Path) -> Non
             real(pid, number)
 
         os.kill = marked
+
+
+def _delete_after(point: str, mark: Path) -> None:
+    """Let this process delete the run's folder after an event, and go on."""
+    real, passed = EventWriter.write, Counter[str]()
+
+    def write(self: EventWriter, kind: str, **fields: Any) -> None:
+        real(self, kind, **fields)
+        passed[kind] += 1
+        if point == f"{kind}:{passed[kind]}":
+            shutil.rmtree(mark.with_name("run"))
+            mark.touch()
+
+    EventWriter.write = write  # type: ignore[method-assign]
 
 
 def _counted(code: int, role: str, count_to: Path | None) -> int:

@@ -166,6 +166,31 @@ def test_a_full_disk_at_every_write_site(harness: Harness) -> None:
     assert wrong == {}
 
 
+DELETED = {
+    "student": ("evaluation:1", "metric:1", "metric:2", "checkpoint:1", "checkpoint:3"),
+    "teacher": ("progress:1", "shard:1", "shard:2"),
+    "prepare": ("progress:1",),
+    "supervisor": ("plan:1", "phase_started:1", "phase_finished:1", "phase_finished:2", "phase_finished:3"),
+}
+
+
+@pytest.mark.parametrize(
+    ("role", "event"),
+    [
+        ("prepare", "log:1"),
+        *(pytest.param(role, event, marks=pytest.mark.slow) for role in DELETED for event in DELETED[role]),
+    ],
+)
+def test_a_folder_that_is_deleted_during_a_run_is_not_made_again(harness: Harness, role: str, event: str) -> None:
+    folder = harness.new_run()
+    code = Life(folder, kill=Kill("folder", role, event, 0.0, 0)).wait()
+    assert (folder.parent / "killed").exists(), "it was deleted"
+    said = (folder.parent / "log").read_text()
+    assert code == 4, said
+    assert "Traceback" not in said
+    assert [path for path in (folder, *folder.rglob("*")) if path.exists()] == []
+
+
 def full_disk(harness: Harness, role: str, point: str) -> list[str]:
     """Return the problems of a run whose disk is full at a commit point and has room again afterwards."""
     folder = harness.new_run()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from engine.errors import FolderGone
 from engine.ranks import Rank
 from engine.run.agent import Agent
 from engine.run.launched import Elsewhere, Launch, call_file, rank_file, read, tell_end, write
+from tests.engine.run.test_folder import make_run
 
 LAUNCH = Launch(Rank(1, 2), 1, "a-0-29500", "127.0.0.1")
 
@@ -74,3 +77,15 @@ def test_end_of_the_run_is_told_or_given_up(tmp_path: Path) -> None:
     unblock(tmp_path)
     tell_end(tmp_path, LAUNCH, 4, patience_seconds=0.2)
     assert json.loads((tmp_path / "ranks" / "end.json").read_text()) == {"launch": LAUNCH.name, "code": 4}
+
+
+def test_rank_ends_when_the_folder_of_the_run_is_gone(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").path
+    agent = Agent(folder, LAUNCH)
+    agent._call = 7
+    agent._child = subprocess.Popen(["sleep", "60"])
+    shutil.rmtree(folder)
+    with pytest.raises(FolderGone, match="is gone"):
+        agent.serve()
+    assert agent._child is None, "its phase was ended"
+    assert not folder.exists()

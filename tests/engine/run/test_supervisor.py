@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from engine.channel.events import EventWriter, read_events
-from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, OutOfMemory, PhaseDied
+from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, FolderGone, OutOfMemory, PhaseDied
 from engine.jobs import Job, ScoreJob
 from engine.machine import gpu_check, hardware, process_memory
 from engine.phases import process as phase_module
+from engine.ranks import ALONE
 from engine.run.control import RunControl
 from engine.run.folder import Run
 from engine.run.phase_environment import environment_for
@@ -297,11 +298,14 @@ def test_numbers_that_are_bad_in_a_format_that_stays_end_the_run(tmp_path, phase
 
 
 @pytest.mark.parametrize("failure", [FileNotFoundError(2, "No such file"), PhaseDied("The phase ended.", "", "Go on.")])
-def test_a_folder_that_vanishes_is_no_defect(tmp_path, monkeypatch, failure):
+@pytest.mark.parametrize("remains", [(), ("cache",)])
+def test_a_folder_that_vanishes_is_no_defect(tmp_path, monkeypatch, failure, remains):
     run = make_run(tmp_path / "run")
 
     def go(walk: Walk) -> None:
         run.path.rename(tmp_path / "elsewhere")
+        for name in remains:  # rm -r has not come to it, or a process was faster
+            (run.path / name).mkdir(parents=True)
         raise failure
 
     monkeypatch.setattr(Walk, "go", go)
@@ -310,3 +314,16 @@ def test_a_folder_that_vanishes_is_no_defect(tmp_path, monkeypatch, failure):
     (error,) = [event for event in read_events(tmp_path / "elsewhere/events.jsonl") if event["kind"] == "error"]
     assert error["what"] == f"The run's folder {run.path} is gone."
     assert "Put it back" in error["todo"]
+
+
+def test_phase_whose_folder_vanishes_is_ended(run, monkeypatch):
+    child = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(PhaseStarter, "_new_process", lambda *_: child)
+    events = EventWriter(run.events_path)
+    control = RunControl(run.control_path, events)
+    watch = PhaseWatch(run, events, control, PhaseStarter(run, events, control))
+    with run.log_path.open("ab") as log:
+        run.path.rename(run.path.with_name("elsewhere"))
+        with pytest.raises(FolderGone, match="is gone"):
+            watch._run_crew(run.job("teacher"), [ALONE], log)
+    assert child.poll() == -signal.SIGKILL
