@@ -16,17 +16,19 @@ from engine.cli.distill import guarded
 from engine.cli.export import student_folder
 from engine.disk.named_path import named_path
 from engine.errors import DataError, FolderError, Problem, SettingsError
+from engine.student.verdict import FEWEST_DOCUMENTS, roughness, shown_kl
 from engine.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from engine.student.exam import Examinee, Figure
+    from engine.student.exam import Examinee
 
 PROGRAM = "tiny-distill-eval"
 TASKS = ("next-word", "cloze", "continuation")
 _MOST_TOKENS = 512  # of a row of another text
+_AS_GOOD = 0.25  # nats a token; a loss that may be farther away is not called as good
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -226,17 +228,24 @@ def _ask_harness(found: Findings, model: Any, tokenizer: Any, typed: argparse.Na
 
 
 def _ask(found: Findings, examinee: Examinee, texts: list[str], typed: argparse.Namespace) -> None:
-    import numpy as np
-
-    from engine.student.exam import GUESSING, figure, questions
+    from engine.student.exam import GUESSING, questions, share
 
     for task in _own(typed.tasks):
         asked = questions(task, texts, typed.questions, typed.seed)
         if not asked:
+            found.tasks[task] = {"questions": 0, "guessing": GUESSING[task]}
             continue
-        right = np.array([examinee.is_right(task, question) for question in asked], dtype=np.float64)
-        told: Figure = figure(right, np.ones(len(asked)), typed.seed)
-        found.tasks[task] = {"share": told.as_list(), "questions": len(asked), "guessing": GUESSING[task]}
+        _say(typed, f"Asking {len(asked)} questions: {task}.")
+        right = sum(examinee.is_right(task, question) for question in asked)
+        told = share(right, len(asked)).as_list()
+        found.tasks[task] = {"share": told, "questions": len(asked), "guessing": GUESSING[task]}
+
+
+def _say(typed: argparse.Namespace, sentence: str) -> None:
+    """Tell what is being done, which may take minutes."""
+    if not typed.json:
+        sys.stderr.write(f"{sentence}\n")
+        sys.stderr.flush()
 
 
 def _encoder(tokenizer: Any) -> Any:
@@ -251,7 +260,10 @@ def _bos(tokenizer: Any) -> int | None:
 
 
 def _texts_of(tokens: Any, tokenizer: Any) -> tuple[list[str], int]:
-    """The hold-out's documents as text, and the bytes that its scored tokens stand for."""
+    """The hold-out's documents as text, and the bytes that its scored tokens stand for.
+
+    Of a conversation the answers are taken: its questions and the template's own words are not what was learned.
+    """
     texts: list[str] = []
     num_bytes = 0
     for number in range(tokens.num_rows("holdout")):
@@ -260,7 +272,11 @@ def _texts_of(tokens: Any, tokenizer: Any) -> tuple[list[str], int]:
         num_bytes += len(str(tokenizer.decode(ids[scored].tolist(), skip_special_tokens=True)).encode())
         borders = [*map(int, rows.begins[0].nonzero()[0]), len(ids)]
         pieces = zip([0, *borders], [*borders, len(ids)], strict=True)
-        texts += [str(tokenizer.decode(ids[a:b].tolist(), skip_special_tokens=True)) for a, b in pieces if b > a]
+        for begin, end in pieces:
+            own = scored[begin + 1 : end]  # nothing comes before a document's first token, which has no score
+            kept = ids[begin:end] if own.all() else ids[begin + 1 : end][own]
+            if len(kept):
+                texts.append(str(tokenizer.decode(kept.tolist(), skip_special_tokens=True)))
     return texts, num_bytes
 
 
@@ -269,9 +285,11 @@ def verdict(found: Findings) -> str:
     if "loss" not in found.figures:
         return f"The tasks are judged above, {len(found.tasks)} in all; no text was scored."
     loss, low, high = found.figures["loss"]
+    if found.documents < FEWEST_DOCUMENTS:
+        return _of_few_documents(found, loss)
     sure = f"{loss:.3f} (95% {low:.3f} to {high:.3f})"
     if "loss_beyond_teacher" not in found.figures:
-        guessed = {task: told for task, told in found.tasks.items() if told.get("guessing")}
+        guessed = {task: told for task, told in found.tasks.items() if told.get("guessing") and "share" in told}
         above = [task for task, told in guessed.items() if told["share"][1] > told["guessing"]]
         choices = list(guessed)
         tail = ""
@@ -283,8 +301,10 @@ def verdict(found: Findings) -> str:
     away, nearest, farthest = found.figures["loss_beyond_teacher"]
     if farthest < 0:
         beside = f"better than the teacher by {-away:.3f}"
+    elif nearest <= 0 and max(-nearest, farthest) > _AS_GOOD:
+        beside = f"not shown to be better or worse than the teacher ({nearest:+.3f} to {farthest:+.3f})"
     elif nearest <= 0:
-        beside = f"as good as the teacher within {max(abs(nearest), abs(farthest)):.3f}"
+        beside = f"as good as the teacher within {max(-nearest, farthest):.3f}"
     else:
         beside = f"{away:.3f} ({nearest:.3f} to {farthest:.3f}) behind the teacher"
     if not found.before:
@@ -296,6 +316,15 @@ def verdict(found: Findings) -> str:
     return f"The student is {gained} ({before:.3f}): its loss is {sure}, {beside}."
 
 
+def _of_few_documents(found: Findings, loss: float) -> str:
+    """The sentence where nothing tells how much documents vary: it claims no difference."""
+    named = (("before", found.before.get("loss")), ("the teacher's", found.teacher.get("loss")))
+    beside = ", ".join(f"{who} {value:.3f}" for who, value in named if value is not None)
+    told = f" ({beside})" if beside else ""
+    on = "one document" if found.documents == 1 else f"{found.documents} documents"
+    return f"The loss is {loss:.3f}{told}, on {on}: too few to tell how far others would differ."
+
+
 _LABELS = {
     "loss": "loss, nats a token",
     "bits_per_byte": "bits a byte",
@@ -305,29 +334,40 @@ _LABELS = {
 
 
 def _table(found: Findings) -> str:
-    size = f": {found.tokens:,} tokens, {found.documents:,} documents" if found.figures else ""
+    documents = f"{found.documents:,} document{'' if found.documents == 1 else 's'}"
+    size = f": {found.tokens:,} tokens, {documents}" if found.figures else ""
     lines = [f"{found.model} on {found.text}{size}", ""]
     for name, label in _LABELS.items():
         if name not in found.figures:
             continue
         mean, low, high = found.figures[name]
+        if name == "kl_to_teacher":  # its estimate from records may be a little below zero, which no KL is
+            mean, low, high = map(shown_kl, (mean, low, high))
         beside = [
             f"{who} {figures[name]:.3f}"
             for who, figures in (("before", found.before), ("teacher", found.teacher))
             if name in figures
         ]
         more = f"   {', '.join(beside)}" if beside else ""
-        lines.append(f"  {label:<20} {mean:.3f}   95% {low:.3f} to {high:.3f}{more}")
+        lines.append(f"  {label:<20} {mean:.3f}{_interval(low, high)}{more}")
     for task, told in found.tasks.items():
         for metric, (mean, low, high) in told.get("metrics", {}).items():
             label = f"{task} {metric}"
-            lines.append(f"  {label:<20} {mean:.3f}   95% {low:.3f} to {high:.3f}   {told['questions']} questions")
+            lines.append(f"  {label:<20} {mean:.3f}{_interval(low, high)}   {told['questions']} questions")
+        if "guessing" in told and "share" not in told:
+            lines.append(f"  {task:<20} not asked: no text here is long enough, or has enough different words")
         if "share" not in told:
             continue
         mean, low, high = told["share"]
         guessing = f"   guessing {told['guessing']:.0%}" if told["guessing"] else ""
         lines.append(f"  {task:<20} {mean:.0%}   95% {low:.0%} to {high:.0%}   {told['questions']} questions{guessing}")
-    return "\n".join([*lines, "", found.verdict])
+    rough = roughness(found.tokens) if found.figures else None
+    return "\n".join([*lines, "", " ".join(filter(None, (found.verdict, rough)))])
+
+
+def _interval(low: float, high: float) -> str:
+    """Nothing where the interval is the mean alone: then nothing is known of how sure the mean is."""
+    return f"   95% {low:.3f} to {high:.3f}" if low < high else ""
 
 
 def _unusable(tasks: Sequence[str]) -> list[Problem]:

@@ -16,6 +16,9 @@ MOST_HOLDOUT_ROWS = 512
 FEWEST_HOLDOUT_ROWS = 16
 """With --samples, reading goes on until this many rows are held out, or the data end."""
 
+ROUGH_BELOW_TOKENS = 2_000
+"""Figures of a hold-out with fewer scored tokens are rough, and every report says so."""
+
 _HASH_VALUES = 2**64
 
 

@@ -17,6 +17,7 @@ from engine.channel.channel import Channel
 from engine.data import left_out
 from engine.data.checks import check_models
 from engine.data.conversation import PREFERENCE
+from engine.data.holdout import ROUGH_BELOW_TOKENS
 from engine.data.left_out import LeftOut
 from engine.data.passes import Pass, Passes, PrepareSettings
 from engine.data.sources import TextSource
@@ -30,7 +31,6 @@ from engine.model_files.vocabulary import Vocabulary, read_chat_template
 if TYPE_CHECKING:
     pass
 
-_ROUGH_BELOW_TOKENS = 2_000
 _MOST_CUT = 0.05  # of the conversations; more are warned of
 AS_ASKED = frozenset({WEIGHT_0, PREFERENCE})
 """Notes that the data's own format explains; they need no warning."""
@@ -221,7 +221,7 @@ def _tell_of_holdout(result: PrepareResult, holdout: float, channel: Channel) ->
             f"{result.holdout_documents + result.documents} stretches are held out.",
             "fine-holdout",
         )
-    if result.holdout_scored < _ROUGH_BELOW_TOKENS:
+    if result.holdout_scored < ROUGH_BELOW_TOKENS:
         channel.log(
             "warning",
             f"The hold-out has only {result.holdout_scored:,} tokens: figures measured with it are rough.",

@@ -20,7 +20,7 @@ from engine.run import afterwards
 from engine.run.folder import Run
 from engine.run.pictures import draw_all
 from engine.student.adapter_words import adapter_in_words
-from engine.student.verdict import details, gap_of, headline
+from engine.student.verdict import details, gap_of, headline, shown_kl
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Measure:
         """The value as a user reads it; a dash where there is none."""
         if value is None:
             return "–"
+        value = shown_kl(value) if self.key == "kl_to_teacher" else value
         return f"{value:.1%}" if self.percent else f"{value:.2f}" if self.key == "perplexity" else f"{value:.3f}"
 
 

@@ -2,8 +2,8 @@
 
 *Next word*: the model's likeliest tokens after a passage are the next word. *Cloze*: of four words, the one that stood
 in a gap makes the passage likeliest. *Continuation*: of four passages, the likeliest for each byte is the one that
-follows. Guessing gives 0, a quarter and a quarter. Figures come with a bootstrap over documents or questions. Knows
-nothing of files and runs.
+follows. Guessing gives 0, a quarter and a quarter. Figures come with a bootstrap over documents; shares of
+right answers with Wilson's interval. Knows nothing of files and runs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from engine.models.core import last_hidden_states, logits_of
+from engine.student.verdict import FEWEST_DOCUMENTS
 
 TASKS = ("next-word", "cloze", "continuation")
 GUESSING = {"next-word": 0.0, "cloze": 0.25, "continuation": 0.25}
@@ -27,6 +28,7 @@ _CONTEXT_WORDS, _CLOZE_WORDS, _CONTINUATION_WORDS = 40, 24, 12
 _SHORTEST_WORD = 3
 _ROWS_AT_A_TIME, _CHUNK_TOKENS = 4, 256
 _DRAWS = 1_000
+_SURE = 1.96  # standard errors on each side of a 95 % interval
 
 Encode = Callable[[str], list[int]]
 
@@ -48,7 +50,7 @@ class ExamQuestion:
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean with its 95 % interval; the interval is the mean alone where there is one document or question."""
+    """A mean with its 95 % interval; the interval is the mean alone where there are few documents."""
 
     mean: float
     low: float
@@ -190,8 +192,19 @@ def figure(sums: NDArray[np.float64], weights: NDArray[np.float64], seed: int) -
     """
     count, total = len(sums), float(weights.sum())
     mean = float(sums.sum()) / total if total else math.nan
-    if count < 2 or not total:
+    if count < FEWEST_DOCUMENTS or not total:
         return Figure(mean, mean, mean)
     draws = np.random.Generator(np.random.Philox(seed)).multinomial(count, np.full(count, 1 / count), size=_DRAWS)
     low, high = np.quantile((draws @ sums) / np.maximum(draws @ weights, 1e-12), (0.025, 0.975))
     return Figure(mean, float(low), float(high))
+
+
+def share(right: int, count: int) -> Figure:
+    """The share of right answers with its 95 % interval, which is never empty: also not where all are right, or none.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference, JASA 22(158).
+    """
+    mean, z = right / count, _SURE
+    middle = (right + z * z / 2) / (count + z * z)
+    away = z / (count + z * z) * math.sqrt(right * (count - right) / count + z * z / 4)
+    return Figure(mean, max(0.0, middle - away), min(1.0, middle + away))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.student.verdict import gap_closed
+from engine.student.verdict import FEWEST_DOCUMENTS, gap_closed
 
 if TYPE_CHECKING:
     from engine.data.tokens import TokenFile
@@ -130,7 +130,7 @@ def chance_sums(source: Source, unigram: Unigram, *, micro_batch: int, eos_id: i
 
 
 def intervals(tables: dict[str, NDArray[np.float64]], *, seed: int) -> dict[str, list[float]]:
-    """95 % intervals of the student's figures, by a bootstrap over documents; empty below two documents.
+    """95 % intervals of the student's figures, by a bootstrap over documents; empty below six documents.
 
     Args:
         tables: of ``teacher``, ``before``, ``after`` and ``chance``, as :meth:`DocumentSums.table`: the same documents.
@@ -139,7 +139,7 @@ def intervals(tables: dict[str, NDArray[np.float64]], *, seed: int) -> dict[str,
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13 (the percentile interval).
     """
     count = len(tables["after"])
-    if count < 2 or any(len(table) != count for table in tables.values()):
+    if count < FEWEST_DOCUMENTS or any(len(table) != count for table in tables.values()):
         return {}
     draws = np.random.Generator(np.random.Philox(seed)).multinomial(count, np.full(count, 1 / count), size=_DRAWS)
     means: dict[str, Any] = {}
@@ -152,7 +152,12 @@ def intervals(tables: dict[str, NDArray[np.float64]], *, seed: int) -> dict[str,
         gap_closed(float(teacher), float(before), float(chance), float(own))
         for teacher, before, chance, own in zip(*losses, after[:, 0], strict=True)
     ]
-    found = {"holdout_loss": after[:, 0], "kl_to_teacher": after[:, 1], "top1_agreement": after[:, 2]}
+    found = {
+        "holdout_loss": after[:, 0],
+        "kl_to_teacher": after[:, 1],
+        "top1_agreement": after[:, 2],
+        "loss_beyond_teacher": after[:, 0] - means["teacher"][:, 0],
+    }
     told = {name: _middle(values) for name, values in found.items()}
     known = [share for share in closed if share is not None]
     return told | ({"gap_closed": _middle(known)} if len(known) == len(closed) else {})

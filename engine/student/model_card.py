@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.student.verdict import shown_kl
+
 _FRONT_MATTER = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -77,7 +79,7 @@ class ModelCard:
     def _results(self) -> str:
         head = "| model | loss (nats a token) | perplexity | KL to the teacher | top-1 agreement | calibration error |"
         rows = (
-            f"| {title} | {row['holdout_loss']:.4f} | {row['perplexity']:.2f} | {row['kl_to_teacher']:.4f} "
+            f"| {title} | {row['holdout_loss']:.4f} | {row['perplexity']:.2f} | {shown_kl(row['kl_to_teacher']):.4f} "
             f"| {row['top1_agreement']:.1%} | {row['ece']:.4f} |"
             for title, row in self.figures.items()
         )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.data.holdout import ROUGH_BELOW_TOKENS
+
 # KL to the teacher in nats a token, up to which these words are used. Judged by reading samples of students of two
 # teachers beside their figures.
 _WORDS = ((0.1, "hardly different"), (0.25, "close to it"), (0.8, "close, with gaps"), (2.0, "not fluent yet"))
@@ -20,6 +22,13 @@ _IGNORANT, _DOUBTFUL = 0.97, 0.75
 # Nats a token. A student that begins as its teacher (an adapter of the same model) differs from it by rounding alone,
 # and a share of such a gap would say nothing.
 _LEAST_GAP = 0.01
+
+# Of a share's 95 % interval: a wider one says nothing about how far a student went.
+_WIDEST_SHARE = 1.0
+
+FEWEST_DOCUMENTS = 6
+"""The range of n documents' values has the middle of all documents' with probability 1 - 2^(1-n): 94 % of five. An
+interval of fewer documents is not one of 95 %, and none is given."""
 
 
 def gap_closed(teacher: float, before: float, chance: float | None, after: float) -> float | None:
@@ -63,27 +72,74 @@ def headline(report: Mapping[str, Any]) -> str:
     """The result in one sentence that fits a line, true also where it is not what one hoped for."""
     teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
     chance = (report.get("chance") or {}).get("holdout_loss")
-    if after > before:
+    if _is_as_before(report):
+        if abs(before - teacher) < _LEAST_GAP:
+            return f"The student began as its teacher and still is as it began: its hold-out loss is {after:.3f}."
         return (
-            f"The student got worse: its hold-out loss rose from {before:.3f} to {after:.3f}. "
-            "Most often the learning rate is too high or there is too little text; try a lower --learning_rate."
+            f"The student hardly changed: its hold-out loss is {after:.3f}, as before. "
+            "Most often the steps are too few or the learning rate is too low."
         )
+    if (worse := _got_worse(report)) is not None:
+        return worse
     if chance is not None and after >= chance:
         return f"The student is no better than counting words: its loss is {after:.2f}, chance {chance:.2f}."
     if (grade := _doubt(teacher, chance)) is not None:
         return f"The teacher {grade} this text, so there was little to learn: loss {after:.2f}, its own {teacher:.2f}."
-    if after < teacher:
+    if _is_past_teacher(report):
         return f"The student went past its teacher: hold-out loss {after:.3f}, the teacher's {teacher:.3f}."
-    kl, agreement = report["student_after"]["kl_to_teacher"], report["student_after"]["top1_agreement"]
+    kl, agreement = shown_kl(report["student_after"]["kl_to_teacher"]), report["student_after"]["top1_agreement"]
     return f"It answers like its teacher in {agreement:.0%} of places (KL {kl:.2f}): {in_a_word(kl)}."
+
+
+def _got_worse(report: Mapping[str, Any]) -> str | None:
+    """The sentence of a loss that rose; None where it did not. A worse teacher is followed at this price."""
+    teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
+    if after - before < _LEAST_GAP:
+        return None
+    first, last = _kl(report, "student_before"), _kl(report, "student_after")
+    if teacher - before >= _LEAST_GAP and first is not None and last is not None and last < first:
+        return (
+            f"The student came closer to a teacher that is worse on this text than it was: KL {first:.2f} to "
+            f"{last:.2f}, and its loss rose from {before:.3f} to {after:.3f} (the teacher's is {teacher:.3f}). "
+            "A --kd_weight below 1 mixes in the labels."
+        )
+    return (
+        f"The student got worse: its hold-out loss rose from {before:.3f} to {after:.3f}. "
+        "Most often the learning rate is too high or there is too little text; try a lower --learning_rate."
+    )
+
+
+def _is_as_before(report: Mapping[str, Any]) -> bool:
+    """Whether loss and KL are those of the beginning, within rounding."""
+    before, after = (_loss(report, name) for name in ("student_before", "student_after"))
+    first, last = _kl(report, "student_before"), _kl(report, "student_after")
+    same_kl = first is None or last is None or abs(last - first) < _LEAST_GAP
+    return abs(after - before) < _LEAST_GAP and same_kl
+
+
+def _is_past_teacher(report: Mapping[str, Any]) -> bool:
+    """Whether the loss is below the teacher's by more than rounding, and by more than the documents vary."""
+    teacher, after = (_loss(report, name) for name in ("teacher", "student_after"))
+    beyond = (report.get("intervals") or {}).get("loss_beyond_teacher")
+    return teacher - after >= _LEAST_GAP and (beyond is None or beyond[1] < 0)
 
 
 def is_success(report: Mapping[str, Any]) -> bool:
     """Whether the first sentence tells of a student that learned from a teacher who knew the text."""
-    teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
+    teacher, after = (_loss(report, name) for name in ("teacher", "student_after"))
     chance = (report.get("chance") or {}).get("holdout_loss")
-    no_gain = after > before or (chance is not None and after >= chance)
+    no_gain = _is_as_before(report) or _got_worse(report) is not None or (chance is not None and after >= chance)
     return not no_gain and _doubt(teacher, chance) is None
+
+
+def shown_kl(kl: float) -> float:
+    """A KL as a user reads it: its estimate from records may be a little below zero, which no KL is."""
+    return max(0.0, kl)
+
+
+def _kl(report: Mapping[str, Any], name: str) -> float | None:
+    value = report[name].get("kl_to_teacher")
+    return None if value is None else shown_kl(float(value))
 
 
 def in_a_word(kl: float) -> str:
@@ -97,23 +153,29 @@ def details(report: Mapping[str, Any]) -> list[str]:
     chance = (report.get("chance") or {}).get("holdout_loss")
     ranges = report.get("intervals") or {}
     said = []
-    if (share := report.get("gap_closed")) is not None:
+    if (share := report.get("gap_closed")) is not None and share >= 0:  # below 0 the first sentence has said it
         from_chance = chance is not None and chance < before
         start = f"chance ({chance:.2f})" if from_chance else f"its beginning ({before:.2f})"
-        sure = whole = ""
-        if "gap_closed" in ranges:
-            low, high = ranges["gap_closed"]
-            sure = f", 95% interval {low:.0%} to {high:.0%}"
-        if chance is not None and not from_chance and (arrived := skill(teacher, chance, after)) is not None:
-            whole = f"; from chance ({chance:.2f}) it is {arrived:.0%}"
-        said.append(f"Its loss went {share:.0%} of the way from {start} to its teacher ({teacher:.2f}){sure}{whole}.")
+        low, high = ranges.get("gap_closed", (share, share))
+        sure = f", 95% interval {low:.0%} to {high:.0%}" if "gap_closed" in ranges else ""
+        if high - low > _WIDEST_SHARE:
+            said.append(f"The hold-out is too small to tell how far its loss went from {start} to its teacher's.")
+        else:
+            whole = ""
+            if chance is not None and not from_chance and (arrived := skill(teacher, chance, after)) is not None:
+                whole = f"; from chance ({chance:.2f}) it is {arrived:.0%}"
+            said.append(
+                f"Its loss went {share:.0%} of the way from {start} to its teacher ({teacher:.2f}){sure}{whole}."
+            )
     if (doubt := doubts(teacher, chance)) is not None:
         said.append(doubt)
+    if (rough := roughness(report["student_after"].get("tokens"))) is not None:
+        said.append(rough)
     labels = (report.get("compare") or {}).get("labels")
     if labels:
         said.append(
             f"The same student on labels alone, with the same steps: loss {labels['holdout_loss']:.3f} (this one "
-            f"{after:.3f}), KL {labels['kl_to_teacher']:.3f} ({report['student_after']['kl_to_teacher']:.3f})."
+            f"{after:.3f}), KL {shown_kl(labels['kl_to_teacher']):.3f} ({_kl(report, 'student_after') or 0.0:.3f})."
         )
     return said
 
@@ -125,6 +187,13 @@ def doubts(teacher: float, chance: float | None) -> str | None:
         return None
     figures = f"its loss is {teacher:.2f}, and a model that only counts how often each token comes has {chance:.2f}"
     return f"The teacher {grade} this text: {figures}."
+
+
+def roughness(tokens: float | None) -> str | None:
+    """Return a warning for a hold-out of few tokens; None where it has enough, or where their number is not known."""
+    if tokens is None or tokens >= ROUGH_BELOW_TOKENS:
+        return None
+    return f"The hold-out has only {tokens:,.0f} tokens: figures measured with it are rough."
 
 
 def _doubt(teacher: float, chance: float | None) -> str | None:

@@ -201,3 +201,15 @@ async def test_home_is_a_tilde_where_it_is_shown_and_whole_where_it_is_copied(ru
         assert f"$ tiny-distill-chat ~/runs/{path.name}" in text_of(app)
         await pilot.press("y")
         assert app.clipboard == f"tiny-distill-chat {path}"
+
+
+def test_a_kl_below_zero_is_shown_as_none_and_its_change_has_the_right_sign():
+    """It was -0.039 before and 0.067 after, and the change was -272%."""
+    found = {
+        "teacher": {"kl_to_teacher": 0.0},
+        "student_before": {"kl_to_teacher": -0.039},
+        "student_after": {"kl_to_teacher": 0.067},
+    }
+    assert result.table(found)[1] == ["KL to the teacher", "0.000", "0.000", "0.067", "+0.067"]
+    found["student_before"] = {"kl_to_teacher": 0.134}
+    assert result.table(found)[1][-1] == "-50%"

@@ -13,6 +13,8 @@ from engine.phase_kinds import PHASES, phase_noun
 from engine.run.report import MEASURES, Measure, compute_unit, one_line, speed_in_words
 from engine.student import verdict
 
+_LEAST_KL = 0.05  # nats a token
+
 PEOPLE = ("teacher", "student_before", "student_after")
 
 
@@ -84,6 +86,10 @@ def _change(measure: Measure, before: float | None, after: float | None) -> str:
         return "–"
     if measure.percent:
         return f"{(after - before) * 100:+.1f} points"
+    if measure.key == "kl_to_teacher":
+        before, after = verdict.shown_kl(before), verdict.shown_kl(after)
+        if before < _LEAST_KL:  # a share of next to nothing says nothing
+            return f"{after - before:+.3f}"
     if measure.key in ("perplexity", "kl_to_teacher") and before:
         return f"{(after - before) / before:+.0%}"
     return f"{after - before:+.3f}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.cli import eval as command
@@ -52,6 +54,7 @@ SURE = [2.0, 1.9, 2.1]
         ([0.0, -0.1, 0.1], 3.0, "as good as the teacher within 0.100"),
         ([0.3, 0.2, 0.4], 2.05, "not shown to be better than before"),
         ([0.3, 0.2, 0.4], 2.05, "0.300 (0.200 to 0.400) behind the teacher"),
+        ([0.1, -0.4, 0.6], 3.0, "not shown to be better or worse than the teacher (-0.400 to +0.600)"),
         ([-0.3, -0.4, -0.2], 1.0, "worse than before"),
         ([-0.3, -0.4, -0.2], None, "better than the teacher by 0.300"),
         (None, None, "The loss on this text is 2.000 (95% 1.900 to 2.100)"),
@@ -59,8 +62,65 @@ SURE = [2.0, 1.9, 2.1]
 )
 def test_the_verdict_is_what_the_intervals_show(beyond: Any, before: float | None, told: str) -> None:
     figures = {"loss": SURE} if beyond is None else {"loss": SURE, "loss_beyond_teacher": beyond}
-    found = command.Findings("a", "b", figures=figures, before={} if before is None else {"loss": before})
+    found = command.Findings("a", "b", documents=9, figures=figures, before={} if before is None else {"loss": before})
     assert told in command.verdict(found)
+
+
+@pytest.mark.parametrize(("documents", "on"), [(1, "one document"), (5, "5 documents")])
+def test_few_documents_show_no_difference_and_few_tokens_are_rough(documents: int, on: str) -> None:
+    alone = {"loss": [2.0, 2.0, 2.0], "kl_to_teacher": [-0.04, -0.04, -0.04], "loss_beyond_teacher": [0.5, 0.5, 0.5]}
+    found = command.Findings(
+        "a", "b", documents=documents, tokens=68, figures=alone, before={"loss": 3.0}, teacher={"loss": 1.5}
+    )
+    found.tasks = {"cloze": {"questions": 0, "guessing": 0.25}}
+    found.verdict = command.verdict(found)
+    assert found.verdict.startswith(f"The loss is 2.000 (before 3.000, the teacher's 1.500), on {on}:")
+    told = command._table(found)
+    assert "95%" not in told, "nothing is known of how documents vary"
+    assert f"68 tokens, {on.replace('one', '1')}\n" in told
+    assert "KL to the teacher    0.000" in told
+    assert "not asked: no text here is long enough" in told
+    assert told.endswith("The hold-out has only 68 tokens: figures measured with it are rough.")
+
+
+class _Conversation:
+    """The hold-out of a run with one conversation and one plain text, as a token file gives it."""
+
+    def num_rows(self, _split: str) -> int:
+        return 1
+
+    def rows(self, _split: str, _picked: list[int]) -> Any:
+        words = [
+            "system",
+            "you",
+            "are",
+            "kind",
+            "user",
+            "where",
+            "assistant",
+            "under",
+            "it",
+            ".",
+            "a",
+            "plain",
+            "text",
+            "follows",
+        ]
+        scored = [word in ("under", "it", ".", "plain", "text", "follows") for word in words]
+        begins = [word in ("system", "a") for word in words]
+        return SimpleNamespace(tokens=np.array([words]), scored=np.array([scored]), begins=np.array([begins]))
+
+
+class _Joined:
+    def decode(self, words: list[str], **_named: Any) -> str:
+        return " ".join(words)
+
+
+def test_questions_about_a_conversation_are_made_of_its_answers() -> None:
+    """The system prompt of a template is in each conversation, and a student would be asked for it."""
+    texts, num_bytes = command._texts_of(_Conversation(), _Joined())
+    assert texts == ["under it .", "a plain text follows"]
+    assert num_bytes == len("under it . plain text follows")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from engine.models.load import load_causal_lm, load_tokenizer
-from engine.student.exam import TASKS, Examinee, figure, questions
+from engine.student.exam import TASKS, Examinee, figure, questions, share
 from tests.tiny import VOCAB_SIZE, tiny_model, tiny_texts
 
 _WORDS = tiny_texts(1)[0].split()
@@ -77,5 +77,16 @@ def test_an_interval_holds_the_mean_and_narrows_with_more_documents() -> None:
     for each in (few, many):
         assert each.low < each.mean < each.high
     assert many.high - many.low < few.high - few.low
-    one = figure(np.array([6.0]), np.array([2.0]), 0)
-    assert one.as_list() == [3.0, 3.0, 3.0]
+    for too_few in (1, 5):
+        alone = figure(np.arange(1.0, too_few + 1), np.ones(too_few), 0)
+        assert alone.low == alone.mean == alone.high
+
+
+def test_the_share_of_right_answers_is_never_certain():
+    """A bootstrap of equal answers has no width: one right answer of one was "better than guessing"."""
+    for right, count in ((0, 4), (1, 1), (4, 4), (100, 100)):
+        told = share(right, count)
+        assert told.low <= told.mean <= told.high
+        assert told.low < told.high
+    assert share(1, 1).low < 0.25 < share(4, 4).low
+    assert share(30, 100).as_list() == pytest.approx([0.3, 0.2189, 0.3958], abs=1e-3)

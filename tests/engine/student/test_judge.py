@@ -103,14 +103,16 @@ def test_intervals_hold_the_figure_and_narrow_with_more_documents() -> None:
         return found
 
     few, many = intervals(tables(20), seed=1), intervals(tables(500), seed=1)
-    assert few.keys() == {"holdout_loss", "kl_to_teacher", "top1_agreement", "gap_closed"}
+    assert few.keys() == {"holdout_loss", "kl_to_teacher", "top1_agreement", "gap_closed", "loss_beyond_teacher"}
     assert many["holdout_loss"][0] < 4.0 < many["holdout_loss"][1]
     assert many["gap_closed"][0] < 0.75 < many["gap_closed"][1]
     width = {
         name: found["holdout_loss"][1] - found["holdout_loss"][0] for name, found in (("few", few), ("many", many))
     }
     assert width["many"] < width["few"] / 2
-    assert intervals(tables(1), seed=1) == {}
+    for too_few in (1, 5):  # their range is not even one of 95 %
+        assert intervals(tables(too_few), seed=1) == {}
+    assert intervals(tables(6), seed=1)
 
 
 def test_bits_per_byte_by_hand() -> None:

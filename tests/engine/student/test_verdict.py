@@ -67,11 +67,60 @@ def test_a_student_that_begins_as_its_teacher_has_no_share_of_a_gap():
         ({"after": 6.9}, "no better than counting words: its loss is 6.90, chance 6.80"),
         ({"before": 5.0, "after": 6.9}, "got worse: its hold-out loss rose from 5.000 to 6.900"),
         ({"after": 3.2}, "went past its teacher"),
+        ({"after": 3.428, "kl": 0.2}, "answers like its teacher"),
+        ({"after": 3.2, "intervals": {"loss_beyond_teacher": [-0.5, 0.1]}}, "answers like its teacher"),
+        ({"after": 3.2, "intervals": {"loss_beyond_teacher": [-0.5, -0.1]}}, "went past its teacher"),
+        ({"after": 3.5, "kl": -0.039, "top1": 1.0}, "in 100% of places (KL 0.00): hardly different."),
         ({"chance": None, "kl": 0.3, "after": 3.8}, "close, with gaps."),
     ],
 )
 def test_the_first_sentence_says_what_the_student_is_worth(figures, said):
     assert said in headline(report(**figures))
+
+
+def began(before, first_kl, **more):
+    """A report of a student whose KL at the beginning is known."""
+    found = report(before=before, **more)
+    found["student_before"]["kl_to_teacher"] = first_kl
+    return found
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        (began(3.43, -0.02, after=3.4301, kl=0.0), "began as its teacher and still is as it began"),
+        (began(5.0, 1.0, after=5.0001, kl=1.0), "hardly changed: its hold-out loss is 5.000, as before"),
+        (began(5.0, 1.0, after=4.9999, kl=1.0), "hardly changed"),
+        (began(5.0, 1.0, after=5.001, kl=0.4), "answers like its teacher"),
+    ],
+)
+def test_a_change_that_is_rounding_is_none(figures, said):
+    """A loss "rose from 7.270 to 7.270"; advice on a lower learning rate followed."""
+    assert said in headline(figures)
+    assert is_success(figures) is ("answers like" in said)
+
+
+def test_a_student_that_follows_a_worse_teacher_is_not_told_to_lower_its_learning_rate():
+    followed = began(3.0, 1.2, after=3.4, kl=0.2)
+    assert "closer to a teacher that is worse on this text than it was: KL 1.20 to 0.20" in headline(followed)
+    assert "--kd_weight" in headline(followed)
+    assert not is_success(followed)
+    assert "got worse" in headline(began(3.0, 1.2, after=3.4, kl=1.5)), "it did not come closer"
+    assert "got worse" in headline(began(3.6, 1.2, after=3.9, kl=0.2)), "the teacher is better than it was"
+
+
+def test_what_a_share_does_not_show_is_not_claimed():
+    assert not any("of the way" in line for line in details(report(after=6.9))), "less than nothing of a way"
+    unsure = details(report(intervals={"gap_closed": [-0.4, 0.9]}))[0]
+    assert unsure == "The hold-out is too small to tell how far its loss went from chance (6.80) to its teacher's."
+
+
+def test_figures_of_few_tokens_are_called_rough_wherever_they_stand():
+    few = report()
+    few["student_after"]["tokens"] = 41
+    assert "The hold-out has only 41 tokens: figures measured with it are rough." in details(few)
+    few["student_after"]["tokens"] = 2_000
+    assert not any("rough" in line for line in details(few))
 
 
 def test_usual_first_sentences_fit_a_line():
