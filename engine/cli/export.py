@@ -28,6 +28,8 @@ from engine.version import __version__
 
 PROGRAM = "tiny-distill-export"
 FORMATS = ("hf", "gguf", "ollama")
+_USUAL_TYPE = "f16"
+_NUMBERS = {"f16": "float16", "bf16": "bfloat16"}
 _MOST_CONTEXT = 8192  # Ollama takes memory for all of it at once
 
 
@@ -41,9 +43,12 @@ def _main(words: Sequence[str]) -> int:
     named = named_path(typed.folder)
     model = student_folder(named)
     home = named if is_decoded(model) else model  # the folder for a GGUF file is in the user's cache
-    out = named_path(typed.out) if typed.out else _default_out(home, typed.format, typed.type)
+    out = named_path(typed.out) if typed.out else _default_out(home, typed.format, typed.type or _USUAL_TYPE)
     if out.exists() and not typed.force:
         raise SettingsError([Problem("out", str(out), "exists already; choose another path, or add --force")], "")
+    if typed.format == "hf" and typed.type is not None:
+        _refuse_other_type(model, typed.type)
+    typed.type = typed.type or _USUAL_TYPE
     make_folder(out.parent)
     if typed.format == "hf" and is_decoded(model):
         from engine.models.derive import derive_student  # torch takes seconds to import
@@ -70,6 +75,18 @@ def _main(words: Sequence[str]) -> int:
     else:
         _write_ollama(model, out, typed.type)
     return 0
+
+
+def _refuse_other_type(model: Path, wanted: str) -> None:
+    """A folder for transformers keeps its number format: another one would be asked for and not written.
+
+    Raises:
+        SettingsError: the weights are in another format than ``wanted``.
+    """
+    stored = "float16" if is_decoded(model) else read_spec(model, trust_remote_code=False).dtype
+    if _NUMBERS.get(wanted) != stored:
+        accepted = f"--format hf writes the weights as they are stored, in {stored}; types are for gguf and ollama"
+        raise SettingsError([Problem("type", wanted, accepted)], "")
 
 
 def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
@@ -153,7 +170,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, required=True,
                         help="hf: a folder for transformers; gguf: one file for llama.cpp; ollama: a GGUF file with a "
                         "Modelfile")  # fmt: skip
-    parser.add_argument("--type", choices=TYPES, default="f16", help="How a GGUF file stores matrices (default: f16)")
+    parser.add_argument("--type", choices=TYPES, help="How a GGUF file stores matrices (default: f16)")
     parser.add_argument("--out", metavar="PATH", help="Where to write; next to the student unless given")
     parser.add_argument("--force", action="store_true", help="Replace what is at --out")
     parser.add_argument("--version", action="version", version=__version__)

@@ -217,6 +217,23 @@ def test_command_writes_beside_the_student_and_keeps_what_is_there(tmp_path: Pat
     assert words.startswith('FROM ./model-f16.gguf\nTEMPLATE """{{ .Prompt }}"""\n')
 
 
+def test_a_type_that_a_folder_does_not_get_is_refused(tmp_path: Path, capsys: Any) -> None:
+    """It was passed over: --format hf --type f16 copied bfloat16."""
+    model = str(tiny_model("llama", dtype="bfloat16"))
+    for wanted in ("f16", "q8_0"):
+        assert command.main([model, "--format", "hf", "--type", wanted, "--out", str(tmp_path / "copy")]) == 2
+        said = capsys.readouterr().err
+        assert f"--type {wanted}" in said
+        assert "as they are stored, in bfloat16" in said
+    assert not (tmp_path / "copy").exists()
+    assert command.main([model, "--format", "hf", "--type", "bf16", "--out", str(tmp_path / "copy")]) == 0
+    file = tmp_path / "llama-f16.gguf"
+    write_gguf(Path(model), file)
+    assert command.main([str(file), "--format", "hf", "--type", "bf16", "--out", str(tmp_path / "other")]) == 2
+    assert "in float16" in capsys.readouterr().err
+    assert command.main([str(file), "--format", "hf", "--type", "f16", "--out", str(tmp_path / "other")]) == 0
+
+
 def test_folder_without_a_student_is_told(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(FolderError, match="has no student yet"):
