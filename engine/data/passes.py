@@ -156,7 +156,7 @@ class Passes:
                 if len(lowest) > 2:
                     del lowest[max(lowest, key=lambda text: lowest[text])]
         if len(lowest) < 2:
-            raise _too_little(self._source, work)
+            raise _too_little(self._source, work, copies=sum(work.documents.values()) if lowest else 0)
         return max(self._settings.holdout, min(lowest.values()))
 
 
@@ -342,7 +342,14 @@ def _is_refused(work: Pass) -> bool:
     return any(reason.startswith((REFUSED, TURN_LOST)) for reason in work.tokeniser.skipped)
 
 
-def _too_little(source: TextSource, work: Pass) -> DataError:
+def _too_little(source: TextSource, work: Pass, *, copies: int = 0) -> DataError:
+    if copies > 1:
+        return DataError(
+            f"The {copies:,} texts of {source.data} that can be used are one and the same.",
+            "Equal texts are all trained on or all held out, and a student is evaluated on texts that it was not "
+            f"trained on. {work.left_out(source).sentences()}".strip(),
+            "Give different texts.",
+        )
     lost = work.left_out(source).sentences()
     if work.has_messages and not work.num_rows:
         return DataError(

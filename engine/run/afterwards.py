@@ -22,9 +22,11 @@ from engine.student.verdict import headline
 from engine.talk.speed import speeds
 
 FILE = "next.txt"
+# The prompt has its line ends, which a chat template needs, as two characters each: the command is one line.
 _LOAD_AND_PRINT = (
     "import sys; from transformers import pipeline; "
-    'print(pipeline("text-generation", sys.argv[1])(sys.argv[2], max_new_tokens=60)[0]["generated_text"])'
+    r'prompt = sys.argv[2].replace(r"\n", "\n"); '
+    'print(pipeline("text-generation", sys.argv[1])(prompt, max_new_tokens=60)[0]["generated_text"])'
 )
 FIRST_WORDS = "Once upon a time"
 _NEXT_RATE = 0.3  # of the learning rate, for a student that has learned already
@@ -152,10 +154,17 @@ def _start_from(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path)
 
 
 def _another_student(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> list[NextStep]:
-    """A smaller student of the teacher's layers that learns from the records that are there."""
-    layers = config.get("student_layers")
+    """A smaller student that learns from the records that are there, or one that learns at another rate."""
+    layers, rate = config.get("student_layers"), _number(config.get("learning_rate"))
     count = layer_count(layers) if isinstance(layers, int | str) else None
-    given = {"student_layers": max(1, count - 1)} if count else {}
+    rank = _number(config.get("lora_rank")) or 0
+    given: dict[str, Any] = {}
+    if count:
+        given = {"student_layers": max(1, count - 1)}
+    elif rank > 1:
+        given = {"lora_rank": int(rank) // 2}
+    elif rate is not None:  # with the same settings it would be the same student
+        given = {"learning_rate": float(f"{rate * _NEXT_RATE:.1e}")}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     try:
         values = second_student(path, config, asked, given)
@@ -184,7 +193,8 @@ def _spec(model: object, trust_remote_code: bool) -> ModelSpec | None:
 def _prompt(report: Mapping[str, Any]) -> str:
     samples = report.get("samples")
     first = samples[0] if isinstance(samples, list) and samples and isinstance(samples[0], dict) else {}
-    return " ".join(str(first.get("prompt") or FIRST_WORDS).split())
+    text = str(first.get("prompt") or FIRST_WORDS)
+    return "\\n".join(" ".join(line.split()) for line in text.split("\n"))
 
 
 def _tag(name: str) -> str:

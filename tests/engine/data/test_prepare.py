@@ -82,6 +82,14 @@ def test_a_single_short_text_cannot_be_split_and_says_so(tmp_path: Path) -> None
     assert not list(tmp_path.glob("tokens*"))
 
 
+def test_equal_texts_are_not_called_too_little_text(tmp_path: Path) -> None:
+    """More of them, or another --holdout, would not have helped."""
+    (tmp_path / "notes.jsonl").write_text((json.dumps({"text": "The lamp is on the table."}) + "\n") * 80)
+    with pytest.raises(DataError, match=r"The 80 texts of .* are one and the same") as caught:
+        run(tmp_path / "notes.jsonl", tmp_path)
+    assert caught.value.todo == "Give different texts."
+
+
 def test_samples_are_at_most_that_many_rows_and_reading_ends_there(notes: Path, tmp_path: Path) -> None:
     endless = _Endless()
     result = run(notes, tmp_path, source=endless, samples=7)

@@ -38,6 +38,41 @@ def test_commands_run_in_a_shell_as_they_are(tmp_path, name):
     assert try_it[3:] == (str(folder / "student"), "The best time to visit Porto is")
 
 
+def test_a_prompt_keeps_the_line_ends_of_its_template():
+    """They were blanks, and a template with blanks for line ends is not the one that the student learned."""
+    rendered = "<|im_start|>user\nWhere is  the lamp?<|im_end|>\n<|im_start|>assistant\n"
+    (step,) = (
+        each
+        for each in next_steps({**REPORT, "samples": [{"prompt": rendered}]}, Path("run"))
+        if each.key == "transformers"
+    )
+    assert "\n" not in step.line
+    told = step.words[2].replace("print(pipeline", "found = (pipeline")
+    ours = SimpleNamespace(argv=["", "student", step.words[-1]])
+    heard: list[str] = []
+
+    def pipeline(_kind, _folder):
+        return lambda prompt, **_named: heard.append(prompt) or [{"generated_text": ""}]
+
+    exec(told.replace("import sys; from transformers import pipeline; ", ""), {"sys": ours, "pipeline": pipeline})
+    assert heard == [rendered.replace("  ", " ")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"student_layers": 5}, ("--student_layers", "4")),
+        ({"student_layers": None, "student": "s", "lora_rank": 8}, ("--lora_rank", "4")),
+        ({"student_layers": None, "student": "s", "lora_rank": 0, "learning_rate": 1e-4}, ("--learning_rate", "3e-05")),
+    ],
+)
+def test_the_second_student_is_another_one(settings, words, tmp_path):
+    """Without another setting the command trained the same student again, bit for bit."""
+    report = {**REPORT, "config": {**REPORT["config"], **settings}}
+    (step,) = (each for each in next_steps(report, tmp_path) if each.key == "another")
+    assert step.words[-2:] == words
+
+
 def test_programs_take_their_words(tmp_path):
     by_key = {step.key: step.words for step in next_steps(REPORT, tmp_path)}
     for key in ("talk", "beside"):
