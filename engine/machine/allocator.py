@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# Blocks from here on are mapped by themselves where memory is handed back. glibc raises this limit to 32 MiB by itself:
-# then what is small and stays sits in the holes that blocks of logits leave, and each new block needs new memory
-# (measured: scoring 4,000 tokens grew to 2.0 GB instead of 0.3).
-_MAPPED_FROM_BYTES = 2**20
+MAPPED_FROM_BYTES = 2**20
+"""Size from which a block is mapped by itself where memory is handed back.
+
+glibc raises this limit to 32 MiB by itself: then what is small and stays sits in the holes that blocks of logits leave,
+and each new block needs new memory (measured: scoring 4,000 tokens grew to 2.0 GB instead of 0.3).
+"""
 # Free memory at the end of the heap stays; at its seams a phase hands it back by itself (engine.models.memory).
 _NEVER_TRIMMED = 2**62
 
@@ -27,7 +29,7 @@ def allocator_environment(*, keep: bool) -> dict[str, str]:
             block is filled with zeros by the system once more, 4 KiB at a time: half of the demo's time on two cores.
     """
     if not keep:
-        return {"MALLOC_MMAP_THRESHOLD_": str(_MAPPED_FROM_BYTES)}
+        return {"MALLOC_MMAP_THRESHOLD_": str(MAPPED_FROM_BYTES)}
     return {
         # No block is mapped by itself. (A threshold above 32 MiB would say the same; glibc before 2.35 refuses it.)
         "MALLOC_MMAP_MAX_": "0",

@@ -60,8 +60,10 @@ class QuantizedLinear(nn.Module):
         assert isinstance(self.codes, Tensor), "there is no weight yet"
         assert isinstance(self.scales, Tensor)
         if torch.is_grad_enabled() and inputs.requires_grad:
-            product: Tensor = _Product.apply(inputs, self.codes, self.scales, self)
-            return product
+            # As a matrix: torch gives a product of more dimensions as a view, and the view that a function of our own
+            # returns may not be changed in place, as an adapter does.
+            product: Tensor = _Product.apply(inputs.reshape(-1, self.shape[1]), self.codes, self.scales, self)
+            return product.view(*inputs.shape[:-1], self.shape[0])
         return self._product(inputs, self.codes, self.scales)
 
     def _product(self, inputs: Tensor, codes: Tensor, scales: Tensor) -> Tensor:

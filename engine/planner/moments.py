@@ -17,6 +17,8 @@ BUCKET_BYTES = 32 * MIB
 
 # peft brings accelerate and bitsandbytes.
 _PEFT = 58 * MIB
+# A tokenizer in memory, for each id. SmolLM2's takes 55 MiB, one of whole words half of that.
+_TOKENIZER_OF_ID = 1100
 # Layers of a sharded student that are gathered at a time, with the buffer that the next one arrives in.
 _GATHERED_LAYERS = 3
 # Whole gradients of a group while it is added up: its own, FSDP2's buffer, and gloo's copy of that.
@@ -187,8 +189,11 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
         "last layer": {"gradients": grown, "activations": kept + backward},
         "first layer": {"gradients": gradients, "activations": left + (0 if is_again else layer) + backward},
         "update": {"gradients": gradients, "optimizer": pieces},
-        # peft is imported for the adapter's folder, when the moments are gone.
-        "export": {"other": _PEFT if setting.device.is_host else 0, "optimizer": -states},
+        # peft is imported for the adapter's folder, and the tokenizer is loaded, when the moments are gone.
+        "export": {
+            "other": _PEFT + _TOKENIZER_OF_ID * shape.vocab_size if setting.device.is_host else 0,
+            "optimizer": -states,
+        },
     }
     if setting.ranks > 1:
         moments["sum"] = {"gradients": gradients + min(2 * BUCKET_BYTES, gradients)}

@@ -106,11 +106,22 @@ class LowRankAdapter:
             if not self.is_on:
                 return None
             inputs = args[0] if args else next(iter(kwargs.values()))
-            low = nn.functional.linear(inputs, a.to(inputs.dtype))
-            added = nn.functional.linear(low, b.to(low.dtype)) * self.scale
-            return output + added.to(output.dtype)
+            low = nn.functional.linear(inputs, a.to(inputs.dtype)).to(output.dtype)
+            add_product(output, low, b.to(output.dtype), self.scale)
+            return None
 
         return add
+
+
+def add_product(output: Tensor, low: Tensor, b: Tensor, scale: float) -> None:
+    """Add ``scale * low @ b.T`` to ``output`` [..., rows] where it stands; ``low`` is [..., rank].
+
+    A layer's output in a second place would leave a hole in the heap that no tensor of its size fits into: memory of an
+    aligned address is cut from a larger piece. A tensor that is a view is changed through its base: a change through
+    the view would copy its gradient.
+    """
+    whole = output if output._base is None else output._base
+    whole.view(-1, b.shape[0]).addmm_(low.view(-1, b.shape[1]), b.t(), alpha=scale)
 
 
 def _tensor(shape: tuple[int, int], new_tensor: NewTensor | None, device: torch.device) -> Tensor:

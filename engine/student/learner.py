@@ -109,6 +109,8 @@ class Learner:
             if part.batch is None:
                 continue
             batch = part.batch.to(self.device)
+            if not part.is_last:
+                self._make_gradients()
             states = self.hidden_states(batch)
             if not states.requires_grad:
                 raise ModelError(
@@ -117,6 +119,16 @@ class Learner:
                     "Choose another student, or train all weights: --lora_rank 0.",
                 )
             states.backward(gradient(part, batch, states))
+
+    def _make_gradients(self) -> None:
+        """Make the gradients that several micro-batches are added to, before there are activations.
+
+        Made in the backward pass, each would lie in the place of a freed activation, into which the next micro-batch's
+        would not fit any more.
+        """
+        for _, parameter in self.trainable.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def loss(
         self, states: Tensor, batch: MicroBatch, *, objective: Objective, chunk_tokens: int, scale: float

@@ -185,6 +185,15 @@ class AdamW:
             found_inf=skip,
         )
 
+    def make_moments(self) -> None:
+        """Make the moments that are not there yet.
+
+        Made at the first update, small ones would lie in the places of freed activations.
+        """
+        for name, parameter in self.parameters.items():
+            if name not in self._moments:
+                self._moments[name] = self._new_moments(parameter)
+
     def release(self) -> None:
         """Free the moments at the end of the training."""
         self._moments = {}

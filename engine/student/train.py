@@ -167,6 +167,7 @@ def train(
     pace = _Pace(progress, order.total_steps, channel)
     saved_step = progress.step
     learner.model.train()
+    training.optimizer.make_moments()
     world = training.world
     with (
         channel.agreeing(world),

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from engine.channel.channel import Channel
 from engine.errors import DiskFull
@@ -16,7 +18,8 @@ from engine.model_files.adapter_shape import AdapterShape
 from engine.model_files.spec import read_spec
 from engine.models.linears import decoder_linears
 from engine.models.load import load_causal_lm
-from engine.student.adapter import LowRankAdapter
+from engine.models.quantize import QuantizedLinear
+from engine.student.adapter import LowRankAdapter, add_product
 from engine.student.export import export_student
 from engine.student.learner import Learner
 from engine.student.train import Progress, resume, train
@@ -74,6 +77,61 @@ def test_it_changes_a_layer_as_its_product_would_change_the_weight(architecture:
             change = 8.0 / 4 * b @ a
             plain.get_submodule(linear.name).weight += change.T if architecture == "gpt2" else change
     torch.testing.assert_close(ours, logits(plain), rtol=1e-3, atol=1e-4)
+
+
+class _Sizes(TorchDispatchMode):
+    """Counts the tensors of one shape that operations make."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+        self.places: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.numel() == self.elements:
+            self.places.add(found.untyped_storage().data_ptr())
+        return found
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "int8"])
+def test_an_adapted_layer_has_one_output_in_memory(kind: str, bias: bool) -> None:
+    layer: nn.Module = Conv1D(24, 8) if kind == "conv1d" else nn.Linear(8, 24, bias=bias)
+    layer.requires_grad_(False)
+    if kind == "int8":
+        assert isinstance(layer, nn.Linear)
+        layer, plain = QuantizedLinear(layer, "int8"), layer
+        layer.codes, layer.scales = layer.pack(plain.weight)
+    a, b = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.randn(24, 4))
+    inputs = torch.randn(2, 5, 8, requires_grad=True)
+    expected = layer(inputs) + 0.5 * inputs @ a.T @ b.T
+    with _Sizes(2 * 5 * 24) as sizes:
+        output = layer(inputs)
+        add_product(output, inputs @ a.T, b, 0.5)
+    assert len(sizes.places) == 1
+    torch.testing.assert_close(output, expected)
+    weight = torch.randn(2, 5, 24)
+    ours = torch.autograd.grad((output * weight).sum(), (inputs, a, b))
+    torch.testing.assert_close(ours, torch.autograd.grad((expected * weight).sum(), (inputs, a, b)))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_gradients_and_moments_are_made_before_activations(run: SmallRun, micro_batches: int) -> None:
+    learner = run.learner(adapter=SHAPE)
+    training = run.training(learner, gradient_accumulation=micro_batches)
+    seen: list[tuple[bool, int]] = []
+
+    def look(*_: Any) -> None:
+        given = [parameter.grad is not None for _, parameter in learner.trainable.parameters()]
+        assert all(given) == any(given)
+        seen.append((all(given), len(training.optimizer.state())))
+
+    learner.model.get_input_embeddings().register_forward_hook(lambda *_: look() if learner.model.training else None)
+    train(training, Progress(), run.checkpoints(run.events()), Channel(run.events()))
+    moments = 2 * len(learner.trainable.tensors())
+    assert {count for _, count in seen} == {moments}
+    assert {given for given, _ in seen} == {micro_batches > 1}
 
 
 def test_gradients_are_those_that_the_whole_weights_would_have(run: SmallRun) -> None:
