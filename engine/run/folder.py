@@ -140,7 +140,7 @@ class Run:
             or not isinstance(info.get("settings"), dict)
         ):
             raise _of_another_version(path)
-        run = cls(path, info)
+        run = cls(path, _for_readers(info))
         if by_hand:  # its settings may have been changed
             if not run.is_old:
                 _check_changed(path, info["settings"])
@@ -168,6 +168,8 @@ class Run:
             return old_runs.jobs_of_old_run(self.info) if self.is_old else jobs_from_json(self.info["jobs"])
         except ValueError as error:
             raise _of_another_version(self.path) from error
+        except SettingsError as error:
+            raise _of_another_version(self.path, error) from error
 
     @property
     def is_old(self) -> bool:
@@ -339,10 +341,17 @@ class Run:
         return self._lock.without_locks
 
 
-def _of_another_version(path: Path) -> CorruptState:
+def _for_readers(info: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's information with what other versions lack and only readers need: reasons, predictions, dates."""
+    empty = {"created": 0.0, "asked": {}, "choices": [], "predicted": {}, "versions": {}, "hardware": {}}
+    return info | {name: value for name, value in empty.items() if not isinstance(info.get(name), type(value))}
+
+
+def _of_another_version(path: Path, error: SettingsError | None = None) -> CorruptState:
+    """Return the error for a ``run.json`` that cannot be used, with the settings that are to blame."""
     return CorruptState(
         f"{path / 'run.json'} is not of a kind that this version ({__version__}) reads.",
-        "",
+        "" if error is None else "; ".join(problem.sentence() for problem in error.problems) + ".",
         "Use the version that made the run.",
     )
 

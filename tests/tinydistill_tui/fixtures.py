@@ -29,6 +29,7 @@ SETTINGS = {
     "teacher": "Qwen/Qwen2.5-1.5B-Instruct",
     "student": "Qwen/Qwen2.5-0.5B",
     "data": "/home/ada/notes",
+    "sequence_length": 1024,
     "device": "cuda:0",
     "student_batch": 2,
     "memory_budget": 3 * GIB,

@@ -535,6 +535,23 @@ async def test_run_that_cannot_be_resumed_says_why(runs_folder):
         assert isinstance(app.screen, RunScreen)
 
 
+async def test_run_of_another_version_is_refused_in_a_sentence_and_gets_no_event(runs_folder):
+    path = make_run(runs_folder, scene="failed")
+    info = json.loads((path / "run.json").read_text())
+    del info["settings"]["sequence_length"]
+    (path / "run.json").write_text(json.dumps(info))
+    events = (path / "events.jsonl").read_bytes()
+    async with watching(path) as (app, pilot):
+        for count in (1, 2):
+            await pilot.press("R")
+            await until(
+                pilot,
+                lambda: sum("Use the version" in note.message for note in app._notifications) == count,  # noqa: B023
+                "it says why",
+            )
+    assert (path / "events.jsonl").read_bytes() == events
+
+
 @pytest.mark.parametrize(("size", "words"), [((80, 24), "gap 6"), ((120, 40), "% of the gap closed")])
 async def test_gap_that_is_closed_so_far_is_in_the_title(runs_folder, size, words):
     path = make_run(runs_folder)

@@ -4,7 +4,9 @@ import json
 import pytest
 
 from engine.errors import CorruptState, FolderError
-from tests.tinydistill_tui.fixtures import NOW, SCENES, append, held, make_run
+from engine.run.folder import Run
+from engine.run.inputs import identity_of
+from tests.tinydistill_tui.fixtures import NOW, SCENES, SETTINGS, append, held, make_run
 from tinydistill_tui.screens.welcome import state_words
 from tinydistill_tui.view.plan_facts import cut_words
 from tinydistill_tui.work import control, runs
@@ -128,6 +130,57 @@ def test_asking_reaches_only_who_is_there(runs_folder):
     (line,) = (path / "control").read_text().splitlines()
     assert json.loads(line)["command"] == "pause"
     assert json.loads(line)["by"].startswith("tinydistill-tui ")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"settings": {}}, "is not of a kind"),
+        ({"settings": SETTINGS | {"draws": 12}}, "--draws 12: there is no such setting"),
+        ({"settings": SETTINGS | {"student_batch": "many"}}, "--student_batch many"),
+        ({"settings": SETTINGS | {"sequence_length": None}}, "is not of a kind"),
+    ],
+)
+def test_run_of_another_version_that_cannot_go_on_is_refused_and_left_as_it_was(runs_folder, change, named):
+    path = make_run(runs_folder, scene="stopped")
+    info = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(info | change))
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "lock"}
+    for _ in range(2):
+        with pytest.raises(CorruptState) as found:
+            control.start(path)
+        assert named in found.value.paragraph()
+        assert "Use the version that made the run" in found.value.todo
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.name != "lock"} == before
+
+
+@pytest.mark.parametrize("lacking", ["asked", "choices", "predicted", "created", "versions"])
+def test_run_of_another_version_goes_on_without_what_only_readers_need(runs_folder, monkeypatch, lacking):
+    path = make_run(runs_folder, scene="stopped")
+    info = json.loads((path / "run.json").read_text())
+    del info[lacking]
+    (path / "run.json").write_text(json.dumps(info))
+    started = []
+    monkeypatch.setattr(control, "_started", [])
+    monkeypatch.setattr(control.supervisor, "start", lambda path, **_: started.append(path))
+    control.start(path)
+    assert started == [path]
+
+
+def test_run_that_was_moved_with_its_text_finds_it(tmp_path, runs_folder, monkeypatch):
+    path = make_run(runs_folder, scene="stopped")
+    (runs_folder / "notes").mkdir()
+    (runs_folder / "notes" / "a.md").write_text("a text")
+    data = str(runs_folder / "notes")
+    info = json.loads((path / "run.json").read_text())
+    info |= {"folder": str(path), "settings": SETTINGS | {"data": data}, "asked": {"data": data}}
+    (path / "run.json").write_text(json.dumps(info))
+    Run.open(path).finish_phase("prepare", {"inputs": {"data": identity_of("data", data)}})
+    there = runs_folder.rename(tmp_path / "there")
+    monkeypatch.setattr(control, "_started", [])
+    monkeypatch.setattr(control.supervisor, "start", lambda *_, **__: None)
+    control.start(there / path.name)
+    assert Run.open(there / path.name).settings.data == str(there / "notes")
 
 
 def test_size_counts_what_lies_in_the_folder_and_not_what_it_links_to(runs_folder, tmp_path):

@@ -13,8 +13,9 @@ from typing import Any
 from engine.channel.last_word import LastWord
 from engine.errors import FolderError, RunFailed
 from engine.run import control as run_control
-from engine.run import supervisor
+from engine.run import launch, supervisor
 from engine.run.folder import Run
+from engine.settings.config import RunConfig
 
 # Kept, so that a supervisor that ends while we are here is no zombie; it does not end with us.
 _started: list[subprocess.Popen[bytes]] = []
@@ -25,13 +26,19 @@ _last_words: dict[Path, LastWord] = {}
 def start(path: Path) -> None:
     """Start a supervisor for the run, detached: it outlives this program, its terminal and its session.
 
+    A run that began already is continued as ``--resume`` does it: inputs that were moved with it are found, and a
+    folder that cannot be continued is refused before anything is written.
+
     Raises:
         FolderError: the run is going already, or its folder is gone or cannot be written.
+        CorruptState: ``run.json`` is damaged, or of a version that is not read.
         RunFailed: no process could be started.
     """
     run = Run.open(path)
     if run.is_live():
         raise FolderError(f"{run.name} is already going.", "", "Watch it instead.")
+    if run.events_path.exists() or run.is_old:
+        run = launch.resume_run(RunConfig.parse({"output_dir": path, "resume": True}))
     _started[:] = [process for process in _started if process.poll() is None]
     last_word(run.path)  # of an earlier start
     word = LastWord()
