@@ -154,17 +154,10 @@ def _start_from(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path)
 
 
 def _another_student(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> list[NextStep]:
-    """A smaller student that learns from the records that are there, or one that learns at another rate."""
-    layers, rate = config.get("student_layers"), _number(config.get("learning_rate"))
+    """A smaller student of the teacher's layers that learns from the records that are there."""
+    layers = config.get("student_layers")
     count = layer_count(layers) if isinstance(layers, int | str) else None
-    rank = _number(config.get("lora_rank")) or 0
-    given: dict[str, Any] = {}
-    if count:
-        given = {"student_layers": max(1, count - 1)}
-    elif rank > 1:
-        given = {"lora_rank": int(rank) // 2}
-    elif rate is not None:  # with the same settings it would be the same student
-        given = {"learning_rate": float(f"{rate * _NEXT_RATE:.1e}")}
+    given = {"student_layers": max(1, count - 1)} if count else {}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     try:
         values = second_student(path, config, asked, given)

@@ -11,7 +11,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib import metadata
@@ -257,8 +257,12 @@ class Run:
             self.info["folder"] = str(self.path)
             self.save()
 
-    def change(self, values: dict[str, Any]) -> None:
+    def change(self, values: dict[str, Any], *, instead: Callable[[list[str]], str] = lambda _names: "") -> None:
         """Take new values for settings that may change in a run that exists.
+
+        Args:
+            values: by name.
+            instead: tells another way to settings that may not change, from their names; empty where there is none.
 
         Raises:
             SettingsError: a value differs that would falsify what is already there.
@@ -271,7 +275,8 @@ class Run:
             if not SETTINGS[name].may_change
         ]
         if problems:
-            raise SettingsError(problems, "Leave these out to continue the run, or start a new one.")
+            other = instead([problem.setting for problem in problems]) or "start a new one."
+            raise SettingsError(problems, f"Leave these out to continue the run, or {other}")
         if differing:
             self._set(differing)
             asked = {**self.info["asked"], **differing}

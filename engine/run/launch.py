@@ -9,9 +9,10 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ from engine.ranks import threads_each
 from engine.run import supervisor
 from engine.run.folder import Run
 from engine.run.inputs import moved
-from engine.run.onward import expanded
+from engine.run.onward import OF_THE_RECORDS, expanded
 from engine.run.request import check_request, with_absolute_paths
 from engine.settings import profiles
-from engine.settings.command import how_to_continue, resume_command
+from engine.settings.command import command_words, how_to_continue, resume_command
 from engine.settings.config import SETTINGS, RunConfig
 
 _ALL_WAS_READ = 0.995
@@ -150,12 +151,23 @@ def resume_run(config: RunConfig) -> Run:
         found = moved(run, given)
         run.move(found)
         given = {name: value for name, value in given.items() if name not in found}
-        run.change({**given, "until": config.until})
+        run.change({**given, "until": config.until}, instead=lambda names: _from_its_records(run, given, names))
         if more_training:
             run.reopen_phase("student")
         if "share" in (run.result("teacher") or {}):  # other ranks may have scored their shares meanwhile
             run.reopen_phase("teacher")
     return run
+
+
+def _from_its_records(run: Run, given: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The command that trains a student with other settings from the run's records; empty where they are others'."""
+    if run.result("teacher") is None or any(name in OF_THE_RECORDS for name in names):
+        return ""
+    student = run.info["settings"].get("student")
+    own = {} if student in (None, FROM_TEACHER) else {"student": student}
+    program, *flags = command_words(RunConfig.parse({**own, **{name: given[name] for name in names}}))
+    line = shlex.join([program, "--records_from", str(run.path), *flags])
+    return f"train such a student from its records: {line}"
 
 
 def _refuse_fewer_steps(run: Run, given: dict[str, Any]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from engine.cli.arguments import parse
 from engine.cli.distill import main
+from engine.run.launch import config_from
 from tests.end_to_end.program import QUICK, content, events, run, start, write_texts
 from tests.tiny import tiny_model
 
@@ -25,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, measured_cache: Path) -> 
         "--gradient_checkpointing",
         *[
             "--data",
-            write_texts(folder / "data"),
+            write_texts(folder / "data", 200),  # six documents or more are held out, so there are intervals
             "--output_dir",
             folder / "run",
             "--precision",
@@ -172,6 +175,21 @@ def test_resuming_with_other_settings_names_those_that_differ(finished, capsys):
     said = capsys.readouterr().err
     assert "--temperature 2" in said
     assert "--seed 7" in said
+
+
+def test_another_student_can_have_the_records_of_a_run_that_goes_on_as_it_is(finished, capsys):
+    """The way out was to start a new run, which would have scored all rows again."""
+    assert main(["--resume", "--output_dir", str(finished), "--learning_rate", "0.1", "--lora_rank", "4"]) == 2
+    said = capsys.readouterr().err
+    command = said[said.index("tiny-distill --records_from") :].strip().splitlines()[0].removesuffix(".")
+    words = shlex.split(command)[1:]
+    typed, _ = parse(words, program="tiny-distill", description="")
+    asked = config_from(typed)
+    assert (asked.learning_rate, asked.lora_rank) == (0.1, 4)
+    assert asked.student == str(tiny_model("llama", num_layers=2, seed=1))
+    assert asked.cache_dir == finished / "cache"
+    assert main(["--resume", "--output_dir", str(finished), "--seed", "5"]) == 2
+    assert "or start a new one" in capsys.readouterr().err, "its records are of another seed"
 
 
 def test_a_resumed_run_cannot_have_fewer_steps_than_are_done(finished, capsys):

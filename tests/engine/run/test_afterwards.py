@@ -58,21 +58,6 @@ def test_a_prompt_keeps_the_line_ends_of_its_template():
     assert heard == [rendered.replace("  ", " ")]
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"student_layers": 5}, ("--student_layers", "4")),
-        ({"student_layers": None, "student": "s", "lora_rank": 8}, ("--lora_rank", "4")),
-        ({"student_layers": None, "student": "s", "lora_rank": 0, "learning_rate": 1e-4}, ("--learning_rate", "3e-05")),
-    ],
-)
-def test_the_second_student_is_another_one(settings, words, tmp_path):
-    """Without another setting the command trained the same student again, bit for bit."""
-    report = {**REPORT, "config": {**REPORT["config"], **settings}}
-    (step,) = (each for each in next_steps(report, tmp_path) if each.key == "another")
-    assert step.words[-2:] == words
-
-
 def test_programs_take_their_words(tmp_path):
     by_key = {step.key: step.words for step in next_steps(REPORT, tmp_path)}
     for key in ("talk", "beside"):
