@@ -12,7 +12,6 @@ import contextlib
 import io
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +31,7 @@ from textual.widget import Widget
 
 from engine.disk import places
 from engine.machine import safe_child
-from tinydistill_tui.terminal import appearance, opening, sharing, window
+from tinydistill_tui.terminal import appearance, ending, opening, sharing, window
 from tinydistill_tui.terminal.key_queue import KeyQueue, keep_escape
 
 if TYPE_CHECKING:
@@ -124,8 +123,7 @@ class TinyDistillApp(App[int]):
 
     def on_mount(self) -> None:
         """Take the mode that was asked for, and end in order when asked to by the system."""
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread, no signals
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit, 0)
+        ending.end_in_order(self)
         if not self.is_headless:
             self.set_interval(window.LOOK_SECONDS, lambda: window.follow(self))
         if _SCREENS in sys.modules:

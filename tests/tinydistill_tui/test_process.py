@@ -244,15 +244,43 @@ def hangup_is_heard():
     signal.signal(signal.SIGHUP, before)
 
 
-def test_hangup_ends_the_screen(hangup_is_heard, runs_folder):
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1])
+def test_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(hangup_is_heard, runs_folder, number):
     path = make_run(runs_folder, now=time.time())
     with held(path), terminal(["--attach", str(path)]) as term:
         term.wait_for("gap 67% closed")
+        term.process.send_signal(number)
+        assert term.wait() == 0
+        assert b"\x1b[?1049l" in term.written, "the shell's own screen"
+        assert b"\x1b[?1000l" in term.written, "no mouse codes"
+
+
+def test_hangup_of_a_closed_terminal_ends_the_screen(hangup_is_heard, runs_folder):
+    path = make_run(runs_folder, now=time.time())
+    with held(path), terminal(["--attach", str(path)]) as term:
+        term.wait_for("gap 67% closed")
+        os.close(term.descriptor)
         term.process.send_signal(signal.SIGHUP)
-        until = time.monotonic() + 120
-        while term.process.poll() is None and time.monotonic() < until:
-            term.read(0.1)
-        assert term.process.poll() is not None
+        try:
+            assert term.process.wait(timeout=120) == -signal.SIGHUP
+        finally:
+            term.descriptor = os.open(os.devnull, os.O_RDWR)  # closed once more at the end
+
+
+def test_hangup_under_nohup_changes_nothing(runs_folder):
+    path = make_run(runs_folder, now=time.time())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with held(path), terminal(["--attach", str(path)]) as term:
+            term.wait_for("gap 67% closed")
+            term.process.send_signal(signal.SIGHUP)
+            term.type("z")  # and it still hears keys
+            term.written.clear()
+            term.type("?")
+            term.wait_for("Esc")
+            assert term.process.poll() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the state of a process is read from /proc")

@@ -1,0 +1,43 @@
+"""Ends the program in order when the system asks it to end, and leaves the terminal as it was.
+
+Textual 8.2.8 handles no signals: the default action would leave the alternate screen and mouse reporting on. A closed
+terminal takes no more codes, and writing them takes seconds; then the default action ends the program at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from textual.app import App
+
+_SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+
+
+def end_in_order(app: App[int]) -> None:
+    """Leave the app at each signal that would end the process; those that ``nohup`` has set to be ignored stay so."""
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread, no signals
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, _heard, app, number)
+
+
+def _heard(app: App[int], number: int) -> None:
+    asyncio.get_running_loop().remove_signal_handler(number)  # the second one ends the program whatever it does
+    if _terminal_is_open():
+        app.exit(0)
+    else:
+        os.kill(os.getpid(), number)
+
+
+def _terminal_is_open() -> bool:
+    try:
+        return os.isatty(sys.__stdin__.fileno()) if sys.__stdin__ is not None else False
+    except (OSError, ValueError):  # closed
+        return False
