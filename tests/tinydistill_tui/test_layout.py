@@ -3,12 +3,14 @@
 import contextlib
 
 import pytest
+from textual.binding import ActiveBinding, Binding
 from textual.widgets import Footer
 from textual.widgets._footer import FooterKey
 
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import lines_of, look_at, text_of, until, watching
 from tinydistill_tui.screens.runs import RunsScreen
+from tinydistill_tui.terminal.key_line import fitting
 
 # Where a text may end in an ellipsis at 80x24: what is cut there stands whole on another screen, or can be copied.
 MAY_BE_CUT = (
@@ -36,9 +38,16 @@ def outside(app):
 
 
 def wrong_footers(app):
-    """Keys below that are cut, too many, or not there."""
+    """Keys below that are cut, too many, or not there: all from 80 columns on, Help always."""
     wrong = []
     for footer in app.screen.query(Footer):
+        needed = {
+            active.binding.description
+            for active in app.screen.working_bindings().values()
+            if active.binding.show and (app.size.width >= 80 or active.binding.action == "help")
+        }
+        if missing := needed - {key.description for key in footer.query(FooterKey)}:
+            wrong.append(missing)
         keys = list(footer.query(FooterKey))
         if not keys or len(keys) > 8 or footer.max_scroll_x or any(key.region.right > app.size.width for key in keys):
             wrong.append([(key.description, key.region) for key in keys])
@@ -99,5 +108,50 @@ async def test_smaller_and_larger_windows_show_something_and_never_fail(runs_fol
                 for size in [(60, 16), (40, 10), (20, 5), (10, 3), (200, 60)]:
                     await pilot.resize_terminal(*size)
                     assert text_of(app).strip(), (path, size)
+                    if size[0] >= 20:
+                        await until(pilot, lambda: wrong_footers(app) == [], f"the keys fit: {path} {size}")
                     await pilot.press("question_mark", "escape")
                 await pilot.resize_terminal(80, 24)
+
+
+async def test_narrow_window_shows_whole_keys_and_help_among_them(runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path) as (app, pilot):
+            before = [key.description for key in app.screen.query(FooterKey)]
+            for width in (60, 40, 24, 16, 40, 80):
+                await pilot.resize_terminal(width, 24)
+                await until(pilot, lambda: wrong_footers(app) == [], f"the keys fit {width}")
+            assert [key.description for key in app.screen.query(FooterKey)] == before
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (80, ["Quit", "Help", "Pause", "文字"]),
+        (28, ["Quit", "Help", "Pause", "文字"]),
+        (27, ["Quit", "Help", "Pause"]),
+        (13, ["Quit", "Help"]),
+        (12, ["Help"]),
+        (3, ["Help"]),
+    ],
+)
+def test_keys_that_fit_are_the_first_ones_and_help(width, shown):
+    def key(name, action, description):
+        return name, ActiveBinding(None, Binding(name, action, description), True, "")
+
+    bindings = dict(
+        [
+            key("q", "leave", "Quit"),
+            key("f", "help", "Help"),
+            key("p", "pause", "Pause"),
+            key("w", "words", "文字"),
+            key("v", "words", "again"),  # the same action: the footer shows its first key
+        ]
+    )
+    found = fitting(bindings, width, lambda binding: binding.key)
+    actions = {
+        active.binding.action: active.binding.description for active in reversed(found.values()) if active.binding.show
+    }
+    assert sorted(actions.values()) == sorted(shown)
+    assert found.keys() == bindings.keys(), "each of them still works"

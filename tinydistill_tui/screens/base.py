@@ -22,6 +22,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Input, Static
 
 from tinydistill_tui.navigation import Program
+from tinydistill_tui.terminal.key_line import fitting
 from tinydistill_tui.view.marks import MARK_STYLES, MARKS
 from tinydistill_tui.widgets.title_row import Rule, TitleRow
 
@@ -92,7 +93,12 @@ class FrameScreen(Screen[None]):
 
     @property
     def active_bindings(self) -> dict[str, ActiveBinding]:
-        """The keys that work now: where a field takes letters, a letter is no command."""
+        """The keys that work now; those that fit into the line below are shown there."""
+        working = self.working_bindings()
+        return fitting(working, self.size.width, self.app.get_key_display) if self.size.width else working
+
+    def working_bindings(self) -> dict[str, ActiveBinding]:
+        """The keys that work now: where a field takes letters, a letter is no command. In any width, all are shown."""
         field = self.focused
         found = super().active_bindings
         enter = found.get("enter")
@@ -126,6 +132,11 @@ class FrameScreen(Screen[None]):
         )
         words = marked(mark, small + sentence) if mark else Content(small + clause(sentence, width - 2 - len(small)))
         self.query_one("#verdict", Static).update(words, layout=False)
+
+    @on(events.Resize)
+    def _fit_keys(self) -> None:
+        """Show the keys that fit the new width."""
+        self.refresh_bindings()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """Say what the focused widget is for."""
