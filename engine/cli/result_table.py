@@ -9,10 +9,10 @@ from rich.table import Table
 
 from engine.cli.console import Console
 from engine.cli.progress import wants_lines
-from engine.format import format_bytes, format_duration
+from engine.format import format_bytes
 from engine.phase_kinds import PHASES, phase_noun
 from engine.run.afterwards import FILE, about_the_student, next_steps
-from engine.run.report import MEASURES, compute_unit, one_line, speed_in_words
+from engine.run.report import MEASURES, compute_unit, cost_in_words, one_line, speed_in_words
 from engine.student.verdict import details, headline
 
 
@@ -27,11 +27,7 @@ def show_result(report: dict[str, Any], path: Path) -> None:
         console.print(sentence, markup=False, soft_wrap=True)
     for phase in PHASES[1:]:
         figures, word = report["phases"][phase], phase_noun(phase)
-        console.print(
-            f"{word}: {format_duration(figures['seconds'])}, peak {format_bytes(figures['peak_bytes'])} "
-            f"(predicted {format_bytes(figures['predicted_peak_bytes'])})",
-            markup=False,
-        )
+        console.print(f"{word}: {cost_in_words(figures)}", markup=False)
         if speed := speed_in_words(figures, compute_unit(report)):
             console.print(f"       {speed}", markup=False, soft_wrap=True)
     cache = report["cache"]

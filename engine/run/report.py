@@ -115,6 +115,18 @@ def _overhead(seconds: float, working_seconds: float | None) -> float | None:
     return None if working_seconds is None else round(max(0.0, seconds - working_seconds), 3)
 
 
+def cost_in_words(phase: dict[str, Any]) -> str:
+    """Time and memory of a phase, for a user; of a teacher that had nothing to score, why there is none.
+
+    Args:
+        phase: its entry in the report.
+    """
+    if phase.get("tokens") == 0:
+        return "every row had its records already"
+    peak, predicted = (format_bytes(phase.get(name)) for name in ("peak_bytes", "predicted_peak_bytes"))
+    return f"{format_duration(phase.get('seconds'))}, peak {peak} (predicted {predicted})"
+
+
 def speed_in_words(phase: dict[str, Any], unit: str) -> str:
     """How well a phase used the machine, for a user; empty where nothing is known.
 
@@ -179,7 +191,8 @@ def in_words(report: dict[str, Any], name: str, *, pictures: Iterable[str] = ())
         *(
             f"| {phase} | {format_duration(figures['seconds'])} | "
             f"{_or_dash(figures['overhead_seconds'], format_duration)} | "
-            f"{figures['tokens_per_second'] or 0:,.0f} | {_or_dash(figures['gemm_share'], '{:.0%}'.format)} | "
+            f"{_or_dash(figures['tokens_per_second'], '{:,.0f}'.format)} | "
+            f"{_or_dash(figures['gemm_share'], '{:.0%}'.format)} | "
             f"{format_bytes(figures['peak_bytes'])} | {format_bytes(figures['predicted_peak_bytes'])} |"
             for phase, figures in report["phases"].items()
         ),
@@ -215,7 +228,9 @@ def _spent(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
     for event in events:
         if event["kind"] in ("phase_started", "phase_finished", "run_finished", "run_resumed") and began is not None:
             end = event["time"] if event["kind"] in ("phase_finished", "run_finished") else last
-            spent[current]["seconds"] += max(0.0, end - began)
+            counted = event.get("seconds") if event["kind"] == "phase_finished" else None
+            # The supervisor counts by a clock that is never set; the events' own times are those of the wall.
+            spent[current]["seconds"] += counted if isinstance(counted, int | float) else max(0.0, end - began)
             began = None
         if event["kind"] == "phase_started" and event.get("phase") in spent:
             began, current = event["time"], event["phase"]

@@ -5,6 +5,7 @@ from textual.widgets import OptionList
 
 from engine.disk import places
 from engine.run.afterwards import next_steps
+from engine.run.report import in_words
 from engine.settings import profiles
 from tests.tinydistill_tui.fixtures import REPORT, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
@@ -213,3 +214,16 @@ def test_a_kl_below_zero_is_shown_as_none_and_its_change_has_the_right_sign():
     assert result.table(found)[1] == ["KL to the teacher", "0.000", "0.000", "0.067", "+0.067"]
     found["student_before"] = {"kl_to_teacher": 0.134}
     assert result.table(found)[1][-1] == "-50%"
+
+
+def test_a_teacher_that_had_nothing_to_score_has_no_memory_to_compare():
+    """It was "0 s, peak 0 B (predicted 1.0 GiB)" for a second student of the same records."""
+    phases = {
+        name: {"overhead_seconds": 1.0, "gemm_share": None, **REPORT["phases"][name]} for name in ("teacher", "student")
+    }
+    phases["teacher"] |= {"tokens": 0, "tokens_per_second": None, "peak_bytes": 0}
+    report = {**REPORT, "phases": phases}
+    told = dict(result.costs(report))
+    assert told["score"] == "every row had its records already"
+    assert "peak" in told["train"]
+    assert "| 0 |" not in in_words(report, "a-run")

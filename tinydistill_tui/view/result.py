@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from engine.channel.words import number
-from engine.format import format_bytes, format_count, format_duration
+from engine.format import format_bytes, format_count
 from engine.phase_kinds import PHASES, phase_noun
-from engine.run.report import MEASURES, Measure, compute_unit, one_line, speed_in_words
+from engine.run.report import MEASURES, Measure, compute_unit, cost_in_words, one_line, speed_in_words
 from engine.student import verdict
 
 _LEAST_KL = 0.05  # nats a token
@@ -52,13 +52,8 @@ def costs(report: dict[str, Any]) -> list[tuple[str, str]]:
     for name in PHASES[1:]:
         phase = _part(phases, name)
         if phase:
-            peak, predicted = (format_bytes(number(phase.get(key))) for key in ("peak_bytes", "predicted_peak_bytes"))
-            lines.append(
-                (
-                    phase_noun(name),
-                    f"{format_duration(number(phase.get('seconds')))}, peak {peak} (predicted {predicted})",
-                )
-            )
+            known = ("tokens", "seconds", "peak_bytes", "predicted_peak_bytes")
+            lines.append((phase_noun(name), cost_in_words({key: number(phase.get(key)) for key in known})))
             figures = {key: number(phase.get(key)) for key in ("gemm_share", "overhead_seconds")}
             if speed := speed_in_words(figures, compute_unit(report)):
                 lines.append(("", speed))
