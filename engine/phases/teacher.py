@@ -23,9 +23,10 @@ from engine.data.sample_limits import SampleLimits
 from engine.data.tokens import SPLITS, TokenFile
 from engine.disk.file_lock import no_locks
 from engine.disk.files import make_folder, write_atomic
+from engine.errors import CacheMismatch
 from engine.jobs import RecordsJob, ScoreJob
 from engine.machine.gpu_check import gpu_of
-from engine.model_files.spec import ModelSpec
+from engine.model_files.spec import ModelSpec, fingerprint
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
@@ -34,7 +35,7 @@ from engine.planner.shape import shape_of
 from engine.planner.sizes import wave_tokens
 from engine.ranks import ALONE, Rank
 from engine.run.folder import Run
-from engine.run.inputs import check_unchanged, identity_of_model
+from engine.run.inputs import identity_of_model
 from engine.student.verdict import doubts
 from engine.talk.speed import keep_speed
 
@@ -203,11 +204,11 @@ def _score(
 
     device, dtype = prepare_torch(job)
     spec = teacher_spec(job)
-    check_unchanged(run, "teacher", spec)
-    began = time.monotonic()
+    _check_teacher(spec, store)
+    began, processor_seconds = time.monotonic(), 0.0
     how = _score_settings(job, spec, tokens.sequence_length)
     cuts = rank.number == 0 and not is_cut(run, job)
-    if rank != ALONE and not cuts and not has_work(tokens, store, SPLITS, wave_tokens=how.wave_tokens, rank=rank):
+    if rank != ALONE and not cuts and not has_work(tokens, store, SPLITS, how, rank):
         return None
     with contextlib.closing(load_teacher(run, job, spec, device, dtype)) as teacher:
         if job.layer_by_layer and teacher.note:
@@ -216,18 +217,32 @@ def _score(
             cut_student(run, job, spec, lambda: teacher, tokens, channel)
         if rank.number == 0:
             _keep_samples(run, teacher, tokens, job.seed)
+        processor_seconds -= time.process_time()
         with channel.saving_memory(teacher, also="the next waves are half as long"):
             result = score(
                 teacher=teacher, tokens=tokens, store=store, splits=SPLITS, settings=how, channel=channel, rank=rank
             )
+        processor_seconds += time.process_time()
     return {
         "tokens": result.tokens,
         "seconds": time.monotonic() - began - channel.paused_seconds,
         "tokens_per_second": result.tokens / max(result.seconds, 1e-9),
         "working_seconds": result.seconds,
+        "processor_seconds": processor_seconds,
         "rows_scored": result.rows,
         "device_peak_bytes": device_peak_bytes(device),
     }
+
+
+def _check_teacher(spec: ModelSpec, store: CacheStore) -> None:
+    found, expected = fingerprint(spec), store.identity.teacher
+    if found != expected:
+        raise CacheMismatch(
+            f"{spec.path} is not the teacher that this run was prepared with: its weights' fingerprint is "
+            f"{found[:12]}…, not {expected[:12]}….",
+            "Records of two teachers would be mixed.",
+            "Put that teacher's folder back, or start a new run.",
+        )
 
 
 def _score_settings(job: ScoreJob, spec: ModelSpec, sequence_length: int) -> ScoreSettings:
@@ -245,6 +260,7 @@ def _score_settings(job: ScoreJob, spec: ModelSpec, sequence_length: int) -> Sco
         record_size=job.record_size,
         temperature=job.temperature,
         seed=job.seed,
+        short_last_waves=not job.layer_by_layer,
     )
 
 
@@ -254,7 +270,6 @@ def _only_cut(run: Run, job: ScoreJob, tokens: TokenFile, channel: Channel) -> N
 
     device, dtype = prepare_torch(job)
     spec = teacher_spec(job)
-    check_unchanged(run, "teacher", spec)
     loaded: list[Any] = []
 
     def teacher() -> Any:

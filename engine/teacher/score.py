@@ -1,9 +1,8 @@
 """Scoring: the teacher reads all rows without records and writes their records.
 
-Rows are taken in waves. A wave is as many rows as fit a number of tokens, in the order of the token file, cut from the
-list of *all* rows: a wave ends with one committed shard, so an interrupted run continues with its current wave and
-leaves the same shards, byte for byte. Ranks take the waves in turn. A wave holds the same rows for any number of ranks,
-so its records are the same, bit for bit.
+Rows are taken in waves (:mod:`engine.teacher.waves`). A wave is as many rows as fit a number of tokens, in the order of
+the token file: it ends with one committed shard, so an interrupted run continues with its current wave and leaves the
+same shards, byte for byte. Several ranks share the waves.
 
 Within a wave each *document* passes through the model separately: documents of a packed row do not attend to each
 other. Long ones come first, so that a lack of memory shows at once, and documents of similar length share a
@@ -15,8 +14,6 @@ Knows nothing of the source of the teacher's layers, of sampling, or of the stor
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +33,7 @@ from engine.models.documents import Documents, batches_of, find_documents
 from engine.models.transfer import to_device
 from engine.ranks import ALONE, Rank
 from engine.teacher.head import Scored, records_from_hidden
+from engine.teacher.waves import Waves
 
 # Work left after the last layer of a streamed wave: the lm_head.
 _LAYERS_SHARE = 0.9
@@ -89,6 +87,8 @@ class ScoreSettings:
         record_size: ids in a record.
         temperature: of the distribution that is recorded.
         seed: of the draws.
+        short_last_waves: whether the last waves are short, so that ranks end at about the same time. A teacher whose
+            layers are read for each wave has long ones only.
     """
 
     micro_batch: int
@@ -97,10 +97,19 @@ class ScoreSettings:
     record_size: int
     temperature: float
     seed: int
+    short_last_waves: bool = False
 
-    def rows_in_wave(self, sequence_length: int) -> int:
-        """Rows of this length in a wave."""
-        return max(1, self.wave_tokens // sequence_length)
+    def waves(self, tokens: TokenFile, splits: Sequence[Split], rank: Rank) -> Waves:
+        """A rank's waves of some rows."""
+        rows_in_wave = max(1, self.wave_tokens // tokens.sequence_length)
+        return Waves(
+            tokens,
+            splits,
+            rows_in_wave=rows_in_wave,
+            fewest=self.micro_batch,
+            short_last=self.short_last_waves,
+            rank=rank,
+        )
 
 
 def score(
@@ -130,8 +139,7 @@ def score(
         BadNumbers: the teacher gives NaN or infinity.
     """
     progress = _Progress(tokens, store, splits, channel, rank)
-    waves = _Waves(tokens, splits, settings.rows_in_wave(tokens.sequence_length), rank)
-    for split, indices in waves.left(store, channel, fewest=settings.micro_batch):
+    for split, indices in settings.waves(tokens, splits, rank).left(store, channel):
         rows = tokens.rows(split, indices)
         counts = rows.scored.sum(1).tolist()
         wave = _Wave(rows, settings.micro_batch * tokens.sequence_length, tokens.sequence_length, settings.seed)
@@ -153,67 +161,10 @@ def score(
 
 
 def has_work(
-    tokens: TokenFile, store: CacheStore, splits: Sequence[Split], *, wave_tokens: int, rank: Rank = ALONE
+    tokens: TokenFile, store: CacheStore, splits: Sequence[Split], settings: ScoreSettings, rank: Rank = ALONE
 ) -> bool:
     """Return whether :func:`score` would score a row; the arguments are the same."""
-    rows_in_wave = max(1, wave_tokens // tokens.sequence_length)
-    waves = _Waves(tokens, splits, rows_in_wave, rank)
-    return any(
-        waves.missing(store, split, range(start, min(start + rows_in_wave, tokens.num_rows(split))))
-        for split in splits
-        for start in range(0, tokens.num_rows(split), rows_in_wave)
-    )
-
-
-class _Waves:
-    """The waves of all rows, numbered through the splits, and which of them are this rank's."""
-
-    def __init__(self, tokens: TokenFile, splits: Sequence[Split], rows_in_wave: int, rank: Rank) -> None:
-        self._rows_in_wave = rows_in_wave
-        self._rank = rank
-        self._hashes = {split: tokens.hashes(split) for split in splits}
-        counts = [math.ceil(len(self._hashes[split]) / rows_in_wave) for split in splits]
-        self._first = dict(zip(splits, itertools.accumulate(counts, initial=0), strict=False))
-        # Records of other ranks are not seen here, so a repeated row belongs to the wave of its first place.
-        several = splits if rank.world > 1 else ()
-        self._first_places = {
-            split: _first_places(self._hashes[split], range(len(self._hashes[split]))) for split in several
-        }
-
-    def left(self, store: CacheStore, channel: Channel, *, fewest: int) -> Iterator[tuple[Split, list[int]]]:
-        """Yield the rows that this rank has to score, a wave at a time; half of one while memory is short.
-
-        Args:
-            store: has the records that are there.
-            channel: its safe points are before each wave.
-            fewest: rows in a shorter wave, where the wave has as many.
-        """
-        for split, hashes in self._hashes.items():
-            end = 0
-            while end < len(hashes):
-                channel.safe_point()
-                start = end
-                # Waves keep their boundaries, or the shards of a resumed run would differ.
-                end = min(len(hashes), (start // self._rows_in_wave + 1) * self._rows_in_wave)
-                if channel.memory_is_short:
-                    end = min(end, start + max(fewest, self._rows_in_wave // 2))
-                if indices := self.missing(store, split, range(start, end)):
-                    yield split, indices
-
-    def missing(self, store: CacheStore, split: Split, indices: range) -> list[int]:
-        """Return the rows of a wave, or of a part of it, that this rank has to score, without duplicates."""
-        if not self._rank.has(self._first[split] + indices.start // self._rows_in_wave):
-            return []
-        hashes = self._hashes[split]
-        # Only to measure with is the teacher's first choice needed.
-        places = store.missing([hashes[index] for index in indices], top1=split == "holdout")
-        absent = [indices[place] for place in places]
-        first_of = self._first_places.get(split) or _first_places(hashes, absent)
-        return [index for index in absent if first_of[hashes[index]] == index]
-
-
-def _first_places(hashes: Sequence[bytes], indices: Sequence[int]) -> dict[bytes, int]:
-    return {hashes[index]: index for index in reversed(indices)}
+    return settings.waves(tokens, splits, rank).has_work(store)
 
 
 @dataclass(frozen=True)

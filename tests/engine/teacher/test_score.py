@@ -70,7 +70,7 @@ def run(
 ):  # fmt: skip
     events = EventWriter(cache_path.with_suffix(".jsonl"))
     settings = {"wave_tokens": 4 * LENGTH, "chunk_tokens": 10, "micro_batch": micro_batch, "temperature": temperature}
-    settings |= {name: other.pop(name) for name in ("wave_tokens", "chunk_tokens") if name in other}
+    settings |= {name: other.pop(name) for name in ("wave_tokens", "chunk_tokens", "short_last_waves") if name in other}
     try:
         number = None if rank == ALONE else rank.number
         opened = store or a_store(cache_path, number, temperature=temperature)
@@ -359,13 +359,14 @@ def same_records(one: Records, other: Records) -> bool:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_any_number_of_ranks_leaves_the_records_of_one_process_bit_for_bit(teacher, world, streamed, tmp_path):
     tokens_path = token_file(tmp_path / "tokens.h5", train=40, holdout=9)
-    run(teacher, tokens_path, tmp_path / "one")
+    waves = {"wave_tokens": 8 * LENGTH, "short_last_waves": not streamed}
+    run(teacher, tokens_path, tmp_path / "one", **waves)
     scorer = teacher
     if streamed:
         scorer = StreamedTeacher(tiny_model("qwen2"), dtype=torch.float32, device=torch.device("cpu"), check=False)
     stores = [a_store(tmp_path / "many", number) for number in range(world)]  # none sees what another one scores
     results = [
-        run(scorer, tokens_path, tmp_path / "many", rank=Rank(number, world), store=store)
+        run(scorer, tokens_path, tmp_path / "many", rank=Rank(number, world), store=store, **waves)
         for number, store in enumerate(stores)
     ]
     for split in ("train", "holdout"):
@@ -382,10 +383,11 @@ def test_any_number_of_ranks_leaves_the_records_of_one_process_bit_for_bit(teach
     later=st.integers(1, 7),
     order=st.randoms(use_true_random=False),
     rows_in_wave=st.integers(1, 9),
+    short=st.booleans(),
     lost=st.sets(st.integers(0, 6)),
 )
 def test_whatever_ranks_score_and_lose_the_union_is_every_row_once(
-    teacher, tmp_path_factory, world, later, order, rows_in_wave, lost
+    teacher, tmp_path_factory, world, later, order, rows_in_wave, short, lost
 ):
     folder = tmp_path_factory.mktemp("ranks")
     tokens_path = token_file(folder / "tokens.h5", train=15, holdout=5)
@@ -398,10 +400,17 @@ def test_whatever_ranks_score_and_lose_the_union_is_every_row_once(
         with contextlib.suppress(Stopped):
             run(
                 teacher, tokens_path, folder / "cache", rank=rank, store=store, control=control,
-                wave_tokens=wave_tokens,
+                wave_tokens=wave_tokens, short_last_waves=short,
             )  # fmt: skip
     for number in range(later):  # the job is started again, with another number of ranks
-        run(teacher, tokens_path, folder / "cache", rank=Rank(number, later), wave_tokens=wave_tokens)
+        run(
+            teacher,
+            tokens_path,
+            folder / "cache",
+            rank=Rank(number, later),
+            wave_tokens=wave_tokens,
+            short_last_waves=short,
+        )
     with TokenFile(tokens_path) as tokens, a_store(folder / "cache") as store:
         hashes = {split: tokens.hashes(split) for split in ("train", "holdout")}
         assert store.missing(hashes["train"]) == []
