@@ -9,6 +9,7 @@ This file knows nothing of torch.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ from engine.settings.config import RunConfig
 MEETING = "TINYDISTILL_MEETING"
 """Where the ranks of a training meet: an ``init_method`` of torch.distributed."""
 
+LIMIT = "TINYDISTILL_RANK_SECONDS"
+"""How long a rank waits for another one, in seconds; set by the person."""
+
+_LONGEST_SECONDS = 86_400
 _OF_TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a phase gets them from its supervisor alone
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+VARIABLES = (*_OF_TORCH, MEETING, _INTERFACE)
+"""Variables by which the supervisor tells a process its rank."""
+
 _BY_HAND = (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS"))
 _LAUNCHER = "TORCHELASTIC_RUN_ID"
 _FIRST_OF_ARRAY = "SLURM_ARRAY_TASK_MIN"
@@ -84,7 +93,7 @@ def environment_of(
     if meeting is None:
         return found
     if meeting.startswith(("file:", "tcp://localhost:", "tcp://127.0.0.1:")) and sys.platform.startswith("linux"):
-        found.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine: no name of it has to be resolved
+        found.setdefault(_INTERFACE, "lo")  # all are on this machine: no name of it has to be resolved
     return found | {MEETING: meeting}
 
 
@@ -97,28 +106,24 @@ def share_by_hand(settings: RunConfig, environment: Mapping[str, str]) -> tuple[
     """The share of the rows that a run scores, and the variable that says so; None where it scores them all.
 
     Only runs that end after scoring and keep their records in a shared folder take a share: the tasks of a Slurm array
-    may as well be runs of their own.
+    may as well be runs of their own. RANK is set for one purpose only, so another run is refused with it.
 
     Raises:
         RequestError: the variables contradict each other, or the run is no rank of others and was started as one.
     """
     if _LAUNCHER in environment:  # its ranks do one run together: engine.run.launched
         return None
+    shares = settings.until == "teacher" and settings.cache_dir is not None
     for own, all_of_them in _BY_HAND:
-        if own not in environment or all_of_them not in environment:
+        given = [name for name in (own, all_of_them) if environment.get(name, "").strip()]
+        if own == "RANK" and shares and len(given) == 1:
+            raise _half_given(given[0], {own: all_of_them, all_of_them: own}[given[0]], environment)
+        if len(given) < 2 or not (shares or own == "RANK"):
             continue
         rank = _read(own, all_of_them, environment)
         if rank.world == 1:
             continue
-        if settings.until == "teacher" and settings.cache_dir is not None:
-            if settings.processes > 1:
-                raise RequestError(
-                    f"--processes {settings.processes}: this run scores a share already, as {own} says.",
-                    "One process scores a share.",
-                    f"Leave out --processes and start more shares, or unset {own}.",
-                )
-            return rank, own
-        if own == "RANK":
+        if not shares:
             raise RequestError(
                 f"{own}={environment[own]} and {all_of_them}={environment[all_of_them]} ask for a share of a run.",
                 "A process that is started by hand as one of several can share the scoring, in a common folder of "
@@ -126,21 +131,63 @@ def share_by_hand(settings: RunConfig, environment: Mapping[str, str]) -> tuple[
                 "Add --until teacher --cache_dir FOLDER, or unset both variables; --processes N starts the ranks of a "
                 "run on this machine.",
             )
+        if settings.processes > 1:
+            raise RequestError(
+                f"--processes {settings.processes}: this run scores a share already, as {own} says.",
+                "One process scores a share.",
+                f"Leave out --processes and start more shares, or unset {own}.",
+            )
+        return rank, own
     return None
 
 
+def _half_given(given: str, missing: str, environment: Mapping[str, str]) -> RequestError:
+    return RequestError(
+        f"{given}={environment[given]} is set and {missing} is not.",
+        "Together they name the share of the rows that this run scores.",
+        "Set both variables, or neither.",
+    )
+
+
 def _read(own: str, all_of_them: str, environment: Mapping[str, str]) -> Rank:
-    first = environment.get(_FIRST_OF_ARRAY, "0") if own == "SLURM_ARRAY_TASK_ID" else "0"
+    is_array = own == "SLURM_ARRAY_TASK_ID"
+    first = environment.get(_FIRST_OF_ARRAY, "0") if is_array else "0"
     try:
         rank = Rank(int(environment[own]) - int(first), int(environment[all_of_them]))
     except ValueError:
         rank = Rank(-1, 0)
     if not 0 <= rank.number < rank.world:
+        told = {own: environment[own], all_of_them: environment[all_of_them]}
+        told |= {_FIRST_OF_ARRAY: first} if is_array else {}
         raise RequestError(
-            f"{own}={environment[own]} and {all_of_them}={environment[all_of_them]} do not name a rank.",
-            "Ranks are counted from 0 and are below the number of all."
-            if own != "SLURM_ARRAY_TASK_ID"
-            else "The tasks of an array that share the scoring are numbered without gaps, such as --array=0-7.",
-            "Set both variables, or neither.",
+            f"{' and '.join(f'{name}={value}' for name, value in told.items())} do not name a rank.",
+            "The tasks of an array that share the scoring are numbered without gaps, such as --array=0-7."
+            if is_array
+            else "Ranks are counted from 0 and are below the number of all.",
+            "Number them so, or leave out --until teacher or --cache_dir: then this is a run of its own."
+            if is_array
+            else "Set both variables so, or neither.",
         )
     return rank
+
+
+def limit_seconds(environment: Mapping[str, str]) -> float | None:
+    """How long a rank waits for another one, where the person has set it.
+
+    Raises:
+        RequestError: it is no number of seconds.
+    """
+    given = environment.get(LIMIT, "").strip()
+    if not given:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds <= _LONGEST_SECONDS:
+        raise RequestError(
+            f"{LIMIT}={given} is no time that a rank can wait for another one.",
+            f"It takes a number of seconds from 1 to {_LONGEST_SECONDS:,}.",
+            "Set another one, or unset it.",
+        )
+    return seconds

@@ -8,6 +8,9 @@ from __future__ import annotations
 from engine.machine.allocator import allocator_environment
 from engine.machine.kernels import kernels_environment
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""The variables that have the number of threads."""
+
 
 def compute_environment(threads: int, *, keep_memory: bool) -> dict[str, str]:
     """The variables to add to the environment of a process that computes.
@@ -17,8 +20,7 @@ def compute_environment(threads: int, *, keep_memory: bool) -> dict[str, str]:
         keep_memory: freed blocks stay in the process: see :mod:`engine.machine.allocator`.
     """
     return {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
+        **dict.fromkeys(THREADS, str(threads)),
         # Threads that wait spin by default, for some milliseconds, and take the cores from those that work as soon as
         # another program wants one: scoring on two busy cores was 4 times as fast with threads that sleep (41 s against
         # 10 s). A short spin is worth it: the parts of a small model's step come faster one after the other than a

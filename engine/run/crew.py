@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_RANK_LOST, Stopped
 from engine.ranks import Rank
 from engine.run.launched import Elsewhere
-from engine.run.preloaded import Child, Usage
+from engine.run.preloaded import Child, Started, Usage
 
 GRACE_SECONDS = 20.0
 """For the ranks of a training after one has ended with an error: a step and the message about it."""
@@ -42,6 +42,7 @@ class Crew:
         again: Callable[[Rank, int], bool],
     ) -> None:
         self._before = Usage.of_children()
+        self._of_copies = Usage()  # processes that are no children of this one
         self._start = start
         self._again = again
         self._waits_for_all = waits_for_all
@@ -77,6 +78,8 @@ class Crew:
             if rank in self._codes or (code := child.poll()) is None:
                 continue
             child.wait()
+            if not isinstance(child, Started):
+                self._of_copies += child.usage
             if code != 0 and self._again(rank, code):
                 self._children[rank] = self._start(rank)
                 continue
@@ -84,7 +87,7 @@ class Crew:
             if code != 0 and self._failed_at is None:
                 self._failed_at = time.monotonic()
         if len(self._codes) == len(self._children):
-            self.usage = Usage.of_children() - self._before
+            self.usage = Usage.of_children() - self._before + self._of_copies
             return self._code()
         if self._waits_for_all and self._failed_at is not None:
             self._end_the_silent(self._failed_at)

@@ -36,7 +36,7 @@ from engine.run import supervisor
 from engine.run.folder import Run
 from engine.run.inputs import moved
 from engine.run.onward import OF_THE_RECORDS, expanded
-from engine.run.request import check_request, with_absolute_paths
+from engine.run.request import check_ranks, check_request, with_absolute_paths
 from engine.settings import profiles
 from engine.settings.command import command_words, how_to_continue, resume_command
 from engine.settings.config import SETTINGS, RunConfig
@@ -126,6 +126,7 @@ def resume_run(config: RunConfig) -> Run:
     Raises:
         FolderError: there is no run, or it is going.
         SettingsError: a setting that was given differs from the run's and may not.
+        RequestError: variables of the environment make this process one of several, and the run is none.
     """
     assert config.output_dir is not None, "RunConfig.contradictions asks for it"
     run = Run.open(config.output_dir)
@@ -146,6 +147,7 @@ def resume_run(config: RunConfig) -> Run:
     _refuse_fewer_steps(run, given)
     _refuse_too_many_processes(run, given)
     _refuse_to_divide(run, given)
+    check_ranks(run.settings.model_copy(update={"until": config.until, "processes": config.processes}))
     with run.lock() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
         run.info = Run.open(run.path).info
         found = moved(run, given)

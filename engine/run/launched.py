@@ -51,18 +51,20 @@ class Launch:
         """The launch that this process is part of; None for a process of its own.
 
         Raises:
-            RequestError: the launcher's variables are no numbers.
+            RequestError: the launcher's variables are no numbers, or name no rank.
         """
         if _LAUNCHER not in environment:
             return None
         try:
             rank = Rank(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
             local_world = int(environment.get("LOCAL_WORLD_SIZE", rank.world))
+            if not (0 <= rank.number < rank.world and 0 < local_world <= rank.world):
+                raise ValueError(f"rank {rank.number} of {rank.world}, of which {local_world} are on this machine")
         except (KeyError, ValueError) as error:
             raise RequestError(
-                f"The launcher that set {_LAUNCHER} did not say which rank this process is ({error}).",
-                "RANK and WORLD_SIZE are needed.",
-                "Start it by torchrun --nproc_per_node N -m engine [flags].",
+                f"{_LAUNCHER} is set, as a launcher does, but RANK and WORLD_SIZE do not name a rank ({error}).",
+                "Ranks are counted from 0 and are below the number of all.",
+                f"Start it by torchrun --nproc_per_node N -m engine [flags], or unset {_LAUNCHER}.",
             ) from error
         if rank.world == 1:
             return None

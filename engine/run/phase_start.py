@@ -1,7 +1,7 @@
 """Start of a job's process, or of the processes that do the job together.
 
-Its process is a program of its own (``python -m engine.phases.process``), a copy of a process that has imported
-everything (:mod:`engine.run.preloaded`), or one process for each rank (:mod:`engine.run.crew`), some of them on other
+Its process is a program of its own (``python -m engine.phases.process``) or a copy of a process that has imported
+everything (:mod:`engine.run.preloaded`); several ranks have one each (:mod:`engine.run.crew`), some of them on other
 machines (:mod:`engine.run.launched`). It knows nothing of how they end.
 """
 
@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from engine import ranks
@@ -72,12 +72,10 @@ class PhaseStarter:
         self._last = jobs[-1].name
         to_do = [job for job in jobs if self._run.result(job.name) is None]
         is_tight = bool(self._run.info.get("backed_off"))
-        if any(job.processes > 1 for job in jobs) or ranks.share_by_hand(self._run.settings, os.environ) is not None:
-            return  # it makes one phase after the other, and none beside another
         if is_tight or not preloaded.is_worth_it(to_do, self._run.info["predicted"]):
             return
         with self._run.log_path.open("ab") as log:
-            self._preloaded = Preloaded(self._run.path, environment_for(to_do[0]), log, self._inherited())
+            self._preloaded = Preloaded(self._run.path, self._environment(to_do[0], ALONE), log, self._inherited())
 
     def end(self) -> None:
         """End the process that phases are made from."""
@@ -113,7 +111,7 @@ class PhaseStarter:
             log: takes what they write.
         """
         if crew == [ALONE]:
-            yield self._preloaded_phase(job) or Started(self._new_process(job, log, ALONE))
+            yield self._process(job, log, ALONE)
             return
         with self._meeting_place() if KINDS[job.kind].ranks == "together" else contextlib.nullcontext() as meeting:
             yield self._new_crew(job, crew, log, meeting)
@@ -132,7 +130,7 @@ class PhaseStarter:
             launch = self._launch
             if launch is not None and rank.number and rank.world == launch.rank.world:
                 return Elsewhere(self._run.path, launch, rank, job.name, meeting)
-            return Started(self._new_process(job, log, rank, meeting))
+            return self._process(job, log, rank, meeting)
 
         def again(rank: Rank, code: int) -> bool:
             """Whether a killed scorer is started again: it has lost a wave, and the others do not need it."""
@@ -156,30 +154,39 @@ class PhaseStarter:
         with tempfile.TemporaryDirectory(prefix="tinydistill-ranks-", ignore_cleanup_errors=True) as folder:
             yield f"file://{folder}/store"
 
-    def _new_process(self, job: Job, log: IO[bytes], rank: Rank, meeting: str | None = None) -> subprocess.Popen[bytes]:
+    def _process(self, job: Job, log: IO[bytes], rank: Rank, meeting: str | None = None) -> Child:
+        """Start the process of a rank: a copy of the one that has imported everything, or a program of its own."""
+        environment = self._environment(job, rank, meeting)
+        if (copied := self._preloaded_phase(job, rank, environment)) is not None:
+            return copied
         with preloaded.signals_held_back():
-            return subprocess.Popen(
-                safe_child.command("engine.phases.process", job.name, str(self._run.path), str(os.getpid())),
-                pass_fds=self._inherited(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment_for(job, rank, meeting, local_world=self._launch.local_world if self._launch else None),
+            return Started(
+                subprocess.Popen(
+                    safe_child.command("engine.phases.process", job.name, str(self._run.path), str(os.getpid())),
+                    pass_fds=self._inherited(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                )
             )
+
+    def _environment(self, job: Job, rank: Rank, meeting: str | None = None) -> dict[str, str]:
+        return environment_for(job, rank, meeting, local_world=self._launch.local_world if self._launch else None)
 
     def _inherited(self) -> tuple[int, ...]:
         return tuple(fd for fd in (self._lock, last_word.inherited()) if fd is not None)
 
-    def _preloaded_phase(self, job: Job) -> Child | None:
+    def _preloaded_phase(self, job: Job, rank: Rank, environment: Mapping[str, str]) -> Child | None:
         """A phase out of the process that has imported everything; None where there is none, or it does not suit."""
         server = self._preloaded
         if server is None:
             return None
-        if server.environment != environment_for(job) or self._run.info.get("backed_off"):
+        if not server.suits(environment) or self._run.info.get("backed_off"):
             self.end()  # memory was short, or a setting of the environment has changed
             return None
-        is_last = job.name == self._last
-        found = server.begin(job.name, is_last=is_last)
+        is_last = job.name == self._last and rank == ALONE
+        found = server.begin(job.name, environment, is_last=is_last)
         if found is None or is_last:
             self._preloaded = None  # gone, or a phase itself now
         return found

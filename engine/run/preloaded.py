@@ -1,15 +1,24 @@
 """A process that has imported what every phase needs, and makes each phase out of itself by fork(2).
 
-Importing torch and transformers takes seconds of a processor, and a run has three phases. With this process it is done
-once: each phase is a copy that shares the imported memory, and begins within milliseconds. The last phase of a run is
-no copy: the process itself becomes it, so that the largest phase has no second process beside it.
+Importing torch and transformers takes seconds of a processor, and a run has three phases, some of them on several
+ranks. With this process it is done once: each phase, and each rank of one, is a copy that shares the imported memory,
+and begins within milliseconds. The last phase of a run is no copy, unless several ranks do it: the process itself
+becomes it, so that the largest phase has no second process beside it.
 
 It does nothing until it gets a request. It ends with its supervisor: the kernel kills it, and the phase that it made
 loses its parent, which ends it as the loss of a supervisor does. It is only used where it is safe (Linux, no GPU: CUDA
 does not survive a fork) and where memory is roomy; else a phase is a program of its own (``python -m
 engine.phases.process``).
 
-The supervisor's side is :class:`Preloaded`, and never imports torch; the other side is :func:`serve`.
+Copies differ in the variables that tell a rank which one it is, and in their number of threads. All other variables of
+the environment are read while libraries are imported, so they have to be the same.
+
+The supervisor's side is :class:`Preloaded`, and never imports torch; the other side is :func:`serve`. They send each
+other lines of JSON::
+
+    {"number": 3, "phase": "teacher", "is_last": false, "environment": {"RANK": "1", …}}     begin a phase
+    {"number": 3, "pid": 4711}                                                               it has begun
+    {"number": 3, "code": 0, "usage": [12.3, 0.4, 20512]}                                    it has ended
 """
 
 from __future__ import annotations
@@ -26,6 +35,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,11 +47,15 @@ if sys.platform != "win32":
 
 from engine.jobs import Job
 from engine.machine import safe_child
+from engine.machine.compute import THREADS
 from engine.phase_kinds import KINDS
+from engine.ranks import VARIABLES
 
 WAITING = "waiting"
 """Stands in its command where a phase has its name, and is as long as each of them: see :func:`_rename`."""
 
+_LOOK_SECONDS = 0.05  # how often a process looks whether a copy has ended
+_OF_EACH = (*VARIABLES, *THREADS)  # variables that may differ between phases
 _IMPORTED_BYTES = 300 * 2**20  # what it holds beside a phase, if not one page of it were shared
 _PHASE_SIGNALS = tuple(
     getattr(signal, name)
@@ -153,6 +167,52 @@ class Started:
         self._process.kill()
 
 
+class _Link:
+    """One end of the connection between a supervisor and the process that phases are made from.
+
+    Args:
+        connection: its socket, which is closed with it.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._bytes = b""
+
+    def send(self, **fields: Any) -> bool:
+        """Send a line; False where the other side is gone."""
+        try:
+            self._socket.sendall(json.dumps(fields).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def receive(self, timeout_seconds: float | None) -> dict[str, Any] | None:
+        """Return the next line, or None where there is none yet; without a limit it waits.
+
+        Raises:
+            EOFError: the other side is gone, or this one is closed.
+        """
+        while b"\n" not in self._bytes:
+            if self._socket.fileno() < 0:
+                raise EOFError
+            if not select.select([self._socket], [], [], timeout_seconds)[0]:
+                return None
+            try:
+                more = self._socket.recv(4096)
+            except OSError:
+                more = b""
+            if not more:
+                raise EOFError
+            self._bytes += more
+        line, _, self._bytes = self._bytes.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
+
 class Preloaded:
     """The process as its supervisor sees it.
 
@@ -166,8 +226,8 @@ class Preloaded:
     def __init__(
         self, folder: Path, environment: Mapping[str, str], log: IO[bytes], pass_fds: Sequence[int] = ()
     ) -> None:
-        self.environment = dict(environment)
         self.told = Usage()  # of the phases that it made
+        self._environment = dict(environment)
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -178,56 +238,62 @@ class Preloaded:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self.environment,
+                env=self._environment,
             )
-        self._socket = ours
-        self._lines = b""
+        self._link = _Link(ours)
+        self._begun = 0
+        self._answers: dict[int, deque[dict[str, Any]]] = {}
 
-    def begin(self, phase: str, *, is_last: bool) -> Child | None:
-        """Let a phase begin; None where the process is gone."""
-        if self._process.poll() is not None or not self._tell(phase, is_last):
+    def suits(self, environment: Mapping[str, str]) -> bool:
+        """Return whether a process with this environment can be made from it."""
+        return _of_all(environment) == _of_all(self._environment)
+
+    def begin(self, phase: str, environment: Mapping[str, str], *, is_last: bool) -> Child | None:
+        """Let a phase, or a rank of one, begin; None where the process is gone.
+
+        Args:
+            phase: its name.
+            environment: of it; :meth:`suits` has to be true.
+            is_last: whether the process itself becomes it. No other one may run or begin then.
+        """
+        own = {name: environment.get(name) for name in _OF_EACH}
+        number = self._begun
+        if self._process.poll() is not None or not self._link.send(
+            number=number, phase=phase, is_last=is_last, environment=own
+        ):
             return None
-        return Started(self._process, self.told) if is_last else _Forked(self)
+        self._begun += 1
+        if is_last:
+            return Started(self._process, self.told)
+        self._answers[number] = deque()
+        return _Forked(self, number)
 
     def end(self) -> None:
         """End the process; a phase that it made has ended before, or ends with it."""
-        self._socket.close()
+        self._link.close()
         self._process.kill()
         self._process.wait()
 
-    def answer(self, timeout_seconds: float = 0.0) -> dict[str, Any] | None:
-        """Its next answer, or None where there is none yet.
+    def answer(self, number: int, timeout_seconds: float = 0.0) -> dict[str, Any] | None:
+        """Its next answer about a phase, or None where there is none yet.
 
         Raises:
             EOFError: it is gone.
         """
-        while b"\n" not in self._lines:
-            if not select.select([self._socket], [], [], timeout_seconds)[0]:
+        while not self._answers[number]:
+            told = self._link.receive(timeout_seconds)
+            if told is None:
                 return None
-            try:
-                more = self._socket.recv(4096)
-            except OSError:
-                more = b""
-            if not more:
-                raise EOFError
-            self._lines += more
-        line, _, self._lines = self._lines.partition(b"\n")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def _tell(self, phase: str, is_last: bool) -> bool:
-        try:
-            self._socket.sendall(json.dumps({"phase": phase, "is_last": is_last}).encode() + b"\n")
-        except OSError:
-            return False
-        return True
+            self._answers[int(told["number"])].append(told)
+        return self._answers[number].popleft()
 
 
 class _Forked:
     """A phase that the process has made; its parent is the process, not the supervisor."""
 
-    def __init__(self, made_by: Preloaded) -> None:
+    def __init__(self, made_by: Preloaded, number: int) -> None:
         self._made_by = made_by
+        self._number = number
         self._pid: int | None = None
         self._code: int | None = None
         self._waiting: list[int] = []
@@ -262,7 +328,7 @@ class _Forked:
 
     def _hear(self, timeout_seconds: float) -> int | None:
         try:
-            told = self._made_by.answer(timeout_seconds)
+            told = self._made_by.answer(self._number, timeout_seconds)
         except EOFError:
             # Its maker was killed. The phase has noticed, and stops at its next safe point.
             if self._pid is not None and _is_alive(self._pid):
@@ -279,6 +345,10 @@ class _Forked:
             self.usage = Usage(*told["usage"])
             self._made_by.told += self.usage
         return self._code
+
+
+def _of_all(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in _OF_EACH}
 
 
 def _is_alive(pid: int) -> bool:
@@ -302,30 +372,57 @@ def serve(supervisor: int, descriptor: int) -> tuple[str, int] | None:
     if os.getppid() != supervisor:
         return None
     _import_what_phases_need()
-    with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as requests:
-        for line in requests:
-            request = json.loads(line)
-            phase = str(request["phase"])
-            if request["is_last"]:
-                _rename(phase)
-                return phase, supervisor
-            made_by = os.getpid()
-            with warnings.catch_warnings():
-                # Threads are those of libraries that look after themselves when the process is copied (OpenBLAS).
-                warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
-            if pid == 0:
-                _rename(phase)
-                return phase, made_by
-            _answer(connection, pid=pid)
-            _, status, spent = os.wait4(pid, 0)
-            usage = Usage.of(spent)
-            _answer(
-                connection,
-                code=os.waitstatus_to_exitcode(status),
-                usage=[usage.user_seconds, usage.system_seconds, usage.minor_faults],
-            )
-    return None
+    link = _Link(socket.socket(fileno=descriptor))
+    children: dict[int, int] = {}  # the numbers of their requests
+    while True:
+        try:
+            request = link.receive(_LOOK_SECONDS if children else None)
+        except EOFError:
+            return None
+        _tell_ended(link, children)
+        if request is None:
+            continue
+        made_by = os.getpid()
+        pid = 0 if request["is_last"] else _copy()
+        if pid == 0:
+            link.close()
+            return _become(request), supervisor if request["is_last"] else made_by
+        children[pid] = request["number"]
+        link.send(number=request["number"], pid=pid)
+
+
+def _copy() -> int:
+    with warnings.catch_warnings():
+        # Threads are those of libraries that look after themselves when the process is copied (OpenBLAS).
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _become(request: Mapping[str, Any]) -> str:
+    """Be the process of a phase; return its name."""
+    import torch
+
+    _rename(request["phase"])
+    for name, value in request["environment"].items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # OpenMP has read the variable already
+    return str(request["phase"])
+
+
+def _tell_ended(link: _Link, children: dict[int, int]) -> None:
+    for pid, number in list(children.items()):
+        found, status, spent = os.wait4(pid, os.WNOHANG)
+        if not found:
+            continue
+        del children[pid]
+        usage = Usage.of(spent)
+        link.send(
+            number=number,
+            code=os.waitstatus_to_exitcode(status),
+            usage=[usage.user_seconds, usage.system_seconds, usage.minor_faults],
+        )
 
 
 @contextlib.contextmanager
@@ -345,11 +442,6 @@ def signals_held_back() -> Iterator[None]:
 def let_signals_in() -> None:
     """Handle a phase's signals; those that arrived since its process began are delivered now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PHASE_SIGNALS)
-
-
-def _answer(connection: socket.socket, **fields: Any) -> None:
-    with contextlib.suppress(OSError):  # the supervisor is gone, and with it this process
-        connection.sendall(json.dumps(fields).encode() + b"\n")
 
 
 def _import_what_phases_need() -> None:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from engine import ranks
 from engine.data.checks import check_models
 from engine.errors import FolderError
 from engine.model_files.spec import read_spec
@@ -28,10 +29,12 @@ def check_request(settings: RunConfig) -> None:
         settings: with every choice made.
 
     Raises:
+        RequestError: variables of the environment make it one of several, and it is none.
         FolderError: a folder that is to be written cannot be, or holds something else.
         TokenizerMismatch, ModelError, SettingsError: the models do not go together.
     """
     assert settings.output_dir is not None, "the planner resolves every setting"
+    check_ranks(settings)
     check_new_folder(settings.output_dir)
     if settings.cache_dir is not None:
         _check_shared_folder(settings.cache_dir)
@@ -42,6 +45,16 @@ def check_request(settings: RunConfig) -> None:
     if settings.student is not None and settings.student != FROM_TEACHER:
         student = read_spec(settings.student, trust_remote_code=settings.trust_remote_code)
     check_models(teacher, student, settings.sequence_length)
+
+
+def check_ranks(settings: RunConfig) -> None:
+    """Check the variables of the environment that make a process one of several.
+
+    Raises:
+        RequestError: they name no rank, or this run is none.
+    """
+    ranks.share_by_hand(settings, os.environ)
+    ranks.limit_seconds(os.environ)
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -33,7 +33,7 @@ def one_run(folder: Path, ranks: int, words: list[object]) -> dict[str, Any]:
         while started.poll() is None:
             if time.monotonic() - looked > 0.5:
                 looked = time.monotonic()
-                pids = {rank: pid for rank in peaks if (pid := rank_process(folder, "student", rank))}
+                pids = {rank: pid for rank in peaks if (pid := rank_process(folder, "student", rank, ranks))}
             for rank, pid in pids.items():
                 peaks[rank] = max(peaks[rank], memory_of_tree(pid))
             time.sleep(0.005)

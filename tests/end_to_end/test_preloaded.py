@@ -80,7 +80,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("alone")
     done = program.run(*words(folder, keep_memory="false"))
     assert done.returncode == 0, done.stderr
-    assert not commands_of_phases(folder)
+    assert not commands_of_phases(folder / "run")
     return program.content(folder / "run")
 
 
@@ -96,20 +96,44 @@ def test_phases_made_from_it_leave_the_same_to_the_last_bit(alone, tmp_path):
     finished = [event for event in program.events(tmp_path / "run") if event["kind"] == "phase_finished"]
     assert [event["phase"] for event in finished] == list(PHASES)
     assert all(event["user_seconds"] > 0 and event["minor_faults"] > 0 for event in finished)
-    assert not commands_of_phases(tmp_path)
+    assert not commands_of_phases(tmp_path / "run")
 
 
 @on_linux
 @pytest.mark.slow
 def test_a_run_goes_on_when_it_is_killed(alone, tmp_path):
     with program.start(*words(tmp_path)) as started:
-        wait_for(lambda: any(command[-1] in ("prepare", "teacher") for command in commands_of_phases(tmp_path)))
-        maker = next(pid for pid, name in commands_of_phases(tmp_path) if name == preloaded.WAITING)
+        wait_for(lambda: any(command[-1] in ("prepare", "teacher") for command in commands_of_phases(tmp_path / "run")))
+        maker = next(pid for pid, name in commands_of_phases(tmp_path / "run") if name == preloaded.WAITING)
         os.kill(maker, signal.SIGKILL)
         said = started.communicate(timeout=200)
     assert started.returncode == 0, said
     assert program.content(tmp_path / "run") == alone
-    assert not commands_of_phases(tmp_path)
+    assert not commands_of_phases(tmp_path / "run")
+
+
+@on_linux
+@pytest.mark.slow
+def test_the_ranks_of_a_phase_are_made_from_it_and_go_on_when_it_is_killed(alone, tmp_path):
+    makers = set()
+
+    def ranks_at_work() -> bool:
+        ranks = [pid for pid, name in commands_of_phases(tmp_path / "run") if name == "teacher"]
+        makers.update(map(parent_of, ranks))
+        return len(ranks) == 2
+
+    with program.start(*words(tmp_path, processes=2)) as started:
+        wait_for(ranks_at_work)
+        (maker,) = makers
+        os.kill(maker, signal.SIGKILL)
+        said = started.communicate(timeout=200)
+    assert started.returncode == 0, said
+    assert len(Run.open(tmp_path / "run").result("teacher")["world"]) == 2
+    assert not commands_of_phases(tmp_path / "run")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @on_linux
@@ -117,10 +141,10 @@ def test_a_run_goes_on_when_it_is_killed(alone, tmp_path):
 @pytest.mark.parametrize("moment", [preloaded.WAITING, "prepare", "student"])
 def test_nothing_outlives_its_supervisor(moment, tmp_path):
     with program.start(*words(tmp_path, steps=3000)) as started:
-        wait_for(lambda: any(command[-1] == moment for command in commands_of_phases(tmp_path)))
+        wait_for(lambda: any(command[-1] == moment for command in commands_of_phases(tmp_path / "run")))
         os.kill(supervisor_of(tmp_path), signal.SIGKILL)
         started.communicate(timeout=100)
-    wait_for(lambda: not commands_of_phases(tmp_path))
+    wait_for(lambda: not commands_of_phases(tmp_path / "run"))
     again = program.run("--resume", "--output_dir", tmp_path / "run", "--until", "prepare")
     assert again.returncode == 0, again.stderr
 
@@ -130,7 +154,7 @@ def test_nothing_outlives_its_supervisor(moment, tmp_path):
 @pytest.mark.parametrize("keep_memory", ["on", "off"])  # off: each phase is a program of its own
 def test_a_pause_that_is_asked_for_while_a_phase_imports_is_kept(keep_memory, tmp_path):
     with program.start(*words(tmp_path), "--keep_memory", keep_memory) as started:
-        wait_for(lambda: bool(commands_of_phases(tmp_path)))
+        wait_for(lambda: bool(commands_of_phases(tmp_path / "run")))
         run_control.request(tmp_path / "run", "pause", "test")
         wait_for(lambda: "paused" in states(tmp_path))
         run_control.request(tmp_path / "run", "resume", "test")
@@ -148,7 +172,7 @@ def supervisor_of(folder: Path) -> int:
     return int(next(event["pid"] for event in program.events(folder / "run") if event["kind"] == "run_started"))
 
 
-def commands_of_phases(folder: Path) -> list[tuple[int, str]]:
+def commands_of_phases(run: Path) -> list[tuple[int, str]]:
     """Processes of the run in this folder that are a phase or wait to be one: number, and the word for it."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -158,7 +182,7 @@ def commands_of_phases(folder: Path) -> list[tuple[int, str]]:
             command = (entry / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if "engine.phases.process" in command and str(folder / "run") in command:
+        if "engine.phases.process" in command and str(run) in command:
             found.append((int(entry.name), command[command.index("engine.phases.process") + 1]))
     return found
 
@@ -166,7 +190,7 @@ def commands_of_phases(folder: Path) -> list[tuple[int, str]]:
 def watched(folder: Path, is_over: Callable[[], bool]) -> set[tuple[int, str]]:
     seen: set[tuple[int, str]] = set()
     while not is_over():
-        seen |= set(commands_of_phases(folder))
+        seen |= set(commands_of_phases(folder / "run"))
         time.sleep(0.02)
     return seen
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.channel.events import EventWriter, read_events
-from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_RECORDS_MISSING, CorruptState, SettingsError
+from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_RECORDS_MISSING, CorruptState, RequestError, SettingsError
 from engine.jobs import Job, ScoreJob, TrainJob, backed_off, jobs_from_json, jobs_to_json, last_of
 from engine.phase_kinds import KINDS
 from engine.run.control import RunControl
@@ -115,6 +115,16 @@ def test_a_resumed_run_divides_no_student_that_a_plan_would_not_divide(
         resume_run(asked)
     assert not last_of(Run.open(run.path).jobs, TrainJob).student_sharded
     resume_run(resuming(run, processes=2))
+
+
+def test_a_run_that_is_no_share_is_not_resumed_with_the_variables_of_one(tmp_path: Path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="ask for a share"):
+        resume_run(resuming(run))
+    monkeypatch.delenv("RANK")
+    resume_run(resuming(run))
 
 
 def resuming(run: Run, **values: Any) -> RunConfig:
