@@ -152,28 +152,31 @@ class Lesson:
         return found.student_after
 
     def _learner(self) -> Learner:
-        """Load the student: streamed, divided among ranks, or whole."""
-        job, checkpointing = self.job, self.job.gradient_checkpointing
-        if job.student_layer_by_layer:
-            return self._streamed()
+        """Load the student: streamed, divided among ranks, or whole. Machines may read their disks at other speeds."""
+        checkpointing = self.job.gradient_checkpointing
         if isinstance(self.world, ShardedWorld):
             # A whole one is kept in files, which are no memory of the process.
-            model = self._load(self.run.path / _SCRATCH)
+            with self.world.apart():
+                model = self._load(self.run.path / _SCRATCH)
             return ShardedLearner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, world=self.world)
-        model = self._load(self.scratch)
-        adapter = self._adapter(model) if job.lora_rank else None
-        return Learner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, trainable=adapter)
+        with self.world.apart():
+            if self.job.student_layer_by_layer:
+                return self._streamed()
+            model = self._load(self.scratch)
+            adapter = self._adapter(model) if self.job.lora_rank else None
+            return Learner(model, dtype=self.dtype, gradient_checkpointing=checkpointing, trainable=adapter)
 
     def _whole(self, learner: Learner) -> Learner:
         """The whole student, on rank 0; on others, and where it is whole already, the learner as it is."""
         if not isinstance(self.world, ShardedWorld):
             return learner
         tensors = self.world.whole(learner.trainable.tensors(), dict(learner.trainable.parameters()))
-        if self.world.rank.number:
-            self.world.hand_over(tensors)
-            return learner
-        model = self._load(self.run.path / _SCRATCH, check=False)
-        fill(model, tensors)
+        with self.world.apart():
+            if self.world.rank.number:
+                self.world.hand_over(tensors)
+                return learner
+            model = self._load(self.run.path / _SCRATCH, check=False)
+            fill(model, tensors)
         return Learner(model, dtype=self.dtype, gradient_checkpointing=False)
 
     def _streamed(self) -> Learner:

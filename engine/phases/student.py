@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import Any
@@ -31,10 +32,10 @@ from engine.phases.teacher import open_store
 from engine.planner.models import FROM_TEACHER
 from engine.ranks import ALONE, Rank
 from engine.run.folder import Run
-from engine.run.inputs import check_unchanged
 from engine.student.batches import Source
 from engine.student.generate import holdout_prompts, writing_speed
 from engine.student.learn import Learned, next_logits_of
+from engine.student.learner import Learner
 from engine.student.sharded import ShardedWorld
 from engine.student.verdict import gap_of
 from engine.student.world import LIMIT_SECONDS, ONE_PROCESS, STREAMED_LIMIT_SECONDS, World
@@ -61,47 +62,57 @@ def _run(run: Run, job: TrainJob, channel: Channel, world: World) -> None:
     prepare_torch(job)
     hosts = len(set(world.gathered(socket.gethostname())))
     spec = _mended(run, job, channel, world)
+    compares = job.compare == "labels"
     with TokenFile(run.tokens_path) as tokens, open_store(run, job, tokens.vocab_size, channel) as store:
         lesson = Lesson(run, job, spec, tokens, Source(tokens, store), channel, world)
-        prompts = holdout_prompts(tokens)
-        learner, learned = lesson.learned(prompts, run.checkpoints_path)
-        if not lesson.is_first:
-            del learner
-            if job.compare == "labels":
-                lesson.on_labels()
-            return
-        with training_is_kept():
-            tokenizer = load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code)
-            num_bytes = holdout_bytes(tokens, tokenizer)
-            result = {
-                **figures_of(learned, lesson.chance(), num_bytes, job.seed),
-                "samples": samples_of(run, tokenizer, prompts, learned, tokens.end_ids),
-                **_told(learned),
-                "device_peak_bytes": device_peak_bytes(lesson.device),
-                "world": {"ranks": world.rank.world, "hosts": hosts},
-                **told_of_trained(learner, spec, job),
-            }
-            if prompts and not (job.student_layer_by_layer or world.is_sharded):
-                speed = writing_speed(next_logits_of(learner), prompts[0], vocab_size=tokens.vocab_size)
-                keep_speed(run.path, "after", speed)
-            write_student(run, job, spec, learner, result, tokens, channel)
-        if job.compare == "labels":
+        learner, learned = lesson.learned(holdout_prompts(tokens), run.checkpoints_path)
+        result: dict[str, Any] = {}
+        with world.apart() if compares else contextlib.nullcontext():
+            if lesson.is_first:
+                result = _written(lesson, learner, learned) | {"world": {"ranks": world.rank.world, "hosts": hosts}}
+        if compares:
             del learner  # two students are never in memory together
             return_memory()
-            result["compare"] = {"labels": with_bits(lesson.on_labels(), num_bytes)}
+            labels = lesson.on_labels()
+        if not lesson.is_first:
+            return
+        if compares:
+            result["compare"] = {"labels": with_bits(labels, _holdout_bytes(lesson))}
             write_atomic(run.student_path / "README.md", card_of(run, spec.path, result))
     channel.write("evaluation", which="result", gap_closed=gap_of(result))
     run.finish_phase(job.name, result)
 
 
+def _written(lesson: Lesson, learner: Learner, learned: Learned) -> dict[str, Any]:
+    """Write the student; return the figures of its training."""
+    run, job, spec, tokens = lesson.run, lesson.job, lesson.spec, lesson.tokens
+    prompts = holdout_prompts(tokens)
+    with training_is_kept():
+        tokenizer = load_tokenizer(spec.path, trust_remote_code=spec.trust_remote_code)
+        result = {
+            **figures_of(learned, lesson.chance(), holdout_bytes(tokens, tokenizer), job.seed),
+            "samples": samples_of(run, tokenizer, prompts, learned, tokens.end_ids),
+            **_told(learned),
+            "device_peak_bytes": device_peak_bytes(lesson.device),
+            **told_of_trained(learner, spec, job),
+        }
+        if prompts and not (job.student_layer_by_layer or lesson.world.is_sharded):
+            speed = writing_speed(next_logits_of(learner), prompts[0], vocab_size=tokens.vocab_size)
+            keep_speed(run.path, "after", speed)
+        write_student(run, job, spec, learner, result, tokens, lesson.channel)
+    return result
+
+
+def _holdout_bytes(lesson: Lesson) -> int:
+    tokenizer = load_tokenizer(lesson.spec.path, trust_remote_code=lesson.spec.trust_remote_code)
+    return holdout_bytes(lesson.tokens, tokenizer)
+
+
 def _mended(run: Run, job: TrainJob, channel: Channel, world: World) -> ModelSpec:
     """The model that the student begins as, on each rank; rank 0 repairs a damaged one while the others wait."""
-    if world.rank.number:
-        world.wait()
-        return first_student(run, job, channel)
-    spec = first_student(run, job, channel)
-    world.wait()
-    return spec
+    with world.apart():
+        spec = first_student(run, job, channel) if world.rank.number == 0 else None
+    return spec or first_student(run, job, channel)
 
 
 def _told(learned: Learned) -> dict[str, Any]:
@@ -117,19 +128,11 @@ def _told(learned: Learned) -> dict[str, Any]:
 
 
 def first_student(run: Run, job: TrainJob, channel: Channel) -> ModelSpec:
-    """Describe the model that the student begins as; a damaged one is cut from the teacher again.
-
-    Raises:
-        ModelError: it is not the model that the run was prepared with.
-    """
+    """Describe the model that the student begins as; a damaged one is cut from the teacher again."""
     if job.student != FROM_TEACHER:
-        spec = read_spec(job.student, trust_remote_code=job.trust_remote_code)
-        check_unchanged(run, "student", spec)
-        return spec
+        return read_spec(job.student, trust_remote_code=job.trust_remote_code)
     if not is_cut(run, job):
         from engine.phases.prepare import teacher_spec
 
-        teacher = teacher_spec(job)
-        check_unchanged(run, "teacher", teacher)
-        mend_student(run, teacher, channel)
+        mend_student(run, teacher_spec(job), channel)
     return read_spec(run.initial_student_path, trust_remote_code=job.trust_remote_code)

@@ -82,7 +82,8 @@ class Prompts:
         vocab_size, world = training.objective.vocab_size, training.world
         if world.is_sharded:
             return world.led(next_logits_of(training.learner), lambda ask: self._continued(ask, vocab_size)) or []
-        return [] if training.rank.number else self._continued(next_logits_of(training.learner), vocab_size)
+        with world.apart():
+            return [] if training.rank.number else self._continued(next_logits_of(training.learner), vocab_size)
 
     def _continued(self, next_logits: Callable[[Tensor], Tensor], vocab_size: int) -> list[list[int]]:
         return continuations(
@@ -165,7 +166,8 @@ def _take_best(training: Training, progress: Progress, checkpoints: Checkpoints,
     best = best_checkpoint(training, progress, checkpoints)
     if best is None:
         return progress.step
-    best.load_weights(training.learner.trainable.tensors())
+    with training.world.apart():
+        best.load_weights(training.learner.trainable.tensors())
     channel.log(
         "info",
         f"The student of step {best.step} is kept: its hold-out loss was the lowest, {progress.best_loss:.4f}.",

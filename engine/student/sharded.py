@@ -66,7 +66,7 @@ class ShardedWorld(World):
         return found
 
     def hand_over(self, tensors: Mapping[str, Stored]) -> None:
-        """Give rank 0 this rank's parts, in the order in which it takes them."""
+        """Give rank 0 this rank's parts, in the order in which it takes them; for ranks that work apart."""
         for tensor in tensors.values():
             for _ in pieces_of(tensor):
                 pass
@@ -74,7 +74,11 @@ class ShardedWorld(World):
 
 @dataclass(frozen=True)
 class _Gathered:
-    """A tensor of which each rank has some rows; rank 0 takes its pieces, the others give theirs."""
+    """A tensor of which each rank has some rows; rank 0 takes its pieces, the others give theirs.
+
+    They do it in :meth:`engine.student.world.World.apart`: until rank 0 takes the next tensor, it may have a file to
+    flush to a slow disk.
+    """
 
     world: ShardedWorld
     own: Tensor
@@ -92,6 +96,10 @@ class _Gathered:
         return torch.Size([whole[0], *self.own.shape[1:]])
 
     def pieces(self) -> Iterator[Tensor]:
+        with self.world.together():
+            yield from self._pieces()
+
+    def _pieces(self) -> Iterator[Tensor]:
         own, rank = self.own.detach().reshape(-1), self.world.rank
         each = self.shape.numel() // self.part.whole[0]  # elements of a row
         if rank.number:

@@ -138,8 +138,8 @@ def resume(training: Training, checkpoints: Checkpoints, channel: Channel) -> Pr
     latest = _agreed(training, checkpoints, checkpoints.latest)
     if latest is None:
         return None
-    latest.load_weights(training.learner.trainable.tensors())
-    with latest.tensors("optimizer") as moments:
+    with training.world.apart(), latest.tensors("optimizer") as moments:
+        latest.load_weights(training.learner.trainable.tensors())
         training.optimizer.load_state(latest.state["updates"], moments)
     latest.restore_generators()
     if training.rank.number:  # other rows, other dropout
@@ -238,19 +238,21 @@ def look(
 
 def save(training: Training, progress: Progress, checkpoints: Checkpoints, channel: Channel) -> None:
     """Write a checkpoint and an event; rank 0 does, and the others give it what it does not have."""
-    weights = training.world.whole(training.learner.trainable.tensors(), training.optimizer.parameters)
-    moments = training.world.whole(training.optimizer.state(), training.optimizer.parameters)
-    if training.rank.number:
-        training.world.hand_over(weights)
-        training.world.hand_over(moments)
-        return
-    path, num_bytes = checkpoints.save(
-        progress.step,
-        weights=weights,
-        optimizer=moments,
-        state={**asdict(progress), "updates": training.optimizer.updates},
-        best_step=progress.best_step,
-    )
+    world = training.world
+    weights = world.whole(training.learner.trainable.tensors(), training.optimizer.parameters)
+    moments = world.whole(training.optimizer.state(), training.optimizer.parameters)
+    with world.apart():
+        if training.rank.number:
+            world.hand_over(weights)
+            world.hand_over(moments)
+            return
+        path, num_bytes = checkpoints.save(
+            progress.step,
+            weights=weights,
+            optimizer=moments,
+            state={**asdict(progress), "updates": training.optimizer.updates},
+            best_step=progress.best_step,
+        )
     channel.write("checkpoint", path=str(path), step=progress.step, bytes=num_bytes)
 
 
@@ -270,11 +272,14 @@ def _agreed(
     Raises:
         CorruptState: this rank cannot read what rank 0 has read.
     """
-    found = find() if training.rank.number == 0 else None
-    step = training.world.of_first(-1 if found is None else found.step)
-    if step < 0 or found is not None:
-        return found
-    found = checkpoints.read(step)
+    world = training.world
+    with world.apart():
+        found = find() if training.rank.number == 0 else None
+    step = world.of_first(-1 if found is None else found.step)
+    if step < 0:
+        return None
+    with world.apart():
+        found = found or checkpoints.read(step)
     if found is None:
         raise CorruptState(
             f"Rank {training.rank.number} cannot read the checkpoint of step {step} in {checkpoints.folder}.",

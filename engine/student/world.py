@@ -5,7 +5,8 @@ The gradients are added up once in a step, after all of its micro-batches. (torc
 same; it cannot be used, as it does not see the gradient of the lm_head, which the loss computes chunk by chunk outside
 of autograd.)
 
-A rank that is gone is noticed at once, one that does not answer after a limit.
+A rank that is gone is noticed at once, one that does not answer after a limit. A rank that works by itself, such as
+one that writes a checkpoint, answers meanwhile (:meth:`World.apart`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
@@ -23,18 +25,16 @@ from torch import Tensor, nn
 from engine.errors import RankLost
 from engine.machine.out_of_memory import is_out_of_memory
 from engine.machine.torch_device import exact
-from engine.ranks import ALONE, MEETING, Rank
+from engine.ranks import ALONE, MEETING, Rank, limit_seconds
 from engine.student.parts import Stored
 
-LIMIT = "TINYDISTILL_RANK_SECONDS"
-"""Environment variable: how long a rank waits for another one."""
-
 LIMIT_SECONDS = 300.0
-"""How long a rank waits for another one: rank 0 writes checkpoints and samples while the others wait."""
+"""How long a rank waits for another one in a step."""
 STREAMED_LIMIT_SECONDS = 1800.0
 """The limit where the student is streamed: its step takes minutes, and a rank without rows waits for all of it."""
 Result = TypeVar("Result")
 
+_ANSWER_SECONDS = 1.0  # between two answers of a rank that works by itself
 _BUCKET_ELEMENTS = 2**23  # of float32: 32 MiB, as engine.planner.moments.BUCKET_BYTES
 
 
@@ -54,6 +54,7 @@ class World:
         self.rank = rank
         self.seconds = seconds
         self.loss_factor = 1.0
+        self._answering: dist.ProcessGroup | None = None
 
     @classmethod
     def join(cls, rank: Rank, environment: Mapping[str, str], seconds: float = LIMIT_SECONDS) -> Self:
@@ -61,21 +62,25 @@ class World:
 
         Args:
             rank: this process's.
-            environment: of this process; :data:`LIMIT` in it goes before ``seconds``.
+            environment: of this process; the limit in it goes before ``seconds``.
             seconds: how long a rank waits for another one.
 
         Raises:
+            RequestError: the limit in the environment is no time.
             RankLost: they did not come.
         """
-        world = cls(rank, float(environment.get(LIMIT) or seconds))
+        world = cls(rank, limit_seconds(environment) or seconds)
         with world.answers():
+            limit = datetime.timedelta(seconds=world.seconds)
             dist.init_process_group(
                 "gloo",
                 init_method=environment[MEETING],
                 rank=rank.number,
                 world_size=rank.world,
-                timeout=datetime.timedelta(seconds=world.seconds),
+                timeout=limit,
             )
+            # Of its own, for a thread talks by it while the main one may talk by the other.
+            world._answering = dist.new_group(timeout=limit, backend="gloo")
         return world
 
     def leave(self) -> None:
@@ -83,9 +88,34 @@ class World:
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
 
-    def wait(self) -> None:
-        """Wait until every rank is here."""
-        self.agree(0)
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within this, each rank works by itself; at its end it waits for the others, however long they take.
+
+        A thread of each rank answers the others meanwhile. All ranks have to enter it together.
+
+        Raises:
+            RankLost: a rank has ended, or its thread does not answer.
+        """
+        self._begin_to_answer()
+        try:
+            yield
+        except BaseException:
+            self._answers.cease()
+            raise
+        with self.answers():
+            self._answers.end()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Within :meth:`apart`, do something with the other ranks; it begins when all are here."""
+        with self.answers():
+            self._answers.end()
+        yield
+        self._begin_to_answer()
+
+    def _begin_to_answer(self) -> None:
+        self._answers = _Answers(self._answering, min(_ANSWER_SECONDS, self.seconds / 4))
 
     def agree(self, requests: int) -> int:
         """Return the requests, one bit each, of all ranks together."""
@@ -219,6 +249,51 @@ class World:
             ) from error
 
 
+class _Answers:
+    """The answers of a rank that works by itself: a thread that meets those of the other ranks until all are done.
+
+    Args:
+        group: the ranks.
+        seconds: between two of them.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, seconds: float) -> None:
+        self._group = group
+        self._seconds = seconds
+        self._is_done = threading.Event()
+        self._has_failed = False
+        self._error: RuntimeError | None = None
+        self._thread = threading.Thread(target=self._answer, name="answer-ranks", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Wait until every rank is done.
+
+        Raises:
+            RuntimeError: gloo's, about a rank that has ended or does not answer.
+        """
+        self._is_done.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def cease(self) -> None:
+        """Answer no more: this rank has failed, and the others hear of it when it ends."""
+        self._has_failed = True
+        self._is_done.set()
+
+    def _answer(self) -> None:
+        try:
+            while not self._has_failed:
+                works = torch.tensor([not self._is_done.is_set()], dtype=torch.uint8)
+                dist.all_reduce(works, dist.ReduceOp.MAX, group=self._group)
+                if not works.item():
+                    return
+                self._is_done.wait(self._seconds)
+        except RuntimeError as error:
+            self._error = error
+
+
 class OneProcess(World):
     """A training of one process, which has no one to ask: each question has its own answer."""
 
@@ -231,6 +306,11 @@ class OneProcess(World):
     def agree(self, requests: int) -> int:
         """Return the requests."""
         return requests
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Nothing: no other process waits."""
+        yield
 
     def of_first(self, value: int) -> int:
         """Return the value."""

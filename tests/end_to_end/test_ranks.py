@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +21,14 @@ from safetensors.numpy import load_file
 from engine.cache.identity import read_manifest
 from engine.cache.record import Records
 from engine.cache.store import CacheStore, caches_below
+from engine.channel.channel import Channel
+from engine.channel.events import EventWriter
 from engine.data.tokens import SPLITS, TokenFile
+from engine.phases import student
+from engine.ranks import LIMIT, Rank, all_ranks, environment_of
+from engine.run.folder import Run
 from tests.end_to_end import program
+from tests.end_to_end.test_preloaded import commands_of_phases
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -171,6 +180,43 @@ def test_a_rank_that_is_killed_while_scoring_loses_its_wave_alone(one: Path) -> 
     assert_same_records(records(one), records(run))
 
 
+def test_a_comparison_begins_however_long_the_student_is_written_before_it(one: Path, monkeypatch) -> None:
+    asked = {"steps": 2, "evaluations": 1, "compare": "labels", "cache_dir": one / "cache", "processes": 2}
+    done = program.run(*words(one.parent, "compared", until="teacher", **asked))
+    assert done.returncode == 0, done.stderr
+    run = Run.open(one.parent / "compared")
+    plain = student.write_student
+
+    def slowly(*parts: Any) -> None:
+        time.sleep(15)
+        plain(*parts)
+
+    def work(rank: Rank, meeting: Path) -> None:
+        own = environment_of(rank, os.environ, local_world=2, meeting=f"file://{meeting}")
+        os.environ.update(own | {LIMIT: "10"})
+        student.run_student(run, run.job("student"), Channel(EventWriter(run.events_path, phase="student")))
+
+    monkeypatch.setattr(student, "write_student", slowly)
+    pids = [forked(functools.partial(work, rank, one.parent / "meeting")) for rank in all_ranks(2)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
+    assert run.result("student")["compare"]["labels"]["tokens"]
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do some work in a copy of this process; returns its number."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
 WAYS = {"whole": ["--no_student_sharded"], "divided": ["--student_sharded"], "adapter": ["--lora_rank", 4, *STREAMED]}
 
 
@@ -251,15 +297,12 @@ def wait_for(look: Callable[[], object], seconds: float = 200) -> object:
     raise TimeoutError
 
 
-def rank_process(run: Path, phase: str, rank: int) -> int:
-    """The process of a rank that is at work on a phase; 0 while there is none."""
-    wanted = f"engine.phases.process\0{phase}\0{run}\0".encode()
-    for folder in Path("/proc").iterdir():
-        try:
-            if not folder.name.isdigit() or wanted not in (folder / "cmdline").read_bytes():
-                continue
-            if f"\0RANK={rank}\0".encode() in b"\0" + (folder / "environ").read_bytes():
-                return int(folder.name)
-        except OSError:
-            continue
-    return 0
+def rank_process(run: Path, phase: str, rank: int, world: int = 2) -> int:
+    """The process of a rank, once all ranks are at work on a phase; 0 before. They are started in order."""
+    found = sorted((started_at(pid), pid) for pid, name in commands_of_phases(run) if name == phase)
+    return found[rank][1] if len(found) == world else 0
+
+
+def started_at(pid: int) -> int:
+    """When a process began, in ticks since the system did; see proc_pid_stat(5)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -15,12 +15,12 @@ from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, RankLost, Stopped
 from engine.models.load import load_causal_lm
-from engine.ranks import MEETING, all_ranks
+from engine.ranks import LIMIT, MEETING, all_ranks
 from engine.student.adapter import LowRankAdapter
 from engine.student.learner import Learner
 from engine.student.sharded import ShardedLearner, ShardedWorld
 from engine.student.train import Progress, Training, resume, train
-from engine.student.world import LIMIT, ONE_PROCESS, World
+from engine.student.world import ONE_PROCESS, World
 from tests.engine.student.small_run import SmallRun, open_run
 from tests.tiny import tiny_model
 

@@ -114,11 +114,12 @@ def test_a_checkpoint_and_a_student_have_the_bytes_of_one_process(
         assert progress is not None
         save(training, progress, Checkpoints(tmp_path / "again", keep=9, on_problem=pytest.fail), events)
         tensors = ranks.whole(training.learner.trainable.tensors(), training.optimizer.parameters)
-        if ranks.rank.number:
-            ranks.hand_over(tensors)
-            return
-        whole = load_causal_lm(folder, dtype=torch.float32)
-        fill(whole, tensors)
+        with ranks.apart():
+            if ranks.rank.number:
+                ranks.hand_over(tensors)
+                return
+            whole = load_causal_lm(folder, dtype=torch.float32)
+            fill(whole, tensors)
         export(whole, "student-of-ranks")
 
     assert ended(in_ranks(world, tmp_path / "store", again, kind=ShardedWorld)) == [0] * world

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,14 @@ import torch
 from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import EXIT_RANK_LOST, Stopped
-from engine.ranks import MEETING, Rank
+from engine.ranks import LIMIT, MEETING, Rank
+from engine.student.checkpoint import Checkpoints
 from engine.student.learn import Prompts, learn
 from engine.student.learner import Learner
 from engine.student.sharded import ShardedWorld
 from engine.student.step import LossScale
 from engine.student.train import Progress, train
-from engine.student.world import LIMIT, ONE_PROCESS, World
+from engine.student.world import ONE_PROCESS, World
 from tests.engine.student.frozen import resident, streamed
 from tests.engine.student.ranks import STEPS, assert_same, end_of, ended, go_on, in_ranks, keep_weights, training_of
 from tests.engine.student.small_run import make_run, open_run
@@ -191,6 +193,73 @@ def test_a_rank_that_does_not_answer_ends_the_others_within_the_limit(tmp_path: 
         os.kill(stopped, signal.SIGKILL)
         os.waitpid(stopped, 0)
     assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
+
+
+LIMIT_OF_TESTS = 2.0
+
+
+def test_ranks_that_work_apart_wait_for_each_other_beyond_the_limit(tmp_path: Path) -> None:
+    def work(world: World) -> None:
+        for slow in (0, 1):
+            with world.apart():
+                if world.rank.number == slow:
+                    time.sleep(1.5 * LIMIT_OF_TESTS)
+                    (tmp_path / f"{slow}").touch()
+            assert (tmp_path / f"{slow}").exists()
+        world.agree(0)
+
+    assert ended(in_ranks(3, tmp_path / "store", work, seconds=LIMIT_OF_TESTS)) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_rank_that_is_lost_while_ranks_work_apart_ends_the_others(
+    tmp_path: Path, number: int, is_alone: bool
+) -> None:
+    def work(world: World) -> None:
+        with world.apart():
+            if world.rank.number == 0:
+                os.kill(os.getpid(), number)
+            elif not is_alone:  # it finds out when its own work is done
+                time.sleep(1.0)
+
+    first, second = in_ranks(2, tmp_path / "store", work, seconds=LIMIT_OF_TESTS)
+    try:
+        assert ended([second]) == [EXIT_RANK_LOST]
+    finally:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+
+
+def test_an_error_of_a_rank_that_works_apart_is_its_own_and_ends_the_others(tmp_path: Path) -> None:
+    def work(world: World) -> None:
+        with world.apart():
+            if world.rank.number == 0:
+                raise Stopped("", "", "")
+
+    assert ended(in_ranks(2, tmp_path / "store", work)) == [Stopped.exit_code, EXIT_RANK_LOST]
+
+
+@KINDS
+@pytest.mark.parametrize("slow", ["save", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latest", "read"))])
+def test_checkpoints_may_take_longer_than_the_limit(
+    tmp_path: Path, kind: type[World], slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path)
+    plain = getattr(Checkpoints, slow)
+    pauses = [1.5 * LIMIT_OF_TESTS]
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(pauses.pop() if pauses else 0)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(Checkpoints, slow, slowly)
+    for part, steps in enumerate((5, 6)):
+        pids = in_ranks(
+            2, tmp_path / f"store-{part}", lambda w, steps=steps: go_on(tmp_path, w, steps),
+            seconds=LIMIT_OF_TESTS, kind=kind,
+        )  # fmt: skip
+        assert ended(pids) == [0, 0]
 
 
 def test_the_limit_is_that_of_the_environment_or_the_given_one(tmp_path: Path) -> None:
