@@ -190,4 +190,6 @@ def run_prepare(run: Run, job: PrepareJob, channel: Channel) -> None:
     named = {name: str(getattr(job, name)) for name in INPUTS}
     inputs = {name: identity_of(name, value, trust_remote_code=job.trust_remote_code) for name, value in named.items()}
     inputs["teacher"] = inputs["teacher"] or identity_of_model(teacher)
+    if student is not None:
+        inputs["student"] = inputs["student"] or identity_of_model(student)
     run.finish_phase("prepare", {"data": {"source": job.data, **asdict(result)}, "inputs": inputs})

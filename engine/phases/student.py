@@ -32,6 +32,7 @@ from engine.phases.teacher import open_store
 from engine.planner.models import FROM_TEACHER
 from engine.ranks import ALONE, Rank
 from engine.run.folder import Run
+from engine.run.inputs import check_unchanged
 from engine.student.batches import Source
 from engine.student.generate import holdout_prompts, writing_speed
 from engine.student.learn import Learned, next_logits_of
@@ -128,11 +129,19 @@ def _told(learned: Learned) -> dict[str, Any]:
 
 
 def first_student(run: Run, job: TrainJob, channel: Channel) -> ModelSpec:
-    """Describe the model that the student begins as; a damaged one is cut from the teacher again."""
+    """Describe the model that the student begins as; a damaged one is cut from the teacher again.
+
+    Raises:
+        ModelError: it is not the model that the run was prepared with.
+    """
     if job.student != FROM_TEACHER:
-        return read_spec(job.student, trust_remote_code=job.trust_remote_code)
+        spec = read_spec(job.student, trust_remote_code=job.trust_remote_code)
+        check_unchanged(run, "student", spec)
+        return spec
     if not is_cut(run, job):
         from engine.phases.prepare import teacher_spec
 
-        mend_student(run, teacher_spec(job), channel)
+        teacher = teacher_spec(job)
+        check_unchanged(run, "teacher", teacher)
+        mend_student(run, teacher, channel)
     return read_spec(run.initial_student_path, trust_remote_code=job.trust_remote_code)

@@ -23,10 +23,9 @@ from engine.data.sample_limits import SampleLimits
 from engine.data.tokens import SPLITS, TokenFile
 from engine.disk.file_lock import no_locks
 from engine.disk.files import make_folder, write_atomic
-from engine.errors import CacheMismatch
 from engine.jobs import RecordsJob, ScoreJob
 from engine.machine.gpu_check import gpu_of
-from engine.model_files.spec import ModelSpec, fingerprint
+from engine.model_files.spec import ModelSpec
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
@@ -35,7 +34,7 @@ from engine.planner.shape import shape_of
 from engine.planner.sizes import wave_tokens
 from engine.ranks import ALONE, Rank
 from engine.run.folder import Run
-from engine.run.inputs import identity_of_model
+from engine.run.inputs import check_unchanged, identity_of_model
 from engine.student.verdict import doubts
 from engine.talk.speed import keep_speed
 
@@ -204,7 +203,7 @@ def _score(
 
     device, dtype = prepare_torch(job)
     spec = teacher_spec(job)
-    _check_teacher(spec, store)
+    check_unchanged(run, "teacher", spec)
     began, processor_seconds = time.monotonic(), 0.0
     how = _score_settings(job, spec, tokens.sequence_length)
     cuts = rank.number == 0 and not is_cut(run, job)
@@ -234,17 +233,6 @@ def _score(
     }
 
 
-def _check_teacher(spec: ModelSpec, store: CacheStore) -> None:
-    found, expected = fingerprint(spec), store.identity.teacher
-    if found != expected:
-        raise CacheMismatch(
-            f"{spec.path} is not the teacher that this run was prepared with: its weights' fingerprint is "
-            f"{found[:12]}…, not {expected[:12]}….",
-            "Records of two teachers would be mixed.",
-            "Put that teacher's folder back, or start a new run.",
-        )
-
-
 def _score_settings(job: ScoreJob, spec: ModelSpec, sequence_length: int) -> ScoreSettings:
     from engine.teacher.score import ScoreSettings
 
@@ -270,6 +258,7 @@ def _only_cut(run: Run, job: ScoreJob, tokens: TokenFile, channel: Channel) -> N
 
     device, dtype = prepare_torch(job)
     spec = teacher_spec(job)
+    check_unchanged(run, "teacher", spec)
     loaded: list[Any] = []
 
     def teacher() -> Any:

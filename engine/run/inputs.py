@@ -12,13 +12,24 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from engine.errors import TinyDistillError
+from engine.errors import ModelError, TinyDistillError
 from engine.model_files.spec import ModelSpec, fingerprint, read_spec
 from engine.model_files.vocabulary import read_vocabulary
 from engine.run.folder import Run
 
 INPUTS = ("teacher", "student", "data")
 _SAMPLE_BYTES = 4096
+_COSTS = {
+    "weights": {
+        "teacher": "Records of two teachers would be mixed.",
+        "student": "The training, or its checkpoints, would belong to another model.",
+    },
+    "tokenizer": {
+        "teacher": "The text was made into tokens by the other one, and the ids would mean other words.",
+        "student": "The text was made into tokens by the other one, and the ids would mean other words.",
+    },
+}
+"""Parts of a model that may not change within a run, and what a change would cost."""
 
 
 def identity_of(name: str, value: str, *, trust_remote_code: bool = False) -> dict[str, str] | None:
@@ -79,6 +90,34 @@ def moved(run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
             if os.path.lexists(there) and (name == "cache_dir" or _same(run, name, there)):
                 found[name] = there
     return found
+
+
+def check_unchanged(run: Run, name: str, spec: ModelSpec) -> None:
+    """Compare a model with the one that the run was prepared with, before a phase works with it.
+
+    Args:
+        run: whose model it is.
+        name: teacher or student.
+        spec: the model, as it is now.
+
+    Raises:
+        ModelError: it has other weights, or another tokenizer.
+    """
+    kept = ((run.result("prepare") or {}).get("inputs") or {}).get(name)
+    if kept is None:  # it is known by its name alone
+        return
+    now = identity_of_model(spec)
+    differing = [part for part in _COSTS if now[part] != kept.get(part)]
+    if not differing:
+        return
+    first = differing[0]
+    raise ModelError(
+        f"{spec.path} is not the {name} that this run was prepared with: its {' and its '.join(differing)} "
+        f"{'is another one' if differing == ['tokenizer'] else 'are others'} (fingerprint {now[first][:12]}…, not "
+        f"{str(kept.get(first))[:12]}…).",
+        _COSTS[first][name],
+        f"Put that {name}'s folder back, or start a new run.",
+    )
 
 
 def _same(run: Run, name: str, value: str) -> bool:
