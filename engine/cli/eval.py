@@ -7,13 +7,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli.distill import guarded
 from engine.cli.export import student_folder
+from engine.data.tally import in_words
 from engine.disk.named_path import named_path
 from engine.errors import DataError, FolderError, Problem, SettingsError
 from engine.student.verdict import FEWEST_DOCUMENTS, roughness, shown_kl
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from engine.data.sources import TextSource
     from engine.student.exam import Examinee
 
 PROGRAM = "tiny-distill-eval"
@@ -176,24 +178,19 @@ def _on_text(folder: Path, typed: argparse.Namespace) -> Findings:
     spec = read_spec(folder, trust_remote_code=typed.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=typed.trust_remote_code)
     model = load_causal_lm(folder, dtype=torch.float32, trust_remote_code=typed.trust_remote_code)
-    encode = _encoder(tokenizer)
     examinee = Examinee(
         model,
-        encode,
+        _encoder(tokenizer),
         vocab_size=min(read_vocabulary(folder).size, spec.vocab_size),
         most_tokens=min(_MOST_TOKENS, spec.max_positions or _MOST_TOKENS),
         bos_id=_bos(tokenizer),
     )
     found = Findings(str(folder), str(typed.data))
     texts, rows = [], []
-    for document in open_source(typed.data, text_field=None, split="train").documents():
-        turns = document.messages
-        text = document.text if turns is None else "\n".join(str(turn.get("content") or "") for turn in turns)
-        if not text.strip():
-            continue
+    source = open_source(typed.data, text_field=None, split="train")
+    for text, tokens, loss, num_bytes in _documents(source, tokenizer, examinee, str(folder), typed):
         texts.append(text)
-        tokens, loss = examinee.losses(encode(text))
-        rows.append((tokens, loss, len(text.encode())))
+        rows.append((tokens, loss, num_bytes))
         if sum(row[0] for row in rows) >= typed.max_tokens:
             break
     sums = np.array(rows, dtype=np.float64).reshape(-1, 3)
@@ -205,6 +202,36 @@ def _on_text(folder: Path, typed: argparse.Namespace) -> Findings:
     _ask(found, examinee, texts, typed)
     _ask_harness(found, model, tokenizer, typed)
     return found
+
+
+def _documents(
+    source: TextSource, tokenizer: Any, examinee: Examinee, name: str, typed: argparse.Namespace
+) -> Iterator[tuple[str, int, float, int]]:
+    """Of each document: its text, its scored tokens, their loss in nats, and the bytes that they stand for.
+
+    A conversation is written in the model's chat template, and its answers are scored, as in training.
+    """
+    from engine.data.tokenise import DocumentTokeniser
+
+    tokeniser = None
+    for document in source.documents():
+        if document.messages is None:
+            if document.text.strip():
+                tokens, loss = examinee.losses(_encoder(tokenizer)(document.text))
+                yield document.text, tokens, loss, len(document.text.encode())
+            continue
+        if tokeniser is None:
+            tokeniser = DocumentTokeniser(tokenizer, name, examinee.vocab_size)
+        found = tokeniser.conversation(document.messages, document.fields, document.notes)
+        if found is None:
+            continue
+        learned = found.trained or [True] * len(found.ids)
+        ids = [token for token, is_learned in zip(found.ids, learned, strict=True) if is_learned]
+        answers = str(tokenizer.decode(ids, skip_special_tokens=True))
+        tokens, loss = examinee.losses(found.ids, learned)
+        yield answers, tokens, loss, len(answers.encode())
+    if tokeniser is not None and tokeniser.skipped:
+        _say(typed, f"Conversations left out: {in_words(tokeniser.skipped)}.")
 
 
 def _own(tasks: Sequence[str]) -> list[str]:

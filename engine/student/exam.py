@@ -131,7 +131,7 @@ class Examinee:
         self, model: PreTrainedModel, encode: Encode, *, vocab_size: int, most_tokens: int, bos_id: int | None
     ) -> None:
         self._model, self._encode = model, encode
-        self._vocab_size, self._most, self._bos = vocab_size, most_tokens, bos_id
+        self.vocab_size, self._most, self._bos = vocab_size, most_tokens, bos_id
 
     def is_right(self, task: str, question: ExamQuestion) -> bool:
         """Return whether the model answers a question as the text does."""
@@ -145,18 +145,32 @@ class Examinee:
             return scores[0][1]
         by_byte = task == "continuation"
         sums = [
-            total / (max(1, len(choice.encode())) if by_byte else 1)
-            for (total, _), choice in zip(scores, question.choices, strict=True)
+            float(values.sum()) / (max(1, len(choice.encode())) if by_byte else 1)
+            for (values, _), choice in zip(scores, question.choices, strict=True)
         ]
         return sums[0] > max(sums[1:])
 
-    def losses(self, ids: Sequence[int]) -> tuple[int, float]:
-        """Tokens that a text's windows score, and the sum of their cross-entropy in nats."""
+    def losses(self, ids: Sequence[int], learned: Sequence[bool] | None = None) -> tuple[int, float]:
+        """Tokens that a text's windows score, and the sum of their cross-entropy in nats.
+
+        Args:
+            ids: of the text.
+            learned: of a conversation, for each id whether it is part of an answer; only these are counted.
+        """
         step = self._most - (self._bos is not None)
-        start = [] if self._bos is None else [self._bos]
-        windows = [[*start, *ids[begin : begin + step]] for begin in range(0, len(ids), step)]
-        rows = [(window, 1) for window in windows if len(window) > 1]
-        return sum(len(row) - 1 for row, _ in rows), -sum(total for total, _ in self._scores(rows))
+        kept = [True] * len(ids) if learned is None else list(learned)
+        windows = []
+        for begin in range(0, len(ids), step):
+            window, counted = list(ids[begin : begin + step]), kept[begin : begin + step]
+            if self._bos is not None and window[0] != self._bos:  # a chat template may have written it
+                window, counted = [self._bos, *window], [False, *counted]
+            windows.append((window, torch.tensor(counted)))
+        windows = [(window, counted) for window, counted in windows if counted[1:].any()]
+        scores = self._scores([(window, 1) for window, _ in windows])
+        tokens = sum(int(counted[1:].sum()) for _, counted in windows)
+        return tokens, -sum(
+            float(values[counted[1:]].sum()) for (values, _), (_, counted) in zip(scores, windows, strict=True)
+        )
 
     def _row(self, context: list[int], answer: int) -> list[int]:
         start = [] if self._bos is None else [self._bos]
@@ -164,8 +178,8 @@ class Examinee:
         return [*start, *kept]
 
     @torch.no_grad()
-    def _scores(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        """Of each row from a place on: the sum of log-probabilities, and whether each token was the likeliest."""
+    def _scores(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[torch.Tensor, bool]]:
+        """Of each row from a place on: the tokens' log-probabilities, float64, and whether each was the likeliest."""
         found = []
         for first in range(0, len(rows), _ROWS_AT_A_TIME):
             some = rows[first : first + _ROWS_AT_A_TIME]
@@ -174,14 +188,14 @@ class Examinee:
             states = last_hidden_states(self._model, padded)
             for place, (ids, begin) in enumerate(some):
                 labels = torch.tensor(ids[begin:], device=states.device)
-                total, best = 0.0, True
+                values, best = [], True
                 for start in range(0, len(labels), _CHUNK_TOKENS):
                     chunk = labels[start : start + _CHUNK_TOKENS]
                     at = begin - 1 + start
-                    logits = logits_of(self._model, states[place, at : at + len(chunk)]).float()[:, : self._vocab_size]
-                    total += float(logits.log_softmax(1).gather(1, chunk[:, None]).double().sum())
+                    logits = logits_of(self._model, states[place, at : at + len(chunk)]).float()[:, : self.vocab_size]
+                    values.append(logits.log_softmax(1).gather(1, chunk[:, None])[:, 0].double().cpu())
                     best = best and bool((logits.argmax(1) == chunk).all())
-                found.append((total, best))
+                found.append((torch.cat(values) if values else torch.zeros(0, dtype=torch.float64), best))
         return found
 
 

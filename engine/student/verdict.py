@@ -171,6 +171,12 @@ def details(report: Mapping[str, Any]) -> list[str]:
         said.append(doubt)
     if (rough := roughness(report["student_after"].get("tokens"))) is not None:
         said.append(rough)
+    quantization = (report.get("adapter") or {}).get("quantization", "none")
+    if quantization != "none":
+        said.append(
+            f"These figures are of the student's own weights in {quantization}. The written student has them as they "
+            "were stored, and tiny-distill-eval measures it."
+        )
     labels = (report.get("compare") or {}).get("labels")
     if labels:
         said.append(

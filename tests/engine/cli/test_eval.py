@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.cli import eval as command
 from tests.end_to_end.program import QUICK, run, write_texts
 from tests.engine.student.test_exam import TEXTS
-from tests.tiny import tiny_model
+from tests.tiny import VOCAB_SIZE, tiny_model
 
 
 def test_any_model_on_any_text(tmp_path: Path, capsys: Any) -> None:
@@ -42,6 +45,37 @@ def test_what_cannot_be_judged_is_said(tmp_path: Path, capsys: Any) -> None:
     assert "no_such_task: " in capsys.readouterr().err
     assert command.main([str(tmp_path), "--data", str(tmp_path)]) == 2
     assert "holds neither a run nor a model" in capsys.readouterr().err
+
+
+def test_conversations_are_written_in_the_template_and_their_answers_are_scored(tmp_path: Path, capsys: Any) -> None:
+    """Turns were put together as one text: the loss was that of questions and answers without a template."""
+    model = tmp_path / "m"
+    shutil.copytree(tiny_model("llama", num_layers=2), model)
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    chats = [(f"Where is lamp {number}?", f"Under window {number * 7}.") for number in range(8)]
+    rows = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+        for asked, said in chats
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert command.main([str(model), "--data", str(tmp_path / "chats.jsonl"), "--json", "--tasks"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    net, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    losses = []
+    for asked, said in chats:
+        before, answer = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (f"<user>{asked}<|endoftext|><assistant>", f"{said}<|endoftext|>")
+        )
+        logits = net(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1, :VOCAB_SIZE]
+        losses += (-logits.log_softmax(1)[range(len(answer)), answer]).tolist()
+    assert found["documents"] == 8
+    assert found["tokens"] == len(losses)
+    assert found["figures"]["loss"][0] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 SURE = [2.0, 1.9, 2.1]

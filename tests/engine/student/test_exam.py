@@ -64,7 +64,7 @@ def test_a_model_that_says_the_text_has_all_answers_right() -> None:
 
     class Knows(Examinee):
         def _scores(self, rows):  # type: ignore[no-untyped-def]
-            return [(0.0, True) if number == 0 else (-9.0, False) for number in range(len(rows))]
+            return [(torch.tensor([0.0 if number == 0 else -9.0]), number == 0) for number in range(len(rows))]
 
     asked.__class__ = Knows
     for task in TASKS:

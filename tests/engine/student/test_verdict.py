@@ -123,6 +123,15 @@ def test_figures_of_few_tokens_are_called_rough_wherever_they_stand():
     assert not any("rough" in line for line in details(few))
 
 
+def test_figures_of_quantized_weights_are_not_said_to_be_those_of_the_written_student():
+    """With nf4 the report said 3.756, and the written student had 4.08."""
+    assert any(
+        "in nf4" in line and "tiny-distill-eval" in line for line in details(report(adapter={"quantization": "nf4"}))
+    )
+    assert not any("These figures" in line for line in details(report(adapter={"quantization": "none"})))
+    assert details(report(adapter=None)) == details(report())
+
+
 def test_usual_first_sentences_fit_a_line():
     for kl in (0.05, 0.2, 0.7, 1.9, 9.99):
         assert len(headline(report(kl=kl, top1=1.0))) <= 74
