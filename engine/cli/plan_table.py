@@ -61,6 +61,7 @@ def print_plan(planned: Plan) -> None:
     for sentence in cautions(planned):
         console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
     budget = planned.settings.memory_budget
+    console.print(f" prepare: peak {format_bytes(planned.prepare_bytes)}", markup=False)
     for phase, figures in planned.predicted.items():
         fits = "" if budget is None else f" of {format_bytes(budget)}"
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in figures.parts.items() if size)

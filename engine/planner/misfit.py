@@ -8,6 +8,7 @@ from engine.errors import DoesNotFit
 from engine.format import format_bytes, format_count
 from engine.planner import disk as disk_formulas
 from engine.planner.phase_settings import Footprint
+from engine.planner.preparing import prepare_bytes
 from engine.planner.recommend import Proposal, Question, nearest_that_fits
 from engine.settings.config import RunConfig
 
@@ -38,6 +39,23 @@ def memory(question: Question, answer: Proposal) -> DoesNotFit:
         what = what.replace("needs", "needs for each process", 1)[:-1] + f" for each of {question.ranks}."
     todo, remedies = _todo(question, answer, flag)
     return DoesNotFit(what, f"Most of it: {listed}.", todo, remedies)
+
+
+def preparing(question: Question) -> DoesNotFit | None:
+    """The phase that prepares needs more memory than there is; None where it does not."""
+    budget, vocab_size = question.budget, question.teacher.vocab_size
+    needed, room, flag = prepare_bytes(vocab_size), budget.ram_bytes, "ram_budget"
+    if budget.where.is_host:
+        room, flag = budget.memory_bytes, "memory_budget"
+    if needed <= room:
+        return None
+    enough = _rounded(needed)
+    return DoesNotFit(
+        f"The prepare phase needs {format_bytes(needed)} of memory; the budget is {format_bytes(room)}.",
+        f"Most of it: Python, torch and transformers, and a tokenizer of {format_count(vocab_size)} ids.",
+        f"It fits with --{flag} {enough}MB.",
+        [{flag: f"{enough}MB"}],
+    )
 
 
 def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Question, answer: Proposal) -> DoesNotFit:
@@ -76,7 +94,7 @@ def _todo(question: Question, answer: Proposal, flag: str) -> tuple[str, list[di
     """Return settings that fit, as a sentence and as values."""
     budget = question.budget
     needs = max(_where(question, part.footprint)[0] for part in (answer.teacher, answer.student))
-    enough = -(-needs * question.ranks // (50 * 10**6)) * 50  # the next 50 MB
+    enough = _rounded(max(needs * question.ranks, prepare_bytes(question.teacher.vocab_size)))
     found = nearest_that_fits(question, answer)
     as_it_is = f"--{flag} {enough}MB"
     more: dict[str, object] = {flag: f"{enough}MB"}
@@ -87,6 +105,11 @@ def _todo(question: Question, answer: Proposal, flag: str) -> tuple[str, list[di
     flags = " ".join(_flag(name, value) for name, value in changes.items())
     assert peak <= max(budget.memory_bytes, budget.ram_bytes)
     return f"It fits with {flags} ({format_bytes(peak)}), or as it is with {as_it_is}.", [changes, more]
+
+
+def _rounded(needed: int) -> int:
+    """Megabytes that are enough, in steps of 50."""
+    return -(-needed // (50 * 10**6)) * 50
 
 
 def _smaller_models(question: Question, answer: Proposal) -> str:

@@ -68,6 +68,7 @@ class Plan:
         text_rows: rows to train on that all of the text gives; None while its amount is not known.
         little_text: warning for a text that is small for the student, or None.
         jobs: of the run, in order.
+        prepare_bytes: highest memory of the process that prepares the text, which comes before both.
     """
 
     settings: RunConfig
@@ -79,3 +80,4 @@ class Plan:
     text_rows: int | None = None
     little_text: str | None = None
     jobs: tuple[Job, ...] = ()
+    prepare_bytes: int = 0

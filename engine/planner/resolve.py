@@ -25,6 +25,7 @@ from engine.planner.packing import packing_for
 from engine.planner.place import Place
 from engine.planner.precision import precision_for, smaller_precision
 from engine.planner.prediction import Choice, PhasePrediction, Plan
+from engine.planner.preparing import prepare_bytes
 from engine.planner.recommend import Proposal, Question, recommend
 from engine.planner.sharding import check_sharding
 from engine.planner.sizes import head_chunk_tokens
@@ -83,6 +84,7 @@ def plan(
         settings=resolved,
         choices=choices,
         predicted=predicted,
+        prepare_bytes=prepare_bytes(vocab_size),
         disk_bytes=disk_bytes,
         total_steps=work["total_steps"][0],
         misfit=problem,
@@ -178,6 +180,8 @@ def _answered(asked: _Asked) -> tuple[_Asked, Proposal]:
 def _misfit(asked: _Asked, answer: Proposal, disk_bytes: int) -> DoesNotFit | None:
     if not answer.fits:
         return misfit.memory(asked.question, answer)
+    if (problem := misfit.preparing(asked.question)) is not None:
+        return problem
     free = asked.place.hardware.disk_free_bytes
     if disk_bytes > free:
         return misfit.disk(disk_bytes, free, asked.place.folder, asked.config, asked.question, answer)

@@ -164,6 +164,8 @@ class _Folding:
         if not isinstance(predicted, dict):
             return
         self.changes["disk_bytes"] = number(predicted.get("disk_bytes"))
+        if "prepare" in self.phases:
+            self._change_phase("prepare", predicted_peak_bytes=number(predicted.get("prepare_bytes")))
         for name in self.phases:
             of_phase = predicted.get(name)
             if isinstance(of_phase, dict):

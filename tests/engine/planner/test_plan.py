@@ -232,6 +232,21 @@ def test_a_refusal_says_which_model_is_too_large(text: Path) -> None:
     assert "another machine, as Python and torch alone need more" in misfit.todo
 
 
+def test_a_tokenizer_that_the_budget_does_not_hold_is_refused(text: Path) -> None:
+    large = tiny_model("llama", vocab_size=120_000, hidden_size=4, intermediate_size=8, num_attention_heads=1)
+    asked: dict[str, Any] = {"teacher": str(large), "until": "teacher", "layer_by_layer": True}
+    found = _plan(text, **asked)
+    assert found.misfit is None
+    assert found.prepare_bytes > found.predicted["teacher"].peak_bytes, "else this test shows nothing"
+    between = (found.prepare_bytes + found.predicted["teacher"].peak_bytes) // 2
+    misfit = _plan(text, **asked, memory_budget=between).misfit
+    assert misfit is not None
+    assert "The prepare phase needs" in misfit.what
+    assert "120 k ids" in misfit.why
+    for remedy in misfit.remedies:
+        assert _plan(text, **{**asked, **remedy}, strict=True).misfit is None
+
+
 def test_a_full_disk_is_refused_with_the_samples_that_fit(text: Path) -> None:
     with pytest.raises(DoesNotFit, match="of disk"):
         _plan(text, hardware=computer(disk_bytes=2 * MIB), strict=True)
