@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def fill(path: Path, waves: int = 3) -> None:
+    path.parent.mkdir(exist_ok=True)
     with CacheStore.open(path, IDENTITY, writable=True) as store:
         for number in range(waves):
             rows, records = wave(number)

@@ -22,6 +22,7 @@ from engine.planner.footprint import _WORKSPACES
 from engine.planner.reasons import NOT_CHOICES
 from engine.planner.summary import cautions
 from engine.settings.config import RunConfig
+from tests.benchmarks.predicted_memory import SHAPES, make_model
 from tests.engine.data.small_data import write_chats
 from tests.engine.planner.machines import BIG_GPU, GIB, MIB, RATES, computer
 from tests.tiny import MAX_POSITIONS, tiny_model
@@ -232,19 +233,26 @@ def test_a_refusal_says_which_model_is_too_large(text: Path) -> None:
     assert "another machine, as Python and torch alone need more" in misfit.todo
 
 
-def test_a_tokenizer_that_the_budget_does_not_hold_is_refused(text: Path) -> None:
-    large = tiny_model("llama", vocab_size=120_000, hidden_size=4, intermediate_size=8, num_attention_heads=1)
-    asked: dict[str, Any] = {"teacher": str(large), "until": "teacher", "layer_by_layer": True}
+def test_a_tokenizer_that_the_budget_does_not_hold_is_refused(text: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"teacher": str(_of_many_ids(tmp_path)), "until": "teacher", "layer_by_layer": True}
     found = _plan(text, **asked)
     assert found.misfit is None
-    assert found.prepare_bytes > found.predicted["teacher"].peak_bytes, "else this test shows nothing"
-    between = (found.prepare_bytes + found.predicted["teacher"].peak_bytes) // 2
-    misfit = _plan(text, **asked, memory_budget=between).misfit
+    scoring = found.predicted["teacher"].peak_bytes
+    assert found.prepare_bytes > scoring, "else this test shows nothing"
+    misfit = _plan(text, **asked, memory_budget=(found.prepare_bytes + scoring) // 2).misfit
     assert misfit is not None
     assert "The prepare phase needs" in misfit.what
-    assert "120 k ids" in misfit.why
+    assert "100 k ids" in misfit.why
     for remedy in misfit.remedies:
         assert _plan(text, **{**asked, **remedy}, strict=True).misfit is None
+
+
+def _of_many_ids(folder: Path) -> Path:
+    """A model of many ids that is narrow, so that its tokenizer takes most of the memory."""
+    name = "narrow-100k"
+    values = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8, "num_attention_heads": 1}
+    SHAPES[name] = ("llama", {**values, "num_key_value_heads": 1, "vocab_size": 100_000})
+    return make_model(name, folder)
 
 
 def test_a_full_disk_is_refused_with_the_samples_that_fit(text: Path) -> None:
