@@ -31,6 +31,7 @@ from tinydistill_tui.screens.runs import RunsScreen
 from tinydistill_tui.screens.step import StepScreen
 from tinydistill_tui.screens.talk import TalkScreen
 from tinydistill_tui.screens.welcome import WelcomeScreen
+from tinydistill_tui.widgets.excerpt import Excerpt
 from tinydistill_tui.work import control, runs
 from tinydistill_tui.work.draft import Draft
 
@@ -117,7 +118,8 @@ async def _edit(app: App[int], name: str) -> None:
 
 def show_help(app: App[int]) -> None:
     """Help for what has the focus, on the screen that is shown."""
-    about: list[str] = []
+    cut = [excerpt.whole.plain for excerpt in app.screen.query(Excerpt) if excerpt.is_cut and excerpt.display]
+    about = cut[::-1]  # the reason of the chosen setting is the last one
     for node in (app.focused, app.screen):
         sentence = getattr(node, "HELP", None) or getattr(node, "hint", "")
         if sentence and sentence not in about:

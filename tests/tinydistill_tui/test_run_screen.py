@@ -578,6 +578,12 @@ async def test_chance_is_where_the_way_begins_when_the_student_began_below_it(ru
             assert view.gap_closed == gap_closed(2.104, 2.918, 2.5, view.holdout_loss("student_during"))
 
 
+def test_one_busy_program_is_told_in_the_singular():
+    assert busy.words(3.2, 2, 2) == "Other programs slow this run: a busy one shares its 2 cores."
+    assert busy.words(4.2, 1, 1).endswith("about 3 busy ones share its one core.")
+    assert busy.words(2.4, 2, 2) == ""
+
+
 async def test_teachers_loss_is_a_line_and_the_hold_out_rows_are_marks(runs_folder):
     path = make_run(runs_folder)
     with held(path):

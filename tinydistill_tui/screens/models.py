@@ -26,6 +26,7 @@ from tinydistill_tui.screens.step import SEE_ABOVE, StepScreen
 from tinydistill_tui.view.model_facts import ModelFacts, look
 from tinydistill_tui.view.plan_facts import home_as_tilde
 from tinydistill_tui.view.suggestions import Suggestion, suggested, table
+from tinydistill_tui.widgets.excerpt import Excerpt
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.work import runs
 from tinydistill_tui.work.download import download
@@ -108,7 +109,7 @@ class ModelsScreen(StepScreen):
                 suggester=suggester,
             )
         yield Static(id="student-facts", classes="facts", markup=False)
-        yield Static(id="checks", markup=False)
+        yield Excerpt(id="checks")
         self._suggested = self._suggestions(cached)
         title = "Suggestions for this machine, and models that are here" if self._suggested else "Models that are here"
         yield Static(title, id="suggestions-title", classes="heading")
@@ -185,7 +186,7 @@ class ModelsScreen(StepScreen):
                 lines.append(Content(f"F3 downloads {self.missing_model} from Hugging Face."))
         else:
             lines = [marked(mark, words) for mark, words in facts.checks]
-        self.query_one("#checks", Static).update(Content("\n").join(lines))
+        self.query_one("#checks", Excerpt).say(Content("\n").join(lines))
         self.refresh_bindings()
         for field in self.query(TextField):
             bad = facts.bad == field.setting and (field.value or field.setting == "student")
@@ -271,7 +272,7 @@ class ModelsScreen(StepScreen):
         if not self.is_there:
             return
         if problem:
-            self.query_one("#checks", Static).update(marked("wrong", problem))
+            self.query_one("#checks", Excerpt).say(marked("wrong", problem))
             self.say(f"{name} could not be downloaded.", "wrong")
         else:
             self.say(f"{name} is here.", "good")

@@ -30,6 +30,7 @@ from tinydistill_tui.screens.step import StepScreen, bad_value
 from tinydistill_tui.view import plan_facts
 from tinydistill_tui.view.plan_facts import Row
 from tinydistill_tui.view.tries import stepped
+from tinydistill_tui.widgets.excerpt import Excerpt
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.memory_bars import MemoryBars
 from tinydistill_tui.widgets.setting_editor import SettingEditor, SettingsTable
@@ -81,11 +82,11 @@ class PlanScreen(StepScreen):
 
     def compose_content(self) -> Iterable[Widget]:
         """Compose the predictions, the settings, and the selected setting."""
-        yield Static(id="in-words", markup=False)
+        yield Excerpt(id="in-words")
         yield MemoryBars(id="memory-bars")
         yield Static(id="cost", markup=False)
         yield Static(id="parts", markup=False)
-        yield Static(id="fits", markup=False)
+        yield Excerpt(id="fits")
         yield SettingsTable(id="settings", cursor_type="row", zebra_stripes=True, cell_padding=0, show_header=True)
         filter_field = Input(placeholder="words in a setting's name or help", compact=True, id="settings-filter")
         filter_field.display = False
@@ -142,7 +143,7 @@ class PlanScreen(StepScreen):
         planned, machine = self.draft.plan, self.planning.machine
         if planned is not None and machine is not None:
             words = plan_facts.whole_sentences(summary(planned), self.size.width - 2)
-            self.query_one("#in-words", Static).update(words)
+            self.query_one("#in-words", Excerpt).say(words)
             self.query_one(MemoryBars).needs = tuple(plan_facts.needs(planned, machine))
             self.query_one("#cost", Static).update(plan_facts.cost(planned, machine, self.size.width - 2))
             self.query_one("#parts", Static).update(plan_facts.parts(planned))
@@ -161,7 +162,7 @@ class PlanScreen(StepScreen):
         self._draw_editor()
 
     def _say_fit(self, mark: str, words: str) -> None:
-        self.query_one("#fits", Static).update(marked(mark, words))
+        self.query_one("#fits", Excerpt).say(marked(mark, words))
 
     def _draw_table(self, planned: Plan) -> None:
         everything = self.everything or bool(self._words)

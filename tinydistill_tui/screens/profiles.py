@@ -9,7 +9,7 @@ from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable
 from textual.worker import get_current_worker
 
 from engine.disk.named_path import named_path
@@ -26,6 +26,7 @@ from tinydistill_tui.navigation import GoTo
 from tinydistill_tui.screens.base import FrameScreen, marked
 from tinydistill_tui.view.plan_facts import cut_value, cut_words, home_as_tilde, shown
 from tinydistill_tui.view.profile_facts import fit_of
+from tinydistill_tui.widgets.excerpt import Excerpt
 from tinydistill_tui.widgets.row_table import RowTable
 from tinydistill_tui.work.draft import Draft
 
@@ -58,7 +59,7 @@ class ProfilesScreen(FrameScreen):
     def compose_content(self) -> Iterable[Widget]:
         """The table, and what the chosen one sets."""
         yield RowTable(id="profiles", cursor_type="row", zebra_stripes=True, cell_padding=0)
-        yield Static(id="profile-words", classes="pane", markup=False)
+        yield Excerpt(id="profile-words", classes="pane")
 
     def on_mount(self) -> None:
         """Read them."""
@@ -105,22 +106,22 @@ class ProfilesScreen(FrameScreen):
 
     @on(DataTable.RowHighlighted)
     def _draw(self) -> None:
-        words = self.query_one("#profile-words", Static)
+        words = self.query_one("#profile-words", Excerpt)
         if self.chosen is None:
             words.border_title = "No profile"
-            words.update("No profile is saved yet: p on the plan saves your settings as one.")
+            words.say("No profile is saved yet: p on the plan saves your settings as one.")
             return
         values = self._values[self.chosen]
         words.border_title = Content(f"{self.chosen} sets")
         if isinstance(values, TinyDistillError):
-            words.update(values.paragraph())
+            words.say(values.paragraph())
             return
         lines = []
         for name, value in values.items():
             fit = fit_of(name, value, self._machine) if self._machine is not None else None
             note = marked(*fit) if fit is not None else Content("")
             lines.append(Content.assemble(name.ljust(22), " ", cut_value(shown(name, value), 27).ljust(28), note))
-        words.update(Content("\n").join(lines))
+        words.say(Content("\n").join(lines))
 
     @on(DataTable.RowSelected)
     def _selected(self) -> None:

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.timer import Timer
-from textual.widgets import Input, Static
+from textual.widgets import Input
 from textual.worker import get_current_worker
 
 from engine.machine.hardware import Hardware
@@ -19,6 +19,7 @@ from engine.settings.config import SETTINGS, RunConfig
 from tinydistill_tui.view.marks import MARK_STYLES, MARKS
 from tinydistill_tui.view.plan_facts import Row, cut_value, cut_words, row_sentence
 from tinydistill_tui.view.tries import Try, choices_of, tried, tries_words, values_around
+from tinydistill_tui.widgets.excerpt import Excerpt
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
 from tinydistill_tui.widgets.once import after
 from tinydistill_tui.widgets.row_table import RowTable
@@ -88,7 +89,7 @@ class SettingEditor(Vertical):
         """A line of text, or a line of choices; and words."""
         yield TextField("", id="edit-text")
         yield ChoiceLine("", [], "", id="edit-choice")
-        yield Static(id="edit-words", markup=False)
+        yield Excerpt(id="edit-words")
 
     def show(self, row: Row, text: str, *, editing: bool) -> None:
         """Show a setting.
@@ -101,6 +102,7 @@ class SettingEditor(Vertical):
         if self._row is None or (row.field, row.value) != (self._row.field, self._row.value):
             self._tries = ""
         self._row, self._editing = row, editing
+        self.set_class(editing, "-editing")
         info = SETTINGS[row.field]
         self.border_title = Content(f"{row.field} · {info.accepted()}")
         chosen = choices_of(row.field)
@@ -119,7 +121,7 @@ class SettingEditor(Vertical):
             return
         self.border_subtitle = Content(_KEYS if self._editing else f"←→ {tries}" if tries else "")
         words = f"{row.why}\n{tries}" if self._editing else f"{SETTINGS[row.field].help}.\n{row_sentence(row)}"
-        self.query_one("#edit-words", Static).update(words.strip("\n"))
+        self.query_one("#edit-words", Excerpt).say(words.strip("\n"))
 
     def try_others(self, setting: str, value: object, config: RunConfig, machine: Hardware | None) -> None:
         """Say what other values would take, once the user rests on the setting.

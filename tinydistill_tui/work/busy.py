@@ -32,4 +32,6 @@ def words(load_now: float, core_count: int, own: int) -> str:
     if others < max(1.0, _MOST_FREE_SHARE * core_count):
         return ""
     shared = "one core" if core_count == 1 else f"{core_count} cores"
-    return f"Other programs slow this run: about {others:.0f} busy ones share its {shared}."
+    count = round(others)
+    busy = "a busy one shares" if count == 1 else f"about {count} busy ones share"
+    return f"Other programs slow this run: {busy} its {shared}."
