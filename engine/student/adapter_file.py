@@ -10,7 +10,6 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,13 @@ from engine.models.load import quiet
 from engine.models.meta import build_on_meta, read_config
 from engine.models.weight_plan import plan_weights
 from engine.student.adapter import LowRankAdapter
+from engine.student.rounding import draws_of, rounded
 
 ADAPTER = "adapter"
 """The adapter's folder in that of the student."""
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _PIECE_ELEMENTS = 1 << 20
-# Digits of a float32's fraction that the format does not have.
-_DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 
 
 def write_adapter(
@@ -187,7 +185,7 @@ def write_merged(adapter: LowRankAdapter, source: ModelSpec, path: Path) -> None
     """Write the base's weights with the adapter's changes added, a piece of a tensor at a time.
 
     A changed weight is added up in float32 and rounded once, by chance, to the format that it is stored in
-    (:func:`_rounded`); every other tensor keeps its bytes.
+    (:mod:`engine.student.rounding`); every other tensor keeps its bytes.
 
     Args:
         adapter: the trained one.
@@ -260,33 +258,9 @@ def _merged(
     left, right = (a.T, b.T) if linear.transposed else (b, a)
     rows, columns = left.shape[0], right.shape[1]
     step = max(1, _PIECE_ELEMENTS // columns)
-    draws = torch.Generator().manual_seed(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little"))
+    draws = draws_of(name)
     for first in range(0, rows, step):
         piece = torch.empty(min(step, rows - first), columns)
         checkpoint.read(name, piece, first=first * columns)
         piece.addmm_(left[first : first + step], right, alpha=adapter.scale)
-        yield _rounded(piece, dtype, draws)
-
-
-def _rounded(values: Tensor, dtype: torch.dtype, draws: torch.Generator) -> Tensor:
-    """Round float32 values to 16 bits, up or down by chance, so that the mean of the result is the value.
-
-    Most changes of a short training are smaller than half of a bfloat16's last digit. Rounded to the nearest, 86 % of
-    SmolLM2-135M's weights stayed as they were after 4 steps, and with them a third of what the adapter had learned. A
-    value that the format can hold keeps its bits, so an adapter that is off changes nothing.
-
-    Args:
-        values: float32; overwritten.
-        dtype: that they are stored in.
-        draws: where chance comes from, the same each time a tensor is written.
-
-    Source: Gupta et al. 2015, Deep Learning with Limited Numerical Precision, https://arxiv.org/abs/1502.02551, eq. 1.
-    """
-    if dtype not in _DROPPED_BITS:
-        return values.to(dtype)
-    dropped, most = _DROPPED_BITS[dtype], torch.finfo(dtype).max
-    is_small = values.abs() <= most
-    bits = values.view(torch.int32)
-    bits += torch.randint(0, 1 << dropped, bits.shape, dtype=torch.int32, generator=draws)
-    bits &= -(1 << dropped)
-    return torch.where(is_small, values.clamp(-most, most), values).to(dtype)
+        yield rounded(piece, dtype, draws)

@@ -26,6 +26,7 @@ from engine.models.meta import read_config
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_file import ADAPTER, write_adapter, write_merged
 from engine.student.companions import write_companions
+from engine.student.rounding import round_parameters
 
 _PIECE_ELEMENTS = 1 << 20
 _FULL = ("os error 28", "os error 122", "No space left", "Disk quota exceeded")
@@ -75,6 +76,7 @@ def export_student(
     with _told(temporary, folder, needed_bytes=needed_bytes):
         temporary.mkdir()  # here, as save_pretrained makes the run's folder again if it was deleted
         if adapter is None:
+            round_parameters(model, dtype)
             model.to(dtype).save_pretrained(temporary)
         else:
             write_merged(adapter, source, temporary / "model.safetensors")
