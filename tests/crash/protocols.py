@@ -151,7 +151,9 @@ def _check_tokens(folder: Path, done: int) -> None:
 
 
 def _run_info(number: int) -> dict[str, Any]:
-    return {"format": FORMAT, "jobs": [], "settings": {"seed": 3}, "number": number, "text": "x" * 100 * number}
+    known = {"versions": {}, "choices": [], "created": 0.0, "asked": {}, "predicted": {}, "hardware": {}}
+    changing = {"number": number, "text": "x" * 100 * number}
+    return {"format": FORMAT, "jobs": [], "settings": {"seed": 3}, **known, **changing}
 
 
 def _begin_run(folder: Path) -> None:
