@@ -151,8 +151,18 @@ class TinyDistillApp(App[int]):
         """Keys in order; all else as Textual has it. Ctrl+C waits for nothing."""
         if isinstance(event, events.Key) and not event.is_forwarded and event.key != "ctrl+c":
             self._keys.put(event)
-        else:
-            await super().on_event(event)
+            return
+        if isinstance(event, events.Paste) and not event.is_forwarded:
+            self._tell_of_lines(event.text)
+        await super().on_event(event)
+
+    def _tell_of_lines(self, pasted: str) -> None:
+        """Say that a field has one line: Textual takes the first one of a text that is pasted."""
+        from textual.widgets import Input  # the first frame does without
+
+        if isinstance(self.focused, Input) and any(line.strip() for line in pasted.splitlines()[1:]):
+            sentence = "Only the first line of the pasted text was taken: this field holds one line."
+            self.notify(sentence, severity="warning", markup=False)
 
     def exit(self, result: int | None = None, return_code: int = 0, message: Any = None) -> None:
         """Leave the program; keys that were typed ahead are dropped."""

@@ -47,9 +47,10 @@ def _student(planned: Plan) -> str:
     elif layers is None:
         who = "a student with some of the teacher's layers"
     else:
-        count = layers if isinstance(layers, int) else len(str(layers).split(","))
-        who = f"a student with {count} of the teacher's layers"
-    steps = f"{format_count(planned.total_steps)} steps" if planned.total_steps is not None else "a number of steps"
+        kept = layers if isinstance(layers, int) else len(str(layers).split(","))
+        who = f"a student with {kept} of the teacher's layers"
+    count = planned.total_steps
+    steps = "a number of steps" if count is None else "one step" if count == 1 else f"{format_count(count)} steps"
     often = f", reading each row {_times(settings.epochs)}" if settings.steps is None and settings.epochs else ""
     return f"Then {who} learns from the teacher's answers in {steps}{often}{_time(planned, 'student')}."
 

@@ -661,3 +661,16 @@ def test_a_value_that_is_not_accepted_is_said_on_one_row(name):
         said = bad_value(name, value, wrong)
         assert wrong in said
         assert len(f"✗ {said}") <= 78, said
+
+
+@pytest.mark.parametrize(("pasted", "told"), [("one\n", False), ("one", False), ("one\ntwo\n", True)])
+async def test_lines_that_a_field_does_not_take_are_told(pasted, told):
+    async with wizard({}) as (app, pilot):
+        await pilot.press("enter")
+        await until_models(app, pilot)
+        field = app.screen.query_one("#field-teacher", Input)
+        field.focus()
+        await until(pilot, lambda: app.focused is field, "it has the focus")
+        app.post_message(events.Paste(pasted))
+        await until(pilot, lambda: field.value == "one", "the first line is there")
+        assert any("Only the first line" in note.message for note in app._notifications) is told

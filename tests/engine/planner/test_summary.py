@@ -20,3 +20,8 @@ def test_rows_that_the_cache_has_are_not_announced_as_read(place: str, tmp_path:
     told = summary(plan(RunConfig(demo=True, cache_dir=cache)))[0]
     assert told.startswith("The teacher reads only rows that the cache has no records of (all 1,200 rows: about ")
     assert told.endswith(").")
+
+
+def test_one_step_is_told_in_the_singular() -> None:
+    assert " in one step (" in summary(plan(RunConfig(demo=True, steps=1)))[1]
+    assert " in 2 steps (" in summary(plan(RunConfig(demo=True, steps=2)))[1]
