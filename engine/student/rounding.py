@@ -3,6 +3,8 @@
 Most changes of a short training are smaller than half of a bfloat16's last digit. Rounded to the nearest, 86 % of
 SmolLM2-135M's adapted weights stayed as they were after 4 steps, and with them a third of what had been learned. A
 value that the format can hold keeps its bits: a training that changed nothing writes the weights that it began with.
+After a long training it makes no difference: the demo's student has a hold-out loss of 3.85591 rounded to the nearest
+bfloat16, 3.85592 by chance, 3.85573 in float32.
 
 Source: Gupta et al. 2015, Deep Learning with Limited Numerical Precision, https://arxiv.org/abs/1502.02551, eq. 1.
 """
