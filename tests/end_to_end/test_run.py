@@ -283,7 +283,7 @@ def test_streamed_offloaded_and_accumulated_as_in_the_seed_command(finished, tmp
         *["--teacher", tiny_model("llama"), "--student", tiny_model("llama", num_layers=2, seed=1)],
         *["--samples", 40, "--sequence_length", 64, "--teacher_batch", 1, "--student_batch", 4],
         *["--gradient_checkpointing", "--gradient-accumulation", 8, "--cpu_offload", "--layer-by-layer"],
-        *["--data", write_texts(tmp_path / "data"), "--output-dir", tmp_path / "run"],
+        *["--data", write_texts(tmp_path / "data", 200), "--output-dir", tmp_path / "run"],
         *["--precision", "fp32", "--threads", 1, "--compare", "labels"],
     ]
     done = run(*words)
