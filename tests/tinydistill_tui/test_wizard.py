@@ -342,6 +342,13 @@ async def test_all_settings_are_behind_f6_and_a_contradiction_is_said():
         await until(pilot, lambda: "give either --steps or --epochs" in text_of(app), "the contradiction is said")
         await pilot.press("s")
         assert "Not started: a setting is invalid" in text_of(app)
+        shown = {row.field: row for row in screen._rows}
+        assert [(shown[name].value, shown[name].by) for name in ("steps", "epochs")] == [("10", "you"), ("2", "you")]
+        assert shown["epochs"].why == "no plan with this value: see above"
+        assert shown["steps"].why != shown["epochs"].why
+        await pilot.press("u")
+        await until(pilot, lambda: screen.planning.error is None, "the change is taken back")
+        assert {row.field: row for row in screen._rows}["epochs"].by == "planner"
 
 
 async def test_copied_command_asks_for_the_same_run(monkeypatch):

@@ -167,6 +167,7 @@ class PlanScreen(StepScreen):
     def _draw_table(self, planned: Plan) -> None:
         everything = self.everything or bool(self._words)
         rows = plan_facts.rows(planned, everything=everything, before=self.planning.before)
+        rows = plan_facts.with_unplanned(rows, self.planning.unplanned)
         rows = [row for row in rows if self._words in f"{row.field} {SETTINGS[row.field].help}".lower()]
         before, self._rows = self._rows, rows
         self._table.show(rows, before)

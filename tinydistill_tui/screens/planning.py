@@ -64,12 +64,20 @@ class Planning:
         self._draft = screen.draft
         self._timer: Timer | None = None
         self._planned_for: dict[str, str] | None = None
+        self._shown_for: dict[str, str] | None = None
         self._measured_for: tuple[str, int | None] | None = None
 
     @property
     def up_to_date(self) -> bool:
         """Return whether the newest answer belongs to what was typed."""
         return self._planned_for == self._draft.answers
+
+    @property
+    def unplanned(self) -> dict[str, str]:
+        """The answers that the draft's plan was not made with, as the planner has refused them."""
+        if self.error is None or self._shown_for is None:
+            return {}
+        return {name: text for name, text in self._draft.answers.items() if text != self._shown_for.get(name)}
 
     def soon(self, seconds: float | None = None) -> None:
         """Ask after a pause in typing, instead of a question that still waits."""
@@ -95,7 +103,7 @@ class Planning:
         if message.planned is not None:
             if self._draft.plan is not None and message.planned.settings != self._draft.plan.settings:
                 self.before = self._draft.plan
-            self._draft.plan = message.planned
+            self._draft.plan, self._shown_for = message.planned, message.answers
             self._measure_once(message.planned)
         return True
 

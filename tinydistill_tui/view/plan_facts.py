@@ -6,7 +6,7 @@ The figures are the planner's; here they only get their units.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,12 @@ def rows(planned: Plan, *, everything: bool, before: Plan | None = None) -> list
             by_name[name].reason, was(name))
         for name in names
     ]  # fmt: skip
+
+
+def with_unplanned(found: Iterable[Row], unplanned: Mapping[str, str]) -> list[Row]:
+    """Rows of the last plan, but with the user's answer where there is no plan with it."""
+    why = "no plan with this value: see above"
+    return [Row(row.field, unplanned[row.field], "you", why) if row.field in unplanned else row for row in found]
 
 
 SETTINGS_OF = {info.field: name for name, info in SETTINGS.items()}
