@@ -237,15 +237,17 @@ def test_attaching_to_what_is_no_run_is_a_sentence(tmp_path):
 
 
 @pytest.fixture
-def hangup_is_heard():
-    """Children of a process that ``nohup`` started ignore SIGHUP, as that process does."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_are_heard():
+    """Children ignore what their parent does: SIGHUP under ``nohup``, SIGINT and SIGQUIT behind a shell's ``&``."""
+    numbers = (signal.SIGHUP, signal.SIGQUIT)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1])
-def test_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(hangup_is_heard, runs_folder, number):
+def test_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(signals_are_heard, runs_folder, number):
     path = make_run(runs_folder, now=time.time())
     with held(path), terminal(["--attach", str(path)]) as term:
         term.wait_for("gap 67% closed")
@@ -255,7 +257,7 @@ def test_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(hangup_is_hear
         assert b"\x1b[?1000l" in term.written, "no mouse codes"
 
 
-def test_hangup_of_a_closed_terminal_ends_the_screen(hangup_is_heard, runs_folder):
+def test_hangup_of_a_closed_terminal_ends_the_screen(signals_are_heard, runs_folder):
     path = make_run(runs_folder, now=time.time())
     with held(path), terminal(["--attach", str(path)]) as term:
         term.wait_for("gap 67% closed")

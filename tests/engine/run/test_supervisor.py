@@ -25,6 +25,7 @@ from engine.run.folder import Run
 from engine.run.phase_environment import environment_for
 from engine.run.phase_start import PhaseStarter
 from engine.run.phase_watch import Ending, PhaseWatch
+from engine.run.preloaded import Started
 from engine.run.supervisor import Supervisor
 from engine.run.walk import Walk
 from tests.engine.run.test_folder import make_run
@@ -318,7 +319,7 @@ def test_a_folder_that_vanishes_is_no_defect(tmp_path, monkeypatch, failure, rem
 
 def test_phase_whose_folder_vanishes_is_ended(run, monkeypatch):
     child = subprocess.Popen(["sleep", "60"])
-    monkeypatch.setattr(PhaseStarter, "_new_process", lambda *_: child)
+    monkeypatch.setattr(PhaseStarter, "_process", lambda *_: Started(child))
     events = EventWriter(run.events_path)
     control = RunControl(run.control_path, events)
     watch = PhaseWatch(run, events, control, PhaseStarter(run, events, control))
