@@ -37,12 +37,19 @@ def rounded(values: Tensor, dtype: torch.dtype, draws: torch.Generator) -> Tenso
     """
     if dtype not in _DROPPED_BITS:
         return values.to(dtype)
-    dropped, most = _DROPPED_BITS[dtype], torch.finfo(dtype).max
-    is_small = values.abs() <= most
+    dropped, format_ = _DROPPED_BITS[dtype], torch.finfo(dtype)
+    # Numbers below float16's smallest normal one are all a step of one size apart; bfloat16's smallest is float32's.
+    is_tiny = values.abs() < (format_.smallest_normal if dtype == torch.float16 else 0.0)
+    step = format_.smallest_normal * format_.eps
+    tiny = values[is_tiny].double() / step
+    is_finite = values.abs() <= format_.max
     bits = values.view(torch.int32)
     bits += torch.randint(0, 1 << dropped, bits.shape, dtype=torch.int32, generator=draws).to(bits.device)
     bits &= -(1 << dropped)
-    return torch.where(is_small, values.clamp(-most, most), values).to(dtype)
+    found = torch.where(is_finite, values.clamp(-format_.max, format_.max), values).to(dtype)
+    chance = torch.rand(tiny.shape, dtype=torch.float64, generator=draws).to(tiny.device)
+    found[is_tiny] = ((tiny + chance).floor() * step).to(dtype)
+    return found
 
 
 @torch.no_grad()

@@ -30,6 +30,18 @@ def test_changes_below_a_formats_last_digit_are_not_lost(dtype: torch.dtype) -> 
     assert rounded(torch.tensor([most, -most, 0.0]), dtype, draws).tolist() == [most, -most, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [2.0**-30, 2.0**-25, 2.0**-20, 2.0**-14, 1e-3, 1.0])
+def test_the_mean_of_what_is_written_is_the_value(dtype: torch.dtype, size: float) -> None:
+    """Also below float16's smallest normal number, 2**-14, and below its smallest one, 2**-24."""
+    values = size * torch.tensor([1.3, -1.3]).repeat_interleave(200_000)
+    found = rounded(values.clone(), dtype, torch.Generator().manual_seed(1)).double()
+    step = max(2.0**-24, size * torch.finfo(dtype).eps) if dtype == torch.float16 else size * torch.finfo(dtype).eps
+    assert ((found - values).abs() <= 2 * step).all()
+    for half in found.view(2, -1).abs():
+        assert abs(float(half.mean()) - 1.3 * size) < 0.01 * step
+
+
 @torch.no_grad()
 def test_a_student_of_all_weights_keeps_its_small_changes_and_what_did_not_change(tmp_path: Path) -> None:
     source = tiny_model("llama", dtype="bfloat16")
