@@ -44,7 +44,7 @@ def memory(question: Question, answer: Proposal) -> DoesNotFit:
 def preparing(question: Question) -> DoesNotFit | None:
     """The phase that prepares needs more memory than there is; None where it does not."""
     budget, vocab_size = question.budget, question.teacher.vocab_size
-    needed, room, flag = prepare_bytes(vocab_size), budget.ram_bytes, "ram_budget"
+    needed, room, flag = prepare_bytes(vocab_size, question.config.data), budget.ram_bytes, "ram_budget"
     if budget.where.is_host:
         room, flag = budget.memory_bytes, "memory_budget"
     if needed <= room:
@@ -94,7 +94,7 @@ def _todo(question: Question, answer: Proposal, flag: str) -> tuple[str, list[di
     """Return settings that fit, as a sentence and as values."""
     budget = question.budget
     needs = max(_where(question, part.footprint)[0] for part in (answer.teacher, answer.student))
-    enough = _rounded(max(needs * question.ranks, prepare_bytes(question.teacher.vocab_size)))
+    enough = _rounded(max(needs * question.ranks, prepare_bytes(question.teacher.vocab_size, question.config.data)))
     found = nearest_that_fits(question, answer)
     as_it_is = f"--{flag} {enough}MB"
     more: dict[str, object] = {flag: f"{enough}MB"}

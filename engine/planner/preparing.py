@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from engine.data.sources import PYTHON_DOCS
+
 # Python with torch, transformers and h5py, and the pieces of text on their way to the file.
 _WITHOUT_TOKENIZER = 280 * 2**20
 # A tokenizer, its tables as Python reads them, and the comparison of its ids with the other model's: 1,150 bytes for
 # each of 49,152 ids, 1,350 for each of 262,144.
 _OF_ID = 1300
+# Modules of Python whose documentation is read, as they are parsed.
+_DOCUMENTATION = 32 * 2**20
 
 
-def prepare_bytes(vocab_size: int) -> int:
+def prepare_bytes(vocab_size: int, data: str | None) -> int:
     """Highest anonymous memory of the phase.
 
     A text that holds the name of a control token needs a second tokenizer. It is not counted: whether there is such a
@@ -17,5 +21,7 @@ def prepare_bytes(vocab_size: int) -> int:
 
     Args:
         vocab_size: of the teacher.
+        data: as the setting has it; None is Python's own documentation.
     """
-    return _WITHOUT_TOKENIZER + _OF_ID * vocab_size
+    documentation = _DOCUMENTATION if data in (None, PYTHON_DOCS) else 0
+    return _WITHOUT_TOKENIZER + documentation + _OF_ID * vocab_size

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.data.sample_limits import SampleLimits
+from engine.data.sources import PYTHON_DOCS
 from engine.errors import DoesNotFit, Problem, SettingsError
 from engine.format import format_bytes
 from engine.jobs import jobs_of
@@ -36,8 +37,6 @@ from engine.settings.config import RunConfig
 # Work of engine.teacher.depth, in tokens through the whole teacher: seven passes of 1,024 tokens for the layers'
 # influence, and one for each cut that is compared or shown, most of them with half of the layers.
 _CUT_TOKENS = 12_000
-
-DEFAULT_DATA = "python-docs"
 
 
 def plan(
@@ -84,7 +83,7 @@ def plan(
         settings=resolved,
         choices=choices,
         predicted=predicted,
-        prepare_bytes=prepare_bytes(vocab_size),
+        prepare_bytes=prepare_bytes(vocab_size, config.data),
         disk_bytes=disk_bytes,
         total_steps=work["total_steps"][0],
         misfit=problem,
@@ -127,7 +126,7 @@ class _Asked:
         packing, packing_reason = packing_for(config, models.student_shape)
         config = config.model_copy(update={"packing": packing})
         check_sharding(config, models.student_shape)
-        amount = count_tokens(config.data or DEFAULT_DATA, config, models.teacher, models.teacher_shape.vocab_size)
+        amount = count_tokens(config.data or PYTHON_DOCS, config, models.teacher, models.teacher_shape.vocab_size)
         precision, precision_reason = precision_for(config, place.budget, place.hardware, place.rates, models)
         question = Question(
             config=config,
@@ -147,7 +146,7 @@ class _Asked:
         return {
             "teacher": (models.teacher, models.reasons.get("teacher", "")),
             "student": (models.student, models.reasons.get("student", "")),
-            "data": (config.data or DEFAULT_DATA, "no --data was given: the documentation that every Python carries"),
+            "data": (config.data or PYTHON_DOCS, "no --data was given: the documentation that every Python carries"),
             "packing": (config.packing, self.packing_reason),
             "precision": (self.question.precision, self.precision_reason),
             "memory_budget": (config.memory_budget or budget.memory_bytes, budget.reasons["memory_budget"]),
