@@ -83,7 +83,7 @@ def holdout_shard(run: Path) -> Path:
 
 # what is damaged, how, and what of it is said; nothing where nothing is lost
 DAMAGES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], None], str]] = {
-    "a shard with a flipped bit": (holdout_shard, flip, "shard-00016.h5 is damaged"),
+    "a shard with a flipped bit": (holdout_shard, flip, "{name} is damaged"),
     "a shard cut short": (lambda run: run / "cache" / "shard-00001.h5", cut, "shard-00001.h5 is damaged"),
     "a shard that vanished": (lambda run: run / "cache" / "shard-00001.h5", vanish, "shard-00001.h5 is damaged"),
     "a journal that vanished": (lambda run: run / "cache" / "journal.jsonl", vanish, "rows have no record"),
@@ -114,9 +114,10 @@ QUICK = ("a shard with a flipped bit", "weights with a flipped bit", "tokens wit
 def test_damage_is_named_and_the_student_is_the_same(harness: Harness, damage: str) -> None:
     which, how, said = DAMAGES[damage]
     folder = harness.half_done()
-    how(which(folder))
+    damaged = which(folder)
+    how(damaged)
     assert Life(folder).wait() == 0, said_in(folder)
-    assert said in said_in(folder)
+    assert said.format(name=damaged.name) in said_in(folder)
     different = differing(outcome(folder), harness.expected)
     assert [name for name in different if not name.startswith("cache/")] == []
 

@@ -171,8 +171,8 @@ def test_a_protocol_with_a_step_out_of_order_is_caught(
 
 @pytest.mark.slow
 def test_folders_whose_names_are_not_flushed_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+    def make(path: Path, *, parents: bool = True) -> None:
+        path.mkdir(parents=parents, exist_ok=True)
 
     for module, name in (
         ("cache.store", "shard and journal"),

@@ -16,7 +16,7 @@ def test_every_row_is_in_one_wave_and_in_order(num_rows: int, long: int, short: 
 
 
 def test_the_last_rows_are_in_short_waves_and_the_others_in_long_ones() -> None:
-    assert [len(wave) for wave in cut(1000, 128, 32)] == [128] * 4 + [32] * 15 + [8]
+    assert [len(wave) for wave in cut(1000, 128, 32)] == [128] * 6 + [32] * 7 + [8]
     assert [len(wave) for wave in cut(300, 128, 128)] == [128, 128, 44]
 
 
