@@ -1,9 +1,9 @@
-"""llama.cpp beside the tests: it loads GGUF files in a process of its own and tells its logits, tokens and prompts.
+"""llama.cpp beside the tests: its server loads GGUF files in a process of its own and tells logits, tokens and prompts.
 
     answers = ask([{"file": "model.gguf", "ids": [5, 7], "texts": ["a text"]}])
 
-``TINYDISTILL_LLAMA_CPP`` names a Python that has ``llama-cpp-python``; without it, the tests' own Python is tried. No
-index has a wheel of it for every machine, and pip then compiles it, so the tests are skipped where neither has it.
+`xllamacpp <https://pypi.org/project/xllamacpp/>`_ has wheels with llama.cpp inside (``pip install xllamacpp``, 34 MB).
+The tests' own Python is tried, or the one that ``TINYDISTILL_LLAMA_CPP`` names; without it the tests are skipped.
 """
 
 from __future__ import annotations
@@ -22,79 +22,110 @@ import pytest
 
 from tests.tiny import scratch
 
-# Keys and values are cached as float32, so that what differs is the file or llama.cpp's arithmetic on its types.
+# Keys and values are cached as float32, and attention is computed by plain products, so that what differs is the file
+# or llama.cpp's arithmetic on its types.
 _PROGRAM = r"""
-import ctypes, json, sys
-import numpy, llama_cpp
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+import json, sys, urllib.request
+import numpy, xllamacpp
+
+
+class Llama:
+    "A file in llama.cpp's server."
+
+    def __init__(self, file, room):
+        settings = xllamacpp.CommonParams()
+        settings.model.path = file
+        settings.n_gpu_layers, settings.n_parallel, settings.warmup, settings.use_jinja = 0, 1, False, True
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = room
+        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+        self.server = xllamacpp.Server(settings)
+        self.x = self.ask("/tokenize", content="x")["tokens"][-1]
+
+    def ask(self, path, **words):
+        data = json.dumps(words).encode() if words else None
+        asked = urllib.request.Request(self.server.listening_address + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked) as answer:
+            return json.load(answer)
+
+    def ids(self, text):
+        return self.ask("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
+
+    def complete(self, ids, most, **words):
+        return self.ask("/completion", prompt=ids, n_predict=most, temperature=0, return_tokens=True, **words)
+
+    def log_probs(self, ids, words):
+        "Those of the token after the ids [vocabulary] float32. They are told beside a token that has text of its own."
+        (first,) = self.complete(ids, 1, n_probs=words, logit_bias=[[self.x, 1e6]])["completion_probabilities"]
+        found = numpy.full(words, numpy.nan, numpy.float32)
+        for one in first["top_logprobs"]:
+            found[one["id"]] = one["logprob"]
+        return found
+
 
 jobs, out = json.loads(open(sys.argv[1]).read()), {}
 for number, job in enumerate(jobs):
-    room = job.get("room") or max(64, len(job.get("ids", ())) + job.get("new", 0) + 8)
-    model = llama_cpp.Llama(job["file"], n_ctx=room, n_batch=room, n_ubatch=room, logits_all=True, verbose=True,
-                            type_k=0, type_v=0, n_threads=1, n_threads_batch=1, use_mmap=True)
-    vocab = llama_cpp.llama_model_get_vocab(model.model)
+    ids = job.get("ids", [])
+    model = Llama(job["file"], job.get("room") or max(64, len(ids) + job.get("new", 0) + 8))
+    known, one = model.ask("/props"), model.ids("x")
+    words = model.ask("/v1/models")["data"][0]["meta"]["n_vocab"]
+    single = lambda text: model.ask("/tokenize", content=text, parse_special=True)["tokens"][-1] if text else None
     told = {
-        "texts": [model.tokenize(text.encode(), add_bos=True, special=True) for text in job.get("texts", ())],
-        "bos": llama_cpp.llama_vocab_bos(vocab),
-        "eos": llama_cpp.llama_vocab_eos(vocab),
-        "adds_bos": bool(llama_cpp.llama_vocab_get_add_bos(vocab)),
-        "adds_eos": bool(llama_cpp.llama_vocab_get_add_eos(vocab)),
-        "ends": [i for i in range(model.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, i)],
-        "words": model.n_vocab(),
-        "metadata": model.metadata,
-        "template": (llama_cpp.llama_model_chat_template(model.model, None) or b"").decode(),
+        "texts": [model.ids(text) for text in job.get("texts", ())],
+        "bos": single(known["bos_token"]),
+        "eos": single(known["eos_token"]),
+        "words": words,
+        "template": known["chat_template"],
+        "ends": [i for i in job.get("ends", ()) if model.complete([9], 2, logit_bias=[[i, 1e6]])["stop_type"] == "eos"],
     }
-    if job.get("ids"):
-        model.eval(job["ids"])
-        numpy.save(sys.argv[2] + f".{number}", model.scores[: len(job["ids"])])
-        found = []
-        for _ in range(job.get("new", 0)):
-            found.append(int(model.scores[model.n_tokens - 1].argmax()))
-            model.eval(found[-1:])
-        told["new"] = found
+    told["adds_bos"], told["adds_eos"] = one[0] == told["bos"], one[-1] == told["eos"]
+    if ids:
+        lengths = range(max(1, len(ids) - job["positions"] + 1), len(ids) + 1)
+        found = [model.log_probs(ids[:length], words) for length in lengths]
+        numpy.save(sys.argv[2] + f".{number}", numpy.stack(found))
+        told["new"] = model.complete(ids, job["new"])["tokens"] if job.get("new") else []
     if job.get("messages"):
-        piece = lambda i: model.detokenize([i], special=True).decode() if i >= 0 else ""
-        words = Jinja2ChatFormatter(told["template"], eos_token=piece(told["eos"]), bos_token=piece(told["bos"]))
-        told["prompt"] = words(messages=job["messages"]).prompt
-        model.reset()
-        said = model.create_chat_completion(job["messages"], max_tokens=job.get("most", 1), temperature=0)
+        told["prompt"] = model.ids(model.ask("/apply-template", messages=job["messages"])["prompt"])
+        said = model.ask("/v1/chat/completions", messages=job["messages"], max_tokens=job.get("most", 1), temperature=0)
         told["answer"] = said["choices"][0]["message"]["content"]
-        told["finish"] = said["choices"][0]["finish_reason"]
     out[number] = told
-    model.close()
+    del model
 open(sys.argv[2], "w").write(json.dumps(out))
 """
 
 
 @functools.cache
 def python_with_llama_cpp() -> str:
-    """A Python that imports llama_cpp."""
+    """A Python that imports xllamacpp."""
     python = os.environ.get("TINYDISTILL_LLAMA_CPP") or sys.executable
-    done = subprocess.run([python, "-c", "import llama_cpp"], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([python, "-c", "import xllamacpp"], capture_output=True, text=True, timeout=100)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         if os.environ.get("TINYDISTILL_LLAMA_CPP"):
-            pytest.fail(f"TINYDISTILL_LLAMA_CPP={python} cannot import llama_cpp: {last}")
-        pytest.skip(f"llama.cpp is not installed: TINYDISTILL_LLAMA_CPP=PYTHON names a Python that has it ({last})")
+            pytest.fail(f"TINYDISTILL_LLAMA_CPP={python} cannot import xllamacpp: {last}")
+        pytest.skip(f"llama.cpp is not installed: `pip install xllamacpp` has it ({last})")
     return python
 
 
-def ask(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def ask(jobs: list[dict[str, Any]], positions: int = 16) -> list[dict[str, Any]]:
     """Load files in llama.cpp, one after the other.
 
     Args:
-        jobs: ``file``, and any of ``ids`` (evaluated; ``new`` further ones are chosen greedily), ``texts`` (tokenized
-            with special tokens and the begin-of-text token that the file asks for), ``messages`` (a conversation,
-            answered greedily with at most ``most`` tokens) and ``room`` (tokens of the context).
+        jobs: ``file``, and any of ``ids`` (evaluated; at most ``new`` further ones are chosen greedily), ``texts``
+            (tokenized with special tokens and the begin-of-text token that the file asks for), ``ends`` (ids which may
+            end an answer), ``messages`` (a conversation, answered greedily with at most ``most`` tokens) and ``room``
+            (tokens of the context).
+        positions: the last ones of ``ids``, whose probabilities are told.
 
     Returns:
-        For each what llama.cpp knows of the vocabulary, and ``logits`` [ids, vocabulary] float32, ``new``, ``texts``,
-        ``prompt``, ``answer``.
+        For each what llama.cpp knows of the vocabulary, and ``log_probs`` [positions, vocabulary] float32, ``new``,
+        ``texts``, those of ``ends`` at which it stops, the ids of the ``prompt``, ``answer``.
     """
     python = python_with_llama_cpp()
     with tempfile.TemporaryDirectory(dir=scratch()) as place:
-        (Path(place) / "jobs").write_text(json.dumps([{**job, "file": str(job["file"])} for job in jobs]))
+        given = [{**job, "file": str(job["file"]), "positions": positions} for job in jobs]
+        (Path(place) / "jobs").write_text(json.dumps(given))
         done = subprocess.run(
             [python, "-c", _PROGRAM, "jobs", "out"], capture_output=True, text=True, timeout=500, cwd=place
         )
@@ -102,5 +133,5 @@ def ask(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         told = json.loads((Path(place) / "out").read_text())
         for number, job in enumerate(jobs):
             if job.get("ids"):
-                told[str(number)]["logits"] = np.load(Path(place) / f"out.{number}.npy")
+                told[str(number)]["log_probs"] = np.load(Path(place) / f"out.{number}.npy")
     return [told[str(number)] for number in range(len(jobs))]

@@ -18,7 +18,7 @@ from engine.export.gguf_file import TYPES, write_gguf
 from engine.format import format_bytes
 from engine.model_files.adapter import is_adapter
 from engine.model_files.gguf.find import gguf_in
-from engine.model_files.gguf.numbers import exact_tokens, short_context
+from engine.model_files.gguf.numbers import exact_tokens, has_unusual_windows, short_context
 from engine.model_files.headers import read_json
 from engine.model_files.hub import resolve_model
 from engine.model_files.spec import read_spec
@@ -72,6 +72,7 @@ def _main(words: Sequence[str]) -> int:
                 "It has two sets of rotary factors, and llama.cpp chooses by the size of the context, not by the text:"
             )
             print(f"for texts of up to {tokens:,} tokens use a context of no more (-c {tokens}).")
+        _tell_windows(model)
     else:
         _write_ollama(model, out, typed.type)
     return 0
@@ -105,6 +106,18 @@ def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
     print(f"Import it into Ollama: ollama create my-student -f {place} && ollama run my-student")
     for note in made.notes:
         print(note)
+    _tell_windows(model)
+
+
+def _tell_windows(model: Path) -> None:
+    if has_unusual_windows(_config_of(model)):
+        print(
+            "Its layers have sliding windows in another order than its architecture usually has, and the file says so."
+        )
+        print(
+            "Programs that do not read this compute another model: llama.cpp needs a version of October 2026 or later,"
+        )
+        print("and Ollama one that is built on it. Compare an answer with tiny-distill-chat's.")
 
 
 def _exact_tokens(model: Path) -> int | None:

@@ -325,11 +325,22 @@ class Memory:
         for thread in self._threads:
             thread.join()
 
-    def watch(self, command: list[str], enter: Callable[[], None] | None, log: Path) -> int:
-        """Run a command to its end; returns its exit code."""
+    def watch(
+        self,
+        command: list[str],
+        enter: Callable[[], None] | None,
+        log: Path,
+        environment: dict[str, str] | None = None,
+    ) -> int:
+        """Run a command to its end, in this process's environment where none is given; returns its exit code."""
         with log.open("wb") as out:
             child = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=enter
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=enter,
+                env=environment,
             )
         self._pid = child.pid
         for thread in self._threads:

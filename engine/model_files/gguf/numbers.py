@@ -111,6 +111,20 @@ def exact_tokens(config: Config) -> int | None:
     return int(window) if window < config["max_position_embeddings"] else None
 
 
+def has_unusual_windows(config: Config) -> bool:
+    """Whether a Gemma's layers slide in another order than its architecture has by itself, as those of a cut student.
+
+    The file says so (``sliding_window_pattern``). Many programs do not read that key for Gemma: llama.cpp's versions of
+    the middle of 2026 compute the usual order, or end where a Gemma 3 has no layer without a window.
+    """
+    kind = str(config["model_type"])
+    if kind not in _WINDOW_EVERY:
+        return False
+    slides = [name == "sliding_attention" for name in config["layer_types"]]
+    usual = windows(kind, len(slides))
+    return any(slides) and (slides != usual or (kind == "gemma3_text" and all(slides)))
+
+
 def trained_length(config: Config) -> int:
     """Length of text up to which a model with two sets of rotary factors (LongRoPE) uses the short ones."""
     told = rope(config).get("original_max_position_embeddings") or config.get("original_max_position_embeddings")

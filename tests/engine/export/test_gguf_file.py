@@ -59,7 +59,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def folder_of(name: str, tmp_path: Path, **more: Any) -> Path:
     kind = name.split("-")[0]
     given = MODELS[name] if kind == "gpt2" else _SHARED | MODELS[name]
-    config = AutoConfig.for_model(kind, **given, **more)
+    config = AutoConfig.for_model(kind, **{**given, **more})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -248,6 +248,29 @@ def test_a_window_that_llama_cpp_does_not_have_is_told_and_bounds_ollamas_contex
     assert "beyond\n16 tokens its answers differ" in capsys.readouterr().out
     assert command.main([str(folder), "--format", "ollama", "--out", str(tmp_path / "ollama")]) == 0
     assert "PARAMETER num_ctx 16\n" in (tmp_path / "ollama" / "Modelfile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "slides", "is_told"),
+    [
+        ("gemma2", "sf", False),
+        ("gemma2", "ff", False),
+        ("gemma2", "ss", True),
+        ("gemma2", "fs", True),
+        ("gemma3_text", "ff", False),
+        ("gemma3_text", "sssssf", False),
+        ("gemma3_text", "ss", True),  # the usual order of two layers, which llama.cpp could not hold
+        ("gemma3_text", "sf", True),
+    ],
+)
+def test_windows_that_other_programs_may_not_read_are_told(
+    kind: str, slides: str, is_told: bool, tmp_path: Path, capsys: Any
+) -> None:
+    called = {"s": "sliding_attention", "f": "full_attention"}
+    types = [called[one] for one in slides]
+    folder = folder_of(kind, tmp_path, num_hidden_layers=len(types), layer_types=types)
+    assert command.main([str(folder), "--format", "gguf", "--out", str(tmp_path / "out.gguf")]) == 0
+    assert ("another order" in capsys.readouterr().out) is is_told
 
 
 def test_a_qwen2_of_another_width_is_written_as_a_llama(tmp_path: Path) -> None:
