@@ -32,6 +32,10 @@ VARIABLES = (*_OF_TORCH, MEETING, _INTERFACE)
 _BY_HAND = (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS"))
 _LAUNCHER = "TORCHELASTIC_RUN_ID"
 _FIRST_OF_ARRAY = "SLURM_ARRAY_TASK_MIN"
+_GAP_OF_ARRAY = "SLURM_ARRAY_TASK_STEP"
+_OF_JOB = ("SLURM_JOB_ID", "SLURM_JOBID")
+_OF_STEP = ("SLURM_STEP_ID", "SLURM_STEPID")  # srun sets them, sbatch and salloc do not
+_TASKS_OF_STEP = "SLURM_STEP_NUM_TASKS"
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,10 @@ def share_by_hand(settings: RunConfig, environment: Mapping[str, str]) -> tuple[
             raise _half_given(given[0], {own: all_of_them, all_of_them: own}[given[0]], environment)
         if len(given) < 2 or not (shares or own == "RANK"):
             continue
+        if own == "SLURM_PROCID":
+            if batch_tasks(environment):
+                continue
+            all_of_them = _TASKS_OF_STEP if environment.get(_TASKS_OF_STEP, "").strip() else all_of_them
         rank = _read(own, all_of_them, environment)
         if rank.world == 1:
             continue
@@ -141,6 +149,20 @@ def share_by_hand(settings: RunConfig, environment: Mapping[str, str]) -> tuple[
     return None
 
 
+def batch_tasks(environment: Mapping[str, str]) -> int:
+    """Return the number of tasks of a Slurm job whose batch script this process runs in; 0 in any other process.
+
+    Slurm gives the batch script of a job with several tasks SLURM_PROCID=0 and the number of all tasks, as if it were
+    the first of them. Only srun starts tasks, and sets the variables of a step.
+    """
+    in_job = any(environment.get(name, "").strip() for name in _OF_JOB)
+    in_step = any(environment.get(name, "").strip() for name in (*_OF_STEP, _TASKS_OF_STEP))
+    tasks = environment.get("SLURM_NTASKS", "").strip()
+    if not in_job or in_step or environment.get("SLURM_PROCID", "").strip() not in ("", "0") or not tasks.isdecimal():
+        return 0
+    return int(tasks)
+
+
 def _half_given(given: str, missing: str, environment: Mapping[str, str]) -> RequestError:
     return RequestError(
         f"{given}={environment[given]} is set and {missing} is not.",
@@ -152,13 +174,16 @@ def _half_given(given: str, missing: str, environment: Mapping[str, str]) -> Req
 def _read(own: str, all_of_them: str, environment: Mapping[str, str]) -> Rank:
     is_array = own == "SLURM_ARRAY_TASK_ID"
     first = environment.get(_FIRST_OF_ARRAY, "0") if is_array else "0"
+    gap = environment.get(_GAP_OF_ARRAY, "1") if is_array else "1"
     try:
-        rank = Rank(int(environment[own]) - int(first), int(environment[all_of_them]))
-    except ValueError:
+        place, rest = divmod(int(environment[own]) - int(first), int(gap))
+        rank = Rank(-1 if rest else place, int(environment[all_of_them]))
+    except (ValueError, ZeroDivisionError):
         rank = Rank(-1, 0)
     if not 0 <= rank.number < rank.world:
         told = {own: environment[own], all_of_them: environment[all_of_them]}
         told |= {_FIRST_OF_ARRAY: first} if is_array else {}
+        told |= {_GAP_OF_ARRAY: gap} if gap != "1" else {}
         raise RequestError(
             f"{' and '.join(f'{name}={value}' for name, value in told.items())} do not name a rank.",
             "The tasks of an array that share the scoring are numbered without gaps, such as --array=0-7."

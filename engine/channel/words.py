@@ -23,7 +23,7 @@ _SILENT = frozenset({"memory", "progress"})
 
 
 # Codes of information that a user decides by, wherever little is shown.
-_DECIDED_BY = frozenset({"cut", "judged", "skipped", "stage"})
+_DECIDED_BY = frozenset({"cut", "judged", "share", "skipped", "stage"})
 
 
 class LogLine(NamedTuple):

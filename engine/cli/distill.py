@@ -299,7 +299,9 @@ def _already_finished(run: Run, config: RunConfig) -> int:
 
 def _show_end(run: Run) -> None:
     if not run.report_json.exists():
-        print(f"Done up to --until {run.settings.until}. Continue: {resume_command(run.path)}")
+        share = (run.result("teacher") or {}).get("share")
+        part = f", share {share['rank'] + 1} of {share['world']} alone" if share else ""
+        print(f"Done up to --until {run.settings.until}{part}. Continue: {resume_command(run.path)}")
         return
     from engine.cli.result_table import show_result
 

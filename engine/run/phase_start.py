@@ -87,10 +87,13 @@ class PhaseStarter:
         """The processes of a job, those that work at the same time together."""
         how, world = KINDS[job.kind].ranks, job.processes
         share = ranks.share_by_hand(self._run.settings, os.environ) if how == "apart" else None
+        if how == "apart" and share is None and (tasks := ranks.batch_tasks(os.environ)) > world:
+            said = f"The Slurm job has {tasks} tasks, and this is its batch script: it scores all rows by itself. "
+            self._events.log("info", said + "srun starts several tasks, which share the scoring.", "share")
         if share is not None:
             rank, told_by = share
-            said = f"This run scores share {rank.number + 1} of {rank.world}, as {told_by} says."
-            self._events.log("info", said, "share")
+            said = f"This run scores share {rank.number + 1} of {rank.world}, as {told_by} says; other processes "
+            self._events.log("info", f"{said}have to score the rest. Unset {told_by} to score all rows.", "share")
             yield [rank]
             self._finish_share(job, rank)
             return

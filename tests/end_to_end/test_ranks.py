@@ -274,6 +274,18 @@ def test_shares_by_hand_fill_one_cache_and_a_later_run_has_nothing_to_score(one:
     assert_same_student(one, one.parent / "share-0")
 
 
+def test_the_batch_script_of_a_slurm_job_scores_all_rows_and_a_task_of_srun_its_share(one: Path) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+    for step, told in (({}, "it scores all rows"), ({"SLURM_STEP_ID": "0"}, "share 1 of 4")):
+        cache = one.parent / f"slurm records {len(step)}"
+        asked = words(one.parent, f"slurm {len(step)}", until="teacher", cache_dir=cache)
+        done = program.run(*asked, **job, **step)
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
+        if not step:
+            assert_same_records(records(one), records(one.parent / "slurm 0", cache))
+
+
 def test_variables_of_a_rank_without_a_common_folder_are_refused(one: Path) -> None:
     done = program.run(*words(one.parent, "refused"), RANK="1", WORLD_SIZE="2")
     assert done.returncode == 2

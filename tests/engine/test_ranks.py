@@ -33,6 +33,16 @@ def array(*values: str) -> dict[str, str]:
         (of(RANK="1", WORLD_SIZE="2"), Rank(1, 2)),
         (of(SLURM_PROCID="3", SLURM_NTASKS="4"), Rank(3, 4)),
         (of(SLURM_PROCID="0"), None),  # a batch script that asked for no number of tasks
+        (of(SLURM_JOB_ID="7", SLURM_PROCID="0", SLURM_NTASKS="4"), None),  # a batch script: srun starts the tasks
+        (of(SLURM_JOB_ID="7", SLURM_NTASKS="4"), None),  # a shell of salloc
+        (of(SLURM_JOB_ID="7", SLURM_PROCID="2", SLURM_NTASKS="4"), Rank(2, 4)),
+        (of(SLURM_JOB_ID="7", SLURM_STEP_ID="0", SLURM_PROCID="0", SLURM_NTASKS="4"), Rank(0, 4)),
+        (of(SLURM_JOBID="7", SLURM_STEPID="0", SLURM_PROCID="1", SLURM_NTASKS="4"), Rank(1, 4)),
+        # A step of two tasks in a job of four, and the one step of an interactive shell
+        (of(SLURM_JOB_ID="7", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID="1", SLURM_NTASKS="4"), Rank(1, 2)),
+        (of(SLURM_JOB_ID="7", SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0", SLURM_NTASKS="4"), None),
+        (array("14", "8", "0") | of(SLURM_ARRAY_TASK_STEP="2"), Rank(7, 8)),
+        (array("2", "4", "1") | of(SLURM_JOB_ID="7", SLURM_PROCID="0", SLURM_NTASKS="2"), Rank(1, 4)),
         (array("8", "3", "7"), Rank(1, 3)),
         (of(RANK="0", WORLD_SIZE="2", SLURM_PROCID="1", SLURM_NTASKS="2"), Rank(0, 2)),
         (of(RANK="1", WORLD_SIZE="2", TORCHELASTIC_RUN_ID="x"), None),
@@ -57,6 +67,8 @@ WRONG = [
     of(SLURM_PROCID="4", SLURM_NTASKS="4"),
     array("5", "3", "1"),
     array("1", "2", "x"),
+    array("3", "2", "0") | of(SLURM_ARRAY_TASK_STEP="2"),
+    array("0", "2", "0") | of(SLURM_ARRAY_TASK_STEP="0"),
 ]
 
 

@@ -66,6 +66,7 @@ def test_any_event_however_odd_has_words_or_none(kind, odd):
     [
         ({"kind": "log", "level": "warning", "message": "Memory is short."}, "warning: Memory is short."),
         ({"kind": "log", "level": "info", "message": "Reading.", "code": "stage"}, "Reading."),
+        ({"kind": "log", "level": "info", "message": "Share 1.", "code": "share"}, "Share 1."),
         ({"kind": "log", "level": "info", "message": "Not for all.", "code": "resumed-checkpoint"}, None),
         ({"kind": "control", "state": "paused"}, "paused"),
         ({"kind": "control", "command": "stop", "by": "me", "accepted": True}, None),
