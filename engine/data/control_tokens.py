@@ -13,12 +13,12 @@ no text has. It is built when it is first needed. Knows nothing of files and row
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.data.second_tokenizer import SecondTokenizer, private_name
 from engine.data.turns import Messages, Turn
 
 AS_TEXT = "conversation with the name of a control token in its text (read as text, not as the token)"
@@ -30,10 +30,6 @@ TEXT_AS_TOKENS = "text written with the model's control tokens (read as these to
 
 _NOT_CONTROL = re.compile(r"think|thought|reason|tool|call|function|python|argument", re.IGNORECASE)
 _HEAD, _TAIL = "zqx", "xqz"  # around the number of a token, in place of its name
-
-
-class NotApart(Exception):
-    """No second tokenizer can be made of this one."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class ControlTokens:
         self._named = re.compile(named)
         self._anywhere = re.compile(rf"(?P<name>{named})|{_HEAD}(?P<number>\d+){_TAIL}")
         self._written_in = re.compile(rf"\A\s*(?:{named})|(?:{named})\s*\Z|^[ \t]*(?:{named})[ \t]*$", re.MULTILINE)
-        self._renamed: Any = None
+        self._renamed: SecondTokenizer | None = None
 
     def is_in(self, text: str) -> bool:
         """Return whether the name of a control token is in a text."""
@@ -130,8 +126,7 @@ class ControlTokens:
         Raises:
             NotApart: this tokenizer has no second one.
         """
-        ids: list[int] = self._second().encode(text, add_special_tokens=False).ids
-        return ids
+        return self._second().encode(text)[0]
 
     def encoded(self, written: str, spans: list[tuple[int, int]]) -> tuple[Encoded, list[tuple[int, int]]]:
         """Token ids of a template's output for a guarded conversation.
@@ -154,7 +149,7 @@ class ControlTokens:
             is_mark = found["number"] is not None and int(found["number"]) in names
             new = names[int(found["number"])] if is_mark else found[0]
             if found["name"] is not None:
-                new = _private(self._ids[found[0]])
+                new = private_name(self._ids[found[0]])
             parts += [written[behind : found.start()], new]
             size += found.start() - behind
             borders.append((found.start(), size))
@@ -168,38 +163,13 @@ class ControlTokens:
             start, new_start = next(border for border in reversed(borders) if border[0] <= place)
             return new_start + place - start
 
-        encoding = self._second().encode(text, add_special_tokens=False)
-        return Encoded(text, encoding.ids, encoding.offsets), [(moved(first), moved(last)) for first, last in spans]
+        ids, offsets = self._second().encode(text)
+        return Encoded(text, ids, offsets), [(moved(first), moved(last)) for first, last in spans]
 
-    def _second(self) -> Any:
-        """The tokenizer in which the control tokens have private names."""
+    def _second(self) -> SecondTokenizer:
         if self._renamed is None:
-            from tokenizers import Tokenizer
-
-            data = json.loads(self._tokenizer.backend_tokenizer.to_str())
-            new = {name: _private(token_id) for name, token_id in self._ids.items()}
-            private = {_private(token_id): token_id for token_id in self._ids.values()}
-            for token in data["added_tokens"]:
-                token["content"] = new.get(token["content"], token["content"])
-            model = data["model"]
-            vocab = model["vocab"]
-            if isinstance(vocab, dict):
-                model["vocab"] = {new.get(name, name): token_id for name, token_id in vocab.items()}
-            else:
-                model["vocab"] = [[new.get(name, name), score] for name, score in vocab]
-            if model.get("unk_token") in new:
-                model["unk_token"] = new[model["unk_token"]]
-            data["truncation"] = data["padding"] = None
-            renamed = Tokenizer.from_str(json.dumps(data))
-            if any(renamed.token_to_id(name) != token_id for name, token_id in private.items()):
-                raise NotApart
-            self._renamed = renamed
+            self._renamed = SecondTokenizer(self._tokenizer.backend_tokenizer, self._ids)
         return self._renamed
-
-
-def _private(token_id: int) -> str:
-    """A name in characters that Unicode leaves to private use."""
-    return "\U000f5a00" + "".join(chr(0xF5A01 + int(digit)) for digit in str(token_id)) + "\U000f5a0b"
 
 
 def _texts(value: Any) -> list[str]:

@@ -30,6 +30,7 @@ from engine.data.chat_template import (
 from engine.data.control_tokens import AS_TEXT, ENDED_TWICE, ControlTokens, Encoded
 from engine.data.packing import TokenisedDocument
 from engine.data.pieces import cut_text
+from engine.data.second_tokenizer import NotApart
 from engine.data.tally import NO_ANSWER
 from engine.data.turns import KNOWN_ROLES, Messages, Turn, is_learned
 from engine.errors import DataError
@@ -126,7 +127,7 @@ class DocumentTokeniser:
     def _without_controls(self, parts: Sequence[str]) -> TokenisedDocument:
         try:
             ids = [token for part in parts for token in self._controls.ids_of_text(part)]
-        except control_tokens.NotApart:
+        except NotApart:
             self.skipped[control_tokens.NOT_APART.format("text")] += 1
             return TokenisedDocument([])
         self.noted_texts[control_tokens.TEXT_AS_TEXT] += 1
@@ -166,7 +167,7 @@ class DocumentTokeniser:
             return self._left_out(f"{REFUSED} ({refusal})" if str(refusal) else REFUSED)
         except LeavesOut:
             return self._left_out(TURN_LOST)
-        except control_tokens.NotApart:
+        except NotApart:
             return self._left_out(control_tokens.NOT_APART.format("conversation"))
         if not any(document.trained or ()):
             return self._left_out(NO_ANSWER)

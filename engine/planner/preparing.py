@@ -16,8 +16,8 @@ _DOCUMENTATION = 32 * 2**20
 def prepare_bytes(vocab_size: int, data: str | None) -> int:
     """Highest anonymous memory of the phase.
 
-    A text that holds the name of a control token needs a second tokenizer. It is not counted: whether there is such a
-    text is known when all of it is read.
+    A text that holds the name of a control token needs a second tokenizer, which shares the first one's vocabulary. It
+    is a copy for those few that read such a name as the token even so, and that is not counted.
 
     Args:
         vocab_size: of the teacher.

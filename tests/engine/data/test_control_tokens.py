@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engine.data import second_tokenizer
 from engine.data.control_tokens import (
     AS_TEXT,
     ENDED_TWICE,
@@ -13,8 +14,8 @@ from engine.data.control_tokens import (
     TEXT_AS_TOKENS,
     UNKNOWN_CHARACTERS,
     ControlTokens,
-    NotApart,
 )
+from engine.data.second_tokenizer import NotApart, SecondTokenizer, private_name
 from engine.data.tokenise import DocumentTokeniser
 from tests.engine.data.chat_templates import FAMILIES, SPECIAL, learned_texts, tokenizer_with
 
@@ -96,6 +97,34 @@ def test_the_second_tokenizer_reads_everything_else_as_the_first(tokenizer: Any)
         assert spans[0] == (0, len(encoded.text))
     for text in ("plain  words\n\n", " and one more é"):
         assert controls.ids_of_text(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("tokenizer", [tokenizer_with(None), sentencepiece("unigram"), sentencepiece("bpe")])
+def test_the_second_tokenizer_shares_the_vocabulary_and_reads_as_a_copy_does(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = tokenizer.backend_tokenizer
+    ids = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if len(token.content) > 1}
+    monkeypatch.setattr(second_tokenizer, "_sharing", lambda *_: (None, {}))
+    copy = SecondTokenizer(backend, ids)
+    monkeypatch.undo()
+    if type(backend.model).__name__ == "BPE":  # of a unigram model every piece is found in the text, control tokens too
+        monkeypatch.setattr(second_tokenizer, "_copied", lambda *_: pytest.fail("the vocabulary is copied"))
+    second = SecondTokenizer(backend, ids)
+    private = "".join(map(private_name, ids.values()))
+    for text in (*ids, "".join(ids), f" before{private} é behind <s>\n", "a  b<|im_end|> c</s>", *PLACES):
+        assert second.encode(text) == copy.encode(text)
+    assert set(second.encode(private)[0]) >= set(ids.values())
+
+
+def test_a_token_whose_name_the_merges_make_is_not_kept_apart() -> None:
+    from tokenizers import Tokenizer, models
+
+    pieces = ["<", "s", ">", "<s", "<s>"]
+    made = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, [("<", "s"), ("<s", ">")]))
+    made.add_special_tokens(["<s>"])
+    with pytest.raises(NotApart):
+        SecondTokenizer(made, {"<s>": 4})
 
 
 def test_a_control_token_at_the_end_of_an_answer_is_taken_off_and_said() -> None:
