@@ -303,10 +303,9 @@ def _special_id(ids: dict[str, int], settings: dict[str, Any], config: dict[str,
     token = _content(settings.get(f"{which}_token"))
     if token in ids:
         return ids[token]
-    number = config.get(f"{which}_token_id")
-    if isinstance(number, list):
-        number = number[0] if number else None
-    return number if isinstance(number, int) and 0 <= number <= max(ids.values()) else None
+    named = config.get(f"{which}_token_id")
+    numbers = named if isinstance(named, list) else [named]
+    return next((each for each in numbers if isinstance(each, int) and 0 <= each <= max(ids.values())), None)
 
 
 def read_chat_template(folder: Path) -> str | None:

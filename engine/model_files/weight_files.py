@@ -5,12 +5,13 @@ This is the one place that knows which formats there are. Reads headers and no w
 
 from __future__ import annotations
 
+import codecs
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.errors import ModelError
 from engine.model_files import adapter as adapters
 from engine.model_files.gguf import find as gguf_find
 from engine.model_files.headers import TensorInfo, read_json, read_safetensors
@@ -27,6 +28,9 @@ _BESIDE = (
 )  # fmt: skip
 _TOKENIZERS = ("tokenizer.json", "vocab.", "merges.txt", "tekken.json")
 _NO_TOKENIZER = ("generation_config", "LICENSE", "NOTICE")
+_TEXTS = (".json", ".jinja", ".txt")
+# How a text begins that an editor of Windows, or its shell's ">", wrote; the libraries read none of these.
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -84,6 +88,8 @@ def is_decoded(folder: Path) -> bool:
 def plain_folder(folder: Path, resolve: Callable[[str], Path]) -> Path:
     """The folder itself; a stand-in for a GGUF file, a text model in a wrapper, quantised weights, or an adapter.
 
+    A folder whose texts begin with a byte-order mark has a stand-in too, with texts without one.
+
     Unreadable files are left to :func:`engine.model_files.spec.read_spec`, which says why.
 
     Args:
@@ -108,21 +114,23 @@ def plain_folder(folder: Path, resolve: Callable[[str], Path]) -> Path:
     quantization = plain.pop("quantization_config", None)
     if not isinstance(quantization, dict):
         quantization = None
+    beside = _beside(folder)
     if text is None and quantization is None:
-        return folder
+        if not any(map(_mark_of, [folder / _CONFIG, *beside])):
+            return folder
+        beside += sorted(folder.glob("*.py"))
     if quantization is not None:
         from engine.model_files.quantised import can_decode
 
         if not can_decode(quantization):
             return folder
-    beside = _beside(folder)
 
     def make(out: Path) -> dict[str, Any]:
         if text is not None:  # which of a wrapper's two configurations counts differs between families
             there = text_tensors(read_safetensors(folder))
             plain["tie_word_embeddings"] = not any(name.startswith("lm_head.") for name in there)
         for file in beside:
-            shutil.copyfile(file, out / file.name)
+            _copy(file, out / file.name)
         (out / _CONFIG).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
         return {"folder": str(folder.absolute()), "quantization": quantization, "is_wrapper": text is not None}
 
@@ -141,7 +149,7 @@ def _adapted(folder: Path, resolve: Callable[[str], Path]) -> Path:
     def make(out: Path) -> dict[str, Any]:
         config = adapters.plain_config(adapter, base, read_tensors(base))
         for file in beside:
-            shutil.copyfile(file, out / file.name)
+            _copy(file, out / file.name)
         (out / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return {"folder": str(folder.absolute()), "base": str(base.absolute())}
 
@@ -151,3 +159,21 @@ def _adapted(folder: Path, resolve: Callable[[str], Path]) -> Path:
 def _beside(folder: Path) -> list[Path]:
     """Files of a folder that a stand-in takes along."""
     return sorted({file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file()})
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a file; a text that begins with a byte-order mark in UTF-8 without one."""
+    encoding, data = _mark_of(file), file.read_bytes()
+    try:
+        target.write_bytes(data if encoding is None else data.decode(encoding).encode())
+    except UnicodeError as error:
+        raise ModelError(f"{file} cannot be read.", f"{error}.", "Download or save the model again.") from error
+
+
+def _mark_of(file: Path) -> str | None:
+    """The encoding of a text that begins with a byte-order mark; None for any other file."""
+    if file.suffix not in _TEXTS:
+        return None
+    with file.open("rb") as stream:
+        head = stream.read(4)
+    return next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)

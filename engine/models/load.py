@@ -117,12 +117,17 @@ def _load_in_main_memory(
                 "ignore_mismatched_sizes": True,  # told below, in one sentence
                 "output_loading_info": True,
             }
+            config = read_config(folder, trust_remote_code=trust_remote_code)
             if weights is None:
                 model, loading = AutoModelForCausalLM.from_pretrained(
-                    folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code, **given
+                    folder,
+                    config=config,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=trust_remote_code,
+                    **given,
                 )
             else:  # transformers takes weights in place of a folder, never both
-                config = read_config(folder, trust_remote_code=trust_remote_code)
                 kind = causal_lm_class(config, trust_remote_code=trust_remote_code)
                 model, loading = kind.from_pretrained(None, config=config, state_dict=weights, **given)
     except (*UNUSABLE, RuntimeError) as error:

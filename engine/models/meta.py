@@ -22,17 +22,26 @@ from engine.errors import ModelError
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration, as ``from_pretrained`` would use it.
 
+    A padding token without a row in the embedding is none: transformers refuses to build such a model, though padding
+    changes nothing that it computes. Fine-tuned models have one where a token was added and the embedding was not.
+
     Raises:
         ModelError: config.json is missing, or names an architecture that transformers does not have.
     """
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"The configuration of the model in {folder} cannot be used: {str(error).splitlines()[0]}",
             "",
             "Check that it is a model folder, and that transformers is new enough for it.",
         ) from error
+    pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(rows, int) and not -rows <= pad < rows:
+        config.pad_token_id = None
+    return config
 
 
 def build_on_meta(config: PretrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:

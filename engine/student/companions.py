@@ -4,7 +4,7 @@ The tokenizer's files and the licence are copied byte for byte: files that the l
 releases. config.json keeps its content, and names rotary positions and dtype with the keys of transformers 4 and of
 transformers 5, so that both build the same model. generation_config.json is copied if it is valid; contradictory
 settings are removed, and the tokens that end the student's answers are added, as generation would not stop without
-them. Knows nothing of weights and training.
+them. Ids of special tokens that the embedding has no row for are replaced. Knows nothing of weights and training.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import transformers
 from transformers import GenerationConfig, PretrainedConfig
 
 from engine.model_files.headers import read_json
+from engine.model_files.vocabulary import Vocabulary, read_vocabulary
 from engine.models.derive import companions
 
 CONFIG = "config.json"
@@ -35,6 +36,7 @@ _OLD_NAMES = {
     "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
 }
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Kinds of rotary positions that transformers 4 has; a newer one (Gemma 4's) makes a newer model.
 _OLD_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 # Phi-3's class in transformers 4 takes these three and no other.
@@ -59,10 +61,51 @@ def write_companions(
     for file in companions(source):
         shutil.copyfile(file, folder / file.name)
     written = compatible_config(read_json(source / CONFIG), config, dtype)
-    (folder / CONFIG).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    notes = _pass_on_generation_config(source / GENERATION_CONFIG, folder / GENERATION_CONFIG)
-    _end_with(end_ids, folder / GENERATION_CONFIG, config)
+    rows = written.get("vocab_size")
+    written, notes = _with_known_ids(written, rows, source / CONFIG, lambda: read_vocabulary(source))
+    _write_settings(folder / CONFIG, written)
+    generation = folder / GENERATION_CONFIG
+    notes += _pass_on_generation_config(source / GENERATION_CONFIG, generation)
+    if generation.is_file():
+        raw = read_json(generation)
+        kept, told = _with_known_ids(raw, rows, source / GENERATION_CONFIG, lambda: read_vocabulary(source))
+        notes += told
+        if told:
+            _write_settings(generation, kept)
+    _end_with(end_ids, generation, written)
     return notes
+
+
+def _with_known_ids(
+    settings: Mapping[str, Any], rows: object, file: Path, vocabulary: Callable[[], Vocabulary]
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings whose special tokens have rows in the embedding, and notes about those that had none.
+
+    Generation would never stop at such a token, and programs that look up its row fail.
+
+    Args:
+        settings: of a configuration.
+        rows: of the embedding; nothing is changed where this is no number.
+        file: that the settings are from.
+        vocabulary: reads the tokenizer, whose own token takes the place of an id without a row.
+    """
+    if not isinstance(rows, int):
+        return dict(settings), []
+    kept, notes = dict(settings), []
+    for key in _SPECIAL_IDS:
+        given = settings.get(key)
+        named = _ids(given)
+        known = [number for number in named if 0 <= number < rows]
+        if known == named:
+            continue
+        own = {"bos_token_id": vocabulary().bos_id, "eos_token_id": vocabulary().eos_id}.get(key)
+        instead = known or ([own] if own is not None and own < rows else [])
+        kept[key] = instead if isinstance(given, list) and len(instead) > 1 else instead[0] if instead else None
+        notes.append(
+            f"{file} says {key} = {given}, and the model has {rows:,} tokens: the student's {file.name} says "
+            f"{'null' if kept[key] is None else kept[key]}."
+        )
+    return kept, notes
 
 
 def compatible_config(raw: Mapping[str, Any], config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -189,24 +232,28 @@ def _pass_on_generation_config(source: Path, target: Path) -> list[str]:
     if not dropped:
         shutil.copyfile(source, target)
         return []
-    target.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_settings(target, kept)
     told = ", ".join(f"{key} = {raw[key]!r}" for key in dropped)
     return [f"The student's {GENERATION_CONFIG} is without {told}: transformers refuses {source} with it."]
 
 
-def _end_with(end_ids: Collection[int], path: Path, config: PretrainedConfig) -> None:
-    """Add the tokens that end an answer to generation_config.json."""
+def _end_with(end_ids: Collection[int], path: Path, config: Mapping[str, Any]) -> None:
+    """Add the tokens that end an answer to generation_config.json; ``config`` is the student's config.json."""
     written = read_json(path) if path.is_file() else None
     # Where there is no file, transformers generates as config.json says.
-    named = _ids(getattr(config, "eos_token_id", None) if written is None else written.get("eos_token_id"))
+    named = _ids((config if written is None else written).get("eos_token_id"))
     ends = [*named, *sorted(set(end_ids) - set(named))]
     if ends == named:
         return
     if written is None:
-        others = {name: getattr(config, name, None) for name in ("bos_token_id", "pad_token_id")}
+        others = {name: config.get(name) for name in ("bos_token_id", "pad_token_id")}
         written = {name: number for name, number in others.items() if isinstance(number, int)}
     written["eos_token_id"] = ends if len(ends) > 1 else ends[0]
-    path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_settings(path, written)
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _ids(value: object) -> list[int]:

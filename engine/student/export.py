@@ -57,7 +57,7 @@ def export_student(
         base: the name of the adapter's base model, for its configuration.
 
     Returns:
-        Remarks for the user, as sentences.
+        Remarks for the user, as sentences; without those of :func:`rehearse_export`, which told them before.
 
     Raises:
         BadNumbers: a weight is NaN or infinite; no file is written.
@@ -82,7 +82,7 @@ def export_student(
             write_merged(adapter, source, temporary / "model.safetensors")
             notes += write_adapter(adapter, model, temporary / ADAPTER, base=base, source=source.path)
             fsync_folder(temporary / ADAPTER)
-        notes += write_companions(source.path, temporary, config, dtype, end_ids)
+        write_companions(source.path, temporary, config, dtype, end_ids)
         for entry in temporary.glob("*.safetensors"):  # written for their owner alone, whatever the umask
             shutil.copymode(temporary / "config.json", entry)
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -132,7 +132,7 @@ def rehearse_export(source: ModelSpec, folder: Path) -> list[str]:
         folder: the student's, which need not exist.
 
     Returns:
-        The notes that :func:`export_student` will return.
+        Notes about settings of the source that the student's files will not have.
 
     Raises:
         ModelError: transformers cannot write or load the student's files.

@@ -90,7 +90,7 @@ def test_pickles_are_not_opened(folder):
 def test_a_model_that_transformers_does_not_know_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_thing"}))
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be used"):
         load_causal_lm(folder, dtype=torch.float32)
 
 

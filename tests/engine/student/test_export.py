@@ -187,6 +187,47 @@ def test_generation_stops_where_the_student_learned_to_end(
     assert learned <= set(again if isinstance(again, list) else [again])
 
 
+# Ids of special tokens in config.json and generation_config.json, where the model has 320 tokens and the tokenizer
+# ends a text with 0, and those that the student has to name.
+WITHOUT_ROW: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object], dict[str, object]]] = {
+    "the end": ({"eos_token_id": 9999}, {"eos_token_id": 0}, {"eos_token_id": 0}, {"eos_token_id": 0}),
+    "one of several ends": (
+        *({"eos_token_id": [9999, 3]}, {"eos_token_id": [5, 320, 3]}),
+        *({"eos_token_id": 3}, {"eos_token_id": [5, 3]}),
+    ),
+    "below 0": ({"eos_token_id": -1}, {"eos_token_id": -1}, {"eos_token_id": 0}, {"eos_token_id": 0}),
+    "padding": ({"pad_token_id": 500}, {"pad_token_id": 319}, {"pad_token_id": None}, {"pad_token_id": 319}),
+    "the begin": ({"bos_token_id": 320}, {"bos_token_id": 320}, {"bos_token_id": 0}, {"bos_token_id": 0}),
+}
+
+
+@pytest.mark.parametrize(("config", "generation", "wanted", "generates"), WITHOUT_ROW.values(), ids=WITHOUT_ROW)
+def test_special_tokens_that_the_model_has_no_row_for_are_replaced_and_told_once(
+    tmp_path: Path,
+    config: dict[str, object],
+    generation: dict[str, object],
+    wanted: dict[str, object],
+    generates: dict[str, object],
+) -> None:
+    raw = json.loads((tiny_model("llama") / "config.json").read_text())
+    source = source_with(tmp_path, config={**raw, **config}, generation_config=generation)
+    notes = rehearse_export(read_spec(source), tmp_path / "student")
+    assert len(notes) == (config != wanted) + (generation != generates)
+    assert all(f"says {key} = {value}" in " ".join(notes) for key, value in config.items())
+    model = load_causal_lm(source, dtype=torch.float32)
+    assert export_student(model, read_spec(source), tmp_path / "student", "# card\n", end_ids=[7]) == []
+    written = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert {key: written[key] for key in wanted} == wanted
+    ends = [*_listed(generates.get("eos_token_id")), 7]
+    generates = {**generates, "eos_token_id": ends if len(ends) > 1 else 7}
+    written = json.loads((tmp_path / "student" / "generation_config.json").read_text())
+    assert {key: written[key] for key in generates} == generates
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def test_a_generation_config_that_is_not_json_is_left_out_and_told(tmp_path: Path) -> None:
     source = source_with(tmp_path, generation_config="{")
     export(tmp_path / "student", load_causal_lm(source, dtype=torch.float32), source=source)
