@@ -32,6 +32,11 @@ _JUDGES = re.compile(
     r"(?:^|_)(?:scores?|ratings?|rewards?|quality|grade|helpfulness|correctness|votes|upvotes|feedback|winner)(?:$|_)",
     re.IGNORECASE,
 )
+# Pictures and recordings that a question is about: their bytes, files, addresses or numbers.
+_MEDIA = re.compile(
+    r"(?:image|img|picture|photo|video|audio)s?(?:_?(?:paths?|files?|file_?names?|urls?|ids?|names?|bytes|base64|b64|data))?",
+    re.IGNORECASE,
+)
 _WORDS = 2  # in a sentence there are more
 
 
@@ -72,6 +77,16 @@ def reasoning(record: Record, used: Iterable[str]) -> str:
 def is_reasoning(name: str) -> bool:
     """Return whether a field is called as one that holds the reasoning before an answer."""
     return bool(_REASONING.fullmatch(re.sub(r"[\s-]+", "_", name.strip())))
+
+
+def medium_beside(record: Record) -> str | None:
+    """The field with a picture or a recording beside a conversation, which may be about it; None without one."""
+    for name, value in record.items():
+        held = _list_of(value)
+        is_empty = is_nothing(held) or (isinstance(held, list) and all(map(is_nothing, held)))
+        if not is_empty and _MEDIA.fullmatch(re.sub(r"[\s-]+", "_", name.strip())):
+            return name
+    return None
 
 
 def asks_to_choose(records: Sequence[Record], answer: str) -> bool:

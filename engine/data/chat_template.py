@@ -223,9 +223,29 @@ class ChatTemplate:
         for content in (_PROBE, [{"type": "text", "text": _PROBE}]):
             with contextlib.suppress(*template_errors()):
                 turns = [{"role": "user", "content": content}]
-                if _PROBE in self._tokenizer.apply_chat_template(turns, chat_template=self._source, tokenize=False):
+                text = self._tokenizer.apply_chat_template(turns, chat_template=self._source, tokenize=False)
+                if _PROBE in text and "{'" not in text:  # not the parts in Python's notation
                     return content is not _PROBE
         return False
+
+    @functools.cached_property
+    def between(self) -> str:
+        """The text behind an answer that stands before the next question and is no part of it; empty if unknown.
+
+        A template that writes the end of a turn before the next one, and not behind the last, has it here.
+        """
+        asked = {"role": "user", "content": _PROBE}
+        said = {"role": "assistant", "content": f"{_PROBE}x"}
+        alone = rendered(self, [asked], {}, False)
+        both = rendered(self, [asked, said, asked], {}, False)
+        if alone is None or both is None or alone.count(_PROBE) != 1 or both.count(_PROBE) != 3:
+            return ""
+        opening = alone.partition(_PROBE)[0]
+        behind = both.split(_PROBE)[2].removeprefix("x")
+        for each in (opening, opening.removeprefix(self._tokenizer.bos_token or "")):
+            if each and behind.endswith(each):
+                return behind.removesuffix(each)
+        return ""
 
     @functools.cached_property
     def always_invites(self) -> bool:

@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.data.beside import is_reasoning, more_of_the_question, number_as_text, reasoning, says_how_good, unread
+from engine.data.beside import (
+    is_nothing,
+    is_reasoning,
+    medium_beside,
+    more_of_the_question,
+    number_as_text,
+    reasoning,
+    says_how_good,
+    unread,
+)
 from engine.data.blocks import UnusableTurns
 from engine.data.fields import all_fields
 from engine.data.form import PREFERENCES, Form, mostly
@@ -17,7 +26,7 @@ from engine.data.known_sets import known_conversation
 from engine.data.spoken import Record, decoded, is_text, quoted, spoken
 from engine.data.tools import TOOL_FIELDS, is_listed, tools_of
 from engine.data.transcripts import transcript_of
-from engine.data.turns import Messages, Turn, are_turns, json_value, read_turns, told
+from engine.data.turns import Messages, Turn, are_turns, json_value, read_turns, told, unread_flags
 
 PREFERENCE = "preference row of which the chosen answer is learned"
 NOT_WANTED = "answer that is labelled as unwanted"
@@ -81,8 +90,11 @@ def conversation_of(record: Record, form: Form) -> Conversation:
     system = _system(record)
     if system and not any(turn["role"] in ("system", "developer") for turn in messages):
         messages = (system, *messages)
-    if _has_image(record) and any("<image>" in turn["content"] for turn in messages):
-        raise UnusableTurns("conversation with an image part")
+    if (medium := medium_beside(record)) is not None:
+        raise UnusableTurns(
+            f"conversation with a picture or a recording in {quoted(medium)} (without this field its text alone is "
+            "learned)"
+        )
     asked = decoded(record.get(parts.get("question", "")))
     # OpenAI's input has tools beside its messages. Another question in JSON has nothing for the template.
     more = asked if isinstance(asked, Mapping) and are_turns(asked.get("messages")) else {}
@@ -109,6 +121,9 @@ def unread_fields(records: Sequence[Record], form: Form) -> list[str]:
         scores += [name for name in all_fields(whole) if _may_judge(whole, name)]
     else:
         scores = []
+    if form.kind == "turns":
+        name = form.parts["turns"]
+        scores += [f"{name}[].{flag}" for flag in unread_flags(decoded(record.get(name)) for record in whole)]
     if form.kind == "pair":
         used |= {name for record in whole for name in record if is_reasoning(name)}
     return list(dict.fromkeys([*unread(whole, used, told_of), *scores]))
@@ -165,14 +180,20 @@ def _answered(answer: str | list[Any], thought: str = "") -> Messages:
 
 
 def _history(value: object) -> Messages:
-    """Alpaca's history: earlier questions with their answers, in pairs; or turns."""
+    """Alpaca's history: earlier questions with their answers, in pairs; or turns, or a transcript.
+
+    Raises:
+        UnusableTurns: it is something else, without which the question may mean something else.
+    """
     value = decoded(value)
     if are_turns(value):
         return read_turns(value)  # type: ignore[arg-type]
-    if not isinstance(value, list):
+    if isinstance(value, str) and (transcript := transcript_of(value)):
+        return read_turns(transcript)
+    if is_nothing(value):
         return ()
     turns: list[Turn] = []
-    for pair in value:
+    for pair in value if isinstance(value, list) else [None]:
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise UnusableTurns("record whose history is no list of questions with answers")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
@@ -234,7 +255,3 @@ def _may_judge(records: Sequence[Record], name: str) -> bool:
     if name not in _WANTED or name in _CLEAR_AT_0 or any({*record} - {"id"} == _KTO for record in records):
         return False
     return mostly(records, name, lambda value: isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _has_image(record: Record) -> bool:
-    return any(record.get(name) for name in ("image", "images", "video", "videos", "audio", "audios"))

@@ -8,6 +8,7 @@ Names of control tokens in what people wrote stay text (control_tokens.py). Know
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -268,22 +269,40 @@ class DocumentTokeniser:
                 inside = _as_marked(inside, marks, ids, self._special)
                 unmarked += not inside
             inside = _without_what_follows_the_end(inside, encoded, self._special)
+            inside = self._with_end_behind(inside, encoded) if marks is None else inside
             for place in inside:
                 trained[place] = ids[place] != self._unknown_id
             if inside and ids[inside[-1]] in self._special:
                 self.end_ids.add(ids[inside[-1]])
-        eos_id = self._tokenizer.eos_token_id
+        end_ids = self._end_ids_between or [each for each in [self._tokenizer.eos_token_id] if each is not None]
         ends = max((place for place, is_trained in enumerate(trained) if is_trained), default=-1)
-        if (
-            eos_id is not None
-            and ends >= 0
-            and ids[ends] not in self._special
-            and not encoded.text[offsets[ends][1] :].strip()
-        ):
+        if end_ids and ends >= 0 and ids[ends] not in self._special and not encoded.text[offsets[ends][1] :].strip():
             # Nothing of the template's says where the last answer ends: the end of the text does.
-            ids, trained = [*ids[: ends + 1], eos_id], [*trained[: ends + 1], True]
-            self.end_ids.add(eos_id)
+            ids, trained = [*ids[: ends + 1], *end_ids], [*trained[: ends + 1], *[True] * len(end_ids)]
+            self.end_ids.add(end_ids[-1])
         return TokenisedDocument(ids, trained, whole=True), unmarked
+
+    @functools.cached_property
+    def _end_ids_between(self) -> list[int]:
+        """Tokens up to the one that ends an answer, for a template that writes it before the next turn alone."""
+        ids = self._encoded(self._template.between).ids
+        first = next((place for place, token in enumerate(ids) if token in self._special), None)
+        if first is None or self._tokenizer.decode(ids[:first]).strip():
+            return []
+        return ids[: first + 1]
+
+    def _with_end_behind(self, inside: list[int], encoded: Encoded) -> list[int]:
+        """Places of an answer, and of the token right behind it that ends it, though the template does not count it."""
+        if not inside or encoded.ids[inside[-1]] in self._special:
+            return inside
+        ends = {self._tokenizer.eos_token_id, *self._end_ids_between[-1:]}
+        behind = inside[-1] + 1
+        for place in range(behind, len(encoded.ids)):
+            if encoded.ids[place] in ends:
+                return [*inside, *range(behind, place + 1)]
+            if encoded.text[slice(*encoded.offsets[place])].strip():
+                break
+        return inside
 
 
 def _begins_with_blanks(text: str, start: int, first: int, end: int) -> bool:

@@ -53,7 +53,12 @@ _GPT = re.compile(r"(?:chat_?)?gpt_?\d.*")  # gpt-4, GPT-3.5-turbo
 KNOWN_ROLES = frozenset(_ROLES.values())
 _CALLS = ("function_call", "tool_call")
 # Whether a turn is learned: OpenAI's and axolotl's name, ms-swift's, those of axolotl's older forms, and others'.
-_WEIGHTS = ("weight", "loss", "train", "training", "loss_mask", "loss_weight", "trainable")
+_WEIGHTS = (
+    *("weight", "loss", "train", "training", "loss_mask", "loss_weight", "trainable"),
+    *("train_on", "train_on_turn", "is_trained", "learn", "supervised"),
+)
+# The opposite: the turn is not learned where they are true.
+_NO_WEIGHTS = ("ignore", "ignored", "masked", "is_masked", "skip", "exclude", "no_loss")
 _ASKED = ("input", "human", "user", "question", "prompt", "instruction", "query")
 _ANSWERED = ("output", "assistant", "answer", "response", "completion", "gpt", "bot")
 # A call as glaive's data sets write it: JSON but for the arguments, which stand in single quotes.
@@ -142,6 +147,18 @@ def is_learned(turn: Mapping[str, Any]) -> bool:
     return turn["role"] == "assistant" and turn.get("weight", 1) != 0
 
 
+def unread_flags(conversations: Iterable[object]) -> list[str]:
+    """Keys of answers that hold both true and false, or 1 and 0, and are not read: it is not known what they mean."""
+    found: dict[str, set[bool]] = {}
+    for turns in conversations:
+        for raw in turns if isinstance(turns, list) else ():
+            if is_turn(raw) and is_answer(raw):
+                for key in raw.keys() - {*_WEIGHTS, *_NO_WEIGHTS}:
+                    if _is_number(raw[key]):
+                        found.setdefault(key, set()).add(bool(_number(raw[key])))
+    return sorted(key for key, values in found.items() if len(values) == 2)
+
+
 def _is_role_and_content(turn: Mapping[str, Any]) -> bool:
     if "from" in turn and "value" in turn:
         return True
@@ -193,6 +210,9 @@ def _turns(raw: Mapping[str, Any]) -> list[Turn]:
     for key in _WEIGHTS:
         if key in left and _is_number(left[key]):
             weight = min(weight, _number(left.pop(key)))
+    for key in _NO_WEIGHTS:
+        if key in left and _is_number(left[key]):
+            weight = min(weight, 1 - _number(left.pop(key)))
     said, calls, results = _said(content, role)
     turn: Turn = {"role": role, **said}
     calls += [*_list(left.pop("tool_calls", None)), *_list(left.pop("function_call", None))]

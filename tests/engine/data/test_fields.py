@@ -428,7 +428,7 @@ def test_keys_that_parquet_adds_are_taken_away_again(tmp_path: Path) -> None:
         ),
         (
             {"image": "a.png", "conversations": [{"from": "human", "value": "<image> What?"}, GPT]},
-            "conversation with an image part",
+            "conversation with a picture or a recording in 'image' (without this field its text alone is learned)",
         ),
         ({"prompt": Q, "completion": A, "label": False}, NOT_WANTED),
         ({"prompt": Q, "completion": A, "label": 0}, NOT_WANTED),
@@ -610,3 +610,65 @@ def test_weights_beside_the_turns_are_those_of_the_answers(tmp_path: Path, weigh
 def test_weights_of_another_number_than_the_answers_leave_the_record_out(tmp_path: Path) -> None:
     path = written(tmp_path, {"messages": TURNS, "weights": [1, 0, 1]})
     assert left_out(path) == {"record whose 'weights' are not one for each answer": 1}
+
+
+MEDIA = {
+    "image": {"bytes": "x", "path": "a.png"},
+    "images": ["a.png"],
+    "Image URL": "https://a.example/a.png",
+    "image_id": 7,
+    "video_path": "a.mp4",
+    "audio": {"path": "a.wav", "array": [0.1]},
+}
+
+
+@pytest.mark.parametrize("name", MEDIA)
+@pytest.mark.parametrize("record", [{"question": Q, "answer": A}, {"messages": TURNS}, {"prompt": Q, "chosen": TURNS}])
+def test_an_answer_about_a_picture_or_a_recording_is_not_learned_without_it(
+    tmp_path: Path, name: str, record: dict[str, Any]
+) -> None:
+    record = {**record, "rejected": []} if "chosen" in record else record
+    (reason,) = left_out(written(tmp_path, {**record, name: MEDIA[name]}))
+    assert repr(name) in reason
+    # The way out that the reason tells.
+    assert len(list(source(written(tmp_path, record)).documents())) == 1
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}, [None], "[]"])
+def test_an_empty_field_for_pictures_leaves_nothing_out(tmp_path: Path, nothing: Any) -> None:
+    assert conversation(written(tmp_path, {"messages": TURNS, "images": nothing})) == TURNS
+
+
+@pytest.mark.parametrize(
+    ("given", "is_learned"),
+    [
+        *(({name: value}, value) for name in ("train_on", "learn", "supervised") for value in (False, True)),
+        *(({name: value}, not value) for name in ("ignore", "masked", "no_loss", "skip") for value in (False, True)),
+        ({"ignore": "true"}, False),
+        ({"train": 1, "ignore": 1}, False),
+    ],
+)
+def test_a_turn_that_says_that_it_is_not_learned_is_not(
+    tmp_path: Path, given: dict[str, Any], is_learned: bool
+) -> None:
+    turns = conversation(written(tmp_path, {"messages": [TURNS[0], {**TURNS[1], **given}]}))
+    assert turns == (TURNS[0], TURNS[1] if is_learned else {**TURNS[1], "weight": 0})
+
+
+def test_a_flag_of_answers_that_is_not_known_is_said(tmp_path: Path) -> None:
+    answers = [{**TURNS[1], "mask": number % 2, "edited": False} for number in range(4)]
+    there = source(written(tmp_path, *({"messages": [TURNS[0], answer]} for answer in answers)))
+    assert len(list(there.documents())) == 4
+    assert list(there.notes) == ["Read from 'messages' alone, not from 'messages[].mask'"]
+
+
+@pytest.mark.parametrize("history", ["Human: Hi\n\nAssistant: Hello", [["Hi", "Hello"]]])
+def test_a_history_is_read_as_a_transcript_too(tmp_path: Path, history: Any) -> None:
+    before = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
+    assert conversation(written(tmp_path, {"prompt": Q, "response": A, "history": history})) == (*before, *TURNS)
+
+
+@pytest.mark.parametrize("history", ["they spoke of lamps", ["Hi", "Hello"], [["Hi"]], 7])
+def test_a_question_is_not_learned_without_a_history_that_is_not_understood(tmp_path: Path, history: Any) -> None:
+    (reason,) = left_out(written(tmp_path, {"prompt": Q, "response": A, "history": history}))
+    assert "history" in reason

@@ -558,3 +558,58 @@ def test_an_answer_that_a_template_escapes_is_learned_as_it_is_written(filter_: 
 def test_a_template_that_writes_capitals_leaves_nothing_out() -> None:
     learned, _, _ = learn(ALL_TURNS.replace("m['content']", "m['content'].upper()") + IF_ASKED, TWO_ANSWERS)
     assert learned == [f"ONE{END}", f"TWO{END}"]
+
+
+# Templates that write the end of a turn elsewhere than behind the turn
+
+_OPEN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+_INVITE = "{% if add_generation_prompt %}<|im_end|>\n<|im_start|>assistant\n{% endif %}"
+ENDS_ELSEWHERE = {
+    "behind each but the last": (
+        "{% for m in messages %}" + _OPEN + "{% if not loop.last %}<|im_end|>\n{% endif %}{% endfor %}" + _INVITE,
+        ["one<|im_end|>", "two<|im_end|>"],
+    ),
+    "before each but the first": (
+        "{% for m in messages %}{% if not loop.first %}<|im_end|>\n{% endif %}" + _OPEN + "{% endfor %}" + _INVITE,
+        ["one<|im_end|>", "two<|im_end|>"],
+    ),
+    "on a line of its own": (
+        "{% for m in messages %}{% if not loop.first %}{{ '\n' }}<|im_end|>\n{% endif %}" + _OPEN + "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\n' }}<|im_end|>\n<|im_start|>assistant\n{% endif %}",
+        ["one\n<|im_end|>", "two\n<|im_end|>"],
+    ),
+    "the end of the text, between": (
+        "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ eos_token }}{% endif %}",
+        ["one<|endoftext|>", "two<|endoftext|>"],
+    ),
+    "once behind all": (
+        "{% for m in messages %}" + _OPEN + "\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}{{ eos_token }}{% endif %}",
+        ["one\n", "two\n<|endoftext|>"],
+    ),
+    "nothing but the next turn's begin": (
+        "{% for m in messages %}" + _OPEN + "\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        ["one\n", "two\n<|endoftext|>"],
+    ),
+    "the begin of the text before each question": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}Q: {% else %}A: {% endif %}"
+        "{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}",
+        [" one\n", " two\n<|endoftext|>"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "wanted"), ENDS_ELSEWHERE.values(), ids=ENDS_ELSEWHERE)
+def test_what_ends_an_answer_is_learned_wherever_a_template_writes_it(template: str, wanted: list[str]) -> None:
+    learned, tokeniser, _ = learn(template, TWO_ANSWERS)
+    assert learned == wanted
+    assert not tokeniser.skipped + tokeniser.noted
+    last = "<|im_end|>" if "<|im_end|>" in wanted[1] else "<|endoftext|>"
+    assert tokeniser.end_ids == {tokenizer_with(None).convert_tokens_to_ids(last)}
+
+
+def test_a_template_that_cuts_contents_is_not_given_parts_in_pythons_notation() -> None:
+    cuts = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'][:4] }}<|im_end|>{% endfor %}"
+    assert "{'" not in learn(cuts, TWO_ANSWERS)[2]
