@@ -18,6 +18,7 @@ from engine.talk.conversation import ChatSession
 from engine.version import __version__
 
 PROGRAM = "tiny-distill-chat"
+_STANDARD_INPUT = "-"
 LEAVE = ("/quit", "/exit", "/q")
 
 
@@ -36,7 +37,8 @@ def _main(words: Sequence[str]) -> int:
         for side in sides.values():
             stack.enter_context(side)
         if typed.prompt is not None:
-            _answer(sides, typed.prompt, typed.max_tokens)
+            prompt = sys.stdin.read() if typed.prompt == _STANDARD_INPUT and sys.stdin is not None else typed.prompt
+            _answer(sides, prompt.removesuffix("\n"), typed.max_tokens)
             return 0
         return _talk(sides, typed.max_tokens)
 
@@ -133,7 +135,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="Print the answer to this prompt and exit; without it, each line of the standard input is a prompt",
+        help="Print the answer to this prompt and exit; - reads it from the standard input. Without this, each line of "
+        "the standard input is a prompt",
     )
     parser.add_argument(
         "--max_tokens", type=int, default=256, metavar="N", help="Maximum number of tokens in an answer (default: 256)"
@@ -159,6 +162,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     problems = []
     if typed.max_tokens < 1:
         problems.append(Problem("max_tokens", typed.max_tokens, "expected a whole number from 1 up"))
+    if not -(2**63) <= typed.seed < 2**63:
+        problems.append(Problem("seed", typed.seed, "expected a whole number of at most 64 bits"))
     if not 0 <= typed.temperature <= 10:
         problems.append(Problem("temperature", typed.temperature, "expected a number from 0 to 10"))
     if problems:

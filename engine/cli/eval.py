@@ -440,6 +440,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         for name in ("questions", "max_tokens")
         if getattr(typed, name) < 1
     ]
+    if not 0 <= typed.seed < 2**63:
+        problems.append(Problem("seed", typed.seed, "expected a whole number from 0 to 9,223,372,036,854,775,807"))
     problems += _unusable(_of_harness(typed.tasks))
     if problems:
         raise SettingsError(problems, "")

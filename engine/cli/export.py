@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +14,13 @@ from engine.disk.files import make_folder, write_atomic
 from engine.disk.named_path import named_path
 from engine.errors import FolderError, Problem, SettingsError
 from engine.export.gguf_file import TYPES, write_gguf
+from engine.export.place import check_place, copy_folder, folder_written_whole
 from engine.format import format_bytes
 from engine.model_files.adapter import is_adapter
 from engine.model_files.gguf.find import gguf_in
 from engine.model_files.gguf.numbers import exact_tokens, has_unusual_windows, short_context
 from engine.model_files.headers import read_json
-from engine.model_files.hub import resolve_model
+from engine.model_files.hub import cached_folder, resolve_model
 from engine.model_files.spec import read_spec
 from engine.model_files.weight_files import is_decoded
 from engine.settings.command import resume_command
@@ -42,10 +42,10 @@ def _main(words: Sequence[str]) -> int:
     typed = _parse(words)
     named = named_path(typed.folder)
     model = student_folder(named)
-    home = named if is_decoded(model) else model  # the folder for a GGUF file is in the user's cache
-    out = named_path(typed.out) if typed.out else _default_out(home, typed.format, typed.type or _USUAL_TYPE)
-    if out.exists() and not typed.force:
-        raise SettingsError([Problem("out", str(out), "exists already; choose another path, or add --force")], "")
+    out = _default_out(_home(named, model), typed.format, typed.type or _USUAL_TYPE)
+    if typed.out is not None:
+        out = named_path(typed.out)
+    check_place(out, is_folder=typed.format != "gguf", force=typed.force, sources=(named, model))
     if typed.format == "hf" and typed.type is not None:
         _refuse_other_type(model, typed.type)
     typed.type = typed.type or _USUAL_TYPE
@@ -55,10 +55,12 @@ def _main(words: Sequence[str]) -> int:
 
         # A GGUF file brings no code.
         spec = read_spec(model, trust_remote_code=False)
-        derive_student(spec, spec.num_layers, out)
+        with folder_written_whole(out) as folder:
+            derive_student(spec, spec.num_layers, folder)
         print(f"Wrote the model to {out}, its weights as float16.")
     elif typed.format == "hf":
-        shutil.copytree(model, out, dirs_exist_ok=typed.force)
+        with folder_written_whole(out) as folder:
+            copy_folder(model, folder, without=(out,))
         print(f"Copied the model to {out}. AutoModelForCausalLM.from_pretrained({str(out)!r}) loads it.")
     elif typed.format == "gguf":
         count = write_gguf(model, out, weight_type=typed.type)
@@ -93,14 +95,14 @@ def _refuse_other_type(model: Path, wanted: str) -> None:
 def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
     from engine.export.ollama import modelfile
 
-    make_folder(out)
     weights = f"model-{weight_type}.gguf"
     config = read_json(model / "config.json")
     context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
-    write_gguf(model, out / weights, weight_type=weight_type)
     context = min(context, _MOST_CONTEXT, _exact_tokens(model) or context, short_context(_config_of(model)) or context)
     made = modelfile(model, weights, context=context)
-    write_atomic(out / "Modelfile", made.text)
+    with folder_written_whole(out) as folder:
+        write_gguf(model, folder / weights, weight_type=weight_type)
+        write_atomic(folder / "Modelfile", made.text)
     print(f"Wrote {out / weights} ({format_bytes((out / weights).stat().st_size)}) and {out / 'Modelfile'}.")
     place = shlex.quote(str(out / "Modelfile"))
     print(f"Import it into Ollama: ollama create my-student -f {place} && ollama run my-student")
@@ -132,7 +134,7 @@ def _config_of(model: Path) -> dict[str, Any]:
 
 
 def student_folder(path: Path) -> Path:
-    """The model's folder behind a run or a folder.
+    """The model's folder behind a run, a folder, a GGUF file or the id of a model in the Hugging Face cache.
 
     Raises:
         FolderError: there is no finished student and no model.
@@ -148,7 +150,10 @@ def student_folder(path: Path) -> Path:
     if path.is_dir() and not (path / "run.json").is_file() and gguf_in(path):
         return resolve_model(path)
     if not path.is_dir():
-        raise FolderError(f"There is no folder {path}.", "", "Name a run's folder, or a model's.")
+        if cached_folder(str(path)) is not None:
+            return resolve_model(path)
+        todo = "Name a run's folder, a model's, or the id of a model in the Hugging Face cache."
+        raise FolderError(f"There is no folder {path}.", "", todo)
     if (path / "run.json").is_file():
         raise FolderError(
             f"The run in {path} has no student yet.",
@@ -160,6 +165,13 @@ def student_folder(path: Path) -> Path:
         "There is no student/ and no config.json.",
         "Name a run's folder, or a folder as written by save_pretrained().",
     )
+
+
+def _home(named: Path, model: Path) -> Path:
+    """What an export is named after and written beside: not a folder in this user's cache."""
+    if not named.exists():  # an id, perhaps with the quantisation of a GGUF file
+        return Path.cwd() / named.name.partition(":")[0]
+    return named if is_decoded(model) else model
 
 
 def _default_out(model: Path, wanted: str, weight_type: str) -> Path:

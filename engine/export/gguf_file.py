@@ -50,8 +50,8 @@ def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
     config = read_config(folder, trust_remote_code=False).to_dict()  # no model with code of its own can be written
     check(config)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    writer = gguf.GGUFWriter(temporary, architecture.name)
     try:
-        writer = gguf.GGUFWriter(temporary, architecture.name)
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(model_name(folder))
         writer.add_file_type(int(gguf.LlamaFileType[_FILE_TYPES[weight_type]]))
@@ -81,13 +81,27 @@ def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
         fsync_file(temporary)
         commit_file(temporary, out, point="gguf")
     except OSError as error:
-        if error.errno in NO_ROOM:
-            raise no_room(f"There was no room to write {out}.", error, then="or choose another --out") from error
+        with contextlib.suppress(OSError):
+            writer.close()
+        told = _told_again(temporary, error)
+        if told.errno in NO_ROOM:
+            raise no_room(f"There was no room to write {out}.", told, then="or choose another --out") from error
         raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return len(tensors) + len(extras)
+
+
+def _told_again(file: Path, error: OSError) -> OSError:
+    """The reason for which a file was not written: numpy's ``tofile`` keeps it for itself, and another write has it."""
+    if error.errno is None and file.exists():
+        try:
+            with file.open("ab") as again:
+                again.write(bytes(2**20))
+        except OSError as told:
+            return told
+    return error
 
 
 def _named(folder: Path, config: Config) -> Iterator[tuple[str, tuple[str, TensorInfo]]]:
