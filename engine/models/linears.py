@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.model_files.adapter_shape import ends_with, is_slim
 from engine.models.core import find_core
-from engine.models.quantize import QuantizedLinear
+from engine.models.quantize import QuantizedLinear, multiplies
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,10 @@ def decoder_linears(model: PreTrainedModel) -> list[Linear]:
         elif isinstance(module, Conv1D):
             columns, rows = module.weight.shape
             linears.append(Linear(name, rows, columns, layer, module, transposed=True))
-        elif isinstance(module, nn.Linear) and _multiplies(module):
+        elif isinstance(module, nn.Linear) and multiplies(module):
             rows, columns = module.weight.shape
             linears.append(Linear(name, rows, columns, layer, module))
     return linears
-
-
-def _multiplies(module: nn.Linear) -> bool:
-    """Whether a linear layer computes the matrix product alone; Falcon has a class of its own for it."""
-    return type(module).forward is nn.Linear.forward or type(module).__name__ == "FalconLinear"
 
 
 def chosen(linears: Sequence[Linear], targets: Sequence[str]) -> list[Linear]:

@@ -144,7 +144,7 @@ def swap_linear_layers(layers: nn.Module, method: Method) -> dict[str, Quantized
     found = {
         name: module
         for name, module in layers.named_modules()
-        if (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward) or isinstance(module, Conv1D)
+        if (isinstance(module, nn.Linear) and multiplies(module)) or isinstance(module, Conv1D)
     }
     swapped = {}
     for name, module in found.items():
@@ -152,6 +152,11 @@ def swap_linear_layers(layers: nn.Module, method: Method) -> dict[str, Quantized
         swapped[name] = QuantizedLinear(module, method)
         setattr(layers.get_submodule(path), leaf, swapped[name])
     return swapped
+
+
+def multiplies(module: nn.Linear) -> bool:
+    """Return whether a linear layer computes the matrix product alone; Falcon has a class of its own for it."""
+    return type(module).forward is nn.Linear.forward or type(module).__name__ == "FalconLinear"
 
 
 def quantize_layers(layers: nn.Module, method: Method, device: torch.device) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from engine.machine.allocator import allocator_environment
 from engine.model_files.spec import read_spec
+from engine.models.core import find_core
+from engine.models.linears import decoder_linears
 from engine.models.load import ResidentTeacher
-from engine.models.quantize import Method, QuantizedLinear, dequantize, quantize
+from engine.models.meta import build_on_meta
+from engine.models.quantize import Method, QuantizedLinear, dequantize, quantize, swap_linear_layers
 from engine.models.streaming.teacher import StreamedTeacher
-from tests.engine.models.architectures import VOCAB_SIZE, tiny_architecture
+from tests.engine.models.architectures import ARCHITECTURES, VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
 
 METHODS: list[Method] = ["int8", "nf4"]
@@ -44,7 +48,7 @@ def test_a_matrix_quantised_in_pieces_is_the_one_quantised_whole(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "mixtral", "falcon"])
 def test_streamed_and_quantised_equals_resident_and_quantised(name: str, method: Method) -> None:
     folder = tiny_architecture(name)
     ids = torch.randint(0, VOCAB_SIZE, (3, 17), generator=torch.Generator().manual_seed(0))
@@ -57,6 +61,18 @@ def test_streamed_and_quantised_equals_resident_and_quantised(name: str, method:
     assert_same_numbers(streamed.logits(ours[0]), resident.logits(theirs[0]), what="logits")
     assert not torch.equal(ours, exact.last_hidden_states([ids])[0]), "nothing was quantised"
     streamed.close()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_linear_layer_that_an_adapter_changes_can_be_quantised(name: str) -> None:
+    kind, settings = ARCHITECTURES[name]
+    config = AutoConfig.for_model(kind, **{"vocab_size": VOCAB_SIZE, **settings})
+    model = build_on_meta(config, dtype=torch.float32, trust_remote_code=False)
+    core = find_core(model)
+    linears = {linear.name for linear in decoder_linears(model)}
+    swapped = {f"{core.layers_prefix}.{name}" for name in swap_linear_layers(core.layers, "int8")}
+    assert linears
+    assert linears <= swapped
 
 
 def test_a_quantised_layer_keeps_no_copy_of_the_weight_it_replaced() -> None:
