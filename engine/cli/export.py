@@ -168,7 +168,7 @@ def student_folder(path: Path) -> Path:
 
 
 def _home(named: Path, model: Path) -> Path:
-    """What an export is named after and written beside: not a folder in this user's cache."""
+    """The path that an export is named after and written beside: not a folder in this user's cache."""
     if not named.exists():  # an id, perhaps with the quantisation of a GGUF file
         return Path.cwd() / named.name.partition(":")[0]
     return named if is_decoded(model) else model
