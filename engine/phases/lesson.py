@@ -132,7 +132,6 @@ class Lesson:
                 self._training(learner),
                 checkpoints,
                 Prompts(prompts, self.tokens.end_ids, self.job.seed, _limits(self.job, self.tokens)),
-                eos_id=self.tokens.eos_id,
                 loss_scale=LossScale.of(self.dtype),
                 channel=self.channel,
             )

@@ -91,14 +91,15 @@ def lean_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes) -
 def whole_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes, copies: int) -> Moments:
     """The moments of a step with whole gradients.
 
-    From the last layer to the first, activations are freed and gradients allocated: one of the ends is the peak. The
-    gradient of the embedding is made whole beside the one that is there already: of earlier micro-batches, or of the
-    head that it is tied to.
+    From the last layer to the first, activations are freed and gradients allocated: one of the ends is the peak. On a
+    GPU the gradient of the embedding is made whole beside the one that is there already: of earlier micro-batches, or
+    of the head that it is tied to. On a CPU its rows alone are.
     """
     accumulates = setting.accumulation > 1
     gradients = 4 * shape.parameters
     earlier = gradients if accumulates else 4 * shape.head_matrix
-    second = 4 * shape.embedding if accumulates or not shape.head else 0
+    is_whole = not setting.device.is_host and (accumulates or not shape.head)
+    second = 4 * shape.embedding if is_whole else 0
     states = setting.batch * setting.sequence_length * shape.hidden_size * 4
     moments = {
         "loss": {"gradients": earlier, "activations": sizes.kept + sizes.ends, "logits": sizes.logits},

@@ -89,6 +89,11 @@ class Source:
         self._ends = torch.tensor(sorted(tokens.answer_end_ids), dtype=torch.int64)
         self._lock = threading.Lock()
 
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a document; None where a row is one."""
+        return self._tokens.eos_id
+
     def num_rows(self, split: Split) -> int:
         """Rows in a split."""
         return self._tokens.num_rows(split)

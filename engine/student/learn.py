@@ -24,7 +24,7 @@ from engine.student.generate import continuations
 from engine.student.judge import DocumentSums
 from engine.student.learner import Learner
 from engine.student.step import LossScale
-from engine.student.train import Progress, Training, best_checkpoint, look, resume, train
+from engine.student.train import Progress, Training, best_checkpoint, look, measured_best, resume, train
 
 
 @dataclass(frozen=True)
@@ -102,29 +102,26 @@ def learn(
     checkpoints: Checkpoints,
     prompts: Prompts,
     *,
-    eos_id: int | None = None,
     loss_scale: LossScale,
     channel: Channel,
 ) -> Learned:
     """Run phase 2, or continue it from the newest checkpoint. Afterwards the model in ``training`` is the best student.
 
-    ``eos_id`` ends a document of the hold-out; it is None where a row is one.
-
     Raises:
         Stopped: the user stopped the run; a checkpoint was written if a step was done.
         BadNumbers: the student's final loss is not a number.
     """
-    of_teacher, of_after = DocumentSums(eos_id), DocumentSums(eos_id)
+    of_teacher = DocumentSums(training.source.eos_id)
     holdout = HoldoutBatches(training.source, training.order.micro_batch)
     teacher = evaluate_teacher(holdout, documents=of_teacher)
     channel.write("evaluation", which="teacher", **teacher.as_dict())
 
-    progress = resume(training, checkpoints, channel) or _begin(training, prompts, eos_id, loss_scale, channel)
+    progress = resume(training, checkpoints, channel) or _begin(training, prompts, loss_scale, channel)
     train(training, progress, checkpoints, channel)
     best_step = _take_best(training, progress, checkpoints, channel)
     training.optimizer.release()
     return_memory()
-    after = _measured(training, "student_after", channel, of_after)
+    after, after_documents = _measured_after(training, progress, best_step, channel)
     _check_number(after)
     return Learned(
         teacher=teacher,
@@ -134,7 +131,7 @@ def learn(
             "teacher": of_teacher.table(),
             # A checkpoint of an older version has none: then no intervals are reported.
             "before": np.array(progress.notes.get("before_documents", [])),
-            "after": of_after.table(),
+            "after": after_documents,
         },
         before_texts=progress.notes["before_texts"],
         after_texts=prompts.continued_by(training),
@@ -146,11 +143,9 @@ def learn(
     )
 
 
-def _begin(
-    training: Training, prompts: Prompts, eos_id: int | None, loss_scale: LossScale, channel: Channel
-) -> Progress:
+def _begin(training: Training, prompts: Prompts, loss_scale: LossScale, channel: Channel) -> Progress:
     """Measure the student before its first step; the results are the notes of every checkpoint."""
-    of_before = DocumentSums(eos_id)
+    of_before = DocumentSums(training.source.eos_id)
     before = _measured(training, "student_before", channel, of_before)
     notes = {
         "before": asdict(before),
@@ -194,6 +189,17 @@ def next_logits_of(learner: Learner) -> Callable[[Tensor], Tensor]:
             return learner.head(rows(ids.to(learner.device)))
 
     return next_logits
+
+
+def _measured_after(
+    training: Training, progress: Progress, best_step: int, channel: Channel
+) -> tuple[Metrics, NDArray[np.float64]]:
+    """Figures of the best student and of each document: those of its step where that look saw the whole hold-out."""
+    if (found := measured_best(progress, best_step)) is None:
+        documents = DocumentSums(training.source.eos_id)
+        return _measured(training, "student_after", channel, documents), documents.table()
+    channel.write("evaluation", which="student_after", **found[0].as_dict())
+    return found
 
 
 def _measured(training: Training, which: str, channel: Channel, documents: DocumentSums) -> Metrics:

@@ -117,9 +117,6 @@ def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, se
         batch = part.batch.to(learner.device)
         with learner.sparse_embedding() if is_lookup else contextlib.nullcontext():
             states = learner.hidden_states(batch)
-        embedding = learner.looked_up_in()  # of a sharded student it is gathered now
-        if embedding is not None and embedding.grad is None and not learner.tied:
-            embedding.grad = torch.zeros_like(embedding)  # sparse gradients are added to it; the optimizer wants it so
         loss = learner.loss(
             states,
             batch,
@@ -128,7 +125,13 @@ def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, se
             scale=settings.loss_scale.value / max(1, part.num_scored) * settings.world.loss_factor,
         )
         del states
+        embedding = learner.looked_up_in()  # of a sharded student it is gathered now
+        if embedding is not None and embedding.grad is None and settings.world.is_sharded and not learner.tied:
+            embedding.grad = torch.zeros_like(embedding)  # FSDP2 adds up whole gradients, at once
         loss.loss.backward()
+        if embedding is not None and embedding.grad is not None and embedding.grad.is_sparse:
+            # The optimizer wants it whole; before the backward pass it would lie beside all activations.
+            embedding.grad = embedding.grad.to_dense()
         sums += torch.stack([loss.ce_sum, loss.kd_sum])
         del loss
     return finish_step(learner, optimizer, sums, tokens, settings)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.channel.channel import PROGRESS_SECONDS, Channel
 from engine.errors import BadNumbers, CorruptState
@@ -41,6 +43,8 @@ BAD_STEPS_IN_A_ROW = 5
 # hundreds of tokens and more, and the worst text that a model can read costs it some ln(vocabulary), 7 to 12 nats.
 _EXPLODED_FACTOR, _EXPLODED_MARGIN = 3.0, 3.0
 _USUAL_MEMORY, _STEPS_BEFORE_USUAL = 0.95, 20
+
+_BEST = "best"  # note with the figures of the best student, where a look sees the whole hold-out
 
 
 @dataclass
@@ -184,9 +188,10 @@ def train(
 
             is_look = progress.step in looks
             if is_look:
-                metrics = look(training, limit_rows=training.evaluation_rows)
+                documents = DocumentSums(training.source.eos_id) if _sees_all(training) else None
+                metrics = look(training, limit_rows=training.evaluation_rows, documents=documents)
                 channel.write("evaluation", which="student_during", step=progress.step, **metrics.as_dict())
-                _keep_best(progress, metrics)
+                _keep_best(progress, metrics, documents)
                 return_memory_if_scarce()
             if is_look or channel.stopping or progress.step % training.checkpoint_every == 0:
                 save(training, progress, checkpoints, channel)
@@ -294,10 +299,30 @@ def evaluation_steps(total_steps: int, count: int) -> frozenset[int]:
     return frozenset(math.ceil(total_steps * number / count) for number in range(1, count + 1))
 
 
-def _keep_best(progress: Progress, metrics: Metrics) -> None:
+def _sees_all(training: Training) -> bool:
+    """Whether the looks on the way see the whole hold-out."""
+    return training.source.num_rows("holdout") <= training.evaluation_rows
+
+
+def _keep_best(progress: Progress, metrics: Metrics, documents: DocumentSums | None) -> None:
     loss = metrics.holdout_loss
     if metrics.tokens and math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
         progress.best_step, progress.best_loss = progress.step, loss
+        progress.notes.pop(_BEST, None)
+        if documents is not None:
+            progress.notes[_BEST] = {
+                "step": progress.step,
+                "metrics": asdict(metrics),
+                "documents": documents.table().tolist(),
+            }
+
+
+def measured_best(progress: Progress, step: int) -> tuple[Metrics, NDArray[np.float64]] | None:
+    """Return the figures of a step's student, and the sums of each document; None where a look saw only some rows."""
+    kept = progress.notes.get(_BEST)
+    if kept is None or kept["step"] != step:
+        return None
+    return Metrics(**kept["metrics"]), np.array(kept["documents"])
 
 
 def _count(result: StepResult, progress: Progress, channel: Channel) -> None:

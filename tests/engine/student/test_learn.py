@@ -10,7 +10,9 @@ import torch
 from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.errors import BadNumbers, Stopped
+from engine.student import learn as learn_module
 from engine.student.generate import holdout_prompts
+from engine.student.judge import DocumentSums
 from engine.student.learn import Learned, Prompts, learn
 from engine.student.schedule import Schedule
 from engine.student.step import LossScale
@@ -52,6 +54,23 @@ def test_student_that_got_worse_is_not_the_one_that_is_kept(run: SmallRun) -> No
     looks = {event.get("step"): event["holdout_loss"] for event in run.read_events("evaluation")}
     assert math.isclose(looks[learned.best_step], learned.student_after.holdout_loss, rel_tol=1e-6)
     assert looks[learned.best_step] < looks[20]
+
+
+@pytest.mark.parametrize("rows", [100, 3])
+def test_figures_of_a_look_that_saw_the_whole_holdout_are_those_of_the_student(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(learn_module, "look", lambda *given, **more: seen.append("all") or look(*given, **more))
+    training = run.training(steps=20, schedule=Schedule(0.5, 20, warmup=0.9), evaluation_rows=rows)
+    learned = run_phase(run, training)
+    assert len(seen) == (1 if rows == 100 else 2), "before the training, and after it where no look saw all rows"
+    documents = DocumentSums(run.tokens.eos_id)
+    assert look(training, documents=documents) == learned.student_after
+    assert documents.table().tolist() == learned.documents["after"].tolist()
+    again = run_phase(run, run.training(steps=20, schedule=Schedule(0.5, 20, warmup=0.9), evaluation_rows=rows))
+    assert again.student_after == learned.student_after, "the checkpoints have it too"
+    assert len(seen) == (1 if rows == 100 else 3)
 
 
 def test_resumed_run_reports_what_it_found_before_the_stop(run: SmallRun, tmp_path: Path) -> None:

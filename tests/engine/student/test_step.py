@@ -86,6 +86,23 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(
     torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_the_gradient_of_the_embedding_is_made_after_the_activations_are_gone(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = run.learner()
+    embedding, loss = learner.model.get_input_embeddings().weight, learner.loss
+    assert not learner.tied
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        learner, "loss", lambda *given, **more: seen.append(embedding.grad is None) or loss(*given, **more)
+    )
+    _, gradients = one_step(run, learner, 8, 1)
+    assert seen == [True]
+    (gradient,) = (found for name, found in gradients.items() if "embed" in name)
+    assert not gradient.is_sparse
+    assert gradient.abs().sum() > 0
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, short=True)
     _, plain = one_step(run, run.learner(), 4, 2)

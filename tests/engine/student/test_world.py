@@ -299,7 +299,7 @@ def test_an_evaluation_by_ranks_gives_the_figures_of_one(tmp_path: Path, kind: t
         training = training_of(run, steps=2, micro_batch=2, world=world, **changes)
         events = run.events()
         found = learn(
-            training, run.checkpoints(events), Prompts([[5, 6]], end_ids=[0], seed=1), eos_id=0,
+            training, run.checkpoints(events), Prompts([[5, 6]], end_ids=[0], seed=1),
             loss_scale=LossScale(),
             channel=Channel(events),
         )  # fmt: skip
