@@ -36,7 +36,8 @@ def text_config(config: Mapping[str, Any], causal_types: frozenset[str] | None) 
     """
     text = config.get("text_config")
     model_type = str(config.get("model_type"))
-    architectures = [str(name) for name in config.get("architectures") or ()]
+    told = config.get("architectures")
+    architectures = [str(name) for name in told] if isinstance(told, list) else []
     if not isinstance(text, dict) or config.get("is_encoder_decoder") or model_type in _NOT_ALONE:
         return None
     if any("CausalLM" in name for name in architectures):

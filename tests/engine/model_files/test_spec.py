@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 import subprocess
@@ -7,7 +8,8 @@ import time
 import pytest
 import torch
 
-from engine.errors import ModelError
+from engine.errors import ModelError, TinyDistillError
+from engine.model_files.hub import resolve_model
 from engine.model_files.spec import fingerprint, read_spec
 from engine.models.load import load_causal_lm
 from tests.tiny import ARCHITECTURES, MAX_POSITIONS, PADDING_ROWS, VOCAB_SIZE, tiny_model
@@ -161,6 +163,16 @@ def test_an_adapter_is_no_model(tmp_path):
 def test_a_configuration_that_lies_or_does_not_fit_is_refused(folder, changes, said):
     change_config(folder, **changes)
     assert said in refused(folder)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -1, True, [1], {"a": 1}, "x", None], ids=repr)
+def test_any_value_of_a_configuration_is_read_or_refused(folder, wrong):
+    for name in json.loads((folder / "config.json").read_text()):
+        before = (folder / "config.json").read_bytes()
+        change_config(folder, **{name: wrong})
+        with contextlib.suppress(TinyDistillError):
+            read_spec(resolve_model(folder))
+        (folder / "config.json").write_bytes(before)
 
 
 def test_own_code_is_accepted_when_it_is_trusted_or_not_needed(folder):
