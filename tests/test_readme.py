@@ -41,6 +41,7 @@ def test_every_flag_that_the_readme_names_exists():
         "prompt",
         "tasks",
         "type",
+        "index_url",  # pip's
     }
     for flag in re.findall(r"(?<![\w-])--([a-z][a-z_-]+)", README):
         flag = flag.replace("-", "_")

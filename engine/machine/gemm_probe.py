@@ -1,5 +1,7 @@
 """Measure how fast this machine multiplies matrices, moves memory and reads the disk; print it as one line of JSON.
 
+Also told is the memory of this process right after the import of torch (Linux).
+
 Run in a process of its own, so that the planner and the screens never load torch:
 
     python -m engine.machine.gemm_probe --threads 2 --device cpu --folder ~/.cache
@@ -14,6 +16,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,6 +36,7 @@ from engine.machine.probed_layer import (
     numbers_moved,
     products,
 )
+from engine.machine.process_memory import memory_of_tree
 from engine.machine.torch_device import host_bytes, kind_of, synchronize
 
 # Rows, inner and outer size of the products: a layer of a small model, and one of a big one.
@@ -53,8 +57,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     arguments = parser.parse_args()
+    imported = {"import_bytes": memory_of_tree(os.getpid())} if sys.platform.startswith("linux") else {}
     torch.set_num_threads(arguments.threads)
-    print(json.dumps(_measured(torch.device(arguments.device), arguments.threads, arguments.folder)))  # noqa: T201
+    found = imported | _measured(torch.device(arguments.device), arguments.threads, arguments.folder)
+    print(json.dumps(found))  # noqa: T201
 
 
 def _measured(device: torch.device, threads: int, folder: Path) -> dict[str, float]:

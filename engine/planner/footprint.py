@@ -1,5 +1,7 @@
 """Formulas of each phase's memory, from the models' sizes and the settings. They load and measure nothing.
 
+The memory of the imports is that of this installation (:mod:`engine.machine.torch_memory`).
+
 The constants were fitted to measured peaks of real phases; ``tests/benchmarks/predicted_memory.py`` repeats that and
 prints how far off the worst prediction is. Peaks are counted as everywhere: on the CPU the anonymous memory of the
 phase's process, on a GPU what the allocator holds, to which the CUDA context comes.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine.machine import torch_memory
 from engine.machine.allocator import MAPPED_FROM_BYTES
 from engine.machine.hardware import Gpu
 from engine.planner.activations import forward_bytes, is_unfused
@@ -157,7 +160,8 @@ def _scoring_blocks(shape: ModelShape, setting: TeacherSetting, number: int) -> 
 
 def _teacher_interpreter(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
     kernels = _KERNELS if number == 2 and setting.device.is_host else 0
-    return _interpreter_bytes(shape) + (_BITSANDBYTES if setting.quantization != "none" else 0) + kernels
+    interpreter = _interpreter_bytes(shape) if setting.device.is_host else _interpreter_beside_cuda(shape)
+    return interpreter + (_BITSANDBYTES if setting.quantization != "none" else 0) + kernels
 
 
 def _kept_from_loading(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
@@ -250,7 +254,7 @@ def _whole_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
             parts["other"] += _kept_free(moments, sizes.number, _EMBEDDING_HOLE * embedding)
         return Footprint(parts, sum(parts.values()))
     parts["other"] = _WORKSPACES
-    ram = _interpreter_bytes(shape) + _CUDA_RAM + 4 * shape.parameters
+    ram = _interpreter_beside_cuda(shape) + _CUDA_RAM + 4 * shape.parameters
     return Footprint(parts, ram + (states if setting.cpu_offload else 0))
 
 
@@ -318,7 +322,7 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     parts["other"] = _WORKSPACES
     layer_staging = 2 * max(shape.layer_parameters) * shape.stored_bytes
     staging = layer_staging if setting.layer_by_layer or setting.quantization != "none" else base
-    ram = _interpreter_bytes(shape) + _CUDA_RAM + staging
+    ram = _interpreter_beside_cuda(shape) + _CUDA_RAM + staging
     return Footprint(parts, ram + (states if setting.cpu_offload else 0))
 
 
@@ -372,4 +376,9 @@ def _power_of_two(size: int) -> int:
 
 
 def _interpreter_bytes(shape: ModelShape) -> int:
+    return torch_memory.more_bytes() + _interpreter_beside_cuda(shape)
+
+
+def _interpreter_beside_cuda(shape: ModelShape) -> int:
+    """On a GPU, CUDA's libraries are counted as a whole (:data:`_CUDA_RAM`)."""
     return _INTERPRETER + shape.num_layers * _MODULES_OF_LAYER

@@ -20,13 +20,13 @@ from pathlib import Path
 from engine.disk import places
 from engine.disk.files import write_atomic
 from engine.errors import DiskFull
-from engine.machine import hardware, safe_child
+from engine.machine import hardware, safe_child, torch_memory
 from engine.machine.compute import compute_environment
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, torch_version
 from engine.machine.probed_layer import UNDISTURBED_SHARE
 
-_FORMAT = 3
+_FORMAT = 4
 _MOVING = "moving_"
 _TIMEOUT_SECONDS = 60
 # Until then two runs with the same settings have the same plan, on a busy machine too.
@@ -113,6 +113,8 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
     if measure:
         found = _measure(device, threads, _to_measure(path.parent))
         if found is not None:
+            if "import_bytes" in found:
+                torch_memory.keep(int(found["import_bytes"]))
             with contextlib.suppress(OSError, DiskFull):  # not kept: measured again next time
                 write_atomic(path, json.dumps(found, indent=1) + "\n")
             return _from_measurements(found, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.data.sources import PYTHON_DOCS
+from engine.machine import torch_memory
 
 # Python with torch, transformers and h5py, and the pieces of text on their way to the file.
 _WITHOUT_TOKENIZER = 280 * 2**20
@@ -24,4 +25,4 @@ def prepare_bytes(vocab_size: int, data: str | None) -> int:
         data: as the setting has it; None is Python's own documentation.
     """
     documentation = _DOCUMENTATION if data in (None, PYTHON_DOCS) else 0
-    return _WITHOUT_TOKENIZER + documentation + _OF_ID * vocab_size
+    return torch_memory.more_bytes() + _WITHOUT_TOKENIZER + documentation + _OF_ID * vocab_size

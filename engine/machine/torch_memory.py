@@ -1,0 +1,81 @@
+"""Memory that importing torch takes in this installation, against the build that the planner's figures were fitted to.
+
+A build for CUDA loads CUDA's libraries with torch, also where no GPU is used: 132 MiB more in each process (2.13 for
+CUDA 13.0). The probe measures it; until then the build's own words decide. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+from engine.disk import places
+from engine.disk.files import write_atomic
+from engine.errors import DiskFull
+
+MIB = 2**20
+
+# Python 3.11 with torch 2.13's build for the CPU, on Linux.
+FITTED_BYTES = 146 * MIB
+_WITH_A_GPU = 132 * MIB
+# Two imports differ by less.
+_STEP = 4 * MIB
+
+_kept: dict[Path, int] = {}
+
+
+def more_bytes() -> int:
+    """Memory that a process with torch takes beyond the figures of the planner; below 0 where it takes less."""
+    path = _path()
+    if path not in _kept:
+        _kept[path] = _read(path)
+    return _kept[path]
+
+
+def keep(import_bytes: int) -> None:
+    """Keep a measurement of this installation.
+
+    Args:
+        import_bytes: anonymous memory of a process right after ``import torch``.
+    """
+    path = _path()
+    _kept[path] = _rounded(import_bytes)
+    with contextlib.suppress(OSError, DiskFull):  # measured again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"import_bytes": import_bytes}) + "\n")
+
+
+def _read(path: Path) -> int:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return _rounded(int(json.loads(path.read_text(encoding="utf-8"))["import_bytes"]))
+    return _WITH_A_GPU if _is_for_a_gpu() else 0
+
+
+def _rounded(import_bytes: int) -> int:
+    return round((import_bytes - FITTED_BYTES) / _STEP) * _STEP
+
+
+def _path() -> Path:
+    parts = [_version_file(), sys.version_info[:2]]
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
+    return places.cache() / f"torch-{digest}.json"
+
+
+def _is_for_a_gpu() -> bool:
+    return re.search(r"^(cuda|hip|xpu)\b[^=\n]*= *['\"]", _version_file(), re.MULTILINE) is not None
+
+
+@cache
+def _version_file() -> str:
+    """Torch's ``version.py``: version, source, and what the build is for. Empty when there is none."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        found = importlib.util.find_spec("torch")
+        if found is not None and found.origin is not None:
+            return (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
+    return ""
