@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.data.byte_stream import ByteStream
+from engine.data.form import ANSWERS, CHAT_FIELDS, QUESTIONS, TEXT_FIELDS
 from engine.data.lines import whole_lines
 from engine.data.spoken import quoted
 from engine.data.tally import MAX_RECORD_BYTES, Tally
 
+_NAMES_OF_TEXT = frozenset({*TEXT_FIELDS, *CHAT_FIELDS, *QUESTIONS, *ANSWERS})
 _DELIMITERS = ",;\t|"
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE | re.DOTALL)  # as Excel writes and reads it
 _NONE = "\x1f"  # a control character that no text has
+_COMMENT, _MOST_COMMENTS = "#", 50
 _QUOTED = re.compile(r'"[^"]*"')
 # Looking for the end of a quote that is never closed reads on to the limit. More than a few of these in a file would
 # read it over and over.
@@ -51,6 +54,10 @@ def _read(path: Path, tally: Tally, stated: str | None) -> Iterator[dict[str, st
                 named = _SEPARATOR_LINE.fullmatch(first)
                 if named:
                     stated = named[1]
+                    lines.drop_first()
+                    continue
+                if first.startswith(_COMMENT) and not _names_columns(first) and _names_columns(lines.below(_COMMENT)):
+                    tally.note("Comment above the names of the columns (not read)", tally.file)
                     lines.drop_first()
                     continue
                 delimiter = _stated_or_seen(stated, first, tally)
@@ -101,6 +108,12 @@ def _names(row: list[str], tally: Tally) -> list[str]:
     return names
 
 
+def _names_columns(line: str) -> bool:
+    """Return whether a line names several columns, one of them as texts or conversations are called."""
+    cells = [cell.strip().strip('"').lower() for cell in line.split(_delimiter_of(line))]
+    return len(cells) > 1 and not _NAMES_OF_TEXT.isdisjoint(cells)
+
+
 def _plain_cells(line: str, delimiter: str, columns: int) -> list[str]:
     """The cells of a line between tabs if there are as many as columns, with their quotes; else none."""
     cells = line.rstrip("\r\n").split(delimiter)
@@ -144,6 +157,18 @@ class _Lines:
                 return None
             self._read(line)
         return self._again[0]
+
+    def below(self, mark: str) -> str:
+        """The first of the next lines that does not begin with a mark, all left where they are; empty without one."""
+        for number in range(1, _MOST_COMMENTS + 1):
+            while len(self._again) <= number:
+                try:
+                    self._read(next(self._lines))
+                except StopIteration:
+                    return ""
+            if not self._again[number].startswith(mark):
+                return self._again[number]
+        return ""
 
     def drop_first(self) -> None:
         """Take the line with which the next row would begin, which is none of a row."""

@@ -130,14 +130,19 @@ def without_header(form: Form | Unclear | None, records: Sequence[Record]) -> Un
     if isinstance(form, Form) and (form.is_chat or form.name.lower() in TEXT_FIELDS):
         return None
     has_words = any(len(name.split()) > 3 for name in names)
-    is_data = any(map(_is_sentence, names)) or (has_words and any(map(_is_digits, names)))
+    is_data = any(map(_is_sentence, names)) or (has_words and (len(names) == 1 or any(map(_is_digits, names))))
     return Unclear("header", tuple(names)) if is_data else None
 
 
 def _is_sentence(name: str) -> bool:
-    """Return whether the name of a column is rather a text: long, or several words up to a full stop."""
+    """Return whether the name of a column is rather a text: long, several words up to a full stop, or a comment."""
     words = len(name.split())
-    return words > 8 or len(name) > 80 or (words > 2 and name.rstrip()[-1:] in tuple(".!?。！？"))
+    return (
+        words > 8
+        or (words > 2 and name.startswith("#"))
+        or len(name) > 80
+        or (words > 2 and name.rstrip()[-1:] in tuple(".!?。！？"))
+    )
 
 
 def _is_digits(name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ _NAMES_OF_TEXT = frozenset({*TEXT_FIELDS, *CHAT_FIELDS, *QUESTIONS, *ANSWERS})
 
 
 def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each row that are text, lists, objects, switches or numbers.
+    """Yield the columns of each row, without those of bytes that are called as none of text.
 
     Objects of one column all have the same keys in a .parquet file; a key without a value was not there before.
 
@@ -75,7 +77,7 @@ def _batch_rows(group: Any) -> int:
 
 
 def wanted_columns(schema: Any, types: Any) -> list[str]:
-    """Columns that may hold texts or conversations, or say something of them: a label that is a number.
+    """Columns that may hold texts or conversations, or say something of them: a label, an answer that is a number.
 
     Columns of bytes are pictures and sounds, unless they are called as one that holds text.
     """
@@ -85,30 +87,23 @@ def wanted_columns(schema: Any, types: Any) -> list[str]:
 def _is_wanted(name: str, kind: Any, types: Any) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
-        return name.lower() in _NAMES_OF_TEXT
-    return bool(
-        types.is_string(kind)
-        or types.is_large_string(kind)
-        or types.is_string_view(kind)
-        or types.is_list(kind)
-        or types.is_large_list(kind)
-        or types.is_fixed_size_list(kind)
-        or types.is_list_view(kind)
-        or types.is_large_list_view(kind)
-        or types.is_struct(kind)
-        or types.is_boolean(kind)
-        or types.is_integer(kind)
-        or types.is_floating(kind)
-    )
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return name.lower() in _NAMES_OF_TEXT if is_bytes or types.is_fixed_size_binary(kind) else True
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without the nulls of its objects, and with its bytes as text.
+    """A row without the nulls of its objects, with values as JSON has them: bytes and dates as texts.
 
     Bytes that are not UTF-8 become lone surrogates, as in a text file.
     """
-    return {
-        name: value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else without_nulls(value)
-        for name, value in row.items()
-    }
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        return str(value)
+    return without_nulls(value)

@@ -23,7 +23,7 @@ from engine.data.json_wrapper import list_of_rows, look_inside, rows_at
 from engine.data.lines import cut_lines, whole_lines
 from engine.data.parquet import read_parquet
 from engine.data.tally import MAX_RECORD_BYTES, Tally
-from engine.data.turns import are_turns
+from engine.data.turns import are_turns, json_value
 
 Record = str | dict[str, Any]
 
@@ -193,7 +193,8 @@ def _blocks(stream: ByteStream) -> Iterator[bytes]:
 
 def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
     twice: list[str] = []
-    data = data.rstrip().removesuffix(b",")  # the rows of a list, one a line
+    # The rows of a list, one a line; before each a record separator (RFC 7464).
+    data = data.lstrip(b"\x1e").rstrip().removesuffix(b",")
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(found)
@@ -211,6 +212,10 @@ def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
     else:
         if twice:
             tally.note("Keys that stand twice in a JSON object, of which the last one counts", tally.here)
+        inner = json_value(value)
+        if isinstance(inner, dict) or are_turns(inner):
+            tally.note("JSON that is written as a text in JSON, read as what it holds", tally.here)
+            value = inner
         if isinstance(value, str | dict):
             yield value
         elif are_turns(value):

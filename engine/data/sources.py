@@ -39,6 +39,7 @@ from engine.data.form import ANSWERS, QUESTIONS, TEXT_FIELDS, Form
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
 from engine.data.known_sets import CHOICES
 from engine.data.message_rows import are_message_rows, trees_of
+from engine.data.mixed import form_of_mixed, other_form
 from engine.data.packed import PACKED_SUFFIXES
 from engine.data.pieces import cut_text
 from engine.data.python_docs import python_documents
@@ -243,13 +244,16 @@ class TextSource:
         form = choose_form(rows, self._text_field) if rows else None
         if is_table and self._text_field is None:
             form = without_header(form, rows) or form
+        if form is not None and self._text_field is None:
+            form = form_of_mixed(rows, form)
         if isinstance(form, Unclear):
             unclear.append((name, form))
             reason = _UNCLEAR.get(form.why) or f"file without the field {self._text_field!r}"
             tally.skip_file(reason, size_bytes, where=name)
             form = None
         if form is not None:
-            _note_unread(rows, form, name, tally)
+            is_mixed = self._text_field is None
+            _note_unread([row for row in rows if not (is_mixed and other_form(row, form))], form, name, tally)
             if form.kind in CHOICES:
                 tally.note(CHOICES[form.kind], name)
             if not form.is_chat:
@@ -264,7 +268,12 @@ class TextSource:
             elif not rows:
                 tally.skip(_OBJECT, where=f"{name} {number}")
             elif form is not None:
-                yield from _document(f"{name} {number}", record, form, tally)
+                other = other_form(record, form) if self._text_field is None else None
+                if other is not None:
+                    tally.note(
+                        f"Conversations of another form among the records of {quoted(form.name)}, read too", name
+                    )
+                yield from _document(f"{name} {number}", record, other or form, tally)
             elif number > len(first):
                 return
 

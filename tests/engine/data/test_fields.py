@@ -672,3 +672,33 @@ def test_a_history_is_read_as_a_transcript_too(tmp_path: Path, history: Any) -> 
 def test_a_question_is_not_learned_without_a_history_that_is_not_understood(tmp_path: Path, history: Any) -> None:
     (reason,) = left_out(written(tmp_path, {"prompt": Q, "response": A, "history": history}))
     assert "history" in reason
+
+
+def test_conversations_of_several_forms_in_one_file_are_all_read(tmp_path: Path) -> None:
+    records = [FORMS["messages"], {"prompt": Q, "completion": A}, {"conversations": [HUMAN, GPT]}]
+    records += [{"instruction": Q, "input": "", "output": A}]
+    for order in (records, records[::-1], records * 3 + [{"id": 7}]):
+        there = source(written(tmp_path, *order))
+        found = [document.messages for document in there.documents()]
+        assert found == [TURNS] * (len(order) // 4 * 4)
+        assert [note.split(" among")[0] for note in there.notes] == ["Conversations of another form"]
+        assert sum(there.skipped.values()) == len(order) % 4
+
+
+def test_conversations_among_texts_are_read_and_texts_among_conversations_are_counted(tmp_path: Path) -> None:
+    chats, texts = [FORMS["messages"]] * 2, [{"text": f"A text of words, {number}."} for number in range(4)]
+    there = source(written(tmp_path, *texts, *chats))
+    assert [document.messages for document in there.documents()] == [None] * 4 + [TURNS] * 2
+    there = source(written(tmp_path, *chats * 4, *texts))
+    assert [document.messages for document in there.documents()] == [TURNS] * 8
+    assert there.skipped == {"record whose 'messages' holds no conversation": 4}
+
+
+def test_a_broken_record_of_the_files_own_form_is_not_read_in_another(tmp_path: Path) -> None:
+    records = [{"prompt": Q, "completion": A, "instruction": "Other", "output": "No."}] * 3
+    there = source(written(tmp_path, *records, {**records[0], "completion": None}))
+    assert len(list(there.documents())) == 3
+    assert there.skipped == {"record without a question and its answer": 1}
+    # A field that is named is the only one.
+    there = source(written(tmp_path, {"text": "A text."}, FORMS["messages"]), "text")
+    assert len(list(there.documents())) == 1

@@ -341,6 +341,9 @@ def test_a_byte_order_mark_loses_nothing_at_the_beginning_or_where_files_were_jo
         ("id;text\n1;one two;;\n", ["one two"]),
         ("id,text\r1,one two\r2,three\r", ["one two", "three"]),
         ("\n\nid;text\n1;one two\n", ["one two"]),
+        ("# made by a tool\n# in June\nid,text\n1,one two\n", ["one two"]),
+        ("#id,text\n1,one two\n", ["one two"]),
+        ("# text\n#1 of all, or two\n", ["#1 of all, or two"]),
     ],
 )
 def test_csv_of_other_programs_is_read(tmp_path: Path, content: str, wanted: list[str]) -> None:
@@ -369,6 +372,8 @@ def test_quotes_between_tabs_join_no_rows_and_lose_none(tmp_path: Path, rows: li
 
 NO_NAMES = {
     "one column": "This is the first sentence.\nThis is the second one.\n",
+    "four words": "The river is long\nThe lamp is bright\n",
+    "a comment alone": "# a comment\nThe lamp is bright, they say\n",
     "a long text": "words and words and words and words and more\nand others of them\n",
     "questions and answers": "What is a lamp?\tIt gives light.\nWhere is it?\tUnder the window.\n",
     "labels": '"3","Wall Street and its bears","Sellers are back again"\n"1","Oil is up again","Prices rose"\n',
@@ -383,6 +388,7 @@ def test_a_table_without_a_row_of_names_is_refused_and_the_way_out_works(tmp_pat
         read(path)
     assert "Write a row of names above it" in caught.value.todo
     names = {"one column": "text", "a long text": "text", "questions and answers": "prompt\tcompletion"}
+    names |= {"four words": "text", "a comment alone": "text"}
     path.write_text(names.get(case, "label,title,text") + "\n" + NO_NAMES[case])
     assert len(read(path)[0]) == 2, "no row is lost"
 
@@ -852,3 +858,50 @@ def test_a_line_longer_than_a_document_leaves_no_empty_one_before_it(tmp_path: P
     found, there = read(tmp_path)
     assert "".join(found) == text
     assert there.skipped == {}
+
+
+def test_json_that_is_written_as_a_text_in_json_is_what_it_holds(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, source = read(tmp_path / "a.jsonl")
+    assert found == TEXTS
+    assert [*source.notes] == ["JSON that is written as a text in JSON, read as what it holds"]
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    assert read(tmp_path / "b.json")[0] == TEXTS
+
+
+def test_a_text_in_json_that_only_begins_like_json_stays_a_text(tmp_path: Path) -> None:
+    texts = ["[a note] on lamps", "{not JSON}", "[1, 2, 3]"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    assert read(tmp_path / "a.jsonl")[0] == texts
+
+
+def test_record_separators_stand_before_lines_of_json(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join("\x1e" + json.dumps({"text": text}) + "\n" for text in TEXTS))
+    assert read(tmp_path / "a.jsonl")[0] == TEXTS
+
+
+def test_no_kind_of_column_vanishes_from_beside_a_question(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    answers = {
+        "decimal": pyarrow.array([2, 3], pyarrow.decimal128(5, 2)),
+        "date": pyarrow.array([0, 1], pyarrow.date32()),
+        "time": pyarrow.array([0, 1], pyarrow.timestamp("us")),
+        "nothing": pyarrow.array([None, None]),
+        "map": pyarrow.array([[("a", "b")], []], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+    }
+    said = {"decimal": ["2", "3"], "date": ["1970-01-01", "1970-01-02"]}
+    said["time"] = ["1970-01-01 00:00:00", "1970-01-01 00:00:00.000001"]
+    for name, answer in answers.items():
+        parquet.write_table(
+            pyarrow.table({"question": ["How much?", "When?"], "answer": answer}), tmp_path / "a.parquet"
+        )
+        source = open_source(str(tmp_path / "a.parquet"), text_field=None, split="train")
+        if name in said:
+            documents = list(source.documents())
+            assert [document.messages[1]["content"] for document in documents if document.messages] == said[name]
+        else:  # the question alone is never learned as a text
+            with pytest.raises(DataError):
+                list(source.documents())
