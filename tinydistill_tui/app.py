@@ -31,7 +31,7 @@ from textual.widget import Widget
 
 from engine.disk import places
 from engine.machine import safe_child
-from tinydistill_tui.terminal import appearance, ending, opening, sharing, window
+from tinydistill_tui.terminal import appearance, clipboard, ending, opening, sharing, window
 from tinydistill_tui.terminal.key_queue import KeyQueue, keep_escape
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class TinyDistillApp(App[int]):
     """
 
     TITLE = "TinyDistill"
+    HORIZONTAL_BREAKPOINTS = window.WIDTHS
+    VERTICAL_BREAKPOINTS = window.HEIGHTS
     CSS_PATH: ClassVar[Any] = ["tinydistill.tcss", "wizard.tcss"]
     COMMANDS: ClassVar[Any] = {*App.COMMANDS, _run_commands, _setting_commands}
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -106,6 +108,7 @@ class TinyDistillApp(App[int]):
         self.leaving, self.opening = False, True
         self.machine: Hardware | None = None
         self._interrupted = -_TWICE_SECONDS
+        self._is_copied = False
         self._keys = KeyQueue(self, super().on_event, lambda: self.leaving, lambda: self.opening)
         self.register_theme(appearance.DARK)
         self.register_theme(appearance.LIGHT)
@@ -208,6 +211,23 @@ class TinyDistillApp(App[int]):
     def tell(self, error: TinyDistillError) -> None:
         """Say what went wrong, in a corner; for what has no place of its own on the screen."""
         self.notify(error.paragraph(), severity="error", timeout=12, markup=False)
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy a text, in tmux by tmux itself too."""
+        super().copy_to_clipboard(text)
+        self._is_copied = not self.is_headless and clipboard.give_to_tmux(text)
+
+    def copy(self, text: str, what: str, more: str = ".") -> None:
+        """Copy a text and say so; a terminal does not answer whether it has taken it.
+
+        Args:
+            text: for the clipboard.
+            what: it is: "the command".
+            more: the end of the sentence.
+        """
+        self.copy_to_clipboard(text)
+        said = f"Copied {what}" if self._is_copied else f"Sent {what} to the terminal's clipboard"
+        self.notify(f"{said}{more}", markup=False)
 
     def show_in_pager(self, path: Path) -> None:
         """Let the user read a file in ``$PAGER``; the screen comes back afterwards."""

@@ -131,6 +131,9 @@ class Program(Protocol):
     def tell(self, error: TinyDistillError) -> None:
         """Say what went wrong, in a corner."""
 
+    def copy(self, text: str, what: str, more: str = ".") -> None:
+        """Copy a text and say so."""
+
     def show_in_pager(self, path: Path) -> None:
         """Let the user read a file in ``$PAGER``."""
 

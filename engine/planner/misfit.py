@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import DoesNotFit
@@ -27,7 +28,7 @@ def memory(question: Question, answer: Proposal) -> DoesNotFit:
     budget = question.budget
     phases = {"teacher": answer.teacher.footprint, "student": answer.student.footprint}
     phase, footprint = max(phases.items(), key=lambda item: budget.excess(item[1]))
-    needed, room, which, flag = _where(question, footprint)
+    needed, room, which = _where(question, footprint)
     parts = sorted(footprint.parts.items(), key=lambda part: -part[1])[:3]
     listed = ", ".join(f"{_PART_NAMES[name]} {format_bytes(size)}" for name, size in parts if size)
     setting = answer.teacher.setting if phase == "teacher" else answer.student.setting
@@ -37,24 +38,23 @@ def memory(question: Question, answer: Proposal) -> DoesNotFit:
     )
     if question.ranks > 1:
         what = what.replace("needs", "needs for each process", 1)[:-1] + f" for each of {question.ranks}."
-    todo, remedies = _todo(question, answer, flag)
+    todo, remedies = _todo(question, answer)
     return DoesNotFit(what, f"Most of it: {listed}.", todo, remedies)
 
 
 def preparing(question: Question) -> DoesNotFit | None:
     """The phase that prepares needs more memory than there is; None where it does not."""
     budget, vocab_size = question.budget, question.teacher.vocab_size
-    needed, room, flag = prepare_bytes(vocab_size, question.config.data), budget.ram_bytes, "ram_budget"
-    if budget.where.is_host:
-        room, flag = budget.memory_bytes, "memory_budget"
+    needed = prepare_bytes(vocab_size, question.config.data)
+    room = budget.memory_bytes if budget.where.is_host else budget.ram_bytes
     if needed <= room:
         return None
-    enough = _rounded(needed)
+    larger = _host_budgets(question, needed) if budget.where.is_host else _enough("ram_budget", needed)
     return DoesNotFit(
         f"The prepare phase needs {format_bytes(needed)} of memory; the budget is {format_bytes(room)}.",
         f"Most of it: Python, torch and transformers, and a tokenizer of {format_count(vocab_size)} ids.",
-        f"It fits with --{flag} {enough}MB.",
-        [{flag: f"{enough}MB"}],
+        f"It fits with {_flags(larger)}.",
+        [larger],
     )
 
 
@@ -80,31 +80,63 @@ def disk(needed: int, free: int, folder: Path, config: RunConfig, question: Ques
     return DoesNotFit(what, why, f"Free {format_bytes(over)}, or choose another --output_dir.")
 
 
-def _where(question: Question, footprint: Footprint) -> tuple[int, int, str, str]:
+def _where(question: Question, footprint: Footprint) -> tuple[int, int, str]:
+    """Return the memory that is exceeded most: what is needed of it, what there is, and its name."""
     budget = question.budget
     if budget.where.is_host:
-        return footprint.needed_bytes, budget.memory_bytes, "memory", "memory_budget"
+        return footprint.needed_bytes, budget.memory_bytes, "memory"
     on_device = footprint.peak_bytes + budget.context_bytes
     if on_device - budget.memory_bytes >= footprint.needed_bytes - budget.ram_bytes:
-        return on_device, budget.memory_bytes, f"memory on {budget.device}", "memory_budget"
-    return footprint.needed_bytes, budget.ram_bytes, "main memory", "ram_budget"
+        return on_device, budget.memory_bytes, f"memory on {budget.device}"
+    return footprint.needed_bytes, budget.ram_bytes, "main memory"
 
 
-def _todo(question: Question, answer: Proposal, flag: str) -> tuple[str, list[dict[str, object]]]:
+def _todo(question: Question, answer: Proposal) -> tuple[str, list[dict[str, object]]]:
     """Return settings that fit, as a sentence and as values."""
     budget = question.budget
-    needs = max(_where(question, part.footprint)[0] for part in (answer.teacher, answer.student))
-    enough = _rounded(max(needs * question.ranks, prepare_bytes(question.teacher.vocab_size, question.config.data)))
     found = nearest_that_fits(question, answer)
-    as_it_is = f"--{flag} {enough}MB"
-    more: dict[str, object] = {flag: f"{enough}MB"}
+    more = _larger_budgets(question, (answer.teacher.footprint, answer.student.footprint))
+    as_it_is = _flags(more)
     if found is None:
         return f"Nothing smaller fits: choose {_smaller_models(question, answer)}, or give it {as_it_is}.", [more]
     changes, smaller = found
     peak = max(_where(question, part.footprint)[0] for part in (smaller.teacher, smaller.student))
-    flags = " ".join(_flag(name, value) for name, value in changes.items())
     assert peak <= max(budget.memory_bytes, budget.ram_bytes)
-    return f"It fits with {flags} ({format_bytes(peak)}), or as it is with {as_it_is}.", [changes, more]
+    return f"It fits with {_flags(changes)} ({format_bytes(peak)}), or as it is with {as_it_is}.", [changes, more]
+
+
+def _larger_budgets(question: Question, phases: Sequence[Footprint]) -> dict[str, object]:
+    """Return budgets of the whole run with which its phases fit as they are."""
+    budget = question.budget
+    in_main = max(phase.needed_bytes for phase in phases) * question.ranks
+    in_main = max(in_main, prepare_bytes(question.teacher.vocab_size, question.config.data))
+    if budget.where.is_host:
+        return _host_budgets(question, in_main)
+    on_device = max(phase.peak_bytes for phase in phases) + budget.context_bytes
+    larger: dict[str, object] = {}
+    if on_device > budget.memory_bytes:
+        larger |= _enough("memory_budget", on_device)
+    if in_main > budget.ram_bytes:
+        larger |= _enough("ram_budget", in_main)
+    together = max(phase.peak_bytes + phase.needed_bytes for phase in phases) + budget.context_bytes
+    if budget.where.shares_main_memory and together > max(budget.memory_bytes, budget.ram_bytes):
+        larger |= _enough("memory_budget", together)
+    return larger
+
+
+def _host_budgets(question: Question, needed: int) -> dict[str, object]:
+    """Return budgets for a run without a GPU: the smaller one counts, so that each one that is too small is raised."""
+    given = {name: getattr(question.config, name) for name in ("memory_budget", "ram_budget")}
+    small = [name for name, size in given.items() if size is not None and size < needed]
+    return {name: words for each in small or ["memory_budget"] for name, words in _enough(each, needed).items()}
+
+
+def _enough(budget: str, needed: int) -> dict[str, object]:
+    return {budget: f"{_rounded(needed)}MB"}
+
+
+def _flags(values: dict[str, object]) -> str:
+    return " ".join(_flag(name, value) for name, value in values.items())
 
 
 def _rounded(needed: int) -> int:

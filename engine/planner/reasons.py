@@ -80,6 +80,13 @@ def samples(text: Text, length: int, counted: str) -> str:
     return f"all of them: {counted}, some {rows:,} rows of {length}"
 
 
+def too_many_rows(asked: int | None, there_are: int | None) -> str:
+    """Return a remark on a number of rows that the text does not have; empty if it has them or this is not known."""
+    if asked is None or there_are is None or asked <= there_are:
+        return ""
+    return f"The text has about {there_are:,} rows: all are taken"
+
+
 def processes(predicted: Mapping[str, PhasePrediction], answer: Proposal, threads: int, alone: Plan) -> str:
     """Return what several processes take and bring, by phase, beside the plan of one process alone."""
     count = answer.student.setting.ranks

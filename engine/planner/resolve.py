@@ -68,7 +68,8 @@ def plan(
     problem = _misfit(asked, answer, disk_bytes)
     if problem is not None and strict:
         raise problem
-    notes = {"student": " ".join(asked.models.notes)}
+    text_rows = replace(asked.question.text, samples=None).train_rows(answer.length)
+    notes = {"student": " ".join(asked.models.notes), "samples": reasons.too_many_rows(config.samples, text_rows)}
     if config.processes > 1:
         one = config.model_copy(update={"processes": 1})
         alone = plan(one, hardware=asked.place.hardware, machine=machine, strict=False)
@@ -87,7 +88,7 @@ def plan(
         disk_bytes=disk_bytes,
         total_steps=work["total_steps"][0],
         misfit=problem,
-        text_rows=replace(text, samples=None).train_rows(answer.length),
+        text_rows=text_rows,
         little_text=little,
         jobs=jobs_of(
             resolved,

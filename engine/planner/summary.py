@@ -28,15 +28,23 @@ def cautions(planned: Plan) -> tuple[str, ...]:
 
 def _teacher(planned: Plan) -> str:
     settings = planned.settings
-    rows = f"{format_count(settings.samples)} rows" if settings.samples is not None else "all rows of the text"
+    rows, takes_all = _rows(planned)
     if _has_records(settings.cache_dir):
-        every = rows if settings.samples is None else f"all {rows}"
+        every = rows if takes_all else f"all {rows}"
         time = _time(planned, "teacher", ": {}")
         return f"The teacher reads only rows that the cache has no records of ({every}{time})."
     return (
         f"The teacher reads {rows}, {format_count(settings.sequence_length or 0)} tokens each, once"
         f"{_time(planned, 'teacher')}."
     )
+
+
+def _rows(planned: Plan) -> tuple[str, bool]:
+    """Return the rows to train on in words, and whether they are all that the text gives."""
+    asked, there_are = planned.settings.samples, planned.text_rows
+    if asked is not None and (there_are is None or asked <= there_are):
+        return f"{format_count(asked)} rows", False
+    return "all rows of the text" + (f" (about {format_count(there_are)})" if there_are is not None else ""), True
 
 
 def _student(planned: Plan) -> str:

@@ -110,8 +110,9 @@ def about_the_student(report: Mapping[str, Any], path: Path) -> list[str]:
         beside = ("", "")
         if teacher is not None:
             beside = f" (its teacher {format_count(teacher.num_parameters)})", f" ({format_bytes(teacher.file_bytes)})"
+        layers = "1 layer" if student.num_layers == 1 else f"{student.num_layers} layers"
         lines.append(
-            f"{format_count(student.num_parameters)} parameters{beside[0]}, {student.num_layers} layers, "
+            f"{format_count(student.num_parameters)} parameters{beside[0]}, {layers}, "
             f"{format_bytes(student.file_bytes)}{beside[1]}, {student.dtype}"
         )
     if told := _speed_in_words(speeds(path)):
@@ -120,15 +121,17 @@ def about_the_student(report: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _speed_in_words(rates: Mapping[str, float]) -> str:
-    """How fast the student writes beside its teacher, as last measured; empty where it was not."""
+    """How fast the student wrote beside its teacher; empty where it was not measured.
+
+    Each was measured at another moment, perhaps while other programs were busy, so that no quotient is given.
+    """
     student, teacher = rates.get("after"), rates.get("teacher")
     if student is None:
         return ""
-    beside = ""
-    if teacher is not None:
-        times = f", {student / teacher:.1f} times as fast" if student > teacher else ""
-        beside = f" (its teacher {format_rate(teacher, 'tokens').removesuffix(' tokens/s')}{times})"
-    return f"It writes {format_rate(student, 'tokens')}{beside}, as last measured"
+    if teacher is None:
+        return f"It wrote {format_rate(student, 'tokens')} last time; other programs slow it"
+    beside = format_rate(teacher, "tokens").removesuffix(" tokens/s")
+    return f"It wrote {format_rate(student, 'tokens')} (its teacher {beside}) last time; other programs slow both"
 
 
 def in_words(report: Mapping[str, Any], path: Path) -> str:

@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, measured_cache: Path) -> 
 
 
 def test_both_speeds_are_told_before_any_talk(finished):
-    (line,) = [line for line in (finished / "next.txt").read_text().splitlines() if line.startswith("It writes")]
+    (line,) = [line for line in (finished / "next.txt").read_text().splitlines() if line.startswith("It wrote")]
     assert "(its teacher " in line
 
 

@@ -86,3 +86,15 @@ async def test_help_of_a_field_begins_with_the_keys_of_its_screen():
         assert groups == ["Models", "Move", "Edit the text", "Everywhere"]
         assert told.index("Look for a model's folder") < told.index("Move") < told.index("Delete character left")
         assert told.index("On, or to the first bad field") < told.index("Move")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 20), (40, 12), (30, 8)])
+async def test_each_answer_is_whole_in_any_window_or_comes_into_sight_when_chosen(size, runs_folder):
+    path = make_run(runs_folder)
+    with held(path):
+        async with watching(path, size=size) as (app, pilot):
+            await pilot.press("q")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question is there")
+            for label in ("Leave it running (d)", "Stop, keep state (s)", "Stay (q)"):
+                await until(pilot, lambda label=label: label in text_of(app), label, 10)
+                await pilot.press("down")

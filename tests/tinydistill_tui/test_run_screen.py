@@ -394,6 +394,8 @@ async def test_copy_and_write_take_what_is_shown(runs_folder):
             await pilot.press("w", "y")
             copied = "12:59:57 warning The disk is getting full: 3.1 GiB free.\n"
             await until(pilot, lambda: app.clipboard == copied, "the line is copied")
+            said = [note.message for note in app._notifications]
+            assert said[0].startswith("Sent the shown log to the terminal's clipboard: 57 B."), "no terminal answers"
             await pilot.press("W")
             await until(pilot, lambda: (path / "log-filtered.txt").exists(), "the file is there")
             assert (path / "log-filtered.txt").read_text() == app.clipboard

@@ -1,8 +1,9 @@
 import pytest
 
 from tests.tinydistill_tui.fixtures import NOW, events_of
+from tinydistill_tui.view import run_words
 from tinydistill_tui.view.run_view import RunView
-from tinydistill_tui.view.state import run_state
+from tinydistill_tui.view.state import RunState, run_state
 from tinydistill_tui.view.watch import fold
 
 
@@ -73,3 +74,9 @@ def test_backing_off_and_evaluating_have_words_of_their_own():
     )
     assert view.last_time is not None
     assert run_state(view, live=True, now=view.last_time).word == "evaluating"
+
+
+@pytest.mark.parametrize("word", ["pausing", "paused", "stopping", "stopped", "failed", "done", "lost", "reading 7 %"])
+def test_only_of_a_run_that_goes_on_it_is_said_that_it_goes_on(word):
+    assert run_words.verdict(RunState(word, "look")) is not None, "else the log's sentence stands there"
+    assert run_words.verdict(RunState("training", "live", live=True)) is None

@@ -100,7 +100,7 @@ async def test_three_models_answer_one_after_the_other_and_are_gone(talking_run,
         await until(pilot, lambda: isinstance(app.screen, FinishScreen), "back to the result")
         assert speeds(talking_run) == dict.fromkeys(sides.SIDES, 15.0)
         about = app.screen.query_one("#student", Static)
-        await until(pilot, lambda: "It writes 15.0 tokens/s (its teacher 15.0)" in str(about.visual), "its speed")
+        await until(pilot, lambda: "It wrote 15.0 tokens/s (its teacher 15.0)" in str(about.visual), "its speed")
 
 
 async def test_no_two_models_are_in_memory_together(talking_run, speakers, monkeypatch):
@@ -134,6 +134,21 @@ async def test_escape_stops_the_answers_and_then_goes_back(talking_run, speakers
         assert screen._sessions["after"].messages == []  # what was not answered was not said
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, FinishScreen), "back to the result")
+
+
+async def test_a_second_escape_goes_back_while_the_answers_stop(talking_run, speakers, monkeypatch):
+    monkeypatch.setenv("SILENT", "student")
+    async with watching(talking_run) as (app, pilot):
+        screen = await open_talk(app, pilot)
+        await pilot.press("enter")
+        await until(pilot, lambda: len(alive(speakers)) == 1, "the student thinks")
+        with monkeypatch.context() as slow:
+            slow.setattr(ChatSession, "stop", lambda session: None)  # it takes long
+            await pilot.press("escape")
+            await until(pilot, lambda: "Stopping" in text_of(app), "it says so")
+        assert screen.answering
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "back to the result", 10)
 
 
 async def test_no_process_outlives_the_program(talking_run, speakers, monkeypatch):

@@ -214,9 +214,10 @@ def test_windows_of_any_size(tmux, runs_folder):
         assert "Traceback" not in tmux.text()
 
 
-def test_copied_text_reaches_the_terminals_clipboard(tmux, runs_folder):
+@pytest.mark.parametrize("programs_may_copy", ["on", "external"])
+def test_copied_text_is_in_tmux_whether_programs_may_copy_or_not(tmux, runs_folder, programs_may_copy):
     path = make_run(runs_folder, now=time.time())
-    tmux.call("set-option", "-g", "set-clipboard", "on")
+    tmux.call("set-option", "-s", "set-clipboard", programs_may_copy)
     tmux.start("--attach", path)
     tmux.wait_for("lost")
     tmux.type("w", "y")

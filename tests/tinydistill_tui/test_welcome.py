@@ -208,3 +208,23 @@ async def test_every_step_plans_for_the_memory_that_the_first_screen_found(monke
         assert f"of {budget} ✓ fits" in text_of(app)
         await pilot.press("f5")
         await until(pilot, lambda: screen.up_to_date and f"of {budget} ✓ fits" not in text_of(app), "looked at again")
+
+
+async def test_the_line_above_the_keys_says_what_enter_does_with_the_chosen_line(runs_folder):
+    make_run(runs_folder, "an-old-one", "stopped")
+    said = {
+        "run-0": "Enter shows the run while it works.",
+        "run-1": "Enter resumes the run from where it stopped.",
+        "runs": "Enter shows every run",
+        "profiles": "Settings that were saved under a name",
+        "new": "Everything has a default. Press Enter three times and then s.",
+        "demo": "Everything has a default",
+    }
+    with held(make_run(runs_folder, "a-live-one", "training")):
+        async with wizard() as (app, pilot):
+            await until(pilot, lambda: chosen(app) == "run-0", "the live run is chosen")
+            for _ in list(said):
+                await until(pilot, lambda: said[chosen(app)] in lines_of(app)[-2], chosen(app), 10)
+                said.pop(chosen(app))
+                await pilot.press("down")
+    assert not said

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.events import Key
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
@@ -76,7 +75,20 @@ class ConfirmScreen(ModalScreen[str | None]):
         assert event.button.id is not None
         self.dismiss(event.button.id.removeprefix("answer-"))
 
-    def on_key(self, event: Key) -> None:
+    @on(events.Resize)
+    def _stack(self) -> None:
+        """Answers that have no room side by side stand one below the other, so that each is whole."""
+        buttons = list(self.query(Button))
+        room = self.query_one("#answers").container_size.width
+        needed = sum(button.get_content_width(self.size, self.size) + button.gutter.width + 2 for button in buttons)
+        self.query_one("#answers").set_class(needed > room, "-stacked")
+        self.call_after_refresh(self._show_chosen)
+
+    def _show_chosen(self) -> None:
+        if self.focused is not None:
+            self.focused.scroll_visible(animate=False)
+
+    def on_key(self, event: events.Key) -> None:
         """An answer's letter answers."""
         for answer in self._answers:
             if event.key == answer.key or event.character == answer.key:

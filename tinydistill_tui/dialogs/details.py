@@ -6,7 +6,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -19,6 +19,7 @@ from engine.disk import places
 from engine.disk.runs import default_runs_path
 from engine.settings import profiles
 from engine.version import __version__
+from tinydistill_tui.navigation import Program
 from tinydistill_tui.work.draft import draft_path
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "h5py", "bitsandbytes", "textual", "datasets")
@@ -55,8 +56,7 @@ class PageScreen(ModalScreen[None]):
 
     def action_copy(self) -> None:
         """Copy the page."""
-        self.app.copy_to_clipboard(self.text)
-        self.notify("Copied.")
+        cast(Program, self.app).copy(self.text, "the page")
 
     def action_close(self) -> None:
         """Back to the start."""

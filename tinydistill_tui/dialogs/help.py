@@ -17,9 +17,11 @@ _LAST = (MOVE, EDIT, EVERYWHERE)
 _MOVES = ("focus", "scroll", "page", "cursor_", "back", "match", "sample", "first", "last")
 _MOVING_KEYS = frozenset({"up", "down", "tab", "shift+tab", "escape", "home", "end", "pageup", "pagedown"})
 _OF_A_FIELD = frozenset(binding.action for binding in Binding.make_bindings(Input.BINDINGS) if binding.key != "enter")
+_UNUSED = ("super+", "ctrl+page")  # of Textual's own widgets: another key does it, or nothing is that wide
 _NAMES = {
     "question_mark": "?", "slash": "/", "colon": ":", "space": "Space", "escape": "Esc", "enter": "Enter",
     "left": "←", "right": "→", "up": "↑", "down": "↓", "tab": "Tab", "shift+tab": "Shift+Tab", "delete": "Del",
+    "home": "Home", "end": "End", "pageup": "PgUp", "pagedown": "PgDn",
     "upper_n": "N", "upper_s": "S", "upper_d": "D", "upper_r": "R", "upper_w": "W",
 }  # fmt: skip
 
@@ -64,7 +66,7 @@ def key_table(bindings: Mapping[str, ActiveBinding]) -> Content:
     rows: dict[str, dict[tuple[str, str], list[str]]] = {}
     for active in bindings.values():
         binding = active.binding
-        if binding.description and active.enabled and not binding.system and not binding.key.startswith("super+"):
+        if binding.description and active.enabled and not binding.system and not binding.key.startswith(_UNUSED):
             keys = rows.setdefault(_group(active), {})
             keys.setdefault((binding.action, binding.tooltip or binding.description), []).append(_key_name(binding.key))
     wide = max((len(" ".join(keys)) for group in rows.values() for keys in group.values()), default=0)

@@ -26,10 +26,8 @@ from tinydistill_tui.terminal.key_line import fitting
 from tinydistill_tui.view.marks import MARK_STYLES, MARKS
 from tinydistill_tui.widgets.title_row import Rule, TitleRow
 
-WIDTHS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
 _WHOLE_SIZE = (80, 24)  # nothing is cut or left out from here on
 _CLAUSE = re.compile(r"[.;:,]? \(|[.;:,] ")
-HEIGHTS = [(0, "-tiny"), (12, "-short"), (24, "-tall"), (36, "-roomy")]
 
 
 class FrameScreen(Screen[None]):
@@ -39,8 +37,6 @@ class FrameScreen(Screen[None]):
     that stands above the keys while it has the focus. ``hint`` of the screen is the one for all others.
     """
 
-    HORIZONTAL_BREAKPOINTS = WIDTHS
-    VERTICAL_BREAKPOINTS = HEIGHTS
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "leave", "Quit", id="leave", tooltip="Leave; a run continues without this window"),
         Binding("escape", "back", "Back", show=False, id="back", tooltip="Back to where you came from"),

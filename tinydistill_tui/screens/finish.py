@@ -257,8 +257,7 @@ class FinishScreen(FrameScreen):
         """Copy the chosen command."""
         chosen = self._chosen()
         if chosen is not None:
-            self.app.copy_to_clipboard(chosen.line)
-            self.notify(f"Copied: {chosen.line}", markup=False)
+            self.tiny.copy(chosen.line, "the command", f": {chosen.line}")
 
     def action_sample(self, step: int) -> None:
         """Another sample."""

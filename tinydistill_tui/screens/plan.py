@@ -364,8 +364,7 @@ class PlanScreen(StepScreen):
     def action_copy(self) -> None:
         """Copy the same run as a command line."""
         words = command_line(self.draft.asked_config())
-        self.app.copy_to_clipboard(words)
-        self.notify(f"Copied: {words}", markup=False)
+        self.tiny.copy(words, "the command", f": {words}")
 
     @work(group="dialog")
     async def action_profile(self) -> None:

@@ -386,11 +386,9 @@ class RunScreen(FrameScreen):
         if not copied:
             self.notify("Nothing to copy yet: the log shows no line.", severity="warning", markup=False)
             return
-        self.app.copy_to_clipboard(copied)
+        size = format_bytes(len(copied.encode()))
         what = "the selected text" if selected else "the shown log"
-        self.notify(
-            f"Copied {what}: {format_bytes(len(copied.encode()))}. The whole log: {self.path / 'run.log'}", markup=False
-        )
+        self.tiny.copy(copied, what, f": {size}. The whole log: {self.path / 'run.log'}")
 
     def action_write_log(self) -> None:
         """Write the shown log into the run's folder."""

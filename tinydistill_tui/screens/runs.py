@@ -308,8 +308,7 @@ class RunsScreen(FrameScreen):
     def action_copy(self) -> None:
         """Copy the path of the run's folder."""
         if self.chosen is not None:
-            self.app.copy_to_clipboard(str(self.chosen.path))
-            self.notify(f"Copied: {self.chosen.path}", markup=False)
+            self.tiny.copy(str(self.chosen.path), "the path", f": {self.chosen.path}")
 
     def action_refresh_runs(self) -> None:
         """Look again now."""

@@ -206,9 +206,10 @@ class TalkScreen(FrameScreen):
             session.stop()
 
     async def action_back(self) -> None:
-        """Stop the answers; without any, back to the result."""
-        if self.answering:
+        """Stop the answers; without any, and while they stop, back to the result."""
+        if self.answering and not self._stopped:
             self._stop()
+            self.say("Stopping…")
         else:
             await super().action_back()
 

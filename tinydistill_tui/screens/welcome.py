@@ -40,6 +40,14 @@ _MOST_RUNS = 2
 RUNS_SECONDS = 2.0  # between two looks at the runs in the menu
 _BAR = 12
 _MOST_PROGRAMS = 3
+BEGIN = "Everything has a default. Press Enter three times and then s."
+_ABOUT = {
+    "profiles": "Settings that were saved under a name: Enter shows them.",
+    "runs": "Enter shows every run with its state and its size.",
+    "attach": "Enter shows the run while it works.",
+    "resume": "Enter resumes the run from where it stopped.",
+}
+"""What Enter does with a line of the menu; all others lead through the steps."""
 
 
 @dataclass
@@ -58,7 +66,7 @@ class WelcomeScreen(StepScreen):
     GROUP = "Start"
     ENTER = "Do it"
     AUTO_FOCUS = "#menu"
-    hint = "Everything has a default: Enter, Enter, Enter, then s starts."
+    hint = BEGIN
     HELP = (
         "TinyDistill teaches a small language model with a big one, on this machine. The teacher reads the text once "
         "and its answers are kept on disk. Then it is removed from memory, and the student learns from the answers."
@@ -76,6 +84,7 @@ class WelcomeScreen(StepScreen):
         self._going: list[RunSummary] = []
         self._first_look = True
         self._go_to_the_run = False
+        self._note = ""
 
     def compose_content(self) -> Iterable[Widget]:
         """The machine, the budget, the menu."""
@@ -108,8 +117,8 @@ class WelcomeScreen(StepScreen):
         self._draw_menu()
         self.action_measure()
         self.set_interval(RUNS_SECONDS, self._look_at_runs)
-        self.hint = self.draft.note or self.hint  # it stays above the keys, as long as nothing else is said there
-        self.draft.note = ""
+        self._note, self.draft.note = self.draft.note, ""
+        self.hint = self._note or self.hint  # a note stays above the keys, as long as nothing else is said there
 
     def on_screen_resume(self) -> None:
         """Back from a run or from the steps: the menu may be another one."""
@@ -268,6 +277,15 @@ class WelcomeScreen(StepScreen):
             line = Content.assemble(name.ljust(30), (cut_words(words, room), "$text-quiet"))
             menu.add_option(Option(line, id=f"menu-{key}"))
         menu.highlighted = min(chosen or 0, len(items) - 1)
+
+    @on(OptionList.OptionHighlighted, "#menu")
+    def _say_what_enter_does(self, event: OptionList.OptionHighlighted) -> None:
+        key = str(event.option.id).removeprefix("menu-")
+        if key.startswith("run-"):
+            key = "attach" if self._going[int(key.removeprefix("run-"))].state.live else "resume"
+        self.hint = self._note or _ABOUT.get(key, BEGIN)
+        if self.focused is event.option_list:
+            self.say_of(event.option_list)
 
     @on(OptionList.OptionSelected, "#menu")
     async def _chosen_from_menu(self, event: OptionList.OptionSelected) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from textual.app import App
 
 LOOK_SECONDS = 1.0
+WIDTHS = [(0, "-narrow"), (80, "-normal"), (120, "-wide")]
+HEIGHTS = [(0, "-tiny"), (12, "-short"), (24, "-tall"), (36, "-roomy")]
+"""Columns and rows from which on every screen and box has a class, for the styles."""
 
 
 def window_size() -> Size | None:

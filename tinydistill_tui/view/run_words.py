@@ -22,6 +22,9 @@ _VERDICTS = {
     "failed": ("It failed. Completed work is kept; Enter says why, R tries again.", "wrong"),
     "done": ("Done. Enter shows the result.", "good"),
     "paused": ("Paused. It keeps its memory; Space continues.", "stopped"),
+    "pausing": ("It pauses when the step that it is at is done.", "look"),
+    "stopping": ("It stops when the step that it is at is done and stored; R resumes it then.", "look"),
+    "reading": ("Reading what happened so far. Keys work meanwhile.", ""),
 }
 
 
@@ -82,4 +85,4 @@ def verdict(state: RunState) -> tuple[str, str] | None:
     """Return the run's state or possible actions as a sentence, and its mark; None if there are none."""
     if state.word.startswith("quiet"):
         return "No event for a while, but its process is alive: this is a long step.", "look"
-    return _VERDICTS.get(state.word)
+    return _VERDICTS.get(state.word.partition(" ")[0])

@@ -223,6 +223,29 @@ def test_everything_that_a_refusal_names_really_fits(text: Path, budget: int, va
         assert _plan(text, teacher=wide, **changed, strict=True).misfit is None, misfit.todo
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize(
+    "budgets",
+    [
+        {"ram_budget": 350 * MIB},
+        {"memory_budget": 350 * MIB, "ram_budget": 360 * MIB},
+        {"memory_budget": 350 * MIB, "ram_budget": 40 * GIB},
+        {"memory_budget": 40 * GIB, "ram_budget": 350 * MIB},
+        {"ram_budget": 100 * MIB},
+    ],
+    ids=lambda budgets: "-".join(f"{name}={size // MIB}" for name, size in budgets.items()),
+)
+def test_each_remedy_raises_the_budgets_that_hold_it_back(text: Path, budgets: dict[str, int], device: str) -> None:
+    wide = str(tiny_model("llama", hidden_size=512))
+    asked: dict[str, Any] = {"teacher": wide, "device": device, "student_batch": 64, "optimizer": "adamw", **budgets}
+    hardware = computer(64 * GIB, gpus=(replace(BIG_GPU, index=0),) if device != "cpu" else ())
+    misfit = _plan(text, hardware=hardware, **asked).misfit
+    if device == "cpu":
+        assert misfit is not None
+    for remedy in misfit.remedies if misfit is not None else ():
+        assert _plan(text, hardware=hardware, **{**asked, **remedy}).misfit is None, remedy
+
+
 def test_a_refusal_says_which_model_is_too_large(text: Path) -> None:
     teacher, student = str(tiny_model("llama", hidden_size=1024)), str(tiny_model("llama", hidden_size=64))
     misfit = _plan(text, teacher=teacher, student=student, memory_budget=280 * MIB).misfit

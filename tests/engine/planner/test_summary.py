@@ -25,3 +25,17 @@ def test_rows_that_the_cache_has_are_not_announced_as_read(place: str, tmp_path:
 def test_one_step_is_told_in_the_singular() -> None:
     assert " in one step (" in summary(plan(RunConfig(demo=True, steps=1)))[1]
     assert " in 2 steps (" in summary(plan(RunConfig(demo=True, steps=2)))[1]
+
+
+def test_no_more_rows_are_announced_than_the_text_has(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The cat sat on the mat and looked at the rain. " * 400)
+    known = plan(RunConfig(demo=True, data=str(tmp_path), samples=2, steps=1, sequence_length=128))
+    rows = known.text_rows
+    assert rows is not None
+    assert 2 < rows < 10_000
+    assert summary(known)[0].startswith("The teacher reads 2 rows, ")
+    for asked in (rows + 1, 10_000):
+        planned = plan(RunConfig(demo=True, data=str(tmp_path), samples=asked, steps=1, sequence_length=128))
+        assert summary(planned)[0].startswith(f"The teacher reads all rows of the text (about {rows}), ")
+        reason = next(choice.reason for choice in planned.choices if choice.field == "samples")
+        assert reason == f"you set it. The text has about {rows} rows: all are taken"

@@ -217,12 +217,9 @@ def test_student_is_described_beside_its_teacher_and_without_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (
-            '{"after": 60.0, "teacher": 20.0}',
-            "It writes 60.0 tokens/s (its teacher 20.0, 3.0 times as fast), ",
-        ),
-        ('{"after": 20.0, "teacher": 60.0}', "It writes 20.0 tokens/s (its teacher 60.0), "),
-        ('{"after": 60.0, "before": 3.0}', "It writes 60.0 tokens/s, "),
+        ('{"after": 60.0, "teacher": 20.0}', "60.0 tokens/s (its teacher 20.0) last time; other programs slow both"),
+        ('{"after": 20.0, "teacher": 60.0}', "20.0 tokens/s (its teacher 60.0) last time; other programs slow both"),
+        ('{"after": 60.0, "before": 3.0}', "60.0 tokens/s last time; other programs slow it"),
         ('{"teacher": 20.0}', None),
         ('{"after": "fast", "teacher": true}', None),
         ('{"after": NaN}', None),
@@ -234,8 +231,8 @@ def test_the_last_measured_speed_is_told_beside_the_teachers(tmp_path, content, 
     if content:
         (tmp_path / "talk.json").write_text(content)
     lines = about_the_student({}, tmp_path)
-    told = [line for line in lines if line.startswith("It writes")]
-    assert told == ([f"{words}as last measured"] if words else [])
+    told = [line for line in lines if line.startswith("It wrote")]
+    assert told == ([f"It wrote {words}"] if words else [])
 
 
 def test_the_newest_speed_of_each_model_is_kept_and_a_folder_that_takes_no_file_is_no_error(tmp_path):
