@@ -99,7 +99,8 @@ class TinyDistillApp(App[int]):
         options: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__()
+        # Without colours, the terminal's own would leave no difference between a row and the chosen one: greys do.
+        super().__init__(ansi_color=False if "NO_COLOR" in os.environ else None)
         self.config_values = dict(config_values or {})
         self.source = source
         self.options = dict(options or {})
@@ -114,6 +115,7 @@ class TinyDistillApp(App[int]):
         self.register_theme(appearance.LIGHT)
         if "TEXTUAL_THEME" not in os.environ or DEFAULT_THEME not in self.available_themes:
             self.theme = appearance.DARK.name
+        self.watch_theme(self.theme)  # Textual does not tell of the first one
         if self.options.get("no_animation") or _slow_terminal():
             self.animation_level = "none"
         self._own_filters: list[LineFilter] = [appearance.ContrastFilter()]
@@ -312,6 +314,7 @@ def run_app(
     """
     options = options or {}
     window.believe_the_terminal()
+    window.take_only_the_newest_size()
     keep_escape()
     app = TinyDistillApp(
         config_values, attach=attach.expanduser().absolute() if attach else None, source=source, options=options

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.channel.events import Event, read_events
 from engine.disk.files import make_folder, write_atomic
-from engine.format import format_bytes, format_duration
+from engine.format import format_bytes, format_duration, format_number
 from engine.machine.device import Device
 from engine.phase_kinds import PHASES
 from engine.planner.share import forget_slow_rates, gemm_shares
@@ -36,7 +36,9 @@ class Measure:
         if value is None:
             return "–"
         value = shown_kl(value) if self.key == "kl_to_teacher" else value
-        return f"{value:.1%}" if self.percent else f"{value:.2f}" if self.key == "perplexity" else f"{value:.3f}"
+        if self.percent:
+            return f"{value:.1%}"
+        return format_number(value, 2) if self.key == "perplexity" else f"{value:.3f}"
 
 
 MEASURES = (

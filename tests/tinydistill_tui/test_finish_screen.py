@@ -204,6 +204,11 @@ async def test_home_is_a_tilde_where_it_is_shown_and_whole_where_it_is_copied(ru
         assert app.clipboard == f"tiny-distill-chat {path}"
 
 
+def test_a_perplexity_of_thirty_digits_leaves_room_for_its_change():
+    found = {who: {"perplexity": value} for who, value in (("teacher", 45.1), ("student_before", 109.64))}
+    assert result.table({**found, "student_after": {"perplexity": 6.97e29}})[1][3] == "7.0e+29"
+
+
 def test_a_kl_below_zero_is_shown_as_none_and_its_change_has_the_right_sign():
     """It was -0.039 before and 0.067 after, and the change was -272%."""
     found = {

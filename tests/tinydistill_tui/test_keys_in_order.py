@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from tests.tinydistill_tui.fixtures import held, make_run
-from tests.tinydistill_tui.screen import until, watching
+from tests.tinydistill_tui.screen import text_of, until, watching
 from tests.tinydistill_tui.wizard import choose, to_the_plan, until_data, until_models, until_plan, wizard
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.name import NameScreen
@@ -75,6 +75,7 @@ async def test_a_filter_on_the_list_of_runs_neither_quits_nor_begins_a_run(runs_
         assert not app.leaving
         assert isinstance(app.screen, RunsScreen)
         assert value(app, "#runs-filter-field") == "qwen"
+        assert "Only runs with these words." in text_of(app)
 
 
 async def test_quit_and_keys_behind_it_end_in_order(runs_folder):
@@ -184,6 +185,7 @@ async def test_a_filter_of_the_plan_has_all_of_its_letters():
         await to_the_plan(app, pilot)
         await burst(app, pilot, "/", "=steps")
         assert value(app, "#settings-filter") == "steps"
+        assert "Only settings with these words." in text_of(app)
 
 
 async def test_the_palette_has_all_of_its_letters():

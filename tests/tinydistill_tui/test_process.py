@@ -206,14 +206,17 @@ def test_locale_without_the_signs_gets_ascii_by_itself(runs_folder):
         assert "\\u2" not in term.text()
 
 
-def test_no_color_sends_no_colour(runs_folder):
+@pytest.mark.parametrize("theme", ["", "ansi-dark"])
+def test_no_color_sends_greys_alone_in_any_theme(runs_folder, theme):
+    more = {"TEXTUAL_THEME": theme} if theme else {}
     path = make_run(runs_folder, scene="stopped")
-    with terminal(["--attach", str(path)], NO_COLOR="1") as term:
+    with terminal(["--attach", str(path)], COLORTERM="truecolor", NO_COLOR="1", **more) as term:
         term.wait_for("■ stopped")
         term.type("q")
         assert term.wait() == 0
     colours = set(re.findall(rb"[34]8;2;(\d+;\d+;\d+)", bytes(term.written)))
-    assert all(len(set(colour.split(b";"))) == 1 for colour in colours), colours  # greys alone
+    assert colours, "else the chosen row looks like all others"
+    assert all(len(set(colour.split(b";"))) == 1 for colour in colours), colours
 
 
 def test_json_is_all_that_a_pipe_gets(runs_folder):
@@ -255,6 +258,25 @@ def test_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(signals_are_he
         assert term.wait() == 0
         assert b"\x1b[?1049l" in term.written, "the shell's own screen"
         assert b"\x1b[?1000l" in term.written, "no mouse codes"
+
+
+def test_second_signal_ends_a_program_that_is_stuck(signals_are_heard):
+    """Its event loop waits, as it does where a terminal takes no more."""
+    stuck = """
+import sys, time
+from tinydistill_tui import app, cli
+async def stop(self):
+    time.sleep(600)
+app.TinyDistillApp._import_screens = stop
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    with terminal([], code=stuck) as term:
+        term.wait_for("Teach a small language model")
+        until = time.monotonic() + 30
+        while term.process.poll() is None and time.monotonic() < until:
+            term.process.send_signal(signal.SIGTERM)
+            term.read(0.2)
+        assert term.process.poll() == -signal.SIGTERM
 
 
 def test_hangup_of_a_closed_terminal_ends_the_screen(signals_are_heard, runs_folder):

@@ -91,3 +91,16 @@ def test_without_a_terminal_there_is_no_size(monkeypatch, descriptor):
         monkeypatch.setattr("sys.__stdout__", stream)
         monkeypatch.setattr("sys.__stdin__", stream)
         assert window.window_size() is None
+
+
+async def test_notice_of_a_size_that_the_window_no_longer_has_changes_nothing(runs_folder):
+    window.take_only_the_newest_size()
+    path = make_run(runs_folder, scene="lost")
+    async with watching(path, size=(80, 24)) as (app, pilot):
+        old = Size(120, 40)
+        app.screen.post_message(Resize(old, old))
+        await pilot.pause(0.1)
+        assert app.screen.outer_size == Size(80, 24)
+        assert not app.screen.has_class("-wide")
+        await pilot.resize_terminal(120, 40)
+        await until(pilot, lambda: app.screen.outer_size == old, "a new size is taken")

@@ -89,6 +89,7 @@ class PlanScreen(StepScreen):
         yield Excerpt(id="fits")
         yield SettingsTable(id="settings", cursor_type="row", zebra_stripes=True, cell_padding=0, show_header=True)
         filter_field = Input(placeholder="words in a setting's name or help", compact=True, id="settings-filter")
+        filter_field.hint = "Only settings with these words. Enter goes to them, Esc shows all."  # type: ignore[attr-defined]
         filter_field.display = False
         yield filter_field
         yield SettingEditor(id="editor", classes="pane")
@@ -345,7 +346,8 @@ class PlanScreen(StepScreen):
         """Every setting, or those that matter most."""
         self.everything = not self.everything
         self._draw()
-        self.say(f"{len(self._rows)} settings; F6 shows {'fewer' if self.everything else 'all'}.")
+        shown = f"{len(self._rows)} setting{'s' if len(self._rows) != 1 else ''}"
+        self.say(f"{shown}; F6 shows {'fewer' if self.everything else 'all'}.")
 
     def action_again(self) -> None:
         """Look at the machine again."""

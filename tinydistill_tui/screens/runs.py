@@ -77,6 +77,7 @@ class RunsScreen(FrameScreen):
         """The table, and the chosen run in more words."""
         yield RowTable(id="runs", cursor_type="row", zebra_stripes=True, cell_padding=0)
         filter_field = Input(placeholder="words in name, models or data", compact=True, id="runs-filter-field")
+        filter_field.hint = "Only runs with these words. Enter goes to them, Esc shows all."  # type: ignore[attr-defined]
         filter_field.display = False
         yield filter_field
         with Vertical(id="run-details", classes="pane"):

@@ -20,18 +20,24 @@ _SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 
 def end_in_order(app: App[int]) -> None:
-    """Leave the app at each signal that would end the process; those that ``nohup`` has set to be ignored stay so."""
+    """Leave the app at each signal that would end the process; those that ``nohup`` has set to be ignored stay so.
+
+    They are heard by Python's own handlers, not by the event loop's: it may wait for a terminal that takes no more.
+    """
+    if app.is_headless:
+        return
+    loop = asyncio.get_running_loop()
     for name in _SIGNALS:
         number = getattr(signal, name, None)
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread, no signals
+        with contextlib.suppress(ValueError):  # not the main thread
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                asyncio.get_running_loop().add_signal_handler(number, _heard, app, number)
+                signal.signal(number, lambda heard, _: _heard(app, loop, heard))
 
 
-def _heard(app: App[int], number: int) -> None:
-    asyncio.get_running_loop().remove_signal_handler(number)  # the second one ends the program whatever it does
-    if _terminal_is_open():
-        app.exit(0)
+def _heard(app: App[int], loop: asyncio.AbstractEventLoop, number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)  # the second one ends the program whatever it does
+    if _terminal_is_open() and not loop.is_closed():
+        loop.call_soon_threadsafe(app.exit, 0)
     else:
         os.kill(os.getpid(), number)
 

@@ -3,17 +3,22 @@
 Textual 8.2.8 learns of a new size by a signal. A busy machine can lose the signal, and the old picture stays. Textual
 also ignores a signal with the size that it already has, but a window that was resized and resized back has lost a part
 of the picture. So this module checks the terminal's size periodically.
+
+A screen that has taken a size sends itself another notice of it. On a busy machine, two notices of different sizes can
+be on their way at once; then each of them causes the next one, and the screen changes between two sizes for ever and
+hears no key. So a screen takes no size but the app's newest.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual.app import ScreenStackError
 from textual.events import Resize
 from textual.geometry import Size
+from textual.screen import Screen
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -41,6 +46,20 @@ def believe_the_terminal() -> None:
     if window_size() is not None:
         for name in ("COLUMNS", "LINES"):
             os.environ.pop(name, None)
+
+
+def take_only_the_newest_size() -> None:
+    """Let screens ignore a notice of a size that the app does not have any more; another one is on its way then."""
+    original = Screen._on_resize
+    if getattr(original, "takes_only_the_newest", False):
+        return
+
+    async def newest(self: Screen[Any], event: Resize) -> None:
+        if event.size == self.app.size:
+            await original(self, event)
+
+    newest.takes_only_the_newest = True  # type: ignore[attr-defined]
+    Screen._on_resize = newest  # type: ignore[method-assign, assignment]
 
 
 def follow(app: App[int]) -> None:
