@@ -352,6 +352,7 @@ class PlanScreen(StepScreen):
     def action_again(self) -> None:
         """Look at the machine again."""
         self.planning.again()
+        self.say("Looking at this machine again; the plan above follows.")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """While a setting is changed, the letters belong to it."""

@@ -59,7 +59,7 @@ def take_only_the_newest_size() -> None:
             await original(self, event)
 
     newest.takes_only_the_newest = True  # type: ignore[attr-defined]
-    Screen._on_resize = newest  # type: ignore[method-assign, assignment]
+    Screen._on_resize = newest  # type: ignore[method-assign]
 
 
 def follow(app: App[int]) -> None:
