@@ -61,7 +61,12 @@ def print_plan(planned: Plan) -> None:
     for sentence in cautions(planned):
         console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
     budget = planned.settings.memory_budget
-    console.print(f" prepare: peak {format_bytes(planned.prepare_bytes)}", markup=False)
+    console.print(
+        f" prepare: peak {format_bytes(planned.prepare_bytes)}, about {format_duration(planned.prepare_seconds)} "
+        f"(± {format_duration(planned.prepare_seconds_error)})",
+        markup=False,
+        soft_wrap=True,
+    )
     for phase, figures in planned.predicted.items():
         fits = "" if budget is None else f" of {format_bytes(budget)}"
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in figures.parts.items() if size)

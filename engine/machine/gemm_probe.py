@@ -1,6 +1,6 @@
 """Measure how fast this machine multiplies matrices, moves memory and reads the disk; print it as one line of JSON.
 
-Also told is the memory of this process right after the import of torch (Linux).
+Also told are the processor time of the import of torch, and the memory of this process right after it (Linux).
 
 Run in a process of its own, so that the planner and the screens never load torch:
 
@@ -57,9 +57,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     arguments = parser.parse_args()
+    seconds = time.process_time()  # the import of torch, and next to nothing else until here
     imported = {"import_bytes": memory_of_tree(os.getpid())} if sys.platform.startswith("linux") else {}
     torch.set_num_threads(arguments.threads)
-    found = imported | _measured(torch.device(arguments.device), arguments.threads, arguments.folder)
+    found = {"torch_seconds": seconds} | imported
+    found |= _measured(torch.device(arguments.device), arguments.threads, arguments.folder)
     print(json.dumps(found))  # noqa: T201
 
 

@@ -190,7 +190,10 @@ class Lesson:
                 device=self.device,
                 trust_remote_code=self.spec.trust_remote_code,
                 quantization=job.student_quantization,
-                memory=StreamingMemory(weight_bytes=None if self._reads_ahead() else 0),
+                # Only samples ask for the whole head, once after each pass over the layers.
+                memory=StreamingMemory(
+                    weight_bytes=None if self._reads_ahead() else 0, keeps_head=not self.where.is_host
+                ),
             )
         except ModelError as error:  # its words are for a teacher
             todo = error.todo.replace("--layer_by_layer", "--student_layer_by_layer")

@@ -48,6 +48,7 @@ class MachineRates:
         device: that the products were made on.
         moving_seconds: what a layer costs beside its products, for each number that it reads or writes
             (:func:`engine.machine.probed_layer.numbers_moved`), as in ``forward_fp32_small`` and ``learn_bf16_large``.
+        torch_seconds: of a processor, for a new process that imports torch.
     """
 
     gemm_flops: dict[str, float]
@@ -59,6 +60,7 @@ class MachineRates:
     device: str = "cpu"
     copy_bytes_per_second: float = 0.0
     moving_seconds: dict[str, float] = field(default_factory=dict)
+    torch_seconds: float = 1.5
 
     def flops_per_second(self, precision: str, size: str = "large") -> float:
         """Return the rate of matrix products in a number format; that of fp32 if the format was not measured."""
@@ -183,6 +185,7 @@ def _from_measurements(found: object, device: str) -> MachineRates:
         moving_seconds={
             name.removeprefix(_MOVING): float(seconds) for name, seconds in found.items() if name.startswith(_MOVING)
         },
+        torch_seconds=float(found.get("torch_seconds", MachineRates.torch_seconds)),
     )
 
 

@@ -69,6 +69,7 @@ class Plan:
         little_text: warning for a text that is small for the student, or None.
         jobs: of the run, in order.
         prepare_bytes: highest memory of the process that prepares the text, which comes before both.
+        prepare_seconds, prepare_seconds_error: how long that takes, the start of the first process included.
     """
 
     settings: RunConfig
@@ -81,3 +82,5 @@ class Plan:
     little_text: str | None = None
     jobs: tuple[Job, ...] = ()
     prepare_bytes: int = 0
+    prepare_seconds: float = 0.0
+    prepare_seconds_error: float = 0.0

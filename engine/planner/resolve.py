@@ -80,11 +80,16 @@ def plan(
     if "student" in predicted:
         trained = answer.student.setting.trained_parameters(answer.shape)
         little = workload.too_little_text(text.train_tokens(answer.length) or 0, trained)
+    preparing = timing.prepare_duration(
+        text.all_tokens(answer.length), asked.place.rates, is_documentation=config.data in (None, PYTHON_DOCS)
+    )
     return Plan(
         settings=resolved,
         choices=choices,
         predicted=predicted,
         prepare_bytes=prepare_bytes(vocab_size, config.data),
+        prepare_seconds=preparing.seconds,
+        prepare_seconds_error=preparing.error,
         disk_bytes=disk_bytes,
         total_steps=work["total_steps"][0],
         misfit=problem,

@@ -17,10 +17,14 @@ from engine.planner.measure import MachineRates
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.shape import ModelShape
 from engine.planner.sizes import wave_tokens
+from engine.planner.workload import EVALUATION_ROWS
 
-# Importing torch and transformers and opening the files, before the first token. Where there is memory for it, the
-# process does so while the phase before it works.
-_START_SECONDS = 3.0
+# What a phase imports takes as long as so many imports of torch alone (6.3 s against 2.2). Where freed memory is kept,
+# only the first phase imports; the others are copies of its process, which open their files.
+_IMPORTS, _COPY_SECONDS = 2.9, 0.5
+# Preparing the text, in imports of torch: a token on its way into a row (6 MB of code took 5 s more than 1 MB), and
+# Python's documentation with the demo's rows (2.6 s).
+_TOKEN_IMPORTS, _DOCUMENTATION_IMPORTS = 1.5e-6, 1.1
 # Share by which a prediction may be off: with measured rates, and with cautious figures.
 _ERROR_MEASURED, _ERROR_GUESSED = 0.3, 0.8
 # A product must bring each weight into the form that its kernel multiplies, however few rows there are. It takes as
@@ -69,7 +73,19 @@ def teacher_duration(shape: ModelShape, setting: TeacherSetting, tokens: int, ra
         work = together + stored / max(1, shape.num_layers) / rates.disk_read_bytes_per_second
     else:
         work = compute + stored / rates.disk_read_bytes_per_second
-    return _duration(work, rates)
+    return _duration(work, rates, _start_seconds(rates, is_copy=setting.keeps_memory))
+
+
+def prepare_duration(tokens: int, rates: MachineRates, *, is_documentation: bool) -> Duration:
+    """How long it takes to start the first process, check the models' files and make rows of the text.
+
+    Args:
+        tokens: of the text, as far as it is read; 0 where their number is not known.
+        rates: of this machine.
+        is_documentation: the text is that of Python.
+    """
+    imports = tokens * _TOKEN_IMPORTS + (_DOCUMENTATION_IMPORTS if is_documentation else 0)
+    return _duration(imports * rates.torch_seconds, rates, _start_seconds(rates, is_copy=False))
 
 
 def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates) -> float:
@@ -127,13 +143,16 @@ def student_duration(
 ) -> Duration:
     """How long training takes.
 
-    It has an evaluation and samples before and after, and ``looks_seconds`` for the evaluations between; the student is
-    written at the end. ``limits`` are those of the samples.
+    It has an evaluation and samples before and after, and ``looks_seconds`` for the evaluations between, of which the
+    last one is the one after where the hold-out is small; the student is written at the end. ``limits`` are those of
+    the samples.
     """
     evaluation = evaluation_seconds(shape, setting, holdout_tokens, rates)
     written = 4 * shape.parameters / written_bytes_per_second(rates)
-    ends = 2 * (evaluation + _samples_seconds(shape, setting, rates, limits)) + written
-    return _duration(steps * step_seconds(shape, setting, rates) + ends + looks_seconds, rates)
+    evaluations = 1 if holdout_tokens <= EVALUATION_ROWS * setting.sequence_length else 2
+    ends = evaluations * evaluation + 2 * _samples_seconds(shape, setting, rates, limits) + written
+    work = steps * step_seconds(shape, setting, rates) + ends + looks_seconds
+    return _duration(work, rates, _start_seconds(rates, is_copy=setting.keeps_memory))
 
 
 def written_bytes_per_second(rates: MachineRates) -> float:
@@ -190,6 +209,11 @@ def wide_share(hidden: int) -> float:
     return min(1.0, max(0.0, (hidden - WIDTHS["small"]) / (WIDTHS["large"] - WIDTHS["small"])))
 
 
-def _duration(work: float, rates: MachineRates) -> Duration:
+def _start_seconds(rates: MachineRates, *, is_copy: bool) -> float:
+    """How long a phase's process takes before its work."""
+    return _COPY_SECONDS if is_copy else _IMPORTS * rates.torch_seconds
+
+
+def _duration(work: float, rates: MachineRates, start: float) -> Duration:
     share = _ERROR_MEASURED if rates.measured else _ERROR_GUESSED
-    return Duration(_START_SECONDS + work, 3.0 + share * work)
+    return Duration(start + work, 3.0 + share * work)

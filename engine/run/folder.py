@@ -403,7 +403,12 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
         "choices": [
             {"field": c.field, "value": _json_value(c.value), "by": c.by, "reason": c.reason} for c in plan.choices
         ],
-        "predicted": {**phases, "disk_bytes": plan.disk_bytes, "prepare_bytes": plan.prepare_bytes},
+        "predicted": {
+            **phases,
+            "disk_bytes": plan.disk_bytes,
+            "prepare_bytes": plan.prepare_bytes,
+            "prepare_seconds": plan.prepare_seconds,
+        },
     }
 
 

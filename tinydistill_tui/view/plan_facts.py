@@ -182,8 +182,10 @@ def cost(planned: Plan, machine: Hardware, width: int) -> str:
     """Disk and time in a line; the phases' own times where there is room for them."""
     parts = [f"Disk {format_bytes(planned.disk_bytes)} of {format_bytes(machine.disk_free_bytes)}"]
     spans = [f"{phase_noun(phase)} {format_duration(figures.seconds)}" for phase, figures in planned.predicted.items()]
-    total = sum(figures.seconds for figures in planned.predicted.values())
-    error = sum(figures.seconds_error for figures in planned.predicted.values())
+    if planned.prepare_seconds:
+        spans.insert(0, f"{phase_noun('prepare')} {format_duration(planned.prepare_seconds)}")
+    total = planned.prepare_seconds + sum(figures.seconds for figures in planned.predicted.values())
+    error = planned.prepare_seconds_error + sum(figures.seconds_error for figures in planned.predicted.values())
     if planned.total_steps is None:
         parts.append("Time is known when the text is read")
     elif spans:

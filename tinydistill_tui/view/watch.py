@@ -165,7 +165,11 @@ class _Folding:
             return
         self.changes["disk_bytes"] = number(predicted.get("disk_bytes"))
         if "prepare" in self.phases:
-            self._change_phase("prepare", predicted_peak_bytes=number(predicted.get("prepare_bytes")))
+            self._change_phase(
+                "prepare",
+                predicted_peak_bytes=number(predicted.get("prepare_bytes")),
+                predicted_seconds=number(predicted.get("prepare_seconds")),
+            )
         for name in self.phases:
             of_phase = predicted.get(name)
             if isinstance(of_phase, dict):

@@ -47,12 +47,15 @@ class StreamingMemory:
             layers, nothing is read ahead; head rows that do not fit are read for each call of
             :meth:`StreamedTeacher.logits`. None is enough for two layers or the whole head, whichever is larger. One
             layer is always taken.
+        keeps_head: keep rows of the head beside the layers between two waves; without it they are read for each call of
+            :meth:`StreamedTeacher.logits`, which takes as long where a wave comes between two calls.
         host_bytes: most main memory for head rows that do not fit on another device than the CPU; None is enough.
         hidden_bytes: most memory on the compute device for hidden states that wait; None keeps all of them there.
         spill_folder: hidden states beyond that go to a temporary file here; None moves them to main memory.
     """
 
     weight_bytes: int | None = None
+    keeps_head: bool = True
     host_bytes: int | None = None
     hidden_bytes: int | None = None
     spill_folder: Path | None = None
@@ -174,7 +177,8 @@ class StreamedTeacher:
             kept = size if self._head_bytes is None else min(size, room + self._head_bytes)
             most = self._memory.host_bytes
             return max(0, size - kept if most is None else min(size - kept, most))
-        return max(0, size - len(self._reader.slots) * self._reader.slot_bytes)
+        beyond = max(0, size - len(self._reader.slots) * self._reader.slot_bytes)
+        return beyond if self._memory.keeps_head else 0
 
     def save_memory(self, on: bool) -> str:
         """Do with less main memory from here on, at any time, with the same result; or no longer.
@@ -378,6 +382,8 @@ class StreamedTeacher:
         weight_bytes = self._memory.weight_bytes
         slot_bytes = len(self._reader.slots) * self._reader.slot_bytes
         self._head_bytes = None if weight_bytes is None else max(0, weight_bytes - slot_bytes)
+        if not self._memory.keeps_head:
+            self._head_bytes = 0
         self._head_rows = StreamedRows(
             self._matrix(recipe, head.weight, head.weight.dtype),
             slots=lambda: self._reader.slots,

@@ -32,6 +32,7 @@ def test_rates_are_measured_once_and_kept(measured_cache: Path, monkeypatch: pyt
     assert found.measured
     assert 1e8 < found.flops_per_second("fp32") < 1e16
     assert 0 < found.seconds_per_operation < 1e-2
+    assert 0.2 < found.torch_seconds != measure.MachineRates.torch_seconds, "an import of torch, measured"
     assert 1e6 < found.disk_read_bytes_per_second < 1e13
     assert {
         f"{work}_{precision}_{size}"

@@ -260,6 +260,7 @@ def test_a_tokenizer_that_the_budget_does_not_hold_is_refused(text: Path, tmp_pa
     asked: dict[str, Any] = {"teacher": str(_of_many_ids(tmp_path)), "until": "teacher", "layer_by_layer": True}
     found = _plan(text, **asked)
     assert found.misfit is None
+    assert found.prepare_seconds > 2, "an import of torch and more"
     scoring = found.predicted["teacher"].peak_bytes
     assert found.prepare_bytes > scoring, "else this test shows nothing"
     misfit = _plan(text, **asked, memory_budget=(found.prepare_bytes + scoring) // 2).misfit

@@ -9,11 +9,13 @@ from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.timing import (
     evaluation_seconds,
     pass_seconds_per_token,
+    prepare_duration,
     step_seconds,
     student_duration,
     teacher_duration,
     written_bytes_per_second,
 )
+from engine.planner.workload import EVALUATION_ROWS
 from tests.engine.planner.machines import PYTHIA_70M, PYTHIA_410M, RATES, pythia
 
 TEACHER = TeacherSetting(4, 128, "fp32", layer_by_layer=False)
@@ -107,3 +109,32 @@ def test_samples_of_answers_take_longer_and_those_of_a_streamed_student_read_its
         for rates in (slow, fast)
     ]
     assert times[0] - times[1] == pytest.approx(once, rel=1e-3)
+
+
+def test_only_the_first_phase_imports_where_memory_is_kept() -> None:
+    slow = replace(RATES, torch_seconds=RATES.torch_seconds + 10)
+    for is_kept, imports in ((False, 29), (True, 0)):
+        teacher, student = (replace(setting, keeps_memory=is_kept) for setting in (TEACHER, STUDENT))
+        for found in (
+            teacher_duration(PYTHIA_70M, teacher, 1000, slow).seconds
+            - teacher_duration(PYTHIA_70M, teacher, 1000, RATES).seconds,
+            student_duration(PYTHIA_70M, student, 10, 1000, slow).seconds
+            - student_duration(PYTHIA_70M, student, 10, 1000, RATES).seconds,
+        ):
+            assert found == pytest.approx(imports)
+
+
+def test_preparing_takes_a_start_and_the_text() -> None:
+    none, some, docs = (
+        prepare_duration(tokens, RATES, is_documentation=docs).seconds
+        for tokens, docs in ((0, False), (10**7, False), (0, True))
+    )
+    assert none > 2 * RATES.torch_seconds
+    assert some > none + 10 * RATES.torch_seconds
+    assert none < docs < none + 2 * RATES.torch_seconds
+
+
+def test_a_small_holdout_is_read_once_less() -> None:
+    rows = EVALUATION_ROWS * STUDENT.sequence_length
+    small, large = (student_duration(PYTHIA_410M, STUDENT, 0, tokens, RATES).seconds for tokens in (rows, rows + 1))
+    assert large - small == pytest.approx(evaluation_seconds(PYTHIA_410M, STUDENT, rows, RATES), rel=0.01)

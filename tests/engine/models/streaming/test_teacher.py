@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from engine.errors import ModelError
 from engine.models.core import last_hidden_states, logits_of
 from engine.models.slices import ResidentRows, slice_head
-from engine.models.streaming.teacher import StreamedTeacher
+from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 from tests.engine.models.architectures import ARCHITECTURES, NEWER, REFUSED, VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
 
@@ -60,3 +62,21 @@ def test_streamed_equals_resident_to_the_last_bit(name: str) -> None:
 def test_what_cannot_be_streamed_is_refused_by_name_before_any_work(name: str) -> None:
     with pytest.raises(ModelError, match=rf"(?i){name}\w+ (cannot be run layer by layer|has no list)"):
         StreamedTeacher(tiny_architecture(name), dtype=torch.float32, device=CPU)
+
+
+def test_a_head_that_is_not_kept_takes_no_memory_beside_the_layers_and_gives_the_same() -> None:
+    folder = tiny_architecture("llama", vocab_size=6_000)
+    ids = torch.arange(12)[None]
+    found = {}
+    for keeps in (True, False):
+        memory = StreamingMemory(keeps_head=keeps)
+        with closing(
+            StreamedTeacher(folder, dtype=torch.float32, device=torch.device("cpu"), memory=memory)
+        ) as teacher:
+            states = teacher.last_hidden_states([ids])[0][0]
+            found[keeps] = teacher.logits(states)
+            head = teacher._head_rows
+            assert head is not None
+            assert (head._limit.taken > 0) == keeps
+            assert (teacher.saved_bytes > 0) == keeps
+    assert torch.equal(found[True], found[False])
