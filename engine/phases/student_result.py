@@ -80,6 +80,7 @@ def figures_of(learned: Learned, chance: NDArray[np.float64], num_bytes: int, se
         "student_before": with_bits(learned.student_before, num_bytes),
         "student_after": with_bits(learned.student_after, num_bytes),
         "intervals": intervals(tables, seed=seed),
+        "holdout_documents": len(learned.documents["after"]),
     }
     if scored:
         mean = loss / scored

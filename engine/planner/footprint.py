@@ -231,21 +231,24 @@ def _whole_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     sizes = StepSizes(shape, setting)
     copied = sum(shape.layer_parameters) + (0 if setting.is_lean else shape.head_matrix)
     copies = copied * sizes.number if sizes.number < 4 else 0
-    moments = lean_moments(shape, setting, sizes) if setting.is_lean else whole_moments(shape, setting, sizes, copies)
-    peak = highest(moments)
     states = int(shape.parameters * _STATE_BYTES[setting.optimizer])
+    held = 0 if setting.cpu_offload else states
+    ways = lean_moments if setting.is_lean else whole_moments
+    moments = ways(shape, setting, sizes, held, copies)
+    peak = highest(moments)
     # On a GPU the states go to main memory; on a CPU weights and states go to a mapped file.
     in_files = setting.cpu_offload and setting.device.is_host
     parts = {
         "weights": (0 if in_files else 4 * shape.parameters) + copies + peak.get("weights", 0),
         "gradients": peak["gradients"],
-        "optimizer": (0 if setting.cpu_offload else states) + peak.get("optimizer", 0),
+        "optimizer": held + peak.get("optimizer", 0),
         "activations": peak.get("activations", 0),
         "logits": peak.get("logits", 0),
         "other": 0,
     }
     if setting.device.is_host:
-        parts["other"] = _interpreter_bytes(shape) + (_TRAINING_KERNELS if sizes.number == 2 else 0)
+        kernels = _TRAINING_KERNELS if sizes.number == 2 else 0
+        parts["other"] = _interpreter_bytes(shape) + kernels + peak.get("other", 0)
         if setting.keeps_memory:
             # The gradient of an embedding is one block, and rarely fits into a hole. A lean step has none; with moments
             # in files it works on pieces of them (measured: 100 MB more with 49,152 ids of 576, 190 with many rows).

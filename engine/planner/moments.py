@@ -76,20 +76,38 @@ def highest(moments: Moments) -> dict[str, int]:
     return max(moments.values(), key=lambda moment: sum(moment.values()))
 
 
-def lean_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes) -> Moments:
-    """The one moment of a step that applies each gradient as it comes, in the middle of the backward pass."""
+def _export(shape: ModelShape, setting: StudentSetting, states: int, copies: int) -> dict[str, int]:
+    """The end of the phase: a tokenizer reads the samples; the optimizer's moments and the copies are gone."""
+    tokenizer = _TOKENIZER_OF_ID * shape.vocab_size if setting.device.is_host else 0
+    return {"gradients": 0, "other": tokenizer, "optimizer": -states, "weights": -copies}
+
+
+def lean_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes, states: int, copies: int) -> Moments:
+    """The moments of a step that applies each gradient as it comes, in the middle of the backward pass.
+
+    An evaluation has whole logits of a chunk, which are more than that where the vocabulary is large.
+
+    Args:
+        shape: the student.
+        setting: how it is trained.
+        sizes: of the step.
+        states: bytes of the optimizer's moments in memory.
+        copies: bytes of the weights' copies for the products.
+    """
     return {
         "lean": {
             "gradients": 4 * max(shape.layer_parameters) // 3,
             "activations": sizes.kept + sizes.ends + sizes.backward,
             "logits": min(setting.device.loss_factor * _LEAN_LOGITS, 3 * sizes.logits),
             "optimizer": sizes.pieces,
-        }
+        },
+        "evaluation": {"gradients": 0, "activations": sizes.ends, "logits": sizes.logits},
+        "export": _export(shape, setting, states, copies),
     }
 
 
-def whole_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes, copies: int) -> Moments:
-    """The moments of a step with whole gradients.
+def whole_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes, states: int, copies: int) -> Moments:
+    """The moments of a step with whole gradients; arguments as for :func:`lean_moments`.
 
     From the last layer to the first, activations are freed and gradients allocated: one of the ends is the peak. On a
     GPU the gradient of the embedding is made whole beside the one that is there already: of earlier micro-batches, or
@@ -110,6 +128,7 @@ def whole_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes, 
         },
         "embedding": {"gradients": gradients + second, "activations": 2 * states},
         "update": {"gradients": gradients, "optimizer": sizes.pieces, "weights": -copies},
+        "export": _export(shape, setting, states, copies),
     }
     if setting.ranks > 1:
         moments["sum"] = {"gradients": gradients + min(2 * BUCKET_BYTES, gradients), "weights": -copies}

@@ -19,7 +19,7 @@ from engine.planner.shape import ModelShape
 from engine.planner.sizes import wave_tokens
 from engine.planner.workload import EVALUATION_ROWS
 
-# What a phase imports takes as long as so many imports of torch alone (6.3 s against 2.2). Where freed memory is kept,
+# All imports of a phase take as long as so many imports of torch alone (6.3 s against 2.2). Where freed memory is kept,
 # only the first phase imports; the others are copies of its process, which open their files.
 _IMPORTS, _COPY_SECONDS = 2.9, 0.5
 # Preparing the text, in imports of torch: a token on its way into a row (6 MB of code took 5 s more than 1 MB), and

@@ -96,6 +96,8 @@ def build(run: Run) -> dict[str, Any]:
         "gap_closed": gap_of(student),
         "chance": student.get("chance"),
         "intervals": student.get("intervals", {}),
+        "holdout_documents": student.get("holdout_documents"),
+        "training": {name: student.get(name) for name in ("steps", "skipped_steps", "best_step")},
         "compare": student.get("compare", {}),
         "adapter": student.get("adapter"),
         "cut": (teacher.get("cut") or {}).get("cuts", []),

@@ -75,18 +75,18 @@ def headline(report: Mapping[str, Any]) -> str:
     if _is_as_before(report):
         if abs(before - teacher) < _LEAST_GAP:
             return f"The student began as its teacher and still is as it began: its hold-out loss is {after:.3f}."
-        return (
-            f"The student hardly changed: its hold-out loss is {after:.3f}, as before. "
-            "Most often the steps are too few or the learning rate is too low."
-        )
+        why = "Most often the steps are too few or the learning rate is too low."
+        if 2 * _training(report, "skipped_steps") >= max(1, _training(report, "steps")):
+            why = "Most of its steps were skipped; try a lower --learning_rate."
+        return f"The student hardly changed: its hold-out loss is {after:.3f}, as before. {why}"
     if (worse := _got_worse(report)) is not None:
         return worse
     if chance is not None and after >= chance:
         return f"The student is no better than counting words: its loss is {after:.2f}, chance {chance:.2f}."
     if (grade := _doubt(teacher, chance)) is not None:
         return f"The teacher {grade} this text, so there was little to learn: loss {after:.2f}, its own {teacher:.2f}."
-    if _is_past_teacher(report):
-        return f"The student went past its teacher: hold-out loss {after:.3f}, the teacher's {teacher:.3f}."
+    if (beyond := _beyond_teacher(report)) is not None:
+        return beyond
     kl, agreement = shown_kl(report["student_after"]["kl_to_teacher"]), report["student_after"]["top1_agreement"]
     return f"It answers like its teacher in {agreement:.0%} of places (KL {kl:.2f}): {in_a_word(kl)}."
 
@@ -117,11 +117,29 @@ def _is_as_before(report: Mapping[str, Any]) -> bool:
     return abs(after - before) < _LEAST_GAP and same_kl
 
 
-def _is_past_teacher(report: Mapping[str, Any]) -> bool:
-    """Whether the loss is below the teacher's by more than rounding, and by more than the documents vary."""
-    teacher, after = (_loss(report, name) for name in ("teacher", "student_after"))
+def _beyond_teacher(report: Mapping[str, Any]) -> str | None:
+    """The sentence of a loss below the teacher's by more than rounding, and by more than the documents vary.
+
+    A student that began below it has not gone past it, and where nothing is known of how documents vary, only the
+    figures are told.
+    """
+    teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
     beyond = (report.get("intervals") or {}).get("loss_beyond_teacher")
-    return teacher - after >= _LEAST_GAP and (beyond is None or beyond[1] < 0)
+    if teacher - after < _LEAST_GAP or (beyond is not None and beyond[1] >= 0):
+        return None
+    if teacher - before >= _LEAST_GAP:
+        return (
+            f"The student was better than its teacher on this text before: its hold-out loss is {after:.3f} "
+            f"({before:.3f} before), the teacher's {teacher:.3f}."
+        )
+    if beyond is None:
+        return f"The student's hold-out loss is below its teacher's: {after:.3f}, the teacher's {teacher:.3f}."
+    return f"The student went past its teacher: hold-out loss {after:.3f}, the teacher's {teacher:.3f}."
+
+
+def _training(report: Mapping[str, Any], name: str) -> int:
+    """A count of the training, in a report or in a phase's result; 0 where it is not known."""
+    return int((report.get("training") or report).get(name) or 0)
 
 
 def is_success(report: Mapping[str, Any]) -> bool:
@@ -171,6 +189,10 @@ def details(report: Mapping[str, Any]) -> list[str]:
         said.append(doubt)
     if (rough := roughness(report["student_after"].get("tokens"))) is not None:
         said.append(rough)
+    if (documents := report.get("holdout_documents")) and documents < FEWEST_DOCUMENTS:
+        few = "one document" if documents == 1 else f"only {documents} documents"
+        said.append(f"The hold-out has {few}: too few to tell how far others would differ.")
+    said += _of_the_steps(report)
     quantization = (report.get("adapter") or {}).get("quantization", "none")
     if quantization != "none":
         said.append(
@@ -182,6 +204,21 @@ def details(report: Mapping[str, Any]) -> list[str]:
         said.append(
             f"The same student on labels alone, with the same steps: loss {labels['holdout_loss']:.3f} (this one "
             f"{after:.3f}), KL {shown_kl(labels['kl_to_teacher']):.3f} ({_kl(report, 'student_after') or 0.0:.3f})."
+        )
+    return said
+
+
+def _of_the_steps(report: Mapping[str, Any]) -> list[str]:
+    """Sentences about steps that were skipped, and about a student that is not that of the last step."""
+    steps, skipped, best = (_training(report, name) for name in ("steps", "skipped_steps", "best_step"))
+    said = []
+    if skipped:
+        were = "step was" if skipped == 1 else "steps were"
+        said.append(f"{skipped:,} of {steps:,} {were} skipped, as loss or gradient was no number or far too large.")
+    if 0 < best < steps:
+        said.append(
+            f"This is the student of step {best:,} of {steps:,}: its loss on this hold-out was the lowest, later ones "
+            "had a higher one."
         )
     return said
 

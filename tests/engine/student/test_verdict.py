@@ -66,7 +66,11 @@ def test_a_student_that_begins_as_its_teacher_has_no_share_of_a_gap():
         ({"kl": 0.09, "top1": 0.9, "after": 3.5}, "hardly different."),
         ({"after": 6.9}, "no better than counting words: its loss is 6.90, chance 6.80"),
         ({"before": 5.0, "after": 6.9}, "got worse: its hold-out loss rose from 5.000 to 6.900"),
-        ({"after": 3.2}, "went past its teacher"),
+        ({"after": 3.2}, "hold-out loss is below its teacher's: 3.200, the teacher's 3.430"),
+        (
+            {"before": 3.3, "after": 3.2, "intervals": {"loss_beyond_teacher": [-0.5, -0.1]}},
+            "was better than its teacher on this text before: its hold-out loss is 3.200 (3.300 before)",
+        ),
         ({"after": 3.428, "kl": 0.2}, "answers like its teacher"),
         ({"after": 3.2, "intervals": {"loss_beyond_teacher": [-0.5, 0.1]}}, "answers like its teacher"),
         ({"after": 3.2, "intervals": {"loss_beyond_teacher": [-0.5, -0.1]}}, "went past its teacher"),
@@ -113,6 +117,29 @@ def test_what_a_share_does_not_show_is_not_claimed():
     assert not any("of the way" in line for line in details(report(after=6.9))), "less than nothing of a way"
     unsure = details(report(intervals={"gap_closed": [-0.4, 0.9]}))[0]
     assert unsure == "The hold-out is too small to tell how far its loss went from chance (6.80) to its teacher's."
+
+
+def test_a_student_whose_steps_were_skipped_is_not_told_that_they_were_too_small():
+    unchanged = began(5.0, 1.0, after=5.0, kl=1.0, training={"steps": 12, "skipped_steps": 9, "best_step": 3})
+    assert "Most of its steps were skipped; try a lower --learning_rate." in headline(unchanged)
+    assert "9 of 12 steps were skipped, as loss or gradient was no number or far too large." in details(unchanged)
+    assert "too low" in headline(began(5.0, 1.0, after=5.0, kl=1.0, training={"steps": 12, "skipped_steps": 0}))
+
+
+def test_a_student_of_an_earlier_step_is_said_to_be_one():
+    told = " ".join(details(report(training={"steps": 30, "skipped_steps": 1, "best_step": 12})))
+    assert "the student of step 12 of 30: its loss on this hold-out was the lowest" in told
+    assert "1 of 30 step was skipped" in told
+    flat = details(report(steps=30, skipped_steps=0, best_step=12))
+    assert any("step 12 of 30" in line for line in flat), "a phase's result, for the student's card"
+    assert not any("step" in line for line in details(report(training={"steps": 30, "best_step": 30})))
+
+
+def test_few_documents_are_said_to_be_few():
+    assert "The hold-out has one document: too few to tell how far others would differ." in details(
+        report(holdout_documents=1)
+    )
+    assert not any("too few" in line for line in details(report(holdout_documents=6)))
 
 
 def test_figures_of_few_tokens_are_called_rough_wherever_they_stand():
@@ -164,8 +191,8 @@ def test_a_teacher_that_does_not_know_the_text_is_told():
     [
         ({"teacher": 6.11, "before": 6.9, "after": 5.76, "chance": 7.0}, "The teacher hardly knows this text", False),
         ({"teacher": 6.9, "before": 9.0, "after": 6.95, "chance": 7.0}, "The teacher does not know this text", False),
-        ({"teacher": 6.11, "before": 6.9, "after": 5.76, "chance": None}, "went past its teacher", True),
-        ({"after": 3.2}, "went past its teacher", True),
+        ({"teacher": 6.11, "before": 6.9, "after": 5.76, "chance": None}, "below its teacher's", True),
+        ({"after": 3.2}, "below its teacher's", True),
         ({"before": 5.0, "after": 6.9}, "got worse", False),
         ({"after": 6.9}, "no better than counting words", False),
     ],
