@@ -79,6 +79,10 @@ class BaseMissing(ModelError):
         self.folder = folder
 
 
+class AdapterCircle(ModelError):
+    """An adapter is its own base model, or that of its base."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An adapter, described.
@@ -168,11 +172,13 @@ def find_base(adapter: Adapter, resolve: Callable[[str], Path]) -> Path:
 
     Raises:
         BaseMissing: it is not on this machine, or cannot be read.
-        ModelError: the base is an adapter itself.
+        AdapterCircle: the adapter is its own base, perhaps by way of others.
     """
     beside = adapter.folder / adapter.base
     try:
         base = resolve(adapter.base)
+    except AdapterCircle:
+        raise
     except ModelError as error:
         # A relative path is often meant from the adapter's own folder: they were saved side by side.
         if Path(adapter.base).is_absolute() or not beside.is_dir():
@@ -180,11 +186,8 @@ def find_base(adapter: Adapter, resolve: Callable[[str], Path]) -> Path:
         base = resolve(str(beside))
     if (base / "config.json").is_file():
         return base
-    raise ModelError(
-        f"The base model of the adapter in {adapter.folder} has no config.json ({base}).",
-        "The base of an adapter has to be a model.",
-        "Write the model's folder or Hugging Face id into base_model_name_or_path.",
-    )
+    no_model = ModelError(f"{base} has no config.json.", "", "The base of an adapter has to be a model.")
+    raise BaseMissing(adapter.folder, adapter.base, no_model)
 
 
 def plain_config(adapter: Adapter, base: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:

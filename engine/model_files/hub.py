@@ -53,7 +53,7 @@ def resolve_model(path_or_id: str | Path) -> Path:
 
 def _resolved(text: str, depth: int) -> Path:
     if depth > _MOST_ADAPTERS:
-        raise ModelError(
+        raise adapters.AdapterCircle(
             f"The adapter that {shown_value(text)} changes is an adapter, as is its own base, and so on.",
             "Somewhere in this chain an adapter names itself as its base model.",
             "Correct base_model_name_or_path in adapter_config.json.",

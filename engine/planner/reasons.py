@@ -277,7 +277,7 @@ def _alpha(question: Question, answer: Proposal) -> tuple[float | None, str]:
 def _targets(answer: Proposal) -> str:
     if not answer.student.setting.rank:
         return "only for an adapter"
-    kinds = ", ".join(dict.fromkeys(linear.name.rpartition(".")[2] for linear in answer.shape.linears))
+    kinds = ", ".join(dict.fromkeys(linear.name.rpartition(".")[2] for linear in answer.shape.adapted(())))
     return f"all linear layers of the decoder: {kinds}"
 
 

@@ -6,18 +6,19 @@ are described in :mod:`engine.run.launched`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from engine.errors import Stopped
 from engine.machine import process_memory, safe_child
-from engine.run import preloaded
+from engine.run import control, preloaded
 from engine.run.folder import Run
 from engine.run.launched import Launch, call_file, rank_file, read, write
 from engine.run.phase_environment import environment_for
@@ -25,6 +26,7 @@ from engine.run.phase_environment import environment_for
 _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0  # of a phase that was asked to stop, before it is killed
+_STOPPING_SECONDS = 25.0  # for all ranks to end together; torchrun kills its processes 30 seconds after Ctrl+C
 
 
 @dataclass
@@ -43,7 +45,8 @@ class Agent:
     _sent: int = 0
     _beat: int = 0
     _told: float = 0.0
-    _asked_to_end: bool = field(default=False)
+    _asked: int = 0
+    _asked_at: float = 0.0
 
     def serve(self) -> int:
         """Work until the run has ended; return its exit code.
@@ -59,7 +62,7 @@ class Agent:
                 end = read(self.folder / "ranks" / "end.json", self.launch)
                 if end is not None:
                     return int(end["code"])
-                if self._asked_to_end or os.getppid() != parent:
+                if self._leaves() or os.getppid() != parent:
                     return Stopped.exit_code
                 if self._call and (gone := Run(self.folder, {}).vanished()) is not None:
                     raise gone
@@ -67,6 +70,21 @@ class Agent:
                 time.sleep(_POLL_SECONDS)
         finally:
             self._end_child()
+
+    def _leaves(self) -> bool:
+        """Whether this process ends before the run does; the first signal to end asks the run to stop.
+
+        All ranks stop after the same step then. A rank that left at once would be missed by the others.
+        """
+        if not self._asked:
+            return False
+        if not self._call:  # there may be no run yet
+            return True
+        if not self._asked_at:
+            self._asked_at = time.monotonic()
+            with contextlib.suppress(OSError):  # rank 0 has heard of it too, as a rule
+                control.request(self.folder, "stop", by=f"rank {self.launch.rank.number}")
+        return self._asked > 1 or time.monotonic() - self._asked_at > _STOPPING_SECONDS
 
     def _listen(self) -> None:
         call = read(call_file(self.folder, self.launch.rank.number), self.launch)
@@ -117,7 +135,8 @@ class Agent:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+        self._tell(self._child.returncode)  # the supervisor need not wait until this rank seems silent
         self._child = None
 
     def _heard(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked_to_end = True
+        self._asked += 1

@@ -217,6 +217,7 @@ def forked(work: Callable[[], None]) -> int:
     return pid
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node")
 WAYS = {"whole": ["--no_student_sharded"], "divided": ["--student_sharded"], "adapter": ["--lora_rank", 4, *STREAMED]}
 
 
@@ -258,6 +259,24 @@ def test_torchrun_starts_the_ranks_of_one_run_and_all_end_alike(one: Path) -> No
     assert "Add --output_dir FOLDER" in wrong.stderr
 
 
+def test_ctrl_c_under_torchrun_ends_all_ranks_in_order(one: Path) -> None:
+    run = one.parent / "interrupted"
+    asked = {"cache_dir": one / "cache", "steps": 4000, "checkpoint_every": 20}
+    words_of_it = [sys.executable, *TORCHRUN, "2", "-m", "engine", *words(one.parent, run.name, **asked)]
+    with subprocess.Popen(list(map(str, words_of_it)), cwd=program.ROOT, stderr=subprocess.PIPE, text=True) as launcher:
+        wait_for(lambda: list(run.glob("checkpoints/step-*")))
+        launcher.send_signal(signal.SIGINT)
+        _, errors = launcher.communicate(timeout=400)
+    assert "forcefully exiting" not in errors
+    last = program.events(run)[-1]
+    assert (last["kind"], last["status"], last["exit_code"]) == ("run_finished", "stopped", 130)
+    assert not list(commands_of_phases(run))
+    done = max(int(path.name.rpartition("-")[2]) for path in run.glob("checkpoints/step-*"))
+    resumed = program.run("--resume", "--output_dir", run, "--processes", 3, "--steps", done + 5)
+    assert resumed.returncode == 0, resumed.stderr
+    assert any(event.get("code") == "resumed-checkpoint" for event in program.events(run))
+
+
 def test_shares_by_hand_fill_one_cache_and_a_later_run_has_nothing_to_score(one: Path) -> None:
     cache = one.parent / "shared"
     for number in range(2):
@@ -294,7 +313,7 @@ def test_variables_of_a_rank_without_a_common_folder_are_refused(one: Path) -> N
 
 
 def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "-m", "engine"]
+    command = [sys.executable, *TORCHRUN, str(count), "-m", "engine"]
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, cwd=program.ROOT, timeout=400
     )

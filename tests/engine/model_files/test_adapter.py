@@ -165,6 +165,28 @@ def test_an_adapter_in_a_students_folder_points_to_the_student(inside: bool, tmp
     assert place in caught.value.todo
 
 
+def test_a_folder_without_a_model_under_the_bases_name_is_told_apart_from_the_student(tmp_path, monkeypatch) -> None:
+    (tmp_path / "here" / "base").mkdir(parents=True)  # such as a run that has the model's name
+    (tmp_path / "here" / "base" / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copytree(tiny_model("llama"), tmp_path / "student")
+    adapter = adapter_of(Path("base"), tmp_path / "student" / "adapter")
+    with pytest.raises(ModelError) as caught:
+        resolve_model(adapter)
+    assert "base has no config.json" in caught.value.why
+    assert f"Name {tmp_path / 'student'} instead" in caught.value.todo
+
+
+def test_a_circle_of_adapters_is_told_once(tmp_path: Path) -> None:
+    adapter_of(tmp_path / "other", tmp_path / "one")
+    adapter_of(tmp_path / "one", tmp_path / "other")
+    adapter_of(tmp_path / "itself", tmp_path / "itself")
+    for name in ("one", "other", "itself"):
+        with pytest.raises(ModelError, match="as is its own base") as caught:
+            resolve_model(tmp_path / name)
+        assert len(caught.value.paragraph()) < 500
+
+
 def test_the_base_is_found_beside_the_adapter_and_named_where_it_is_not(tmp_path: Path) -> None:
     adapter = adapter_of(Path("../base"), tmp_path / "adapter")
     with pytest.raises(ModelError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -67,6 +68,36 @@ def test_rank_keeps_an_exit_code_until_the_disk_takes_it(tmp_path: Path) -> None
     assert told is not None
     assert (told["call"], told["code"]) == (7, 9)
     assert agent._child is None
+
+
+def test_rank_that_is_asked_to_end_asks_the_run_to_stop_and_stays_until_it_has(tmp_path: Path, monkeypatch) -> None:
+    run = make_run(tmp_path)
+    write(call_file(run.path, 1), LAUNCH, call=7, phase="teacher", meeting=None, signals=[], supervisor=1)
+    agent = Agent(run.path, LAUNCH)
+    agent._heard(signal.SIGINT, None)
+    assert agent._leaves()  # before the first call there may be no run
+    assert not (run.path / "control").exists()
+    agent._call = 7
+    assert not agent._leaves()
+    assert not agent._leaves()
+    (asked,) = [json.loads(line) for line in (run.path / "control").read_text().splitlines()]
+    assert (asked["command"], asked["by"]) == ("stop", "rank 1")
+    monkeypatch.setattr("engine.run.agent._STOPPING_SECONDS", 0.0)
+    assert agent._leaves()
+    monkeypatch.undo()
+    agent._heard(signal.SIGTERM, None)
+    assert agent._leaves()
+
+
+def test_rank_that_leaves_tells_how_its_phase_ended(tmp_path: Path) -> None:
+    write(rank_file(tmp_path, 1), LAUNCH, call=7, beat=1, bytes=0, code=None)
+    agent = Agent(tmp_path, LAUNCH)
+    agent._call = 7
+    agent._child = subprocess.Popen(["sleep", "100"])
+    agent._end_child()
+    told = read(rank_file(tmp_path, 1), LAUNCH)
+    assert told is not None
+    assert (told["call"], told["code"]) == (7, -signal.SIGTERM)
 
 
 def test_end_of_the_run_is_told_or_given_up(tmp_path: Path) -> None:
