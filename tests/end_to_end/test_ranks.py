@@ -226,7 +226,8 @@ WAYS = {"whole": ["--no_student_sharded"], "divided": ["--student_sharded"], "ad
 def test_a_rank_that_is_lost_in_the_training_loses_nothing(one: Path, number: int, way: str) -> None:
     name = f"lost-{number}-{way}"
     run = one.parent / name
-    environment = {"TINYDISTILL_RANK_SECONDS": "5"}
+    # Busy cores may leave a rank without an answer for seconds.
+    environment = {"TINYDISTILL_RANK_SECONDS": "20"} if number == signal.SIGSTOP else {}
     steps = {"steps": 60, "checkpoint_every": 10} if way == "adapter" else {"steps": 400, "checkpoint_every": 50}
     arguments = words(one.parent, name, processes=2, cache_dir=one / "cache", **steps)
     with program.start(*arguments, *WAYS[way], **environment) as started:

@@ -195,6 +195,8 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], kinds: list[i
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) < len(tokens):
         raise _refused(where, "Its scores are missing.")
+    if not all(isinstance(score, int | float) for score in scores):
+        raise _refused(where, "Its scores are no numbers.")
     begins_with_space = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     steps = [{"type": "Prepend", "prepend": "▁"}, spaces] if begins_with_space else [spaces]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import random
 import struct
@@ -13,10 +14,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from engine.cli import distill
 from engine.errors import ModelError
 from engine.model_files.gguf.header import read_header
+from engine.model_files.gguf.tokenizer import write_tokenizer
 from engine.model_files.gguf.values import can_dequantize, dequantize
 from engine.model_files.hub import resolve_model
 from engine.model_files.spec import read_spec
@@ -193,3 +196,15 @@ def test_a_split_file_is_one_model_and_a_missing_part_is_named(tmp_path: Path) -
     second.unlink()
     with pytest.raises(ModelError, match=r"are missing: m-00002-of-00002\.gguf"):
         read_spec(first)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize("key", ["model", "pre", "tokens", "scores", "token_type", "merges", "bos_token_id"])
+@pytest.mark.parametrize("wrong", ["x", -1, float("nan"), [], ["a"] * 4, [1] * 4, [float("nan")] * 4, None], ids=repr)
+def test_a_lie_about_the_tokenizer_is_refused_or_harmless(model: str, key: str, wrong: Any, tmp_path: Path) -> None:
+    told = {"model": model, "pre": "gpt-2", "tokens": ["a", "b", "ab", "<0x0A>"], "scores": [0.0, -1.0, -2.0, 0.0]}
+    told |= {"token_type": [1, 1, 1, 6], "merges": ["a b"], "bos_token_id": 0}
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in {**told, key: wrong}.items() if value is not None}
+    with contextlib.suppress(ModelError):
+        write_tokenizer(metadata, tmp_path, "file.gguf")
+        Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
