@@ -204,6 +204,15 @@ def test_the_rank_is_64_where_the_layers_are_large_enough() -> None:
     assert LARGE.adapter_parameters(64, ("q_proj",)) == 64 * 2 * WIDE * 28
 
 
+def test_the_reason_names_the_linear_layers_that_get_an_adapter_and_no_gates(text: Path) -> None:
+    student = str(tiny_architecture("qwen2_moe"))
+    found = planned(text, teacher=student, student=student, lora_rank=4)
+    reason = next(choice.reason for choice in found.choices if choice.field == "lora_targets")
+    assert "q_proj" in reason
+    assert "gate," not in reason + ","
+    assert "shared_expert_gate" not in reason
+
+
 def test_gates_and_norms_do_not_limit_the_rank() -> None:
     """Qwen2-MoE has a gate of one output beside its shared expert, and Cohere norms with a row for each head."""
     for name, changes, absent in (
