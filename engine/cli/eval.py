@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PROGRAM = "tiny-distill-eval"
 TASKS = ("next-word", "cloze", "continuation")
 _MOST_TOKENS = 512  # of a row of another text
+_LONG_DOCUMENTS = 8  # of another text, that have a part in its figures at least
 _AS_GOOD = 0.25  # nats a token; a loss that may be farther away is not called as good
 
 
@@ -191,8 +192,6 @@ def _on_text(folder: Path, typed: argparse.Namespace) -> Findings:
     for text, tokens, loss, num_bytes in _documents(source, tokenizer, examinee, str(folder), typed):
         texts.append(text)
         rows.append((tokens, loss, num_bytes))
-        if sum(row[0] for row in rows) >= typed.max_tokens:
-            break
     sums = np.array(rows, dtype=np.float64).reshape(-1, 3)
     if not sums[:, 0].sum():
         raise DataError(f"There is no text in {typed.data} that could be scored.", "", "Name another text.")
@@ -209,16 +208,25 @@ def _documents(
 ) -> Iterator[tuple[str, int, float, int]]:
     """Of each document: its text, its scored tokens, their loss in nats, and the bytes that they stand for.
 
-    A conversation is written in the model's chat template, and its answers are scored, as in training.
+    A conversation is written in the model's chat template, and its answers are scored, as in training. It ends with the
+    most tokens that are asked for. Of a long text the beginning is scored, so that several have a part in the figures.
     """
     from engine.data.tokenise import DocumentTokeniser
 
-    tokeniser = None
+    tokeniser, left = None, typed.max_tokens
+    most = max(_MOST_TOKENS, typed.max_tokens // _LONG_DOCUMENTS)
     for document in source.documents():
+        if left <= 0:
+            break
         if document.messages is None:
             if document.text.strip():
-                tokens, loss = examinee.losses(_encoder(tokenizer)(document.text))
-                yield document.text, tokens, loss, len(document.text.encode())
+                text, ids = document.text, _encoder(tokenizer)(document.text)
+                if len(ids) > min(left, most) + 1:  # the first token has no score
+                    ids = ids[: min(left, most) + 1]
+                    text = str(tokenizer.decode(ids))
+                tokens, loss = examinee.losses(ids)
+                left -= tokens
+                yield text, tokens, loss, len(text.encode())
             continue
         if tokeniser is None:
             tokeniser = DocumentTokeniser(tokenizer, name, examinee.vocab_size)
@@ -229,6 +237,7 @@ def _documents(
         ids = [token for token, is_learned in zip(found.ids, learned, strict=True) if is_learned]
         answers = str(tokenizer.decode(ids, skip_special_tokens=True))
         tokens, loss = examinee.losses(found.ids, learned)
+        left -= tokens
         yield answers, tokens, loss, len(answers.encode())
     if tokeniser is not None and tokeniser.skipped:
         _say(typed, f"Conversations left out: {in_words(tokeniser.skipped)}.")
@@ -421,12 +430,13 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--questions",
         type=int,
-        default=100,
+        default=50,
         metavar="N",
-        help="Maximum number of questions of each task (default: 100)",
+        help="Maximum number of questions of each task (default: 50)",
     )
-    parser.add_argument("--max_tokens", type=int, default=50_000, metavar="N",
-                        help="Maximum number of tokens of --data to score (default: 50000)")  # fmt: skip
+    parser.add_argument("--max_tokens", type=int, default=20_000, metavar="N",
+                        help="Maximum number of tokens of --data to score, an eighth of them in one document "
+                             "(default: 20000)")  # fmt: skip
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="Seed of the questions and of the bootstrap (default: 0)"
     )

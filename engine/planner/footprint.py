@@ -16,7 +16,7 @@ from dataclasses import replace
 from engine.machine import torch_memory
 from engine.machine.allocator import MAPPED_FROM_BYTES
 from engine.machine.hardware import Gpu
-from engine.planner.activations import forward_bytes, is_unfused
+from engine.planner.activations import forward_bytes, is_unfused, layer_bytes
 from engine.planner.moments import (
     Moments,
     StepSizes,
@@ -318,14 +318,25 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         parts["other"] = _interpreter_bytes(shape) + kernels + peak.get("other", 0)
         if setting.keeps_memory:
             parts["other"] += _kept_free(moments, number)
-        elif setting.batch * setting.sequence_length * shape.intermediate_size * number < MAPPED_FROM_BYTES:
-            parts["other"] += int(_SMALL_HOLES * _comes_and_goes(moments))
+        else:
+            parts["other"] += int(_SMALL_HOLES * _small_share(shape, setting, number) * _comes_and_goes(moments))
         return Footprint(parts, sum(parts.values()))
     parts["other"] = _WORKSPACES
     layer_staging = 2 * max(shape.layer_parameters) * shape.stored_bytes
     staging = layer_staging if setting.layer_by_layer or setting.quantization != "none" else base
     ram = _interpreter_beside_cuda(shape) + _CUDA_RAM + staging
     return Footprint(parts, ram + (states if setting.cpu_offload else 0))
+
+
+def _small_share(shape: ModelShape, setting: StudentSetting, number: int) -> float:
+    """The share of activations that are blocks of the heap where larger ones are mapped by themselves."""
+    tokens = setting.batch * setting.sequence_length
+    if tokens * shape.intermediate_size * number < MAPPED_FROM_BYTES:
+        return 1.0
+    if tokens * shape.hidden_size * number >= MAPPED_FROM_BYTES:
+        return 0.0
+    wide = tokens * number * shape.intermediate_size * (4 if shape.mlp_matrices > 2 else 2)
+    return max(0.0, 1 - wide / layer_bytes(shape, setting, number))
 
 
 def _kept_by_libraries(number: int) -> int:
@@ -354,8 +365,8 @@ _KEPT_FREE = 8 * MIB
 _HOLES, _EMBEDDING_HOLE = 0.25, 0.75
 # Of the blocks of scoring: 262,144 ids took 50 MiB more than the blocks, 49,152 next to nothing more.
 _HEAD_HOLES = 0.5
-# Where freed memory is handed back, and all activations are blocks of the heap: each is cut from a larger piece for its
-# aligned address, and no block of its size fits where it was. Measured with adapters: 0.5 to 0.7.
+# Where freed memory is handed back, of the activations that are blocks of the heap: each is cut from a larger piece for
+# its aligned address, and no block of its size fits where it was. Measured with adapters: 0.5 to 0.7.
 _SMALL_HOLES = 0.6
 # There a phase comes out of a process that has imported what all phases need (engine.run.preloaded), and in half
 # precision kernels and their scratch memory take room between the blocks: the demo's phases took 20 MiB more than a

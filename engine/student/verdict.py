@@ -103,10 +103,20 @@ def _got_worse(report: Mapping[str, Any]) -> str | None:
             f"{last:.2f}, and its loss rose from {before:.3f} to {after:.3f} (the teacher's is {teacher:.3f}). "
             "A --kd_weight below 1 mixes in the labels."
         )
+    if abs(teacher - before) < _LEAST_GAP and first is not None and first < _LEAST_GAP:
+        return (
+            f"The student began as its teacher and moved away from it: its hold-out loss rose from {before:.3f} to "
+            f"{after:.3f}. It had nothing to learn there; a cut of the teacher has."
+        )
     return (
         f"The student got worse: its hold-out loss rose from {before:.3f} to {after:.3f}. "
         "Most often the learning rate is too high or there is too little text; try a lower --learning_rate."
     )
+
+
+def got_worse(report: Mapping[str, Any]) -> bool:
+    """Whether the hold-out loss rose, whatever the reason: more steps of the same kind are no remedy."""
+    return _got_worse(report) is not None
 
 
 def _is_as_before(report: Mapping[str, Any]) -> bool:

@@ -37,6 +37,18 @@ def test_any_model_on_any_text(tmp_path: Path, capsys: Any) -> None:
     assert "continuation" not in told
 
 
+def test_long_documents_are_cut_so_that_several_are_scored(tmp_path: Path, capsys: Any) -> None:
+    """A file of a megabyte is one document for each 131,072 characters: all of the first was scored, for minutes."""
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"{number}.txt").write_text(" ".join([text] * 200))
+    model = str(tiny_model("llama", num_layers=2))
+    assert command.main([model, "--data", str(tmp_path), "--tasks", "--max_tokens", "2000", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["documents"] >= 4, "512 tokens of each at most"
+    assert found["tokens"] == 2000
+    assert 0 < found["figures"]["bits_per_byte"][0] < 50, "the bytes are those of what was scored"
+
+
 def test_what_cannot_be_judged_is_said(tmp_path: Path, capsys: Any) -> None:
     model = str(tiny_model("llama", num_layers=2))
     assert command.main([model]) == 2

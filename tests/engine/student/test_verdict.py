@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.student.verdict import details, doubts, gap_closed, gap_of, headline, in_a_word, is_success, skill
+from engine.student.verdict import (
+    details,
+    doubts,
+    gap_closed,
+    gap_of,
+    got_worse,
+    headline,
+    in_a_word,
+    is_success,
+    skill,
+)
 
 losses = st.floats(min_value=0.0, max_value=20.0, allow_nan=False)
 
@@ -117,6 +127,14 @@ def test_what_a_share_does_not_show_is_not_claimed():
     assert not any("of the way" in line for line in details(report(after=6.9))), "less than nothing of a way"
     unsure = details(report(intervals={"gap_closed": [-0.4, 0.9]}))[0]
     assert unsure == "The hold-out is too small to tell how far its loss went from chance (6.80) to its teacher's."
+
+
+def test_a_student_that_began_as_its_teacher_and_got_worse_is_told_so():
+    away = began(3.43, 0.002, after=3.8, kl=0.36)
+    assert "began as its teacher and moved away from it: its hold-out loss rose from 3.430 to 3.800" in headline(away)
+    assert got_worse(away)
+    assert not is_success(away)
+    assert not got_worse(began(3.43, 0.002, after=3.4301, kl=0.0))
 
 
 def test_a_student_whose_steps_were_skipped_is_not_told_that_they_were_too_small():
