@@ -17,8 +17,9 @@ BUCKET_BYTES = 32 * MIB
 
 # peft brings accelerate and bitsandbytes.
 _PEFT = 58 * MIB
-# A tokenizer in memory, for each id. SmolLM2's takes 55 MiB, one of whole words half of that.
-_TOKENIZER_OF_ID = 1100
+# A tokenizer in memory, for each byte of tokenizer.json: 15 of SmolLM2's, 16 of 262,144 whole words; and for each id
+# where there is no such file.
+_TOKENIZER_OF_BYTE, _TOKENIZER_OF_ID = 16, 1100
 # Layers of a sharded student that are gathered at a time, with the buffer that the next one arrives in.
 _GATHERED_LAYERS = 3
 # Whole gradients of a group while it is added up: its own, FSDP2's buffer, and gloo's copy of that.
@@ -76,9 +77,13 @@ def highest(moments: Moments) -> dict[str, int]:
     return max(moments.values(), key=lambda moment: sum(moment.values()))
 
 
+def _tokenizer_bytes(shape: ModelShape) -> int:
+    return _TOKENIZER_OF_BYTE * shape.tokenizer_bytes or _TOKENIZER_OF_ID * shape.vocab_size
+
+
 def _export(shape: ModelShape, setting: StudentSetting, states: int, copies: int) -> dict[str, int]:
     """The end of the phase: a tokenizer reads the samples; the optimizer's moments and the copies are gone."""
-    tokenizer = _TOKENIZER_OF_ID * shape.vocab_size if setting.device.is_host else 0
+    tokenizer = _tokenizer_bytes(shape) if setting.device.is_host else 0
     return {"gradients": 0, "other": tokenizer, "optimizer": -states, "weights": -copies}
 
 
@@ -211,7 +216,7 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
         "update": {"gradients": gradients, "optimizer": pieces},
         # peft is imported for the adapter's folder, and the tokenizer is loaded, when the moments are gone.
         "export": {
-            "other": _PEFT + _TOKENIZER_OF_ID * shape.vocab_size if setting.device.is_host else 0,
+            "other": _PEFT + _tokenizer_bytes(shape) if setting.device.is_host else 0,
             "optimizer": -states,
         },
     }

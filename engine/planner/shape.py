@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from engine.model_files.adapter_shape import ends_with, is_slim
 from engine.model_files.spec import ModelSpec
@@ -73,6 +74,7 @@ class ModelShape:
         is_quantized: whether the files hold most of the layers in fewer than 16 bits.
         linears: linear layers of the decoder layers; experts, which transformers fuses into one block, are none.
         layers_prefix: path of the decoder layers in the files, as in ``model.layers``.
+        tokenizer_bytes: size of ``tokenizer.json``; 0 where there is none.
     """
 
     name: str
@@ -96,6 +98,7 @@ class ModelShape:
     is_quantized: bool = False
     linears: tuple[LinearShape, ...] = ()
     layers_prefix: str = ""
+    tokenizer_bytes: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -228,7 +231,15 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         is_quantized=_is_quantized(spec),
         linears=_linears(spec),
         layers_prefix=spec.layers_prefix,
+        tokenizer_bytes=_size(spec.path / "tokenizer.json"),
     )
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _has_plain_head(spec: ModelSpec) -> bool:
