@@ -71,17 +71,26 @@ def plain_text(value: object) -> object:
 def plain_path(value: object) -> object:
     """Check a path, or a name that may be one: a text as in :func:`plain_text`, whose ``~name`` is an existing user.
 
+    A file or folder of such a name in the current folder, where no user has it, comes back as an absolute path, as
+    ``./~name`` does.
+
     Raises:
         ValueError: as above, or there is no user of that name.
     """
     value = plain_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
     if isinstance(value, str):
         value = _as_dropped(value)
+    if isinstance(value, str) and value.startswith("./~"):
+        return os.path.abspath(value)  # Path drops the "./", and "~" would be a home folder again
     if isinstance(value, str) and value.startswith("~"):
         try:
             Path(value).expanduser()
         except RuntimeError:
-            raise ValueError(f"the home folder of a user; there is no user {value.split('/')[0]}") from None
+            if os.path.lexists(value):  # a file or folder here of that name
+                return os.path.abspath(value)
+            raise ValueError(
+                f"the home folder of a user; there is no user {value.split('/')[0]} (a folder here is ./{value})"
+            ) from None
     return value
 
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from engine.errors import SettingsError
 from engine.settings.config import RunConfig
 
 
@@ -50,3 +51,17 @@ def test_what_is_pasted_names_the_folder(typed, meant, folder):
     config = RunConfig.parse({"teacher": typed.format(folder), "output_dir": typed.format(folder)})
     for found in (config.teacher, str(config.output_dir)):
         assert found in (meant, os.path.join(folder, meant)), f"{typed!r} was read as {found!r}"
+
+
+@pytest.mark.parametrize("typed", ["~no-user-of-this-name/T", "./~no-user-of-this-name/T", "./~root/T", "./~/T"])
+def test_a_folder_here_that_is_called_like_a_users_home_is_meant(folder, typed):
+    (folder / typed).mkdir(parents=True)
+    config = RunConfig.parse({"teacher": typed, "data": typed, "output_dir": typed})
+    for found in (config.teacher, config.data, str(config.output_dir)):
+        assert os.path.expanduser(found) == str(folder / typed)
+
+
+def test_where_none_is_there_the_way_to_name_one_is_told(folder):
+    with pytest.raises(SettingsError, match=r"a folder here is \./~no-user/new"):
+        RunConfig.parse({"output_dir": "~no-user/new"})
+    assert RunConfig.parse({"output_dir": "./~no-user/new"}).output_dir == folder / "~no-user" / "new"
