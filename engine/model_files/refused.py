@@ -183,6 +183,10 @@ def check_not_packed(folder: Path, config: dict[str, Any], tensors: dict[str, Te
         if packed and any(f"{stem}.{scale}" in tensors for scale in _SCALES):
             how = "MLX's form" if f"{stem}.biases" in tensors else f"{name} is {tensor.dtype}, beside its scales"
             raise _quantised(folder, config, how)
+    for name, tensor in tensors.items():
+        is_matrix = name.endswith(".weight") and len(tensor.shape) > 1
+        if is_matrix and (tensor.dtype in _WHOLE or tensor.dtype.startswith("F8")):
+            raise _quantised(folder, config, f"{name} is {tensor.dtype}, without scales")
 
 
 def _quantised(folder: Path, config: dict[str, Any], how: str) -> ModelError:

@@ -201,6 +201,17 @@ def test_whole_numbers_beside_their_scales_are_quantised_weights(whole: Path, su
     assert "already quantised (" in refused(whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("which", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", ""])
+def test_quantised_weights_without_scales_are_named_so(whole: Path, which: str, dtype: torch.dtype) -> None:
+    weights = load_file(whole / "model.safetensors")
+    weights = {
+        name: value.to(dtype) if value.dim() == 2 and which in name else value for name, value in weights.items()
+    }
+    save_file(weights, whole / "model.safetensors", metadata={"format": "pt"})
+    assert "without scales" in refused(whole)
+
+
 def test_the_model_that_a_quantised_one_was_made_from_is_named(whole: Path) -> None:
     edit(whole / "config.json", quantization_config={"quant_method": "aqlm"}, _name_or_path="someone/big")
     assert "Use the model they were made from (someone/big)" in refused(whole)
