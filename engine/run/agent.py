@@ -54,8 +54,9 @@ class Agent:
         Raises:
             FolderGone: the run's folder is not there any more.
         """
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, self._heard)
+        for number in control.STOPPING_SIGNALS:
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._heard)
         parent = os.getppid()
         try:
             while True:

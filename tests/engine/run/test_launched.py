@@ -14,6 +14,7 @@ import pytest
 from engine.errors import FolderGone
 from engine.ranks import Rank
 from engine.run.agent import Agent
+from engine.run.control import STOPPING_SIGNALS
 from engine.run.launched import Elsewhere, Launch, call_file, rank_file, read, tell_end, write
 from tests.engine.run.test_folder import make_run
 
@@ -87,6 +88,20 @@ def test_rank_that_is_asked_to_end_asks_the_run_to_stop_and_stays_until_it_has(t
     monkeypatch.undo()
     agent._heard(signal.SIGTERM, None)
     assert agent._leaves()
+
+
+def test_rank_hears_the_signals_that_a_run_hears_but_those_that_its_parent_ignores(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in STOPPING_SIGNALS}
+    write(tmp_path / "ranks" / "end.json", LAUNCH, code=3)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        agent = Agent(tmp_path, LAUNCH)
+        assert agent.serve() == 3
+        heard = {number for number in STOPPING_SIGNALS if signal.getsignal(number) == agent._heard}
+        assert heard == {*STOPPING_SIGNALS} - {signal.SIGHUP}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_rank_that_leaves_tells_how_its_phase_ended(tmp_path: Path) -> None:
