@@ -274,11 +274,20 @@ def _alpha(question: Question, answer: Proposal) -> tuple[float | None, str]:
     return given or ALPHA_PER_RANK * rank, "as large as the rank: the adapter's product is added as it is"
 
 
+_REST = 0.3  # of a decoder that is no linear layer; norms and biases are a few per cent
+
+
 def _targets(answer: Proposal) -> str:
     if not answer.student.setting.rank:
         return "only for an adapter"
-    kinds = ", ".join(dict.fromkeys(linear.name.rpartition(".")[2] for linear in answer.shape.adapted(())))
-    return f"all linear layers of the decoder: {kinds}"
+    linears = answer.shape.adapted(())
+    kinds = ", ".join(dict.fromkeys(linear.name.rpartition(".")[2] for linear in linears))
+    covered = sum(linear.rows * linear.columns * linear.share for linear in linears) * answer.shape.num_layers
+    left = 1 - covered / sum(answer.shape.layer_parameters)
+    more = (
+        f"; {left:.0%} of the decoder, such as experts, is no linear layer and stays as it is" if left > _REST else ""
+    )
+    return f"all linear layers of the decoder: {kinds}{more}"
 
 
 def _offload(question: Question, answer: Proposal) -> str:

@@ -204,13 +204,16 @@ def test_the_rank_is_64_where_the_layers_are_large_enough() -> None:
     assert LARGE.adapter_parameters(64, ("q_proj",)) == 64 * 2 * WIDE * 28
 
 
-def test_the_reason_names_the_linear_layers_that_get_an_adapter_and_no_gates(text: Path) -> None:
-    student = str(tiny_architecture("qwen2_moe"))
+@pytest.mark.parametrize("name", ["qwen2_moe", "mixtral", "llama"])
+def test_the_reason_names_the_linear_layers_that_get_an_adapter_and_the_experts_that_do_not(
+    name: str, text: Path
+) -> None:
+    student = str(tiny_architecture(name))
     found = planned(text, teacher=student, student=student, lora_rank=4)
     reason = next(choice.reason for choice in found.choices if choice.field == "lora_targets")
     assert "q_proj" in reason
-    assert "gate," not in reason + ","
-    assert "shared_expert_gate" not in reason
+    assert not {"gate", "shared_expert_gate"} & set(reason.replace(";", ",").split(", "))
+    assert ("such as experts" in reason) == (name != "llama")
 
 
 def test_gates_and_norms_do_not_limit_the_rank() -> None:
