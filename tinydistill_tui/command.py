@@ -19,6 +19,7 @@ from engine.cli.distill import guarded, run_headless
 from engine.run import launch
 from engine.run.folder import Run
 from engine.run.onward import RECORDS, START
+from engine.settings.command import until_of
 from engine.settings.config import SETTINGS, RunConfig
 from tinydistill_tui.ask import ask
 from tinydistill_tui.terminal import screenless
@@ -39,6 +40,8 @@ def _main(words: Sequence[str]) -> int:
     reason = "" if switches.pop("no_tui", False) else screenless.reason()
     asks = switches.pop("ask", False)
     config = launch.config_from(typed) if reason is not None or typed else RunConfig()
+    if reason is None and (config.json_events or config.dry_run):
+        reason = ""  # these are lines
     if reason and not config.json_events:
         sys.stderr.write(f"No screen, {reason}: lines of text instead.\n")
     asks = asks or bool(reason and "attach" not in switches and _needs_answers(config))
@@ -60,12 +63,12 @@ def _main(words: Sequence[str]) -> int:
     from tinydistill_tui.app import run_app
     from tinydistill_tui.terminal.appearance import draws_only_ascii
 
-    attached = Path(switches.pop("attach")) if "attach" in switches else None
+    attached = Path(switches.pop("attach")) if "attach" in switches else config.output_dir if config.resume else None
     if attached is not None:
         Run.open(attached)  # a folder that holds no run is said before the screen is taken
     if draws_only_ascii(sys.stdout.encoding, os.environ.get("TERM", "")):
         switches["ascii"] = True
-    return run_app(config.asked(), attach=attached, source=_source(typed), options=switches)
+    return run_app({**config.asked(), **until_of(config)}, attach=attached, source=_source(typed), options=switches)
 
 
 def _needs_answers(config: RunConfig) -> bool:

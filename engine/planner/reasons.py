@@ -19,11 +19,12 @@ from engine.planner.workload import Text, default_length, effective_rows, whole_
 from engine.ranks import threads_each
 
 NOT_CHOICES = frozenset(
-    {"resume", "use_recommended", "profile", "start_from", "records_from", "demo", "dry_run", "json_events", "until"}
+    {"resume", "use_recommended", "profile", "start_from", "records_from", "demo", "dry_run", "json_events"}
 )
 """Switches of one command; they do not affect the run."""
 
 DEFAULTS: dict[str, str] = {
+    "until": "teacher and student one after the other; teacher stops before the student trains, prepare before both",
     "student_width": "every layer that stays is kept whole",
     "trust_remote_code": "no code out of a model's folder is run",
     "text_field": "found by looking at the data",

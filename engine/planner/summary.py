@@ -12,11 +12,14 @@ from engine.planner.prediction import Plan
 
 def summary(planned: Plan) -> tuple[str, ...]:
     """Describe the teacher's work, the student's work, and the run's disk usage."""
-    sentences = [_teacher(planned)]
+    if planned.settings.until == "prepare":
+        sentences = ["The text is read and divided into rows; no model is run."]
+    else:
+        sentences = [_teacher(planned)]
     if "student" in planned.predicted:
         sentences.append(_student(planned))
     else:
-        sentences.append("The run ends there; a student can learn from the records later.")
+        sentences.append("The run ends there, and can be resumed later.")
     sentences.append(f"The run's folder takes up to {format_bytes(planned.disk_bytes)} on the disk.")
     return tuple(sentences)
 

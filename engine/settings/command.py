@@ -9,10 +9,15 @@ from engine.format import exact_bytes
 from engine.settings.config import SETTINGS, RunConfig
 
 
+def until_of(config: RunConfig) -> dict[str, str]:
+    """Return the phase after which a run stops, as a setting; a run that is made of another one does not inherit it."""
+    return {"until": config.until} if config.until is not None else {}
+
+
 def command_words(config: RunConfig, program: str = "tiny-distill") -> list[str]:
     """The command that asks for the same run, word by word."""
     words = [program]
-    for name, value in config.asked().items():
+    for name, value in {**config.asked(), **until_of(config)}.items():
         if value is True:
             words.append(f"--{name}")
         elif value is False:

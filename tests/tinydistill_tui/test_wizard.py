@@ -351,6 +351,20 @@ async def test_all_settings_are_behind_f6_and_a_contradiction_is_said():
         assert {row.field: row for row in screen._rows}["epochs"].by == "planner"
 
 
+@pytest.mark.parametrize("phase", ["prepare", "teacher"])
+async def test_a_phase_to_stop_after_is_shown_copied_and_given_back(phase, monkeypatch):
+    async with wizard({"demo": True, "until": phase}) as (app, pilot):
+        copied = []
+        monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
+        screen = await to_the_plan(app, pilot)
+        assert "The run ends there, and can be resumed later." in words_of(app)
+        await choose(app, pilot, "until")
+        await pilot.press("y")
+        assert copied == [f"tiny-distill --demo --until {phase}"]
+        await pilot.press("delete")
+        await until(pilot, lambda: screen.up_to_date and "student" in screen.draft.plan.predicted, "it goes on")
+
+
 async def test_copied_command_asks_for_the_same_run(monkeypatch):
     from engine.cli import arguments
 

@@ -118,9 +118,13 @@ def _described(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _teacher_need(planned: Plan) -> str:
+    if "teacher" not in planned.predicted:
+        return "does not score in this run, which only prepares the text"
     how = "streamed layer by layer" if planned.settings.layer_by_layer else "whole in memory"
     return f"scores {how}, peak {format_bytes(planned.predicted['teacher'].peak_bytes)}"
 
 
 def _student_need(planned: Plan) -> str:
+    if "student" not in planned.predicted:
+        return f"does not train in this run, which ends after {planned.settings.until}"
     return f"trains in {format_bytes(planned.predicted['student'].peak_bytes)}"

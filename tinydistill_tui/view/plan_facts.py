@@ -211,7 +211,9 @@ def verdict(planned: Plan, machine: Hardware) -> tuple[str, str]:
     if misfit is not None:
         listed = " · ".join(f"{key}: {words}" for key, words in zip("ab", remedy_words(planned, machine), strict=False))
         return "wrong", f"It does not fit. {misfit.what} " + (f"These do, by key: {listed}" if listed else misfit.todo)
-    spare = min((need.spare_bytes for need in needs(planned, machine)), default=0)
+    settings = planned.settings
+    preparing = min(settings.memory_budget or 0, settings.ram_budget or 0) - planned.prepare_bytes
+    spare = min((need.spare_bytes for need in needs(planned, machine)), default=preparing)
     return "good", f"It fits, with {format_bytes(spare)} to spare."
 
 

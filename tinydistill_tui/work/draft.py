@@ -20,6 +20,7 @@ from engine.disk.files import write_atomic
 from engine.errors import Problem
 from engine.format import exact_bytes
 from engine.planner import Plan
+from engine.settings.command import until_of
 from engine.settings.config import SETTINGS, RunConfig, check_value
 
 _MOST_UNDONE = 200
@@ -147,7 +148,7 @@ class Draft:
             for name in ("teacher", "student")
             if getattr(config, name) is None
         }  # fmt: skip
-        return RunConfig.model_validate({**config.asked(), **named})
+        return RunConfig.model_validate({**config.asked(), **until_of(config), **named})
 
 
 def draft_path() -> Path:
@@ -166,7 +167,8 @@ def budget_text(text: str, free_bytes: int) -> str:
 
 
 def _is_answer(name: str, value: Any) -> bool:
-    known = name in SETTINGS and (SETTINGS[name].group != "command" or (name == "demo" and _as_text(value) == "on"))
+    of_command = name == "until" or (name == "demo" and _as_text(value) == "on")
+    known = name in SETTINGS and (SETTINGS[name].group != "command" or of_command)
     return known and isinstance(value, (str, bool, int, float, Path)) and _as_text(value).strip() != ""
 
 

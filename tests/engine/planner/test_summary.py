@@ -39,3 +39,13 @@ def test_no_more_rows_are_announced_than_the_text_has(tmp_path: Path) -> None:
         assert summary(planned)[0].startswith(f"The teacher reads all rows of the text (about {rows}), ")
         reason = next(choice.reason for choice in planned.choices if choice.field == "samples")
         assert reason == f"you set it. The text has about {rows} rows: all are taken"
+
+
+def test_a_run_that_ends_early_says_what_it_does_and_no_more() -> None:
+    prepare, *_ = summary(plan(RunConfig(demo=True, until="prepare")))
+    assert "no model is run" in prepare
+    teacher, ends, _ = summary(plan(RunConfig(demo=True, until="teacher")))
+    assert teacher.startswith("The teacher reads 1,200 rows")
+    assert ends == "The run ends there, and can be resumed later."
+    choice = next(choice for choice in plan(RunConfig(demo=True)).choices if choice.field == "until")
+    assert choice.value is None, "it stands among the settings, so that the wizard can set it"
