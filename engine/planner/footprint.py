@@ -29,7 +29,7 @@ from engine.planner.moments import (
 )
 from engine.planner.phase_settings import Footprint, StudentSetting, TeacherSetting
 from engine.planner.shape import PRECISION_BYTES, ModelShape
-from engine.planner.sizes import head_chunk_tokens, wave_tokens
+from engine.planner.sizes import head_chunk_tokens, is_large_block, wave_tokens
 
 MIB = 2**20
 
@@ -91,8 +91,9 @@ def teacher_footprint(shape: ModelShape, setting: TeacherSetting) -> Footprint:
     if setting.device.is_host:
         parts["other"] = _teacher_interpreter(shape, setting, number)
         if setting.keeps_memory:
-            # Layers and head leave their holes side by side; a block of logits rarely fits where the one before was.
-            holes = max(min(in_layers, in_head - head_rows), int(_HEAD_HOLES * blocks))
+            # Layers and head leave their holes side by side; a large block of logits does not fit where one was.
+            is_large = is_large_block(shape.vocab_size, head_chunk_tokens(shape.vocab_size))
+            holes = max(min(in_layers, in_head - head_rows), int(_HEAD_HOLES * blocks) if is_large else 0)
             kept = _KEPT_FREE + _kept_by_libraries(number) + holes
             parts["other"] += kept + _kept_from_loading(shape, setting, number)
         return Footprint(parts, sum(parts.values()), mapped)
@@ -363,7 +364,7 @@ _DISTRIBUTED = 40 * MIB
 # They are fitted to 19 settings of both phases in fp32, whose predictions are then 0.94 to 1.08 of the peaks.
 _KEPT_FREE = 8 * MIB
 _HOLES, _EMBEDDING_HOLE = 0.25, 0.75
-# Of the blocks of scoring: 262,144 ids took 50 MiB more than the blocks, 49,152 next to nothing more.
+# Of the blocks of scoring where they are large: 262,144 ids took 50 MiB more than the blocks, 16,384 and 49,152 none.
 _HEAD_HOLES = 0.5
 # Where freed memory is handed back, of the activations that are blocks of the heap: each is cut from a larger piece for
 # its aligned address, and no block of its size fits where it was. Measured with adapters: 0.5 to 0.7.

@@ -62,7 +62,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {
             "hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1024, "num_attention_heads": 6,
-            "num_key_value_heads": 2, "vocab_size": 16_384,
+            "num_key_value_heads": 2, "vocab_size": 16_384, "max_position_embeddings": 8_192,
         },
     ),
     "qwen2-16m-tied": (
@@ -180,7 +180,21 @@ CASES = (
     _student("llama-22m", sequence_length=64, gradient_accumulation=8),
     _teacher("llama-17m-262k"),
     _student("llama-17m-262k", optimizer="adamw-8bit", precision="bf16"),
+    # Adapters: whole, streamed, and with activations of which some are blocks of the heap.
+    _student("llama-22m", sequence_length=64, student_batch=8, lora_rank=16),
+    _student("llama-22m", sequence_length=512, student_batch=1, gradient_accumulation=8, lora_rank=16),
+    _student(
+        "llama-22m",
+        sequence_length=64,
+        student_batch=8,
+        lora_rank=16,
+        student_layer_by_layer=True,
+        gradient_checkpointing=True,
+    ),
     # Freed memory is kept.
+    _teacher("llama-17m-262k", keep_memory=True),
+    _student("llama-17m-262k", student_batch=2, lora_rank=16, keep_memory=True),
+    _student("llama-17m-262k", student_batch=2, optimizer="adamw-8bit", keep_memory=True),
     _teacher("neox-29m", keep_memory=True),
     _teacher("pythia-70m", teacher_batch=16, keep_memory=True),
     _teacher("pythia-70m", layer_by_layer=True, keep_memory=True),

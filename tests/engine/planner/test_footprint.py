@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.machine.device import Device
-from engine.planner.footprint import student_footprint, teacher_footprint
+from engine.planner.footprint import _small_share, student_footprint, teacher_footprint
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.prediction import PARTS
 from tests.engine.planner.machines import MIB, PYTHIA_70M, PYTHIA_410M, pythia
@@ -114,3 +114,23 @@ def test_libraries_have_room_on_a_gpu() -> None:
     plain, nf4 = (teacher_footprint(PYTHIA_410M, replace(there, quantization=kind)) for kind in ("none", "nf4"))
     assert plain.parts["other"] >= 64 * MIB
     assert nf4.parts["other"] > plain.parts["other"], "a matrix is unpacked before it is multiplied"
+
+
+def test_small_activations_leave_holes_by_their_share_where_memory_is_handed_back() -> None:
+    """Blocks of the heap are those below 1 MiB; adapters of 512 tokens of 512 numbers were planned without any."""
+    adapter = replace(STUDENT, rank=8, sequence_length=64)
+    model = replace(PYTHIA_70M, hidden_size=512, intermediate_size=2048)
+    shares = [_small_share(model, replace(adapter, batch=batch), 4) for batch in (1, 4, 16)]
+    assert shares[0] == 1
+    assert 0.2 < shares[1] < 0.8
+    assert shares[2] == 0
+
+
+def test_a_tokenizer_is_counted_by_its_file_and_by_its_ids_where_there_is_none() -> None:
+    lean = replace(STUDENT, batch=1, optimizer="adamw-8bit", cpu_offload=True)
+    small = pythia(64, 2, 2)
+    none, few, many = (
+        student_footprint(replace(small, tokenizer_bytes=size), lean).peak_bytes for size in (0, 1 * MIB, 40 * MIB)
+    )
+    assert few < none < many
+    assert many - few > 500 * MIB
