@@ -37,7 +37,9 @@ async def test_result_comes_first_and_every_number_is_the_reports(runs_folder):
 
 async def test_student_past_its_teacher_has_a_sentence_of_its_own(runs_folder):
     path = make_run(runs_folder, scene="done")
-    report = {**REPORT, "gap_closed": 1.45, "student_after": {**REPORT["student_after"], "holdout_loss": 1.95}}
+    after = {**REPORT["student_after"], "holdout_loss": 1.95}
+    intervals = {**REPORT.get("intervals", {}), "loss_beyond_teacher": [-0.21, -0.1]}
+    report = {**REPORT, "gap_closed": 1.45, "student_after": after, "intervals": intervals}
     (path / "report.json").write_text(json.dumps(report))
     async with watching(path) as (app, _):
         assert "✓ The student went past its teacher: hold-out loss 1.950, the teacher's 2.104." in text_of(app)

@@ -118,6 +118,7 @@ async def test_narrow_window_shows_whole_keys_and_help_among_them(runs_folder):
     path = make_run(runs_folder)
     with held(path):
         async with watching(path) as (app, pilot):
+            await until(pilot, lambda: app.screen.query(FooterKey), "the keys are there")
             before = [key.description for key in app.screen.query(FooterKey)]
             for width in (60, 40, 24, 16, 40, 80):
                 await pilot.resize_terminal(width, 24)

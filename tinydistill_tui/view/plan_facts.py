@@ -179,19 +179,18 @@ def needs(planned: Plan, machine: Hardware) -> list[Need]:
 
 
 def cost(planned: Plan, machine: Hardware, width: int) -> str:
-    """Disk and time in a line; the phases' own times where there is room for them."""
+    """Disk and time in a line; the phases' own times where there is room for them, that of the preparation last."""
     parts = [f"Disk {format_bytes(planned.disk_bytes)} of {format_bytes(machine.disk_free_bytes)}"]
     spans = [f"{phase_noun(phase)} {format_duration(figures.seconds)}" for phase, figures in planned.predicted.items()]
-    if planned.prepare_seconds:
-        spans.insert(0, f"{phase_noun('prepare')} {format_duration(planned.prepare_seconds)}")
+    before = [f"{phase_noun('prepare')} {format_duration(planned.prepare_seconds)}"] if planned.prepare_seconds else []
     total = planned.prepare_seconds + sum(figures.seconds for figures in planned.predicted.values())
     error = planned.prepare_seconds_error + sum(figures.seconds_error for figures in planned.predicted.values())
     if planned.total_steps is None:
         parts.append("Time is known when the text is read")
     elif spans:
         whole = f"Time {format_duration(total)} ± {format_duration(error)}"
-        each = f"{whole} ({', '.join(spans)})"
-        parts.append(each if len(parts[0]) + 3 + len(each) <= width else whole)
+        lines = (*(f"{whole} ({', '.join(each)})" for each in ([*before, *spans], spans)), whole)
+        parts.append(next((line for line in lines if len(parts[0]) + 3 + len(line) <= width), whole))
     return " · ".join(parts)
 
 
