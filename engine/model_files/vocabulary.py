@@ -277,6 +277,7 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[str], list[str], dict[st
     for pattern, todo in (
         ("*.model", f"Convert it once; this writes tokenizer.json: {_save_again(folder)}"),
         ("*.tiktoken", "Use a copy of the model that has a tokenizer.json."),
+        ("tekken.json", "Use a copy of the model that has a tokenizer.json."),  # Mistral's own
     ):
         if pieces := sorted(file.name for file in folder.glob(pattern)):
             raise ModelError(

@@ -205,6 +205,14 @@ def test_a_sentencepiece_model_alone_is_refused_with_the_way_to_convert_it(tmp_p
     assert "save_pretrained" in caught.value.todo
 
 
+@pytest.mark.parametrize("name", ["qwen.tiktoken", "tekken.json"])
+def test_a_tokenizer_in_another_programs_format_is_named(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError, match=f"only there as {name}") as caught:
+        read_vocabulary(tmp_path)
+    assert "a copy of the model that has a tokenizer.json" in caught.value.todo
+
+
 def test_no_tokenizer_at_all(tmp_path):
     with pytest.raises(ModelError, match="There is no tokenizer"):
         read_vocabulary(tmp_path)
