@@ -108,7 +108,7 @@ def python_with_llama_cpp() -> str:
     return python
 
 
-def ask(jobs: list[dict[str, Any]], positions: int = 16) -> list[dict[str, Any]]:
+def ask(jobs: list[dict[str, Any]], positions: int | None = None) -> list[dict[str, Any]]:
     """Load files in llama.cpp, one after the other.
 
     Args:
@@ -116,7 +116,7 @@ def ask(jobs: list[dict[str, Any]], positions: int = 16) -> list[dict[str, Any]]
             (tokenized with special tokens and the begin-of-text token that the file asks for), ``ends`` (ids which may
             end an answer), ``messages`` (a conversation, answered greedily with at most ``most`` tokens) and ``room``
             (tokens of the context).
-        positions: the last ones of ``ids``, whose probabilities are told.
+        positions: the last ones of ``ids`` whose probabilities are told; None is all of them.
 
     Returns:
         For each what llama.cpp knows of the vocabulary, and ``log_probs`` [positions, vocabulary] float32, ``new``,
@@ -124,7 +124,7 @@ def ask(jobs: list[dict[str, Any]], positions: int = 16) -> list[dict[str, Any]]
     """
     python = python_with_llama_cpp()
     with tempfile.TemporaryDirectory(dir=scratch()) as place:
-        given = [{**job, "file": str(job["file"]), "positions": positions} for job in jobs]
+        given = [{**job, "file": str(job["file"]), "positions": positions or len(job.get("ids", ()))} for job in jobs]
         (Path(place) / "jobs").write_text(json.dumps(given))
         done = subprocess.run(
             [python, "-c", _PROGRAM, "jobs", "out"], capture_output=True, text=True, timeout=500, cwd=place

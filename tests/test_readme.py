@@ -21,6 +21,11 @@ def test_the_table_of_settings_is_what_the_program_has():
     assert with_table(README) == README, "run: python -m engine.cli.settings_table README.md"
 
 
+def test_the_build_of_torch_that_the_readme_recommends_is_one_that_is_accepted():
+    (bound,) = re.findall(r'"torch>=[0-9.]+,(<[0-9.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert f"pip install 'torch{bound}' --index-url" in README
+
+
 def test_every_flag_that_the_readme_names_exists():
     own = {
         "no_tui",

@@ -114,12 +114,12 @@ def _write_ollama(model: Path, out: Path, weight_type: str) -> None:
 def _tell_windows(model: Path) -> None:
     if has_unusual_windows(_config_of(model)):
         print(
-            "Its layers have sliding windows in another order than its architecture usually has, and the file says so."
+            "Its layers have sliding windows in another order than its architecture usually has. The file says so, and"
         )
         print(
-            "Programs that do not read this compute another model: llama.cpp needs a version of October 2026 or later,"
+            "a program that does not read this computes another model: llama.cpp of May 2026 does not, of October 2026"
         )
-        print("and Ollama one that is built on it. Compare an answer with tiny-distill-chat's.")
+        print("does, and Ollama does if it is built on such a version. Compare an answer with tiny-distill-chat's.")
 
 
 def _exact_tokens(model: Path) -> int | None:

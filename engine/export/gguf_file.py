@@ -7,7 +7,6 @@ vectors stay float32, as llama.cpp wants them.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from engine.disk.files import NO_ROOM, commit_file, fsync_file, no_room
 from engine.errors import ModelError
+from engine.export.place import temporary_for
 from engine.export.vocabulary import add_vocabulary, model_name
 from engine.model_files.gguf.architectures import architecture_of, extra_tensors
 from engine.model_files.gguf.numbers import Config, check
@@ -49,7 +49,7 @@ def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
     architecture = architecture_of(read_json(folder / "config.json"))
     config = read_config(folder, trust_remote_code=False).to_dict()  # no model with code of its own can be written
     check(config)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(out)
     writer = gguf.GGUFWriter(temporary, architecture.name)
     try:
         writer.add_type(gguf.GGUFType.MODEL)

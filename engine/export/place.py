@@ -6,8 +6,10 @@ A failed export leaves what was there before, and no part of a model. Knows noth
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ _OF_A_MODEL = (
     "special_tokens_map.json", "added_tokens.json", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
 )  # fmt: skip
 _LAST = "config.json"  # a folder without one is not taken for a model
+_ABANDONED_SECONDS = 600  # a writer on another machine of a shared folder changes its file more often
 
 
 def check_place(out: Path, *, is_folder: bool, force: bool, sources: Sequence[Path]) -> None:
@@ -52,6 +55,20 @@ def check_place(out: Path, *, is_folder: bool, force: bool, sources: Sequence[Pa
         raise FolderError(f"{out} cannot be written.", f"{there} is read-only for this user.", another)
 
 
+def temporary_for(out: Path) -> Path:
+    """Return a path beside an export for what is not whole yet, and remove what killed exports to the same place left.
+
+    The remains of a large model take as much of the disk as the model.
+    """
+    for left_behind in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if time.time() - max(path.stat().st_mtime for path in (left_behind, *left_behind.rglob("*"))) > (
+                _ABANDONED_SECONDS
+            ):
+                shutil.rmtree(left_behind) if left_behind.is_dir() else left_behind.unlink()
+    return out.with_name(f".{out.name}.{os.getpid()}.tmp")
+
+
 @contextlib.contextmanager
 def folder_written_whole(out: Path) -> Iterator[Path]:
     """Give a new folder to write to, whose files are in ``out`` at the end of the context.
@@ -61,7 +78,7 @@ def folder_written_whole(out: Path) -> Iterator[Path]:
     Raises:
         DiskFull: there was no room; ``out`` is as it was.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(out)
     try:
         make_folder(out.parent)
         temporary.mkdir()

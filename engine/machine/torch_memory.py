@@ -62,9 +62,14 @@ def _rounded(import_bytes: int) -> int:
 
 
 def _path() -> Path:
-    parts = [_version_file(), sys.version_info[:2]]
-    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
-    return places.cache() / f"torch-{digest}.json"
+    return places.cache() / f"torch-{_digest(_version_file())}.json"
+
+
+@cache
+def _digest(version: str) -> str:
+    """A name for an installation of torch."""
+    parts = [version, sys.version_info[:2]]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
 
 
 def _is_for_a_gpu() -> bool:

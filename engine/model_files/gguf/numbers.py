@@ -114,8 +114,8 @@ def exact_tokens(config: Config) -> int | None:
 def has_unusual_windows(config: Config) -> bool:
     """Whether a Gemma's layers slide in another order than its architecture has by itself, as those of a cut student.
 
-    The file says so (``sliding_window_pattern``). Many programs do not read that key for Gemma: llama.cpp's versions of
-    the middle of 2026 compute the usual order, or end where a Gemma 3 has no layer without a window.
+    The file says so (``sliding_window_pattern``). Not every program reads that key for Gemma: llama.cpp of May 2026
+    computes the usual order, or ends where a Gemma 3 has no layer without a window.
     """
     kind = str(config["model_type"])
     if kind not in _WINDOW_EVERY:

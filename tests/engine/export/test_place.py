@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def test_a_disk_without_room_leaves_what_was_there(wanted: str, source: str, req
         assert "tmp" not in told.value.what.removeprefix(f"There was no room to write {tmp_path}")
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
         assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("wanted", FORMATS)
+def test_what_a_killed_export_left_is_removed_by_the_next_one(wanted: str, model: Path, tmp_path: Path) -> None:
+    out, hours_ago = tmp_path / "out[1]", time.time() - 7200
+    dead, dead_file, alive, others = (
+        tmp_path / name for name in (".out[1].3.tmp", ".out[1].4.tmp", ".out[1].5.tmp", ".out1.3.tmp")
+    )
+    for folder in (dead, alive, others):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"0")
+    dead_file.write_bytes(b"0")
+    for path in (dead / "model.safetensors", dead, dead_file, others / "model.safetensors", others, alive):
+        os.utime(path, (hours_ago, hours_ago))  # of the one that is alive, a file was written just now
+    run(model, "--format", wanted, "--out", out)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".out1.3.tmp", ".out[1].5.tmp"]
 
 
 @pytest.mark.parametrize("wanted", FORMATS)
