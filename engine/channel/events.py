@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from engine.channel import last_word
 from engine.channel.words import log_line
 
 Event = dict[str, Any]
+
+_LAST = frozenset({"error", "run_finished"})
+"""Events without which a reader takes the run for one that was killed."""
 
 
 class EventWriter:
@@ -31,17 +34,23 @@ class EventWriter:
         path: the events file; made when it is missing.
         phase: goes into every event, where given.
         log_path: the file for a user; none when None.
+        make_room: frees a little room on a full disk, for the events that tell how the run ended.
     """
 
-    def __init__(self, path: Path, *, phase: str | None = None, log_path: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, *, phase: str | None = None, log_path: Path | None = None,
+        make_room: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.phase = phase
+        self._make_room = make_room
         self._file = _Appended(path)
         self._log = _Appended(log_path) if log_path else None
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event.
 
-        A failed write loses the event but does not end the run: the phase's own writes report a full disk.
+        A failed write loses the event but does not end the run: the phase's own writes report a full disk. For what
+        ended the run, room is made.
         """
         event: Event = {"time": round(time.time(), 3), "kind": kind}
         if self.phase is not None and "phase" not in fields:
@@ -49,7 +58,10 @@ class EventWriter:
         event.update(fields)
         if kind == "error":
             last_word.say(event)
-        self._file.append(json.dumps(_finite(event), ensure_ascii=False, default=str))
+        words = json.dumps(_finite(event), ensure_ascii=False, default=str)
+        if not self._file.append(words) and kind in _LAST:
+            self._make_room()
+            self._file.append(words)
         if self._log is not None and (line := log_line(event)) is not None:
             clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.time))
             self._log.append(f"{clock} {line.level:7} {line.text}")
@@ -133,13 +145,15 @@ class _Appended:
         # The last writer was killed in mid-line, or the disk was full.
         self._is_torn = bool(size) and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
-    def append(self, line: str) -> None:
+    def append(self, line: str) -> bool:
+        """Append a line; returns whether all of it was written."""
         data = (b"\n" if self._is_torn else b"") + line.encode("utf-8", "replace") + b"\n"
         try:
             written = os.write(self._descriptor, data)
         except OSError:  # full, over its quota, read-only by now, failed: the next write of the work itself tells
-            return
+            return False
         self._is_torn = written < len(data)
+        return not self._is_torn
 
     def close(self) -> None:
         os.close(self._descriptor)

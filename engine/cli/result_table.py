@@ -13,7 +13,7 @@ from engine.format import format_bytes
 from engine.phase_kinds import PHASES, phase_noun
 from engine.run.afterwards import FILE, about_the_student, next_steps
 from engine.run.report import MEASURES, compute_unit, cost_in_words, one_line, speed_in_words
-from engine.student.verdict import details, got_worse, headline
+from engine.student.verdict import details, headline
 
 
 def show_result(report: dict[str, Any], path: Path) -> None:
@@ -46,7 +46,7 @@ def show_result(report: dict[str, Any], path: Path) -> None:
         *about_the_student(report, path),
         f"The report:  {path / 'report.md'}",
         f"Talk to it:  {steps['talk']}",
-        *([] if got_worse(report) else [f"Longer:      {steps['longer']}"]),
+        *[f"{word:12} {steps[key]}" for word, key in (("Longer:", "longer"), ("Again:", "again")) if key in steps],
         f"More:        {path / FILE} (transformers, llama.cpp, Ollama, a second student)",
     ]
     for line in lines:

@@ -34,9 +34,11 @@ from engine.errors import (
     EXIT_RECORDS_MISSING,
     EXIT_TOKENS_DAMAGED,
     BadNumbers,
+    ModelError,
     RankLost,
     RecordsMissing,
     RequestError,
+    RunFailed,
     Stopped,
     TinyDistillError,
     TokensDamaged,
@@ -69,8 +71,7 @@ def main(words: list[str] | None = None) -> int:
         run = Run.open(Path(folder))
         job = run.job(name)
         rank = Rank.of_phase(os.environ)
-        writer = _OfRank if rank.number else EventWriter
-        events = writer(run.events_path, phase=name, log_path=run.log_path)
+        events = _OfRank(run.events_path, phase=name, log_path=run.log_path) if rank.number else run.event_writer(name)
     except (TinyDistillError, OSError) as error:
         said = error if isinstance(error, TinyDistillError) else unwritable(Path(folder), error)
         last_word.say({"what": said.what, "why": said.why, "todo": said.todo})
@@ -122,6 +123,7 @@ def _say(error: Exception, job: Job, run: Run, events: EventWriter) -> int:
         return EXIT_OVERFLOWED
     events.text(traceback.format_exc())
     said = run.vanished() or (error if isinstance(error, TinyDistillError) else _in_our_words(error, job.name, run))
+    said = _as_failure(said, run)
     events.write("error", what=said.what, why=said.why, todo=said.todo or _default_todo(said, run))
     return said.exit_code
 
@@ -136,6 +138,13 @@ def _body(job: Job) -> Callable[[Run, Job, Channel], None]:
     kind = KINDS[job.kind]
     body: Callable[[Run, Job, Channel], None] = getattr(import_module(kind.module), kind.function)
     return body
+
+
+def _as_failure(error: TinyDistillError, run: Run) -> TinyDistillError:
+    """A model that was read when the run was prepared and cannot be read now is no wrong request: the run failed."""
+    if not isinstance(error, ModelError) or run.result("prepare") is None:
+        return error
+    return RunFailed(error.what, error.why, error.todo)
 
 
 def _default_todo(error: TinyDistillError, run: Run) -> str:

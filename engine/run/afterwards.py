@@ -18,7 +18,7 @@ from engine.model_files.spec import ModelSpec, read_spec
 from engine.run.onward import cache_of, from_the_student, second_student
 from engine.settings.config import RunConfig
 from engine.settings.describe import layer_count
-from engine.student.verdict import headline
+from engine.student.verdict import headline, why_worse
 from engine.talk.speed import speeds
 
 FILE = "next.txt"
@@ -30,6 +30,8 @@ _LOAD_AND_PRINT = (
 )
 FIRST_WORDS = "Once upon a time"
 _NEXT_RATE = 0.3  # of the learning rate, for a student that has learned already
+_LOWER_RATE = 0.1  # of the learning rate, for a student that got worse
+_SOME_LABELS = 0.5  # of the loss, where the teacher is worse on this text than the student was
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class NextStep:
     """One next step.
 
     Attributes:
-        key: ``talk``, ``beside``, ``transformers``, ``gguf``, ``ollama``, ``longer``, ``onward``, ``another``,
-            ``cache`` or ``folder``.
+        key: ``again``, ``talk``, ``beside``, ``transformers``, ``gguf``, ``ollama``, ``longer``, ``onward``,
+            ``another``, ``cache`` or ``folder``.
         title: what it does.
         words: the command, word by word.
         then: what is typed after it, in the same line; empty where the command does it all.
@@ -60,6 +62,8 @@ class NextStep:
 def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
     """Return the next steps, the most likely first; each line is a complete command.
 
+    A student that got worse is trained again in another way; it is no start for more training.
+
     Args:
         report: the run's report.
         path: the run's folder.
@@ -67,11 +71,10 @@ def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
     config = _part(report, "config")
     run, student = str(path), str(path / "student")
     name = _tag(path.name)
-    steps, epochs = _number(config.get("steps")), _number(config.get("epochs")) or 1
-    more, times = ("steps", int(2 * steps)) if steps else ("epochs", int(2 * epochs))
     modelfile = shlex.quote(str(path / "ollama" / "Modelfile"))
-    asked = _asked(report)
+    asked, worse = _asked(report), _why_worse(report)
     return [
+        *(_again(config, asked, path, worse) if worse else []),
         NextStep("talk", "Talk to the student", ("tiny-distill-chat", run)),
         NextStep("beside", "Talk to it beside its teacher", ("tiny-distill-chat", run, "--beside", "teacher")),
         NextStep(
@@ -86,13 +89,7 @@ def next_steps(report: Mapping[str, Any], path: Path) -> list[NextStep]:
             ("tiny-distill-export", run, "--format", "ollama"),
             f"ollama create {name} -f {modelfile} && ollama run {name}",
         ),
-        NextStep(
-            "longer",
-            f"Train it longer, to {times:,} {more}",
-            ("tiny-distill", "--resume", "--output_dir", run, f"--{more}", str(times)),
-            values={"resume": True, "output_dir": run, more: times},
-        ),
-        *_start_from(config, asked, path),
+        *([] if worse else [_longer(config, run), *_start_from(config, asked, path)]),
         *_another_student(config, asked, path),
         NextStep("cache", "Inspect the records", ("tiny-distill-cache", "inspect", str(cache_of(path, config)))),
         NextStep("folder", "Open the run's folder", ("cd", run)),
@@ -142,6 +139,34 @@ def in_words(report: Mapping[str, Any], path: Path) -> str:
     return "\n".join(lines)
 
 
+def _longer(config: Mapping[str, Any], run: str) -> NextStep:
+    """The same run with twice the steps."""
+    steps, epochs = _number(config.get("steps")), _number(config.get("epochs")) or 1
+    more, times = ("steps", int(2 * steps)) if steps else ("epochs", int(2 * epochs))
+    return NextStep(
+        "longer",
+        f"Train it longer, to {times:,} {more}",
+        ("tiny-distill", "--resume", "--output_dir", run, f"--{more}", str(times)),
+        values={"resume": True, "output_dir": run, more: times},
+    )
+
+
+def _again(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path, worse: str) -> list[NextStep]:
+    """The same student from the same records, trained in the way that the verdict advises."""
+    rate = _number(config.get("learning_rate"))
+    if worse == "same" or (worse == "steps" and rate is None):
+        return []
+    title, changed = "Train it again from the same records, with labels mixed in", {"kd_weight": _SOME_LABELS}
+    if worse == "steps" and rate is not None:
+        title = "Train it again from the same records, with a lower learning rate"
+        changed = {"learning_rate": float(f"{rate * _LOWER_RATE:.1e}")}
+    names = ("student", "student_layers", "lora_targets")
+    same = {name: config[name] for name in names if config.get(name) is not None}
+    if config.get("student_width") not in (None, 1, 1.0):
+        same["student_width"] = config["student_width"]
+    return _from_the_records("again", title, {**same, **changed}, config, asked, path)
+
+
 def _start_from(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> list[NextStep]:
     """Another run that begins with this student, a little more slowly."""
     rate = _number(config.get("learning_rate"))
@@ -161,14 +186,31 @@ def _another_student(config: Mapping[str, Any], asked: Mapping[str, Any], path: 
     layers = config.get("student_layers")
     count = layer_count(layers) if isinstance(layers, int | str) else None
     given = {"student_layers": max(1, count - 1)} if count else {}
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    title = "Train a second student from the same records"
+    return _from_the_records("another", title, given, config, asked, path)
+
+
+def _from_the_records(
+    key: str, title: str, given: Mapping[str, Any], config: Mapping[str, Any], asked: Mapping[str, Any], path: Path
+) -> list[NextStep]:
+    words = [word for name, value in given.items() for word in (f"--{name}", _typed(value))]
     try:
         values = second_student(path, config, asked, given)
         RunConfig.parse(values)
     except TinyDistillError:  # of another version, or changed by hand
         return []
-    title = "Train a second student from the same records"
-    return [NextStep("another", title, ("tiny-distill", "--records_from", str(path), *words), values=values)]
+    return [NextStep(key, title, ("tiny-distill", "--records_from", str(path), *words), values=values)]
+
+
+def _typed(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _why_worse(report: Mapping[str, Any]) -> str | None:
+    try:
+        return why_worse(report)
+    except (KeyError, TypeError, ValueError):  # of another version, or changed by hand
+        return None
 
 
 def _asked(report: Mapping[str, Any]) -> dict[str, Any]:

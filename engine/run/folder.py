@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from engine.channel.events import EventWriter
 from engine.disk import file_lock
 from engine.disk.files import make_folder, remove_leftovers, write_atomic
 from engine.disk.named_path import named_path
@@ -331,6 +332,10 @@ class Run:
             self.info["jobs"] = jobs_to_json(with_values(self.jobs, values))
         except ValueError as error:
             raise _of_another_version(self.path) from error
+
+    def event_writer(self, phase: str | None = None) -> EventWriter:
+        """Return a writer to this run's events and log; on a full disk, the last events take the lock's room."""
+        return EventWriter(self.events_path, phase=phase, log_path=self.log_path, make_room=self._lock.give_room)
 
     def lock(self) -> AbstractContextManager[int]:
         """Hold the run; see :meth:`engine.run.run_lock.RunLock.held`."""

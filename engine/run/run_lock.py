@@ -13,6 +13,8 @@ from engine.disk import file_lock
 from engine.errors import FolderError
 
 _ORPHAN_SECONDS = 30.0  # a phase whose supervisor was killed ends within 10
+_ROOM_BYTES = 1 << 14  # for a run's last events, on a disk that other programs have filled
+_WITHOUT_ROOM_BYTES = 32  # of the process id and the line's end
 
 
 class RunLock:
@@ -49,7 +51,7 @@ class RunLock:
                 time.sleep(0.05)
             with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
                 os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()}\n".encode())
+                os.write(descriptor, f"{os.getpid()}\n".encode().ljust(_ROOM_BYTES, b"\n"))
             try:
                 yield descriptor
             finally:
@@ -57,6 +59,11 @@ class RunLock:
                     file_lock.drop_marker(self.path)
         finally:
             os.close(descriptor)
+
+    def give_room(self) -> None:
+        """Free the blocks that the lock's file keeps, so that a full disk takes the run's last events."""
+        with contextlib.suppress(OSError):
+            os.truncate(self.path, min(_WITHOUT_ROOM_BYTES, self.path.stat().st_size))
 
     def _try_lock(self, descriptor: int) -> bool:
         try:

@@ -110,7 +110,7 @@ class Supervisor:
         run, launch = self.run, Launch.of(os.environ)
         with run.lock() as lock, announced(run.path):
             resumed = run.events_path.exists() and run.events_path.stat().st_size > 0
-            events = EventWriter(run.events_path, log_path=run.log_path)
+            events = run.event_writer()
             control = RunControl(run.control_path, events, tied_to=self.tied_to)
             control.listen()
             events.write(

@@ -94,29 +94,49 @@ def headline(report: Mapping[str, Any]) -> str:
 def _got_worse(report: Mapping[str, Any]) -> str | None:
     """The sentence of a loss that rose; None where it did not. A worse teacher is followed at this price."""
     teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
+    match why_worse(report):
+        case "teacher":
+            first, last = _kl(report, "student_before"), _kl(report, "student_after")
+            return (
+                f"The student came closer to a teacher that is worse on this text than it was: KL {first:.2f} to "
+                f"{last:.2f}, and its loss rose from {before:.3f} to {after:.3f} (the teacher's is {teacher:.3f}). "
+                "A --kd_weight below 1 mixes in the labels."
+            )
+        case "same":
+            return (
+                f"The student began as its teacher and moved away from it: its hold-out loss rose from {before:.3f} to "
+                f"{after:.3f}. It had nothing to learn there; a cut of the teacher has."
+            )
+        case "steps":
+            return (
+                f"The student got worse: its hold-out loss rose from {before:.3f} to {after:.3f}. "
+                "Most often the learning rate is too high or there is too little text; try a lower --learning_rate."
+            )
+        case _:
+            return None
+
+
+def why_worse(report: Mapping[str, Any]) -> str | None:
+    """Why a student's hold-out loss rose; None where it did not.
+
+    Returns:
+        ``teacher`` (it came closer to a worse one), ``same`` (it began as its teacher), or ``steps`` (their size or
+        their number).
+    """
+    teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
     if after - before < _LEAST_GAP:
         return None
     first, last = _kl(report, "student_before"), _kl(report, "student_after")
     if teacher - before >= _LEAST_GAP and first is not None and last is not None and last < first:
-        return (
-            f"The student came closer to a teacher that is worse on this text than it was: KL {first:.2f} to "
-            f"{last:.2f}, and its loss rose from {before:.3f} to {after:.3f} (the teacher's is {teacher:.3f}). "
-            "A --kd_weight below 1 mixes in the labels."
-        )
+        return "teacher"
     if abs(teacher - before) < _LEAST_GAP and first is not None and first < _LEAST_GAP:
-        return (
-            f"The student began as its teacher and moved away from it: its hold-out loss rose from {before:.3f} to "
-            f"{after:.3f}. It had nothing to learn there; a cut of the teacher has."
-        )
-    return (
-        f"The student got worse: its hold-out loss rose from {before:.3f} to {after:.3f}. "
-        "Most often the learning rate is too high or there is too little text; try a lower --learning_rate."
-    )
+        return "same"
+    return "steps"
 
 
 def got_worse(report: Mapping[str, Any]) -> bool:
     """Whether the hold-out loss rose, whatever the reason: more steps of the same kind are no remedy."""
-    return _got_worse(report) is not None
+    return why_worse(report) is not None
 
 
 def _is_as_before(report: Mapping[str, Any]) -> bool:
@@ -156,7 +176,7 @@ def is_success(report: Mapping[str, Any]) -> bool:
     """Whether the first sentence tells of a student that learned from a teacher who knew the text."""
     teacher, after = (_loss(report, name) for name in ("teacher", "student_after"))
     chance = (report.get("chance") or {}).get("holdout_loss")
-    no_gain = _is_as_before(report) or _got_worse(report) is not None or (chance is not None and after >= chance)
+    no_gain = _is_as_before(report) or got_worse(report) or (chance is not None and after >= chance)
     return not no_gain and _doubt(teacher, chance) is None
 
 

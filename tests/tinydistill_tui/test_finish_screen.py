@@ -7,6 +7,7 @@ from engine.disk import places
 from engine.run.afterwards import next_steps
 from engine.run.report import in_words
 from engine.settings import profiles
+from engine.settings.command import resume_command
 from tests.tinydistill_tui.fixtures import REPORT, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui.app import TinyDistillApp
@@ -234,3 +235,18 @@ def test_a_teacher_that_had_nothing_to_score_has_no_memory_to_compare():
     assert told["score"] == "every row had its records already"
     assert "peak" in told["train"]
     assert "| 0 |" not in in_words(report, "a-run")
+
+
+def test_a_change_of_many_times_is_told_as_a_factor():
+    worse = {**REPORT, "student_after": {**REPORT["student_after"], "perplexity": 18.5e9, "kl_to_teacher": 21.68}}
+    changes = {row[0]: row[-1] for row in result.table(worse)}
+    assert (changes["perplexity"], changes["KL to the teacher"]) == ("× 1.0e+09", "× 29")
+
+
+async def test_failed_run_shows_the_command_that_resumes_it_and_copies_it(runs_folder):
+    path = make_run(runs_folder, scene="failed")
+    async with watching(path) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "the end")
+        assert resume_command(path).replace(" ", "") in "".join(lines_of(app)).replace(" ", "").replace("\n", "")
+        await pilot.press("y")
+        assert app.clipboard == resume_command(path)

@@ -24,6 +24,7 @@ from engine.format import format_duration
 from engine.run import launch
 from engine.run.afterwards import FILE, FIRST_WORDS, NextStep, about_the_student, next_steps
 from engine.settings import profiles
+from engine.settings.command import resume_command
 from engine.settings.config import RunConfig
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.dialogs.details import PageScreen
@@ -136,7 +137,7 @@ class FinishScreen(FrameScreen):
         failure = self.view.failure
         lines = [failure.why, failure.todo] if failure else []
         lines += [
-            "Completed work is kept: R tries again from there.",
+            "Completed work is kept: R tries again from there, y copies the command:\n" + resume_command(self.path),
             f"Everything that happened: {self.path / 'run.log'}",
         ]
         return Content("\n\n".join(line for line in lines if line))
@@ -164,7 +165,8 @@ class FinishScreen(FrameScreen):
     def _options(self) -> list[Option]:
         options = [Option(step.title, id=f"step-{step.key}") for step in self.steps]
         if result.samples(self.report):
-            options.insert(1, Option("Read the samples", id="step-samples"))
+            behind_talk = 1 + next((place for place, step in enumerate(self.steps) if step.key == "talk"), 0)
+            options.insert(behind_talk, Option("Read the samples", id="step-samples"))
         return options
 
     @on(OptionList.OptionHighlighted)
@@ -191,7 +193,7 @@ class FinishScreen(FrameScreen):
             await self._talk()
         elif chosen.key == "longer":
             self._train_longer(chosen)
-        elif chosen.key in ("onward", "another"):
+        elif chosen.key in ("again", "onward", "another"):
             self._train_another(chosen)
         elif chosen.key == "folder":
             self.tiny.run_in_the_terminal([os.environ.get("SHELL") or "sh"], folder=self.path)
@@ -250,14 +252,15 @@ class FinishScreen(FrameScreen):
         if action == "sample":
             return any(box.size.height for box in self.query(SampleBox))
         if action == "copy":
-            return bool(self.report)
+            return bool(self.report) or self.failed
         return True
 
     def action_copy(self) -> None:
-        """Copy the chosen command."""
+        """Copy the chosen command, or the one that resumes a failed run."""
         chosen = self._chosen()
-        if chosen is not None:
-            self.tiny.copy(chosen.line, "the command", f": {chosen.line}")
+        line = chosen.line if chosen is not None else resume_command(self.path) if self.failed else ""
+        if line:
+            self.tiny.copy(line, "the command", f": {line}")
 
     def action_sample(self, step: int) -> None:
         """Another sample."""

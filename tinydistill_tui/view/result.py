@@ -14,6 +14,7 @@ from engine.run.report import MEASURES, Measure, compute_unit, cost_in_words, on
 from engine.student import verdict
 
 _LEAST_KL = 0.05  # nats a token
+_TIMES = 10.0  # from here on a factor reads better than a percentage
 
 PEOPLE = ("teacher", "student_before", "student_after")
 
@@ -86,7 +87,10 @@ def _change(measure: Measure, before: float | None, after: float | None) -> str:
         if before < _LEAST_KL:  # a share of next to nothing says nothing
             return f"{after - before:+.3f}"
     if measure.key in ("perplexity", "kl_to_teacher") and before:
-        return f"{(after - before) / before:+.0%}"
+        times = after / before
+        if times >= _TIMES:
+            return f"× {times:,.0f}" if times < 1e6 else f"× {times:.1e}"
+        return f"{times - 1:+.0%}"
     return f"{after - before:+.3f}"
 
 

@@ -17,7 +17,7 @@ _BESIDE_A_NOTICE = 22  # cells for its mark, its time, and the key
 _WIDE = 110  # columns in which all of it has room
 
 _VERDICTS = {
-    "lost": ("Its process is gone: killed, or the machine was switched off. R resumes it.", "lost"),
+    "lost": ("Its process is gone: killed, power cut, or the disk was full. R resumes it.", "lost"),
     "stopped": ("Stopped. Everything is kept; R resumes it.", "stopped"),
     "failed": ("It failed. Completed work is kept; Enter says why, R tries again.", "wrong"),
     "done": ("Done. Enter shows the result.", "good"),

@@ -273,3 +273,25 @@ def test_the_report_leaves_the_commands_in_the_runs_folder(tmp_path, monkeypatch
 def test_odd_report_has_commands_all_the_same(tmp_path, odd):
     keys = [step.key for step in next_steps(json.loads(json.dumps(odd)), tmp_path)]
     assert {"talk", "gguf", "longer", "folder"} <= set(keys)
+
+
+@pytest.mark.parametrize("why", ["steps", "teacher"])
+def test_a_student_that_got_worse_is_trained_again_from_its_records_and_not_longer(tmp_path, why):
+    after = {**REPORT["student_after"], "holdout_loss": REPORT["student_before"]["holdout_loss"] + 1}
+    report = {**REPORT, "student_after": after, "config": {**REPORT["config"], "learning_rate": 2e-3}}
+    if why == "teacher":
+        report["teacher"] = {**REPORT["teacher"], "holdout_loss": after["holdout_loss"] + 1}
+    else:
+        after["kl_to_teacher"] = 9.0
+    steps = {step.key: step for step in next_steps(report, tmp_path)}
+    assert {"longer", "onward"}.isdisjoint(steps)
+    assert next(iter(steps)) == "again"
+    finished_run(tmp_path)
+    typed, _ = parse(list(steps["again"].words[1:]), program="tiny-distill", description="")
+    asked = launch.config_from(typed)
+    assert asked == RunConfig.parse(dict(steps["again"].values))
+    assert asked.cache_dir == tmp_path / "cache"
+    assert asked.student == REPORT["config"]["student"]
+    assert asked.student_layers == REPORT["config"].get("student_layers")
+    changed = ("learning_rate", 2e-4) if why == "steps" else ("kd_weight", 0.5)
+    assert getattr(asked, changed[0]) == pytest.approx(changed[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,16 @@ from typing import Any
 import pytest
 
 from engine.channel.events import EventWriter, read_events
-from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_OVERFLOWED, BadNumbers, FolderGone, OutOfMemory, PhaseDied
+from engine.errors import (
+    EXIT_OUT_OF_MEMORY,
+    EXIT_OVERFLOWED,
+    BadNumbers,
+    FolderGone,
+    ModelError,
+    OutOfMemory,
+    PhaseDied,
+    RunFailed,
+)
 from engine.jobs import Job, ScoreJob
 from engine.machine import gpu_check, hardware, process_memory
 from engine.phases import process as phase_module
@@ -248,7 +258,7 @@ def test_a_phase_that_was_left_behind_keeps_the_run_and_the_next_supervisor_wait
     assert done.returncode == -signal.SIGKILL
     assert run.is_live()
     with run.lock():
-        assert run.lock_path.read_text() == f"{os.getpid()}\n"
+        assert run.lock_path.read_text().split() == [str(os.getpid())]
 
 
 def test_the_kernels_count_of_kills_for_memory(tmp_path):
@@ -328,3 +338,30 @@ def test_phase_whose_folder_vanishes_is_ended(run, monkeypatch):
         with pytest.raises(FolderGone, match="is gone"):
             watch._run_crew(run.job("teacher"), [ALONE], log)
     assert child.poll() == -signal.SIGKILL
+
+
+def test_a_model_that_is_gone_after_the_preparation_fails_the_run(run):
+    error, events = ModelError("It has no weights.", "", "Download it."), run.event_writer("student")
+    assert phase_module._say(error, run.job("student"), run, events) == ModelError.exit_code
+    run.finish_phase("prepare", {})
+    assert phase_module._say(error, run.job("student"), run, events) == RunFailed.exit_code
+
+
+def test_a_full_disk_takes_what_ended_the_run(run, monkeypatch):
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if run.lock_path.stat().st_size > 4096:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    with run.lock():
+        events = run.event_writer("student")
+        monkeypatch.setattr(os, "write", full)
+        events.log("info", "lost")
+        events.write("error", what="The disk is full.", why="", todo="")
+        events.write("run_finished", status="failed", exit_code=4)
+        monkeypatch.undo()
+        assert [event["kind"] for event in read_events(run.events_path)] == ["error", "run_finished"]
+        assert "The disk is full." in run.log_path.read_text()
+        assert run.lock_path.read_text().split() == [str(os.getpid())]
