@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ BOM = b"\xef\xbb\xbf"
 
 _WINDOW_BYTES = 256 * 2**10  # that are looked at; a smaller file is looked at as a whole
 _MOST_NULS = 0.001  # of the bytes; with more it is no text
+_FEWEST_CHARACTERS = 48  # by which UTF-16 without a mark is told from anything else
+_CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1f\x7f]")
+_NO_TEXT = ("Cc", "Cn", "Co", "Cs")  # Unicode's categories of control characters, and of codes without a character
 _MOST_DAMAGE = 0.001  # of the lines: with more that are in no known encoding it is not damage
 _BY_MARK = (
     (b"\xff\xfe\0\0", "utf-32-le", "UTF-32"),
@@ -193,7 +197,34 @@ def by_mark(head: bytes) -> Encoding:
     even, odd = some[0::2].count(0), some[1::2].count(0)
     if pairs >= 2 and max(even, odd) > 0.6 * pairs and min(even, odd) < 0.01 * pairs:
         return Encoding("utf-16-le" if odd > even else "utf-16-be", "UTF-16")
+    # Of other scripts only blanks, line breaks and digits have a 0: the file is UTF-16 if it reads as text in one order
+    # of bytes alone. By chance a fourth of all pairs of bytes are no characters.
+    if even + odd > _MOST_NULS * len(some) and not _is_text_with_nuls(some):
+        orders = [codec for codec in ("utf-16-le", "utf-16-be") if _is_text_in(codec, some)]
+        if len(orders) == 1:
+            return Encoding(orders[0], "UTF-16")
     return UTF_8
+
+
+def _is_text_with_nuls(data: bytes) -> bool:
+    """Return whether bytes are UTF-8 without control characters but for zeros: by pairs ASCII reads as Chinese."""
+    rest = data.replace(b"\0", b"")
+    return not _CONTROLS.search(rest) and is_utf8(_without_cut_character(rest))
+
+
+def _is_text_in(codec: str, data: bytes) -> bool:
+    """Return whether bytes are characters that texts have, with blanks or line breaks among them."""
+    try:
+        text = data[: len(data) // 2 * 2].decode(codec)
+    except UnicodeDecodeError as error:
+        if error.start < len(data) - 4:  # no pair that the end of the window cuts
+            return False
+        text = data[: error.start].decode(codec)
+    if len(text) < _FEWEST_CHARACTERS or not any(character in text for character in " \n"):
+        return False
+    return not any(
+        character not in "\t\n\r\ufeff" and unicodedata.category(character) in _NO_TEXT for character in text
+    )
 
 
 def judged(window: bytes, *, is_all: bool) -> Encoding:

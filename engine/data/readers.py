@@ -36,7 +36,8 @@ _BLOCK_BYTES = 256 * 2**10
 _MOST_BAD_LINES = 0.1  # of a text's lines may have NUL bytes in them; with more it is no text
 _MOST_NOT_JSON = 0.1  # of a text's lines; with fewer its lines are JSON objects
 
-_PYTHON = re.compile(rb"\s*\{\s*'")
+_PYTHON = re.compile(r"\s*\{\s*'")
+_COMMA_AND_BRACKET = re.compile(r",\s*[}\]]")
 
 _NO_UTF8 = "line that is not UTF-8"
 _AMONG_OBJECTS = "text that stands alone among the objects of a list"
@@ -202,13 +203,19 @@ def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
             twice.append("")
         return made
 
+    text = data.decode("utf-8", "surrogateescape")
     try:
-        value = json.loads(data.decode("utf-8", "surrogateescape"), object_pairs_hook=pairs)
+        try:
+            value = json.loads(text, object_pairs_hook=pairs)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # Python's limit on the digits of a whole number
+            twice.clear()
+            value = json.loads(text, object_pairs_hook=pairs, parse_int=float)
     except RecursionError:
         tally.skip("JSON that is nested too deeply")
-    except ValueError:
-        is_python = _PYTHON.match(data)
-        tally.skip("record in Python's notation, not JSON (json.dumps() writes JSON)" if is_python else "broken JSON")
+    except ValueError as error:
+        tally.skip(_what_is_broken(text, error))
     else:
         if twice:
             tally.note("Keys that stand twice in a JSON object, of which the last one counts", tally.here)
@@ -222,6 +229,18 @@ def _parsed(data: bytes, tally: Tally) -> Iterator[Record]:
             yield {"messages": value}  # a conversation that is the whole line
         else:
             tally.skip(_NOT_TEXT)
+
+
+def _what_is_broken(text: str, error: ValueError) -> str:
+    """The reason for leaving out a value that is no JSON."""
+    if _PYTHON.match(text):
+        return "record in Python's notation, not JSON (json.dumps() writes JSON)"
+    if isinstance(error, json.JSONDecodeError):
+        before, behind = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+        # Python 3.13 points at the comma, releases before it at the bracket.
+        if _COMMA_AND_BRACKET.match(behind) or (before.endswith(",") and behind[:1] in ("}", "]")):
+            return "JSON with a comma behind the last element of a list or an object (take it out)"
+    return "broken JSON"
 
 
 def _is_binary(head: bytes) -> bool:

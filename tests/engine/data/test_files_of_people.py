@@ -828,6 +828,48 @@ def test_commas_behind_rows_change_nothing(tmp_path: Path, suffix: str, number: 
         assert there.skipped == {}
 
 
+OTHER_SCRIPTS = {
+    "Cyrillic": "Река и камень у окна.",
+    "Chinese": "河流和石头在窗户旁边，一盏灯。",
+    "Thai": "แม่น้ำ และ หิน ริม หน้าต่าง",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", ["le", "be"])
+@pytest.mark.parametrize("script", OTHER_SCRIPTS)
+def test_utf16_without_a_mark_is_read_in_every_script(tmp_path: Path, form: str, order: str, script: str) -> None:
+    texts = [OTHER_SCRIPTS[script]] * 5
+    (tmp_path / f"a.{form}").write_bytes(rows_in(form, texts).encode(f"utf-16-{order}"))
+    found, source = read(tmp_path / f"a.{form}")
+    assert found == (["\n".join(texts)] if form == "txt" else texts)
+    assert source.skipped == {}
+
+
+@pytest.mark.parametrize("fill", [b"\0", b"\0\0", b" \0\0\n"])
+def test_a_text_filled_with_zeros_is_not_taken_for_chinese(tmp_path: Path, fill: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes((b"a line of so many words " + fill) * 40)
+    with pytest.raises(DataError):
+        read(tmp_path / "a.txt")
+
+
+def test_a_number_of_more_digits_than_python_reads_costs_nothing(tmp_path: Path) -> None:
+    row = json.dumps({"text": "one"}).replace("}", f', "a": {"7" * 5000}}}')
+    (tmp_path / "a.jsonl").write_text(f"{row}\n" + LINES.decode())
+    found, there = read(tmp_path)
+    assert found == ["one", *TEXTS]
+    assert there.skipped == {}
+
+
+@pytest.mark.parametrize("row", ['{"text": "one",}', '{"text": "one", "a": [1, 2, ]}', '{"text": "one",\t}'])
+def test_a_comma_behind_the_last_element_is_named(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{row}\n{{"text": "two" "a"}}\n' + LINES.decode())
+    assert read(tmp_path)[1].skipped == {
+        "JSON with a comma behind the last element of a list or an object (take it out)": 1,
+        "broken JSON": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from engine.data import message_rows
 from engine.data.blocks import UnusableTurns, is_part, read_content
 from engine.data.chat_template import TOOLS_LOST
 from engine.data.known_sets import BEST_PATH, CHOICES, FIRST_ANSWER, IN_TURN, NO_SPAN, NOT_ON_PATH
-from engine.data.message_rows import NO_PARENT
+from engine.data.message_rows import NO_PARENT, TOO_MANY
 from engine.data.sources import TextSource, open_source
 from engine.data.tokenise import DocumentTokeniser
 from engine.data.transcripts import reads_as_conversation, transcript_of
@@ -94,6 +95,35 @@ def test_a_message_whose_question_is_not_there_is_counted(tmp_path: Path) -> Non
     learned, _, there = read(tmp_path, *ROWS[7:], message(11, 10, "assistant", "Of nothing."))
     assert learned == [[f"{THOUGHT}Another answer{END}"]]
     assert there.skipped == {NO_PARENT: 1}
+
+
+@pytest.mark.parametrize("order", ["backwards", "by turns", "named and backwards within trees"])
+def test_messages_are_put_together_whatever_their_order(tmp_path: Path, order: str) -> None:
+    rows = {
+        "backwards": ROWS[::-1],
+        "by turns": ROWS[::2] + ROWS[1::2],
+        "named and backwards within trees": [
+            {**row, "message_tree_id": f"m{tree}"}
+            for tree, part in ((1, ROWS[6::-1]), (8, ROWS[:6:-1]))
+            for row in part
+        ],
+    }[order]
+    learned, _, there = read(tmp_path, *rows)
+    trees = [[f"Of glass.{END}", f"{THOUGHT}Of wood.{END}"], [f"{THOUGHT}Another answer{END}"]]
+    assert sorted(learned) == sorted(trees)
+    assert there.skipped == {BEST_PATH: 1, NOT_ON_PATH: 3}
+
+
+def test_more_messages_in_shuffled_order_than_are_kept_are_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_rows, "_MOST_CHARACTERS", 2_000)
+    rows = [{**row, "message_tree_id": "m1" if row in ROWS[:7] else "m8"} for row in ROWS]
+    with pytest.raises(DataError, match="no usable text") as caught:
+        read(tmp_path, *(rows[::2] + rows[1::2]))
+    assert f"9 × {TOO_MANY}" in caught.value.why
+    learned, _, _ = read(tmp_path, *sorted(rows, key=lambda row: str(row["message_tree_id"])))  # the way out
+    assert len(learned) == 2
 
 
 def test_messages_are_no_texts_though_their_field_is_named(tmp_path: Path) -> None:

@@ -253,13 +253,13 @@ def test_damaged_records_are_counted_by_reason(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     assert texts(tmp_path) == ["good", "a text of its own"]
     assert skipped(tmp_path) == {
-        "broken JSON": 2,
+        "broken JSON": 1,
         "document that is not valid Unicode": 2,
         "document with NUL characters": 1,
         "empty document": 1,
         "record without 'text'": 2,
         "record whose 'text' is no text": 1,
-        "JSON value that is neither text nor an object": 2,
+        "JSON value that is neither text nor an object": 3,
         "JSON that is nested too deeply": 1,
     }
 
@@ -271,7 +271,7 @@ def test_broken_element_of_a_list_does_not_take_the_others_with_it(tmp_path: Pat
     assert texts(tmp_path) == ["one", 'brackets ]} " in it']
     assert skipped(tmp_path) == {
         "broken JSON": 1,
-        "JSON value that is neither text nor an object": 2,
+        "JSON value that is neither text nor an object": 3,
         "JSON file that ends in the middle": 1,
     }
 
