@@ -96,8 +96,27 @@ def _by_mark(
     if not whole.startswith(before):
         return None, end
     # Between the invitation and the mark stands what is part of the answer: a blank, a thought that is empty.
-    part = before_last[len(invited) :] if invited is not None and before_last.startswith(invited) else ""
+    if invited is not None and before_last.startswith(invited):
+        part = before_last[len(invited) :]
+    else:
+        part = _behind_the_invitation(render, messages[:number], invited)
     return len(before) - (len(part) if before.endswith(part) else 0), end
+
+
+def _behind_the_invitation(render: Render, before: Sequence[Turn], invited: str | None) -> str:
+    """Return the text between the invitation and an answer, of a template that changes the turns before; "" if unknown.
+
+    The invitation is looked for behind what the turn before says, so that nothing of others is taken for the answer's.
+    """
+    asked = render(before, False) if before and before[-1]["role"] in ("user", "tool") else None
+    if asked is None or invited is None or not invited.startswith(asked):
+        return ""
+    invitation = invited[len(asked) :]
+    last = {**before[-1], "content": f"{MARK}y"}
+    text = render([*before[:-1], last, {"role": "assistant", "content": f"{MARK}z"}], False)
+    if not invitation.strip() or text is None or text.count(f"{MARK}y") != 1 or text.count(f"{MARK}z") != 1:
+        return ""
+    return text.partition(f"{MARK}y")[2].partition(f"{MARK}z")[0].partition(invitation)[2]
 
 
 def _begin_of_plain(render: Render, before: Sequence[Turn], whole: str) -> int | None:

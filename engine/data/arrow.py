@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.data.parquet import ROWS_AT_A_TIME, plain_row, wanted_columns
+from engine.data.parquet import ROWS_AT_A_TIME, plain_rows, wanted_columns
 from engine.data.tally import Tally
 from engine.errors import DataError
 from engine.machine.out_of_memory import is_out_of_memory
@@ -39,7 +39,7 @@ def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
             for batch in _batches(file, ipc):
                 chosen = batch.select(wanted_columns(batch.schema, pyarrow.types))
                 for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-                    yield from map(plain_row, chosen.slice(start, ROWS_AT_A_TIME).to_pylist())
+                    yield from plain_rows(chosen.slice(start, ROWS_AT_A_TIME))
                 tally.bytes_read = begun_at + min(size, file.tell())
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, PermissionError) or is_out_of_memory(error):

@@ -37,6 +37,10 @@ DEVELOPER_AS_SYSTEM = "developer turn that the chat template does not take (writ
 CALL_LOST = "answer with a tool call that the chat template does not write (read, not learned)"
 TOOLS_LOST = "conversation with tools that the chat template does not write"
 
+CONSTANT = (
+    "conversation of which the chat template writes nothing: it writes the same whatever is said (give the tokenizer a "
+    "chat_template that writes its messages)"
+)
 TURN_LOST = "conversation with a turn that the chat template leaves out"
 UNKNOWN_ROLE = "conversation with a role that the chat template does not name (name it user, assistant, system or tool)"
 REFUSED = "conversation that the chat template refuses"
@@ -246,6 +250,15 @@ class ChatTemplate:
             if each and behind.endswith(each):
                 return behind.removesuffix(each)
         return ""
+
+    @functools.cached_property
+    def is_constant(self) -> bool:
+        """Whether the template writes the same whatever is said."""
+        texts = [
+            rendered(self, [{"role": "user", "content": said}, {"role": "assistant", "content": said}], {}, False)
+            for said in (_PROBE, f"{_PROBE}x")
+        ]
+        return texts[0] is not None and texts[0] == texts[1]
 
     @functools.cached_property
     def always_invites(self) -> bool:

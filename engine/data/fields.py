@@ -19,7 +19,9 @@ from engine.data.form import (
     ANSWERS,
     CHAT_FIELDS,
     NUMBERED_ANSWERS,
+    PAIRS,
     PREFERENCES,
+    PROGRAMS,
     QUESTIONS,
     TEXT_FIELDS,
     Form,
@@ -161,7 +163,7 @@ def all_fields(records: Sequence[Record]) -> list[str]:
 
 def is_conversation_as_text(text: str) -> bool:
     """Return whether a text is nothing but the turns of a conversation, written as JSON or by Python."""
-    if text.lstrip()[:1] not in ("[", "{") or not ("role" in text[:500] or "from" in text[:500]):
+    if text.lstrip()[:1] not in ("[", "{", '"') or not ("role" in text[:500] or "from" in text[:500]):
         return False
     return bool(_PYTHON_NOTATION.match(text)) or _has_turns(json_value(text))
 
@@ -213,7 +215,23 @@ def _by_looking(records: Sequence[Record]) -> Form | Unclear:
         form = _within(records, name)
         if form:
             return form
-    return _prose(records, texts)
+    return _named_pair(records, texts) or _prose(records, texts)
+
+
+def _named_pair(records: Sequence[Record], texts: list[str]) -> Form | None:
+    """Two fields that are a question and its answer by both names, and the only ones with texts."""
+    names = {name.lower(): name for name in reversed(texts)}
+    prose = {
+        name for name in texts if mostly(records, name, lambda value: _is_prose(value) and not _is_structure(value))
+    }
+    has_tests = any("test_list" in record for record in records)
+    for asked, answered in (*PAIRS, *(PROGRAMS if has_tests else ())):
+        question, answer = names.get(asked), names.get(answered)
+        if question not in prose or answer is None or not prose <= {question, answer}:
+            continue
+        if mostly(records, answer, is_text) and not asks_to_choose(records, answer):
+            return Form("pair", f"{question} + {answer}", {"question": question, "answer": answer})
+    return None
 
 
 def _prose(records: Sequence[Record], texts: list[str]) -> Form | Unclear:

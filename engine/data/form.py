@@ -18,6 +18,15 @@ _SURE_ANSWERS = ("completion", "response", "output", "solution", "answer", "assi
 ANSWERS = (*_SURE_ANSWERS, "targets_pretokenized", "targets", "output_text")
 NUMBERED_ANSWERS = _SURE_ANSWERS
 """Fields of which a number is an answer: ``72``. Under the other names it is the number of a class."""
+PAIRS = (
+    *(("context", "response"), ("utterance", "response"), ("request", "response"), ("q", "a")),
+    *(("user", "bot"), ("human", "bot"), ("user_input", "bot_response"), ("user_message", "assistant_message")),
+    *(("input", "target"), ("inputs", "outputs"), ("input_text", "target_text"), ("prompt", "target")),
+    *(("source", "target"), ("source_text", "target_text"), ("question", "best_answer"), ("prompt", "generation")),
+)
+"""Names that mean a question and its answer only beside each other, and where no other field holds a text."""
+PROGRAMS = (("text", "code"), ("prompt", "code"))
+"""Names of a task and the program that solves it, where tests of the program stand beside them (MBPP)."""
 PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 """The answer that is learned, and the one that is not: TRL's names (LLaMA-Factory's too), and OpenAI's."""
 

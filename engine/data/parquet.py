@@ -52,7 +52,7 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
                     columns=columns,
                     use_threads=False,
                 ):
-                    yield from map(plain_row, batch.to_pylist())
+                    yield from plain_rows(batch)
                     done += batch.num_rows
                     tally.bytes_read = begun_at + int(size * min(1.0, done / rows))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -91,12 +91,52 @@ def _is_wanted(name: str, kind: Any, types: Any) -> bool:
     return name.lower() in _NAMES_OF_TEXT if is_bytes or types.is_fixed_size_binary(kind) else True
 
 
-def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without the nulls of its objects, with values as JSON has them: bytes and dates as texts.
+def plain_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a batch without the nulls of their objects, with values as JSON has them: bytes and dates as texts.
 
-    Bytes that are not UTF-8 become lone surrogates, as in a text file.
+    Bytes that are not UTF-8 become lone surrogates, as in a text file. Values that Python has no type for (a moment
+    to the nanosecond, a year behind 9999) stay numbers: a column of them costs no text beside it.
     """
-    return {name: _plain(value) for name, value in row.items()}
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError, LookupError):
+        columns = [_as_stored(column) for column in batch.columns]
+        rows = [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    for row in rows:
+        yield {name: _plain(value) for name, value in row.items()}
+
+
+def _as_stored(column: Any) -> list[Any]:
+    try:
+        found: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, LookupError):
+        found = [_decoded(value) for value in column.cast(_stored_type(column.type)).to_pylist()]
+    return found
+
+
+def _decoded(value: Any) -> Any:
+    """A value with the bytes in it as text."""
+    if isinstance(value, list):
+        return [_decoded(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: _decoded(inner) for key, inner in value.items()}
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def _stored_type(kind: Any) -> Any:
+    """The type of a column, with whole numbers for moments and durations, and bytes for texts."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_temporal(kind):
+        return pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64()
+    if types.is_string(kind) or types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_struct(kind):
+        return pyarrow.struct([(inner.name, _stored_type(inner.type)) for inner in kind])
+    if types.is_list(kind) or types.is_large_list(kind):
+        return (pyarrow.list_ if types.is_list(kind) else pyarrow.large_list)(_stored_type(kind.value_type))
+    return kind
 
 
 def _plain(value: Any) -> Any:

@@ -52,7 +52,7 @@ from engine.data.signatures import (
     unread_json,
     what_it_is_instead,
 )
-from engine.data.split_names import split_of_words
+from engine.data.split_names import split_of_row, split_of_words
 from engine.data.spoken import quoted
 from engine.data.tally import Note, Tally, in_words
 from engine.data.transcripts import reads_as_conversation
@@ -72,6 +72,7 @@ _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
 _SHOWN_FIELDS = 6
 _SNIFFED_BYTES = 64 * 2**10
+OTHER_SPLIT = "row of the split {} (to read it, give its field 'split' another name)"
 _OBJECT = "object among texts that stand alone"
 _UNCLEAR = {
     "many": "file without clear text field",
@@ -260,6 +261,8 @@ class TextSource:
                 _note_conversations([str(record.get(form.name) or "") for record in rows], name, tally)
         elif first and not rows:
             _note_conversations([str(record) for record in first], name, tally)
+        # A file that is named for a split, and a data set of which one was chosen, have no rows of others.
+        has_splits = bool(self.files) and split_of_words(name) is None
         self.field = self.field or form
         self.fields = self.fields or tuple(all_fields(rows))
         for number, record in enumerate(itertools.chain(first, stream), start=1):
@@ -268,6 +271,9 @@ class TextSource:
             elif not rows:
                 tally.skip(_OBJECT, where=f"{name} {number}")
             elif form is not None:
+                if has_splits and (of := split_of_row(record, self._split)) is not None:
+                    tally.pass_over(OTHER_SPLIT.format(quoted(of)))
+                    continue
                 other = other_form(record, form) if self._text_field is None else None
                 if other is not None:
                     tally.note(

@@ -9,6 +9,7 @@ Names of control tokens in what people wrote stay text (control_tokens.py). Know
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from engine.data import control_tokens
 from engine.data.answers import Span, locate
 from engine.data.chat_template import (
     CALL_LOST,
+    CONSTANT,
     REFUSED,
     TURN_LOST,
     UNKNOWN_ROLE,
@@ -167,7 +169,7 @@ class DocumentTokeniser:
         except TemplateRefuses as refusal:
             return self._left_out(f"{REFUSED} ({refusal})" if str(refusal) else REFUSED)
         except LeavesOut:
-            return self._left_out(TURN_LOST)
+            return self._left_out(CONSTANT if self._template.is_constant else TURN_LOST)
         except NotApart:
             return self._left_out(control_tokens.NOT_APART.format("conversation"))
         if not any(document.trained or ()):
@@ -209,6 +211,9 @@ class DocumentTokeniser:
                 if _reasoning(turn) not in written.text[slice(*span)]:
                     found.append(NO_REASONING)
                 spans.append(span)
+        if any(behind[0] < before[1] for before, behind in itertools.pairwise(spans)):
+            # The template turns the order round: an answer's place would hold the words of others.
+            return [], [*found, *[LOST] * len(spans)]
         return spans, found
 
     def _without_invitation(self, span: Span, written: Written, number: int) -> Span | None:

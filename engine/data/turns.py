@@ -307,12 +307,15 @@ def _call(call: object) -> object:
 
 def json_value(text: object) -> Any:
     """The list or object that a text is in JSON; None for any other text, and for what is no text."""
-    if not isinstance(text, str) or text.lstrip()[:1] not in ("[", "{"):
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    value = text if isinstance(text, str) else None
+    for _ in range(2):  # of a list that went through json.dumps() twice the first turn gives a text
+        if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{", '"'):
+            break
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, list | dict) else None
 
 
 def _list(value: object) -> list[Any]:

@@ -13,7 +13,8 @@ import pytest
 
 from engine.data.conversation import NOT_WANTED, PREFERENCE
 from engine.data.document import Document
-from engine.data.sources import TextSource, open_source
+from engine.data.form import PAIRS
+from engine.data.sources import OTHER_SPLIT, TextSource, open_source
 from engine.data.turns import read_turns, told
 from engine.errors import DataError
 
@@ -126,6 +127,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "glaive's first": {"sample": f"USER: {Q}\nASSISTANT: {A}"},
     "a chosen transcript alone": {"chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}"},
     "a question as a transcript": {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "completion": A},
+    "MBPP": {"task_id": 1, "text": Q, "code": A, "test_list": ["assert lamp"]},
     "a tree": {
         "message_tree_id": "m1",
         "prompt": {"role": "prompter", "text": Q, "replies": [{"role": "assistant", "text": A, "replies": []}]},
@@ -514,6 +516,53 @@ def test_prose_beside_a_structure_is_read(tmp_path: Path) -> None:
     assert document.text == "Once upon a time."
     (document,) = source(written(tmp_path, {"text": "[a note in brackets] and prose"})).documents()
     assert document.messages is None
+
+
+@pytest.mark.parametrize(("question", "answer"), PAIRS)
+def test_two_names_that_mean_a_pair_are_one_where_no_other_field_holds_a_text(
+    tmp_path: Path, question: str, answer: str
+) -> None:
+    record = {question.upper(): Q, answer.upper(): A, "lang": "en", "id": 3}
+    assert conversation(written(tmp_path, record)) == TURNS
+    assert conversation(written(tmp_path, {answer: A, question: Q})) == TURNS
+    error = refusal(written(tmp_path, {question: Q, answer: A, "remark": LONG}))
+    assert "prompt and completion" in error.todo
+    # One of the names alone, and words in place of texts.
+    assert refusal(written(tmp_path, {question: Q, "other": A})).why
+    assert refusal(written(tmp_path, {question: "fr", answer: "de"})).why
+
+
+def test_a_task_and_its_program_are_a_pair_beside_tests_alone(tmp_path: Path) -> None:
+    there = source(written(tmp_path, {"text": Q, "code": A}))
+    assert [document.messages for document in there.documents()] == [None]
+    assert list(there.notes) == ["Read from 'text' alone, not from 'code'"]
+
+
+@pytest.mark.parametrize("record", [{"messages": TURNS}, {"row": {"messages": TURNS}}])
+def test_json_that_is_written_twice_is_what_it_holds(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = written(tmp_path, *[{name: json.dumps(json.dumps(value)) for name, value in record.items()}] * 2)
+    assert [document.messages for document in source(path).documents()] == [TURNS] * 2
+    path = written(tmp_path, {"text": "a b"}, {"text": "c d"}, {"text": json.dumps(json.dumps(TURNS))})
+    assert left_out_among(path) == {"record whose 'text' is a conversation written as text": 1}
+
+
+def left_out_among(path: Path) -> dict[str, int]:
+    there = source(path)
+    list(there.documents())
+    return there.skipped
+
+
+@pytest.mark.parametrize("record", [{"text": LONG}, {"messages": TURNS}])
+def test_rows_that_name_another_split_are_not_learned_and_are_told(tmp_path: Path, record: dict[str, Any]) -> None:
+    rows = [{**record, "split": name} for name in ("train", "test", "validation", "train_sft", "dev", "of mine")]
+    path = written(tmp_path, *rows)
+    there = source(path)
+    assert len(list(there.documents())) == 3
+    assert there.skipped == {OTHER_SPLIT.format(repr(name)): 1 for name in ("test", "validation", "dev")}
+    assert not there.tally.lost
+    # The way out, and a file that is named for its split.
+    assert len(list(source(written(tmp_path, *({**record, "part": row["split"]} for row in rows))).documents())) == 6
+    assert len(list(source(written(tmp_path, *rows, name="test.jsonl")).documents())) == 6
 
 
 def test_of_unknown_pairs_the_way_out_is_to_name_the_fields(tmp_path: Path) -> None:

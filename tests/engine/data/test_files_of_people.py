@@ -636,6 +636,41 @@ def test_a_table_is_read_as_the_same_records_in_json(
     assert source.skipped == lines.skipped
 
 
+def columns_of_odd_values() -> dict[str, Any]:
+    pyarrow = pytest.importorskip("pyarrow")
+    at = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string()), ("at", pyarrow.timestamp("ns"))])
+    return {
+        "a nanosecond": pyarrow.array([1], pyarrow.timestamp("ns")),
+        "the time of a nanosecond": pyarrow.array([1], pyarrow.time64("ns")),
+        "a nanosecond long": pyarrow.array([1], pyarrow.duration("ns")),
+        "a year behind 9999": pyarrow.array([10**12], pyarrow.timestamp("s")),
+        "a day behind 9999": pyarrow.array([10**7], pyarrow.date32()),
+        "a long duration": pyarrow.array([10**15], pyarrow.duration("s")),
+        "an unknown place": pyarrow.array([1], pyarrow.timestamp("us", "Mars/Base")),
+        "bytes that are no UTF-8": pyarrow.array([b"\xff"], pyarrow.binary()).view(pyarrow.string()),
+        "a moment in a turn": pyarrow.array([[{"role": "user", "content": "one", "at": 1}]], pyarrow.list_(at)),
+    }
+
+
+ODD_VALUES = [
+    *("a nanosecond", "the time of a nanosecond", "a nanosecond long", "a year behind 9999", "a day behind 9999"),
+    *("a long duration", "an unknown place", "bytes that are no UTF-8", "a moment in a turn"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("column", ODD_VALUES)
+def test_values_that_python_has_no_type_for_cost_no_text_beside_them(tmp_path: Path, suffix: str, column: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    odd = columns_of_odd_values()[column]
+    name = "prompt" if "turn" in column else "other"
+    write_table(pyarrow.table({name: odd, "completion": ["two"], "question": ["one"]}), tmp_path / f"a{suffix}")
+    (found,), source = read(tmp_path / f"a{suffix}")
+    assert found.startswith("user: one")
+    assert found.endswith("assistant: two")
+    assert source.skipped == {}
+
+
 # Texts and objects in one file
 
 

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from engine.data import control_tokens, tokenise
-from engine.data.chat_template import CALL_LOST, DEVELOPER_AS_SYSTEM, REFUSED, SYSTEM_MOVED, TOOLS_LOST, TURN_LOST
+from engine.data.chat_template import (
+    CALL_LOST,
+    CONSTANT,
+    DEVELOPER_AS_SYSTEM,
+    REFUSED,
+    SYSTEM_MOVED,
+    TOOLS_LOST,
+    TURN_LOST,
+)
 from engine.data.tokenise import EMPTY, LOST, NO_ANSWER, NO_REASONING, NOT_LEARNED, NOT_LOCATED, UNMARKED, WEIGHT_0
 from engine.data.tokenise import DocumentTokeniser as Tokeniser
 from engine.data.turns import read_turns
@@ -114,6 +122,43 @@ def test_an_empty_answer_is_never_learned(name: str) -> None:
 
 
 # Templates that write a turn in another way once later ones follow
+
+
+THINKS_LAST_OF_ALL = (
+    "{%- set ns = namespace(last=-1) -%}{%- for m in messages if m['role'] == 'assistant' -%}"
+    "{%- set ns.last = loop.index0 -%}{%- endfor -%}{%- set ns.seen = -1 -%}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% set ns.seen = ns.seen + 1 %}{% endif %}"
+    "<{{ m['role'] }}>"
+    "{% if m['role'] == 'assistant' and ns.seen == ns.last %}[think][/think]{% endif %}"
+    "{{ m['content'] }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("asked", ["b?", "a?", "<assistant>", "[think][/think]"])
+def test_a_thought_before_the_last_answer_is_part_of_it_though_the_question_behind_it_moves_it(asked: str) -> None:
+    turns = (*TWO_ANSWERS[:2], {"role": "user", "content": asked}, TWO_ANSWERS[3])
+    learned, _, read = learn(THINKS_LAST_OF_ALL, turns)
+    assert learned == ["one<|endoftext|>", "[think][/think]two<|endoftext|>"]
+    assert read.replace(" ", "") == (
+        f"<user>a?<|endoftext|><assistant>one<|endoftext|><user>{asked}<|endoftext|><assistant>[think][/think]two"
+        "<|endoftext|>"
+    )
+
+
+def test_words_of_others_are_never_an_answers_where_a_template_turns_the_order_round() -> None:
+    turned = PLAIN.replace("in messages", "in messages | reverse")
+    learned, tokeniser, _ = learn(turned, TWO_ANSWERS)
+    assert not any("?" in text for text in learned)
+    assert learned or tokeniser.skipped == {NOT_LOCATED: 1}
+
+
+@pytest.mark.parametrize(
+    "template", ["You help.", "{% for m in messages %}<{{ m['role'] }}>{% endfor %}", " ", "{{ bos_token }}Hi{{ 1 }}"]
+)
+def test_a_template_that_writes_the_same_whatever_is_said_is_named(template: str) -> None:
+    learned, tokeniser, _ = learn(template, TWO_ANSWERS)
+    assert learned == []
+    assert tokeniser.skipped == {CONSTANT: 1}
 
 
 def test_a_thought_before_the_last_answer_alone_is_part_of_it() -> None:
