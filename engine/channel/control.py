@@ -20,6 +20,18 @@ from engine.errors import Stopped
 _STOP, _PAUSE = 1, 2
 
 
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    """Signals of this system: on Windows, where a run is refused and its help is not, some are missing."""
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+ENDING_SIGNALS = _known("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGALRM")
+"""Signals that ask to end and mean nothing else: a limit of processor time (``ulimit -t``) warns by XCPU."""
+
+PAUSING_SIGNALS = _known("SIGUSR1", "SIGUSR2")
+"""A supervisor's words to a phase: pause, and go on."""
+
+
 class PhaseControl:
     """Requests to this phase so far.
 
@@ -43,10 +55,8 @@ class PhaseControl:
     def listening(cls, parent: int, on_pause: Callable[[bool], None]) -> PhaseControl:
         """One that hears the supervisor's signals; for the main thread of a phase's process."""
         control = cls(parent, on_pause)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        for number in (*ENDING_SIGNALS, *PAUSING_SIGNALS):
             signal.signal(number, control._heard)
-        signal.signal(signal.SIGUSR1, control._heard)
-        signal.signal(signal.SIGUSR2, control._heard)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the supervisor's to answer
         return control
 

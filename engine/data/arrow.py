@@ -34,8 +34,7 @@ def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
     size = path.stat().st_size
     begun_at = tally.bytes_read
     try:
-        # Mapped: a record batch has a thousand rows or all of them, and only those that are looked at are read.
-        with pyarrow.memory_map(str(path)) as file:
+        with _opened(path, pyarrow) as file:
             for batch in _batches(file, ipc):
                 chosen = batch.select(wanted_columns(batch.schema, pyarrow.types))
                 for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
@@ -47,6 +46,14 @@ def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
         tally.skip_file(
             "damaged .arrow file (load_from_disk(folder).to_parquet(file) of the datasets library gives details)", size
         )
+
+
+def _opened(path: Path, pyarrow: Any) -> Any:
+    """The file, mapped where its file system can: of a large record batch only the rows that are looked at are read."""
+    try:
+        return pyarrow.memory_map(str(path))
+    except (OSError, ValueError):
+        return pyarrow.OSFile(str(path))
 
 
 def _batches(file: Any, ipc: Any) -> Iterator[Any]:

@@ -7,7 +7,6 @@ only place that downloads. Layout of the cache: https://huggingface.co/docs/hugg
 from __future__ import annotations
 
 import difflib
-import errno
 import fnmatch
 import functools
 import json
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from engine.errors import ModelError, shown_value
 from engine.model_files import adapter as adapters
+from engine.model_files.download_error import download_error
 from engine.model_files.gguf.find import files_by_quant, is_gguf
 from engine.model_files.gguf.header import parts_of
 from engine.model_files.weight_files import plain_folder
@@ -32,6 +32,9 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ANSWER_SECONDS = 20.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[A-Za-z0-9][\w.-]*)?")
+_ADDRESS = re.compile(
+    r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)(?!datasets/|spaces/)([\w.-]+/[\w.-]+)"
+)
 _MOST_ADAPTERS = 4  # that change one another, before a circle is suspected
 
 
@@ -74,10 +77,13 @@ def _resolved(text: str, depth: int) -> Path:
             return _gguf_folder(path)
         raise ModelError(f"{text} is a file, not a model's folder.", "", f"Try {path.parent}.")
     if not is_hub_id(text):
+        meant = _meant_id(text)
         raise ModelError(
             f"There is no folder {shown_value(text)}.",
-            "" if path.parent.is_dir() else f"{path.parent} is not there either.",
-            "Name a model's folder, or a Hugging Face id such as EleutherAI/pythia-70m.",
+            "" if meant or path.parent.is_dir() else f"{path.parent} is not there either.",
+            f"Name the model by its Hugging Face id: {meant}"
+            if meant
+            else "Name a model's folder, or a Hugging Face id such as EleutherAI/pythia-70m.",
         )
     model_id, _, quant = text.partition(":")
     snapshot = _snapshot(model_id)
@@ -141,7 +147,19 @@ def _chosen(model_id: str, quant: str, there: dict[str, list[str]]) -> list[str]
 
 def is_hub_id(text: str) -> bool:
     """Whether it reads like a Hugging Face id: ``name`` or ``owner/name``, with ``:quantisation`` for GGUF files."""
-    return _ID.fullmatch(text) is not None and ".." not in text
+    return _ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def _meant_id(text: str) -> str | None:
+    """The id in a model's address, in the name of its folder in the cache, or with a revision; None without one."""
+    if found := _ADDRESS.match(text):
+        return found[1] if is_hub_id(found[1]) else None
+    name = Path(text).name
+    if name.startswith("models--"):
+        name = name.removeprefix("models--").replace("--", "/")
+        return name if is_hub_id(name) else None
+    plain = re.split(r"@|/(?:tree|blob|resolve)/", text.strip().rstrip("/"))[0]
+    return plain if "/" in plain and not Path(plain).parent.exists() and is_hub_id(plain) else None
 
 
 def fetch_model(model_id: str) -> Path:
@@ -157,15 +175,15 @@ def fetch_model(model_id: str) -> Path:
             raise
     asked = model_id
     model_id, _, quant = model_id.partition(":")
-    from huggingface_hub import HfApi, constants, hf_hub_download  # here: slow to import and rarely needed
-
-    if constants.HF_HUB_OFFLINE:
-        raise ModelError(
-            f"{model_id} is not on this machine, and HF_HUB_OFFLINE forbids downloading it.",
-            _what_is_cached(model_id),
-            "Unset HF_HUB_OFFLINE, or name a model that is already here.",
-        )
     try:
+        from huggingface_hub import HfApi, constants, hf_hub_download  # here: slow to import and rarely needed
+
+        if constants.HF_HUB_OFFLINE:
+            raise ModelError(
+                f"{model_id} is not on this machine, and HF_HUB_OFFLINE forbids downloading it.",
+                _what_is_cached(model_id),
+                "Unset HF_HUB_OFFLINE, or name a model that is already here.",
+            )
         info = HfApi(endpoint=constants.ENDPOINT).model_info(model_id, files_metadata=True, timeout=_ANSWER_SECONDS)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
@@ -189,7 +207,7 @@ def fetch_model(model_id: str) -> Path:
     except ModelError:
         raise
     except Exception as error:  # of the hub's client, of whichever HTTP library it uses, and of a proxy's package
-        raise _download_error(model_id, error) from error
+        raise download_error(model_id, error, hub_cache(), _what_is_cached(model_id)) from error
     return _with_base(asked)
 
 
@@ -283,68 +301,6 @@ def _check_room(model_id: str, needed: int) -> None:
             "",
             "Free some space, or set HF_HUB_CACHE to a folder on another disk.",
         )
-
-
-def _download_error(model_id: str, error: BaseException) -> ModelError:
-    """Why a download failed, told from the whole chain of errors: a client's wrapper names none of the causes."""
-    chain = [error]
-    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None and deeper not in chain:
-        chain.append(deeper)
-    status = next((code for link in chain if (code := _status(link)) is not None), None)
-    kinds = " ".join(type(link).__name__ for link in chain)
-    said = " ".join(str(link) for link in chain)
-    has_token = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    what, todo = f"{model_id} cannot be downloaded: ", "Try again later, or name a model that is already here."
-    if "GatedRepo" in kinds or status == 403:
-        what = f"{model_id} is gated: you have not accepted its terms or have no access ({status or 403})."
-        todo = f"Accept them on https://huggingface.co/{model_id}, then run hf auth login."
-    elif status == 401 and has_token:
-        what += "Hugging Face refuses the token in HF_TOKEN (401)."
-        todo = "Make a new one on https://huggingface.co/settings/tokens, or unset HF_TOKEN for a public model."
-    elif status in (401, 404):
-        what = f"Hugging Face has no model {model_id}, or it is private ({status})."
-        todo = "Check the spelling; for a private model run hf auth login first."
-    elif status == 407:
-        what += "the proxy asks for a name and a password (407)."
-        todo = "Put them into HTTPS_PROXY, as in http://name:password@proxy:3128."
-    elif status == 429:
-        what += "too many requests came from here (429)."
-        todo = "Wait some minutes; with hf auth login more are allowed."
-    elif status is not None:
-        what += f"Hugging Face answers with a server error ({status})."
-    elif "ImportError" in kinds or "ModuleNotFoundError" in kinds:
-        what += f"a package is missing ({_first_line(next(link for link in chain if isinstance(link, ImportError)))})."
-        todo = "Install it (for a SOCKS proxy: pip install socksio), or unset ALL_PROXY and HTTPS_PROXY."
-    elif "SSL" in kinds or "CERTIFICATE" in said or "[SSL" in said:
-        what += "the certificate of Hugging Face, or of a proxy before it, is not trusted here (TLS)."
-        todo = "Set SSL_CERT_FILE to your organisation's certificates, and check this machine's date."
-    elif "Timeout" in kinds:
-        what += "Hugging Face did not answer in time."
-        todo = "Check the connection and a proxy's settings, or name a model that is already here."
-    elif "Connect" in kinds or "gaierror" in kinds or "OfflineMode" in kinds:
-        what += "Hugging Face cannot be reached."
-        todo = "Connect the machine to the internet, or name a model that is already here."
-    elif any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
-        what += f"there is no room in {hub_cache()}."
-        todo = "Free some space, or set HF_HUB_CACHE to a folder on another disk."
-    elif any(isinstance(link, PermissionError) for link in chain):
-        what += f"{hub_cache()} cannot be written."
-        todo = "Set HF_HUB_CACHE to a folder that can be."
-    else:
-        what += f"the answer is invalid ({type(error).__name__}: {_first_line(error)})."
-        todo = "Check HF_ENDPOINT and a proxy's settings; a login page of the network may be in between."
-    return ModelError(what, _what_is_cached(model_id), todo)
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error tells of, where it is one of failure."""
-    code = getattr(getattr(error, "response", None), "status_code", None)
-    return code if isinstance(code, int) and code >= 400 else None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return shown_value(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 def hub_cache() -> Path:

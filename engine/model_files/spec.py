@@ -26,6 +26,7 @@ from engine.model_files.hub import resolve_model
 from engine.model_files.on_disk import name_of
 from engine.model_files.refused import check_causal_lm, check_not_packed, check_not_quantised, read_config
 from engine.model_files.weight_files import model_of, read_tensors, settings_of
+from engine.model_files.wrapped_names import check_not_wrapped
 
 # The same quantity under the names that different families give it in config.json.
 _SYNONYMS = {
@@ -137,6 +138,7 @@ def _read(path_or_id: str | Path, folder: Path, trust_remote_code: bool) -> Mode
     check_causal_lm(folder, config, trust_remote_code)
     tensors = read_tensors(folder)
     check_not_packed(folder, config, tensors)
+    check_not_wrapped(Path(model_of(folder)), tensors)
     parameters = {name: tensor for name, tensor in tensors.items() if not _is_buffer(name, tensor)}
 
     num_layers = None if any(config.get(key) for key in _LOOPS) else _num_layers(folder, config)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -325,13 +326,12 @@ class _Slice:
             yield from _pieces(self.tensor)
             return
         size = self.tensor.nbytes // math.prod(self.tensor.shape)
-        shape = (self.tensor.shape[0], math.prod(self.tensor.shape[1:]), size)
-        stored = np.memmap(self.tensor.file, np.uint8, "r", self.tensor.offset, shape)
-        rows = list(range(shape[0])) if self.rows is None else self.rows
-        at_a_time = max(1, _COPY_BYTES // max(1, shape[1] * size))
-        for start in range(0, len(rows), at_a_time):
-            block = stored[rows[start : start + at_a_time]]
-            yield (block if self.columns is None else block[:, self.columns]).tobytes()
+        width = math.prod(self.tensor.shape[1:]) * size
+        at_a_time = max(1, _COPY_BYTES // max(1, width))
+        for start in range(0, self.tensor.shape[0], at_a_time):
+            count = min(at_a_time, self.tensor.shape[0] - start)
+            block = read_bytes(self.tensor.file, self.tensor.offset + start * width, count * width)
+            yield self._chosen(block.reshape(count, -1, size), start).tobytes()
 
     def _decoded(self) -> Iterator[bytes]:
         """The same of a quantised tensor: its numbers in the format that the student will be stored in."""
@@ -342,10 +342,14 @@ class _Slice:
         for start in range(0, self.tensor.shape[0], at_a_time):
             end = min(start + at_a_time, self.tensor.shape[0])
             block = decoder.values(read_bytes, start * width, (end - start) * width).reshape(end - start, width)
-            if self.rows is not None:
-                block = block[[row - start for row in self.rows if start <= row < end]]
-            chosen = np.ascontiguousarray(block if self.columns is None else block[:, self.columns])
+            chosen = np.ascontiguousarray(self._chosen(block, start))
             yield torch.from_numpy(chosen).to(dtype).view(torch.uint8).numpy().tobytes()
+
+    def _chosen(self, block: NDArray[Any], start: int) -> NDArray[Any]:
+        """The rows and columns that stay of a block, [rows, columns, ...], whose first row is ``start``."""
+        if self.rows is not None:
+            block = block[[row - start for row in self.rows if start <= row < start + len(block)]]
+        return block if self.columns is None else block[:, self.columns]
 
 
 def _write_weights(spec: ModelSpec, kept: list[int], parts: Mapping[int, Kept], path: Path) -> None:

@@ -19,8 +19,11 @@ from engine.models.meta import build_on_meta, read_config
 from engine.models.weight_plan import plan_weights
 
 
-def check_fit(folder: Path) -> None:
+def check_fit(folder: Path) -> list[str]:
     """Check that transformers can load a model from a folder without randomly initialised weights.
+
+    Returns:
+        The tensors in the files that its parameters are made of.
 
     Raises:
         ModelError: transformers cannot build it, or a tensor is missing or has another shape.
@@ -40,16 +43,17 @@ def check_fit(folder: Path) -> None:
             "config.json says something that transformers cannot follow.",
             "Download or save the model again.",
         ) from error
-    whole = [
+    sources = [
         source
         for name, parameter in model.named_parameters()
         if name in plan.recipes and parameter.is_floating_point()
         for source in plan.recipes[name].sources
-        if not checkpoint.dtype(source).is_floating_point
     ]
+    whole = [source for source in sources if not checkpoint.dtype(source).is_floating_point]
     if whole:
         raise ModelError(
             f"{whole[0]} in {folder} holds whole numbers ({checkpoint.tensors[whole[0]].dtype}).",
             "Quantised weights mean something else than their numbers say.",
             "Use the model's unquantised weights.",
         )
+    return sources

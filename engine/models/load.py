@@ -28,6 +28,7 @@ from engine.models.causal import check_causal
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import faithful
+from engine.models.finite import check_numbers
 from engine.models.meta import causal_lm_class, leave_weights_alone, read_config
 from engine.models.slices import slice_resident_head
 
@@ -106,6 +107,11 @@ def load_causal_lm(
 _NOT_MAPPED = re.compile(r"\(?os error (1|13|19|22|24|38|95)\b|Errno 24\]")
 
 
+def cannot_be_mapped(error: BaseException) -> bool:
+    """Whether a model could not be loaded because its files cannot be mapped into memory, or not all at once."""
+    return _NOT_MAPPED.search(str(error)) is not None
+
+
 def _load_in_main_memory(
     folder: Path, dtype: torch.dtype, trust_remote_code: bool, weights: dict[str, Tensor] | None = None
 ) -> PreTrainedModel:
@@ -131,7 +137,7 @@ def _load_in_main_memory(
                 kind = causal_lm_class(config, trust_remote_code=trust_remote_code)
                 model, loading = kind.from_pretrained(None, config=config, state_dict=weights, **given)
     except (*UNUSABLE, RuntimeError) as error:
-        if weights is None and _NOT_MAPPED.search(str(error)):
+        if weights is None and cannot_be_mapped(error):
             model = None  # read plainly below, when this error has let go of the files
         elif is_out_of_memory(error):
             raise  # says nothing of the model
@@ -173,22 +179,6 @@ def _read_plainly(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
         return weights
     finally:
         checkpoint.close()
-
-
-@torch.no_grad()
-def check_numbers(model: PreTrainedModel, folder: Path) -> None:
-    """Look through a model that is about to be trained: what begins with a NaN ends with one, hours later.
-
-    Raises:
-        ModelError: a weight holds NaN or infinity.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(parameter)):
-            raise ModelError(
-                f"The weight {name} in {folder} holds NaN or infinity.",
-                "A student with such weights cannot learn.",
-                "Save or download the model again.",
-            )
 
 
 def _conversion_errors(error: BaseException) -> str:
@@ -238,6 +228,7 @@ class ResidentTeacher:
         self._model: PreTrainedModel | None = load_causal_lm(
             folder, dtype=dtype, device=first_home, trust_remote_code=trust_remote_code
         ).requires_grad_(False)
+        check_numbers(self._model.named_parameters(), folder)
         layers = find_core(self._model).layers  # a model without them is refused now, not after the first batch
         if quantization != "none":
             from engine.models.quantize import quantize_layers

@@ -11,7 +11,7 @@ known to fit. This file knows nothing of layers, memory or devices.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,11 +118,21 @@ def plan_weights(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dt
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ModelError(
             f"The weights in {checkpoint.folder} do not fit the model: {'; '.join(problems[:_SHOWN])}{more}.",
-            "Missing weights would be randomly initialised.",
+            _longer_name([name for name in wanted if name not in recipes], ignored)
+            or "Missing weights would be randomly initialised.",
             "Check that config.json and the weights belong together, or fetch the model again.",
         )
     used = tuple(transform for transform in transforms if transform.was_used())
     return WeightPlan(recipes, tied, dtypes, tuple(ignored), used)
+
+
+def _longer_name(missing: Sequence[str], ignored: Sequence[str]) -> str:
+    """A sentence for weights that are there under a longer name; empty where the first one is not."""
+    for name in missing[:1]:
+        longer = [other for other in ignored if other.endswith(f".{name}")]
+        if longer:
+            return f"They may be there under longer names: {longer[0]} for {name}."
+    return ""
 
 
 def _recipe(

@@ -26,7 +26,8 @@ from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of
 from engine.model_files.spec import ModelSpec
 from engine.models.causal import check_causal
-from engine.models.load import check_numbers, load_causal_lm
+from engine.models.finite import check_numbers
+from engine.models.load import load_causal_lm
 from engine.models.load_in_place import in_memory, load_in_place
 from engine.phases.device import prepare_torch
 from engine.phases.student_memory import StudentSaver
@@ -229,7 +230,7 @@ class Lesson:
         """
         model = _loaded(self.job, self.spec, self.device, self.dtype, scratch)
         if check:
-            check_numbers(model, self.spec.path)
+            check_numbers(model.named_parameters(), self.spec.path)
             check_causal(model)
         return model
 

@@ -38,13 +38,24 @@ def student_spec(job: Job) -> ModelSpec | None:
     return read_spec(job.student, trust_remote_code=job.trust_remote_code)
 
 
-def _check_fit(model: ModelSpec) -> None:
-    """Refuse invalid model files now, not after hours of scoring."""
+def _check_fit(model: ModelSpec, channel: Channel, *, numbers: bool) -> None:
+    """Refuse invalid model files now, not after hours of scoring.
+
+    Args:
+        model: the teacher or the student.
+        channel: may stop the look.
+        numbers: look for NaN and infinity in the weights as well. Those of a teacher, which may be far larger, are
+            looked at in its phase, when they are first read.
+    """
     if model.runs_own_code:
         return  # only the model's own code can tell
     from engine.models.fit import check_fit  # transformers takes seconds to import, and what comes before is quick
 
-    check_fit(model.path)
+    weights = check_fit(model.path)
+    if numbers:
+        from engine.models.finite import check_files
+
+        check_files(model.path, weights, safe_point=channel.safe_point)
 
 
 def check_named_layers(teacher: ModelSpec, job: PrepareJob) -> None:
@@ -155,9 +166,9 @@ def run_prepare(run: Run, job: PrepareJob, channel: Channel) -> None:
     """Make ``tokens.h5``."""
     teacher, student = teacher_spec(job), student_spec(job)
     channel.log("info", "Checking the models' files.", STAGE)
-    for model in (teacher, student):
-        if model is not None:
-            _check_fit(model)
+    _check_fit(teacher, channel, numbers=False)
+    if student is not None:
+        _check_fit(student, channel, numbers=True)
     check_named_layers(teacher, job)
     check_linears(student or teacher, job)
     check_end(student or teacher, teacher, run.student_path, channel)

@@ -15,17 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from engine.channel.control import ENDING_SIGNALS, PAUSING_SIGNALS
 from engine.channel.events import EventWriter, Tail
 from engine.errors import Stopped
 from engine.run.crew import Crew
 from engine.run.preloaded import Child
 
 COMMANDS = ("stop", "pause", "resume")
-STOPPING_SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)  # Windows has the first two; a run is refused there, but its help is not
-)
+STOPPING_SIGNALS = (signal.SIGINT, *ENDING_SIGNALS, *PAUSING_SIGNALS)
 """All of them stop a run in order: job schedulers warn by USR1 or USR2 before they kill, a lost terminal by HUP."""
 
 

@@ -45,6 +45,7 @@ from typing import IO, Any, Protocol
 if sys.platform != "win32":
     import resource
 
+from engine.channel.control import ENDING_SIGNALS, PAUSING_SIGNALS
 from engine.jobs import Job
 from engine.machine import safe_child
 from engine.machine.compute import THREADS
@@ -57,11 +58,7 @@ WAITING = "waiting"
 _LOOK_SECONDS = 0.05  # how often a process looks whether a copy has ended
 _OF_EACH = (*VARIABLES, *THREADS)  # variables that may differ between phases
 _IMPORTED_BYTES = 300 * 2**20  # what it holds beside a phase, if not one page of it were shared
-_PHASE_SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)  # Windows, where nothing is run, has two of them
-)
+_PHASE_SIGNALS = (signal.SIGINT, *ENDING_SIGNALS, *PAUSING_SIGNALS)
 
 
 @dataclass(frozen=True)

@@ -26,17 +26,24 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from engine.machine import safe_child
+from engine.model_files.spec import read_spec
 from engine.model_files.weight_files import is_decoded
-from engine.models.load import load_causal_lm
+from engine.models.load import cannot_be_mapped, load_causal_lm
 
 
 def _loaded(folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:
+    dtype = torch.bfloat16
     if not is_decoded(folder):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-        return model.eval()
-    model = load_causal_lm(folder, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+            return model.eval()
+        except Exception as error:  # of transformers or of safetensors, which has a class of its own
+            if not cannot_be_mapped(error):
+                raise
+        dtype = getattr(torch, read_spec(folder, trust_remote_code=trust_remote_code).dtype)
+    model = load_causal_lm(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model

@@ -140,8 +140,12 @@ def _others_can_run_python() -> bool:
     return done.returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-@pytest.mark.parametrize("to_all", [False, True])
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGHUP, False), (signal.SIGHUP, True), (signal.SIGUSR1, False), (signal.SIGUSR1, True),
+     (signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGQUIT, True), (signal.SIGXCPU, False),
+     (signal.SIGALRM, True)],
+)  # fmt: skip
 def test_every_signal_that_asks_to_end_stops_in_order_and_says_so(number, to_all, tmp_path):
     started = program.start(*words(tmp_path, steps=3000), "--plain")
     run = tmp_path / "run"

@@ -13,10 +13,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from engine.channel.control import ENDING_SIGNALS, PAUSING_SIGNALS
+
 if TYPE_CHECKING:
     from textual.app import App
-
-_SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 
 def end_in_order(app: App[int]) -> None:
@@ -27,10 +27,9 @@ def end_in_order(app: App[int]) -> None:
     if app.is_headless:
         return
     loop = asyncio.get_running_loop()
-    for name in _SIGNALS:
-        number = getattr(signal, name, None)
+    for number in (*ENDING_SIGNALS, *PAUSING_SIGNALS):
         with contextlib.suppress(ValueError):  # not the main thread
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda heard, _: _heard(app, loop, heard))
 
 

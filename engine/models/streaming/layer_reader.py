@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from engine.machine.torch_device import CopyStream, host_bytes, kind_of
 from engine.models.checkpoint import Checkpoint
+from engine.models.finite import check_numbers
 from engine.models.weight_plan import Recipe, WeightPlan
 
 _ALIGN = 64  # bytes; what torch gives every tensor, and what the widest vector instructions like
@@ -116,6 +117,7 @@ class LayerReader:
         together = sum if shrink is None else max
         self.slot_bytes = max((together(map(self._slot_bytes, recipes)) for recipes in layers if recipes), default=0)
         self._shrunk_bytes = 0
+        self._unseen = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # numbers not looked at yet
         self._copy_stream: CopyStream | None = None
         # Buffers that a layer is read into and copied from to the place of its use.
         self._passed: list[Slot] = []
@@ -243,7 +245,10 @@ class LayerReader:
             return out
 
         with torch.no_grad():
-            return recipe.convert(self._model, read)
+            made = recipe.convert(self._model, read)
+        check_numbers(((name, made[name]) for name in made.keys() & self._unseen), self._checkpoint.folder)
+        self._unseen -= made.keys()
+        return made
 
     def _slot_bytes(self, recipe: Recipe) -> int:
         if recipe.converter is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from engine.channel.channel import Channel
-from engine.channel.control import PhaseControl
+from engine.channel.control import ENDING_SIGNALS, PhaseControl
 from engine.channel.events import EventWriter, read_events
 from engine.errors import Stopped
 from engine.machine.memory_watch import MemoryWatch
+from engine.run.control import STOPPING_SIGNALS, RunControl
 from engine.student.world import ONE_PROCESS
 
 
@@ -125,3 +127,21 @@ def test_memory_is_watched_at_safe_points_of_the_work_that_can_save_it(events: E
     assert next(free) == 1, "outside, memory is not looked at"
     assert [event["code"] for event in told(tmp_path, "log")] == ["memory-short", "memory-room"]
     assert told(tmp_path, "log")[0]["message"].endswith("Less is kept; rows are fewer.")
+
+
+def test_every_signal_that_asks_to_end_is_heard_by_a_phase_and_by_its_supervisor(tmp_path, events):
+    assert {signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGALRM} == {*ENDING_SIGNALS}
+    before = {number: signal.getsignal(number) for number in STOPPING_SIGNALS}
+    try:
+        for number in ENDING_SIGNALS:
+            phase = PhaseControl.listening(os.getppid(), lambda paused: None)
+            os.kill(os.getpid(), number)
+            assert phase.stopping, number
+        for number in STOPPING_SIGNALS:
+            run = RunControl(tmp_path / "control", events)
+            run.listen()
+            os.kill(os.getpid(), number)
+            assert run.stopping, number
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from engine.data.arrow import read_arrow
 from engine.data.dataset_folder import files_of_split
 from engine.data.folder import FoundFile
 from engine.data.sources import TextSource, open_source
@@ -273,3 +275,20 @@ def test_the_work_for_a_folder_grows_with_its_files_and_not_with_their_square(na
     tally = Tally()
     kept = files_of_split(files, Path("/data"), "train", tally)
     assert len(kept) + sum(tally.skipped.values()) == len(files)
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "rows.feather"])
+def test_an_arrow_file_is_read_where_nothing_can_be_mapped(tmp_path, monkeypatch, name):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"text": ["one", "two"]})
+    make = pyarrow.ipc.new_file if name.endswith("feather") else pyarrow.ipc.new_stream
+    with make(str(tmp_path / name), table.schema) as writer:
+        writer.write_table(table)
+
+    def refused(path):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(pyarrow, "memory_map", refused)
+    tally = Tally()
+    assert [row["text"] for row in read_arrow(tmp_path / name, tally)] == ["one", "two"]
+    assert not tally.skipped

@@ -105,6 +105,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     headers_of_failure: ClassVar[dict[str, str]] = {}
     asked: ClassVar[list[str]] = []
     silent = False
+    missing = broken = ""
 
     def do_GET(self):
         path = self.path.split("?")[0]
@@ -124,6 +125,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer(404, b"", {})
         else:
             folder = self.model_of(path.removeprefix("/"))
+            if self.missing and path.endswith(self.missing):
+                self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+                return
             data = (folder / path.split("/resolve/main/")[-1].split("a" * 40 + "/")[-1]).read_bytes()
             tag = hashlib.sha256(data).hexdigest()
             self.answer(200, data, {"ETag": f'"{tag}"', "X-Repo-Commit": "a" * 40, "Accept-Ranges": "bytes"})
@@ -140,7 +144,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            self.wfile.write(body[:100] if self.broken and self.path.endswith(self.broken) else body)
 
     def log_message(self, *words):
         """Nothing is logged."""
@@ -385,4 +389,39 @@ def test_silence_a_closed_door_and_a_missing_package_are_told_apart(hub, monkeyp
 
     monkeypatch.setattr(HfApi, "model_info", untrusted)
     with pytest.raises(ModelError, match="not trusted here"):
+        fetch_model("me/big")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://huggingface.co/me/big", "https://hf.co/me/big/tree/main", "huggingface.co/me/big?x=1", "hf://me/big",
+     "me/big/", "me/big@main", " me/big", "me/big/blob/main/config.json", "models--me--big", "~/hub/models--me--big"],
+)  # fmt: skip
+def test_the_address_of_a_model_leads_to_its_id(cache, text):
+    with pytest.raises(ModelError) as caught:
+        fetch_model(text)
+    assert caught.value.paragraph().endswith("Name the model by its Hugging Face id: me/big")
+
+
+@pytest.mark.parametrize("text", ["https://huggingface.co/datasets/me/big", "https://example.com/me/big", "/me/big/"])
+def test_other_addresses_are_no_ids(cache, text):
+    with pytest.raises(ModelError) as caught:
+        fetch_model(text)
+    assert "by its Hugging Face id" not in caught.value.paragraph()
+
+
+def test_a_file_that_is_listed_and_not_there_is_told_from_a_model_that_is_not(hub, tmp_path):
+    hub.folder = shutil.copytree(tiny_model("llama"), tmp_path / "listed")
+    hub.missing = "model.safetensors"
+    with pytest.raises(ModelError, match="has no file of a name that it lists itself"):
+        fetch_model("me/big")
+
+
+def test_a_connection_that_breaks_within_a_file_is_told_as_that(hub, monkeypatch):
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setattr(constants, "DEFAULT_REQUEST_TIMEOUT", 1)
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
+    hub.broken = "model.safetensors"
+    with pytest.raises(ModelError, match="the connection broke"):
         fetch_model("me/big")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from engine.errors import ModelError
 from engine.model_files.spec import fingerprint, read_spec
 from engine.model_files.vocabulary import read_vocabulary
+from engine.model_files.wrapped_names import check_not_wrapped
+from engine.models.fit import check_fit
 from engine.models.load import load_causal_lm
 from tests.tiny import tiny_model
 
@@ -223,3 +226,45 @@ def test_a_broken_gguf_file_is_named_and_of_two_one_is_asked_for(tmp_path: Path)
     assert "damaged GGUF header" in refused(tmp_path / "model-Q4_K_M.gguf")
     (tmp_path / "model-Q8_0.gguf").write_bytes(b"GGUF")
     assert "holds 2 GGUF files" in refused(tmp_path)
+
+
+WRAPPED = {
+    "torch.compile": lambda name: f"_orig_mod.{name}",
+    "DataParallel": lambda name: f"module.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+    "FSDP": lambda name: f"_fsdp_wrapped_module.{name}",
+    "FSDP of each layer": lambda name: re.sub(r"(layers\.\d+)", r"\1._fsdp_wrapped_module", name),
+    "checkpointing": lambda name: re.sub(r"(layers\.\d+)", r"\1._checkpoint_wrapped_module", name),
+    "torch.compile of the list": lambda name: name.replace("layers.", "layers._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_names_of_a_wrapper_are_refused_from_the_header_and_the_command_corrects_them(
+    tmp_path: Path, wrap: Any, kind: str
+) -> None:
+    folder = shutil.copytree(tiny_model("llama", **(SHARDED if kind == "sharded" else {})), tmp_path / "a b's")
+    for file in folder.glob("*.safetensors"):
+        save_file({wrap(name): tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    if kind == "sharded":
+        index = json.loads((folder / INDEX).read_text())
+        edit(folder / INDEX, weight_map={wrap(name): file for name, file in index["weight_map"].items()})
+    message = refused(folder)
+    assert "names of a wrapper" in message
+    if kind == "sharded" or wrap is WRAPPED["torch.compile"]:  # the command starts a process
+        run_advice(message)
+        assert fingerprint(read_spec(folder)) == fingerprint(read_spec(tiny_model("llama")))
+
+
+def test_a_part_of_a_model_that_is_called_module_is_no_wrapper() -> None:
+    check_not_wrapped(Path("somewhere"), ["model.embed.weight", "module.gate.weight", "model.0.module.weight"])
+    check_not_wrapped(Path("somewhere"), [])
+
+
+def test_weights_under_a_longer_name_are_told(whole: Path) -> None:
+    weights = load_file(whole / "model.safetensors")
+    save_file({f"student.{name}": tensor for name, tensor in weights.items()}, whole / "model.safetensors")
+    with pytest.raises(ModelError) as caught:
+        check_fit(whole)
+    assert "longer names: student.model.embed_tokens.weight for model.embed_tokens.weight" in caught.value.paragraph()

@@ -1,7 +1,6 @@
 import errno
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch
 from engine.errors import ModelError
 from engine.models import load, quantize
 from engine.models.core import find_core
-from engine.models.load import ResidentTeacher, check_numbers, load_causal_lm, load_tokenizer
+from engine.models.load import ResidentTeacher, load_causal_lm, load_tokenizer
 from tests.tiny import ARCHITECTURES, PADDING_ROWS, VOCAB_SIZE, tiny_model
 
 
@@ -99,16 +98,6 @@ def test_the_tokenizer_is_loaded_or_refused(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="tokenizer"):
         load_tokenizer(tmp_path / "empty")
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_student_with_a_weight_that_is_no_number_is_refused_before_it_is_trained(bad):
-    model = load_causal_lm(tiny_model("qwen2"), dtype=torch.float32)
-    check_numbers(model, Path("somewhere"))
-    with torch.no_grad():
-        model.model.embed_tokens.weight[17, 3] = bad
-    with pytest.raises(ModelError, match=r"embed_tokens\.weight in somewhere holds NaN or infinity"):
-        check_numbers(model, Path("somewhere"))
 
 
 # The meta device stands for any that is not the CPU; the development environment has no accelerate.

@@ -111,6 +111,17 @@ def test_an_answer_ends_at_the_tokenizers_end_and_at_those_that_are_named(
     assert not told[-1]["whole"]
 
 
+def test_a_model_whose_files_cannot_be_mapped_is_read(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*words: object, **named: object) -> None:
+        raise OSError("No such device (os error 19)")
+
+    spoken = Speaker(student).model
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refused)
+    read = Speaker(student).model
+    assert read.dtype == spoken.dtype
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(read.parameters(), spoken.parameters(), strict=True))
+
+
 def test_an_empty_question_begins_a_text(student: Path) -> None:
     (student / "chat_template.jinja").unlink()
     speaker = Speaker(student)
