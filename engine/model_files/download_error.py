@@ -67,7 +67,7 @@ def download_error(model_id: str, error: BaseException, cache: Path, cached: str
 
 
 def _refused(model_id: str, status: int) -> tuple[str, str]:
-    """What an HTTP status of failure means, and what helps."""
+    """Return the meaning of an HTTP status of failure, and a remedy."""
     failed = f"{model_id} cannot be downloaded: "
     if status == 403:
         return (
@@ -145,7 +145,7 @@ def _of_a_setting(chain: list[BaseException]) -> tuple[str, str] | None:
 
 
 def _of_a_proxy(chain: list[BaseException]) -> tuple[str, str] | None:
-    """What a proxy said to the request for a tunnel."""
+    """A proxy's refusal of the request for a tunnel."""
     refusal = next((link for link in chain if type(link).__name__ == "ProxyError"), None)
     if refusal is None:
         return None

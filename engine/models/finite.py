@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.machine.torch_device import kind_of
 from engine.models.checkpoint import Checkpoint
 
 # torch starts its team of threads only above this, so a reading thread never competes with the computing one for cores.
@@ -71,7 +72,7 @@ def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or tensor.element_size() < 2 or not tensor.numel():
         return True
     flat = tensor.detach().reshape(-1)
-    for piece in flat.split(_PIECE_ELEMENTS) if tensor.device.type == "cpu" else (flat,):
+    for piece in flat.split(_PIECE_ELEMENTS) if kind_of(tensor.device).is_host else (flat,):
         if not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(piece)):
             return False
     return True
