@@ -170,7 +170,7 @@ def _student_batch(question: Question, answer: Proposal) -> str:
     double = student_footprint(answer.shape, replace(setting, batch=2 * setting.batch)).peak_bytes
     said = f"{format_bytes(peak)} of {_budget(question)}"
     if double > question.budget.memory_bytes:
-        return f"{said}; {2 * setting.batch} would need {format_bytes(double)}"
+        return f"{said}; {2 * setting.batch}, with all else as it is, would need {format_bytes(double)}"
     return f"{said}; more is hardly faster"
 
 
@@ -195,7 +195,8 @@ def _checkpointing(answer: Proposal) -> str:
         return "streamed layers are read and computed again on the way back"
     if setting.checkpointing:
         return f"saves {saved} of {format_bytes(without)}, costs about a third more time"
-    return f"{format_bytes(without)} fit; it would save {saved} and take a third longer"
+    would = f"save {saved} and take a third longer" if without > with_it else "save nothing"
+    return f"{format_bytes(without)} fit; it would {would}"
 
 
 def _streaming(question: Question, answer: Proposal) -> str:

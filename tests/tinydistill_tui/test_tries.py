@@ -57,21 +57,31 @@ def test_words_speak_of_time_where_memory_is_the_same_and_of_nothing_where_all_i
     assert tries_words([times[0], times[0]], 80) == ""
 
 
-def test_figures_that_rise_and_fall_again_say_which_settings_change_too():
-    def with_choices(each: Plan, **values: object) -> Plan:
-        return replace(each, choices=tuple(Choice(name, value, "planner", "") for name, value in values.items()))
+def with_choices(each: Plan, **values: object) -> Plan:
+    return replace(each, choices=tuple(Choice(name, value, "planner", "") for name, value in values.items()))
 
-    plans = [
-        with_choices(plan_of(size * MIB), student_batch=batch, gradient_checkpointing=batch > 2)
+
+def test_values_with_which_other_settings_change_too_are_marked_and_the_settings_named():
+    tries = [
+        Try(str(batch), str(batch), with_choices(
+            plan_of(size * MIB), student_batch=batch, gradient_accumulation=4 // batch, ram_budget=batch,
+            gradient_checkpointing=batch > 2,
+        ))
         for batch, size in ((1, 300), (2, 400), (4, 350))
-    ]
-    tries = [Try(str(batch), str(batch), each) for batch, each in zip((1, 2, 4), plans, strict=True)]
-    words = "train with 1: 300 MiB · 2: 400 MiB · 4: 350 MiB"
+    ]  # fmt: skip
     named = [replace(each, plan=replace(each.plan, choices=each.plan.choices[1:])) for each in tries]
-    assert tries_words(named, 200) == f"{words} (gradient_checkpointing changes too)"
-    assert tries_words(named, 70) == "train with 1: 300 MiB (gradient_checkpointing changes too)"
-    assert tries_words(named[:2], 200) == "train with 1: 300 MiB · 2: 400 MiB"
-    assert tries_words([replace(each, plan=replace(each.plan, choices=())) for each in tries], 200) == words
+    words = "train with 1: 300 MiB · 2: 400 MiB · 4*: 350 MiB"
+    assert tries_words(named, 200, "2") == f"{words} (* gradient_checkpointing changes too)"
+    assert tries_words(named, 76, "2") == "train with 2: 400 MiB · 4*: 350 MiB (* gradient_checkpointing changes too)"
+    assert tries_words(named, 76, "4") == "train with 2*: 400 MiB · 4: 350 MiB (* gradient_checkpointing changes too)"
+    assert tries_words(named[:2], 200, "2") == "train with 1: 300 MiB · 2: 400 MiB"
+
+
+def test_present_value_is_among_those_that_have_room():
+    tries = [Try(str(batch), str(batch), plan_of(batch * 100 * MIB)) for batch in (1, 2, 4, 8, 16)]
+    assert tries_words(tries, 55, "4") == "train with 2: 200 MiB · 4: 400 MiB · 8: 800 MiB"
+    assert tries_words(tries, 40, "8") == "train with 8: 800 MiB · 16: 1.6 GiB"
+    assert tries_words(tries, 70, "4") == "train with 1: 100 MiB · 2: 200 MiB · 4: 400 MiB · 8: 800 MiB"
 
 
 def test_what_cannot_be_is_said_and_nobody_waits_for_what_nobody_wants():

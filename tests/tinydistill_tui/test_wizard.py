@@ -265,7 +265,7 @@ async def test_what_other_values_would_take_may_come_when_the_box_is_gone():
         await choose(app, pilot, "student_batch")
         editor = screen.query_one(SettingEditor)
         await editor.remove_children()
-        editor._were_tried("student_batch", [])
+        editor._were_tried("student_batch", [], "8")
         assert app.screen is screen
 
 

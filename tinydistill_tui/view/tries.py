@@ -5,7 +5,6 @@ The figures are the planner's own: each value is a whole plan.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,9 @@ from engine.settings.config import SETTINGS, RunConfig
 from tinydistill_tui.view.plan_facts import SETTINGS_OF, shown, typed
 
 _NEIGHBOURS = 2  # on each side
-_ROOM_FOR_VALUES = 32  # cells; what is left says why figures rise and fall again
+_ROOM_FOR_VALUES = 32  # cells; what is left names the settings that change too
+# The accumulation keeps the rows of a step as they are, and budgets and checkpoints cost a phase no memory.
+_FOLLOW = frozenset({"gradient_accumulation", "memory_budget", "ram_budget", "checkpoint_every", "evaluations"})
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,16 @@ def tried(
     return found
 
 
-def tries_words(tries: Sequence[Try], width: int) -> str:
+def tries_words(tries: Sequence[Try], width: int, present: str | None = None) -> str:
     """Return the memory, else the time, of each value; empty if it makes no difference.
 
-    Told of the phase that it changes most; as many values as there is room for.
+    Told of the phase that it changes most; the values nearest to the present one, as many as there is room for. A star
+    marks a value with which the planner chooses other settings otherwise: such a figure is not of this value alone.
+
+    Args:
+        tries: in the order of their values.
+        width: cells there are.
+        present: the value of now, as it is typed; the first one if not given.
     """
     plans = [each.plan for each in tries if each.plan is not None]
     phases = [phase for phase in PHASES if len(plans) > 1 and all(phase in plan.predicted for plan in plans)]
@@ -106,39 +113,54 @@ def tries_words(tries: Sequence[Try], width: int) -> str:
     if spread(phase, figure) <= 0.01:
         return ""
     write = format_bytes if figure == "peak_bytes" else format_duration
-    parts = []
+    now = next((place for place, each in enumerate(tries) if each.value == present), 0)
+    told = []
     for each in tries:
-        if each.plan is None:
-            parts.append(f"{each.words}: invalid")
-            continue
-        fits = "" if each.plan.misfit is None else " does not fit"
-        parts.append(f"{each.words}: {write(getattr(each.plan.predicted[phase], figure))}{fits}")
-    head, why = f"{phase_noun(phase)} with ", ""
-    if not _goes_one_way([getattr(plan.predicted[phase], figure) for plan in plans]):
-        why = _others_that_move(plans, width - _ROOM_FOR_VALUES)
-    while len(head) + len(" · ".join(parts)) + len(why) > width and len(parts) > 1:
-        parts.pop()
-    words = head + " · ".join(parts) + why
-    return words if len(words) <= width else ""
+        moved = _moved(tries[now].plan, each.plan)
+        words = "invalid"
+        if each.plan is not None:
+            fits = "" if each.plan.misfit is None else " does not fit"
+            words = f"{write(getattr(each.plan.predicted[phase], figure))}{fits}"
+        told.append((f"{each.words}{'*' if moved else ''}: {words}", moved))
+    return _fitted(f"{phase_noun(phase)} with ", told, now, width)
 
 
-def _goes_one_way(figures: Sequence[float]) -> bool:
-    """Return whether the figures only rise or only fall."""
-    steps = [later - earlier for earlier, later in itertools.pairwise(figures)]
-    return all(step >= 0 for step in steps) or all(step <= 0 for step in steps)
-
-
-def _others_that_move(plans: Sequence[Plan], width: int) -> str:
-    """Say which settings the planner chooses otherwise, as many as ``width`` cells hold; empty if there are none."""
-    chosen: dict[str, set[str]] = {}
-    for each in plans:
-        for choice in each.choices:
-            if choice.by == "planner" and choice.field in SETTINGS_OF:
-                chosen.setdefault(SETTINGS_OF[choice.field], set()).add(str(choice.value))
-    names = [name for name, values in chosen.items() if len(values) > 1]
-    while names:
-        words = f" ({', '.join(names)} change{'s' if len(names) == 1 else ''} too)"
+def _fitted(head: str, told: list[tuple[str, list[str]]], now: int, width: int) -> str:
+    """As many values around the present one as there is room for, and the settings that change with them."""
+    first, last = 0, len(told)
+    while True:
+        shown_ones = told[first:last]
+        moved = list(dict.fromkeys(name for _, names in shown_ones for name in names))
+        words = head + " · ".join(words for words, _ in shown_ones) + _they_change(moved, width - _ROOM_FOR_VALUES)
         if len(words) <= width:
             return words
-        names.pop()
+        if last - first == 1:
+            return ""
+        above, below = last - 1 - now, now - first
+        if above >= below and (above > 1 or not below):  # the next larger value stays as long as there is another
+            last -= 1
+        else:
+            first += 1
+
+
+def _moved(now: Plan | None, other: Plan | None) -> list[str]:
+    """The settings that the planner chooses otherwise in another plan, and that change its memory or time."""
+    if now is None or other is None:
+        return []
+    chosen = {choice.field: choice.value for choice in now.choices if choice.by == "planner"}
+    return [
+        SETTINGS_OF[choice.field]
+        for choice in other.choices
+        if choice.by == "planner" and choice.field in SETTINGS_OF and choice.field in chosen
+        and chosen[choice.field] != choice.value and SETTINGS_OF[choice.field] not in _FOLLOW
+    ]  # fmt: skip
+
+
+def _they_change(names: list[str], width: int) -> str:
+    """Say which settings change with the marked values, as many as ``width`` cells hold; empty if there are none."""
+    while names:
+        words = f" (* {', '.join(names)} change{'s' if len(names) == 1 else ''} too)"
+        if len(words) <= width:
+            return words
+        names = names[:-1]
     return ""

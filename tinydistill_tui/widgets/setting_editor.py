@@ -17,7 +17,7 @@ from engine.machine.hardware import Hardware
 from engine.planner import Plan, plan
 from engine.settings.config import SETTINGS, RunConfig
 from tinydistill_tui.view.marks import MARK_STYLES, MARKS
-from tinydistill_tui.view.plan_facts import Row, cut_value, cut_words, row_sentence
+from tinydistill_tui.view.plan_facts import Row, cut_value, cut_words, row_sentence, typed
 from tinydistill_tui.view.tries import Try, choices_of, tried, tries_words, values_around
 from tinydistill_tui.widgets.excerpt import Excerpt
 from tinydistill_tui.widgets.field import ChoiceLine, TextField
@@ -135,23 +135,23 @@ class SettingEditor(Vertical):
         if self._timer is not None:
             self._timer.stop()
         if setting not in _COST_NOTHING:
-            values = values_around(setting, value)
-            self._timer = after(self, TRY_AFTER_SECONDS, lambda: self._try(setting, values, config, machine))
+            self._timer = after(self, TRY_AFTER_SECONDS, lambda: self._try(setting, value, config, machine))
 
     @work(thread=True, exclusive=True, group="try")
-    def _try(self, setting: str, values: list[str], config: RunConfig, machine: Hardware | None) -> None:
+    def _try(self, setting: str, value: object, config: RunConfig, machine: Hardware | None) -> None:
         worker = get_current_worker()
 
         def make_plan(other: RunConfig) -> Plan:
             return plan(other, hardware=machine, strict=False)
 
-        found = tried(setting, values, config, make_plan, lambda: worker.is_cancelled)
+        present = typed(setting, value)
+        found = tried(setting, values_around(setting, value), config, make_plan, lambda: worker.is_cancelled)
         if not worker.is_cancelled:
-            self.app.call_from_thread(self._were_tried, setting, found)
+            self.app.call_from_thread(self._were_tried, setting, found, present)
 
-    def _were_tried(self, setting: str, found: list[Try]) -> None:
+    def _were_tried(self, setting: str, found: list[Try], present: str) -> None:
         if self._row is not None and self._row.field == setting and self.is_attached:
-            self._tries = tries_words(found, self.size.width - 8)
+            self._tries = tries_words(found, self.size.width - 8, present)
             self._draw_words()
 
     @property
