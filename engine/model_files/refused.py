@@ -16,7 +16,13 @@ from engine.model_files.python_line import path_literal, python_line
 _NOT_FOR_ROWS = {
     "prophetnet": "it predicts several tokens at each position, in rows of its own for each",
     "reformer": "it trains on rows of certain lengths alone, and hashes tokens into buckets by chance",
+    "blt": "it reads bytes in patches, which a model of its own cuts",
+    "moshi": "it reads and writes sound beside the text, a token of each at a time",
+    "gemma4_assistant": "it goes on from the hidden states of the model that it drafts for",
+    "gemma4_unified_assistant": "it goes on from the hidden states of the model that it drafts for",
 }
+
+_COUNTS_OF_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 
 # Classes of causal language models whose names do not end in the usual words.
 _CAUSAL_BY_OTHER_NAMES = ("BertGenerationDecoder",)
@@ -70,15 +76,23 @@ def check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: boo
             f"The model in {folder} ({named}) is an encoder-decoder.", "Only causal language models can be used.", todo
         )
     causal = any("CausalLM" in name or "LMHead" in name or name in _CAUSAL_BY_OTHER_NAMES for name in architectures)
-    if not causal and isinstance(config.get("text_config"), dict):
+    if (why := _NOT_FOR_ROWS.get(config["model_type"])) is not None:
+        raise ModelError(f"The model in {folder} ({named}) cannot be used: {why}.", "", "Choose another model.")
+    known = causal_lm_types()
+    text = config.get("text_config")
+    if isinstance(text, dict) and not (causal and any(config.get(name) for name in _COUNTS_OF_LAYERS)):
+        is_known = known is None or text.get("model_type", "llama") in known
         raise ModelError(
             f"The model in {folder} ({named}) wraps a text model together with others: its text_config describes it.",
-            "Only the text model can be used, and it has to be a model of its own.",
-            f"Save it once, and name {folder}-text: {_save_text_model(folder)}",
+            "Only the text model can be used, and it has to be a model of its own."
+            if is_known
+            else f"Only the text model could be used, and transformers has none of its own for {named}.",
+            f"Save it once, and name {folder}-text: {_save_text_model(folder)}"
+            if is_known
+            else "Choose another model.",
         )
     if architectures and not causal:
         raise ModelError(f"The model in {folder} ({named}) is not a causal language model.", "", todo)
-    known = causal_lm_types()
     if known is not None and config["model_type"] not in known:
         brings_code = "AutoModelForCausalLM" in (config.get("auto_map") or {})
         if brings_code and not trust_remote_code:
@@ -94,8 +108,6 @@ def check_causal_lm(folder: Path, config: dict[str, Any], trust_remote_code: boo
                 "",
                 "Choose another model, or install a newer transformers if the model is newer.",
             )
-    if (why := _NOT_FOR_ROWS.get(config["model_type"])) is not None:
-        raise ModelError(f"The model in {folder} ({named}) cannot be used: {why}.", "", "Choose another model.")
     if _sees_both_sides(config):
         is_masked = config["model_type"] in (masked_lm_types() or ())
         raise ModelError(

@@ -274,7 +274,8 @@ def _student_config(spec: ModelSpec, kept: list[int]) -> dict[str, Any]:
     config = dict(spec.config)
     # Where the file leaves a layer's kind to its number, the number means another kind in the student: spell it out.
     known = read_config(spec.path, trust_remote_code=spec.trust_remote_code).to_dict()
-    config |= {name: known[name] for name in ("layer_types",) if known.get(name)}
+    by_number = ("layer_types", "no_rope_layers", "moe_layers")
+    config |= {name: known[name] for name in by_number if known.get(name)}
     if known.get("decoder_sparse_step", 1) != 1:  # every n-th layer has experts: say which of the kept ones have none
         step, dense = known["decoder_sparse_step"], known.get("mlp_only_layers") or []
         config["mlp_only_layers"] = sorted({*dense, *(i for i in range(spec.num_layers) if (i + 1) % step)})
@@ -282,7 +283,7 @@ def _student_config(spec: ModelSpec, kept: list[int]) -> dict[str, Any]:
     for name, value in config.items():
         if name in _NUMBERS_OF_LAYERS:
             config[name] = len(kept)
-        elif name == "mlp_only_layers":  # numbers of layers
+        elif name in ("mlp_only_layers", "moe_layers") and isinstance(value, list | None):  # numbers of layers
             config[name] = [kept.index(index) for index in value or () if index in kept]
         elif name == "first_k_dense_replace":  # how many at the beginning
             config[name] = sum(index < (value or 0) for index in kept)

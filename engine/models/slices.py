@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def can_slice_head(head: nn.Module | None) -> bool:
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
 
 
-def gather_embedding(embedding: nn.Embedding, read_rows: Callable[[Tensor], Tensor]) -> None:
+def gather_embedding(embedding: nn.Embedding, read_rows: Callable[[Tensor], Tensor], core: nn.Module) -> None:
     """Make an embedding read only the rows of the ids it is given; changes ``embedding.forward``.
 
     The class's own forward runs on a small matrix of the rows in use and on ids into it, so that subclasses that scale
@@ -105,12 +105,21 @@ def gather_embedding(embedding: nn.Embedding, read_rows: Callable[[Tensor], Tens
     Args:
         embedding: its weight stays where it is (on the meta device).
         read_rows: gives the rows [n, columns] of sorted, distinct ids [n], on the ids' device.
+        core: the module that is called with the ids. Llama 4's moves them to the weight's device, where none are.
     """
+    given: list[Tensor] = []
+
+    def remember(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given[:] = [ids for ids in (named.get("input_ids"), *args[:1]) if isinstance(ids, Tensor)]
+
+    core.register_forward_pre_hook(remember, with_kwargs=True)
     own_forward = type(embedding).forward
     whole = embedding._parameters["weight"]
     embedding.padding_idx = None  # only matters to gradients, and would not be a row of the small matrix
 
     def forward(input_ids: Tensor) -> Tensor:
+        if input_ids.is_meta and given:
+            input_ids = given[0]
         in_use, places = input_ids.unique(return_inverse=True)
         embedding._parameters["weight"] = nn.Parameter(read_rows(in_use), requires_grad=False)
         try:

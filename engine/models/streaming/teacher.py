@@ -370,7 +370,7 @@ class StreamedTeacher:
                 self._checkpoint.read(recipe.sources[0], rows[place : place + count], first=first * columns)
             return rows.to(device)
 
-        gather_embedding(embedding, read_rows)
+        gather_embedding(embedding, read_rows, self._core.core)
         return {_weight_name(self.model, embedding)}
 
     def _cut_head(self) -> set[str]:

@@ -149,6 +149,10 @@ def test_an_adapter_is_no_model(tmp_path):
     [
         ({"architectures": ["BertForMaskedLM"]}, "not a causal language model"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "blt"}, "cannot be used: it reads bytes in patches"),
+        ({"model_type": "moshi"}, "cannot be used: it reads and writes sound"),
+        ({"model_type": "gemma4_assistant"}, "the model that it drafts for"),
+        ({"model_type": "prophetnet"}, "it predicts several tokens"),
         ({"quantization_config": {"quant_method": "aqlm"}}, r"already quantised (aqlm)"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"no tensor is stored in that way"),
         ({"num_hidden_layers": 6}, "says 6 layers, the files hold 4"),

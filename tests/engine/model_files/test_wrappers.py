@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,31 @@ def test_a_wrapper_whose_text_model_cannot_stand_alone_is_told_with_the_way_to_s
     folder = tmp_path / "vlm"
     wrapper("gemma3", folder)
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["model_type"] = "something_new"
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "paligemma"}))
     with pytest.raises(ModelError, match="wraps a text model") as caught:
         read_spec(folder)
     assert f"{folder}-text" in caught.value.todo
+    # Of a text model that transformers does not have alone there is none to save.
+    for kind in ("something_new", "emu3_text_model", "mllama_text_model"):
+        config["text_config"]["model_type"] = kind
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match="wraps a text model") as caught:
+            read_spec(folder)
+        assert caught.value.todo == "Choose another model."
+
+
+def test_a_causal_model_whose_layers_are_described_in_its_text_model_is_told_as_a_wrapper(tmp_path: Path) -> None:
+    """Fuyu's: its own class is a causal one, and its config.json says nothing of layers."""
+    from transformers import FuyuConfig, FuyuForCausalLM
+
+    sizes = {**_SIZES, "num_hidden_layers": 2, "vocab_size": VOCAB_SIZE, "model_type": "persimmon"}
+    FuyuForCausalLM(FuyuConfig(text_config=sizes)).save_pretrained(tmp_path / "fuyu")
+    tiny_tokenizer().save_pretrained(tmp_path / "fuyu")
+    with pytest.raises(ModelError, match="wraps a text model") as caught:
+        read_spec(tmp_path / "fuyu")
+    command = caught.value.todo.partition(": ")[2]
+    exec(shlex.split(command)[3], {})  # the way out
+    assert read_spec(tmp_path / "fuyu-text").model_type == "persimmon"
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's

@@ -196,6 +196,17 @@ EVERY: dict[str, tuple[str, dict[str, Any]]] = {
             "n_layers_per_attn_res_block": 2,
         },
     ),  # files that keep a part of each layer in another list
+    "llama4": (
+        "llama4_text",
+        {
+            **_LLAMA,
+            "intermediate_size_mlp": 64,
+            "num_local_experts": 2,
+            "layer_types": ["chunked_attention", "chunked_attention", "chunked_attention", "full_attention"],
+            "attention_chunk_size": WINDOW,
+            "no_rope_layers": [1, 1, 1, 0],
+        },
+    ),  # moves the ids to where the embedding's matrix is
     "git": ("git", {key: value for key, value in _BERT.items() if key != "is_decoder"}),  # a tower for pictures
 }
 
