@@ -47,11 +47,18 @@ def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a child; processes that libraries start are safe in the same way.
 
     An empty entry of PYTHONPATH, as ``PYTHONPATH=$PYTHONPATH:/x`` leaves it, means the current folder. It is removed.
+    So are variables that make Python another one: without the docstrings that transformers reads, or with a prompt at
+    the end; and times for downloads that are no numbers.
 
     Args:
         of: instead of this process's own.
     """
     found = {**(os.environ if of is None else of), "PYTHONSAFEPATH": "1"}
+    for name in ("PYTHONOPTIMIZE", "PYTHONINSPECT"):
+        found.pop(name, None)
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # else the hub's client cannot even be imported
+        if not found.get(name, "0").isdecimal():
+            del found[name]
     if "PYTHONPATH" in found:
         found["PYTHONPATH"] = os.pathsep.join(filter(None, found["PYTHONPATH"].split(os.pathsep)))
     return found

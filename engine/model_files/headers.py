@@ -29,6 +29,11 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_OF_ANOTHER_KIND = (
+    "consolidated",
+    "adapter",
+    "model-",
+)  # Mistral's own names of tensors, an adapter, a part of a model
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # Placeholders in a model's folder instead of a file: how they begin, in lower case, and how to get the file.
 _INSTEAD = (
@@ -138,6 +143,7 @@ def read_safetensors(folder: Path) -> dict[str, TensorInfo]:
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         others = [shard for shard in shards if shard not in files]
+        check_link(folder / missing[0])
         raise ModelError(
             f"Of the {len(files)} weight files of the model in {folder}, {len(missing)} are missing: {_some(missing)}.",
             f"{_INDEX} names files that are not here, but {len(others)} others are: {_some(others)}."
@@ -146,6 +152,12 @@ def read_safetensors(folder: Path) -> dict[str, TensorInfo]:
             f"If the others are the model, delete {_INDEX} and make it again: {_make_index(folder)}"
             if others
             else "Download the model again.",
+        )
+    if left_out := _left_out(files, shards):
+        raise ModelError(
+            f"{index_path} leaves out {len(left_out)} of the weight files beside it: {_some(left_out)}.",
+            "Their tensors would be missing, or they are of another model.",
+            f"If they are of this model, make the index again: {_make_index(folder)}",
         )
     tensors: dict[str, TensorInfo] = {}
     for file in files:
@@ -156,6 +168,12 @@ def read_safetensors(folder: Path) -> dict[str, TensorInfo]:
             f"{index_path} names {absent[0]}, which no file holds.", "", "Download or save the model again."
         )
     return tensors
+
+
+def _left_out(indexed: list[str], shards: list[str]) -> list[str]:
+    """Shards of the number that the indexed ones tell (``-of-00006``) which the index does not name."""
+    of = {name.partition("-of-")[2] for name in indexed if _SHARD.fullmatch(name)}
+    return [shard for shard in shards if shard not in indexed and shard.partition("-of-")[2] in of]
 
 
 def read_safetensors_file(file: Path) -> dict[str, TensorInfo]:
@@ -210,6 +228,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         check_content(path, data)
+        _check_not_empty(path, data)
         value = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read.", f"{error}.", "Download or save the model again.") from error
@@ -243,13 +262,40 @@ def check_content(path: Path, start: bytes) -> None:
             raise ModelError(f"{path} is {what}, not the file itself.", "", todo.format(folder=path.parent))
 
 
+def check_link(path: Path) -> None:
+    """Look whether a file is a link to one that is not there: a snapshot of a cache that was copied without its blobs.
+
+    Raises:
+        ModelError: it is.
+    """
+    if path.is_symlink() and not path.exists():
+        raise ModelError(
+            f"{path} is a link to {os.readlink(path)}, which is not there.",
+            "",
+            "Copy the files that the links lead to (cp -rL), or download the model again.",
+        )
+
+
+def _check_not_empty(path: Path, start: bytes) -> None:
+    """Look at the first bytes of a file for what a download or a copy leaves that did not end.
+
+    Raises:
+        ModelError: the file is empty, or begins with zeros, as after a power loss.
+    """
+    if not start.strip(b"\0"):
+        found = "begins with zeros" if start else "is empty"
+        raise ModelError(f"{path} {found}.", "A download or a copy did not end.", "Download or save the model again.")
+
+
 def _read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
             length = int.from_bytes(start, "little")
-            check_content(file, start + stream.read(56))
+            beginning = start + stream.read(56)
+            check_content(file, beginning)
+            _check_not_empty(file, beginning)
             stream.seek(8)
             header = json.loads(stream.read(length)) if 2 <= length <= min(size - 8, 100_000_000) else None
     except (OSError, ValueError, RecursionError) as error:
@@ -306,8 +352,27 @@ def _no_safetensors(folder: Path, shards: list[str]) -> ModelError:
             "A pickle can run arbitrary code when it is opened, and cannot be read tensor by tensor.",
             f"If you trust them, convert once: {_save_again(folder)}",
         )
-    return ModelError(
-        f"{folder} has a config.json but no weights.",
-        "There is no model.safetensors and no model.safetensors.index.json.",
-        "Download or save the model again.",
-    )
+    return ModelError(f"{folder} has a config.json but no weights.", *_near_weights(folder))
+
+
+_UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")
+
+
+def _near_weights(folder: Path) -> tuple[str, str]:
+    """Files that may be the weights under another name, and what to do with them.
+
+    Raises:
+        ModelError: there is a link to nowhere.
+    """
+    entries = sorted(folder.iterdir())
+    for entry in entries:
+        check_link(entry)
+    unfinished = [entry.name for entry in entries if entry.name.lower().endswith(_UNFINISHED)]
+    if unfinished:
+        return f"There is {_some(unfinished)}: the download did not end.", "Go on with it, or download the model again."
+    others = [entry for entry in entries if entry.name.lower().endswith(".safetensors") and entry.is_file()]
+    if len(others) == 1 and not others[0].name.startswith(_OF_ANOTHER_KIND):
+        moved = f"mv {shlex.quote(str(others[0]))} {shlex.quote(str(folder / _SINGLE))}"
+        return f"There is {others[0].name}; the weights must be called {_SINGLE}.", f"If it is the model: {moved}"
+    named = f" There is {_some([other.name for other in others])}." if others else ""
+    return f"There is no {_SINGLE} and no {_INDEX}.{named}", "Download or save the model again."

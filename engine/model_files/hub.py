@@ -32,6 +32,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ANSWER_SECONDS = 20.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[A-Za-z0-9][\w.-]*)?")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _ADDRESS = re.compile(
     r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)(?!datasets/|spaces/)([\w.-]+/[\w.-]+)"
 )
@@ -75,7 +76,11 @@ def _resolved(text: str, depth: int) -> Path:
     if is_file:
         if path.suffix == ".gguf" or is_gguf(path):
             return _gguf_folder(path)
-        raise ModelError(f"{text} is a file, not a model's folder.", "", f"Try {path.parent}.")
+        if path.name.lower().endswith(_ARCHIVES):
+            raise ModelError(f"{text} is an archive, not a model's folder.", "", "Unpack it, and name the folder.")
+        is_of_model = (path.parent / "config.json").is_file()
+        todo = f"Try {path.parent}." if is_of_model else "Name a model's folder, or a GGUF file."
+        raise ModelError(f"{text} is a file, not a model's folder.", "", todo)
     if not is_hub_id(text):
         meant = _meant_id(text)
         raise ModelError(

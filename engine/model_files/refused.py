@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, shown_value
-from engine.model_files.headers import TensorInfo, read_json
+from engine.model_files.headers import TensorInfo, check_link, read_json
 from engine.model_files.hub import cached_folder, is_hub_id
 from engine.model_files.known import causal_lm_types, masked_lm_types
 from engine.model_files.python_line import path_literal, python_line
@@ -143,6 +143,7 @@ def _save_text_model(folder: Path) -> str:
 
 def _no_config(folder: Path, asked: str) -> ModelError:
     """A folder without a config.json: the model that may be meant is named."""
+    check_link(folder / "config.json")
     there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6])
     cached = cached_folder(asked)
     if cached is not None:

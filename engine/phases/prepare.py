@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from engine.channel.channel import Channel
 from engine.data.passes import PrepareSettings
 from engine.data.prepare import prepare
 from engine.data.sources import open_source
-from engine.errors import Problem, SettingsError, TokenizerMismatch
+from engine.errors import ModelError, Problem, SettingsError, TokenizerMismatch
 from engine.jobs import Job, PrepareJob
 from engine.model_files.narrow import width_of
 from engine.model_files.spec import ModelSpec, read_spec
@@ -28,14 +29,22 @@ STAGE = "stage"
 
 def teacher_spec(job: Job) -> ModelSpec:
     """The teacher, described."""
-    return read_spec(job.teacher, trust_remote_code=job.trust_remote_code)
+    return _described("teacher", job.teacher, job)
 
 
 def student_spec(job: Job) -> ModelSpec | None:
     """The student, described; None when it is cut from the teacher."""
-    if job.student == FROM_TEACHER:
-        return None
-    return read_spec(job.student, trust_remote_code=job.trust_remote_code)
+    return None if job.student == FROM_TEACHER else _described("student", job.student, job)
+
+
+def _described(name: str, model: str, job: Job) -> ModelSpec:
+    try:
+        return read_spec(model, trust_remote_code=job.trust_remote_code)
+    except ModelError as error:
+        if os.path.lexists(Path(model).expanduser()):
+            raise
+        todo = f"If the {name} was moved, add its new place: --{name} FOLDER."
+        raise ModelError(error.what, error.why, todo) from error
 
 
 def _check_fit(model: ModelSpec, channel: Channel, *, numbers: bool) -> None:

@@ -29,7 +29,6 @@ from engine.phases.student_result import (
     write_student,
 )
 from engine.phases.teacher import open_store
-from engine.planner.models import FROM_TEACHER
 from engine.ranks import ALONE, Rank
 from engine.run.folder import Run
 from engine.run.inputs import check_unchanged
@@ -134,13 +133,12 @@ def first_student(run: Run, job: TrainJob, channel: Channel) -> ModelSpec:
     Raises:
         ModelError: it is not the model that the run was prepared with.
     """
-    if job.student != FROM_TEACHER:
-        spec = read_spec(job.student, trust_remote_code=job.trust_remote_code)
+    from engine.phases.prepare import student_spec, teacher_spec
+
+    if (spec := student_spec(job)) is not None:
         check_unchanged(run, "student", spec)
         return spec
     if not is_cut(run, job):
-        from engine.phases.prepare import teacher_spec
-
         teacher = teacher_spec(job)
         check_unchanged(run, "teacher", teacher)
         mend_student(run, teacher, channel)

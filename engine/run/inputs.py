@@ -6,12 +6,14 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from engine.cache.identity import MANIFEST, read_manifest
 from engine.errors import ModelError, TinyDistillError
 from engine.model_files.spec import ModelSpec, fingerprint, read_spec
 from engine.model_files.vocabulary import read_vocabulary
@@ -66,8 +68,8 @@ def identity_of_model(spec: ModelSpec) -> dict[str, str]:
 def moved(run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
     """New places of a run's inputs and records.
 
-    An input that was given again with the same content is used. An input that has moved is searched where it would be
-    if it had been moved together with the run.
+    An input that was given again with the same content is used, as is a folder that has the run's records. An input
+    that has moved is searched where it would be if it had been moved together with the run.
 
     Returns:
         The settings whose folder is another one now; what was given and differs is not among them.
@@ -78,6 +80,9 @@ def moved(run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
         before, now = settings.get(name), given.get(name)
         if before is not None and now is not None and str(now) != before and _same(run, name, str(now)):
             found[name] = str(now)
+    before, now = settings.get("cache_dir"), given.get("cache_dir")
+    if now is not None and str(now) != before and _has_records(run, Path(str(now))):
+        found["cache_dir"] = str(now)
     home = run.info.get("folder")
     if home and home != str(run.path):
         for name in (*INPUTS, "cache_dir"):
@@ -90,6 +95,24 @@ def moved(run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
             if os.path.lexists(there) and (name == "cache_dir" or _same(run, name, there)):
                 found[name] = there
     return found
+
+
+def _has_records(run: Run, folder: Path) -> bool:
+    """Whether a folder has records of the run's teacher and settings; any will do before there are some."""
+    teacher = ((run.result("prepare") or {}).get("inputs") or {}).get("teacher")
+    if teacher is None:
+        return run.result("teacher") is None
+    own = {
+        **{name: run.info["settings"].get(name) for name in ("temperature", "record_size", "seed", "quantization")},
+        **{"teacher": teacher["weights"], "tokenizer": teacher["tokenizer"]},
+        "chat_template": teacher["chat template"],
+    }
+    for manifest in (folder / MANIFEST, *folder.glob(f"*/{MANIFEST}")):
+        with contextlib.suppress(TinyDistillError, OSError):
+            there = read_manifest(manifest.parent)
+            if there is not None and all(getattr(there, name) == value for name, value in own.items()):
+                return True
+    return False
 
 
 def check_unchanged(run: Run, name: str, spec: ModelSpec) -> None:

@@ -96,3 +96,11 @@ def test_a_run_is_whole_in_a_folder_of_own_files(own_folder):
 def test_the_path_that_the_person_named_stays_and_an_empty_entry_goes():
     given = {"PYTHONPATH": os.pathsep.join(["", "/mine", "", "."])}
     assert safe_child.environment(given)["PYTHONPATH"] == os.pathsep.join(["/mine", "."])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PYTHONOPTIMIZE", "2"), ("PYTHONINSPECT", "1"), ("HF_HUB_ETAG_TIMEOUT", "1.5")]
+)
+def test_variables_that_no_child_can_work_with_do_not_reach_one(name, value):
+    assert name not in safe_child.environment({name: value, "PATH": "/bin"})
+    assert "HF_HUB_DOWNLOAD_TIMEOUT" in safe_child.environment({"HF_HUB_DOWNLOAD_TIMEOUT": "30"})

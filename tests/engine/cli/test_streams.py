@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 
 import pytest
+
+from engine.cli.console import Console
 
 PROGRAM = """
 import sys
@@ -68,3 +71,12 @@ def test_closed_standard_streams_are_no_failure(closed, module, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "unexpected" not in done.stderr
     assert "2" in closed or "none" in done.stderr
+
+
+@pytest.mark.parametrize(("columns", "width"), [("0", 80), ("1", 80), ("-3", 80), ("nonsense", 80), ("60", 60)])
+def test_a_width_that_nothing_fits_into_is_passed_over(columns, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    console = Console(file=io.StringIO())
+    assert console.width == width
+    console.print("the result")
+    assert console.file.getvalue() == "the result\n"

@@ -268,3 +268,61 @@ def test_weights_under_a_longer_name_are_told(whole: Path) -> None:
     with pytest.raises(ModelError) as caught:
         check_fit(whole)
     assert "longer names: student.model.embed_tokens.weight for model.embed_tokens.weight" in caught.value.paragraph()
+
+
+NEARLY = {
+    "renamed": ("weights.safetensors", "must be called model.safetensors"),
+    "a browser's copy": ("model (1).safetensors", "must be called model.safetensors"),
+    "another case": ("Model.safetensors", "must be called model.safetensors"),
+    "a browser's download": ("model.safetensors.crdownload", "the download did not end"),
+    "a part": ("model.safetensors.part", "the download did not end"),
+    "the hub's own": ("model.safetensors.incomplete", "the download did not end"),
+    "Mistral's own names": ("consolidated.safetensors", "There is consolidated.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("name", "told"), NEARLY.values(), ids=NEARLY)
+def test_weights_under_nearly_the_right_name_are_named(whole: Path, name: str, told: str) -> None:
+    (whole / "model.safetensors").rename(whole / name)
+    message = refused(whole)
+    assert name in message
+    assert told in message
+    if "must be called" in told:
+        done = subprocess.run(message[message.index("mv ") :], shell=True, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        read_spec(whole)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded", "config"])
+def test_a_link_to_nowhere_is_named_with_the_place_that_it_leads_to(tmp_path: Path, kind: str) -> None:
+    folder = shutil.copytree(tiny_model("llama", **(SHARDED if kind == "sharded" else {})), tmp_path / "snapshot")
+    file = folder / "config.json" if kind == "config" else min(folder.glob("*.safetensors"))
+    file.unlink()
+    file.symlink_to("../../blobs/1a2b")
+    assert f"{file} is a link to ../../blobs/1a2b, which is not there" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(("content", "told"), [(b"", "is empty"), (b"\0" * 5000, "begins with zeros")])
+def test_a_file_that_was_never_written_whole_is_told_as_that(whole: Path, name: str, content: bytes, told: str) -> None:
+    (whole / name).write_bytes(content)
+    assert f"{name} {told}" in refused(whole)
+
+
+def test_an_index_that_leaves_a_shard_out_is_refused_and_the_command_makes_it_again(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    last = max(index["weight_map"].values())
+    edit(sharded / INDEX, weight_map={name: file for name, file in index["weight_map"].items() if file != last})
+    message = refused(sharded)
+    assert f"leaves out 1 of the weight files beside it: {last}" in message
+    run_advice(message)
+    assert fingerprint(read_spec(sharded)) == fingerprint(read_spec(tiny_model("llama", **SHARDED)))
+
+
+@pytest.mark.parametrize("name", ["model.zip", "model.tar.gz", "notes.txt"])
+def test_a_file_that_is_no_model_leads_to_no_folder_that_is_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    message = refused(tmp_path / name)
+    assert ("Unpack it" in message) == (name != "notes.txt")
+    assert "Try" not in message
+    assert f"Try {tiny_model('llama')}" in refused(tiny_model("llama") / "config.json")

@@ -17,9 +17,9 @@ from engine.model_files.spec import read_spec
 from engine.phases import teacher as teacher_phase
 from engine.phases.prepare import run_prepare
 from engine.phases.student import first_student
-from engine.phases.teacher import run_teacher
+from engine.phases.teacher import open_store, run_teacher
 from engine.run.folder import Run
-from engine.run.inputs import check_unchanged
+from engine.run.inputs import check_unchanged, moved
 from engine.settings.config import RunConfig
 from tests.end_to_end.program import write_texts
 from tests.jobs import complete, prepare_job, score_job, train_job
@@ -98,3 +98,27 @@ def test_settings_of_generation_and_another_place_change_nothing(prepared: Prepa
     prepared.begin()
     moved = prepared.student.rename(tmp_path / "elsewhere")
     check_unchanged(prepared.run, "student", read_spec(moved))
+
+
+def test_records_that_were_moved_are_taken_from_the_folder_that_is_named(tmp_path: Path) -> None:
+    """A folder for records that was named anew was refused as another one, though the run's own records were there."""
+    before = tmp_path / "before"
+    prepared = Prepared(tmp_path, cache_dir=str(before))
+    store = open_store(
+        prepared.run, score_job(VOCAB_SIZE, **prepared.named), VOCAB_SIZE, prepared.channel, writable=True
+    )
+    store.close()
+    after = before.rename(tmp_path / "after")
+    (tmp_path / "empty").mkdir()
+    assert moved(prepared.run, {"cache_dir": str(after)}) == {"cache_dir": str(after)}
+    assert moved(prepared.run, {"cache_dir": str(tmp_path / "empty")}) == {}
+    prepared.run.info["settings"]["temperature"] = 2.0
+    assert moved(prepared.run, {"cache_dir": str(after)}) == {}, "records of other settings"
+
+
+def test_a_model_that_was_moved_is_asked_for_by_its_flag(prepared: Prepared, tmp_path: Path) -> None:
+    for name, begin in (("student", prepared.begin), ("teacher", prepared.score)):
+        getattr(prepared, name).rename(tmp_path / f"{name} elsewhere")
+        with pytest.raises(ModelError) as caught:
+            begin()
+        assert f"add its new place: --{name} FOLDER" in caught.value.todo
