@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "planner": {*_LOW, "format", "jobs", "ranks", "settings", "data", "model_files"},
     "run": {
         *(*_LOW, "format", "jobs", "phase_kinds", "ranks", "version", "settings"),
-        *("channel", "data", *_MODELS, "planner", "student", "talk", "teacher"),
+        *("cache", "channel", "data", *_MODELS, "planner", "student", "talk", "teacher"),
     },
     "phases": {
         *(*_LOW, "jobs", "phase_kinds", "ranks", "version", "settings"),

@@ -212,7 +212,7 @@ def test_weights_that_are_cut_short_are_refused(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     assert "but its header lists" in refused(folder)
-    file.write_bytes(b"\x00")
+    file.write_bytes(b"\x01")
     assert "not a safetensors file" in refused(folder)
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     assert "git lfs pull" in refused(folder)
