@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from engine.errors import ModelError
 from engine.machine.out_of_memory import is_out_of_memory, tells_out_of_memory
 from engine.machine.torch_device import kind_of
+from engine.model_files.vocabulary import read_chat_template
 from engine.model_files.weight_files import is_decoded, model_of
 from engine.models.causal import check_causal
 from engine.models.checkpoint import Checkpoint
@@ -65,6 +66,8 @@ def load_tokenizer(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
             tokenizer, note = faithful(tokenizer, folder)
+        if not tokenizer.chat_template:  # transformers reads chat_template.json for processors of pictures alone
+            tokenizer.chat_template = read_chat_template(folder)
         if note and on_note is not None:
             on_note(note)
         return tokenizer

@@ -148,14 +148,15 @@ def write_template(folder: Path, template: str) -> bool:
 
     A chat with the student is written like its conversations then. Some programs read tokenizer_config.json first.
     """
-    if read_chat_template(folder) == template:
-        return False
-    write_atomic(folder / "chat_template.jinja", template)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    if "chat_template" in settings:
+    is_another = read_chat_template(folder) != template
+    # In chat_template.json tokenizers of transformers do not find it.
+    if is_another or not ("chat_template" in settings or (folder / "chat_template.jinja").is_file()):
+        write_atomic(folder / "chat_template.jinja", template)
+    if is_another and "chat_template" in settings:
         write_atomic(path, json.dumps({**settings, "chat_template": template}, indent=2, ensure_ascii=False) + "\n")
-    return True
+    return is_another
 
 
 def card_of(run: Run, folder: Path, result: dict[str, Any]) -> str:

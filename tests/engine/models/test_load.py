@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.errors import ModelError
+from engine.model_files.vocabulary import read_chat_template
 from engine.models import load, quantize
 from engine.models.core import find_core
 from engine.models.load import ResidentTeacher, load_causal_lm, load_tokenizer
@@ -91,6 +92,21 @@ def test_a_model_that_transformers_does_not_know_is_refused(folder):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_thing"}))
     with pytest.raises(ModelError, match="cannot be used"):
         load_causal_lm(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json", "a list"])
+def test_a_chat_template_is_the_same_for_the_plan_and_for_the_tokenizer(folder, place):
+    template = "{{ messages[0]['content'] }}!"
+    if place == "chat_template.jinja":
+        (folder / place).write_text(template)
+    else:
+        path = folder / ("tokenizer_config.json" if place == "a list" else place)
+        value = [{"name": "default", "template": template}] if place == "a list" else template
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({**before, "chat_template": value}))
+    assert read_chat_template(folder) == template
+    turns = [{"role": "user", "content": "hello"}]
+    assert load_tokenizer(folder).apply_chat_template(turns, tokenize=False) == "hello!"
 
 
 def test_the_tokenizer_is_loaded_or_refused(folder, tmp_path):

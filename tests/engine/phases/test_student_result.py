@@ -25,6 +25,12 @@ def test_every_place_of_a_template_has_the_one_of_the_training(tmp_path: Path, f
     assert not write_template(tmp_path, "ours {{ messages }}"), "nothing is written where it is there"
 
 
+def test_a_template_that_tokenizers_do_not_find_is_written_where_they_do(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "ours"}))
+    assert not write_template(tmp_path, "ours")
+    assert (tmp_path / "chat_template.jinja").read_text() == "ours"
+
+
 def test_a_template_that_stands_in_the_settings_alone_is_left_there(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "ours"}))
     assert not write_template(tmp_path, "ours")
