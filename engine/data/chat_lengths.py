@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.data.chat_template import GENERATION_MARK, ChatTemplate, LeavesOut, TemplateRefuses
+from engine.data.chat_template import GENERATION_MARK, ChatTemplate, LeavesOut, TemplateRefuses, why_not
 from engine.data.document import Document
 from engine.model_files.vocabulary import Vocabulary
 
 
-def conversation_lengths(documents: Sequence[Document], folder: Path, vocabulary: Vocabulary) -> list[int] | None:
-    """Tokens of each conversation, in order; 0 for one that the template does not take.
+def conversation_lengths(documents: Sequence[Document], folder: Path, vocabulary: Vocabulary) -> list[int | str] | None:
+    """Tokens of each conversation, in order; the reason in place of them for one that the template does not take.
 
     Args:
         documents: conversations; others are not counted.
@@ -38,18 +38,19 @@ def conversation_lengths(documents: Sequence[Document], folder: Path, vocabulary
     except Exception:  # it has no narrower one; what is wrong is said when the model is loaded
         return None
     template = ChatTemplate(_Light(vocabulary))
-    texts = [_written(template, document) for document in documents if document.messages is not None]
+    found = [_written(template, document) for document in documents if document.messages is not None]
     ends = 1 if vocabulary.eos_id is not None else 0
-    encoded = tokenizer.encode_batch([text for text in texts if text is not None], add_special_tokens=False)
-    counts = iter(encoded)
-    return [0 if text is None else len(next(counts).ids) + ends for text in texts]
+    texts = [each for each, is_written in found if is_written]
+    counts = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
+    return [len(next(counts).ids) + ends if is_written else each for each, is_written in found]
 
 
-def _written(template: ChatTemplate, document: Document) -> str | None:
+def _written(template: ChatTemplate, document: Document) -> tuple[str, bool]:
+    """The output of the template, and true; or the reason why there is none, and false."""
     try:
-        return template.write(document.messages or (), document.fields).text
-    except (TemplateRefuses, LeavesOut):
-        return None
+        return template.write(document.messages or (), document.fields).text, True
+    except (TemplateRefuses, LeavesOut) as error:
+        return why_not(template, error), False
 
 
 class _Light:

@@ -308,6 +308,15 @@ class LeavesOut(Exception):
     """The template omits a turn, so an answer would be trained without its question."""
 
 
+def why_not(template: ChatTemplate, error: TemplateRefuses | LeavesOut) -> str:
+    """The reason for leaving out a conversation, by what :meth:`ChatTemplate.write` raised."""
+    if isinstance(error, LeavesOut):
+        return CONSTANT if template.is_constant else TURN_LOST
+    if isinstance(error, UnknownRole):
+        return UNKNOWN_ROLE
+    return f"{REFUSED} ({error})" if str(error) else REFUSED
+
+
 def rendered(template: ChatTemplate, messages: Sequence[Turn], fields: Mapping[str, Any], invites: bool) -> str | None:
     """Return the template's output; None if it refuses."""
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine.channel.channel import PROGRESS_SECONDS, Channel
 from engine.data import left_out
-from engine.data.chat_template import PLAIN_TEMPLATE, REFUSED, TURN_LOST
+from engine.data.chat_template import CONSTANT, PLAIN_TEMPLATE, REFUSED, TURN_LOST
 from engine.data.document import Document
 from engine.data.holdout import smallest_fraction, wanted_holdout_rows
 from engine.data.left_out import LeftOut
@@ -339,7 +339,7 @@ class _Usable:
 
 def _is_refused(work: Pass) -> bool:
     """Return whether the template itself refused conversations, so that another one would take them."""
-    return any(reason.startswith((REFUSED, TURN_LOST)) for reason in work.tokeniser.skipped)
+    return any(reason.startswith((REFUSED, TURN_LOST, CONSTANT)) for reason in work.tokeniser.skipped)
 
 
 def _too_little(source: TextSource, work: Pass, *, copies: int = 0) -> DataError:
@@ -352,6 +352,12 @@ def _too_little(source: TextSource, work: Pass, *, copies: int = 0) -> DataError
         )
     lost = work.left_out(source).sentences()
     if work.has_messages and not work.num_rows:
+        if 2 * work.skipped[QUESTION_TOO_LONG] > sum(work.left_out(source).lost.values()):
+            return DataError(
+                f"No conversation of {source.data} can be trained on.",
+                lost,
+                "Give longer rows: --sequence_length.",
+            )
         return DataError(
             f"No conversation of {source.data} can be trained on.",
             lost,

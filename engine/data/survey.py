@@ -17,7 +17,8 @@ from engine.data.folder import FoundFile
 from engine.data.left_out import LeftOut, left_out
 from engine.data.python_docs import python_documents
 from engine.data.sources import PYTHON_DOCS, TextSource, open_source
-from engine.data.tally import NO_ANSWER, Tally, notes_in_words
+from engine.data.tally import NO_ANSWER, NOT_LEARNED, Tally, notes_in_words
+from engine.data.turns import Messages, is_empty, is_learned
 
 CHARACTERS_PER_TOKEN = 4.0
 """Of English in the vocabularies of today's models; code and other languages have fewer."""
@@ -223,9 +224,10 @@ class _Sample:
                 characters += len(document.text)
                 if document.messages is not None:
                     self._conversation(document, characters)
-                if document.messages and not any(turn.get("role") == "assistant" for turn in document.messages):
+                reason = _teaches_nothing(document.messages) if document.messages else None
+                if reason is not None:
                     tally.documents -= 1
-                    tally.skip(NO_ANSWER, where=document.name)
+                    tally.skip(reason, where=document.name)
                 if len(self.preview) < self.previews:
                     self.preview.append(_beginning(document))
                 if characters > self.characters_per_file or cancelled():
@@ -249,3 +251,12 @@ def _spread(files: list[FoundFile]) -> list[FoundFile]:
     """Files evenly spread over the list, the first one first."""
     step = max(1.0, len(files) / _MOST_FILES)
     return [files[int(number * step)] for number in range(min(len(files), _MOST_FILES))]
+
+
+def _teaches_nothing(messages: Messages) -> str | None:
+    """Why nothing of a conversation is learned, as far as its turns tell; None where they have an answer."""
+    answers = [turn for turn in messages if turn["role"] == "assistant"]
+    learned = list(filter(is_learned, answers))
+    if answers and not learned:
+        return NOT_LEARNED
+    return NO_ANSWER if all(map(is_empty, learned)) else None

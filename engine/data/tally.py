@@ -10,6 +10,7 @@ MAX_RECORD_BYTES = 16 * 2**20
 """A line or value of JSON or a CSV row longer than this is passed over: it would be in memory as a whole."""
 
 NO_ANSWER = "conversation without an answer"
+NOT_LEARNED = "conversation of which every answer has the weight 0"
 
 
 @dataclass

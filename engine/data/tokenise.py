@@ -18,31 +18,27 @@ from engine.data import control_tokens
 from engine.data.answers import Span, locate
 from engine.data.chat_template import (
     CALL_LOST,
-    CONSTANT,
-    REFUSED,
-    TURN_LOST,
     UNKNOWN_ROLE,
     ChatTemplate,
     LeavesOut,
     TemplateRefuses,
-    UnknownRole,
     Written,
     calls_written,
     rendered,
+    why_not,
 )
 from engine.data.control_tokens import AS_TEXT, ENDED_TWICE, ControlTokens, Encoded
 from engine.data.packing import TokenisedDocument
 from engine.data.pieces import cut_text
 from engine.data.second_tokenizer import NotApart
-from engine.data.tally import NO_ANSWER
-from engine.data.turns import KNOWN_ROLES, Messages, Turn, is_learned
+from engine.data.tally import NO_ANSWER, NOT_LEARNED
+from engine.data.turns import KNOWN_ROLES, Messages, Turn, is_empty, is_learned
 from engine.errors import DataError
 
 # A longer text is tokenised in parts, cut at paragraph borders: the tokenizer works on parts at once, and on long ones
 # slower (3 MB in parts of 32k characters took 1.2 s of CPU and 20 MB, in parts of 512k 1.9 s and 165 MB).
 _SEGMENT_CHARACTERS = 32_768
 
-NOT_LEARNED = "conversation of which every answer has the weight 0"
 NOT_LOCATED = "conversation of which no answer can be located in what the chat template writes"
 
 WEIGHT_0 = "answer with the weight 0 (read, not learned)"
@@ -164,12 +160,8 @@ class DocumentTokeniser:
                 return self._left_out(NO_ANSWER if EMPTY in found else NOT_LOCATED if LOST in found else NO_ANSWER)
             document, unmarked = self._tokenised(written, spans, is_guarded=is_guarded)
             found += [UNMARKED] * unmarked
-        except UnknownRole:
-            return self._left_out(UNKNOWN_ROLE)
-        except TemplateRefuses as refusal:
-            return self._left_out(f"{REFUSED} ({refusal})" if str(refusal) else REFUSED)
-        except LeavesOut:
-            return self._left_out(CONSTANT if self._template.is_constant else TURN_LOST)
+        except (TemplateRefuses, LeavesOut) as error:
+            return self._left_out(why_not(self._template, error))
         except NotApart:
             return self._left_out(control_tokens.NOT_APART.format("conversation"))
         if not any(document.trained or ()):
@@ -236,7 +228,7 @@ class DocumentTokeniser:
         content = (turn["content"] or "").strip()
         if content and span is not None and content in written.text[slice(*span)]:
             return False
-        if not content and not turn.keys() - {"role", "content", "name"}:
+        if is_empty(turn):
             return True
         nothing = {"role": "assistant", "content": ""}
         without = render([*written.messages[:number], nothing, *written.messages[number + 1 :]], False)

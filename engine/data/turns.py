@@ -147,6 +147,11 @@ def is_learned(turn: Mapping[str, Any]) -> bool:
     return turn["role"] == "assistant" and turn.get("weight", 1) != 0
 
 
+def is_empty(turn: Mapping[str, Any]) -> bool:
+    """Return whether a turn has neither words nor calls nor thoughts."""
+    return not (turn["content"] or "").strip() and not turn.keys() - {"role", "content", "name"}
+
+
 def unread_flags(conversations: Iterable[object]) -> list[str]:
     """Keys of answers that hold both true and false, or 1 and 0, and are not read: it is not known what they mean."""
     found: dict[str, set[bool]] = {}

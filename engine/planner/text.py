@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.data.chat_lengths import conversation_lengths
-from engine.data.chat_template import REFUSED, UNKNOWN_ROLE
 from engine.data.survey import CHARACTERS_PER_TOKEN, Survey, survey
-from engine.data.turns import KNOWN_ROLES
 from engine.errors import ModelError
 from engine.format import format_count
 from engine.model_files.hub import resolve_model
@@ -58,9 +56,9 @@ def count_tokens(data: str, config: RunConfig, teacher: str, vocab_size: int) ->
     tokens = round(found.characters / characters_per_token(vocab_size))
     if found.conversations and found.documents is not None:
         lengths = _lengths(str(resolve_model(teacher)), data, config.text_field, config.data_split, moment)
-        if lengths and any(lengths):
-            tokens = max(1, round(found.documents * sum(lengths) / len(lengths)))
-            taken = tuple(length for length in lengths if length)
+        taken = tuple(length for length in lengths if isinstance(length, int))
+        if taken:
+            tokens = max(1, round(found.documents * sum(taken) / len(lengths)))
             told = f"about {format_count(tokens)} tokens of conversations, the chat template included"
             if len(taken) < len(lengths):
                 told += f" (it refuses {len(lengths) - len(taken):,} of {len(lengths):,} that were looked at)"
@@ -80,11 +78,7 @@ def look(data: str, config: RunConfig) -> Survey:
     if lost is None or config.teacher is None or len(found.conversations) != found.documents:
         return found
     lengths = _lengths(str(resolve_model(config.teacher)), data, config.text_field, config.data_split, moment)
-    refused = Counter(
-        REFUSED if all(turn["role"] in KNOWN_ROLES for turn in document.messages or ()) else UNKNOWN_ROLE
-        for document, length in zip(found.conversations, lengths, strict=False)
-        if not length
-    )
+    refused = Counter(length for length in lengths if isinstance(length, str))
     return replace(found, left_out=replace(lost, lost={**lost.lost, **refused})) if refused else found
 
 
@@ -100,7 +94,7 @@ def _look(data: str, text_field: str | None, split: str, moment: int) -> Survey:
 
 
 @functools.lru_cache(maxsize=16)
-def _lengths(folder: str, data: str, text_field: str | None, split: str, moment: int) -> tuple[int, ...]:
+def _lengths(folder: str, data: str, text_field: str | None, split: str, moment: int) -> tuple[int | str, ...]:
     try:
         vocabulary = read_vocabulary(Path(folder))
     except ModelError:  # problems are reported when the request is checked

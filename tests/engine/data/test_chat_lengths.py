@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.data.chat_lengths import conversation_lengths
+from engine.data.chat_template import REFUSED, UNKNOWN_ROLE
 from engine.data.document import Document
 from engine.data.tokenise import DocumentTokeniser
 from engine.model_files.vocabulary import read_vocabulary
@@ -38,7 +39,18 @@ def test_what_the_template_refuses_has_no_length(tmp_path: Path) -> None:
     tokenizer_with(FAMILIES["gemma"].template).save_pretrained(tmp_path)
     documents = [Document("a", "", TURNS[2:]), Document("b", "", TURNS[1:])]
     first, second = conversation_lengths(documents, tmp_path, read_vocabulary(tmp_path)) or []
-    assert first == 0 < second
+    assert first == f"{REFUSED} (Conversation roles must alternate user/assistant/user/assistant/...)"
+    assert isinstance(second, int)
+
+
+@pytest.mark.parametrize("template", ["You help.", "{{ messages[0].content }}", "{{ raise_exception('None today') }}"])
+def test_the_plan_and_the_preparation_give_the_same_reason(tmp_path: Path, template: str) -> None:
+    tokenizer = tokenizer_with(template)
+    tokenizer.save_pretrained(tmp_path)
+    (reason,) = conversation_lengths([Document("a", "", TURNS)], tmp_path, read_vocabulary(tmp_path)) or []
+    tokeniser = DocumentTokeniser(tokenizer, "folder")
+    assert tokeniser.conversation(TURNS) is None
+    assert list(tokeniser.skipped) == [reason]
 
 
 def test_a_role_that_the_template_does_not_name_has_no_length(tmp_path: Path) -> None:
@@ -46,7 +58,8 @@ def test_a_role_that_the_template_does_not_name_has_no_length(tmp_path: Path) ->
     turns = ({"role": "customer", "content": "What?"}, *TURNS[1:])
     documents = [Document("a", "", turns), Document("b", "", TURNS[1:])]
     first, second = conversation_lengths(documents, tmp_path, read_vocabulary(tmp_path)) or []
-    assert first == 0 < second
+    assert first == UNKNOWN_ROLE
+    assert isinstance(second, int)
 
 
 def test_without_tokenizer_json_nothing_is_counted(tmp_path: Path) -> None:

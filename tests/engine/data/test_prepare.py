@@ -279,6 +279,16 @@ def test_what_is_read_and_not_learned_is_told(tmp_path: Path, strict_model: Path
     assert "Of the conversations: 20 × answer with the weight 0" in (tmp_path / "events.jsonl").read_text()
 
 
+def test_questions_that_fill_rows_ask_for_longer_rows(tmp_path: Path, chat_model: Path) -> None:
+    path = write_chats(tmp_path / "chat.jsonl", 20)
+    path.write_text(path.read_text().replace("question", "some words more than a row has"))
+    with pytest.raises(DataError, match="No conversation") as caught:
+        run(path, tmp_path, teacher=read_spec(chat_model), student=None, sequence_length=16)
+    assert f"20 × {QUESTION_TOO_LONG}" in caught.value.why
+    assert "--sequence_length" in caught.value.todo
+    run(path, tmp_path, teacher=read_spec(chat_model), student=None, sequence_length=128)  # the way out
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_conversation_whose_question_fills_a_row_is_left_out_and_counted(
     tmp_path: Path, chat_model: Path, packing: bool

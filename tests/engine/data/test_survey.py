@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from engine.data import survey as survey_module
 from engine.data.document import Document
 from engine.data.python_docs import python_documents
 from engine.data.survey import survey
+from engine.data.tally import NO_ANSWER, NOT_LEARNED
 from engine.errors import DataError
 
 
@@ -63,6 +65,29 @@ def test_conversations_and_the_field_are_found(tmp_path: Path) -> None:
     assert found.has_messages
     assert (found.text_field, found.fields) == ("messages", ("id", "messages"))
     assert found.preview[0].text == "user: Hello?\n\nassistant: Yes."
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"content": ""}, NO_ANSWER),
+        ({"content": " \n"}, NO_ANSWER),
+        ({"content": None}, NO_ANSWER),
+        ({"content": "Here.", "weight": 0}, NOT_LEARNED),
+        ({"content": "Here.", "train": False}, NOT_LEARNED),
+        (None, NO_ANSWER),
+        ({"content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}, None),
+        ({"content": "", "reasoning_content": "hm"}, None),
+    ],
+)
+def test_what_teaches_nothing_is_told_before_a_run(tmp_path: Path, answer: Any, reason: str | None) -> None:
+    asked = {"role": "user", "content": "Where?"}
+    whole = [asked, {"role": "assistant", "content": "There."}]
+    chats = [whole, whole, [asked] if answer is None else [asked, {"role": "assistant", **answer}]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    lost = survey(str(tmp_path)).left_out
+    assert lost is not None
+    assert lost.lost == ({reason: 1} if reason else {})
 
 
 def test_wrong_field_is_an_error_with_those_that_exist(tmp_path: Path) -> None:
