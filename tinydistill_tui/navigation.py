@@ -48,6 +48,13 @@ class StartRun:
 
 
 @dataclass(frozen=True)
+class ResumeWith:
+    """Ask for flags, and resume the run in a folder with them."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class AskFor:
     """Begin the wizard with these settings in place of the draft; ones that belong to a single run are left out."""
 
@@ -98,7 +105,7 @@ class EditSetting:
     name: str
 
 
-Request = GoTo | OpenRun | StartRun | AskFor | ShowResult | ShowLog | TalkTo | EditSetting
+Request = GoTo | OpenRun | StartRun | ResumeWith | AskFor | ShowResult | ShowLog | TalkTo | EditSetting
 
 
 class Program(Protocol):

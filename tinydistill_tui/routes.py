@@ -8,7 +8,9 @@ from typing import Any, cast
 from textual.app import App
 from textual.screen import Screen
 
+from engine.settings.config import SETTINGS
 from tinydistill_tui.dialogs.help import HelpScreen
+from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.navigation import (
     AskFor,
     EditSetting,
@@ -16,6 +18,7 @@ from tinydistill_tui.navigation import (
     OpenRun,
     Program,
     Request,
+    ResumeWith,
     ShowLog,
     ShowResult,
     StartRun,
@@ -72,6 +75,8 @@ async def follow(app: App[int], request: Request) -> None:
         case StartRun(path):
             control.start(path)
             (await _open_run(app, path)).sent_off()
+        case ResumeWith(path):
+            _ask_what_changes(app, path)
         case AskFor(values):
             await app.switch_mode("wizard")
             while len(app.screen_stack) > 1:
@@ -88,6 +93,22 @@ async def follow(app: App[int], request: Request) -> None:
             app.push_screen(TalkScreen(path, first))
         case EditSetting(name):
             await _edit(app, name)
+
+
+def _ask_what_changes(app: App[int], path: Path) -> None:
+    """Ask for the flags that ``--resume`` takes, start the run with them, and show it."""
+
+    async def started(line: str | None) -> None:
+        if line is not None:
+            (await _open_run(app, path)).sent_off()
+
+    names = ", ".join(name for name, info in SETTINGS.items() if info.may_change and info.group != "command")
+    words = (
+        f"Flags as on the command line, such as --steps 400. These may change: {names}; until ends it after a phase; "
+        "and the folder of a model or of the text, if it was moved.\n↵ resumes the run · Esc leaves it"
+    )
+    title = f"Resume {path.name} with other settings"
+    app.push_screen(NameScreen(title, "", lambda line: control.start(path, control.flags(line)), words), started)
 
 
 async def _open_run(app: App[int], path: Path) -> RunScreen:

@@ -3,14 +3,17 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from textual.widgets import Input
 
 from engine.channel.last_word import LastWord
 from engine.machine.device import CPU
 from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import share
 from engine.planner.measure import cautious_rates
+from engine.run.folder import Run
 from engine.settings.config import RunConfig
 from engine.student.verdict import gap_closed
 from tests.tinydistill_tui.fixtures import NOW, append, events_of, held, make_run
@@ -18,6 +21,7 @@ from tests.tinydistill_tui.screen import lines_of, text_of, until, until_keys, w
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
 from tinydistill_tui.dialogs.help import key_table
+from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.view.run_view import RunView
@@ -667,3 +671,25 @@ async def test_help_has_groups(runs_folder):
             leave = next(number for number, line in enumerate(lines) if "a run continues without this window" in line)
             assert places[0] < pause < places[1]
             assert leave > places[2]
+
+
+async def test_flags_that_resume_takes_are_typed_behind_a_key(runs_folder, monkeypatch):
+    path = make_run(runs_folder, scene="stopped")
+    started: list[Path] = []
+    monkeypatch.setattr(control.supervisor, "start", lambda run, **_: started.append(run))
+    async with watching(path) as (app, pilot):
+        await pilot.press("C")
+        await until(pilot, lambda: isinstance(app.screen, NameScreen), "it asks")
+        assert "steps" in text_of(app)
+        line = app.screen.query_one("#name", Input)
+        for flags, refusal in (("--seed 5", "seed"), ("--stepz 5", "stepz"), ("--steps", "steps"), ("--help", "help")):
+            line.value = flags
+            await pilot.press("enter")
+            await until(pilot, lambda word=refusal: word in text_of(app), "the refusal")
+            assert isinstance(app.screen, NameScreen)
+        assert started == []
+        line.value = "--steps 4000 --until teacher"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen_stack == app.screen_stack[:1] and started, "it is started")
+        settings = Run.open(path).settings
+        assert (settings.steps, settings.until) == (4000, "teacher")

@@ -1,4 +1,4 @@
-"""Asks for a name in a line."""
+"""Asks for a name, or for something else that fits a line."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ class NameScreen(ModalScreen[str | None]):
         title: what is named.
         name: what stands there at first.
         act: does what the name is for; its error is shown and the name can be mended.
+        words: what stands below the line.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", id="name-close")]
 
-    def __init__(self, title: str, name: str, act: Callable[[str], object]) -> None:
+    def __init__(
+        self, title: str, name: str, act: Callable[[str], object], words: str = "↵ takes it · Esc leaves it"
+    ) -> None:
         super().__init__()
-        self._title, self._name_at_first, self._act = title, name, act
+        self._title, self._name_at_first, self._act, self._words = title, name, act, words
 
     def compose(self) -> ComposeResult:
         """The line, and a place for what is wrong."""
         with Vertical(id="naming", classes="dialog") as box:
             box.border_title = Content(self._title)  # a name may look like markup
             yield Input(self._name_at_first, id="name", compact=True)
-            yield Static("↵ takes it · Esc leaves it", id="name-words", markup=False)
+            yield Static(self._words, id="name-words", markup=False)
 
     @on(Input.Submitted)
     def _named(self, event: Input.Submitted) -> None:

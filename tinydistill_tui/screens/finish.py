@@ -29,7 +29,7 @@ from engine.settings.config import RunConfig
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.dialogs.details import PageScreen
 from tinydistill_tui.dialogs.name import NameScreen
-from tinydistill_tui.navigation import AskFor, ShowLog, StartRun, TalkTo
+from tinydistill_tui.navigation import AskFor, ResumeWith, ShowLog, StartRun, TalkTo
 from tinydistill_tui.screens.base import FrameScreen, marked
 from tinydistill_tui.view import result
 from tinydistill_tui.view.data_facts import printable
@@ -56,6 +56,14 @@ class FinishScreen(FrameScreen):
     HELP = "The result of the run. report.md and report.json in its folder have the same figures."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("R", "resume_run", "Resume", id="finish-resume", tooltip="Resume the failed run"),
+        Binding(
+            "C",
+            "resume_with",
+            "Change",
+            show=False,
+            id="finish-change",
+            tooltip="Resume with other settings: more steps, say",
+        ),
         Binding("left,h", "sample(-1)", "Sample", key_display="←→", id="sample-before", tooltip="The sample before"),
         Binding("right", "sample(1)", "Next sample", show=False, id="sample-next", tooltip="The next sample"),
         Binding("y", "copy", "Copy", id="finish-copy", tooltip="Copy the chosen command"),
@@ -278,6 +286,10 @@ class FinishScreen(FrameScreen):
             await self.tiny.navigate(StartRun(self.path))
         except TinyDistillError as error:
             self.tiny.tell(error)
+
+    async def action_resume_with(self) -> None:
+        """Resume with settings that are asked for."""
+        await self.tiny.navigate(ResumeWith(self.path))
 
     async def action_log(self) -> None:
         """Back to plots and log, at the error if there was one."""

@@ -24,7 +24,7 @@ from engine.format import format_bytes, format_count, format_duration, format_pe
 from engine.machine.device import CPU, Device
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
 from tinydistill_tui.messages import RunGone, RunUpdated
-from tinydistill_tui.navigation import ShowResult, StartRun
+from tinydistill_tui.navigation import ResumeWith, ShowResult, StartRun
 from tinydistill_tui.screens.base import FrameScreen
 from tinydistill_tui.view import run_words
 from tinydistill_tui.view.run_view import Failure, RunView
@@ -67,6 +67,14 @@ class RunScreen(FrameScreen):
         ),
         Binding("S", "stop", "Stop", id="stop", tooltip="Stop after a checkpoint; it can be resumed"),
         Binding("R", "resume_run", "Resume", id="resume-run", tooltip="Resume a run that was stopped, failed or lost"),
+        Binding(
+            "C",
+            "resume_with",
+            "Change",
+            show=False,
+            id="resume-with",
+            tooltip="Resume with other settings: more steps, say",
+        ),
         Binding("enter", "result", "Result", id="result", show=False, tooltip="The result, or why it failed"),
         Binding("slash", "filter", "Filter", key_display="/", id="filter", tooltip="Look for words in the log"),
         Binding("f", "follow", "Follow", id="follow", tooltip="Keep the newest line of the log in sight, or not"),
@@ -286,6 +294,8 @@ class RunScreen(FrameScreen):
             return self.state.live
         if action == "resume_run":
             return self.state.resumable
+        if action == "resume_with":
+            return self.state.resumable or self.state.word == "done"
         return True
 
     async def action_leave(self) -> None:
@@ -354,6 +364,10 @@ class RunScreen(FrameScreen):
             await self.tiny.navigate(StartRun(self.path))
         except TinyDistillError as error:
             self.tiny.tell(error)
+
+    async def action_resume_with(self) -> None:
+        """Resume with settings that are asked for."""
+        await self.tiny.navigate(ResumeWith(self.path))
 
     # the log and the plots
 

@@ -22,7 +22,7 @@ from engine.disk.runs import default_runs_path
 from engine.errors import TinyDistillError
 from engine.format import format_bytes, format_duration, format_number, format_percent, format_when
 from tinydistill_tui.dialogs.confirm import Answer, ConfirmScreen
-from tinydistill_tui.navigation import AskFor, OpenRun, StartRun
+from tinydistill_tui.navigation import AskFor, OpenRun, ResumeWith, StartRun
 from tinydistill_tui.screens.base import FrameScreen, marked
 from tinydistill_tui.view.marks import spark
 from tinydistill_tui.widgets.row_table import RowTable
@@ -54,6 +54,14 @@ class RunsScreen(FrameScreen):
     hint = 'Enter opens a run. "Lost": its process is gone; R resumes it.'
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("R", "resume_run", "Resume", id="runs-resume", tooltip="Resume a run that was stopped, failed or lost"),
+        Binding(
+            "C",
+            "resume_with",
+            "Change",
+            show=False,
+            id="runs-change",
+            tooltip="Resume with other settings: more steps, say",
+        ),
         Binding("N", "new_run", "New run", show=False, id="runs-new", tooltip="The wizard"),
         Binding("n", "new_like_this", "New like this", id="runs-like", tooltip="A new run with these settings"),
         Binding("space,x", "select", "Select", key_display="x", id="runs-select", tooltip="Select several, to delete"),
@@ -212,6 +220,8 @@ class RunsScreen(FrameScreen):
         """Resume only what can be resumed."""
         if action == "resume_run" and self.is_mounted:
             return self.chosen is not None and self.chosen.state.resumable
+        if action == "resume_with" and self.is_mounted:
+            return self.chosen is not None and not self.chosen.state.live
         return True
 
     async def action_resume_run(self) -> None:
@@ -222,6 +232,11 @@ class RunsScreen(FrameScreen):
             await self.tiny.navigate(StartRun(self.chosen.path))
         except TinyDistillError as error:
             self.tiny.tell(error)
+
+    async def action_resume_with(self) -> None:
+        """Resume the chosen run with settings that are asked for."""
+        if self.chosen is not None:
+            await self.tiny.navigate(ResumeWith(self.chosen.path))
 
     def ready_for(self, key: str) -> bool:
         """Keys speak of the runs that are listed."""

@@ -6,12 +6,15 @@ A request is a line in the run's ``control`` file; the answer comes as events. N
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.channel.last_word import LastWord
-from engine.errors import FolderError, RunFailed
+from engine.cli import arguments
+from engine.errors import FolderError, Problem, RunFailed, SettingsError
 from engine.run import control as run_control
 from engine.run import launch, supervisor
 from engine.run.folder import Run
@@ -23,13 +26,32 @@ _started: list[subprocess.Popen[bytes]] = []
 _last_words: dict[Path, LastWord] = {}
 
 
-def start(path: Path) -> None:
+def flags(line: str) -> dict[str, Any]:
+    """Return the settings that a line of flags gives, as the command line reads it.
+
+    Raises:
+        SettingsError: there is no such flag, or one has no value.
+    """
+    try:
+        return arguments.parse(shlex.split(line), program="tiny-distill", description="")[0]
+    except ValueError as error:  # an open quote
+        raise SettingsError([Problem(line, "", f"{error}")]) from error
+    except SystemExit as error:  # --help and --version print
+        raise SettingsError([Problem(line, "", "settings of the run only")]) from error
+
+
+def start(path: Path, changes: Mapping[str, Any] | None = None) -> None:
     """Start a supervisor for the run, detached: it outlives this program, its terminal and its session.
 
     A run that began already is continued as ``--resume`` does it: inputs that were moved with it are found, and a
     folder that cannot be continued is refused before anything is written.
 
+    Args:
+        path: the run's folder.
+        changes: settings that are others from now on; only for a run that began already.
+
     Raises:
+        SettingsError: a setting may not change.
         FolderError: the run is going already, or its folder is gone or cannot be written.
         CorruptState: ``run.json`` is damaged, or of a version that is not read.
         RunFailed: no process could be started.
@@ -38,7 +60,7 @@ def start(path: Path) -> None:
     if run.is_live():
         raise FolderError(f"{run.name} is already going.", "", "Watch it instead.")
     if run.events_path.exists() or run.is_old:
-        run = launch.resume_run(RunConfig.parse({"output_dir": path, "resume": True}))
+        run = launch.resume_run(RunConfig.parse({**(changes or {}), "output_dir": path, "resume": True}))
     _started[:] = [process for process in _started if process.poll() is None]
     last_word(run.path)  # of an earlier start
     word = LastWord()
