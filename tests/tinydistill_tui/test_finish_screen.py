@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from textual.widgets import OptionList
+from textual.widgets import Input, OptionList
 
 from engine.disk import places
 from engine.run.afterwards import next_steps
@@ -13,6 +13,7 @@ from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
 from tinydistill_tui.dialogs.details import PageScreen
+from tinydistill_tui.dialogs.name import NameScreen
 from tinydistill_tui.screens.finish import FinishScreen
 from tinydistill_tui.screens.models import ModelsScreen
 from tinydistill_tui.view import result
@@ -250,3 +251,21 @@ async def test_failed_run_shows_the_command_that_resumes_it_and_copies_it(runs_f
         assert resume_command(path).replace(" ", "") in "".join(lines_of(app)).replace(" ", "").replace("\n", "")
         await pilot.press("y")
         assert app.clipboard == resume_command(path)
+
+
+async def test_chosen_command_is_edited_and_run(runs_folder, monkeypatch):
+    path, ran = make_run(runs_folder, scene="done"), []
+    monkeypatch.setattr(TinyDistillApp, "run_in_the_terminal", lambda self, words, folder=None: ran.append(words))
+    async with watching(path) as (app, pilot):
+        await pilot.press("e")
+        await until(pilot, lambda: isinstance(app.screen, NameScreen), "it asks")
+        assert "tiny-distill-eval" in text_of(app)
+        line = app.screen.query_one("#name", Input)
+        assert line.value == f"tiny-distill-chat {path}"
+        for wrong in ("", "tiny-distill-chat 'open"):
+            line.value = wrong
+            await pilot.press("enter")
+            await until(pilot, lambda: "quotation mark" in text_of(app), "it is refused")
+        line.value = f"tiny-distill-chat {path} --temperature 0.5"
+        await pilot.press("enter")
+        await until(pilot, lambda: ran == [["tiny-distill-chat", str(path), "--temperature", "0.5"]], "it runs")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +21,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from engine.disk import places
-from engine.errors import TinyDistillError
+from engine.errors import Problem, SettingsError, TinyDistillError
 from engine.format import format_duration
 from engine.run import launch
 from engine.run.afterwards import FILE, FIRST_WORDS, NextStep, about_the_student, next_steps
@@ -67,6 +69,14 @@ class FinishScreen(FrameScreen):
         Binding("left,h", "sample(-1)", "Sample", key_display="←→", id="sample-before", tooltip="The sample before"),
         Binding("right", "sample(1)", "Next sample", show=False, id="sample-next", tooltip="The next sample"),
         Binding("y", "copy", "Copy", id="finish-copy", tooltip="Copy the chosen command"),
+        Binding(
+            "e",
+            "edit",
+            "Edit",
+            show=False,
+            id="finish-edit",
+            tooltip="Edit the chosen command and run it: other flags, another program",
+        ),
         Binding("o", "report", "Report", id="report", tooltip="Read report.md (or run.log) in the pager"),
         Binding("l", "log", "Log", id="finish-log", tooltip="Plots and log of the run"),
         Binding("a", "all_runs", "All runs", id="finish-all-runs", tooltip="Every run that is found"),
@@ -270,6 +280,22 @@ class FinishScreen(FrameScreen):
         if line:
             self.tiny.copy(line, "the command", f": {line}")
 
+    @work(group="dialog")
+    async def action_edit(self) -> None:
+        """Run a command that begins as the chosen one, in the terminal."""
+        chosen = self._chosen()
+        line = shlex.join(chosen.words) if chosen is not None else resume_command(self.path)
+        cache = next((step.words[-1] for step in self.steps if step.key == "cache"), str(self.path / "cache"))
+        words = (
+            "Any command; --help behind a program's name shows its flags. "
+            f"There are also:\n{shlex.join(('tiny-distill-eval', str(self.path)))}\n"
+            f"{shlex.join(('tiny-distill-cache', 'verify', cache))}\n"
+            "↵ runs it in this terminal · Esc leaves it"
+        )
+        typed = await self.app.push_screen_wait(NameScreen("Edit the command", line, _words_of, words))
+        if typed is not None:
+            self.tiny.run_in_the_terminal(_words_of(typed))
+
     def action_sample(self, step: int) -> None:
         """Another sample."""
         for box in self.query(SampleBox):
@@ -321,6 +347,18 @@ class FinishScreen(FrameScreen):
     def action_new_run(self) -> None:
         """The wizard."""
         self.app.switch_mode("wizard")
+
+
+def _words_of(line: str) -> list[str]:
+    """A command's words.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    with contextlib.suppress(ValueError):  # an open quote
+        if words := shlex.split(line):
+            return words
+    raise SettingsError([Problem("This", line, "a command, with each quotation mark closed")])
 
 
 def _with_tilde(text: str) -> str:
