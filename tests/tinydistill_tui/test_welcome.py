@@ -14,7 +14,7 @@ from engine.planner.budget import FREE_SHARE
 from engine.run import launch
 from engine.settings import profiles
 from tests.tinydistill_tui.fixtures import GIB, NOW, append, held, make_run
-from tests.tinydistill_tui.screen import lines_of, text_of, until
+from tests.tinydistill_tui.screen import lines_of, text_of, until, until_keys
 from tests.tinydistill_tui.wizard import MACHINE, until_data, until_models, until_plan, wizard
 from tinydistill_tui import command
 from tinydistill_tui.screens import welcome
@@ -228,3 +228,10 @@ async def test_the_line_above_the_keys_says_what_enter_does_with_the_chosen_line
                 said.pop(chosen(app))
                 await pilot.press("down")
     assert not said
+
+
+async def test_keys_below_a_budget_are_function_keys_under_their_own_names():
+    async with wizard() as (app, pilot):
+        await until_keys(app, pilot, "r Measure again", "? Help")
+        app.screen.query_one("#field-ram_budget").focus()
+        await until_keys(app, pilot, "F5 Measure again", "F1 Help")

@@ -33,6 +33,7 @@ from tests.tinydistill_tui.wizard import (
     wizard,
 )
 from tinydistill_tui import palette
+from tinydistill_tui.navigation import GoTo
 from tinydistill_tui.screens.profiles import ProfilesScreen
 from tinydistill_tui.screens.run import RunScreen
 from tinydistill_tui.screens.step import SEE_ABOVE, bad_value
@@ -543,6 +544,15 @@ async def test_profile_is_saved_and_used():
         app.push_screen(ProfilesScreen(screen.draft))
         await until(pilot, lambda: "small sets" in text_of(app), "the profile is shown")
         assert any(line.split()[:1] == ["small"] and line.split()[-1] == "13:00" for line in lines_of(app))
+
+
+async def test_profile_that_another_program_wrote_is_there_after_f5():
+    async with wizard() as (app, pilot):
+        await app.navigate(GoTo("profiles", app.screen.draft))
+        await until(pilot, lambda: isinstance(app.screen, ProfilesScreen), "the profiles")
+        profiles.save("another", {"seed": 3})
+        await pilot.press("f5")
+        await until(pilot, lambda: "another" in text_of(app), "it is listed")
 
 
 async def test_profiles_are_renamed_copied_deleted_and_given_away(tmp_path):

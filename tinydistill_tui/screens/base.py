@@ -27,6 +27,7 @@ from tinydistill_tui.view.marks import MARK_STYLES, MARKS
 from tinydistill_tui.widgets.title_row import Rule, TitleRow
 
 _WHOLE_SIZE = (80, 24)  # nothing is cut or left out from here on
+_FUNCTION_KEY = re.compile(r"f\d+")
 _CLAUSE = re.compile(r"[.;:,]? \(|[.;:,] ")
 
 
@@ -103,9 +104,10 @@ class FrameScreen(Screen[None]):
         if not isinstance(field, Input):
             return found
         working = {key: active for key, active in found.items() if not field.check_consume_key(key, _typed_by(key))}
-        if "f1" in working:  # it is shown as its other key, which is a letter
-            binding = dataclasses.replace(working["f1"].binding, key_display="F1")
-            working["f1"] = working["f1"]._replace(binding=binding)
+        for key, active in working.items():
+            if _FUNCTION_KEY.fullmatch(key):  # it may be shown as its other key, which is a letter
+                binding = dataclasses.replace(active.binding, key_display=key.upper())
+                working[key] = active._replace(binding=binding)
         return working
 
     def say(self, sentence: str, mark: str = "") -> None:

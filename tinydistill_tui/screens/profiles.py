@@ -47,6 +47,7 @@ class ProfilesScreen(FrameScreen):
         Binding("n", "rename", "Rename", id="profiles-rename", tooltip="Give it another name"),
         Binding("c", "duplicate", "Duplicate", id="profiles-duplicate", tooltip="The same under another name"),
         Binding("e", "export", "Export", id="profiles-export", tooltip="Write its file somewhere else"),
+        Binding("f5", "again", "Again", show=False, id="profiles-again", tooltip="Read the profiles again"),
         Binding("D", "delete", "Delete", id="profiles-delete", tooltip="Delete the profile; asks"),
     ]
 
@@ -81,6 +82,10 @@ class ProfilesScreen(FrameScreen):
         names = list(self._values)
         row = self._table.cursor_row
         return names[row] if 0 <= row < len(names) else None
+
+    def action_again(self) -> None:
+        """Read the files again: another program may have written some."""
+        self.read()
 
     def read(self) -> None:
         """Read every profile again."""

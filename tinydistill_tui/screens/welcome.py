@@ -74,7 +74,14 @@ class WelcomeScreen(StepScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "leave", "Quit", id="leave", tooltip="Leave; the answers are kept for next time"),
         Binding("escape", "back", "Menu", show=False, id="welcome-back", tooltip="Back to the menu"),
-        Binding("r,f5", "measure", "Measure again", key_display="r", id="welcome-measure", tooltip="Look at it again"),
+        Binding(
+            "r,f5",
+            "measure",
+            "Measure again",
+            key_display="r",
+            id="welcome-measure",
+            tooltip="Measure the machine again",
+        ),
         Binding("d", "details", "Details", id="welcome-details", tooltip="Machine, versions and folders, to be copied"),
     ]
 
