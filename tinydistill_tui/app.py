@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import os
 import shlex
@@ -146,6 +147,9 @@ class TinyDistillApp(App[int]):
 
         routes.add_modes(self)
         self.opening = False
+        if not gc.isenabled():
+            gc.freeze()  # what was imported is no garbage
+            gc.enable()
         self.switch_mode("wizard" if self.run_path is None else "run")
 
     def on_resize(self, event: events.Resize) -> None:

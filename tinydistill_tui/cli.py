@@ -6,6 +6,7 @@ Without settings the first screen is drawn before the engine is imported. With s
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,12 @@ def _underscored(word: str) -> str:
 
 
 def _at_once(switches: dict[str, Any]) -> int:
-    """Show the first screen; the rest is imported behind it."""
+    """Show the first screen; the rest is imported behind it.
+
+    Imports make objects that stay, and a tenth of their time goes into looking for garbage among them: that begins
+    when the first screen is there.
+    """
+    gc.disable()
     from tinydistill_tui.app import run_app
     from tinydistill_tui.terminal.appearance import draws_only_ascii
 

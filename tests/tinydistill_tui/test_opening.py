@@ -1,5 +1,6 @@
 """The first frame: it stands before the engine's settings, the planner and the screens are imported."""
 
+import gc
 import json
 import sys
 
@@ -14,11 +15,11 @@ from tinydistill_tui.terminal.opening import PURPOSE
 
 # In place of the import behind the first frame, it writes down what was imported before it.
 PROGRAM = """
-import json, os, sys
+import gc, json, os, sys
 from tinydistill_tui import app, cli
 async def stop(self):
     with open(os.environ["SEEN"], "w") as file:
-        json.dump(sorted(sys.modules), file)
+        json.dump([] if gc.isenabled() else sorted(sys.modules), file)
     self.exit(0)
 app.TinyDistillApp._import_screens = stop
 sys.exit(cli.main(sys.argv[1:]))
@@ -36,6 +37,7 @@ def test_first_frame_stands_before_engine_and_screens_are_imported(tmp_path, wor
         assert term.wait() == 0
         assert PURPOSE in term.text()
     modules = json.loads(seen.read_text())
+    assert modules, "garbage is looked for among the imports"
     assert [name for name in modules if name.startswith(LATE)] == []
 
 
@@ -52,6 +54,16 @@ async def test_rows_of_the_first_frame_stay_where_they_are_when_the_screen_comes
     monkeypatch.undo()
     async with wizard() as (app, _):
         assert lines_of(app)[:4] == first
+
+
+async def test_garbage_is_looked_for_once_the_first_screen_is_there():
+    gc.disable()
+    try:
+        async with wizard():
+            assert gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_keys_that_come_with_the_first_frame_are_the_first_screens():
