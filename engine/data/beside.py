@@ -37,6 +37,7 @@ _MEDIA = re.compile(
     r"(?:image|img|picture|photo|video|audio)s?(?:_?(?:paths?|files?|file_?names?|urls?|ids?|names?|bytes|base64|b64|data))?",
     re.IGNORECASE,
 )
+_WEIGHTS = ("weight", "loss_weight", "sample_weight", "example_weight")
 _WORDS = 2  # in a sentence there are more
 
 
@@ -129,6 +130,11 @@ def says_how_good(records: Sequence[Record], name: str) -> bool:
     return bool(_JUDGES.search(name)) and 2 * sum(not is_nothing(record.get(name)) for record in records) >= len(
         records
     )
+
+
+def weightless(record: Record) -> str | None:
+    """The field that gives a whole record the weight 0: nothing of it is to be learned."""
+    return next((name for name in record if name.lower() in _WEIGHTS and str(record[name]) in ("0", "0.0")), None)
 
 
 def is_nothing(value: object) -> bool:

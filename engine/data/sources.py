@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.data.beside import weightless
 from engine.data.blocks import UnusableTurns
 from engine.data.byte_stream import ByteStream
 from engine.data.conversation import conversation_of, unread_fields
@@ -72,6 +73,7 @@ _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
 _SHOWN_FIELDS = 6
 _SNIFFED_BYTES = 64 * 2**10
+NO_WEIGHT = "row with the weight 0 in {} (to read it, give the field another name)"
 OTHER_SPLIT = "row of the split {} (to read it, give its field 'split' another name)"
 _OBJECT = "object among texts that stand alone"
 _UNCLEAR = {
@@ -271,8 +273,9 @@ class TextSource:
             elif not rows:
                 tally.skip(_OBJECT, where=f"{name} {number}")
             elif form is not None:
-                if has_splits and (of := split_of_row(record, self._split)) is not None:
-                    tally.pass_over(OTHER_SPLIT.format(quoted(of)))
+                why_not = self._not_to_learn(record, has_splits=has_splits)
+                if why_not is not None:
+                    tally.pass_over(why_not)
                     continue
                 other = other_form(record, form) if self._text_field is None else None
                 if other is not None:
@@ -282,6 +285,14 @@ class TextSource:
                 yield from _document(f"{name} {number}", record, other or form, tally)
             elif number > len(first):
                 return
+
+    def _not_to_learn(self, record: dict[str, Any], *, has_splits: bool) -> str | None:
+        """Why a record is left out, where it says so itself; None for all others."""
+        of = split_of_row(record, self._split) if has_splits else None
+        weight = weightless(record)
+        if of is not None:
+            return OTHER_SPLIT.format(quoted(of))
+        return None if weight is None else NO_WEIGHT.format(quoted(weight))
 
     def _nothing(self, tally: Tally, unclear: Sequence[tuple[str, Unclear]]) -> DataError:
         where = shown(self.data)

@@ -14,7 +14,7 @@ import pytest
 from engine.data.conversation import NOT_WANTED, PREFERENCE
 from engine.data.document import Document
 from engine.data.form import PAIRS
-from engine.data.sources import OTHER_SPLIT, TextSource, open_source
+from engine.data.sources import NO_WEIGHT, OTHER_SPLIT, TextSource, open_source
 from engine.data.turns import read_turns, told
 from engine.errors import DataError
 
@@ -563,6 +563,17 @@ def test_rows_that_name_another_split_are_not_learned_and_are_told(tmp_path: Pat
     # The way out, and a file that is named for its split.
     assert len(list(source(written(tmp_path, *({**record, "part": row["split"]} for row in rows))).documents())) == 6
     assert len(list(source(written(tmp_path, *rows, name="test.jsonl")).documents())) == 6
+
+
+@pytest.mark.parametrize("name", ["weight", "Weight", "loss_weight", "sample_weight"])
+@pytest.mark.parametrize("record", [{"text": LONG}, {"messages": TURNS}, {"prompt": Q, "completion": A}])
+def test_rows_of_weight_0_are_not_learned_and_are_told(tmp_path: Path, record: dict[str, Any], name: str) -> None:
+    there = source(written(tmp_path, *({**record, name: value} for value in (1, 0, 0.0, "0", 0.5, None, "", 2))))
+    assert len(list(there.documents())) == 5
+    assert there.skipped == {NO_WEIGHT.format(repr(name)): 3}
+    assert not there.tally.lost
+    # The way out.
+    assert len(list(source(written(tmp_path, {**record, "grams": 0})).documents())) == 1
 
 
 def test_of_unknown_pairs_the_way_out_is_to_name_the_fields(tmp_path: Path) -> None:
