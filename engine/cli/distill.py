@@ -25,7 +25,7 @@ from engine.cli.progress import BarView, JsonView, LineView, View, follow, wants
 from engine.data.left_out import MostlyLeftOut
 from engine.disk import places
 from engine.errors import Problem, RequestError, SettingsError, Stopped, TinyDistillError
-from engine.machine import system
+from engine.machine import compute, system
 from engine.run import control as run_control
 from engine.run import launch, supervisor
 from engine.run.folder import Run
@@ -44,6 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def guarded(words: Sequence[str], body: Callable[[Sequence[str]], int]) -> int:
     """Run a program's body; exceptions become one paragraph on standard error and a documented exit code."""
     streams.make_fit()
+    compute.let_threads_sleep()
     try:
         if not {"-h", "--help", "--version"} & {*words}:
             system.require()

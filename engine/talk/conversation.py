@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from engine.errors import ModelError
 from engine.machine import safe_child
+from engine.machine.compute import SLEEPING_THREADS
 
 _KEPT_LINES = 20  # of a model's process on standard error
 
@@ -130,7 +131,7 @@ class ChatSession:
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env=safe_child.environment(),
+            env={**SLEEPING_THREADS, **safe_child.environment()},
         )
         # A thread reads its standard error all the time: a full pipe would stop it.
         self._complaints = collections.deque(maxlen=_KEPT_LINES)

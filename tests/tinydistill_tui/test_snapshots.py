@@ -1,6 +1,7 @@
 """How the screens look, to the letter. After a change that is meant: ``pytest --snapshot-update`` on this file."""
 
 import contextlib
+import fcntl
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,10 +21,12 @@ LIVE = ("scoring", "training", "paused", "backed-off")
 
 @pytest.fixture
 def fixed_folder(monkeypatch):
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    monkeypatch.setenv("TINYDISTILL_RUNS", str(FOLDER))
-    yield FOLDER
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    with FOLDER.with_suffix(".lock").open("w") as lock:  # for the tests of another checkout, which take the same place
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        monkeypatch.setenv("TINYDISTILL_RUNS", str(FOLDER))
+        yield FOLDER
+        shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 @pytest.mark.parametrize(

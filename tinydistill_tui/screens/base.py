@@ -6,24 +6,29 @@ wrong with it. It does not know what a screen shows or does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import re
-from collections.abc import Iterable
-from typing import ClassVar, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, cast
 
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
+from textual.css.query import NoMatches
 from textual.keys import key_to_character
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
+from textual.worker import Worker
 
 from tinydistill_tui.navigation import Program
 from tinydistill_tui.terminal.key_line import fitting
 from tinydistill_tui.view.marks import MARK_STYLES, MARKS
+from tinydistill_tui.widgets.key_footer import KeyFooter
 from tinydistill_tui.widgets.title_row import Rule, TitleRow
 
 _WHOLE_SIZE = (80, 24)  # nothing is cut or left out from here on
@@ -72,7 +77,7 @@ class FrameScreen(Screen[None]):
         with Container(id="content"):
             yield from self.compose_content()
         yield Static(id="verdict", markup=False)
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyFooter(compact=True, show_command_palette=False)
 
     def compose_content(self) -> Iterable[Widget]:
         """The widgets between the rule and the line above the keys."""
@@ -81,6 +86,32 @@ class FrameScreen(Screen[None]):
     def on_mount(self) -> None:
         """Begin with the screen's own hint."""
         self.say(self.hint)
+
+    def run_worker(self, work: Any, *args: Any, **options: Any) -> Worker[Any]:
+        """Start work, as Textual does; if its screen's widgets are gone when it ends, that is no error."""
+        return super().run_worker(self._while_shown(work), *args, **options)
+
+    def _while_shown(self, work: Any) -> Any:
+        """Wrap a worker's function: a screen that is closed loses its widgets first, and its workers later."""
+        call = getattr(work, "func", work)  # a partial, as @work makes it
+
+        async def wait() -> Any:
+            with self._nothing_missed():
+                return await work()
+
+        def run() -> Any:
+            with self._nothing_missed():
+                return work()
+
+        return wait if inspect.iscoroutinefunction(call) else run if callable(call) else work
+
+    @contextlib.contextmanager
+    def _nothing_missed(self) -> Iterator[None]:
+        try:
+            yield
+        except NoMatches:
+            if self.is_attached and not self._pruning:
+                raise
 
     def set_title(self, left: Content | str, right: str = "") -> None:
         """Set the first row."""
