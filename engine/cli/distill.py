@@ -7,6 +7,7 @@ happens in other processes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -151,7 +152,7 @@ def _run_headless(config: RunConfig, front_end: arguments.FrontEnd) -> int:
 
 def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int:
     """Start the run's supervisor, show its events until it ends, and then the result."""
-    view = _Lasting(lambda: _view(config, front_end, run))
+    view = _Lasting(lambda: _view(config, front_end, run), run)
     tail = Tail(run.events_path, from_end=True)
     word = LastWord()
     with _stopping(run, config) as started:
@@ -163,7 +164,7 @@ def watch_run(run: Run, config: RunConfig, front_end: arguments.FrontEnd) -> int
     said = word.said()
     if code == 0:
         if not config.json_events:
-            _show_end(run)
+            view.then(lambda: _show_end(run))
         return 0
     if code == Stopped.exit_code:
         _tell(f"Stopped. {how_to_continue(run.path)}\n")
@@ -207,31 +208,41 @@ def _view(config: RunConfig, front_end: arguments.FrontEnd, run: Run) -> View:
 
 
 class _Lasting:
-    """A view whose reader may close; the run continues without it."""
+    """A view whose output may end before the run does, which goes on without it.
 
-    def __init__(self, make: Callable[[], View]) -> None:
+    A reader closes (``| head -1``), the disk of a log is full, or the terminal is gone that ``nohup`` was started in.
+    """
+
+    def __init__(self, make: Callable[[], View], run: Run) -> None:
+        self._run = run
         self._view: View | None = None
-        try:
-            self._view = make()
-        except BrokenPipeError:
-            streams.silence()
+        self._is_lost = False
+        self.then(lambda: setattr(self, "_view", make()))
 
     def show(self, event: Event) -> None:
         """Take one event."""
-        self._try(lambda view: view.show(event))
+        if self._view is not None:
+            self.then(functools.partial(self._view.show, event))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self._try(lambda view: view.close())
+        if self._view is not None:
+            self.then(self._view.close)
 
-    def _try(self, action: Callable[[View], None]) -> None:
-        if self._view is None:
+    def then(self, action: Callable[[], None]) -> None:
+        """Write something more, while the output takes it."""
+        if self._is_lost:
             return
         try:
-            action(self._view)
-        except BrokenPipeError:
-            self._view = None
+            action()
+            streams.flush()
+        except OSError as error:
+            self._is_lost, self._view = True, None
             streams.silence()
+            if not isinstance(error, BrokenPipeError):
+                reason = (error.strerror or str(error)).lower()
+                lines = self._run.log_path
+                _tell(f"The output takes no more lines: {reason}. The run continues; its lines are in {lines}.\n")
 
 
 @contextlib.contextmanager

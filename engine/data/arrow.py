@@ -41,8 +41,8 @@ def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
                     yield from plain_rows(chosen.slice(start, ROWS_AT_A_TIME))
                 tally.bytes_read = begun_at + min(size, file.tell())
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, PermissionError) or is_out_of_memory(error):
-            raise
+        if (isinstance(error, OSError) and error.errno) or is_out_of_memory(error):
+            raise  # of the system: it says nothing of the file
         tally.skip_file(
             "damaged .arrow file (load_from_disk(folder).to_parquet(file) of the datasets library gives details)", size
         )

@@ -48,12 +48,15 @@ def unpacked(file: BinaryIO, packing: str, size_bytes: int, tally: Tally) -> Ite
 
     Raises:
         CannotUnpack: nothing that reads this compression is installed.
+        OSError: the disk failed.
     """
     opened = _open(file, packing)
     while True:
         try:
             block = opened.file.read(_BLOCK_BYTES)
-        except opened.errors:
+        except opened.errors as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # of the system: it says nothing of the file
             left_bytes = 0 if file.closed else max(0, size_bytes - file.tell())
             tally.skip_file(f"damaged {packing} file (what comes before the damage is read)", left_bytes)
             return

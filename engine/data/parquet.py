@@ -56,8 +56,8 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
                     done += batch.num_rows
                     tally.bytes_read = begun_at + int(size * min(1.0, done / rows))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, PermissionError) or is_out_of_memory(error):
-            raise
+        if (isinstance(error, OSError) and error.errno) or is_out_of_memory(error):
+            raise  # of the system: it says nothing of the file
         tally.skip_file("damaged .parquet file", size)
 
 

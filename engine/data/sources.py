@@ -211,7 +211,7 @@ class TextSource:
             except OSError as error:
                 if len(self.files) == 1:
                     raise DataError(
-                        f"{shown(file.path)} cannot be read ({error.strerror}).", "", "Choose other --data."
+                        f"{shown(file.path)} cannot be read ({error.strerror or error}).", "", "Choose other --data."
                     ) from error
                 tally.skip_file("file that cannot be read", file.size_bytes, where=file.name)
 

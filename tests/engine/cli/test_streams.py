@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from engine.cli import distill
 from engine.cli.console import Console
+from engine.run.folder import Run
 
 PROGRAM = """
 import sys
@@ -80,3 +84,30 @@ def test_a_width_that_nothing_fits_into_is_passed_over(columns, width, monkeypat
     assert console.width == width
     console.print("the result")
     assert console.file.getvalue() == "the result\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE])
+@pytest.mark.parametrize("when", ["made", "shown", "closed", "ended"])
+def test_a_run_outlives_the_output_that_shows_it(number, when, tmp_path, monkeypatch, capsys):
+    """A full disk under a log, or the terminal that nohup was started in and that is gone, ended the run."""
+    silenced, calls = [], []
+    monkeypatch.setattr(distill.streams, "silence", lambda: silenced.append(True))
+
+    def write(now):
+        calls.append(now)
+        if now == when:
+            raise OSError(number, os.strerror(number))
+
+    def make():
+        write("made")
+        return SimpleNamespace(show=lambda event: write("shown"), close=lambda: write("closed"))
+
+    view = distill._Lasting(make, Run(tmp_path, {}))
+    view.show({})
+    view.show({})
+    view.close()
+    view.then(lambda: write("ended"))
+    steps = ["made", "shown", "shown", "closed", "ended"]
+    assert calls == steps[: 1 + steps.index(when)], "nothing is written any more"
+    assert silenced == [True]
+    assert ("The run continues" in capsys.readouterr().err) == (number != errno.EPIPE)

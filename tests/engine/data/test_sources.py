@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import socket
@@ -7,13 +9,16 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engine.data import readers, sources
 from engine.data.document import Document
+from engine.data.packed import unpacked
 from engine.data.sources import TextSource, open_source
+from engine.data.tally import Tally
 from engine.errors import DataError
 
 
@@ -512,3 +517,31 @@ def test_built_in_text_has_a_name_of_its_own() -> None:
     found = source("python-docs")
     assert next(iter(found.documents())).text
     assert found.whole_documents
+
+
+def fails(*_words: object, **_named: object) -> bytes:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_an_error_of_the_disk_is_not_a_damaged_file(name, tmp_path, monkeypatch):
+    """A disk that failed once had the file called damaged, and a run without its text was offered."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / name).write_bytes(b"something")
+    monkeypatch.setattr(parquet, "ParquetFile", fails)
+    monkeypatch.setattr(pyarrow, "memory_map", fails)
+    monkeypatch.setattr(pyarrow, "OSFile", fails)
+    with pytest.raises(DataError, match="Input/output error"):
+        texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("packing", ["gzip", "bzip2", "xz", "zstd"])
+def test_an_error_of_the_disk_is_no_damage_of_a_compressed_file(packing):
+    if packing == "zstd":
+        pytest.importorskip("pyarrow")  # reads it where nothing else does
+    file = io.BytesIO(b"something")
+    failing = SimpleNamespace(read=fails, readinto=fails, seek=file.seek, tell=file.tell, closed=False, readable=bool)
+    with pytest.raises(OSError, match="Input/output error"):
+        list(unpacked(failing, packing, 9, Tally()))
