@@ -20,14 +20,13 @@ from engine.export.place import temporary_for
 from engine.export.vocabulary import add_vocabulary, model_name
 from engine.model_files.gguf.architectures import architecture_of, extra_tensors
 from engine.model_files.gguf.numbers import Config, check
-from engine.model_files.headers import TensorInfo, read_bytes, read_json
+from engine.model_files.headers import NUMPY_FLOATS, TensorInfo, read_bytes, read_json
 from engine.model_files.weight_files import read_tensors
 
 TYPES = ("f16", "bf16", "q8_0")
 _FILE_TYPES = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 _Q8_BLOCK = 32
 _HEADS = ("lm_head.weight", "embed_out.weight")
-_NUMPY = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 
 
 def write_gguf(folder: Path, out: Path, *, weight_type: str = "f16") -> int:
@@ -117,7 +116,7 @@ def _named(folder: Path, config: Config) -> Iterator[tuple[str, tuple[str, Tenso
     if is_tied:
         tensors = {name: info for name, info in tensors.items() if name not in _HEADS}
     for name, info in tensors.items():
-        if info.dtype not in _NUMPY or name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
+        if info.dtype not in NUMPY_FLOATS or name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
             continue  # masks and tables, which are no weights
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
@@ -137,7 +136,7 @@ def _read(info: TensorInfo) -> NDArray[np.float32]:
         return info.decoder.values(read_bytes, 0, info.numel).reshape(info.shape)
     with info.file.open("rb") as file:
         file.seek(info.offset)
-        values: NDArray[Any] = np.fromfile(file, dtype=_NUMPY[info.dtype], count=info.numel)
+        values: NDArray[Any] = np.fromfile(file, dtype=NUMPY_FLOATS[info.dtype], count=info.numel)
     if info.dtype == "bfloat16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False).reshape(info.shape)

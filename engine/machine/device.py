@@ -30,8 +30,8 @@ class Device:
         shares_main_memory: its memory is part of main memory.
         has_float64: torch has float64 there.
         has_sparse: torch has sparse gradients there.
-        can_pin: copies from pinned main memory go on while the CPU works.
-        has_streams: copies and computation can go on side by side.
+        can_pin: copies from pinned main memory run while the CPU works.
+        has_streams: copies and computation can run at the same time.
         formats: number formats of matrix products that may be faster than fp32 there.
         block_bytes: of a block of logits; what fills the device, or what fits into a processor's caches.
         fewest_rows, most_rows: of a matrix product in the head.

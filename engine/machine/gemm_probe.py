@@ -37,7 +37,7 @@ from engine.machine.probed_layer import (
     products,
 )
 from engine.machine.process_memory import memory_of_tree
-from engine.machine.torch_device import host_bytes, kind_of, synchronize
+from engine.machine.torch_device import PRECISIONS, host_bytes, kind_of, synchronize
 
 # Rows, inner and outer size of the products: a layer of a small model, and one of a big one.
 _SHAPES = {"small": (512, 256, 1024), "large": (512, 1024, 4096)}
@@ -68,8 +68,7 @@ def main() -> None:
 def _measured(device: torch.device, threads: int, folder: Path) -> dict[str, float]:
     clock = _Clock(device, threads)
     found: dict[str, float] = {}
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    formats = {name: dtypes[name] for name in ("fp32", *kind_of(device).formats)}
+    formats = {name: PRECISIONS[name] for name in ("fp32", *kind_of(device).formats)}
     best = {
         f"{name}_{size}": (shape, clock.best(_product(shape, dtype, device)))
         for size, shape in _SHAPES.items()

@@ -2,7 +2,7 @@
 
 torch has an exception of its own for CUDA, but cuBLAS, cuDNN, the driver, other backends and the CPU's allocator raise
 plain RuntimeErrors, the system an OSError, and some C code prints a line and exits. All of them mean the same here: the
-phase ends, and goes on with less. This file knows nothing of phases, and never imports torch.
+phase ends, and continues with less. This file knows nothing of phases, and never imports torch.
 """
 
 from __future__ import annotations

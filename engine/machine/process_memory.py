@@ -112,7 +112,7 @@ def _tree(pid: int) -> list[int]:
 def _shares_memory(child: int, parent: int) -> bool:
     """Whether a child has its parent's memory still: between fork() and exec() it would be counted twice.
 
-    It then has the parent's command line, and was started a moment ago; a worker that goes on as a copy stays longer.
+    It then has the parent's command line, and was started a moment ago; a worker that continues as a copy stays longer.
     """
     try:
         with open(f"/proc/{child}/stat", encoding="ascii", errors="replace") as file:

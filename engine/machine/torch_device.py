@@ -16,6 +16,9 @@ from torch import Tensor
 
 from engine.machine.device import Device
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""torch's dtype of each ``--precision``."""
+
 
 @functools.cache
 def kind_of(device: torch.device) -> Device:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError, shown_value
-from engine.model_files.headers import DTYPES, ReadBytes, TensorInfo, read_json, read_safetensors_file
+from engine.model_files.headers import DTYPES, NUMPY_FLOATS, ReadBytes, TensorInfo, read_json, read_safetensors_file
 from engine.model_files.python_line import path_literal, python_line
 from engine.model_files.wrapper import text_tensors
 
@@ -413,7 +413,7 @@ def _values(info: TensorInfo, read: ReadBytes, first: int, count: int) -> NDArra
 
     if info.decoder is not None:
         return info.decoder.values(read, first, count)
-    kind = np.dtype({"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}[info.dtype])
+    kind = np.dtype(NUMPY_FLOATS[info.dtype])
     values: NDArray[Any] = read(info.file, info.offset + first * kind.itemsize, count * kind.itemsize).view(kind)
     if info.dtype == "bfloat16":
         values = (values.astype(np.uint32) << 16).view(np.float32)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Float dtypes: the header's word, and the usual one."""
 
+FLOAT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+NUMPY_FLOATS = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+"""Kinds of numpy that hold the stored bytes: numpy has no bfloat16, so its bits are read as whole numbers."""
+
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _OF_ANOTHER_KIND = (
@@ -42,9 +46,6 @@ _INSTEAD = (
     (b"<!doctype html", "a web page", "Download the file again; its address may need a login."),
     (b"<html", "a web page", "Download the file again; its address may need a login."),
 )
-
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_VALUE_BYTES = {DTYPES[word]: size for word, size in _BYTES.items()}
 
 ReadBytes = Callable[[Path, int, int], "NDArray[np.uint8]"]
 """Reads a number of bytes of a file from an offset on."""
@@ -76,7 +77,7 @@ class TensorInfo:
         file: the file that holds it.
         offset: where its bytes begin, from the start of the file.
         decoder: makes the numbers of the bytes; None where they are of ``dtype``. With a decoder, ``dtype`` is the
-            float format that the numbers are written in when they are written anew.
+            float format of the numbers when they are written again.
         made_of: other tensors that its numbers are made of, beside its own bytes.
         stored_as: the file's own word for ``dtype``, where that is another (F16 in GGUF).
     """
@@ -98,7 +99,7 @@ class TensorInfo:
     @property
     def value_bytes(self) -> int:
         """Bytes of its numbers in ``dtype``."""
-        return self.nbytes if self.decoder is None else self.numel * _VALUE_BYTES[self.dtype]
+        return self.nbytes if self.decoder is None else self.numel * FLOAT_BYTES[self.dtype]
 
 
 def read_bytes(file: Path, offset: int, count: int) -> NDArray[np.uint8]:
@@ -326,7 +327,7 @@ def _tensor(file: Path, start: int, entry: dict[str, Any]) -> TensorInfo:
     if not all(type(number) is int and number >= 0 for number in (*shape, first, last)) or not isinstance(word, str):
         raise ValueError("sizes are whole numbers")
     tensor = TensorInfo(shape, DTYPES.get(word, word), last - first, file, start + first)
-    if word in _BYTES and tensor.nbytes != tensor.numel * _BYTES[word]:
+    if word in DTYPES and tensor.nbytes != tensor.numel * FLOAT_BYTES[DTYPES[word]]:
         raise ValueError("the bytes are not those of the shape")
     return tensor
 

@@ -144,7 +144,7 @@ def _chosen(model_id: str, quant: str, there: dict[str, list[str]]) -> list[str]
     raise ModelError(
         f"{model_id} holds no GGUF file {shown_value(quant)}."
         if quant
-        else f"{model_id} holds {len(there)} GGUF files, and only one of them can be meant.",
+        else f"{model_id} holds {len(there)} GGUF files, and a run needs exactly one of them.",
         f"There are {', '.join(there)}.",
         f"Name one of them: {model_id}:{example}",
     )

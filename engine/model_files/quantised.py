@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ModelError, shown_value
-from engine.model_files.headers import ReadBytes, TensorInfo, read_bytes
+from engine.model_files.headers import NUMPY_FLOATS, ReadBytes, TensorInfo, read_bytes
 
 Floats = NDArray[np.float32]
 Tensors = Mapping[str, TensorInfo]
 
-_NUMPY = {
-    "float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
-    "I8": "i1", "U8": "u1", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1", "BOOL": "u1",
+_NUMPY = NUMPY_FLOATS | {
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
+    "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1", "BOOL": "u1",
 }  # fmt: skip
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)  # e2m1
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -160,7 +160,7 @@ def decoded_tensors(tensors: Tensors, quantization: Mapping[str, Any], where: st
         (name for name, tensor in found.all().items() if tensor.decoder is None and _is_packed(name, tensor)), ""
     )
     if whole:
-        raise refused(where, method, f"{whole} is {tensors[whole].dtype}, and nothing tells how it is scaled.")
+        raise refused(where, method, f"{whole} is {tensors[whole].dtype}, and it has no known scales.")
     if not found.made:
         raise refused(where, method, "config.json says so, and no tensor is stored in that way.")
     return found.all()
@@ -176,7 +176,7 @@ def refused(where: str, method: str, why: str) -> ModelError:
 
 
 def _written_as(tensors: Tensors) -> str:
-    """The float format of what is not quantised, in which dequantised weights are written anew."""
+    """The float format of the unquantised tensors, in which dequantised weights are written."""
     sizes = {"float16": 0, "bfloat16": 0}
     for tensor in tensors.values():
         if tensor.dtype in sizes and len(tensor.shape) > 0:

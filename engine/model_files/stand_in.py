@@ -30,7 +30,7 @@ from engine.model_files.headers import read_json
 SOURCE = "weights_from.json"
 """In such a folder: where its weights are."""
 
-_FORMAT = 3  # of the folders; another number makes all of them anew
+_FORMAT = 3  # of the folders; another number makes all of them again
 _DAY = 86_400.0
 _MOST_DAYS_UNUSED = 30
 _MOST_BYTES = 2**30

@@ -281,7 +281,7 @@ def _tables(folder: Path) -> tuple[dict[str, int], list[str], list[str], dict[st
     ):
         if pieces := sorted(file.name for file in folder.glob(pattern)):
             raise ModelError(
-                f"The tokenizer in {folder} is only there as {pieces[0]}.",
+                f"The tokenizer in {folder} exists only as {pieces[0]}.",
                 "Its ids cannot be compared without running its code.",
                 todo,
             )

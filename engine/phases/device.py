@@ -14,8 +14,6 @@ from engine.machine.gpu_check import gpu_of, sees_one
 from engine.planner.footprint import CUDA_CONTEXT, context_bytes_on
 from engine.ranks import threads_each
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def prepare_torch(job: RecordsJob) -> tuple[torch.device, torch.dtype]:
     """Set torch up for a phase.
@@ -43,7 +41,7 @@ def prepare_torch(job: RecordsJob) -> tuple[torch.device, torch.dtype]:
         _, total_bytes = torch_device.memory_of(device)
         fraction = allocator_fraction(job.memory_budget, total_bytes, context_bytes(device))
         torch_device.limit_memory(device, fraction)
-    return device, _DTYPES[job.precision]
+    return device, torch_device.PRECISIONS[job.precision]
 
 
 def as_seen_here(device: str) -> torch.device:

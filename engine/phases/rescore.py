@@ -157,14 +157,14 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, wa
     os.environ.setdefault("CUDA_DEVICE_ORDER", visible("")["CUDA_DEVICE_ORDER"])  # read when torch starts the driver
     import torch
 
-    from engine.machine.torch_device import is_there, kind_of
+    from engine.machine.torch_device import PRECISIONS, is_there, kind_of
     from engine.models.load import ResidentTeacher
     from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
     from engine.planner.sizes import head_chunk_tokens
     from engine.teacher.score import ScoreSettings, score
 
     identity = store.identity
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(identity.precision, torch.float32)
+    dtype = PRECISIONS[identity.precision]
     again = CacheStore.open(folder / "cache", identity, writable=True)
     device = torch.device(way.device)
     if not is_there(device):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.model_files.adapter_shape import ends_with, is_slim
+from engine.model_files.headers import FLOAT_BYTES
 from engine.model_files.spec import ModelSpec
 from engine.model_files.weight_files import is_decoded
 
-DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The matrix of query, key and value together, and the bias of a norm, under the names that they have in checkpoints.
 _FUSED = re.compile(r"(query_key_value|qkv_proj|Wqkv|c_attn)\.weight$")
 _NORM_BIAS = re.compile(r"(norm\w*|ln_\d+|ln_f)\.bias$")
@@ -220,7 +220,7 @@ def shape_of(spec: ModelSpec) -> ModelShape:
         embedding=spec.embedding_parameters,
         head=spec.head_parameters,
         other=spec.other_parameters,
-        stored_bytes=DTYPE_BYTES.get(spec.dtype, 4),
+        stored_bytes=FLOAT_BYTES.get(spec.dtype, 4),
         # Dequantised weights are never the file's own pages.
         stored_precision="" if is_decoded(spec.path) else _PRECISIONS.get(spec.dtype, ""),
         max_positions=spec.max_positions,

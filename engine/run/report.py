@@ -106,7 +106,6 @@ def build(run: Run) -> dict[str, Any]:
         "samples": student["samples"],
         "data": _data(prepare.get("data", {})),
         "world": student.get("world") or {"ranks": 1, "hosts": 1},
-        "quantization_cost": teacher.get("quantization_cost"),
         "config": run.info["settings"],
         "choices": run.info["choices"],
         "versions": run.info["versions"],

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from engine.models.core import last_hidden_states, logits_of
+from engine.student.judge import middle, resampled
 from engine.student.verdict import FEWEST_DOCUMENTS
 
 TASKS = ("next-word", "cloze", "continuation")
@@ -27,7 +28,6 @@ _CHOICES = 4
 _CONTEXT_WORDS, _CLOZE_WORDS, _CONTINUATION_WORDS = 40, 24, 12
 _SHORTEST_WORD = 3
 _ROWS_AT_A_TIME, _CHUNK_TOKENS = 4, 256
-_DRAWS = 1_000
 _SURE = 1.96  # standard errors on each side of a 95 % interval
 
 Encode = Callable[[str], list[int]]
@@ -208,9 +208,9 @@ def figure(sums: NDArray[np.float64], weights: NDArray[np.float64], seed: int) -
     mean = float(sums.sum()) / total if total else math.nan
     if count < FEWEST_DOCUMENTS or not total:
         return Figure(mean, mean, mean)
-    draws = np.random.Generator(np.random.Philox(seed)).multinomial(count, np.full(count, 1 / count), size=_DRAWS)
-    low, high = np.quantile((draws @ sums) / np.maximum(draws @ weights, 1e-12), (0.025, 0.975))
-    return Figure(mean, float(low), float(high))
+    draws = resampled(count, seed)
+    low, high = middle((draws @ sums) / np.maximum(draws @ weights, 1e-12))
+    return Figure(mean, low, high)
 
 
 def share(right: int, count: int) -> Figure:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -18,8 +19,8 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 from transformers.utils import logging as transformers_logging
 
 from engine.disk.fault import commit_point
-from engine.disk.files import fsync_file, fsync_folder
-from engine.errors import BadNumbers, DiskFull, FolderError, ModelError
+from engine.disk.files import fsync_file, fsync_folder, no_room
+from engine.errors import BadNumbers, FolderError, ModelError
 from engine.model_files.spec import ModelSpec
 from engine.models.load import UNUSABLE, first_sentence, quiet
 from engine.models.meta import read_config
@@ -177,6 +178,11 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(piece.isfinite().all()) for piece in tensor.detach().flatten().split(_PIECE_ELEMENTS))
 
 
+def _errno_in(text: str) -> int:
+    """Return the system's number in an error of safetensors, which has it in its text alone."""
+    return errno.EDQUOT if any(words in text for words in ("os error 122", "Disk quota")) else errno.ENOSPC
+
+
 @contextlib.contextmanager
 def _told(temporary: Path, folder: Path, *, needed_bytes: int) -> Iterator[None]:
     shows_bar = transformers_logging.is_progress_bar_enabled()
@@ -187,12 +193,9 @@ def _told(temporary: Path, folder: Path, *, needed_bytes: int) -> Iterator[None]
         shutil.rmtree(temporary, ignore_errors=True)
         if any(words in str(error) for words in _FULL):
             free = shutil.disk_usage(folder.parent).free
-            raise DiskFull(
-                f"There was no room to write the student to {folder}: it takes some {needed_bytes:,} bytes, "
-                f"{free:,} are free.",
-                "The disk is full.",
-                "Free some space, then resume the run: the training is done and kept.",
-            ) from error
+            what = f"There was no room to write the student to {folder}: it takes some {needed_bytes:,} bytes, "
+            told = error if isinstance(error, OSError) else OSError(_errno_in(str(error)), str(error))
+            raise no_room(f"{what}{free:,} are free.", told, kept="the training is done and kept") from error
         raise
     finally:
         if shows_bar:

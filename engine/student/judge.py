@@ -141,7 +141,7 @@ def intervals(tables: dict[str, NDArray[np.float64]], *, seed: int) -> dict[str,
     count = len(tables["after"])
     if count < FEWEST_DOCUMENTS or any(len(table) != count for table in tables.values()):
         return {}
-    draws = np.random.Generator(np.random.Philox(seed)).multinomial(count, np.full(count, 1 / count), size=_DRAWS)
+    draws = resampled(count, seed)
     means: dict[str, Any] = {}
     for name, table in tables.items():
         sums = draws @ table
@@ -158,12 +158,18 @@ def intervals(tables: dict[str, NDArray[np.float64]], *, seed: int) -> dict[str,
         "top1_agreement": after[:, 2],
         "loss_beyond_teacher": after[:, 0] - means["teacher"][:, 0],
     }
-    told = {name: _middle(values) for name, values in found.items()}
+    told = {name: middle(values) for name, values in found.items()}
     known = [share for share in closed if share is not None]
-    return told | ({"gap_closed": _middle(known)} if len(known) == len(closed) else {})
+    return told | ({"gap_closed": middle(known)} if len(known) == len(closed) else {})
 
 
-def _middle(values: Sequence[float] | NDArray[np.float64]) -> list[float]:
+def resampled(count: int, seed: int) -> NDArray[np.int64]:
+    """Draw the bootstrap's samples of ``count`` documents: how often each has every document, int64 [draws, count]."""
+    return np.random.Generator(np.random.Philox(seed)).multinomial(count, np.full(count, 1 / count), size=_DRAWS)
+
+
+def middle(values: Sequence[float] | NDArray[np.float64]) -> list[float]:
+    """Return the ends of the middle 95 % of some values."""
     low, high = np.quantile(np.asarray(values), (0.025, 0.975))
     return [float(low), float(high)]
 

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.disk.files import NO_ROOM
-from engine.errors import DiskFull
+from engine.disk.files import NO_ROOM, no_room
 
 # Smaller tensors stay in memory: a file takes whole pages, and many small ones gain nothing.
 SMALLEST_BYTES = 2**18
@@ -43,12 +42,10 @@ def mapped_zeros(folder: Path, shape: Iterable[int], dtype: torch.dtype) -> Tens
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise DiskFull(
-            f"There was no room for {num_bytes:,} bytes in {folder}; {shutil.disk_usage(folder).free:,} are free.",
-            "The student's weights and moments are kept there with --cpu_offload, and its weights with "
-            "--student_sharded, while they are divided.",
-            "Free some space, then resume the run.",
-        ) from error
+        what = f"There was no room for {num_bytes:,} bytes in {folder}; {shutil.disk_usage(folder).free:,} are free."
+        kept = "the student's weights and moments are kept there with --cpu_offload, and its weights with "
+        kept += "--student_sharded, while they are divided"
+        raise no_room(what, error, kept=kept) from error
     finally:
         os.close(descriptor)
         os.unlink(name)

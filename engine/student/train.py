@@ -125,7 +125,7 @@ class Training:
     def is_lean(self) -> bool:
         """Whether steps are done without whole gradients."""
         is_whole = isinstance(self.learner.trainable, WholeModel)  # an adapter's gradients are small
-        one_format = self.learner.dtype != torch.float16  # its factor is found by looking at whole gradients
+        one_format = self.learner.dtype != torch.float16  # its factor is adjusted by the whole gradient's overflow
         alone = self.order.gradient_accumulation == 1 and self.rank == ALONE
         return is_whole and self.lean and alone and one_format and can_be_lean(self.learner)
 

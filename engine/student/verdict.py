@@ -74,7 +74,7 @@ def headline(report: Mapping[str, Any]) -> str:
     chance = (report.get("chance") or {}).get("holdout_loss")
     if _is_as_before(report):
         if abs(before - teacher) < _LEAST_GAP:
-            return f"The student began as its teacher and still is as it began: its hold-out loss is {after:.3f}."
+            return f"The student began as its teacher and has hardly changed: its hold-out loss is {after:.3f}."
         why = "Most often the steps are too few or the learning rate is too low."
         if 2 * _training(report, "skipped_steps") >= max(1, _training(report, "steps")):
             why = "Most of its steps were skipped; try a lower --learning_rate."
@@ -244,7 +244,7 @@ def _of_the_steps(report: Mapping[str, Any]) -> list[str]:
     said = []
     if skipped:
         were = "step was" if skipped == 1 else "steps were"
-        said.append(f"{skipped:,} of {steps:,} {were} skipped, as loss or gradient was no number or far too large.")
+        said.append(f"{skipped:,} of {steps:,} {were} skipped, as loss or gradient was not a number, or far too large.")
     if 0 < best < steps:
         said.append(
             f"This is the student of step {best:,} of {steps:,}: its loss on this hold-out was the lowest, later ones "

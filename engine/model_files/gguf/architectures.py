@@ -242,7 +242,7 @@ def llama3_scaling(factors: Array, config: Config, where: str) -> dict[str, Any]
             return scaling
     raise ModelError(
         f"The rotary factors in {where} are none of Llama 3's.",
-        "Which numbers of config.json made them is not known.",
+        "The numbers of config.json that they were computed from are unknown.",
         "Use the safetensors version of the model.",
     )
 

@@ -37,7 +37,7 @@ def gguf_in(folder: Path) -> Path | None:
         raise ModelError(
             f"{folder} holds {len(files)} GGUF files ({', '.join(file.name for file in files[:3])}"
             + (" …)." if len(files) > 3 else ")."),
-            "Only one of them can be meant.",
+            "A run needs exactly one of them.",
             f"Name the file: {files[0]}",
         )
     return files[0] if files else None

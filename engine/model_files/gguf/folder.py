@@ -97,7 +97,7 @@ def _config(header: Header, file: Path) -> dict[str, Any]:
         raise ModelError(f"{file} holds no token embedding.", "", "Name the file with the language model's weights.")
     if facts.count("block_count") > len(header.tensors):
         raise ModelError(
-            f"{file} speaks of {facts.count('block_count'):,} layers and holds {len(header.tensors):,} tensors.",
+            f"{file} lists {facts.count('block_count'):,} layers, but holds only {len(header.tensors):,} tensors.",
             "The header is damaged.",
             "Download the file again.",
         )

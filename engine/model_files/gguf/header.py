@@ -76,7 +76,7 @@ def read_header(file: Path) -> Header:
     told = headers[0].metadata.get("split.tensors.count")
     if len(files) > 1 and isinstance(told, int) and told != len(tensors):
         raise ModelError(
-            f"The {len(files)} parts of {file} hold {len(tensors)} tensors, and the first part speaks of {told}.",
+            f"The {len(files)} parts of {file} hold {len(tensors)} tensors, and the first part lists {told}.",
             "The parts do not belong together.",
             "Download the model again.",
         )
@@ -118,7 +118,7 @@ class _Reader:
 
     def bytes(self, count: int) -> bytes:
         if count > self.left:
-            raise _Cut(f"{count:,} bytes are announced where {self.left:,} are left")
+            raise _Cut(f"{count:,} bytes are announced, but only {self.left:,} are left")
         data = self._stream.read(count)
         self.left -= count
         if len(data) != count:
@@ -142,10 +142,10 @@ class _Reader:
         if inner in _SCALARS:
             size = struct.calcsize("<" + _SCALARS[inner])
             if count * size > self.left:
-                raise _Cut(f"an array of {count:,} numbers is announced where {self.left:,} bytes are left")
+                raise _Cut(f"an array of {count:,} numbers is announced, but only {self.left:,} bytes are left")
             return list(struct.unpack(f"<{count}{_SCALARS[inner]}", self.bytes(count * size)))
         if count * 8 > self.left:
-            raise _Cut(f"an array of {count:,} texts is announced where {self.left:,} bytes are left")
+            raise _Cut(f"an array of {count:,} texts is announced, but only {self.left:,} bytes are left")
         return [self.value(inner, is_inner=True) for _ in range(count)]
 
 
@@ -178,7 +178,7 @@ def _parse(file: Path, reader: _Reader, size: int) -> Header:
         )
     tensors, keys = reader.number("Q"), reader.number("Q")
     if keys * _SMALLEST_KEY + tensors * _SMALLEST_TENSOR > size:
-        raise _Cut(f"it speaks of {tensors:,} tensors and {keys:,} keys, which {size:,} bytes cannot hold")
+        raise _Cut(f"it lists {tensors:,} tensors and {keys:,} keys, which do not fit into {size:,} bytes")
     metadata = {}
     for _ in range(keys):
         key = reader.text()

@@ -82,7 +82,7 @@ def test_round_values_enclose_what_is_drawn(low: float, high: float) -> None:
 
 
 def test_the_report_shows_the_pictures_that_there_are() -> None:
-    made = {**report(), "intervals": {}, "chance": None, "quantization_cost": None, "compare": {}}
+    made = {**report(), "intervals": {}, "chance": None, "compare": {}}
     for phase in made["phases"].values():
         phase.setdefault("overhead_seconds", None)
         phase.setdefault("gemm_share", None)
