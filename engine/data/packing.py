@@ -14,7 +14,7 @@ Knows nothing of text, of tokenizers and of files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ class TokenisedDocument:
         ids: without an end-of-text token.
         trained: for each id whether it may be a label; None when all may. In a conversation only what the assistant
             says is trained on.
-        whole: whether it may not go on in the next row.
+        whole: whether it may not continue in the next row.
     """
 
     ids: list[int]
@@ -201,18 +201,3 @@ def _joined(documents: list[PackedRow]) -> PackedRow:
         np.concatenate([document.document_begins() for document in documents]),
         tuple(number for document in documents for number in document.documents),
     )
-
-
-def pack(
-    documents: Iterable[TokenisedDocument],
-    sequence_length: int,
-    *,
-    eos_id: int | None,
-    packing: bool,
-    bos_id: int | None = None,
-) -> Iterator[PackedRow]:
-    """Pack a stream of documents; the arguments are those of Packer."""
-    packer = Packer(sequence_length, eos_id=eos_id, packing=packing, bos_id=bos_id)
-    for document in documents:
-        yield from packer.add(document)
-    yield from packer.finish()

@@ -138,12 +138,6 @@ def limit_memory(device: torch.device, share: float) -> None:
         limit(share)
 
 
-def empty_cache(device: torch.device) -> None:
-    """Give the allocator's free blocks back to the device."""
-    if not kind_of(device).is_host:
-        _module(device).empty_cache()
-
-
 def host_bytes(size: int, *, pinned: bool) -> Tensor:
     """Uninitialised main memory, uint8 [size]; pinned where that is asked for and the system has such memory left.
 

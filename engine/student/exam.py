@@ -22,7 +22,6 @@ from engine.models.core import last_hidden_states, logits_of
 from engine.student.judge import middle, resampled
 from engine.student.verdict import FEWEST_DOCUMENTS
 
-TASKS = ("next-word", "cloze", "continuation")
 GUESSING = {"next-word": 0.0, "cloze": 0.25, "continuation": 0.25}
 _CHOICES = 4
 _CONTEXT_WORDS, _CLOZE_WORDS, _CONTINUATION_WORDS = 40, 24, 12
@@ -65,7 +64,7 @@ def questions(task: str, texts: Sequence[str], count: int, seed: int) -> list[Ex
     """Up to ``count`` questions of a task, the same for each model; fewer where the texts are short.
 
     Args:
-        task: one of TASKS.
+        task: one of those in :data:`GUESSING`.
         texts: documents.
         count: of questions.
         seed: of the places and the wrong choices.

@@ -5,14 +5,27 @@ one for the folders of runs.
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from textual.app import App
+from textual.command import Provider
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.scroll_view import ScrollView
+from textual.widgets import DirectoryTree, Static
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("engine", "tinydistill_tui")
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def _modules(package: str) -> dict[str, Path]:
@@ -26,7 +39,7 @@ def _modules(package: str) -> dict[str, Path]:
 def _imported(path: Path, modules: dict[str, Path]) -> set[str]:
     """Modules of ours that a file imports: at its top, inside of functions and for types alike."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -57,7 +70,7 @@ def test_screens_do_not_know_each_other():
 def test_nothing_of_ours_is_imported_inside_of_a_function_of_a_screen(folder):
     modules = _modules("tinydistill_tui")
     for path in (ROOT / "tinydistill_tui" / folder).rglob("*.py"):
-        tree = ast.parse(path.read_text())
+        tree = _tree(path)
         inner = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
         late = {
             name
@@ -73,7 +86,7 @@ def test_the_name_of_a_public_class_is_there_once():
     places = defaultdict(list)
     for package in PACKAGES:
         for name, path in _modules(package).items():
-            for node in ast.parse(path.read_text()).body:
+            for node in _tree(path).body:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     places[node.name].append(name)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
@@ -85,7 +98,7 @@ def test_a_package_says_that_it_has_types(package):
 
 
 def _asks_the_settings(path: Path) -> bool:
-    tree = ast.parse(path.read_text())
+    tree = _tree(path)
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     return "RunConfig" in imported or any(
         isinstance(node, ast.Attribute) and node.attr == "settings" and ast.unparse(node.value).endswith("run")
@@ -101,7 +114,7 @@ def test_a_phase_asks_its_job_and_not_the_settings_of_the_run():
 def _guesses(path: Path) -> list[str]:
     """Values of a job that are guessed or asserted, as if the planner might have left them open."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
             *values, last = node.values
             if any("job." in ast.unparse(value) for value in values) and isinstance(last, ast.Constant | ast.BinOp):
@@ -121,7 +134,7 @@ def test_no_value_of_a_job_is_guessed():
     ["jobs", *(f"run/{name}" for name in ("supervisor", "walk", "phase_start", "phase_watch", "control", "backoff"))],
 )
 def test_the_supervisor_is_read_in_short_functions(name: str):
-    for node in ast.walk(ast.parse((ROOT / f"engine/{name}.py").read_text())):
+    for node in ast.walk(_tree(ROOT / f"engine/{name}.py")):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= 60, f"{node.name} has {length} lines"
@@ -146,7 +159,7 @@ MOST_PARAMETERS = 8
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_function_takes_a_tray(package: str):
     for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
                 number = sum(argument.arg not in ("self", "cls") for argument in arguments)
@@ -162,7 +175,7 @@ def _defined(tree: ast.Module) -> set[str]:
     found = {
         node.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         and not any("validator" in ast.unparse(decorator) for decorator in node.decorator_list)
     }
     for node in tree.body:
@@ -189,15 +202,77 @@ def unused(trees: dict[str, ast.Module], users: list[ast.Module]) -> list[str]:
     return [f"{path}: {name}" for path, tree in trees.items() for name in sorted(_defined(tree) - used)]
 
 
-def test_nothing_is_defined_in_the_engine_that_no_code_uses():
-    trees = {
-        str(path.relative_to(ROOT)): ast.parse(path.read_text())
+def _trees() -> dict[str, ast.Module]:
+    return {
+        str(path.relative_to(ROOT)): _tree(path)
         for package in PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
     }
+
+
+def test_nothing_is_defined_in_the_engine_that_no_code_uses():
+    trees = _trees()
     engine = {path: tree for path, tree in trees.items() if path.startswith("engine/")}
     found = {line.rpartition(" ")[2] for line in unused(engine, list(trees.values()))}
     assert found == CALLED_BY_LIBRARIES
+
+
+def not_imported(trees: dict[str, ast.Module]) -> list[str]:
+    """Names at the top of a module that it does not use itself and no other one imports, whatever shares the name."""
+    used: set[tuple[str, str]] = set()
+    texts: set[str] = set()
+    for tree in trees.values():
+        alias: dict[str, str] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                used |= {(node.module, each.name) for each in node.names}
+                alias |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(node.value)  # as in __all__ and in tables of names
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and (module := alias.get(ast.unparse(node.value))):
+                used.add((module, node.attr))
+    found = []
+    for module, tree in trees.items():
+        own = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        names = _defined(ast.Module([node for node in tree.body if not isinstance(node, ast.ClassDef)], []))
+        names |= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+        found += [f"{module}: {name}" for name in sorted(names - own - texts) if (module, name) not in used]
+    return found
+
+
+def test_nothing_is_defined_that_only_tests_import():
+    modules = {name: _tree(path) for package in PACKAGES for name, path in _modules(package).items()}
+    assert not_imported(modules) == []
+
+
+def test_the_guard_sees_what_only_shares_its_name_with_something_used():
+    modules = {"a": ast.parse("def lost(): pass"), "b": ast.parse("def f(): return g.lost\nprint(f)")}
+    assert not_imported(modules) == ["a: lost"]
+
+
+HANDLERS = re.compile(r"(action|on|watch|_watch|validate|check)_(\w+)")
+"""Methods that Textual calls by a name made from that of an action, a message or an attribute."""
+CALLED_BY_TEXTUAL = {
+    name for kind in (App, DirectoryTree, Message, ModalScreen, Provider, ScrollView, Static) for name in dir(kind)
+}
+
+
+def test_nothing_public_is_defined_in_the_wizard_that_no_code_uses():
+    trees = _trees()
+    wizard = {path: tree for path, tree in trees.items() if path.startswith("tinydistill_tui/")}
+    found = {line.rpartition(" ")[2] for line in unused(wizard, list(trees.values()))}
+    assert {
+        name for name in found - CALLED_BY_TEXTUAL if not name.startswith("_") and not HANDLERS.match(name)
+    } == set()
+
+
+def test_each_action_of_the_wizard_is_named_somewhere():
+    """By a binding, a button or a call: ``"level('info')"`` names ``action_level``."""
+    wizard = [tree for path, tree in _trees().items() if path.startswith("tinydistill_tui/")]
+    used = {re.split(r"\W", name.rpartition(".")[2], maxsplit=1)[0] for tree in wizard for name in _used(tree)}
+    actions = {name for tree in wizard for name in _defined(tree) if name.startswith("action_")} - CALLED_BY_TEXTUAL
+    assert {name for name in actions if name not in used and name.removeprefix("action_") not in used} == set()
 
 
 @pytest.mark.parametrize("source", ["def lost(): pass", "class A:\n    def lost(self): pass", "LOST = 2"])
@@ -221,7 +296,7 @@ def test_what_works_in_a_run_does_not_make_its_folder_again():
         f"{path.relative_to(ROOT)}: {ast.unparse(call)}"
         for package in packages
         for path in (ROOT / "engine" / package).rglob("*.py")
-        for call in ast.walk(ast.parse(path.read_text()))
+        for call in ast.walk(_tree(path))
         if isinstance(call, ast.Call) and _makes_parents(call)
     }
     assert found == {"engine/run/folder.py: make_folder(path)"}, "only Run.create makes it"

@@ -46,6 +46,11 @@ async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str, sec
     raise AssertionError(f"after {seconds} s not so: {what}\n{text_of(pilot.app)}")  # type: ignore[arg-type]
 
 
+def all_keys_handled(app: TinyDistillApp) -> bool:
+    """Whether the app's queue of keys is empty, and the last one has been handled."""
+    return app._keys._task is None and not app._keys._keys
+
+
 async def press_and_wait(self: Pilot[Any], *keys: str) -> None:
     """Press keys as ``Pilot.press`` does, and wait until the app has handled each of them.
 
@@ -58,7 +63,7 @@ async def press_and_wait(self: Pilot[Any], *keys: str) -> None:
     if not isinstance(app, TinyDistillApp):
         return
     began = time.monotonic()
-    while app.is_running and not app.leaving and not app._keys.is_idle:
+    while app.is_running and not app.leaving and not all_keys_handled(app):
         at_work = any(worker.group in ASKED and not worker.is_finished for worker in app.workers)
         if time.monotonic() > began + (1 if at_work else 60):
             return
@@ -87,7 +92,7 @@ async def look_at(app: TinyDistillApp, pilot: Pilot[Any], path: Path) -> None:
 async def until_keys(app: TinyDistillApp, pilot: Pilot[Any], *words: str) -> None:
     """Wait until the line of keys has all of the words.
 
-    Textual's footer takes the line down and makes it anew whenever a key comes or goes, and it does so some time after
+    Textual's footer takes the line down and makes it again whenever a key comes or goes, and it does so some time after
     the change: a test never reads the line at once.
     """
 

@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from tests.tinydistill_tui.fixtures import held, make_run
-from tests.tinydistill_tui.screen import text_of, until, watching
+from tests.tinydistill_tui.screen import all_keys_handled, text_of, until, watching
 from tests.tinydistill_tui.wizard import choose, to_the_plan, until_data, until_models, until_plan, wizard
 from tinydistill_tui.app import TinyDistillApp
 from tinydistill_tui.dialogs.name import NameScreen
@@ -47,7 +47,7 @@ async def burst(app: TinyDistillApp, pilot: Pilot[Any], *parts: str) -> None:
     for key in keys_of(*parts):
         app.post_message(key)
     await pilot.pause()
-    await until(pilot, lambda: app.leaving or app._keys.is_idle, "all keys are handled")
+    await until(pilot, lambda: app.leaving or all_keys_handled(app), "all keys are handled")
 
 
 def value(app: TinyDistillApp, selector: str) -> str:
@@ -277,7 +277,7 @@ async def _end_of(parts: list[str], slowly: bool, monkeypatch: pytest.MonkeyPatc
                     for key in keys_of(part):
                         app.post_message(key)
                         await pilot.pause()
-                        await until(pilot, lambda: app.leaving or app._keys.is_idle, "the key is handled")
+                        await until(pilot, lambda: app.leaving or all_keys_handled(app), "the key is handled")
                         await pilot.pause(0.3)
             else:
                 await burst(app, pilot, *parts)

@@ -55,11 +55,6 @@ class KeyQueue:
         self._keys: deque[events.Key] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def is_idle(self) -> bool:
-        """Return whether every key that was put has been handled."""
-        return self._task is None and not self._keys
-
     def put(self, event: events.Key) -> None:
         """Take a key; it is handled later, and after all keys that were put before it."""
         self._keys.extend(apart(event))

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.cli import eval as command
+from engine.student.exam import GUESSING
 from tests.end_to_end.program import QUICK, run, write_texts
 from tests.engine.student.test_exam import TEXTS
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -183,3 +184,8 @@ def test_a_run_is_judged_on_its_own_holdout(tmp_path: Path, capsys: Any) -> None
     assert found["teacher"]["loss"] == pytest.approx(report["teacher"]["holdout_loss"], rel=1e-6)
     assert found["before"]["loss"] == report["student_before"]["holdout_loss"]
     assert found["figures"]["bits_per_byte"][0] == pytest.approx(report["student_after"]["bits_per_byte"], rel=1e-3)
+
+
+def test_the_help_names_the_tasks_that_there_are() -> None:
+    """The command has a list of its own, so that ``--help`` does not import torch."""
+    assert tuple(GUESSING) == command.TASKS

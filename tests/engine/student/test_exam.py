@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from engine.models.load import load_causal_lm, load_tokenizer
-from engine.student.exam import TASKS, Examinee, figure, questions, share
+from engine.student.exam import GUESSING, Examinee, figure, questions, share
 from tests.tiny import VOCAB_SIZE, tiny_model, tiny_texts
 
 _WORDS = tiny_texts(1)[0].split()
@@ -29,7 +29,7 @@ def examinee(most_tokens: int = 64, bos_id: int | None = None) -> Examinee:
     )
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", GUESSING)
 def test_questions_are_made_of_the_text_and_are_the_same_each_time(task: str) -> None:
     asked = questions(task, TEXTS, 20, seed=0)
     assert len(asked) == 20
@@ -67,7 +67,7 @@ def test_a_model_that_says_the_text_has_all_answers_right() -> None:
             return [(torch.tensor([0.0 if number == 0 else -9.0]), number == 0) for number in range(len(rows))]
 
     asked.__class__ = Knows
-    for task in TASKS:
+    for task in GUESSING:
         assert all(asked.is_right(task, question) for question in questions(task, TEXTS, 5, seed=0))
 
 
