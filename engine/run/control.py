@@ -1,6 +1,6 @@
 """Requests to a run: to stop, to pause, to continue.
 
-They come through its ``control`` file, as signals, or by the end of the command that started it, and go on to the
+They come through its ``control`` file, as signals, or by the end of the command that started it, and are passed to the
 process of the phase as signals (:mod:`engine.channel.control`).
 """
 
@@ -18,8 +18,8 @@ from types import FrameType
 from engine.channel.control import ENDING_SIGNALS, PAUSING_SIGNALS
 from engine.channel.events import EventWriter, Tail
 from engine.errors import Stopped
+from engine.run.child import Child
 from engine.run.crew import Crew
-from engine.run.preloaded import Child
 
 COMMANDS = ("stop", "pause", "resume")
 STOPPING_SIGNALS = (signal.SIGINT, *ENDING_SIGNALS, *PAUSING_SIGNALS)
@@ -71,7 +71,7 @@ class RunControl:
 
     @contextlib.contextmanager
     def sending_to(self, child: Child | Crew) -> Iterator[None]:
-        """Within this, requests go on to the process of a phase; that of an earlier pause does at once."""
+        """Within this, requests are passed to the process of a phase; that of an earlier pause is at once."""
         self._child = child
         if self._paused:
             child.send_signal(signal.SIGUSR1)
@@ -81,7 +81,7 @@ class RunControl:
             self._child = None
 
     def raise_if_stopped(self) -> None:
-        """Do nothing while the run may go on.
+        """Do nothing while the run may continue.
 
         Raises:
             Stopped: the run has to end.

@@ -1,6 +1,6 @@
 """Several processes that do one phase together, for the supervisor as if they were one.
 
-The ranks of a scoring work side by side: where one is killed it is started again, and the others go on. The ranks of a
+The ranks of a scoring work side by side: a killed one is started again, and the others continue. The ranks of a
 training wait for each other in every step, so that they end together: where one has failed, the others get a moment to
 end by themselves.
 """
@@ -13,20 +13,20 @@ from collections.abc import Callable, Sequence
 
 from engine.errors import EXIT_OUT_OF_MEMORY, EXIT_RANK_LOST, Stopped
 from engine.ranks import Rank
+from engine.run.child import Child, Started, Usage
 from engine.run.launched import Elsewhere
-from engine.run.preloaded import Child, Started, Usage
 
 GRACE_SECONDS = 20.0
 """For the ranks of a training after one has ended with an error: a step and the message about it."""
 
 
 class Crew:
-    """The processes of a phase, most of it as :class:`engine.run.preloaded.Child` has it.
+    """The processes of a phase, most of it as :class:`engine.run.child.Child` has it.
 
     Args:
         ranks: one process each.
         start: starts the process of a rank.
-        waits_for_all: whether the ranks cannot go on without each other.
+        waits_for_all: whether the ranks cannot continue without each other.
         again: asked with the rank and the exit code of a process that has failed; True starts it again.
 
     Attributes:

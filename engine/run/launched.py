@@ -24,7 +24,7 @@ from typing import Any
 from engine.disk.files import make_folder, write_atomic
 from engine.errors import DiskFull, RequestError
 from engine.ranks import Rank
-from engine.run.preloaded import Usage
+from engine.run.child import Usage
 
 _SILENT_SECONDS = 60.0  # a file on another machine may be seen some seconds late
 _LAUNCHER = "TORCHELASTIC_RUN_ID"
@@ -132,7 +132,7 @@ def rank_file(run: Path, rank: int) -> Path:
 
 @dataclass
 class Elsewhere:
-    """A phase's process that another rank's process has started; as :class:`engine.run.preloaded.Child`.
+    """A phase's process that another rank's process has started; as :class:`engine.run.child.Child`.
 
     Attributes:
         pid: None, as it may be on another machine.

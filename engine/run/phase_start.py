@@ -23,12 +23,13 @@ from engine.machine import hardware, safe_child
 from engine.phase_kinds import KINDS
 from engine.ranks import ALONE, Rank
 from engine.run import preloaded
+from engine.run.child import Child, Started
 from engine.run.control import RunControl
 from engine.run.crew import Crew
 from engine.run.folder import Run
 from engine.run.launched import Elsewhere, Launch
 from engine.run.phase_environment import environment_for
-from engine.run.preloaded import Child, Preloaded, Started
+from engine.run.preloaded import Preloaded
 
 MOST_KILLS = 3
 """Number of kills by others than the kernel after which memory is suspected after all."""

@@ -18,11 +18,11 @@ from engine.format import format_bytes
 from engine.jobs import Job
 from engine.machine import hardware, process_memory
 from engine.ranks import Rank
+from engine.run.child import Child, Usage
 from engine.run.control import RunControl
 from engine.run.crew import Crew
 from engine.run.folder import Run
 from engine.run.phase_start import PhaseStarter
-from engine.run.preloaded import Child, Usage
 
 _LAST_WORDS_BYTES = 4096
 _POLL_SECONDS = 0.1  # how often memory and control are looked at

@@ -37,13 +37,9 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Protocol
-
-if sys.platform != "win32":
-    import resource
+from typing import IO, Any
 
 from engine.channel.control import ENDING_SIGNALS, PAUSING_SIGNALS
 from engine.jobs import Job
@@ -51,6 +47,7 @@ from engine.machine import safe_child
 from engine.machine.compute import THREADS
 from engine.phase_kinds import KINDS
 from engine.ranks import VARIABLES
+from engine.run.child import Child, Started, Usage
 
 WAITING = "waiting"
 """Stands in its command where a phase has its name, and is as long as each of them: see :func:`_rename`."""
@@ -59,63 +56,6 @@ _LOOK_SECONDS = 0.05  # how often a process looks whether a copy has ended
 _OF_EACH = (*VARIABLES, *THREADS)  # variables that may differ between phases
 _IMPORTED_BYTES = 300 * 2**20  # what it holds beside a phase, if not one page of it were shared
 _PHASE_SIGNALS = (signal.SIGINT, *ENDING_SIGNALS, *PAUSING_SIGNALS)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Resources that a process used: processor seconds, and pages that it touched for the first time."""
-
-    user_seconds: float = 0.0
-    system_seconds: float = 0.0
-    minor_faults: int = 0
-
-    @classmethod
-    def of(cls, found: resource.struct_rusage) -> Usage:
-        """As the system tells it."""
-        return cls(found.ru_utime, found.ru_stime, found.ru_minflt)
-
-    @classmethod
-    def of_children(cls) -> Usage:
-        """That of all children of this process that have ended."""
-        return cls.of(resource.getrusage(resource.RUSAGE_CHILDREN))
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.user_seconds + other.user_seconds,
-            self.system_seconds + other.system_seconds,
-            self.minor_faults + other.minor_faults,
-        )
-
-    def __sub__(self, other: Usage) -> Usage:
-        return Usage(
-            self.user_seconds - other.user_seconds,
-            self.system_seconds - other.system_seconds,
-            self.minor_faults - other.minor_faults,
-        )
-
-
-class Child(Protocol):
-    """A phase's process; most of it as :class:`subprocess.Popen` has it."""
-
-    @property
-    def pid(self) -> int | None:
-        """Its number; None while it is about to begin."""
-
-    @property
-    def usage(self) -> Usage:
-        """Return the resources that it used, after its end."""
-
-    def poll(self) -> int | None:
-        """Its exit code, or None while it runs; the number of a signal that ended it is negative."""
-
-    def wait(self) -> int:
-        """The same, when it has ended."""
-
-    def send_signal(self, number: int) -> None:
-        """Nothing is done where it has ended."""
-
-    def kill(self) -> None:
-        """End it at once."""
 
 
 def is_worth_it(jobs: Sequence[Job], predicted: Mapping[str, Any]) -> bool:
@@ -129,39 +69,6 @@ def is_worth_it(jobs: Sequence[Job], predicted: Mapping[str, Any]) -> bool:
         return False
     peak = max((int(part["peak_bytes"]) for part in predicted.values() if isinstance(part, Mapping)), default=0)
     return len(jobs) > 1 and peak + _IMPORTED_BYTES <= min(job.memory_budget for job in jobs)
-
-
-class Started:
-    """A child process that only this process waits for.
-
-    Args:
-        process: it.
-        told_before: of what it took, the part that its own children took and that was told before.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], told_before: Usage | None = None) -> None:
-        self._process = process
-        self._before = Usage.of_children() + (told_before or Usage())
-        self.pid = process.pid
-        self.usage = Usage()
-
-    def poll(self) -> int | None:
-        """See :class:`Child`."""
-        return self._process.poll()
-
-    def wait(self) -> int:
-        """See :class:`Child`."""
-        code = self._process.wait()
-        self.usage = Usage.of_children() - self._before
-        return code
-
-    def send_signal(self, number: int) -> None:
-        """See :class:`Child`."""
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """See :class:`Child`."""
-        self._process.kill()
 
 
 class _Link:

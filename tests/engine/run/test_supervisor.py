@@ -30,12 +30,12 @@ from engine.jobs import Job, ScoreJob
 from engine.machine import gpu_check, hardware, process_memory
 from engine.phases import process as phase_module
 from engine.ranks import ALONE
+from engine.run.child import Started
 from engine.run.control import RunControl
 from engine.run.folder import Run
 from engine.run.phase_environment import environment_for
 from engine.run.phase_start import PhaseStarter
 from engine.run.phase_watch import Ending, PhaseWatch
-from engine.run.preloaded import Started
 from engine.run.supervisor import Supervisor
 from engine.run.walk import Walk
 from tests.engine.run.test_folder import make_run
@@ -65,7 +65,7 @@ def told(run: Run, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(run.events_path) if event["kind"] == kind]
 
 
-def test_a_phase_that_somebody_killed_goes_on_with_the_same_settings(run, monkeypatch):
+def test_a_killed_phase_continues_with_the_same_settings(run, monkeypatch):
     walk = phase_that_ends_with(run, monkeypatch, [-9, -9, 0], [3, 3, 3, 3, 3])
     walk.do("student")
     assert Run.open(run.path).settings.student_batch == 4
