@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.cli import eval as command
+from engine.cli import eval_table
 from engine.student.exam import GUESSING
 from tests.end_to_end.program import QUICK, run, write_texts
 from tests.engine.student.test_exam import TEXTS
@@ -109,20 +110,22 @@ SURE = [2.0, 1.9, 2.1]
 )
 def test_the_verdict_is_what_the_intervals_show(beyond: Any, before: float | None, told: str) -> None:
     figures = {"loss": SURE} if beyond is None else {"loss": SURE, "loss_beyond_teacher": beyond}
-    found = command.Findings("a", "b", documents=9, figures=figures, before={} if before is None else {"loss": before})
-    assert told in command.verdict(found)
+    found = eval_table.Findings(
+        "a", "b", documents=9, figures=figures, before={} if before is None else {"loss": before}
+    )
+    assert told in eval_table.verdict(found)
 
 
 @pytest.mark.parametrize(("documents", "on"), [(1, "one document"), (5, "5 documents")])
 def test_few_documents_show_no_difference_and_few_tokens_are_rough(documents: int, on: str) -> None:
     alone = {"loss": [2.0, 2.0, 2.0], "kl_to_teacher": [-0.04, -0.04, -0.04], "loss_beyond_teacher": [0.5, 0.5, 0.5]}
-    found = command.Findings(
+    found = eval_table.Findings(
         "a", "b", documents=documents, tokens=68, figures=alone, before={"loss": 3.0}, teacher={"loss": 1.5}
     )
     found.tasks = {"cloze": {"questions": 0, "guessing": 0.25}}
-    found.verdict = command.verdict(found)
+    found.verdict = eval_table.verdict(found)
     assert found.verdict.startswith(f"The loss is 2.000 (before 3.000, the teacher's 1.500), on {on}:")
-    told = command._table(found)
+    told = eval_table.table(found)
     assert "95%" not in told, "nothing is known of how documents vary"
     assert f"68 tokens, {on.replace('one', '1')}\n" in told
     assert "KL to the teacher    0.000" in told
