@@ -16,6 +16,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
+from engine.machine.torch_device import exact
+
 _PIECE_ELEMENTS = 1 << 20
 # Digits of a float32's fraction that the format does not have.
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
@@ -41,14 +43,14 @@ def rounded(values: Tensor, dtype: torch.dtype, draws: torch.Generator) -> Tenso
     # Numbers below float16's smallest normal one are all a step of one size apart; bfloat16's smallest is float32's.
     is_tiny = values.abs() < (format_.smallest_normal if dtype == torch.float16 else 0.0)
     step = format_.smallest_normal * format_.eps
-    tiny = values[is_tiny].double() / step
+    tiny = exact(values[is_tiny]) / step
     is_finite = values.abs() <= format_.max
     bits = values.view(torch.int32)
     bits += torch.randint(0, 1 << dropped, bits.shape, dtype=torch.int32, generator=draws).to(bits.device)
     bits &= -(1 << dropped)
     found = torch.where(is_finite, values.clamp(-format_.max, format_.max), values).to(dtype)
     chance = torch.rand(tiny.shape, dtype=torch.float64, generator=draws).to(tiny.device)
-    found[is_tiny] = ((tiny + chance).floor() * step).to(dtype)
+    found[is_tiny] = ((tiny + chance).floor() * step).to(dtype).to(found.device)
     return found
 
 

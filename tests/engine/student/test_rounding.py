@@ -12,6 +12,7 @@ from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm
 from engine.student.export import export_student
 from engine.student.rounding import rounded
+from tests.pretend_gpu import pretend_gpu
 from tests.tiny import tiny_model
 
 
@@ -28,6 +29,17 @@ def test_changes_below_a_formats_last_digit_are_not_lost(dtype: torch.dtype) -> 
     assert torch.equal(rounded(base.clone(), dtype, draws).float(), base), "what the format holds keeps its bits"
     most = torch.finfo(dtype).max
     assert rounded(torch.tensor([most, -most, 0.0]), dtype, draws).tolist() == [most, -most, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_weights_on_a_gpu_are_rounded_as_on_the_cpu(kind: str, dtype: torch.dtype) -> None:
+    """Apple's GPUs have no float64, which the smallest numbers are rounded in."""
+    values = torch.tensor([1.3, -1e-6, 2.0**-20, 0.0])
+    expected = rounded(values.clone(), dtype, torch.Generator().manual_seed(1))
+    with pretend_gpu(kind):
+        found = rounded(values.clone().to(f"{kind}:0"), dtype, torch.Generator().manual_seed(1)).cpu()
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
