@@ -105,7 +105,7 @@ class PrepareJob(CutJob):
 
 
 class RecordsJob(Job):
-    """A job on the teacher's records: the values that tell which records they are."""
+    """A job on the teacher's records: the values that identify the records."""
 
     temperature: float
     record_size: int

@@ -211,7 +211,7 @@ def limit_seconds(environment: Mapping[str, str]) -> float | None:
         seconds = math.nan
     if not 1 <= seconds <= _LONGEST_SECONDS:
         raise RequestError(
-            f"{LIMIT}={given} is no time that a rank can wait for another one.",
+            f"{LIMIT}={given} is not a valid time for a rank to wait for another one.",
             f"It takes a number of seconds from 1 to {_LONGEST_SECONDS:,}.",
             "Set another one, or unset it.",
         )

@@ -116,7 +116,7 @@ class TinyDistillApp(App[int]):
         self.register_theme(appearance.LIGHT)
         if "TEXTUAL_THEME" not in os.environ or DEFAULT_THEME not in self.available_themes:
             self.theme = appearance.DARK.name
-        self.watch_theme(self.theme)  # Textual does not tell of the first one
+        self.watch_theme(self.theme)  # Textual does not report the first one
         if self.options.get("no_animation") or _slow_terminal():
             self.animation_level = "none"
         self._own_filters: list[LineFilter] = [appearance.ContrastFilter()]
@@ -215,7 +215,7 @@ class TinyDistillApp(App[int]):
         routes.show_help(self)
 
     def tell(self, error: TinyDistillError) -> None:
-        """Say what went wrong, in a corner; for what has no place of its own on the screen."""
+        """Show an error in a corner, if it has no place of its own on the screen."""
         self.notify(error.paragraph(), severity="error", timeout=12, markup=False)
 
     def copy_to_clipboard(self, text: str) -> None:
@@ -270,7 +270,7 @@ class TinyDistillApp(App[int]):
             self.notify(sentence, severity="warning", markup=False)
 
     async def action_interrupt(self) -> None:
-        """Ctrl+C is ``q``; twice within a second leaves at once, and a run goes on."""
+        """Ctrl+C is ``q``; twice within a second leaves at once, and a run continues."""
         now = time.monotonic()
         twice, self._interrupted = now - self._interrupted < _TWICE_SECONDS, now
         if twice or self.opening:
@@ -279,7 +279,7 @@ class TinyDistillApp(App[int]):
             self.screen.call_later(self.screen.action_leave)
 
     def action_take_screenshot(self) -> None:
-        """Save what is seen as SVG, beside the run that is shown."""
+        """Save the screen as SVG, beside the run that is shown."""
         folder = _where_to_write(self.run_path) / "screenshots"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -295,12 +295,10 @@ class TinyDistillApp(App[int]):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The few commands that are there on every screen."""
         yield SystemCommand("New run", "The wizard: models, data, plan", lambda: self.action_show_mode("wizard"))
-        yield SystemCommand(
-            "All runs", "Every run that is found, with its state", lambda: self.action_show_mode("runs")
-        )
+        yield SystemCommand("All runs", "All runs, with their state", lambda: self.action_show_mode("runs"))
         yield SystemCommand("Theme", "Other colours", self.action_change_theme)
         yield SystemCommand("Keys and help", "Help for this screen, and every key", self.show_help)
-        yield SystemCommand("Screenshot", "Save what is seen as SVG", self.action_take_screenshot)
+        yield SystemCommand("Screenshot", "Save the screen as SVG", self.action_take_screenshot)
         if hasattr(screen, "action_leave"):
             yield SystemCommand("Quit", "Leave; a run continues without this window", screen.action_leave)
 
@@ -314,7 +312,7 @@ def run_app(
 ) -> int:
     """Show the program until the user leaves it; returns the exit code.
 
-    A defect of the screens never shows a traceback: it is written to ``ui-crash.log``, and the run goes on.
+    A defect of the screens never shows a traceback: it is written to ``ui-crash.log``, and the run continues.
     """
     options = options or {}
     window.believe_the_terminal()

@@ -1,6 +1,6 @@
 """``--ask``: the wizard's questions, one line at a time, for screen readers, slow lines and simple terminals.
 
-The same settings, checked by the same words; nothing is drawn, and nothing that was said is taken back.
+The same settings with the same checks and messages; nothing is drawn, and no line is changed later.
 """
 
 from __future__ import annotations

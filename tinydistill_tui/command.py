@@ -1,6 +1,6 @@
 """``tinydistill-tui`` with flags: the wizard that begins with them, or with ``--no-tui`` the run without a screen.
 
-Textual is imported only when there is a screen to draw on. Where standard output is not a terminal the run goes on
+Textual is imported only when there is a screen to draw on. Where standard output is not a terminal the run continues
 without one, and says so.
 """
 

@@ -103,7 +103,7 @@ class Search:
 
 
 class RunCommands(Provider):
-    """Attach to any run that is found."""
+    """Attach to any run."""
 
     async def startup(self) -> None:
         """Start the search for runs, without waiting for it.

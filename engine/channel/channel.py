@@ -1,6 +1,6 @@
 """The channel of a phase: all that its work needs of the run around it.
 
-The work reports through it, asks it whether to go on, and lets it act when memory is short. So a loop over waves or
+The work reports through it, asks it whether to continue, and lets it act when memory is short. So a loop over waves or
 steps takes one argument, and knows neither files of events, nor signals, nor how memory is watched.
 """
 

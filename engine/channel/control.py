@@ -1,6 +1,6 @@
 """Requests to a phase: to stop, to pause, to continue; and the loss of its supervisor.
 
-The supervisor sends signals (SIGTERM stop, SIGUSR1 pause, SIGUSR2 go on); the phase looks at :class:`PhaseControl`
+The supervisor sends signals (SIGTERM stop, SIGUSR1 pause, SIGUSR2 continue); the phase looks at :class:`PhaseControl`
 between two steps, where its state is on disk or can be written there. No step is interrupted.
 
 The ranks of a training receive their signals at different moments; they agree before they act (:meth:`agreeing`).
@@ -81,7 +81,7 @@ class PhaseControl:
         return bool((self._requests() if self._agreed is None else self._agreed) & _STOP)
 
     def safe_point(self) -> None:
-        """Wait while paused, then go on.
+        """Wait while paused, then continue.
 
         Raises:
             Stopped: the user asked to stop, or the supervisor is gone.

@@ -108,7 +108,7 @@ class Tail:
                 self._inode, self.offset = status.st_ino, status.st_size
 
     def read(self, limit_bytes: int = 1 << 62) -> list[Event]:
-        """New whole events, at most about ``limit_bytes`` of them; a file that was replaced or cut is read anew."""
+        """New whole events, at most about ``limit_bytes`` of them; a file that was replaced or cut is read again."""
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -150,7 +150,7 @@ class _Appended:
         data = (b"\n" if self._is_torn else b"") + line.encode("utf-8", "replace") + b"\n"
         try:
             written = os.write(self._descriptor, data)
-        except OSError:  # full, over its quota, read-only by now, failed: the next write of the work itself tells
+        except OSError:  # full, over its quota, read-only by now, failed: the next write of the work itself reports it
             return False
         self._is_torn = written < len(data)
         return not self._is_torn

@@ -29,7 +29,7 @@ class LastWord:
         os.close(self.writing)
 
     def said(self) -> dict[str, Any] | None:
-        """The last error that was told; None when there was none. To be asked once, at the end."""
+        """The run's last error; None when there was none. Ask once, at the end."""
         content = b""
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._reading, 1 << 16):

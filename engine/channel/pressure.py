@@ -37,7 +37,7 @@ class Relief:
 
     Args:
         saver: does with less.
-        events: told what is done and why.
+        events: receives what is done and why.
         also: what the caller does beside it while ``is_short``, in words.
         watch: knows when memory is short; None makes one for this machine.
     """

@@ -17,7 +17,7 @@ from engine.student.verdict import details, headline
 
 
 def show_result(report: dict[str, Any], path: Path) -> None:
-    """Print the before/after table, the samples, and the commands that go on."""
+    """Print the before/after table, the samples, and the commands for the next steps."""
     # None lets rich find out; where lines of text are wanted there are no codes, also on a terminal.
     console = Console(highlight=False, force_terminal=False if wants_lines(plain=False) else None)
     console.print()

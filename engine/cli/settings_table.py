@@ -25,7 +25,7 @@ def settings_table() -> str:
 
 
 def with_table(text: str) -> str:
-    """A document with its table of settings made anew."""
+    """A document with an updated table of settings."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{settings_table()}\n{END}{after}"

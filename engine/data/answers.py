@@ -139,7 +139,7 @@ def _end_of_the_last(render: Render, messages: Sequence[Turn], whole: str) -> in
         return len(whole)
     end = _shared(whole, continued)
     content = (messages[-1]["content"] or "").strip()
-    # Of an answer that is written in another way once a question follows, this tells nothing.
+    # Of an answer that is written in another way once a question follows, this shows nothing.
     place = whole.rfind(content) if content else -1
     return end if 0 <= place <= end - len(content) else len(whole)
 

@@ -113,7 +113,7 @@ def unread(records: Sequence[Record], used: Iterable[str], told: Sequence[str]) 
     Args:
         records: the first of a file.
         used: fields that are read, or that are left out for what they are called.
-        told: what is read of each record; a sentence that stands in it is not lost.
+        told: the text that is read of each record; a sentence in it is not lost.
     """
     known = {name.lower() for name in used}
     names = dict.fromkeys(name for record in records for name in record if name.lower() not in known)

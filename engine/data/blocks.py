@@ -101,7 +101,7 @@ def _key_of(part: Mapping[str, Any]) -> str | None:
     if named:
         return named[0]
     others = [key for key in part if key not in _BESIDE and part[key] is not None]
-    # Bedrock's image, document and video: one key with an object that tells its format and holds its bytes.
+    # Bedrock's image, document and video: one key with an object with its format and bytes.
     is_file = (
         len(others) == 1 and isinstance(part[others[0]], Mapping) and {"format", "source"} <= part[others[0]].keys()
     )

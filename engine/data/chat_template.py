@@ -289,7 +289,7 @@ class ChatTemplate:
             ]
         source = self._source
         if "strftime_now" in self.source(fields):
-            # One time for all outputs: they are compared, and a clock would go on between them.
+            # One time for all outputs: they are compared, and a clock would advance between them.
             source = _STRFTIME.sub(lambda found: json.dumps(self._now.strftime(found[2])), self.source(fields))
         if any(turn["content"] is NULL for turn in messages):
             source = _WITH_NULLS + (source or self.source(fields))

@@ -185,7 +185,7 @@ class Utf8Blocks:
 
 
 def by_mark(head: bytes) -> Encoding:
-    """The encoding that a file's first bytes tell; UTF-8 where they tell none."""
+    """The encoding that a file's first bytes mark; UTF-8 if they mark none."""
     if head.startswith(BOM):
         return Encoding("utf-8", "UTF-8", mark_bytes=len(BOM))
     for mark, codec, name in _BY_MARK:

@@ -14,7 +14,7 @@ MOST_HOLDOUT_ROWS = 512
 """More would make each evaluation slow and hardly more certain."""
 
 FEWEST_HOLDOUT_ROWS = 16
-"""With --samples, reading goes on until this many rows are held out, or the data end."""
+"""With --samples, reading continues until this many rows are held out, or the data ends."""
 
 ROUGH_BELOW_TOKENS = 2_000
 """Figures of a hold-out with fewer scored tokens are rough, and every report says so."""

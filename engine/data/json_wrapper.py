@@ -91,7 +91,7 @@ def list_of_rows(inside: Inside, split: str) -> Keys | None:
 
 
 def rows_at(chunks: Iterable[bytes], wanted: Keys, limit: int, passed_over: Callable[[], None]) -> Iterator[bytes]:
-    """The elements of one list; one that is longer than ``limit`` is passed over and told."""
+    """The elements of one list; one that is longer than ``limit`` is skipped and reported."""
     for path, element in _Walk(limit).elements(chunks):
         if path == wanted:
             if element:

@@ -216,9 +216,9 @@ def _tell_of_holdout(result: PrepareResult, holdout: float, channel: Channel) ->
     if result.holdout_fraction > holdout:
         channel.log(
             "warning",
-            f"Of so little text a hold-out of {holdout:.3g} is not one document: it was cut into pieces of about "
-            f"{FINE.piece_characters:,} characters, and {result.holdout_documents} of "
-            f"{result.holdout_documents + result.documents} stretches are held out.",
+            f"The text is short: a hold-out of {holdout:.3g} is less than one document. The text was cut into pieces "
+            f"of about {FINE.piece_characters:,} characters, and {result.holdout_documents} of "
+            f"{result.holdout_documents + result.documents} are held out.",
             "fine-holdout",
         )
     if result.holdout_scored < ROUGH_BELOW_TOKENS:

@@ -179,7 +179,7 @@ class TextSource:
             raise self._nothing(tally, unclear)
 
     def file_documents(self, file: FoundFile, tally: Tally) -> Iterator[Document]:
-        """The documents of one file; none where the text field cannot be told."""
+        """The documents of one file; none if its text field is unclear."""
         return self._file_documents(file, tally, [])
 
     def describe(self) -> SourceSummary:
@@ -313,7 +313,7 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
     Args:
         data: a file, a folder, ``python-docs`` or a Hugging Face dataset id (``name``, ``owner/name`` or
             ``owner/name:configuration``).
-        text_field: the field that holds the text; found by looking when None.
+        text_field: the field that holds the text; detected when None.
         split: of a data set, on the hub or in a folder.
 
     Raises:

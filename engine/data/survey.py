@@ -53,7 +53,7 @@ class Survey:
         text_field: the field that is read; None for plain text.
         fields: every field of the first records, to choose another.
         has_messages: whether conversations were found.
-        documents, characters, estimated_tokens: of all; None where only reading would tell (a dataset on the hub).
+        documents, characters, estimated_tokens: of all; None if only reading would show them (a dataset on the hub).
         sampled: share of the bytes that was read to estimate this; 1 is all.
         preview: the first documents, each cut to its beginning.
         conversations: some of them, whole, to be counted with a chat template.

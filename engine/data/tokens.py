@@ -42,7 +42,7 @@ _BAD_FILE = (OSError, KeyError, ValueError, TypeError, RuntimeError)  # h5py's, 
 def row_hash(row: PackedRow) -> bytes:
     """Return each row's hash: blake2b of its tokens (int32, little-endian), scored bits and begins bits, 16 bytes.
 
-    Tokens and bits need no mark between them: their length together tells how many tokens there are.
+    Tokens and bits need no mark between them: their common length gives the number of tokens.
     """
     digest = blake2b(np.ascontiguousarray(row.tokens, "<i4").tobytes(), digest_size=HASH_BYTES)
     digest.update(np.packbits(row.scored).tobytes())

@@ -20,7 +20,7 @@ _SCHEMAS = ("input_schema", "inputSchema")
 def tools_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The tools of a record under ``tools``; nothing where it has none.
 
-    A value that is not understood stays as it is; the tokenisation tells that the template does not write it.
+    A value that is not understood stays as it is; the tokenisation reports that the template does not write it.
     """
     name = next((name for name in TOOL_FIELDS if fields.get(name)), None)
     if name is None:

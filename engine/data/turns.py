@@ -138,7 +138,7 @@ def read_turns(value: Iterable[Mapping[str, Any]]) -> Messages:
 
 
 def told(messages: Messages) -> str:
-    """A conversation as one text: what a user reads in a preview, and what is hashed to tell it from others."""
+    """A conversation as one text: shown in a preview, and hashed to identify it."""
     return "\n\n".join(map(_told, messages))
 
 

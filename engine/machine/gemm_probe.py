@@ -1,6 +1,6 @@
 """Measure how fast this machine multiplies matrices, moves memory and reads the disk; print it as one line of JSON.
 
-Also told are the processor time of the import of torch, and the memory of this process right after it (Linux).
+It also reports the processor time of the import of torch, and the memory of this process right after it (Linux).
 
 Run in a process of its own, so that the planner and the screens never load torch:
 

@@ -38,7 +38,7 @@ class GpuAnswer:
 
     Attributes:
         why_not: why it cannot be used, as the end of a sentence; empty where it can.
-        total_bytes: its memory; less than the driver tells where it is a part of a GPU. None when it was not asked.
+        total_bytes: its memory; less than the driver reports if it is a part of a GPU. None when it was not asked.
         context_bytes: what a process takes there beside torch's allocator; None where that cannot be told.
         good_formats: of bf16 and fp16 those whose products came out right.
         lasting: whether the answer will be the same tomorrow.
@@ -55,7 +55,7 @@ def checked(machine: Hardware, *, ask: bool = True) -> Hardware:
     """The machine with what torch says of its GPUs.
 
     Args:
-        machine: as the driver tells.
+        machine: as the driver reports it.
         ask: start the probe where nothing is kept (some seconds for each GPU, once); else such a GPU stays as it is.
     """
     if machine.gpus or not _may_have_others():

@@ -39,7 +39,7 @@ class GpuUser:
 
     Attributes:
         name: of its program; empty where it cannot be seen from here, as from inside a container.
-        bytes: None where the driver may not tell.
+        bytes: None where the driver does not report them.
     """
 
     pid: int
@@ -49,7 +49,7 @@ class GpuUser:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as the driver tells.
+    """One GPU as the driver reports it.
 
     Attributes:
         index: N of ``cuda:N`` in a process that sees the GPUs in the order of the bus.
@@ -304,7 +304,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ..
 
 
 def _brand() -> str:
-    """The processor's name where sysctl tells it: on macOS."""
+    """The processor's name from sysctl, which macOS has."""
     try:
         said = subprocess.run(
             ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5
@@ -315,7 +315,7 @@ def _brand() -> str:
 
 
 def killed_for_memory(vmstat: Path = Path("/proc/vmstat")) -> int | None:
-    """Processes that the kernel has killed for their memory since it started; None where it does not tell.
+    """Processes that the kernel has killed for their memory since it started; None where it does not count them.
 
     Kills by a container's limit are included. If two figures differ, a process was killed in between.
     """

@@ -23,7 +23,7 @@ class MemoryWatch:
 
     Args:
         total_bytes: all main memory; the machine's or the container's when not given.
-        available_bytes: tells what can be taken now.
+        available_bytes: returns the memory that can be taken now.
         clock: in seconds.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Is this error a lack of memory? The one place that knows how each library says so.
+"""Is this error a lack of memory? The one place that knows each library's wording.
 
 torch has an exception of its own for CUDA, but cuBLAS, cuDNN, the driver, other backends and the CPU's allocator raise
 plain RuntimeErrors, the system an OSError, and some C code prints a line and exits. All of them mean the same here: the

@@ -1,4 +1,4 @@
-"""Memory that a process and its descendants hold, in main memory and on GPUs, as the system and the driver tell it.
+"""Memory that a process and its descendants hold, in main memory and on GPUs, as the system and the driver report it.
 
 No function raises. Knows nothing of runs.
 """
@@ -26,7 +26,7 @@ def memory_of_tree(pid: int) -> int:
 
 
 def device_bytes(pid: int) -> int | None:
-    """GPU memory that a process holds on all GPUs together, its CUDA context included; None where that is not told.
+    """GPU memory that a process holds on all GPUs together, its CUDA context included; None where that is not reported.
 
     In a container the driver may list other process ids than are known here, and on Windows and under WSL it lists the
     process without its memory: both are unknown, not nothing.

@@ -1,4 +1,4 @@
-"""Which operating systems a run works on, and what each of them cannot tell."""
+"""Which operating systems a run works on, and which figures each of them lacks."""
 
 from __future__ import annotations
 

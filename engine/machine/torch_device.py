@@ -118,7 +118,7 @@ def reserved_bytes(device: torch.device) -> int:
 
 
 def peak_reserved_bytes(device: torch.device) -> int:
-    """The most that torch's allocator held; MPS keeps what it has taken and tells no peak."""
+    """The most that torch's allocator held; MPS keeps its memory and reports no peak."""
     if kind_of(device).kind == "mps":
         return reserved_bytes(device)
     return int(_module(device).max_memory_reserved(device))

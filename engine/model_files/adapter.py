@@ -53,7 +53,7 @@ _REFUSED: dict[str, str] = {
     "trainable_token_indices": "single rows of the embedding (trainable_token_indices)",
     "ensure_weight_tying": "ensure_weight_tying",
 }
-# These begin from changed base weights: the matrices alone do not tell the model.
+# These begin from changed base weights: the matrices alone do not define the model.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 

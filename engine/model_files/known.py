@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def causal_lm_types() -> frozenset[str] | None:
-    """The ``model_type`` of every causal language model; None where it cannot be told."""
+    """The ``model_type`` of every causal language model; None if the tables are not found."""
     return _types("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
 
 

@@ -1,4 +1,4 @@
-"""Commands of one line of Python that the program tells a user to type."""
+"""Commands of one line of Python for the user to type."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class _Found:
 
 
 def can_decode(quantization: Mapping[str, Any]) -> bool:
-    """Return whether a ``quantization_config`` names a layout that is known here; its tensors tell the rest."""
+    """Return whether a ``quantization_config`` names a supported layout; its tensors show the rest."""
     return str(quantization.get("quant_method")) in METHODS
 
 

@@ -187,7 +187,7 @@ def _read(path_or_id: str | Path, folder: Path, trust_remote_code: bool) -> Mode
 
 
 def _num_layers(folder: Path, config: dict[str, Any]) -> int:
-    kinds = config.get("layers_block_type")  # NemotronH as transformers 5 writes it: the list alone tells how many
+    kinds = config.get("layers_block_type")  # NemotronH as transformers 5 writes it: the list alone has their number
     counted = len(kinds) if kinds and isinstance(kinds, list) else None
     return _number(folder, config, "num_layers", default=counted)
 

@@ -46,7 +46,7 @@ def stand_in(name: str, kind: str, files: Sequence[Path], make: Callable[[Path],
     Args:
         name: of the model.
         kind: of the files, which the folder keeps.
-        files: whose size and time of change tell one state of the model from another.
+        files: whose size and time of change identify a state of the model.
         make: fills an empty folder, and returns what :func:`source_of` shall give back.
 
     Raises:
@@ -152,7 +152,7 @@ def _remove(folder: Path) -> None:
 
 
 def _is_free(descriptor: int) -> bool:
-    """Return whether no process has a folder in use; where the file system has no locks, its age alone tells."""
+    """Return whether no process has a folder in use; on a file system without locks, its age decides."""
     try:
         return try_flock(descriptor)
     except OSError:

@@ -150,7 +150,7 @@ class _Added:
 def shared_vocabulary(
     teacher: Vocabulary, teacher_rows: int, student: Vocabulary | None = None, student_rows: int = 0
 ) -> Vocabulary:
-    """The teacher's vocabulary as far as both models have it: ``size`` is V_eff, ``notes`` tell what is beyond it.
+    """The teacher's vocabulary as far as both models have it: ``size`` is V_eff, ``notes`` name the tokens beyond it.
 
     The ids below ``size`` mean the same to both and have a row in both embeddings. Only added tokens behind the
     tokenizer's own model may differ or lack a row: like padded rows they take no part in either softmax, and texts

@@ -1,6 +1,6 @@
 """Is a model causal? Asked of the model itself: do the hidden states at a token change with the tokens after it?
 
-A name does not tell: BERT's class is in transformers' table of causal models and sees both sides unless its
+A name does not show it: BERT's class is in transformers' table of causal models and sees both sides unless its
 configuration says otherwise, XLNet and CPM-Ant always do, and Gemma 3's text model does with one setting. A teacher
 that sees the next token would give records of tokens that it has read, and nothing else would show it.
 """

@@ -99,7 +99,7 @@ def hidden_states_and_cache(model: PreTrainedModel, ids: Tensor, cache: Any) -> 
         cache: what the call before gave; None at the beginning.
 
     Returns:
-        Hidden states of ``ids``, and the cache to go on with: None where the model has none.
+        Hidden states of ``ids``, and the cache for the next call: None where the model has none.
     """
     return _run(model, ids, None, use_cache=True, **({} if cache is None else {_cache_name(model): cache}))
 
@@ -121,7 +121,7 @@ def _run(model: PreTrainedModel, ids: Tensor, documents: Tensor | None, **how: A
         kept.append(output.last_hidden_state)
         caches.append(getattr(output, _cache_name(model), None) if how["use_cache"] else None)
         shortened = copy.copy(output)
-        # One token goes on to the head, so that the model's forward ends as it always does.
+        # One token is passed to the head, so that the model's forward ends as it always does.
         shortened.last_hidden_state = output.last_hidden_state[:, :1]
         return shortened
 

@@ -55,7 +55,7 @@ def load_tokenizer(
     Args:
         folder: the model's.
         trust_remote_code: whether a tokenizer may bring code.
-        on_note: told where transformers' own choice of a class would have read text otherwise.
+        on_note: called where transformers' own choice of a class would have read text otherwise.
 
     Raises:
         ModelError: there is none that transformers can load, or none that keeps to tokenizer.json.
@@ -306,7 +306,7 @@ def quiet() -> Iterator[None]:
 def first_sentence(error: Exception) -> str:
     """The first line of what a library said (with the second, where that is announced), as a sentence."""
     if isinstance(error, KeyError) and len(error.args) == 1:
-        return f"nothing is known by the name {error.args[0]!r}."  # its text is the name alone
+        return f"the name {error.args[0]!r} is unknown."  # its text is the name alone
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
     return said.rstrip(".") + "."

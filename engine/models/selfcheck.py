@@ -71,9 +71,9 @@ class _Rows:
 def check_streaming(model: PreTrainedModel, core: Core, dtype: torch.dtype, ways: Ways) -> str:
     """Compare both ways on the model's first layers.
 
-    Equal to the last bit is what is promised, and what every processor has done that was tried. Where one takes another
-    kernel for memory at another address, the two differ by its rounding: then streaming goes on, and the caller tells
-    what cannot be promised. A mistake (a layer mixed up with another, a wrong table) is far beyond rounding.
+    Both are equal to the last bit on every processor that was tried. If a processor takes another kernel for memory at
+    another address, they differ by its rounding: then streaming continues, and the caller reports that. A mistake (a
+    layer mixed up with another, a wrong table) is far beyond rounding.
 
     Args:
         model: with everything but its layers' weights in place.

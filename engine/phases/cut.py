@@ -68,7 +68,7 @@ def cut_student(
     _write(run, spec, found)
 
 
-def mend_student(run: Run, spec: ModelSpec, channel: Channel) -> None:
+def repair_student(run: Run, spec: ModelSpec, channel: Channel) -> None:
     """Copy the chosen layers again where the student's first weights are damaged.
 
     Raises:

@@ -214,7 +214,7 @@ def _watch_parent(parent: int) -> None:
 def _offer_itself() -> None:
     """Where the kernel has to kill something for memory, let it be this process: a wave or a few steps are lost.
 
-    Else it may choose a program of the user's, or the supervisor, which alone can go on with less.
+    Else it may choose a program of the user's, or the supervisor, which alone can restart it with less.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")

@@ -15,7 +15,7 @@ from engine.jobs import TrainJob
 from engine.model_files.spec import ModelSpec, read_spec
 from engine.models.load import load_tokenizer
 from engine.models.memory import return_memory
-from engine.phases.cut import is_cut, mend_student
+from engine.phases.cut import is_cut, repair_student
 from engine.phases.device import device_peak_bytes, prepare_torch
 from engine.phases.lesson import Lesson
 from engine.phases.student_result import (
@@ -61,7 +61,7 @@ def run_student(run: Run, job: TrainJob, channel: Channel) -> None:
 def _run(run: Run, job: TrainJob, channel: Channel, world: World) -> None:
     prepare_torch(job)
     hosts = len(set(world.gathered(socket.gethostname())))
-    spec = _mended(run, job, channel, world)
+    spec = _with_whole_weights(run, job, channel, world)
     compares = job.compare == "labels"
     with TokenFile(run.tokens_path) as tokens, open_store(run, job, tokens.vocab_size, channel) as store:
         lesson = Lesson(run, job, spec, tokens, Source(tokens, store), channel, world)
@@ -108,7 +108,7 @@ def _holdout_bytes(lesson: Lesson) -> int:
     return holdout_bytes(lesson.tokens, tokenizer)
 
 
-def _mended(run: Run, job: TrainJob, channel: Channel, world: World) -> ModelSpec:
+def _with_whole_weights(run: Run, job: TrainJob, channel: Channel, world: World) -> ModelSpec:
     """The model that the student begins as, on each rank; rank 0 repairs a damaged one while the others wait."""
     with world.apart():
         spec = first_student(run, job, channel) if world.rank.number == 0 else None
@@ -141,5 +141,5 @@ def first_student(run: Run, job: TrainJob, channel: Channel) -> ModelSpec:
     if not is_cut(run, job):
         teacher = teacher_spec(job)
         check_unchanged(run, "teacher", teacher)
-        mend_student(run, teacher, channel)
+        repair_student(run, teacher, channel)
     return read_spec(run.initial_student_path, trust_remote_code=job.trust_remote_code)

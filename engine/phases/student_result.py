@@ -116,7 +116,7 @@ def write_student(
     tokens: TokenFile,
     channel: Channel,
 ) -> None:
-    """Write ``student/``, with a card that tells the result and the template in which conversations were trained."""
+    """Write ``student/``, with a card that names the result and the template in which conversations were trained."""
     adapter = learner.trainable if isinstance(learner.trainable, LowRankAdapter) else None
     for note in export_student(
         learner.model,
@@ -227,7 +227,7 @@ def _beginning(run: Run) -> str:
 def samples_of(
     run: Run, tokenizer: Any, prompts: list[list[int]], learned: Learned, end_ids: Collection[int]
 ) -> list[dict[str, str | None]]:
-    """Prompts with what each model went on with; the teacher's are there when it was loaded in this run.
+    """Prompts with each model's continuation; the teacher's are there when it was loaded in this run.
 
     A text that did not end by itself has three dots behind it.
     """

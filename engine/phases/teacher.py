@@ -330,7 +330,7 @@ def _room(job: ScoreJob, spec: ModelSpec, device: torch.device) -> _Room:
 
 
 def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> None:
-    """Let the teacher go on with a few prompts while it is there; the report shows it beside the student."""
+    """Let the teacher continue a few prompts while it is loaded; the report shows them beside the student's."""
     from engine.models.cached import GrowingRows
     from engine.models.load import ResidentTeacher
     from engine.student.generate import continuations, holdout_prompts, lengthened, writing_speed

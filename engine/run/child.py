@@ -21,7 +21,7 @@ class Usage:
 
     @classmethod
     def of(cls, found: resource.struct_rusage) -> Usage:
-        """As the system tells it."""
+        """As the system reports it."""
         return cls(found.ru_utime, found.ru_stime, found.ru_minflt)
 
     @classmethod
@@ -73,7 +73,7 @@ class Started:
 
     Args:
         process: it.
-        told_before: of what it took, the part that its own children took and that was told before.
+        told_before: the part that its own children took, which was reported before.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], told_before: Usage | None = None) -> None:

@@ -73,7 +73,7 @@ class Crew:
         }
 
     def poll(self) -> int | None:
-        """The exit code that tells most about the phase, when all have ended."""
+        """The exit code that says most about the phase, when all have ended."""
         for rank, child in self._children.items():
             if rank in self._codes or (code := child.poll()) is None:
                 continue

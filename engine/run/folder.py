@@ -225,7 +225,7 @@ class Run:
         (self.phases_path / f"{phase}.json").unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove a run in which nothing was done, so that the same request can be made again when it is mended."""
+        """Remove a run in which nothing was done, so that the same request can be made again when it is corrected."""
         for folder in (self.phases_path, self.initial_student_path):
             shutil.rmtree(folder, ignore_errors=True)
         files = (self.run_json, self.events_path, self.log_path, self.control_path, self.lock_path, self.tokens_path,
@@ -263,7 +263,7 @@ class Run:
 
         Args:
             values: by name.
-            instead: tells another way to settings that may not change, from their names; empty where there is none.
+            instead: suggests another way for settings that may not change, given their names; empty if none.
 
         Raises:
             SettingsError: a value differs that would falsify what is already there.
@@ -298,7 +298,7 @@ class Run:
     def replace_job(self, name: str, changes: Sequence[Change]) -> None:
         """Change values of a job and of those after it (:func:`engine.jobs.backed_off`), and write them down.
 
-        The settings follow: they tell readers how the run is done.
+        The settings follow: readers see in them how the run is done.
         """
         self.info["jobs"] = jobs_to_json(backed_off(self.jobs, name, changes))
         self.info["settings"].update(settings_in(changes))
@@ -314,7 +314,7 @@ class Run:
             self.run_json.stat()
         except (FileNotFoundError, NotADirectoryError):
             pass
-        except OSError:  # a disk or a network that fails: the next read or write tells which
+        except OSError:  # a disk or a network that fails: the next read or write shows which
             return None
         else:
             return None
@@ -386,7 +386,7 @@ def _check_changed(path: Path, settings: dict[str, Any]) -> None:
 def unwritable(path: Path, error: OSError) -> FolderError:
     """The error for a run whose folder cannot be used, in the words of the system."""
     return FolderError(
-        f"The run in {path} cannot go on: {error.filename or path}: {error.strerror}.",
+        f"The run in {path} cannot continue: {error.filename or path}: {error.strerror}.",
         "A run writes its events and results into its folder.",
         "Make the folder writable, then resume the run.",
     )

@@ -1,6 +1,6 @@
 """Inputs of a run, identified by their content: a folder may be moved, deleted after use, or renamed.
 
-The phase that prepares keeps what identifies the teacher, the student and the text; a run that goes on compares with
+The phase that prepares keeps what identifies the teacher, the student and the text; a run that is resumed compares with
 it.
 """
 

@@ -173,7 +173,7 @@ def _from_its_records(run: Run, given: Mapping[str, Any], names: Sequence[str]) 
 
 
 def _refuse_fewer_steps(run: Run, given: dict[str, Any]) -> None:
-    """A training cannot go on to an earlier step.
+    """A training cannot continue to an earlier step.
 
     Raises:
         SettingsError: with how many steps are done.

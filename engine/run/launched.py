@@ -1,8 +1,8 @@
 """Ranks that a launcher has started (torchrun, accelerate launch), perhaps on several machines.
 
 Rank 0's process starts the run and its supervisor. Each other rank's process waits in the run's folder, which all
-machines share, until the supervisor calls it to a phase; it starts the phase's process on its machine and tells how it
-is (:mod:`engine.run.agent`). They tell each other by small files, each written by one process::
+machines share, until the supervisor calls it to a phase; it starts the phase's process on its machine and reports its
+state (:mod:`engine.run.agent`). They communicate by small files, each written by one process::
 
     ranks/call-00001.json   to rank 1: begin this phase, or send it a signal
     ranks/rank-00001.json   from rank 1: the call that it works on, the process's memory, its exit code
@@ -137,7 +137,7 @@ class Elsewhere:
     Attributes:
         pid: None, as it may be on another machine.
         usage: unknown here.
-        memory_bytes: as it was told last.
+        memory_bytes: as last reported.
     """
 
     run: Path

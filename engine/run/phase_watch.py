@@ -26,7 +26,7 @@ from engine.run.phase_start import PhaseStarter
 
 _LAST_WORDS_BYTES = 4096
 _POLL_SECONDS = 0.1  # how often memory and control are looked at
-_MEMORY_EVENT_SECONDS = 2.0  # the promise is 5: readers tell "slow" from "dead" by it
+_MEMORY_EVENT_SECONDS = 2.0  # the promise is 5: readers distinguish "slow" from "dead" by it
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ loses its parent, which ends it as the loss of a supervisor does. It is only use
 does not survive a fork) and where memory is roomy; else a phase is a program of its own (``python -m
 engine.phases.process``).
 
-Copies differ in the variables that tell a rank which one it is, and in their number of threads. All other variables of
+Copies differ in the variables with a rank's number, and in their number of threads. All other variables of
 the environment are read while libraries are imported, so they have to be the same.
 
 The supervisor's side is :class:`Preloaded`, and never imports torch; the other side is :func:`serve`. They send each

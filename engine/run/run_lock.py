@@ -78,7 +78,7 @@ class RunLock:
         marker = file_lock.marker_of(self.path)
         elsewhere = self.without_locks and file_lock.marker_holder(self.path) == -1
         return FolderError(
-            f"The run in {self.path.parent} is already going{' on another machine' if elsewhere else ''}.",
+            f"The run in {self.path.parent} is already running{' on another machine' if elsewhere else ''}.",
             "One process at a time works on a run.",
             f"Watch it: tinydistill-tui --attach {shlex.quote(str(self.path.parent))}"
             + (f"; if it no longer runs, delete {marker}." if elsewhere else ""),

@@ -74,7 +74,7 @@ class Walk:
 
         Raises:
             Stopped: the run was asked to stop.
-            TinyDistillError: a job ended early, and the run with it; without a text where its process has told it.
+            TinyDistillError: a job ended early, and the run with it; without a text if its process has reported it.
         """
         for job in jobs_asked(self._run):
             if self._run.result(job.name) is None:

@@ -1,4 +1,4 @@
-"""The commands that the program tells a user to type: the one of a request, and the one that continues a run."""
+"""Commands for the user to type: the one of a request, and the one that continues a run."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Examinee:
                     chunk = labels[start : start + _CHUNK_TOKENS]
                     at = begin - 1 + start
                     logits = logits_of(self._model, states[place, at : at + len(chunk)]).float()[:, : self.vocab_size]
-                    values.append(logits.log_softmax(1).gather(1, chunk[:, None])[:, 0].double().cpu())
+                    values.append(logits.log_softmax(1).gather(1, chunk[:, None])[:, 0].cpu().double())
                     best = best and bool((logits.argmax(1) == chunk).all())
                 found.append((torch.cat(values) if values else torch.zeros(0, dtype=torch.float64), best))
         return found

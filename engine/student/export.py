@@ -58,7 +58,7 @@ def export_student(
         base: the name of the adapter's base model, for its configuration.
 
     Returns:
-        Remarks for the user, as sentences; without those of :func:`rehearse_export`, which told them before.
+        Remarks for the user, as sentences; without those of :func:`rehearse_export`, which has reported them.
 
     Raises:
         BadNumbers: a weight is NaN or infinite; no file is written.

@@ -179,7 +179,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     for other in included if isinstance(included, list) else [included]:
         below = path.parent / str(other)
         if below.resolve() in (each.resolve() for each in (*above, path)):
-            raise DataError(f"{path} includes itself.", "", "Mend its `include:`.")
+            raise DataError(f"{path} includes itself.", "", "Fix its `include:`.")
         merged |= _read(below, (*above, path))
     return merged | found
 

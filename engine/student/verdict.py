@@ -151,7 +151,7 @@ def _beyond_teacher(report: Mapping[str, Any]) -> str | None:
     """The sentence of a loss below the teacher's by more than rounding, and by more than the documents vary.
 
     A student that began below it has not gone past it, and where nothing is known of how documents vary, only the
-    figures are told.
+    figures are given.
     """
     teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
     beyond = (report.get("intervals") or {}).get("loss_beyond_teacher")
@@ -173,7 +173,7 @@ def _training(report: Mapping[str, Any], name: str) -> int:
 
 
 def is_success(report: Mapping[str, Any]) -> bool:
-    """Whether the first sentence tells of a student that learned from a teacher who knew the text."""
+    """Whether the first sentence reports a student that learned from a teacher that knew the text."""
     teacher, after = (_loss(report, name) for name in ("teacher", "student_after"))
     chance = (report.get("chance") or {}).get("holdout_loss")
     no_gain = _is_as_before(report) or got_worse(report) or (chance is not None and after >= chance)

@@ -1,4 +1,4 @@
-"""The ranks of a training: what they add up, agree on and tell each other, by torch.distributed.
+"""The ranks of a training: sums, agreements and messages between them, by torch.distributed.
 
 Each rank has the whole student, or a frozen student and its whole adapter, and takes a share of the rows of every step.
 The gradients are added up once in a step, after all of its micro-batches. (torch's DistributedDataParallel does the

@@ -37,7 +37,7 @@ class Side:
 
 
 def sides_of(run: Path, available_bytes: int) -> list[Side]:
-    """The three models of a run; one that is gone or that memory does not hold says so.
+    """The three models of a run; each with the reason if it is gone or does not fit into memory.
 
     Args:
         run: the run's folder.

@@ -66,7 +66,7 @@ class Speaker:
         self._end_with_the_tokenizers_end()
 
     def prompt(self, messages: list[dict[str, str]]) -> str:
-        """The text that the model goes on with: through its chat template, or the last turn's words as they are."""
+        """The text that the model continues: through its chat template, or the last turn's words as they are."""
         if not self.has_template:
             return messages[-1]["content"]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

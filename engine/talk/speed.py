@@ -1,6 +1,6 @@
 """Tokens a second that a run's models write, kept in the run's folder.
 
-Each phase measures its model at the end of its samples, and a talk in which all of them answer measures them anew.
+Each phase measures its model at the end of its samples, and a talk in which all of them answer measures them again.
 
 The file is ``talk.json``: {"teacher": 12.5, "after": 61.0}, by the names of ``engine.talk.sides.SIDES``.
 """

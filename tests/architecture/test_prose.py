@@ -17,6 +17,9 @@ PHRASES = {
     "whoever, nobody, somebody, anybody, vouch, for ears, This cannot be": re.compile(
         r"whoever|\bnobody\b(?![-/])|\bsomebody\b|\banybody\b|vouch|for ears|This cannot be", re.IGNORECASE
     ),
+    "goes on, anew, mended: continues, again, repaired": re.compile(
+        r"\b(?:goes|go|gone|went) on\b|\banew\b|\bmend(?:s|ed)?\b", re.IGNORECASE
+    ),
 }
 CEILINGS = dict.fromkeys(PHRASES, 0)
 """Numbers of lines with such a phrase; they may only fall."""

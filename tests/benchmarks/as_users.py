@@ -213,7 +213,7 @@ def _prepare(work: Path, pair: Pair) -> None:
 
 
 def _batches(work: Path, pair: Pair) -> list[list[int]]:
-    """Numbers of rows, shuffled anew in each epoch."""
+    """Numbers of rows, shuffled again in each epoch."""
     from engine.data.tokens import TokenFile
 
     with TokenFile(work / "tokens.h5") as tokens:

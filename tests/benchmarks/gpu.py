@@ -152,7 +152,7 @@ def main(words: list[str] | None = None) -> int:
     """Run it; 1 when a promise was not kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=low_memory._usual_folder(), help="for models and runs")
-    parser.add_argument("--json", type=Path, help="write the results here, after each step; go on where it ends")
+    parser.add_argument("--json", type=Path, help="write the results here, after each step; continue where it ends")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--only", nargs="*", choices=KINDS, default=list(KINDS), help="steps of these kinds")
     parser.add_argument("--minutes", type=float, default=4.0, help="limit of each step; of memory six times that")
@@ -208,7 +208,7 @@ def _probe(seconds: float) -> dict[str, Any]:
 
 
 def _texts(path: Path) -> Path:
-    """Some 300,000 characters of the documentation that every Python carries: little to prepare."""
+    """Some 300,000 characters of Python's own documentation: little to prepare."""
     if not path.exists():
         from pydoc_data.topics import topics
 

@@ -34,7 +34,7 @@ class Disk:
 
     Args:
         root: the folder; as it is now, it is on the disk.
-        notes: a folder for what is noted; another process may go on with it.
+        notes: a folder for notes; another process may continue them.
     """
 
     def __init__(self, root: Path, notes: Path) -> None:

@@ -1,7 +1,7 @@
-"""Kill a whole run anywhere, go on, and compare: ``python -m tests.crash.harness --kills 200``.
+"""Kill a whole run anywhere, resume it, and compare: ``python -m tests.crash.harness --kills 200``.
 
 A run is tiny and real: supervisor, three phases, report. Each kill starts a run of its own, ends a process of it with
-SIGKILL (the phase, the supervisor, both, or both with the power: what was not flushed is lost), goes on to the end, and
+SIGKILL (the phase, the supervisor, both, or both with the power: what was not flushed is lost), resumes to the end, and
 compares the bytes of tokens, cache and student and the figures of the report with an undisturbed run.
 
 Where it is killed: at every named commit point that a run passes (between any two steps of the protocols), then at
@@ -127,7 +127,7 @@ class Harness:
         return folder
 
     def differences(self, kill: Kill) -> list[str] | None:
-        """Kill a run, go on to its end, and say what differs; None when it ended before it could be killed."""
+        """Kill a run, resume it to its end, and say what differs; None when it ended before it could be killed."""
         folder = self.new_run()
         notes = folder.parent / "notes"
         disk = Disk(folder, notes) if kill.target == "power" else None
@@ -382,14 +382,14 @@ def _supervise(folder: Path, kill: Kill | None, notes: Path | None, count_to: Pa
     def start(command: list[str], **how: Any) -> ForkedPhase:
         first = pending[0]
         if first is not None and first.point is not None and first.role == _words_of_phase(command)[0]:
-            pending[0] = None  # the phase that goes on after it is left alone
+            pending[0] = None  # the phase that continues after it is left alone
         return ForkedPhase(command, kill=first, count_to=count_to, **how)
 
     subprocess.Popen = start  # type: ignore[misc,assignment]
     # Each phase is forked from here; how a run does it by itself is tried in tests/end_to_end/test_preloaded.py.
     preloaded.is_worth_it = lambda *_: False  # type: ignore[assignment]
     is_deleted = kill is not None and kill.target == "folder"
-    phase_watch._POLL_SECONDS = 2.0 if is_deleted else 0.02  # a phase without its folder has time to go on
+    phase_watch._POLL_SECONDS = 2.0 if is_deleted else 0.02  # a phase without its folder has time to continue
     small = functools.partial(_small_wave, engine.phases.teacher.wave_tokens)
     engine.phases.teacher.wave_tokens = small
     os.fsync = Disk(folder, notes).fsync if notes else _no_flush  # type: ignore[assignment]
@@ -434,7 +434,7 @@ def _arm(role: str, kill: Kill | None, count_to: Path | None, mark: Path) -> Non
 
 
 def _delete_after(point: str, mark: Path) -> None:
-    """Let this process delete the run's folder after an event, and go on."""
+    """Let this process delete the run's folder after an event, and continue."""
     real, passed = EventWriter.write, Counter[str]()
 
     def write(self: EventWriter, kind: str, **fields: Any) -> None:

@@ -52,7 +52,7 @@ def test_a_full_disk_is_told_and_a_resumed_run_writes_the_same_student(harness: 
     assert full_disk(harness, "student", "student-written:1") == []
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_bits(harness: Harness) -> None:
+def test_a_run_that_is_stopped_continues_to_the_same_bits(harness: Harness) -> None:
     """SIGTERM, which a service manager or a scheduler sends."""
     folder = harness.new_run()
     life = Life(folder)

@@ -16,7 +16,7 @@ from tests.tiny import tiny_model
 pytestmark = pytest.mark.slow
 
 
-def test_ctrl_c_twice_leaves_at_once_and_the_run_goes_on_from_there(tmp_path: Path) -> None:
+def test_ctrl_c_twice_leaves_at_once_and_the_run_continues_from_there(tmp_path: Path) -> None:
     words = ["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2]
     words += ["--steps", 3000, "--data", write_texts(tmp_path / "data"), "--output_dir", tmp_path / "run", *QUICK]
     child = start(*words, "--json")

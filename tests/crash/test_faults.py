@@ -161,7 +161,7 @@ FULL = {
         ),
     ],
 )
-def test_a_full_disk_ends_the_run_with_what_is_needed_and_resuming_goes_on(harness: Harness, point: str) -> None:
+def test_a_full_disk_ends_the_run_with_what_is_needed_and_resuming_continues(harness: Harness, point: str) -> None:
     assert full_disk(harness, FULL[point], point) == []
 
 
@@ -227,7 +227,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_disk_that_is_really_full_ends_the_run_and_a_larger_one_goes_on(harness: Harness, small_disk: Path) -> None:
+def test_a_disk_that_is_really_full_ends_the_run_and_a_larger_one_continues(harness: Harness, small_disk: Path) -> None:
     folder = small_disk / "run"
     folder.mkdir()
     (folder / "run.json").write_bytes((harness.template / "run.json").read_bytes())

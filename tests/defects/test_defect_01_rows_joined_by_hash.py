@@ -1,4 +1,4 @@
-"""The original shuffled the data anew in each phase and joined records to rows by their number."""
+"""The original shuffled the data again in each phase and joined records to rows by their number."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_a_teacher_reads_nothing_ahead_while_memory_is_short_and_does_again_when
     assert [event["code"] for event in read_events(tmp_path / "events.jsonl")] == ["memory-short", "memory-room"]
 
 
-def test_a_phase_that_ran_out_of_memory_goes_on_with_less_and_the_same_effective_batch() -> None:
+def test_a_phase_that_ran_out_of_memory_continues_with_less_and_the_same_effective_batch() -> None:
     job = train_job(student_batch=8, gradient_accumulation=2, optimizer="adamw", gradient_checkpointing=False)
     rows = set()
     for _ in range(3):

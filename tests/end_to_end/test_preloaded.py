@@ -101,7 +101,7 @@ def test_phases_made_from_it_leave_the_same_to_the_last_bit(alone, tmp_path):
 
 @on_linux
 @pytest.mark.slow
-def test_a_run_goes_on_when_it_is_killed(alone, tmp_path):
+def test_a_run_continues_when_it_is_killed(alone, tmp_path):
     with program.start(*words(tmp_path)) as started:
         wait_for(lambda: any(command[-1] in ("prepare", "teacher") for command in commands_of_phases(tmp_path / "run")))
         maker = next(pid for pid, name in commands_of_phases(tmp_path / "run") if name == preloaded.WAITING)

@@ -177,7 +177,7 @@ def test_resuming_with_other_settings_names_those_that_differ(finished, capsys):
     assert "--seed 7" in said
 
 
-def test_another_student_can_have_the_records_of_a_run_that_goes_on_as_it_is(finished, capsys):
+def test_another_student_can_have_the_records_of_a_run_that_continues_as_it_is(finished, capsys):
     """The way out was to start a new run, which would have scored all rows again."""
     assert main(["--resume", "--output_dir", str(finished), "--learning_rate", "0.1", "--lora_rank", "4"]) == 2
     said = capsys.readouterr().err

@@ -42,7 +42,7 @@ def ends_well(done: subprocess.CompletedProcess[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_run_goes_on_without_locks_and_says_so(number, tmp_path):
+def test_a_run_continues_without_locks_and_says_so(number, tmp_path):
     environment = faulty(FLOCK=number)
     done = program.run(*words(tmp_path, cache_dir=tmp_path / "records"), "--plain", **environment)
     ends_well(done, tmp_path)
@@ -59,7 +59,7 @@ def test_two_at_once_are_kept_apart_without_locks(tmp_path):
         second = program.run("--resume", "--output_dir", tmp_path / "run", **environment)
         first.send_signal(signal.SIGTERM)
     assert second.returncode == 2, second.stderr
-    assert "is already going" in second.stderr
+    assert "is already running" in second.stderr
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
@@ -196,7 +196,7 @@ def test_a_reader_that_goes_early_is_no_failure(flags, num_read, tmp_path):
     assert started.returncode == 0, said
     assert "Exception" not in said
     if flags == ["--plain"]:
-        assert (tmp_path / "run/student/model.safetensors").is_file(), "the run goes on without its reader"
+        assert (tmp_path / "run/student/model.safetensors").is_file(), "the run continues without its reader"
 
 
 def events(run: Path) -> list[dict[str, object]]:
@@ -212,7 +212,7 @@ def wait_for(condition, seconds: float = 200) -> None:
         time.sleep(0.05)
 
 
-def test_a_moved_project_goes_on_and_needs_no_teacher_once_its_records_are_there(tmp_path):
+def test_a_moved_project_continues_and_needs_no_teacher_once_its_records_are_there(tmp_path):
     project = tmp_path / "before"
     project.mkdir()
     shutil.copytree(tiny_model("llama"), project / "T")

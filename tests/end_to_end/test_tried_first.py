@@ -43,7 +43,7 @@ def test_a_tokenizer_of_the_future_is_found_before_the_teacher_begins(tmp_path: 
     assert not (tmp_path / "run" / "cache").exists()
 
 
-def test_one_added_token_more_is_in_the_plan_and_the_run_goes_on_without_it(tmp_path: Path) -> None:
+def test_one_added_token_more_is_in_the_plan_and_the_run_continues_without_it(tmp_path: Path) -> None:
     folder = student(tmp_path)
     edit(folder / "added_tokens.json", **{"<|tool|>": VOCAB_SIZE})
     planned = distil(tmp_path, "--dry_run", "--json")
@@ -62,7 +62,7 @@ def test_a_generation_config_that_contradicts_itself_loses_the_contradiction_onl
     assert any("num_return_sequences = 2" in event.get("message", "") for event in events(tmp_path / "run"))
 
 
-def test_an_end_that_fails_keeps_the_training_and_goes_on_once_it_is_mended(tmp_path: Path) -> None:
+def test_an_end_that_fails_keeps_the_training_and_continues_once_it_is_fixed(tmp_path: Path) -> None:
     folder = student(tmp_path)
     assert distil(tmp_path, "--until", "teacher").returncode == 0
     good = (folder / "tokenizer.json").read_bytes()

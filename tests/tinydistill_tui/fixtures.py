@@ -90,7 +90,6 @@ REPORT = {
         },
     ],
     "data": {},
-    "quantization_cost": None,
     "config": SETTINGS,
     "choices": CHOICES,
     "versions": {"tinydistill": "0.1.0"},

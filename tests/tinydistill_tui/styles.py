@@ -1,6 +1,6 @@
 """Textual's styles, parsed once for all apps of a test process.
 
-Each app parses the same style sheets anew, a fifth of a second of processor time. The rules that come of it depend on
+Each app parses the same style sheets again, a fifth of a second of processor time. The resulting rules depend on
 the sheet, its place and the theme's variables alone, and an app only reads them.
 """
 

@@ -122,7 +122,7 @@ async def test_slow_disk_does_not_keep_the_palette_from_what_it_has_found(runs_f
     try:
         async with watching(path) as (app, pilot):
             await pilot.press("colon", *"screenshot")
-            await until(pilot, lambda: "Save what is seen as SVG" in text_of(app), "the palette finds it", 10)
+            await until(pilot, lambda: "Save the screen as SVG" in text_of(app), "the palette finds it", 10)
             given_up.set()
     finally:
         given_up.set()

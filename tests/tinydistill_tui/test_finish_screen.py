@@ -146,7 +146,7 @@ async def test_run_until_the_teacher_is_done_without_a_report(runs_folder):
     info["settings"]["until"] = "teacher"
     (path / "run.json").write_text(json.dumps(info))
     async with watching(path) as (app, _):
-        assert "✓ Everything that was asked for is done: the run goes until teacher." in text_of(app)
+        assert "✓ The requested phases are done: the run stops after teacher." in text_of(app)
 
 
 def test_change_is_signed_and_worded():

@@ -104,7 +104,7 @@ async def test_rows_come_before_the_documents_and_both_can_be_turned_to(notes, a
         assert "Document 8 of 8" in text_of(app)
 
 
-async def test_another_length_has_other_rows_and_who_reads_a_document_goes_on_reading_it(notes, asked):
+async def test_another_length_has_other_rows_and_who_reads_a_document_continues_reading_it(notes, asked):
     async with wizard({"data": str(notes), "teacher": str(DEMO_TEACHER)}) as (app, pilot):
         screen = await to_the_data(app, pilot)
         await until(pilot, lambda: "First rows" in text_of(app), "the rows are there")

@@ -111,7 +111,7 @@ def test_fifty_events_a_second_leave_memory_flat(runs_folder):
             term.read(0.1)
         assert memory_of(term.process.pid, "VmRSS") - before < 10 * 2**20
         term.type("q")
-        term.wait_for("The run is still going")
+        term.wait_for("The run is still running")
 
 
 def test_sigterm_leaves_the_terminal_as_it_was(runs_folder):

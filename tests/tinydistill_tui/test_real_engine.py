@@ -61,7 +61,7 @@ async def test_a_real_run_is_started_paused_stopped_resumed_and_finished_by_keys
         await pilot.press("space")
         await until(pilot, lambda: "■ paused" in lines_of(app)[0], "it paused")
         await pilot.press("space")
-        await until(pilot, lambda: "● training" in lines_of(app)[0], "it goes on")
+        await until(pilot, lambda: "● training" in lines_of(app)[0], "it continues")
         await pilot.press("S")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "it asks")
         await pilot.press("s")
@@ -71,7 +71,7 @@ async def test_a_real_run_is_started_paused_stopped_resumed_and_finished_by_keys
         assert step
         await until(pilot, lambda: not runs.is_live(path), "its process is gone")
         await pilot.press("R")
-        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "it went on to the end", seconds=240)
+        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "it continues to the end", seconds=240)
         report = json.loads((path / "report.json").read_text())
         screen = text_of(app)
         costs = "\n".join(words for _, words in result.costs(report))
@@ -112,7 +112,7 @@ async def test_a_killed_supervisor_is_lost_and_resumed(runs_folder, tmp_path):
         os.kill(app.screen.view.pid, signal.SIGKILL)
         await until(pilot, lambda: "? lost" in lines_of(app)[0], "it is lost")
         await pilot.press("R")
-        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "it went on to the end", seconds=240)
+        await until(pilot, lambda: isinstance(app.screen, FinishScreen), "it continues to the end", seconds=240)
         assert "done" in lines_of(app)[0]
 
 
@@ -139,12 +139,12 @@ def test_the_run_outlives_the_terminal_it_was_started_from(runs_folder, tmp_path
     def shown():
         return subprocess.run([*tmux, "capture-pane", "-p", "-t", "s"], capture_output=True, text=True).stdout
 
-    wait_for(lambda: "R Resume" in shown(), 30, "the screen is there")  # made, and never begun: it can be gone on with
+    wait_for(lambda: "R Resume" in shown(), 30, "the screen is there")  # made, and never begun: it can be resumed
     subprocess.run([*tmux, "send-keys", "-t", "s", "R"], check=True)
     wait_for(lambda: "phase_started" in kinds(path), 60, "the run began")
     subprocess.run([*tmux, "kill-server"], check=True)
     assert runs.is_live(path)
-    wait_for(lambda: "run_finished" in kinds(path), 240, "the run went on to its end")
+    wait_for(lambda: "run_finished" in kinds(path), 240, "the run continues to its end")
     assert list(read_events(path / "events.jsonl"))[-1]["status"] == "done"
 
 

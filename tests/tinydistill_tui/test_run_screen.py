@@ -111,7 +111,7 @@ async def test_half_a_line_is_ignored_and_garbage_is_counted(runs_folder):
             assert "1 unreadable line" in lines_of(app)[0]
 
 
-async def test_replaced_events_file_is_read_anew(runs_folder):
+async def test_replaced_events_file_is_read_again(runs_folder):
     path = make_run(runs_folder)
     other = make_run(runs_folder, "other", "preparing")
     with held(path):
@@ -188,7 +188,7 @@ async def test_pause_says_pausing_until_the_engine_says_paused(runs_folder):
             await pilot.press("space")
             assert commands_of(path) == ["pause", "resume"]
             append(path, [{"time": NOW, "kind": "control", "state": "running"}])
-            await until(pilot, lambda: "● training" in lines_of(app)[0], "it goes on")
+            await until(pilot, lambda: "● training" in lines_of(app)[0], "it continues")
 
 
 async def test_stop_asks_and_ends_as_stopped(runs_folder):
@@ -213,7 +213,7 @@ async def test_asking_a_run_that_nobody_holds_is_a_sentence(runs_folder):
             (path / "lock").unlink()
             app.screen.action_pause()
             await pilot.pause()
-            assert any("is not going" in note.message for note in app._notifications)
+            assert any("is not running" in note.message for note in app._notifications)
 
 
 async def test_run_that_ends_shows_its_result_by_itself(runs_folder):
@@ -511,7 +511,7 @@ async def test_help_lists_every_key_with_what_it_does(runs_folder):
     with held(path):
         async with watching(path, size=(100, 70)) as (app, pilot):
             await pilot.press("question_mark")
-            await until(pilot, lambda: "Keep the newest line of the log in sight" in text_of(app), "help")
+            await until(pilot, lambda: "Follow the newest line of the log" in text_of(app), "help")
             screen = text_of(app)
             for words in ("Space", "Pause at a safe point", "closing this window changes nothing", "?", "F12"):
                 assert words in screen, words
@@ -537,7 +537,7 @@ async def test_run_that_cannot_be_resumed_says_why(runs_folder):
         (path / "run.log").unlink()
         (path / "run.log").mkdir()
         await pilot.press("R")
-        await until(pilot, lambda: any("cannot go on" in note.message for note in app._notifications), "it says why")
+        await until(pilot, lambda: any("cannot continue" in note.message for note in app._notifications), "it says why")
         assert isinstance(app.screen, RunScreen)
 
 
@@ -637,7 +637,7 @@ async def test_reason_that_the_disk_did_not_take_is_heard_through_the_pipe(runs_
     assert control.last_word(path) is None
 
 
-async def test_line_of_the_log_that_goes_on_beyond_the_window_is_marked(runs_folder):
+async def test_line_of_the_log_that_continues_beyond_the_window_is_marked(runs_folder):
     path = make_run(runs_folder)
     words = "the beginning of it " + "x" * 90 + " its end"
     append(path, [{"time": NOW, "kind": "log", "level": "info", "message": words}])
@@ -648,7 +648,7 @@ async def test_line_of_the_log_that_goes_on_beyond_the_window_is_marked(runs_fol
                 row = next(line for line in lines_of(app) if "the beginning of it" in line)
                 return row.rstrip("│ ").endswith("x…")
 
-            await until(pilot, marked, "the row says that it goes on")
+            await until(pilot, marked, "the row says that it continues")
             window = app.screen.query_one(LogView)
             window.scroll_to(x=200, animate=False)
             await until(pilot, lambda: "its end" in text_of(app), "scrolled to the side")
@@ -662,7 +662,7 @@ async def test_help_has_groups(runs_folder):
     with held(path):
         async with watching(path, size=(100, 70)) as (app, pilot):
             await pilot.press("question_mark")
-            await until(pilot, lambda: "Keep the newest line of the log in sight" in text_of(app), "help")
+            await until(pilot, lambda: "Follow the newest line of the log" in text_of(app), "help")
             left = next(line.index("╭─ Help") for line in lines_of(app) if "╭─ Help" in line)
             lines = [line[left + 1 : left + 74].strip() for line in lines_of(app)]
             places = [lines.index(group) for group in ("Run", "Move", "Everywhere")]

@@ -31,7 +31,7 @@ def test_all_runs_are_found_also_elsewhere_and_what_is_no_run_is_not(runs_folder
         ("stopped", False, "stopped", "step 214/287"),
         ("failed", False, "failed", "There was no room to write /home/ada/runs/notes-0412/checkpoints."),
         ("done", False, "done", "in 3 h 42"),
-        ("lost", False, "lost", "no word for 24 h 00"),
+        ("lost", False, "lost", "no event for 24 h 00"),
     ],
 )
 def test_summary_says_state_and_place(runs_folder, scene, live, word, where):
@@ -103,7 +103,7 @@ def test_damaged_run_is_in_the_list_all_the_same(runs_folder):
 
 def test_deleting_takes_only_runs_that_nobody_works_on(runs_folder, tmp_path):
     path = make_run(runs_folder)
-    with held(path), pytest.raises(FolderError, match="is going: it is not deleted"):
+    with held(path), pytest.raises(FolderError, match="is running: it is not deleted"):
         runs.delete(path)
     assert (path / "events.jsonl").exists()
     runs.delete(path)
@@ -121,11 +121,11 @@ def test_deleting_takes_only_runs_that_nobody_works_on(runs_folder, tmp_path):
 
 def test_asking_reaches_only_who_is_there(runs_folder):
     path = make_run(runs_folder)
-    with pytest.raises(FolderError, match="is not going"):
+    with pytest.raises(FolderError, match="is not running"):
         control.ask(path, "pause")
     with held(path):
         control.ask(path, "pause")
-        with pytest.raises(FolderError, match="is already going"):
+        with pytest.raises(FolderError, match="is already running"):
             control.start(path)
     (line,) = (path / "control").read_text().splitlines()
     assert json.loads(line)["command"] == "pause"
@@ -155,7 +155,7 @@ def test_run_of_another_version_that_cannot_go_on_is_refused_and_left_as_it_was(
 
 
 @pytest.mark.parametrize("lacking", ["asked", "choices", "predicted", "created", "versions"])
-def test_run_of_another_version_goes_on_without_what_only_readers_need(runs_folder, monkeypatch, lacking):
+def test_run_of_another_version_continues_without_what_only_readers_need(runs_folder, monkeypatch, lacking):
     path = make_run(runs_folder, scene="stopped")
     info = json.loads((path / "run.json").read_text())
     del info[lacking]
@@ -196,7 +196,7 @@ def test_what_cannot_be_started_is_a_sentence(runs_folder):
     path = make_run(runs_folder, scene="stopped")
     (path / "run.log").unlink()
     (path / "run.log").mkdir()
-    with pytest.raises(FolderError, match="cannot go on"):
+    with pytest.raises(FolderError, match="cannot continue"):
         control.start(path)
     with pytest.raises(FolderError, match="There is no run in"):
         control.start(runs_folder / "nothing")

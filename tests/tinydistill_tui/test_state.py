@@ -77,6 +77,6 @@ def test_backing_off_and_evaluating_have_words_of_their_own():
 
 
 @pytest.mark.parametrize("word", ["pausing", "paused", "stopping", "stopped", "failed", "done", "lost", "reading 7 %"])
-def test_only_of_a_run_that_goes_on_it_is_said_that_it_goes_on(word):
+def test_only_a_running_run_is_said_to_continue(word):
     assert run_words.verdict(RunState(word, "look")) is not None, "else the log's sentence stands there"
     assert run_words.verdict(RunState("training", "live", live=True)) is None

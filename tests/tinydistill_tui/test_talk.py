@@ -206,5 +206,5 @@ async def test_run_that_is_gone_is_a_sentence_and_the_screen_stays(runs_folder):
         await until(pilot, lambda: "The run's folder is gone" in text_of(app), "it is said")
         await until(pilot, lambda: not app.screen.answering, "and another question can be asked")
         app.action_take_screenshot()
-        assert not path.exists()  # nothing makes the folder anew
+        assert not path.exists()  # nothing makes the folder again
     assert not app.return_code

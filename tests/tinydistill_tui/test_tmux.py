@@ -101,13 +101,13 @@ def begun(runs_folder):
     return path
 
 
-def test_leaving_is_the_chosen_answer_and_the_run_goes_on(tmux, runs_folder):
+def test_leaving_is_the_chosen_answer_and_the_run_continues(tmux, runs_folder):
     path = begun(runs_folder)
     with engine(path):
         tmux.start("--attach", path)
         tmux.wait_for("attached, live")
         tmux.type("q")
-        tmux.wait_for("The run is still going")
+        tmux.wait_for("The run is still running")
         tmux.type("Enter")
         tmux.wait_for(PROMPT.strip())
         before = count(path)

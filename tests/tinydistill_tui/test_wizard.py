@@ -74,7 +74,7 @@ async def test_demo_by_enter_enter_enter_s_starts_a_run(runs_folder, monkeypatch
             assert path.parent == runs_folder
             assert path.name.startswith("demo-")
             assert Run.open(path).settings.demo
-            assert Draft.load().answers == {}  # a wizard that is opened now does not offer to go on with them
+            assert Draft.load().answers == {}  # a wizard that is opened now does not offer to continue with them
             app.switch_mode("wizard")
             welcome = await until_welcome(app, pilot)
             await until(pilot, lambda: f"Attach to {path.name}" in text_of(app), "the run is in the menu")
@@ -363,7 +363,7 @@ async def test_a_phase_to_stop_after_is_shown_copied_and_given_back(phase, monke
         await pilot.press("y")
         assert copied == [f"tiny-distill --demo --until {phase}"]
         await pilot.press("delete")
-        await until(pilot, lambda: screen.up_to_date and "student" in screen.draft.plan.predicted, "it goes on")
+        await until(pilot, lambda: screen.up_to_date and "student" in screen.draft.plan.predicted, "it continues")
 
 
 async def test_copied_command_asks_for_the_same_run(monkeypatch):
@@ -410,7 +410,7 @@ async def test_draft_survives_the_program(notes):
         await pilot.press("q")
     async with wizard() as (app, pilot):
         assert app.screen.draft.get("data") == str(notes)
-        assert "Go on" in text_of(app)
+        assert "Continue" in text_of(app)
         await pilot.press("enter")
         await until_models(app, pilot)
         await pilot.press("enter")
@@ -636,7 +636,7 @@ async def test_text_of_which_most_is_left_out_is_told_and_asked_for(tmp_path, ke
             await until_plan(app, pilot)
             assert screen.draft.get("allow_losses") == "on"
         else:
-            await until(pilot, lambda: "Mend it, or choose other text" in text_of(app), "the step stays")
+            await until(pilot, lambda: "Fix it, or choose other text" in text_of(app), "the step stays")
             assert app.screen is screen
             assert screen.draft.get("allow_losses") == ""
 
@@ -680,7 +680,7 @@ async def test_rows_there_are_is_one_number(notes):
         await pilot.press("tab", "tab", "tab", *"12000")
         await until(pilot, lambda: "! Samples 12,000 is more" in text_of(app), "it is said")
         assert counted is not None
-        assert f"the about {counted[1]} rows there are" in text_of(app)
+        assert f"the text's rows, about {counted[1]}" in text_of(app)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -21,9 +21,9 @@ class NameScreen(ModalScreen[str | None]):
 
     Args:
         title: what is named.
-        name: what stands there at first.
-        act: does what the name is for; its error is shown and the name can be mended.
-        words: what stands below the line.
+        name: the text at first.
+        act: uses the name; its error is shown and the name can be corrected.
+        words: the text below the line.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", id="name-close")]

@@ -50,7 +50,7 @@ class FrameScreen(Screen[None]):
         # Before what has the focus hears of it: keys that come in one piece, over a slow line, go where they are meant.
         Binding("tab", "app.focus_next", "Next field", show=False, priority=True, tooltip="The next field or pane"),
         Binding("shift+tab", "app.focus_previous", "Field before", show=False, priority=True,
-                tooltip="The field or pane before"),
+                tooltip="The previous field or pane"),
         Binding("j", "app.simulate_key('down')", show=False),
         Binding("k", "app.simulate_key('up')", show=False),
         Binding("h", "app.simulate_key('left')", show=False),

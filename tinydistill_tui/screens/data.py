@@ -113,14 +113,14 @@ class DataScreen(StepScreen):
             yield TextField(
                 "data",
                 draft.get("data"),
-                placeholder="empty: the documentation every Python carries",
+                placeholder="empty: Python's own documentation",
                 hint="A .txt, .md, .jsonl, .json, .csv or .parquet file, or a folder of them.",
             )
         yield Static("looking…", id="data-facts", classes="facts", markup=False)
         with Horizontal(classes="row"):
             yield Static("Field", classes="label")
             yield TextField(
-                "text_field", draft.get("text_field"), placeholder="found by looking; only for .jsonl, .csv, .parquet"
+                "text_field", draft.get("text_field"), placeholder="detected; only for .jsonl, .csv, .parquet"
             )
         with Horizontal(classes="row"):
             yield Static("Length", classes="label")
@@ -128,7 +128,7 @@ class DataScreen(StepScreen):
                 "sequence_length", draft.get("sequence_length"), placeholder="tokens in a row", classes="half"
             )
             yield Static("Samples", classes="label")
-            yield TextField("samples", draft.get("samples"), placeholder="all rows there are", classes="half")
+            yield TextField("samples", draft.get("samples"), placeholder="all rows", classes="half")
         with Horizontal(classes="row"):
             yield Static("Hold-out", classes="label")
             yield TextField(
@@ -250,7 +250,7 @@ class DataScreen(StepScreen):
             if settings.samples is None:
                 lines.append(f"Samples: {reasons['samples']}")
             elif planned.text_rows is not None and settings.samples > planned.text_rows:
-                there_are = f"the about {planned.text_rows:,} rows there are"
+                there_are = f"the text's rows, about {planned.text_rows:,}"
                 lines.append(f"! Samples {settings.samples:,} is more than {there_are}: all are taken.")
             lines.append(f"Records on disk: {reasons['record_size']}")
             lines += [f"{MARKS['look']} {sentence}" for sentence in cautions(planned)]
@@ -299,7 +299,7 @@ class DataScreen(StepScreen):
         return await self._mostly_left_out(found)
 
     async def _mostly_left_out(self, found: Survey | None) -> tuple[str, str] | None:
-        """Ask whether to go on without most of the text; the field and the words where the answer is no."""
+        """Ask whether to continue without most of the text; returns the field and its error if the answer is no."""
         lost = found.left_out if found is not None else None
         if lost is None or not lost.is_most or self.draft.get("allow_losses") == "on":
             return None
@@ -307,11 +307,11 @@ class DataScreen(StepScreen):
             ConfirmScreen(
                 "More than half of the text would not be used",
                 f"{lost.sentences()}\n\nThe student would learn from the rest alone.",
-                [Answer("stay", "Choose other text", "s"), Answer("go", "Go on without it", "g", costs=True)],
+                [Answer("stay", "Choose other text", "s"), Answer("go", "Continue without it", "g", costs=True)],
             )
         )
         if answer != "go":
-            return "data", "More than half of the text would not be used. Mend it, or choose other text."
+            return "data", "More than half of the text would not be used. Fix it, or choose other text."
         self.draft.set("allow_losses", "on")
         return None
 

@@ -79,7 +79,7 @@ class FinishScreen(FrameScreen):
         ),
         Binding("o", "report", "Report", id="report", tooltip="Read report.md (or run.log) in the pager"),
         Binding("l", "log", "Log", id="finish-log", tooltip="Plots and log of the run"),
-        Binding("a", "all_runs", "All runs", id="finish-all-runs", tooltip="Every run that is found"),
+        Binding("a", "all_runs", "All runs", id="finish-all-runs", tooltip="All runs"),
         Binding("n", "new_like_this", "New like this", id="finish-like", tooltip="A new run with these settings"),
         Binding("N", "new_run", "New run", show=False, id="finish-new", tooltip="Begin another run"),
         Binding("p", "profile", "Profile", show=False, id="finish-profile", tooltip="Save these settings as a profile"),
@@ -143,7 +143,7 @@ class FinishScreen(FrameScreen):
         if sentence is None and not self.report:
             asked = (runs.read_info(self.path).get("settings") or {}).get("until")
             if asked:
-                return marked("good", f"Everything that was asked for is done: the run goes until {asked}.")
+                return marked("good", f"The requested phases are done: the run stops after {asked}.")
             return marked("look", "The run is done, but its report.json is missing or cannot be read.")
         if sentence is None:
             return marked("look", "The run is done, but this version cannot read its report.json.")
@@ -156,7 +156,7 @@ class FinishScreen(FrameScreen):
         lines = [failure.why, failure.todo] if failure else []
         lines += [
             "Completed work is kept: R tries again from there, y copies the command:\n" + resume_command(self.path),
-            f"Everything that happened: {self.path / 'run.log'}",
+            f"The full log: {self.path / 'run.log'}",
         ]
         return Content("\n\n".join(line for line in lines if line))
 
@@ -190,7 +190,7 @@ class FinishScreen(FrameScreen):
     @on(OptionList.OptionHighlighted)
     def _say_command(self) -> None:
         chosen = self._chosen()
-        again = "R tries again from where it was; l shows the log, at the error."
+        again = "R tries again from there; l shows the log, at the error."
         self.hint = (
             f"Enter does it, y copies the command; {FILE} in its folder has all of them."
             if chosen
@@ -233,7 +233,7 @@ class FinishScreen(FrameScreen):
         answer = await self.app.push_screen_wait(
             ConfirmScreen(
                 f"{step.title}?",
-                f"The first time took {format_duration(self._train_seconds)}. The student of now is replaced "
+                f"The first training took {format_duration(self._train_seconds)}. The current student is replaced "
                 "when it is done.",
                 [Answer("stay", "Not now", "n"), Answer("go", "Train it", "t", costs=True)],
             )

@@ -83,7 +83,7 @@ class ModelsScreen(StepScreen):
             yield TextField(
                 "teacher",
                 self.draft.get("teacher"),
-                placeholder="empty: the planner picks one that is here and fits",
+                placeholder="empty: the planner picks a local one that fits",
                 hint="Teacher: a model's folder, a GGUF file, or a Hugging Face id.",
                 suggester=suggester,
             )
@@ -111,10 +111,10 @@ class ModelsScreen(StepScreen):
         yield Static(id="student-facts", classes="facts", markup=False)
         yield Excerpt(id="checks")
         self._suggested = self._suggestions(cached)
-        title = "Suggestions for this machine, and models that are here" if self._suggested else "Models that are here"
+        title = "Suggestions for this machine, and local models" if self._suggested else "Local models"
         yield Static(title, id="suggestions-title", classes="heading")
         options = [
-            Option(f"{home_as_tilde(name)}{'   used lately' if name in recent else ''}", id=f"model-{number}")
+            Option(f"{home_as_tilde(name)}{'   used recently' if name in recent else ''}", id=f"model-{number}")
             for number, name in enumerate(known)
         ]
         pairs = [Option(pair.row(self._here), id=f"pair-{number}") for number, pair in enumerate(self._suggested)]

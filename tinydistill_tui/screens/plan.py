@@ -58,7 +58,7 @@ class PlanScreen(StepScreen):
         Binding("enter", "next", "Keep", show=False, id="step-next", tooltip="Keep the value in the box"),
         Binding("delete,backspace", "give_back", "Planner's", key_display="Del", id="plan-give-back",
                 tooltip="Let the planner choose the setting again"),
-        Binding("u", "undo", "Undo", id="plan-undo", tooltip="Take the last change back"),
+        Binding("u", "undo", "Undo", id="plan-undo", tooltip="Undo the last change"),
         Binding("f6", "all", "All", key_display="F6", id="plan-all", tooltip="Every setting, or the first ones"),
         Binding("p", "profile", "Profile", id="plan-profile", tooltip="Save what you set as a profile"),
         Binding("y", "copy", "Copy", show=False, id="plan-copy", tooltip="Copy the same run as a command line"),
@@ -242,7 +242,7 @@ class PlanScreen(StepScreen):
             self.draft.remember()
             self._set(found[number])
             listed = ", ".join(f"{name} {text}" for name, text in found[number].items())
-            self.say(f"Set: {listed}; u takes that back.", "good")
+            self.say(f"Set: {listed}; u undoes it.", "good")
 
     def _set(self, answers: dict[str, str]) -> None:
         for name, text in answers.items():
@@ -331,14 +331,14 @@ class PlanScreen(StepScreen):
         self.draft.remember()
         self.draft.set(row.field, "")
         self.draft.save()
-        self.say(f"{row.field} is the planner's again; u takes that back.", "good")
+        self.say(f"{row.field} is chosen by the planner again; u undoes it.", "good")
         self.planning.at_once()
 
     def action_undo(self) -> None:
-        """Take the last change back."""
+        """Undo the last change."""
         if self.editing:
             return
-        self.say("The last change is taken back." if self.draft.undo() else "There is nothing to take back.")
+        self.say("The last change is undone." if self.draft.undo() else "There is nothing to undo.")
         self.draft.save()
         self.planning.at_once()
 
@@ -384,7 +384,7 @@ class PlanScreen(StepScreen):
         if self._starting:
             return
         if not self.up_to_date:
-            self.say("One moment, the planner is thinking…", "look")
+            self.say("One moment, the planner is still computing…", "look")
             return
         planned = self.draft.plan
         if self.planning.error is not None or planned is None or planned.misfit is not None:

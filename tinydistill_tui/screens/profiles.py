@@ -1,4 +1,4 @@
-"""Saved answers: use one, name it anew, copy it, delete it."""
+"""Saved answers: use one, rename it, copy it, delete it."""
 
 from __future__ import annotations
 

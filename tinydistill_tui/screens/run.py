@@ -57,7 +57,7 @@ class RunScreen(FrameScreen):
     GROUP = "Run"
     HELP = (
         "A run: its phases, its memory against the budget and the plan's prediction, its loss, its log. "
-        "The run is a process of its own: closing this window changes nothing about it. "
+        "The run is a process of its own: closing this window does not affect it. "
         "kd is the distance from the teacher (0: equal), ce the loss on the text itself. kd below 0: the student "
         "memorises the sampled ids; then add text, not epochs."
     )
@@ -76,8 +76,8 @@ class RunScreen(FrameScreen):
             tooltip="Resume with other settings: more steps, say",
         ),
         Binding("enter", "result", "Result", id="result", show=False, tooltip="The result, or why it failed"),
-        Binding("slash", "filter", "Filter", key_display="/", id="filter", tooltip="Look for words in the log"),
-        Binding("f", "follow", "Follow", id="follow", tooltip="Keep the newest line of the log in sight, or not"),
+        Binding("slash", "filter", "Filter", key_display="/", id="filter", tooltip="Search the log"),
+        Binding("f", "follow", "Follow", id="follow", tooltip="Follow the newest line of the log, or not"),
         Binding("z", "zoom", "Zoom", id="zoom", tooltip="The focused pane alone, on the whole screen; Esc ends it"),
         Binding("y", "copy", "Copy", show=False, id="copy", tooltip="Copy the selected text, or the shown log"),
         Binding(
@@ -89,16 +89,14 @@ class RunScreen(FrameScreen):
         ),
         Binding("e", "level('error')", "Errors", show=False, id="level-error", tooltip="Log: errors"),
         Binding("n", "match(1)", "Next match", show=False, id="match-next", tooltip="Log: next match"),
-        Binding("N", "match(-1)", "Match before", show=False, id="match-before", tooltip="Log: the match before"),
-        Binding(
-            "c", "clear_notice", "Seen", show=False, id="clear-notice", tooltip="Warnings are seen: take the line away"
-        ),
+        Binding("N", "match(-1)", "Match before", show=False, id="match-before", tooltip="Log: the previous match"),
+        Binding("c", "clear_notice", "Seen", show=False, id="clear-notice", tooltip="Dismiss the warnings"),
         Binding(
             "v", "next_metric", "Metric", show=False, id="metric", tooltip="Plot: loss, distance, learning rate, speed"
         ),
         Binding("x", "x_axis", "Axis", show=False, id="x-axis", tooltip="Plot: over steps or over time"),
         Binding("g", "log_scale", "Log scale", show=False, id="log-scale", tooltip="Plot: logarithmic or not"),
-        Binding("a", "all_runs", "All runs", show=False, id="all-runs", tooltip="Every run that is found"),
+        Binding("a", "all_runs", "All runs", show=False, id="all-runs", tooltip="All runs"),
     ]
 
     def __init__(self, path: Path) -> None:
@@ -201,7 +199,7 @@ class RunScreen(FrameScreen):
         self._show_result_once()
 
     def _with_last_word(self, message: RunUpdated) -> RunView:
-        """The view, with the reason that a run could tell us alone: its disk took no more."""
+        """The view, with an error that the run could report directly only: its disk was full."""
         view = message.view
         if message.live or message.read_share < 1.0 or view.finished is not None or not self._was_live:
             self._was_live = self._was_live or message.live
@@ -222,7 +220,7 @@ class RunScreen(FrameScreen):
     # what is drawn
 
     def _draw(self) -> None:
-        """Everything anew."""
+        """Draw everything again."""
         if not self.is_mounted:
             return
         state, now = self._draw_state()
@@ -239,7 +237,7 @@ class RunScreen(FrameScreen):
         self._draw_title(state, now)
         if not isinstance(self.focused, FilterField):
             self.say(*self._verdict(state))
-        if (state.live, state.resumable) != self._offered:  # the keys below are laid out anew: not at each event
+        if (state.live, state.resumable) != self._offered:  # too slow for each event
             self._offered = (state.live, state.resumable)
             self.refresh_bindings()
         return state, now
@@ -313,8 +311,8 @@ class RunScreen(FrameScreen):
         at_logout = await asyncio.to_thread(logout.warning, self.view.pid)
         answer = await self.app.push_screen_wait(
             ConfirmScreen(
-                "The run is still going",
-                f"{self.path.name} is {self.state.word}{share}{left}.\nClosing this window changes nothing about it."
+                "The run is still running",
+                f"{self.path.name} is {self.state.word}{share}{left}.\nClosing this window does not affect it."
                 f"{f' {at_logout}' if at_logout else ''}",
                 [
                     Answer("leave", "Leave it running", "d"),
@@ -344,9 +342,9 @@ class RunScreen(FrameScreen):
             self._ask_engine("stop", "stopping…")
 
     def action_pause(self) -> None:
-        """Pause, or go on when paused."""
+        """Pause, or continue when paused."""
         paused = self.view.control in ("pausing", "paused")
-        self._ask_engine("resume" if paused else "pause", "going on…" if paused else "pausing…")
+        self._ask_engine("resume" if paused else "pause", "continuing…" if paused else "pausing…")
 
     def _ask_engine(self, command: str, word: str) -> None:
         try:
@@ -376,7 +374,7 @@ class RunScreen(FrameScreen):
         self.query_one(LogPane).go_to_last_error()
 
     def action_filter(self) -> None:
-        """Look for words in the log."""
+        """Search the log."""
         self.query_one(LogPane).open_field()
 
     def action_follow(self) -> None:
@@ -453,7 +451,7 @@ class RunScreen(FrameScreen):
             await self.action_leave()
 
     def on_resize(self) -> None:
-        """Lines that are cut to the width are cut anew; the focus comes back with the pane that had it."""
+        """Cut lines to the new width; the focus returns with the pane that had it."""
         self._draw()
         self.call_after_refresh(self._restore_focus)
 

@@ -1,4 +1,4 @@
-"""Every run that is found, with its state; open, resume, delete."""
+"""All runs, with their state; open, resume, delete."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunsScreen(FrameScreen):
 
     AUTO_FOCUS = "#runs"
     ENTER = "Open the run"
-    HELP = "Every run in the runs' folder, and those that were opened from elsewhere; as they are now."
+    HELP = "All runs in the folder of runs, and those opened from elsewhere, with their current state."
     hint = 'Enter opens a run. "Lost": its process is gone; R resumes it.'
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("R", "resume_run", "Resume", id="runs-resume", tooltip="Resume a run that was stopped, failed or lost"),
@@ -225,7 +225,7 @@ class RunsScreen(FrameScreen):
         return True
 
     async def action_resume_run(self) -> None:
-        """Go on with the chosen run."""
+        """Continue the chosen run."""
         if self.chosen is None:
             return
         try:
@@ -267,7 +267,7 @@ class RunsScreen(FrameScreen):
         ]
         going = [each.name for each in chosen if runs.is_live(each.path)]
         if going:
-            self.say(f"{', '.join(going)}: a run that is going is not deleted. Open it and stop it first.", "wrong")
+            self.say(f"{', '.join(going)}: a running run is not deleted. Open it and stop it first.", "wrong")
             return
         if not chosen:
             return

@@ -38,7 +38,7 @@ class StepScreen(FrameScreen):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "leave", "Quit", show=False, id="leave", tooltip="Leave; the answers are kept for next time"),
-        Binding("escape", "back", "Back", key_display="Esc", id="step-back", tooltip="The step before; checks nothing"),
+        Binding("escape", "back", "Back", key_display="Esc", id="step-back", tooltip="The previous step, unchecked"),
         Binding("enter", "next", "Next", key_display="↵", id="step-next", tooltip="On, or to the first bad field"),
     ]
 

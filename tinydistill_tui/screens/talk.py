@@ -97,7 +97,7 @@ class TalkScreen(FrameScreen):
     GROUP = "Talk"
     HELP = (
         "Type a question, or the beginning of a text, and press Enter. The student answers first, then the student as "
-        "it was before the run, then the teacher; each is loaded alone and is gone before the next one is. Esc stops "
+        "it was before the run, then the teacher. Only one of them is in memory at a time. Esc stops "
         "the answers, and goes back when there are none."
     )
     hint = "Enter asks all three, one after the other; Esc stops them, then goes back."

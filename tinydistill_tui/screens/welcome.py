@@ -82,7 +82,7 @@ class WelcomeScreen(StepScreen):
             id="welcome-measure",
             tooltip="Measure the machine again",
         ),
-        Binding("d", "details", "Details", id="welcome-details", tooltip="Machine, versions and folders, to be copied"),
+        Binding("d", "details", "Details", id="welcome-details", tooltip="Machine, versions and folders, to copy"),
     ]
 
     def __init__(self) -> None:
@@ -263,7 +263,7 @@ class WelcomeScreen(StepScreen):
         items: list[tuple[str, str, str]] = []
         if begun:
             where = self.draft.source or "as you left it"
-            items.append(("go-on", "Go on", f"{where}: {_answers(self.draft)}"))
+            items.append(("go-on", "Continue", f"{where}: {_answers(self.draft)}"))
         items.append(("new", "New run", "four short steps, everything has a default"))
         items.append(("demo", "Try it (--demo)", "some minutes, no download, no GPU needed"))
         for number, each in enumerate(self._going):

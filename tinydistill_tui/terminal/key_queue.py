@@ -24,7 +24,7 @@ from textual.worker import Worker
 ASKED = frozenset({"next", "start", "leave", "dialog"})
 """Groups of the workers that a key asks for. All others run in the background, and no key waits for them."""
 
-_MOVES = ("tab", "shift+tab")  # to the field that lies next: Textual sorts by place, and a new row has none yet
+_MOVES = ("tab", "shift+tab")  # to the next field: Textual sorts by place, and a new row has none yet
 _ROUNDS = 3  # a key bubbles up, then its action runs, then the focus moves
 _MOST_SECONDS = 10.0  # a step that reads a model; after that, keys are handed out all the same
 _NODE_SECONDS = 1.0

@@ -30,7 +30,7 @@ HEIGHTS = [(0, "-tiny"), (12, "-short"), (24, "-tall"), (36, "-roomy")]
 
 
 def window_size() -> Size | None:
-    """Columns and rows of the terminal; None where there is none, or it does not tell."""
+    """Columns and rows of the terminal; None if there is none, or if it does not report them."""
     for stream in (sys.__stdout__, sys.__stdin__):
         try:
             columns, rows = os.get_terminal_size(stream.fileno() if stream is not None else -1)
@@ -42,7 +42,7 @@ def window_size() -> Size | None:
 
 
 def believe_the_terminal() -> None:
-    """Forget COLUMNS and LINES where the terminal tells its size: exported by a shell, they stay what they were."""
+    """Forget COLUMNS and LINES if the terminal reports its size: as exported by a shell, they never change."""
     if window_size() is not None:
         for name in ("COLUMNS", "LINES"):
             os.environ.pop(name, None)

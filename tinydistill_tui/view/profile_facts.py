@@ -1,4 +1,4 @@
-"""Whether a profile's settings go on this machine: what is not there is said before a run is asked for. Pure."""
+"""Whether a profile's settings work on this machine: missing files are named before a run is requested. Pure."""
 
 from __future__ import annotations
 

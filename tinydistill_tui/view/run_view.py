@@ -47,7 +47,7 @@ class PhaseView:
 
     @property
     def share(self) -> float | None:
-        """How much is done, 0 to 1; None when it cannot be told."""
+        """How much is done, 0 to 1; None when that is unknown."""
         if self.state == "done":
             return 1.0
         if self.done is None or not self.total:
@@ -69,7 +69,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Notice:
-    """A back-off or a warning, which a screen keeps in sight until the user has seen it."""
+    """A back-off or a warning, which stays on the screen until the user dismisses it."""
 
     time: float
     level: str
@@ -97,7 +97,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run, as its events tell it.
+    """A run, as its events describe it.
 
     Attributes:
         phases: by name, in their order.
@@ -106,7 +106,7 @@ class RunView:
         session_started: Unix seconds; None before ``run_started``.
         last_time: time of the newest event.
         finished: "done", "failed" or "stopped", until the run is resumed.
-        stage: what the phase does while it cannot tell how much of it is done; empty when it has not said.
+        stage: the phase's work while its progress is unknown; empty when it has not been reported.
         control: "pausing", "paused" or "stopping", from the engine's own word.
         backing_off: a phase is being started again with less.
         phase_starts: (seconds worked until then, phase), each time a phase began.
@@ -172,7 +172,7 @@ class RunView:
 
     @property
     def gap_closed(self) -> float | None:
-        """How much of the way to its teacher the student has gone so far; None where that cannot be told yet."""
+        """How much of the way to its teacher the student has gone so far; None while that is unknown."""
         teacher, before = self.holdout_loss("teacher"), self.holdout_loss("student_before")
         now = self.holdout_loss("student_after") or self.holdout_loss("student_during")
         if teacher is None or before is None or now is None:

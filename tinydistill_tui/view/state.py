@@ -21,7 +21,7 @@ class RunState:
         word: as it is shown: "training", "paused", "done", "quiet 40 s" …
         mark: name of the mark before it, as in :data:`tinydistill_tui.view.marks.MARKS`.
         live: a supervisor is at work, or is just being started.
-        resumable: the run can be gone on with.
+        resumable: the run can be resumed.
     """
 
     word: str

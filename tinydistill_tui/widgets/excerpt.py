@@ -1,4 +1,4 @@
-"""Words in a place that may be too low for them: where some are left out, it says so, and which key shows all."""
+"""Words in a place that may be too low for them: if some are left out, a mark names the key that shows all."""
 
 from __future__ import annotations
 

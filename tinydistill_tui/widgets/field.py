@@ -1,6 +1,6 @@
 """A form's fields: a line of text for a setting, and a line of choices; each knows what it is for.
 
-They show and tell; what a value means is not known here.
+They show text and report changes; they do not know what a value means.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ FILTERED_FILE = "log-filtered.txt"
 class FilterField(Input):
     """Where the words are typed."""
 
-    hint = "Only matching lines. Enter marks them instead (n and N go on), Esc clears."
+    hint = "Only matching lines. Enter marks them instead (n and N move on), Esc clears."
 
 
 class LogPane(Vertical):

@@ -1,6 +1,6 @@
-"""Lines of the log in a window that scrolls: selectable, follows the end, marks what was looked for.
+"""Lines of the log in a window that scrolls: selectable, follows the end, marks the matches.
 
-It is given the lines to show and only draws those in sight; the owner of the filter filters them.
+It gets the lines to show and only draws the visible ones; the owner of the filter filters them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class LogView(ScrollView, can_focus=True):
     """The window onto the log.
 
     Attributes:
-        follow: the end stays in sight when lines are added; scrolling up turns it off.
+        follow: the end stays visible when lines are added; scrolling up turns it off.
         pattern: what is marked.
         current: index of the match that ``n`` and ``N`` have gone to.
     """
 
-    hint = "Closing this window is safe: the run goes on. Come back: tinydistill-tui"
+    hint = "Closing this window is safe: the run continues. Come back: tinydistill-tui"
     HELP = "The log: what happened, newest last. The whole of it is in run.log in the run's folder."
     ALLOW_SELECT = True
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -95,13 +95,13 @@ class LogView(ScrollView, can_focus=True):
             self.scroll_end(animate=False, immediate=True, x_axis=False)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Scrolling up stops following; reaching the end goes on with it."""
+        """Scrolling up stops following; reaching the end resumes it."""
         super().watch_scroll_y(old_value, new_value)
         if not self._growing and round(old_value) != round(new_value):
             self.follow = new_value >= self.max_scroll_y
 
     def on_resize(self) -> None:
-        """Keep the end in sight."""
+        """Keep the end visible."""
         if self.follow:
             self._to_end()
 
@@ -114,7 +114,7 @@ class LogView(ScrollView, can_focus=True):
         self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """One line of what is in sight."""
+        """One visible line."""
         scroll_x, scroll_y = self.scroll_offset
         width = self.size.width
         number = scroll_y + y

@@ -22,7 +22,7 @@ class MemoryBars(Widget):
     """One line for each phase and memory."""
 
     needs: reactive[Sequence[Need]] = reactive((), layout=True)
-    instead: reactive[str] = reactive("the planner is thinking…")
+    instead: reactive[str] = reactive("the planner is computing…")
 
     def render(self) -> RenderResult:
         """The lines."""

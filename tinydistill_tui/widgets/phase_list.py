@@ -1,4 +1,4 @@
-"""The three phases, one row each: what is done with its numbers, what is going on with its bar, what waits."""
+"""The three phases, one row each: finished ones with their figures, the current one with its bar, those that wait."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Preview(VerticalScroll, can_focus=True):
 
     hint = "Left and right: another row or document; up and down: scroll."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "turn(-1)", "Turn", key_display="←→", id="preview-before", tooltip="The row or text before"),
+        Binding("left", "turn(-1)", "Turn", key_display="←→", id="preview-before", tooltip="The previous row or text"),
         Binding("right", "turn(1)", "Next one", show=False, id="preview-next", tooltip="The next row or text"),
     ]
 
@@ -54,7 +54,7 @@ class Preview(VerticalScroll, can_focus=True):
         self._draw(stay=True)
 
     def show_rows(self, rows: Sequence[ShownRow], note: str = "") -> None:
-        """Take rows, or the sentence that says why there are none; who reads a document goes on reading it."""
+        """Take rows, or the reason why there are none; a document that is being read stays."""
         place = self._number - len(self._rows)
         self._rows, self._note, self._waits = rows, note, False
         reads_on = self._turned and place >= 0

@@ -1,4 +1,4 @@
-"""One text sample at a time: the prompt, and how the student before, the student after and the teacher went on."""
+"""One text sample at a time: a prompt, continued by the student before, the student after and the teacher."""
 
 from __future__ import annotations
 

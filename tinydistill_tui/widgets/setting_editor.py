@@ -37,7 +37,7 @@ class SettingsTable(RowTable):
     hint = "These are estimates. No model is loaded until you press s."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "select_cursor", "Edit", key_display="↵", id="plan-edit", tooltip="Change the setting"),
-        Binding("left", "screen.step(-1)", "Less", show=False, id="plan-less", tooltip="Half, or the choice before"),
+        Binding("left", "screen.step(-1)", "Less", show=False, id="plan-less", tooltip="Half, or the previous choice"),
         Binding("right", "screen.step(1)", "More", show=False, id="plan-more", tooltip="Twice, or the next choice"),
     ]
 

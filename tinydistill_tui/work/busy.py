@@ -8,7 +8,7 @@ _MOST_FREE_SHARE = 0.5  # of the cores that others may keep busy before it is wo
 
 
 def load() -> float:
-    """Processes that want to run, on the mean of the last minute; 0 where the system does not tell."""
+    """Processes that want to run, on the mean of the last minute; 0 where the system does not report it."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):

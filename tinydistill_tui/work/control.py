@@ -58,7 +58,7 @@ def start(path: Path, changes: Mapping[str, Any] | None = None) -> None:
     """
     run = Run.open(path)
     if run.is_live():
-        raise FolderError(f"{run.name} is already going.", "", "Watch it instead.")
+        raise FolderError(f"{run.name} is already running.", "", "Watch it instead.")
     if run.events_path.exists() or run.is_old:
         run = launch.resume_run(RunConfig.parse({**(changes or {}), "output_dir": path, "resume": True}))
     _started[:] = [process for process in _started if process.poll() is None]
@@ -76,7 +76,7 @@ def start(path: Path, changes: Mapping[str, Any] | None = None) -> None:
 
 
 def last_word(path: Path) -> dict[str, Any] | None:
-    """The last error that a run told the program that started it; None where there is none, or it was asked before."""
+    """The last error that a run sent to the program that started it; None if there is none, or it was read."""
     word = _last_words.pop(path, None)
     return None if word is None else word.said()
 
@@ -88,7 +88,7 @@ def ask(path: Path, command: str) -> None:
         FolderError: no supervisor is running, or the folder is not writable.
     """
     if not Run(path, {}).is_live():
-        raise FolderError(f"{path.name} is not going.", "There is nothing to " + command + ".", "R resumes it.")
+        raise FolderError(f"{path.name} is not running.", "There is nothing to " + command + ".", "R resumes it.")
     try:
         run_control.request(path, command, by=f"tinydistill-tui {os.getpid()}")
     except OSError as error:

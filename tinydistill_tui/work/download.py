@@ -17,7 +17,7 @@ def download(model_id: str, cancelled: Callable[[], bool]) -> str:
 
     Args:
         model_id: such as ``EleutherAI/pythia-70m``.
-        cancelled: asked some times a second; True ends the download, and what is there is gone on with next time.
+        cancelled: asked some times a second; True ends the download; the next one continues from there.
 
     Returns:
         The problem, a paragraph; empty when the model is there.

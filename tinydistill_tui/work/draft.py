@@ -1,6 +1,6 @@
 """The user's answers so far, saved after every step, so that no answer is typed twice.
 
-Answers are text as it was typed, good or bad: a bad one stays until it is mended. RunConfig says what they mean, the
+Answers are text as it was typed, good or bad: a bad one stays until it is corrected. RunConfig says what they mean, the
 planner what comes of them. Knows no screens.
 """
 
@@ -28,12 +28,12 @@ _MOST_UNDONE = 200
 
 @dataclass
 class Draft:
-    """A run that is being asked for.
+    """A run that is being prepared.
 
     Attributes:
         answers: setting to text, as typed; what is not in it is the planner's.
         plan: what came of them last; None before the planner answered.
-        note: what to tell once, such as a damaged file; empty when nothing.
+        note: a message to show once, such as about a damaged file; empty if none.
         started: whether a run was made of it.
         source: where the answers came from, as "from the command line"; empty when they were given in the wizard.
     """
@@ -109,7 +109,7 @@ class Draft:
             del self._before[:-_MOST_UNDONE]
 
     def undo(self) -> bool:
-        """Take the last change back; whether there was one."""
+        """Undo the last change; whether there was one."""
         while self._before:
             earlier = self._before.pop()
             if earlier != self.answers:

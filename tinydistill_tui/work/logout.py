@@ -1,4 +1,4 @@
-"""Whether this system ends programs when their user logs out, and how a run outlives that.
+"""Whether this system ends programs when their user logs out, and how a run survives that.
 
 systemd can be set to end all processes of a session at its end (``KillUserProcesses``, which is seldom on),
 and ends everything below a user's own manager when the user has no session left (unless ``Linger`` is on); programs of
@@ -18,7 +18,7 @@ _MANAGER = re.compile(r"/user@\d+\.service")
 
 
 def warning(pid: int | None) -> str:
-    """Return a warning about logging out; empty if the run survives a logout, or if the system does not tell.
+    """Return a warning about logging out; empty if the run survives a logout, or if the system does not say.
 
     Args:
         pid: the run's supervisor; this process where it is not known.

@@ -12,7 +12,7 @@ from engine.settings.config import RunConfig
 
 
 def full_rate(path: Path, settings: dict[str, Any]) -> float | None:
-    """Tokens a second at this machine's measured rate of matrix products; None where that cannot be told.
+    """Tokens a second at this machine's measured rate of matrix products; None if it is unknown.
 
     Args:
         path: the run's folder.

@@ -198,7 +198,7 @@ def delete(path: Path) -> None:
         raise FolderError(f"{path} holds no run.", "Only a run's folder is deleted.", "Delete it by hand.")
     try:
         if run.is_live():
-            raise FolderError(f"{path.name} is going: it is not deleted.", "", "Stop it first (S on its screen).")
+            raise FolderError(f"{path.name} is running: it is not deleted.", "", "Stop it first (S on its screen).")
         with run.lock():
             shutil.rmtree(path)
     except OSError as error:
@@ -217,7 +217,7 @@ def _where(view: RunView, state: RunState, report: dict[str, Any], now: float) -
         )
         return f"in {format_duration(sum(spans))}" if sum(spans) else ""
     if state.word == "lost":
-        return f"no word for {format_duration(now - view.last_time)}" if view.last_time else "never began"
+        return f"no event for {format_duration(now - view.last_time)}" if view.last_time else "never began"
     if state.word == "failed" and view.failure is not None:
         return view.failure.what
     phase = view.current

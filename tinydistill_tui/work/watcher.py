@@ -37,7 +37,7 @@ def watch(path: Path, post: Callable[[Message], object], cancelled: Callable[[],
     while not cancelled():
         status = _stat(events_path)
         if status is not None and ((inode and status.st_ino != inode) or status.st_size < tail.offset):
-            tail, view = Tail(events_path), RunView(name=path.name)  # another file: everything anew
+            tail, view = Tail(events_path), RunView(name=path.name)  # another file: start again
         inode = status.st_ino if status is not None else inode
         events = tail.read(_PIECE_BYTES)
         if events or tail.bad_lines != view.bad_lines:

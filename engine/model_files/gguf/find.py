@@ -46,7 +46,7 @@ def gguf_in(folder: Path) -> Path | None:
 def files_by_quant(names: Iterable[str]) -> dict[str, list[str]]:
     """GGUF models among a repository's files: for each quantisation, its file, or the parts in order.
 
-    Where two models have the same quantisation, or a name tells none, a model is called by its file's name.
+    Where two models have the same quantisation, or a name has none, a model is called by its file's name.
 
     Args:
         names: of files, with their folders.

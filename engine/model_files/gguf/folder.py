@@ -1,7 +1,7 @@
 """A model folder for a GGUF file: config.json, tokenizer and chat template from its header, without weights.
 
 The weights stay in the GGUF file and are dequantised tensor by tensor as they are read
-(:mod:`engine.model_files.gguf.values`). Where the folder lies is :mod:`engine.model_files.stand_in`'s to say. Knows
+(:mod:`engine.model_files.gguf.values`). :mod:`engine.model_files.stand_in` chooses the folder's place. Knows
 nothing of torch or transformers.
 """
 
@@ -27,7 +27,7 @@ from engine.model_files.headers import TensorInfo, read_json
 from engine.model_files.stand_in import stand_in
 
 _CONFIG = "config.json"
-# Tensors that tell numbers of the configuration.
+# Tensors whose shapes give numbers of the configuration.
 _OF_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _PLAIN = ("F32", "F16", "BF16")
 _DTYPES = {"F32": "float32", "F64": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -1,8 +1,8 @@
 """Hidden states of micro-batches that wait, in place or moved out of the compute device's memory.
 
 The frame of a waiting forward pass holds its tensor, so the tensor cannot go away; its bytes can. They are written out,
-the tensor's storage is resized to nothing, and before the frame goes on it is resized back and filled. (PyTorch's FSDP
-frees its gathered parameters the same way.)
+the tensor's storage is resized to nothing, and before the frame continues it is resized back and filled. (PyTorch's
+FSDP frees its gathered parameters the same way.)
 
 From a GPU the bytes move to main memory, from main memory to an unnamed temporary file.
 """
@@ -63,7 +63,7 @@ class HiddenStore:
         self.moved_bytes += size
 
     def get(self, place: int) -> None:
-        """Micro-batch ``place`` goes on: its tensors are whole again when this returns."""
+        """Micro-batch ``place`` continues: its tensors are whole again when this returns."""
         for number, (tensor, copy) in enumerate(self._out.pop(place, [])):
             storage = tensor.untyped_storage()
             if copy is not None:

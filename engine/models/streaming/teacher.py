@@ -308,8 +308,8 @@ class StreamedTeacher:
                 # until then, and with the two that come there would be three.
                 wait_for_compute(self.device)
             self._vacate(names)
-            # The micro-batches' hidden states, freed and made anew for each layer, leave holes in the heap that grow by
-            # 5 MB a layer at 2,048 tokens of width 1,024.
+            # The micro-batches' hidden states, freed and made again for each layer, leave holes in the heap that grow
+            # by 5 MB a layer at 2,048 tokens of width 1,024.
             trim_heap()
 
     def _fill(self, weights: Weights) -> list[str]:

@@ -40,7 +40,7 @@ def test_ranks_write_at_the_same_time_and_readers_see_one_cache(tmp_path):
         assert store.missing([row for place in range(6) for row in rows_of(place)]) == []
         assert list(damaged_shards(store)) == []
         assert leftovers(store) == []
-    with CacheStore.open(tmp_path, IDENTITY, writable=True) as store:  # the only writer goes on beside what they left
+    with CacheStore.open(tmp_path, IDENTITY, writable=True) as store:  # the only writer continues beside their shards
         commit(store, 100)
         assert store.num_shards == 7
     assert (tmp_path / "shard-00000.h5").exists()

@@ -303,7 +303,7 @@ def test_a_damaged_line_of_the_journal_is_told_and_its_shard_is_kept_aside(tmp_p
         assert store.missing(names_of(0) + names_of(1) + names_of(2)) == [3, 4, 5]
         assert (tmp_path / "shard-00001.h5.bad").exists()
     with CacheStore.open(tmp_path, IDENTITY, writable=True) as store:
-        assert store.problems == [], "the journal is mended"
+        assert store.problems == [], "the journal is repaired"
 
 
 def test_a_shard_of_another_cache_is_not_taken_in(tmp_path):

@@ -164,7 +164,7 @@ def test_file_that_vanished_is_counted_and_alone_is_an_error(tmp_path: Path) -> 
         list(alone.documents())
 
 
-# Damage: passed over, counted, never mended
+# Damage: passed over, counted, never repaired
 
 
 @pytest.mark.parametrize(

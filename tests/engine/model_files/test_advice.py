@@ -98,7 +98,7 @@ with open("tokenizer.model", "wb") as file:
 """
     known = {"PYTHONPATH": library, "PIP_TARGET": library}
     subprocess.run([sys.executable, "-c", train], env=known, cwd=folder, check=True, capture_output=True)
-    with pytest.raises(ModelError, match=r"only there as tokenizer\.model") as caught:
+    with pytest.raises(ModelError, match=r"exists only as tokenizer\.model") as caught:
         read_vocabulary(folder)
     do_as_told(caught.value.paragraph(), **known)
     assert read_vocabulary(folder).size == 400

@@ -258,7 +258,7 @@ def test_all_bytes_of_fp8_are_torchs_numbers() -> None:
         ({"quant_method": "quanto"}, "quanto"),
         ({"quant_method": "gptq", "bits": 3}, "3 bits"),
         ({"quant_method": "awq", "version": "gemv"}, "gemv"),
-        ({"quant_method": "fp8"}, "nothing tells how it is scaled"),
+        ({"quant_method": "fp8"}, "it has no known scales"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_its_name(quantization: Any, told: str, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_vocab_json_and_merges_are_read_where_there_is_no_tokenizer_json(folder)
 
 def test_a_sentencepiece_model_alone_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
-    with pytest.raises(ModelError, match=r"only there as tokenizer\.model") as caught:
+    with pytest.raises(ModelError, match=r"exists only as tokenizer\.model") as caught:
         read_vocabulary(tmp_path)
     assert "save_pretrained" in caught.value.todo
 
@@ -208,7 +208,7 @@ def test_a_sentencepiece_model_alone_is_refused_with_the_way_to_convert_it(tmp_p
 @pytest.mark.parametrize("name", ["qwen.tiktoken", "tekken.json"])
 def test_a_tokenizer_in_another_programs_format_is_named(name, tmp_path):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ModelError, match=f"only there as {name}") as caught:
+    with pytest.raises(ModelError, match=f"exists only as {name}") as caught:
         read_vocabulary(tmp_path)
     assert "a copy of the model that has a tokenizer.json" in caught.value.todo
 

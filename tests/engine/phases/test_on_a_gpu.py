@@ -55,7 +55,7 @@ def student_of(family: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A streamed teacher takes a pass over its layers for each token that it goes on with."""
+    """A streamed teacher takes a pass over its layers for each token that it generates."""
     monkeypatch.setattr(SampleLimits, "of", lambda has_answers: SampleLimits(tokens=3))
     monkeypatch.setattr("engine.phases.teacher._STREAMED_TOKENS", 2)
 

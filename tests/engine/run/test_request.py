@@ -41,4 +41,4 @@ def test_a_name_that_no_folder_can_have_is_refused_in_the_systems_words(tmp_path
 
 def test_a_paragraph_has_one_blank_between_its_sentences_and_none_after_a_line():
     assert CacheMismatch("One.", "", "Three.").paragraph() == "One. Three."
-    assert TinyDistillError("These:\n  a\n", "", "Mend them.").paragraph() == "These:\n  a\nMend them."
+    assert TinyDistillError("These:\n  a\n", "", "Fix them.").paragraph() == "These:\n  a\nFix them."

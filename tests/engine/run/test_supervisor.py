@@ -308,7 +308,7 @@ def test_numbers_that_are_bad_in_a_format_that_stays_end_the_run(tmp_path, phase
     assert phase_module._say(error, run.job(phase), run, EventWriter(run.events_path)) == BadNumbers.exit_code
 
 
-@pytest.mark.parametrize("failure", [FileNotFoundError(2, "No such file"), PhaseDied("The phase ended.", "", "Go on.")])
+@pytest.mark.parametrize("failure", [FileNotFoundError(2, "No such file"), PhaseDied("It ended.", "", "Continue.")])
 @pytest.mark.parametrize("remains", [(), ("cache",)])
 def test_a_folder_that_vanishes_is_no_defect(tmp_path, monkeypatch, failure, remains):
     run = make_run(tmp_path / "run")

@@ -186,7 +186,7 @@ def test_a_training_moves_the_adapter_alone_and_a_checkpoint_holds_nothing_else(
     assert owners == first.keys()
 
 
-def test_a_stopped_training_goes_on_to_the_same_bits(run: SmallRun) -> None:
+def test_a_stopped_training_continues_to_the_same_bits(run: SmallRun) -> None:
     learner = run.learner(adapter=SHAPE)
     train_to_the_end(run, learner, checkpoint_every=1)
     expected = {name: tensor.clone() for name, tensor in learner.trainable.tensors().items()}

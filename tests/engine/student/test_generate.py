@@ -22,7 +22,7 @@ def counting(ids: Tensor) -> Tensor:
     return logits
 
 
-def test_goes_on_until_the_text_ends_or_long_enough() -> None:
+def test_continues_until_the_text_ends_or_long_enough() -> None:
     texts = continuations(counting, [[1, 2], [6, 7]], vocab_size=10, end_ids={0}, seed=0, max_new_tokens=5)
     assert texts == [[3, 4, 5, 6, 7], [8, 9, 0]]
 

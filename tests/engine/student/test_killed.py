@@ -1,4 +1,4 @@
-"""A training that is killed anywhere and goes on ends with the student of one that was not, bit for bit.
+"""A training that is killed anywhere and resumed ends with the student of one that was not, bit for bit.
 
 Children are forked: a new interpreter would import torch for seconds before each kill.
 """

@@ -117,7 +117,7 @@ def test_rows_that_are_not_named_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 8])
-def test_state_that_is_loaded_goes_on_as_if_never_put_down(bits: Literal[32, 8]) -> None:
+def test_state_that_is_loaded_continues_as_if_never_put_down(bits: Literal[32, 8]) -> None:
     through, broken = Matrices(), Matrices()
     train(through, AdamW(through.named_parameters(), weight_decay=0.1, bits=bits), range(6))
     first = AdamW(broken.named_parameters(), weight_decay=0.1, bits=bits)

@@ -54,5 +54,5 @@ def test_seed_and_epoch_change_the_order() -> None:
 
 
 def test_order_is_the_same_in_every_release() -> None:
-    # Fixed by value: a run that was begun with another version goes on in the same order.
+    # Fixed by value: a run that was begun with another version continues in the same order.
     assert Order(8, 8, 1, 8, seed=0).micro_batches(0) == [[0, 2, 1, 5, 4, 3, 6, 7]]

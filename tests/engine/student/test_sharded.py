@@ -71,7 +71,7 @@ Part = tuple[type[World] | None, int, int]  # the kind of ranks, their number, t
         [(None, 1, 5), (ShardedWorld, 3, 10), (World, 2, 15), (ShardedWorld, 2, STEPS)],
     ],
 )
-def test_a_run_goes_on_with_other_ranks_and_another_division(tmp_path: Path, parts: list[Part]) -> None:
+def test_a_run_continues_with_other_ranks_and_another_division(tmp_path: Path, parts: list[Part]) -> None:
     folders = {name: tmp_path / name for name in ("one", "many")}
     for folder in folders.values():
         make_run(folder)

@@ -79,7 +79,7 @@ def test_stopped_and_resumed_ends_bit_for_bit_as_one_that_ran_through(run: Small
 
 @pytest.mark.parametrize("bits", [pytest.param(32, marks=pytest.mark.slow), 8])
 def test_resumed_with_dropout_ends_the_same(tmp_path: Path, bits: int) -> None:
-    # Dropout draws from torch's generator: only a checkpoint that holds it can go on in the same way.
+    # Dropout draws from torch's generator: only a checkpoint that holds it can continue in the same way.
     def training(run: SmallRun) -> Training:
         learner = run.learner(tiny_model("gpt2", num_layers=2, hidden_size=64))
         for module in learner.model.modules():
@@ -105,7 +105,7 @@ def test_resumed_with_dropout_ends_the_same(tmp_path: Path, bits: int) -> None:
 # A head of its own, and one that is the embedding.
 @pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "accumulation"), [("llama", 2), ("qwen2", 1)])
-def test_every_saving_at_once_goes_on_as_if_it_had_not_been_stopped(
+def test_every_saving_at_once_continues_as_if_it_had_not_been_stopped(
     tmp_path: Path, architecture: str, accumulation: int
 ) -> None:
     def training(run: SmallRun) -> Training:
@@ -244,7 +244,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(run: SmallRun) -
     assert "weights.safetensors" in told[0]
 
 
-def test_micro_batch_may_be_halved_when_a_run_goes_on(run: SmallRun, tmp_path: Path) -> None:
+def test_micro_batch_may_be_halved_when_a_run_continues(run: SmallRun, tmp_path: Path) -> None:
     whole = run.training(micro_batch=4, gradient_accumulation=1)
     go(run, whole)
     other = make_run(tmp_path / "other")

@@ -87,7 +87,7 @@ def test_changing_numbers_of_ranks_train_the_adapter_of_one_process(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+def test_a_run_continues_with_another_number_of_ranks(tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ("one", "many")}
     for folder in folders.values():
         make_run(folder)
