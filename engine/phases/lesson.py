@@ -32,11 +32,11 @@ from engine.models.load_in_place import in_memory, load_in_place
 from engine.phases.device import prepare_torch
 from engine.phases.student_memory import StudentSaver
 from engine.planner.adapters import adapter_shape
+from engine.planner.defaults import EVALUATION_ROWS
 from engine.planner.footprint import context_bytes_on, student_reads_ahead
 from engine.planner.phase_settings import StudentSetting
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
-from engine.planner.workload import EVALUATION_ROWS
 from engine.ranks import ALONE
 from engine.run.folder import Run
 from engine.student.adapter import LowRankAdapter

@@ -16,9 +16,9 @@ from engine.jobs import Job, PrepareJob
 from engine.model_files.narrow import width_of
 from engine.model_files.spec import ModelSpec, read_spec
 from engine.planner.adapters import adapter_problems, targets_of
+from engine.planner.defaults import too_little_text
 from engine.planner.models import FROM_TEACHER
 from engine.planner.shape import shape_of
-from engine.planner.workload import too_little_text
 from engine.run.folder import Run
 from engine.run.inputs import INPUTS, identity_of, identity_of_model
 from engine.settings.describe import layer_list
@@ -57,7 +57,7 @@ def _check_fit(model: ModelSpec, channel: Channel, *, numbers: bool) -> None:
             looked at in its phase, when they are first read.
     """
     if model.runs_own_code:
-        return  # only the model's own code can tell
+        return  # only the model's own code knows
     from engine.models.fit import check_fit  # transformers takes seconds to import, and what comes before is quick
 
     weights = check_fit(model.path)

@@ -360,7 +360,7 @@ def _frozen_bytes(shape: ModelShape, setting: StudentSetting) -> int:
 # FSDP2 and what it imports.
 _DISTRIBUTED = 40 * MIB
 # Where freed memory is kept in the process: what is free at any time, the share of what comes and goes in a step that
-# lies between blocks in use and is too small for the next one, and the share of an embedding's gradient.
+# is between blocks in use and too small for the next one, and the share of an embedding's gradient.
 # They are fitted to 19 settings of both phases in fp32, whose predictions are then 0.94 to 1.08 of the peaks.
 _KEPT_FREE = 8 * MIB
 _HOLES, _EMBEDDING_HOLE = 0.25, 0.75

@@ -9,13 +9,14 @@ from typing import Any
 from engine.format import format_bytes, format_count, format_duration
 from engine.planner import disk
 from engine.planner.adapters import ALPHA_PER_RANK, RATE_FACTOR
+from engine.planner.defaults import default_length, effective_rows, whole_told
 from engine.planner.footprint import student_footprint, teacher_footprint
 from engine.planner.phase_settings import Footprint
 from engine.planner.prediction import PhasePrediction, Plan
 from engine.planner.recommend import Proposal, Question, keeping_memory
 from engine.planner.sharding import why_not_sharded
 from engine.planner.timing import step_seconds
-from engine.planner.workload import Text, default_length, effective_rows, whole_told
+from engine.planner.workload import Text
 from engine.ranks import threads_each
 
 NOT_CHOICES = frozenset(
@@ -27,7 +28,7 @@ DEFAULTS: dict[str, str] = {
     "until": "teacher and student one after the other; teacher stops before the student trains, prepare before both",
     "student_width": "every layer that stays is kept whole",
     "trust_remote_code": "no code out of a model's folder is run",
-    "text_field": "found by looking at the data",
+    "text_field": "detected in the data",
     "data_split": "only for a Hugging Face data set",
     "allow_losses": "a run ends where more than half of the documents cannot be used",
     "packing": "no token is spent on padding; the documents of a row do not see each other",

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from engine.planner.adapters import default_rank, targets_of
 from engine.planner.budget import Budget
+from engine.planner.defaults import default_length, effective_rows
 from engine.planner.disk import checkpoint_bytes
 from engine.planner.footprint import SPARED, reads_ahead, student_footprint, student_reads_ahead, teacher_footprint
 from engine.planner.measure import MachineRates
@@ -20,7 +21,7 @@ from engine.planner.phase_settings import Footprint, StudentSetting, TeacherSett
 from engine.planner.shape import CARRIES_A_STATE, ModelShape
 from engine.planner.sharding import why_not_sharded
 from engine.planner.timing import step_seconds, teacher_duration
-from engine.planner.workload import Text, default_length, effective_rows
+from engine.planner.workload import Text
 from engine.settings.config import RunConfig
 from engine.settings.describe import layer_count, layer_list
 

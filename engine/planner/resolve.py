@@ -1,8 +1,8 @@
 """plan(): from a request to all settings with reasons and predictions.
 
 It reads config.json, safetensors headers and the size of the text, and starts nothing. The pieces are elsewhere: the
-machine in place.py, the models in models.py, amounts in workload.py, bytes in footprint.py, seconds in timing.py, the
-search in recommend.py, the sentences in reasons.py.
+machine in place.py, the models in models.py, amounts of text in workload.py, defaults in defaults.py, bytes in
+footprint.py, seconds in timing.py, the search in recommend.py, the sentences in reasons.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.errors import DoesNotFit, Problem, SettingsError
 from engine.format import format_bytes
 from engine.jobs import jobs_of
 from engine.machine.hardware import Hardware
-from engine.planner import disk, misfit, reasons, timing, workload
+from engine.planner import defaults, disk, misfit, reasons, timing
 from engine.planner.adapters import RATE_FACTOR, check_adapter
 from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
 from engine.planner.measure import MachineRates
@@ -79,7 +79,7 @@ def plan(
     little = None
     if "student" in predicted:
         trained = answer.student.setting.trained_parameters(answer.shape)
-        little = workload.too_little_text(text.train_tokens(answer.length) or 0, trained)
+        little = defaults.too_little_text(text.train_tokens(answer.length) or 0, trained)
     preparing = timing.prepare_duration(
         text.all_tokens(answer.length), asked.place.rates, is_documentation=config.data in (None, PYTHON_DOCS)
     )
@@ -152,7 +152,7 @@ class _Asked:
         return {
             "teacher": (models.teacher, models.reasons.get("teacher", "")),
             "student": (models.student, models.reasons.get("student", "")),
-            "data": (config.data or PYTHON_DOCS, "no --data was given: the documentation that every Python carries"),
+            "data": (config.data or PYTHON_DOCS, "no --data was given: Python's own documentation"),
             "packing": (config.packing, self.packing_reason),
             "precision": (self.question.precision, self.precision_reason),
             "memory_budget": (config.memory_budget or budget.memory_bytes, budget.reasons["memory_budget"]),
@@ -220,10 +220,10 @@ def _work(asked: _Asked, answer: Proposal) -> dict[str, tuple[Any, str]]:
     per_epoch = None if rows is None else math.ceil(rows / in_a_step)
     found: dict[str, tuple[Any, str]] = {}
     if config.steps is not None:
-        found["epochs"] = (None, f"--steps {config.steps} says when to stop")
+        found["epochs"] = (None, f"--steps {config.steps} sets the length")
         total: int | None = config.steps
     else:
-        epochs, why = (config.epochs, "") if config.epochs is not None else workload.epochs_for(per_epoch)
+        epochs, why = (config.epochs, "") if config.epochs is not None else defaults.epochs_for(per_epoch)
         found["epochs"] = (epochs, why)
         # The epochs are one sequence of rows, so only the last step of all may be short.
         total = None if rows is None else math.ceil(epochs * rows / in_a_step)
@@ -231,20 +231,20 @@ def _work(asked: _Asked, answer: Proposal) -> dict[str, tuple[Any, str]]:
     found["steps"] = (config.steps, counted)
     found["total_steps"] = (total, "")
     parameters = answer.shape.parameters
-    usual = workload.learning_rate_for(parameters)
+    usual = defaults.learning_rate_for(parameters)
     if setting.rank:
         usual = float(f"{RATE_FACTOR * usual:.1e}")
     found["learning_rate"] = (config.learning_rate or usual, reasons.learning_rate(parameters, rank=setting.rank))
     seconds = timing.step_seconds(answer.shape, setting, rates)
     checkpoint_bytes = disk.checkpoint_bytes(setting.trained_parameters(answer.shape), setting.optimizer)
-    every = config.checkpoint_every or workload.checkpoint_every(
+    every = config.checkpoint_every or defaults.checkpoint_every(
         seconds, checkpoint_bytes, timing.written_bytes_per_second(rates), total
     )
     found["checkpoint_every"] = (every, reasons.checkpoint_every(every, seconds, total))
-    looked_at = min(workload.EVALUATION_ROWS * answer.length, question.text.holdout_tokens(answer.length))
+    looked_at = min(defaults.EVALUATION_ROWS * answer.length, question.text.holdout_tokens(answer.length))
     look = timing.evaluation_seconds(answer.shape, setting, looked_at, rates)
     look += checkpoint_bytes / timing.written_bytes_per_second(rates)
-    looks = config.evaluations or workload.evaluations_for(total, seconds, look)
+    looks = config.evaluations or defaults.evaluations_for(total, seconds, look)
     found["evaluations"] = (looks, reasons.evaluations(look, seconds, total))
     found["looks_seconds"] = (looks * look, "")
     return found

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from engine.data.sample_limits import SampleLimits
 from engine.machine.probed_layer import OPERATIONS_PER_LAYER, WIDTHS, numbers_moved
+from engine.planner.defaults import EVALUATION_ROWS
 from engine.planner.measure import MachineRates
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.shape import ModelShape
 from engine.planner.sizes import wave_tokens
-from engine.planner.workload import EVALUATION_ROWS
 
 # All imports of a phase take as long as so many imports of torch alone (6.3 s against 2.2). Where freed memory is kept,
 # only the first phase imports; the others are copies of its process, which open their files.

@@ -14,8 +14,8 @@ from engine.jobs import Job, jobs_of
 from engine.machine.device import Device
 from engine.machine.hardware import usable_cores
 from engine.model_files.spec import read_spec
+from engine.planner.defaults import MOST_EVALUATIONS
 from engine.planner.sizes import head_chunk_tokens
-from engine.planner.workload import MOST_EVALUATIONS
 from engine.settings.config import RunConfig
 from engine.settings.describe import MOST
 
@@ -41,7 +41,7 @@ _WORKED_WITH: Mapping[str, Any] = {
     "ram_budget": MOST,
     "checkpoint_every": MOST,
 }
-# Where the teacher cannot be read any more it will not score either, but the student goes on from its records.
+# Where the teacher cannot be read any more it will not score either, but the student continues from its records.
 _LARGE_VOCABULARY = 2**18
 
 

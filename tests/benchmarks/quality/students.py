@@ -6,7 +6,7 @@ Every student learns from the same rows and, but for labels alone and full logit
 a cut (how many layers, chosen by measurement or evenly spread, and at which width) and what is learned from. A training
 has as many steps as fit the minutes at the speed of its own first steps, so that the learning rate falls to its end
 within them; minutes are of the processor's time on ``--threads`` threads, since other work may share the machine. The
-text is the documentation that every Python carries. Hold-out figures are those of a run's report, with samples to read.
+text is Python's own documentation. Hold-out figures are those of a run's report, with samples to read.
 Finished trainings stay in ``--work``: the command can be stopped and given again.
 """
 
@@ -35,9 +35,9 @@ from engine.model_files.spec import ModelSpec, read_spec
 from engine.models.derive import derive_student, is_valid_cut, layer_kinds, layers_to_keep
 from engine.models.load import load_causal_lm, load_tokenizer
 from engine.phases.student_result import holdout_bytes
+from engine.planner.defaults import learning_rate_for
 from engine.planner.shape import shape_of
 from engine.planner.sizes import head_chunk_tokens
-from engine.planner.workload import learning_rate_for
 from engine.student.batches import Source
 from engine.student.checkpoint import Checkpoints
 from engine.student.generate import continuations, holdout_prompts

@@ -71,7 +71,7 @@ def test_a_text_that_is_small_for_the_student_is_told_in_numbers_before_the_run(
     for data, given in ((few, {}), (few, {"samples": 4}), (chats, {})):
         planned = _plan(data, teacher=str(DEMO_TEACHER), **given)
         assert planned.little_text is not None
-        told = re.search(r"^([\d,]+) tokens are little .* Some (\S+) tokens are", planned.little_text)
+        told = re.search(r"^([\d,]+) tokens are few .* at least about (\S+) tokens\.", planned.little_text)
         assert told is not None
         tokens, wanted = told.groups()
         assert 0 < int(tokens.replace(",", "")) < 1_000

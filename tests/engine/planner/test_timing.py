@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from engine.data.sample_limits import SampleLimits
+from engine.planner.defaults import EVALUATION_ROWS
 from engine.planner.measure import cautious_rates
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.timing import (
@@ -15,7 +16,6 @@ from engine.planner.timing import (
     teacher_duration,
     written_bytes_per_second,
 )
-from engine.planner.workload import EVALUATION_ROWS
 from tests.engine.planner.machines import PYTHIA_70M, PYTHIA_410M, RATES, pythia
 
 TEACHER = TeacherSetting(4, 128, "fp32", layer_by_layer=False)

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.holdout import FEWEST_HOLDOUT_ROWS, MOST_HOLDOUT_ROWS
-from engine.planner import workload
+from engine.planner import defaults
 from engine.planner.workload import Text
 
 
@@ -24,59 +24,59 @@ def test_amounts_are_positive_and_never_more_than_there_is(tokens: int, samples:
 
 @given(tokens=st.none() | st.integers(1, 10**10), length=st.integers(2, 8192))
 def test_a_step_has_a_power_of_two_of_rows(tokens: int | None, length: int) -> None:
-    rows, reason = workload.effective_rows(Text(tokens, 0.05, None), length)
+    rows, reason = defaults.effective_rows(Text(tokens, 0.05, None), length)
     assert rows & (rows - 1) == 0
-    assert workload.FEWEST_ROWS_PER_STEP <= rows <= workload.MOST_ROWS_PER_STEP
+    assert defaults.FEWEST_ROWS_PER_STEP <= rows <= defaults.MOST_ROWS_PER_STEP
     assert str(rows) in reason
 
 
 def test_much_text_gets_full_steps_and_little_text_gets_many() -> None:
     much, little = Text(10**8, 0.05, None), Text(10**8, 0.05, 500)
-    assert workload.effective_rows(much, 512)[0] * 512 == 16_384
-    assert workload.effective_rows(little, 64)[0] * 64 == 2_048
-    assert workload.epochs_for(10_000)[0] == 1
-    assert workload.epochs_for(40)[0] == 5
-    assert workload.epochs_for(2)[0] == workload.MOST_EPOCHS
+    assert defaults.effective_rows(much, 512)[0] * 512 == 16_384
+    assert defaults.effective_rows(little, 64)[0] * 64 == 2_048
+    assert defaults.epochs_for(10_000)[0] == 1
+    assert defaults.epochs_for(40)[0] == 5
+    assert defaults.epochs_for(2)[0] == defaults.MOST_EPOCHS
 
 
 def test_rows_are_shorter_for_short_text_and_for_models_with_a_short_memory() -> None:
-    assert workload.default_length(Text(10**7, 0.05, None), 2048)[0] == 512
-    assert workload.default_length(Text(None, 0.05, None), None)[0] == 512
-    assert workload.default_length(Text(10_000, 0.05, None), 2048)[0] == 128
-    assert workload.default_length(Text(10**7, 0.05, None), 256)[0] == 256
-    assert workload.default_length(Text(1, 0.05, None), 2048)[0] == 64
+    assert defaults.default_length(Text(10**7, 0.05, None), 2048)[0] == 512
+    assert defaults.default_length(Text(None, 0.05, None), None)[0] == 512
+    assert defaults.default_length(Text(10_000, 0.05, None), 2048)[0] == 128
+    assert defaults.default_length(Text(10**7, 0.05, None), 256)[0] == 256
+    assert defaults.default_length(Text(1, 0.05, None), 2048)[0] == 64
 
 
 def test_the_learning_rate_falls_with_the_size() -> None:
-    rates = [workload.learning_rate_for(size) for size in (10**5, 3 * 10**6, 7 * 10**7, 5 * 10**8, 2 * 10**9, 10**12)]
+    rates = [defaults.learning_rate_for(size) for size in (10**5, 3 * 10**6, 7 * 10**7, 5 * 10**8, 2 * 10**9, 10**12)]
     assert rates == sorted(rates, reverse=True)
     assert rates[:4] == [1e-3, 1e-3, 3e-4, 8e-5]
 
 
 def test_a_checkpoint_comes_about_once_a_minute_but_not_when_writing_would_take_long() -> None:
-    assert workload.checkpoint_every(1.0, 10**6, 1e9, None) == 60
-    assert workload.checkpoint_every(1.0, 10**10, 1e9, None) == 200
-    assert workload.checkpoint_every(1.0, 10**6, 1e9, 25) == 25
-    assert workload.checkpoint_every(1e-9, 10**6, 1e9, None) == 1000
-    assert workload.checkpoint_every(500.0, 10**6, 1e9, None) == 1
+    assert defaults.checkpoint_every(1.0, 10**6, 1e9, None) == 60
+    assert defaults.checkpoint_every(1.0, 10**10, 1e9, None) == 200
+    assert defaults.checkpoint_every(1.0, 10**6, 1e9, 25) == 25
+    assert defaults.checkpoint_every(1e-9, 10**6, 1e9, None) == 1000
+    assert defaults.checkpoint_every(500.0, 10**6, 1e9, None) == 1
 
 
 def test_rows_hold_most_conversations_whole_where_the_models_allow() -> None:
     lengths = tuple(range(1, 201))
     text = Text(10**7, 0.05, None, lengths)
-    assert workload.default_length(text, 2048)[0] == 512, "as much as for any text"
+    assert defaults.default_length(text, 2048)[0] == 512, "as much as for any text"
     long = Text(10**7, 0.05, None, tuple(10 * length for length in lengths))
-    length, reason = workload.default_length(long, None)
+    length, reason = defaults.default_length(long, None)
     assert length % 64 == 0
     assert 0.95 <= long.share_whole(length) < 1
     assert "99 % of the conversations fit" in reason
-    length, reason = workload.default_length(long, 1024)
+    length, reason = defaults.default_length(long, 1024)
     assert length == 1024
     assert "51 % of the conversations fit" in reason
     assert "the models take no more than 1024" in reason
     few = Text(5_649, 0.05, None, (94,) * 60)
-    assert workload.default_length(few, 2048)[0] == 128
-    assert "every conversation fits" in workload.default_length(few, 2048)[1]
+    assert defaults.default_length(few, 2048)[0] == 128
+    assert "every conversation fits" in defaults.default_length(few, 2048)[1]
 
 
 def test_rows_of_conversations_are_not_quite_full_and_what_is_cut_is_not_counted() -> None:
@@ -98,14 +98,14 @@ def test_rows_of_conversations_are_not_quite_full_and_what_is_cut_is_not_counted
 def test_looks_take_a_small_share_of_the_steps_and_the_last_one_always_comes(
     total: int | None, step: float, look: float
 ) -> None:
-    count = workload.evaluations_for(total, step, look)
-    assert 1 <= count <= min(workload.MOST_EVALUATIONS, total or workload.MOST_EVALUATIONS)
+    count = defaults.evaluations_for(total, step, look)
+    assert 1 <= count <= min(defaults.MOST_EVALUATIONS, total or defaults.MOST_EVALUATIONS)
     if total is not None and count > 1:
         assert count * look <= 0.04 * total * step * (1 + 1e-9)
 
 
 def test_five_looks_where_they_cost_nothing_and_one_where_a_checkpoint_takes_as_long_as_a_step() -> None:
-    assert workload.evaluations_for(None, 1.0, 1.0) == 5
-    assert workload.evaluations_for(1000, 0.5, 0.1) == 5
-    assert workload.evaluations_for(24, 3.7, 4.0) == 1
-    assert workload.evaluations_for(3, 100.0, 0.0) == 3
+    assert defaults.evaluations_for(None, 1.0, 1.0) == 5
+    assert defaults.evaluations_for(1000, 0.5, 0.1) == 5
+    assert defaults.evaluations_for(24, 3.7, 4.0) == 1
+    assert defaults.evaluations_for(3, 100.0, 0.0) == 3
