@@ -107,8 +107,8 @@ def too_little_text(tokens: int, parameters: int) -> str | None:
     if not tokens or tokens >= wanted:
         return None
     return (
-        f"{tokens:,} tokens are few for {format_count(parameters)} parameters: the student learns this text's style "
-        f"and little else. Use at least about {format_count(wanted)} tokens."
+        f"{tokens:,} tokens are few for {format_count(parameters)} parameters: expect this text's style only. "
+        f"Use at least about {format_count(wanted)} tokens."
     )
 
 

@@ -58,5 +58,5 @@ async def test_leaving_tells_it(runs_folder, monkeypatch):
         async with watching(path) as (app, pilot):
             await pilot.press("q")
             await until(pilot, lambda: "Leave it running" in text_of(app), "it asks")
-            assert "changes nothing about it. This system ends it" in text_of(app)
+            assert "does not affect it. This system ends it" in text_of(app)
             assert asked == [48213]

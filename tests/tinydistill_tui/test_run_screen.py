@@ -513,7 +513,7 @@ async def test_help_lists_every_key_with_what_it_does(runs_folder):
             await pilot.press("question_mark")
             await until(pilot, lambda: "Follow the newest line of the log" in text_of(app), "help")
             screen = text_of(app)
-            for words in ("Space", "Pause at a safe point", "closing this window changes nothing", "?", "F12"):
+            for words in ("Space", "Pause at a safe point", "closing this window does not affect it", "?", "F12"):
                 assert words in screen, words
             await pilot.press("escape")
             await until(pilot, lambda: isinstance(app.screen, RunScreen), "closed")

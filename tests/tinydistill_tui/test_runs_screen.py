@@ -49,7 +49,7 @@ async def test_live_run_is_not_deleted_and_others_only_after_asking(runs_folder)
         async with watching(live) as (app, pilot):
             await go_to_runs(app, pilot, 2)
             await pilot.press("D")
-            await until(pilot, lambda: "a run that is going is not deleted" in text_of(app), "refused")
+            await until(pilot, lambda: "a running run is not deleted" in text_of(app), "refused")
             await pilot.press("down", "D")
             await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "it asks")
             assert "Delete dead?" in text_of(app)

@@ -56,7 +56,7 @@ def test_a_pair_that_is_here_comes_first_and_needs_no_disk():
 @pytest.mark.usefixtures("same_machine")
 @pytest.mark.parametrize(
     ("budget", "count", "title"),
-    [("", 3, "Suggestions for this machine"), ("560MB", 1, "Suggestions"), ("500MB", 0, "Models that")],
+    [("", 3, "Suggestions for this machine"), ("560MB", 1, "Suggestions"), ("500MB", 0, "Local models")],
 )
 async def test_pairs_fit_the_budget_that_was_typed(budget, count, title):
     async with wizard({"demo": True, **({"ram_budget": budget} if budget else {})}) as (app, pilot):

@@ -680,7 +680,7 @@ async def test_rows_there_are_is_one_number(notes):
         await pilot.press("tab", "tab", "tab", *"12000")
         await until(pilot, lambda: "! Samples 12,000 is more" in text_of(app), "it is said")
         assert counted is not None
-        assert f"the text's rows, about {counted[1]}" in text_of(app)
+        assert f"than the text has (about {counted[1]} rows)" in text_of(app)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -250,8 +250,8 @@ class DataScreen(StepScreen):
             if settings.samples is None:
                 lines.append(f"Samples: {reasons['samples']}")
             elif planned.text_rows is not None and settings.samples > planned.text_rows:
-                there_are = f"the text's rows, about {planned.text_rows:,}"
-                lines.append(f"! Samples {settings.samples:,} is more than {there_are}: all are taken.")
+                there_are = f"the text has (about {planned.text_rows:,} rows)"
+                lines.append(f"! Samples {settings.samples:,} is more than {there_are}: all are used.")
             lines.append(f"Records on disk: {reasons['record_size']}")
             lines += [f"{MARKS['look']} {sentence}" for sentence in cautions(planned)]
         if not worker.is_cancelled:
