@@ -29,7 +29,7 @@ ENDING_SIGNALS = _known("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGALRM")
 """Signals that ask to end and mean nothing else: a limit of processor time (``ulimit -t``) warns by XCPU."""
 
 PAUSING_SIGNALS = _known("SIGUSR1", "SIGUSR2")
-"""A supervisor's words to a phase: pause, and go on."""
+"""A supervisor's words to a phase: pause, and continue."""
 
 
 class PhaseControl:

@@ -184,7 +184,7 @@ def _of_the_network(chain: list[BaseException]) -> tuple[str, str] | None:
     ):
         return f"the connection broke ({_first_line(chain[0])}).", _LATER
     if "Consistency check failed" in said:
-        return "a file came shorter or longer than it is.", "Try again: the file is downloaded anew."
+        return "a file came shorter or longer than it is.", "Try again: the file is downloaded again."
     return None
 
 

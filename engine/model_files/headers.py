@@ -370,7 +370,7 @@ def _near_weights(folder: Path) -> tuple[str, str]:
         check_link(entry)
     unfinished = [entry.name for entry in entries if entry.name.lower().endswith(_UNFINISHED)]
     if unfinished:
-        return f"There is {_some(unfinished)}: the download did not end.", "Go on with it, or download the model again."
+        return f"There is {_some(unfinished)}: the download did not end.", "Continue it, or download the model again."
     others = [entry for entry in entries if entry.name.lower().endswith(".safetensors") and entry.is_file()]
     if len(others) == 1 and not others[0].name.startswith(_OF_ANOTHER_KIND):
         moved = f"mv {shlex.quote(str(others[0]))} {shlex.quote(str(folder / _SINGLE))}"

@@ -18,8 +18,8 @@ _NOT_FOR_ROWS = {
     "reformer": "it trains on rows of certain lengths alone, and hashes tokens into buckets by chance",
     "blt": "it reads bytes in patches, which a model of its own cuts",
     "moshi": "it reads and writes sound beside the text, a token of each at a time",
-    "gemma4_assistant": "it goes on from the hidden states of the model that it drafts for",
-    "gemma4_unified_assistant": "it goes on from the hidden states of the model that it drafts for",
+    "gemma4_assistant": "it continues from the hidden states of the model that it drafts for",
+    "gemma4_unified_assistant": "it continues from the hidden states of the model that it drafts for",
 }
 
 _COUNTS_OF_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")

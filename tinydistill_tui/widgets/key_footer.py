@@ -6,7 +6,7 @@ from textual.widgets import Footer
 
 
 class KeyFooter(Footer):
-    """Textual's footer, which makes its widgets anew at each change of focus, here only where another key is shown.
+    """Textual's footer, which makes its widgets again at each change of focus, here only where another key is shown.
 
     Most moves of the focus leave the keys as they were. New widgets cost a style sheet and a layout each.
     """
@@ -14,7 +14,7 @@ class KeyFooter(Footer):
     _drawn: object = None
 
     async def recompose(self) -> None:
-        """Make the keys' widgets anew if they show something else than the present ones."""
+        """Make the keys' widgets again if they show something else than the present ones."""
         if not self.is_attached or self._pruning:  # it is on its way out, and has no screen
             return
         shown = self._shown()

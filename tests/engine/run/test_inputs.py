@@ -101,7 +101,7 @@ def test_settings_of_generation_and_another_place_change_nothing(prepared: Prepa
 
 
 def test_records_that_were_moved_are_taken_from_the_folder_that_is_named(tmp_path: Path) -> None:
-    """A folder for records that was named anew was refused as another one, though the run's own records were there."""
+    """A folder for records that was named again was refused as another one, though the run's own records were there."""
     before = tmp_path / "before"
     prepared = Prepared(tmp_path, cache_dir=str(before))
     store = open_store(
