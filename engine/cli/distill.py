@@ -208,7 +208,7 @@ def _view(config: RunConfig, front_end: arguments.FrontEnd, run: Run) -> View:
 
 
 class _Lasting:
-    """A view whose output may end before the run does, which goes on without it.
+    """A view whose output may end before the run does, which continues without it.
 
     A reader closes (``| head -1``), the disk of a log is full, or the terminal is gone that ``nohup`` was started in.
     """
