@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -105,17 +107,25 @@ class LineView:
             self._memory = event
         elif kind == "phase_started":
             self._phase, self._last_share, self._last = event["phase"], 0.0, time.monotonic()
-            print(f"{phase_verb(self._phase)} …", flush=True)
+            _say(f"{phase_verb(self._phase)} …")
         elif kind == "progress" and event.get("total"):
             share = event["done"] / event["total"]
             if time.monotonic() - self._last >= _LINE_SECONDS or share - self._last_share >= _LINE_SHARE:
                 self._last, self._last_share = time.monotonic(), share
-                print(_progress_line(self._phase, event, self._memory), flush=True)
+                _say(_progress_line(self._phase, event, self._memory))
         elif line := headline_of(event):
-            print(line, flush=True)
+            _say(line)
 
     def close(self) -> None:
         """Nothing to put back."""
+
+
+def _say(line: str) -> None:
+    """Print a line; a terminal would break a long one inside a word."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    print(line, flush=True)
 
 
 class BarView:

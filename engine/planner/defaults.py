@@ -31,7 +31,7 @@ _RATES = ((3e6, 1e-3), (7e7, 3e-4), (5e8, 8e-5), (2e9, 3e-5), (1e10, 1e-5))
 
 def default_length(text: Text, limit: int | None) -> tuple[int, str]:
     """A row's length and why: 512, shorter where the text or the models ask for it, longer for long conversations."""
-    length, reason = DEFAULT_LENGTH, f"{DEFAULT_LENGTH} tokens see enough context for most text"
+    length, reason = DEFAULT_LENGTH, "enough context for most text"
     if text.tokens is not None and text.tokens < _WANTED_ROWS * length:
         length = max(64, 2 ** int(math.log2(max(64, text.tokens / _WANTED_ROWS))))
         reason = f"short rows, because there are only about {text.tokens:,} tokens"

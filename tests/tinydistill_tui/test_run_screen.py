@@ -201,6 +201,8 @@ async def test_stop_asks_and_ends_as_stopped(runs_folder):
             assert app.focused.id == "answer-stay"
             await pilot.press("s")
             await until(pilot, lambda: "stopping…" in lines_of(app)[0], "it was asked for")
+            append(path, [{"time": NOW, "kind": "control", "state": "stopping"}])
+            await until(pilot, lambda: "Stop" not in lines_of(app)[-1] and "! stopping" in lines_of(app)[0], "no key")
             append(path, [{"time": NOW, "kind": "run_finished", "status": "stopped", "exit_code": 130}])
             await until(pilot, lambda: "stopped" in lines_of(app)[0], "the engine said so")
     assert commands_of(path) == ["stop"]

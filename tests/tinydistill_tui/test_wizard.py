@@ -19,7 +19,7 @@ from engine.run import launch, supervisor
 from engine.run.folder import Run
 from engine.settings import profiles
 from engine.settings.config import SETTINGS, check_value
-from tests.tinydistill_tui.screen import lines_of, text_of, until, words_of
+from tests.tinydistill_tui.screen import lines_of, text_of, until, until_keys, words_of
 from tests.tinydistill_tui.wizard import (
     MACHINE,
     RATES,
@@ -206,7 +206,9 @@ async def test_escape_in_the_box_takes_the_edit_back():
     async with wizard({"demo": True}) as (app, pilot):
         screen = await to_the_plan(app, pilot)
         await choose(app, pilot, "student_batch")
-        await pilot.press("enter", *"999", "escape")
+        await pilot.press("enter", *"999")
+        await until_keys(app, pilot, "↵ Keep")
+        await pilot.press("escape")
         assert app.screen is screen
         assert app.focused.id == "settings"
         await until(pilot, lambda: screen.up_to_date and screen.chosen.value == "16", "it is as before")

@@ -7,11 +7,12 @@ Del gives one back to the planner, u takes the last change back.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
 from textual import events, on, work
-from textual.binding import Binding, BindingType
+from textual.binding import ActiveBinding, Binding, BindingType
 from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static
 
@@ -55,7 +56,6 @@ class PlanScreen(StepScreen):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "start", "Start", id="plan-start", tooltip="Start the run; refused while it does not fit"),
-        Binding("enter", "next", "Keep", show=False, id="step-next", tooltip="Keep the value in the box"),
         Binding("delete,backspace", "give_back", "Planner's", key_display="Del", id="plan-give-back",
                 tooltip="Let the planner choose the setting again"),
         Binding("u", "undo", "Undo", id="plan-undo", tooltip="Undo the last change"),
@@ -137,6 +137,15 @@ class PlanScreen(StepScreen):
     def ready_for(self, key: str) -> bool:
         """A value is stepped from the planner's answer, and a run is started with it."""
         return self.editing or self.up_to_date or key not in _NEEDS_THE_PLAN
+
+    def working_bindings(self) -> dict[str, ActiveBinding]:
+        """The keys that work now; Enter in the box keeps its value."""
+        found = super().working_bindings()
+        enter = found.get("enter")
+        if enter is not None and enter.binding.action in ("next", "submit"):
+            keep = dataclasses.replace(enter.binding, description="Keep", tooltip="Keep the value in the box")
+            found["enter"] = enter._replace(binding=keep)
+        return found
 
     # drawing
 

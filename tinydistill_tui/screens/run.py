@@ -289,7 +289,7 @@ class RunScreen(FrameScreen):
         if not self.is_mounted:
             return True
         if action in ("pause", "stop"):
-            return self.state.live
+            return self.state.live and not self.state.word.startswith("stopping")
         if action == "resume_run":
             return self.state.resumable
         if action == "resume_with":

@@ -17,7 +17,6 @@ from engine.settings.config import SETTINGS, RunConfig
 from tinydistill_tui.view.plan_facts import SETTINGS_OF, shown, typed
 
 _NEIGHBOURS = 2  # on each side
-_ROOM_FOR_VALUES = 32  # cells; what is left names the settings that change too
 # The accumulation keeps the rows of a step as they are, and budgets and checkpoints cost a phase no memory.
 _FOLLOW = frozenset({"gradient_accumulation", "memory_budget", "ram_budget", "checkpoint_every", "evaluations"})
 
@@ -126,21 +125,23 @@ def tries_words(tries: Sequence[Try], width: int, present: str | None = None) ->
 
 
 def _fitted(head: str, told: list[tuple[str, list[str]]], now: int, width: int) -> str:
-    """As many values around the present one as there is room for, and the settings that change with them."""
+    """As many values around the present one as there is room for, and the settings that change with them.
+
+    Empty where there is room for one alone, which compares with nothing.
+    """
     first, last = 0, len(told)
-    while True:
-        shown_ones = told[first:last]
-        moved = list(dict.fromkeys(name for _, names in shown_ones for name in names))
-        words = head + " · ".join(words for words, _ in shown_ones) + _they_change(moved, width - _ROOM_FOR_VALUES)
-        if len(words) <= width:
-            return words
-        if last - first == 1:
-            return ""
+    while last - first > 1:
+        values = head + " · ".join(words for words, _ in told[first:last])
+        moved = list(dict.fromkeys(name for _, names in told[first:last] for name in names))
+        note = _they_change(moved, width - len(values), or_vaguely=last - first == 2)
+        if note is not None and len(values + note) <= width:
+            return values + note
         above, below = last - 1 - now, now - first
         if above >= below and (above > 1 or not below):  # the next larger value stays as long as there is another
             last -= 1
         else:
             first += 1
+    return ""
 
 
 def _moved(now: Plan | None, other: Plan | None) -> list[str]:
@@ -156,11 +157,12 @@ def _moved(now: Plan | None, other: Plan | None) -> list[str]:
     ]  # fmt: skip
 
 
-def _they_change(names: list[str], width: int) -> str:
-    """Say which settings change with the marked values, as many as ``width`` cells hold; empty if there are none."""
-    while names:
-        words = f" (* {', '.join(names)} change{'s' if len(names) == 1 else ''} too)"
+def _they_change(names: list[str], width: int, *, or_vaguely: bool) -> str | None:
+    """Say which settings change with the marked values, as many as ``width`` cells hold; None if there is no room."""
+    if not names:
+        return ""
+    for count in range(len(names), 0, -1):
+        words = f" (* {', '.join(names[:count])} change{'s' if count == 1 else ''} too)"
         if len(words) <= width:
             return words
-        names = names[:-1]
-    return ""
+    return " (* others change too)" if or_vaguely else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.channel.events import Tail
-from engine.cli.progress import follow
+from engine.cli.progress import LineView, follow
 
 START = {"time": 1.0, "kind": "run_started"}
 RESUMED = {"time": 5.0, "kind": "run_resumed"}
@@ -57,3 +58,14 @@ def test_last_end_counts_once_no_supervisor_is_there(tmp_path: Path, before: Any
     view = Shown()
     assert follow(view, alive=alive, tail=Tail(path)) == exit_code
     assert view.kinds == [event["kind"] for event in [*before, *later]]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_lines_break_between_words_on_a_terminal_and_nowhere_in_a_file(capsys, monkeypatch, terminal):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    message = "The hold-out has only 217 tokens: figures measured with it are rough."
+    LineView().show({"time": 1.0, "kind": "log", "level": "warning", "message": message})
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines) == f"warning: {message}"
+    assert (len(lines), max(map(len, lines)) <= 40) == ((3, True) if terminal else (1, False))
