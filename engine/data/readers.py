@@ -18,6 +18,7 @@ from engine.data.arrow import read_arrow
 from engine.data.byte_stream import ByteStream
 from engine.data.csv_rows import read_csv, read_tsv
 from engine.data.encoding import is_utf8
+from engine.data.json_table import AS_TABLE, rows_of_table
 from engine.data.json_values import RawValue, json_values, too_long
 from engine.data.json_wrapper import list_of_rows, look_inside, rows_at
 from engine.data.lines import cut_lines, whole_lines
@@ -120,15 +121,23 @@ def _of_one_object(path: Path, value: RawValue, split: str, tally: Tally) -> Ite
     wanted = list_of_rows(inside, split)
     if wanted is None:
         if value.data is None:
-            tally.skip(f"{too_long(MAX_RECORD_BYTES)} with no list of rows in it")
+            tally.skip(f"{too_long(MAX_RECORD_BYTES)} with no list of rows in it (write one object a line, as .jsonl)")
         else:
-            yield from _parsed(value.data, tally)
+            yield from _record_or_table(value.data, tally)
         return
     for other in inside.lists:
         if other.path != wanted and other.rows and not other.others:
             tally.pass_over(f"row of the list {'.'.join(other.path)!r} beside {'.'.join(wanted)!r}", other.rows)
     for row in rows_at(content(), wanted, MAX_RECORD_BYTES, lambda: tally.skip(too_long(MAX_RECORD_BYTES))):
         yield from _parsed(row, tally)
+
+
+def _record_or_table(data: bytes, tally: Tally) -> Iterator[Record]:
+    for record in _parsed(data, tally):
+        rows = rows_of_table(record) if isinstance(record, dict) else None
+        if rows is not None:
+            tally.note(AS_TABLE, tally.here)
+        yield from [record] if rows is None else rows
 
 
 READERS: dict[str, Callable[[Path, Tally], Iterator[Record]]] = {

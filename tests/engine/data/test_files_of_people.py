@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from engine.data import file_kinds, packed
+from engine.data.json_table import AS_TABLE
 from engine.data.left_out import left_out
 from engine.data.sources import TextSource, open_source
 from engine.data.tally import Tally, notes_in_words
@@ -669,6 +670,39 @@ def test_values_that_python_has_no_type_for_cost_no_text_beside_them(tmp_path: P
     assert found.startswith("user: one")
     assert found.endswith("assistant: two")
     assert source.skipped == {}
+
+
+NUMBERED = {str(number): text for number, text in enumerate(TEXTS)}
+TABLES: dict[str, Any] = {
+    "columns as lists": {"id": list(range(len(TEXTS))), "text": TEXTS},
+    "pandas": {"id": dict.fromkeys(NUMBERED, 1), "text": NUMBERED},
+    "pandas by rows": {number: {"id": 1, "text": text} for number, text in NUMBERED.items()},
+    "pandas in parts": {"columns": ["id", "text"], "index": [0], "data": [[1, text] for text in TEXTS]},
+}
+
+
+@pytest.mark.parametrize("form", TABLES)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_table_in_one_object_is_read_by_its_rows(tmp_path: Path, form: str, indent: int | None) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(TABLES[form], indent=indent))
+    found, source = read(tmp_path / "a.json")
+    assert found == TEXTS
+    assert source.skipped == {}
+    assert list(source.notes) == [AS_TABLE]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": TEXTS[0], "tags": ["a", "b"]},
+        {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+        {"conversations": ["Where?", "There."]},
+        {"messages": {"role": ["user", "assistant"], "content": ["a", "b"]}},
+    ],
+)
+def test_a_record_of_lists_is_no_table(tmp_path: Path, record: dict[str, Any]) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    assert len(read(tmp_path / "a.json")[0]) == 1
 
 
 # Texts and objects in one file
