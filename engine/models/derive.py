@@ -43,7 +43,7 @@ _COMPANIONS = (
     "tekken.json", "chat_template*", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 _NUMBERS_OF_LAYERS = (
-    *("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    *("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks"),
 )
 _MAY_NAME_CODE = ("config.json", "tokenizer_config.json")
 _HEADER_WORDS = {ours: theirs for theirs, ours in DTYPES.items()}

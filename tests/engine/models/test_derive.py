@@ -8,8 +8,10 @@ from engine.errors import ModelError
 from engine.model_files.spec import read_spec
 from engine.model_files.vocabulary import read_vocabulary
 from engine.models.core import find_core
-from engine.models.derive import companions, derive_student, layers_to_keep
+from engine.models.derive import companions, derive_student, is_valid_cut, layers_to_keep
 from engine.models.load import load_causal_lm, load_tokenizer
+from tests.engine.models.architectures import tiny_architecture
+from tests.engine.models.every_architecture import tiny_model_of
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
 
@@ -34,6 +36,16 @@ def test_a_derived_student_says_what_the_teacher_says_without_the_other_layers(a
     ids = torch.randint(2, VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(student(ids, use_cache=False).logits, teacher(ids, use_cache=False).logits)
+
+
+@pytest.mark.parametrize("name", ["xlstm", "llama4"])
+@pytest.mark.parametrize("kept", [[0], [0, 3], [1, 2, 3]])
+def test_counts_and_numbers_of_layers_are_cut_whatever_a_family_calls_them(name, kept, tmp_path):
+    spec = read_spec(tiny_model_of(name) if name == "llama4" else tiny_architecture(name))
+    assert is_valid_cut(spec, kept)
+    derive_student(spec, kept, tmp_path / "student")
+    student = load_causal_lm(tmp_path / "student", dtype=torch.float32)
+    assert len(find_core(student).layers) == len(kept)
 
 
 def test_a_derived_student_is_a_whole_folder(tmp_path):
