@@ -38,7 +38,17 @@ def no_room(what: str, error: OSError, *, kept: str = "", then: str = "then resu
             "Raise the limit, or use a folder on another file system",
         ),
     }.get(error.errno or 0, ("The disk is full", "Free some space"))
+    if error.errno == errno.ENOSPC and error.filename is not None and _takes_no_more_files(Path(error.filename).parent):
+        why, todo = "The file system takes no more files: its inodes are used up", "Remove some files"
     return DiskFull(what, f"{why}{f'; {kept}' if kept else ''}.", f"{todo}, {then}.")
+
+
+def _takes_no_more_files(folder: Path) -> bool:
+    try:
+        status = os.statvfs(folder)
+    except (OSError, AttributeError):  # Windows has none
+        return False
+    return status.f_files > 0 and status.f_favail == 0
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -260,30 +261,44 @@ def _as_text(value: str | bytes) -> str:
 
 def _system_memory() -> tuple[int, int]:
     """Total and available main memory, without regard to control groups."""
+    return _of_meminfo() or _memory_elsewhere()
+
+
+def _of_meminfo() -> tuple[int, int] | None:
+    """Total and available main memory as Linux tells them; None where it does not."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Mem")}
         return values["MemTotal"], values["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
-        return _memory_elsewhere()
+        return None
 
 
 def _memory_elsewhere() -> tuple[int, int]:
-    """Total and available main memory where there is no /proc; without psutil half of it is taken for available."""
+    """Total and available main memory where there is no /proc; without psutil half of it is taken for available.
+
+    On Linux, psutil reads /proc as well, and fails where a container hides it.
+    """
     try:
         import psutil  # slower to import, and only needed elsewhere than on Linux
-    except ImportError:
+
+        memory = psutil.virtual_memory()
+        return int(memory.total), int(memory.available)
+    except (ImportError, OSError, LookupError, ValueError, RuntimeError):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total // 2
-    memory = psutil.virtual_memory()
-    return int(memory.total), int(memory.available)
 
 
 def memory_note() -> str:
     """Why it is not known how much main memory is free, as a sentence; empty where it is."""
-    if os.path.exists("/proc/meminfo") or importlib.util.find_spec("psutil") is not None:
+    if os.path.exists("/proc/meminfo"):
+        return (
+            "" if _of_meminfo() is not None else "half of all memory, as /proc/meminfo does not tell how much is free"
+        )
+    if sys.platform != "linux" and importlib.util.find_spec("psutil") is not None:
         return ""
-    return "half of all memory, as the package psutil, which tells how much is free, is not installed"
+    missing = "there is no /proc/meminfo" if sys.platform == "linux" else "the package psutil is not installed"
+    return f"half of all memory, as {missing}, which tells how much is free"
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:

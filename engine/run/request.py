@@ -12,7 +12,7 @@ from typing import Any
 
 from engine import ranks
 from engine.data.checks import check_models
-from engine.errors import FolderError
+from engine.errors import FolderError, shown_value
 from engine.model_files.spec import read_spec
 from engine.planner.models import FROM_TEACHER
 from engine.run.new_folder import check_new_folder
@@ -35,6 +35,7 @@ def check_request(settings: RunConfig) -> None:
     """
     assert settings.output_dir is not None, "the planner resolves every setting"
     check_ranks(settings)
+    _check_names(settings)
     check_new_folder(settings.output_dir)
     if settings.cache_dir is not None:
         _check_shared_folder(settings.cache_dir)
@@ -71,6 +72,26 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         if path is not None and (name in _FOLDERS or os.path.lexists(path)):
             changed[name] = path if name in _FOLDERS else str(path)
     return config.model_copy(update=changed)
+
+
+def _check_names(settings: RunConfig) -> None:
+    """Refuse paths with bytes that are no text: run.json, events and the student's card could not name them.
+
+    Raises:
+        FolderError: one has some.
+    """
+    for name in (*_NAMES_OF_FILES, *_FOLDERS):
+        value = getattr(settings, name)
+        path = None if value is None else _absolute(value)
+        text = str(path) if path is not None and (name in _FOLDERS or os.path.lexists(path)) else str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise FolderError(
+                f"The path of --{name} holds bytes that are no UTF-8: {shown_value(text)}.",
+                "A run keeps its paths as text.",
+                "Rename that folder or file (mv, or convmv for many), and start again from there.",
+            ) from None
 
 
 def _absolute(value: str | Path) -> Path | None:

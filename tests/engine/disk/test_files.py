@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,3 +49,15 @@ def test_each_lack_of_room_has_its_own_reason(number, word, monkeypatch, tmp_pat
     assert not list(tmp_path.iterdir())
     kept = no_room("It was not written.", OSError(number, ""), kept="the rest is kept")
     assert kept.why.endswith("; the rest is kept.")
+
+
+def test_a_file_system_without_inodes_is_not_called_full(monkeypatch, tmp_path):
+    """``df`` shows free space there, and freeing some does not help."""
+    status = SimpleNamespace(f_files=100, f_favail=0)
+    monkeypatch.setattr(os, "statvfs", lambda folder: status)
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
+    assert "takes no more files" in no_room("It was not written.", error).paragraph()
+    status.f_favail = 5
+    assert "The disk is full" in no_room("It was not written.", error).paragraph()
+    status.f_files = status.f_favail = 0  # btrfs counts none
+    assert "The disk is full" in no_room("It was not written.", error).paragraph()

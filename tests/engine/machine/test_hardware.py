@@ -1,11 +1,13 @@
 """Looking at the machine: a real one, and GPUs as the driver's library would tell them."""
 
+import io
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -264,3 +266,26 @@ def test_child_that_has_its_parents_memory_still_is_not_counted_twice() -> None:
             assert peak.peak_bytes < 1.5 * alone
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("content", [None, "", "MemTotal: none\n", "MemTotal:  1000 kB\n"])
+def test_memory_is_known_where_a_container_hides_it(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A KeyError of psutil, or "no such file", ended each program."""
+
+    def opened(path: str, *words: Any, **named: Any) -> Any:
+        if path != "/proc/meminfo":
+            return open(path, *words, **named)
+        if content is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(content)
+
+    monkeypatch.setattr(hardware, "open", opened, raising=False)
+    monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(virtual_memory=lambda: {}["MemTotal:"]))
+    monkeypatch.setattr(hardware.os.path, "exists", lambda path: path != "/proc/meminfo" or content is not None)
+    total, available = hardware._system_memory()
+    assert total > 2**28
+    assert available == total // 2
+    assert "half of all memory, as" in hardware.memory_note()
+    assert "/proc/meminfo" in hardware.memory_note()
