@@ -570,6 +570,14 @@ async def test_gap_that_is_closed_so_far_is_in_the_title(runs_folder, size, word
             assert f"{share:.0%}" in lines_of(app)[0]
 
 
+async def test_student_that_is_worse_than_at_its_start_is_told_in_words(runs_folder):
+    path = make_run(runs_folder)
+    append(path, [{"time": NOW, "kind": "evaluation", "which": "student_during", "step": 214, "holdout_loss": 23.5}])
+    with held(path):
+        async with watching(path) as (app, _):
+            assert "worse so far" in lines_of(app)[0]
+
+
 async def test_no_gap_is_told_before_a_student_was_looked_at(runs_folder):
     path = make_run(runs_folder, scene="scoring")
     with held(path):

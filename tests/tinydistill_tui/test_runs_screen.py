@@ -1,3 +1,5 @@
+import json
+
 from tests.tinydistill_tui.fixtures import held, make_run
 from tests.tinydistill_tui.screen import lines_of, text_of, until, watching
 from tinydistill_tui.dialogs.confirm import ConfirmScreen
@@ -27,6 +29,16 @@ async def test_every_run_has_a_row_with_its_state_and_live_ones_come_first(runs_
             assert "a-live" in lines_of(app)[3]
             assert "Qwen/Qwen2.5-1.5B-Instruct → Qwen/Qwen2.5-0.5B" in screen
             assert "pid 48213" in screen
+
+
+async def test_student_that_got_worse_is_a_word_in_the_column_of_the_gap(runs_folder):
+    path = make_run(runs_folder, "bad", "worse")
+    report = json.loads((path / "report.json").read_text())
+    (path / "report.json").write_text(json.dumps({**report, "gap_closed": -21.2}))
+    async with watching(path) as (app, pilot):
+        await go_to_runs(app, pilot, 1)
+        assert "worse " in lines_of(app)[3]
+        assert "-" not in lines_of(app)[3]
 
 
 async def test_enter_opens_the_run_under_the_cursor(runs_folder):

@@ -83,7 +83,7 @@ def installation_lines() -> list[str]:
         f"Runs        {default_runs_path()}",
         f"Profiles    {profiles.folder()}",
         f"Answers     {draft_path()}",
-        f"Screens' log of defects: {places.state() / 'ui-crash.log'}",
+        f"Errors of the screens: {places.state() / 'ui-crash.log'}",
     ]
     return lines
 

@@ -67,7 +67,7 @@ class PickerScreen(ModalScreen[str | None]):
             yield Input(str(self._begin), id="picker-path", compact=True)
             yield _Tree(self._begin, suffixes)
             what = "a model" if self._model else "a file or a folder"
-            yield Static(f"↵ opens · c chooses {what} · Backspace goes up · Tab path · Esc", markup=False)
+            yield Static(f"↵ opens · c chooses {what} · Backspace: up · Tab: path · Esc", markup=False)
 
     @on(Input.Submitted)
     def _go(self, event: Input.Submitted) -> None:

@@ -183,7 +183,7 @@ class RunsScreen(FrameScreen):
 
     def _cells(self, each: RunSummary, now: float) -> list[Content]:
         name = ("+ " if each.path in self.selected else "  ") + each.name
-        gap = format_percent(each.gap_closed) if each.gap_closed is not None else "–"
+        gap = "–" if each.gap_closed is None else format_percent(each.gap_closed) if each.gap_closed >= 0 else "worse"
         words = [
             name,
             each.where,
@@ -280,7 +280,7 @@ class RunsScreen(FrameScreen):
             ConfirmScreen(
                 f"Delete {names}?",
                 f"{size} in {_home_as_tilde(chosen[0].path) if len(chosen) == 1 else f'{len(chosen)} folders'}.\n"
-                f"It is gone for good{': ' + ', '.join(kept) if kept else ''}.",
+                f"It cannot be undone{'; lost with it: ' + ', '.join(kept) if kept else ''}.",
                 [Answer("keep", "Keep", "k"), Answer("delete", "Delete", "d", costs=True)],
             )
         )

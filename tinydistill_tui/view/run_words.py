@@ -60,7 +60,8 @@ def right_end(view: RunView, *, live: bool, width: int) -> str:
         return f"{format_count(view.bad_lines)} unreadable line{'s' if view.bad_lines > 1 else ''}"
     said = []
     if (share := view.gap_closed) is not None and view.finished is None:
-        said.append(f"gap {share:.0%} closed" if width < _WIDE else f"{share:.0%} of the gap closed")
+        closed = f"gap {share:.0%} closed" if width < _WIDE else f"{share:.0%} of the gap closed"
+        said.append(closed if share >= 0 else "worse so far")
     if live and (width >= _WIDE or not said):
         said.append("attached, live")
     return " · ".join(said)
