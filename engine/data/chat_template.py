@@ -65,6 +65,7 @@ _WITH_NULLS = (
 _PROBE = "zqvProbeOfPartsqvz"
 GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 _STRFTIME = re.compile(r"""strftime_now\(\s*(["'])([^"'\\]*)\1\s*\)""")
+_UNDEFINED = re.compile(r"'(\w+)' is undefined")
 _SYSTEMS = ("system", "developer")
 _GIVEN_ALWAYS = ("messages", "add_generation_prompt", "raise_exception", "strftime_now", "namespace", "range", "dict")
 
@@ -300,7 +301,8 @@ class ChatTemplate:
                 raise TemplateRefuses(f"line {error.lineno} of the template is no valid Jinja") from error
             said = str(error)
             # The template's words may quote the data; a sentence that stands in the template does not.
-            own = bool(said) and len(said) < 200 and said in self.source(fields)
+            undefined = _UNDEFINED.fullmatch(said)
+            own = bool(said) and len(said) < 200 and (undefined[1] if undefined else said) in self.source(fields)
             raise TemplateRefuses(said if own else "") from error
 
 

@@ -152,6 +152,13 @@ def test_words_of_others_are_never_an_answers_where_a_template_turns_the_order_r
     assert learned or tokeniser.skipped == {NOT_LOCATED: 1}
 
 
+def test_a_name_that_a_template_does_not_have_is_told_and_no_word_of_the_data() -> None:
+    assert learn("{{ now() }}" + PLAIN, TWO_ANSWERS)[1].skipped == {f"{REFUSED} ('now' is undefined)": 1}
+    assert learn("{{ [][messages[0].content] }}" + PLAIN, TWO_ANSWERS)[0]
+    secret = learn("{{ raise_exception(messages[0].content) }}" + PLAIN, TWO_ANSWERS)[1].skipped
+    assert secret == {REFUSED: 1}
+
+
 @pytest.mark.parametrize(
     "template", ["You help.", "{% for m in messages %}<{{ m['role'] }}>{% endfor %}", " ", "{{ bos_token }}Hi{{ 1 }}"]
 )
