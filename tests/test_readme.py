@@ -21,6 +21,16 @@ def test_the_table_of_settings_is_what_the_program_has():
     assert with_table(README) == README, "run: python -m engine.cli.settings_table README.md"
 
 
+def test_pictures_name_fonts_that_have_the_dots_of_their_curves():
+    pictures = sorted((ROOT / "screenshots").glob("*.svg"))
+    assert len(pictures) > 8
+    for picture in pictures:
+        drawn_with = re.findall(r"font-family: ([^;\"]*)[;\"]", picture.read_text(encoding="utf-8"))
+        text = [fonts for fonts in drawn_with if "," in fonts]
+        assert text, picture.name
+        assert all("DejaVu Sans Mono" in fonts and "Apple Braille" in fonts for fonts in text), picture.name
+
+
 def test_the_build_of_torch_that_the_readme_recommends_is_one_that_is_accepted():
     (bound,) = re.findall(r'"torch>=[0-9.]+,(<[0-9.]+)"', (ROOT / "pyproject.toml").read_text())
     assert f"pip install 'torch{bound}' --index-url" in README
