@@ -277,7 +277,7 @@ def test_two_supervisors_on_one_folder_are_impossible(harness: Harness) -> None:
     while not (folder / "events.jsonl").exists():
         os.sched_yield()
     assert supervisor.main([str(folder)]) == 2
-    with pytest.raises(FolderError, match="already going"):
+    with pytest.raises(FolderError, match="already running"):
         launch.resume_run(RunConfig.parse({"resume": True, "output_dir": str(folder), "steps": 9}))
     assert first.wait() == 0
     assert differing(outcome(folder), harness.expected) == []

@@ -38,7 +38,7 @@ def test_a_run_is_held_by_one_at_a_time(no_locks, tmp_path):
     with first.lock():
         assert first.without_locks
         assert second.is_live()
-        with pytest.raises(FolderError, match="already going"), second.lock():
+        with pytest.raises(FolderError, match="already running"), second.lock():
             pass
         assert second.is_live(), "who was refused has taken nothing away"
     assert not second.is_live()

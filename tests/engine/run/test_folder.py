@@ -72,7 +72,7 @@ def test_one_supervisor_at_a_time_holds_a_run_and_its_lock_goes_with_the_process
     assert child.stdin is not None
     assert child.stdout.readline() == "held\n"
     assert run.is_live()
-    with pytest.raises(FolderError, match="already going"), run.lock():
+    with pytest.raises(FolderError, match="already running"), run.lock():
         pass
     child.kill()
     child.wait()
