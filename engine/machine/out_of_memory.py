@@ -32,6 +32,19 @@ _WORDS = re.compile(
 )
 
 
+def limit_of_a_process() -> int | None:
+    """Bytes of addresses that each process may take (``ulimit -v``); None without a limit.
+
+    Libraries take addresses of gigabytes and fill few of them, so memory may be free and nothing can be allocated.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Return whether an allocator gave up, in the error itself or in what led to it.
 

@@ -25,9 +25,10 @@ from engine.errors import (
     Stopped,
     TinyDistillError,
 )
+from engine.format import format_bytes
 from engine.jobs import Change, Job, ScoreJob
 from engine.machine import hardware
-from engine.machine.out_of_memory import tells_out_of_memory
+from engine.machine.out_of_memory import limit_of_a_process, tells_out_of_memory
 from engine.run import backoff
 from engine.run.control import RunControl
 from engine.run.folder import Run
@@ -177,10 +178,15 @@ class Walk:
         step = backoff.step_that_fits(job, lambda smaller: has_room(self._run, smaller))
         reason = "the process was killed, probably by the OOM killer" if killed else "out of memory"
         if step is None:
+            limit = limit_of_a_process()
+            why, todo = reason[0].upper() + reason[1:], "Close other programs"
+            if limit is not None:
+                why += f"; each process may take {format_bytes(limit)} of addresses here (ulimit -v)"
+                todo = "Raise that limit (ulimit -v unlimited)"
             raise OutOfMemory(
                 f"The {job.name} phase ran out of memory with the smallest possible settings.",
-                reason[0].upper() + reason[1:] + ".",
-                "Close other programs, or start a run with a smaller student or a shorter --sequence_length; "
+                f"{why}.",
+                f"{todo}, or start a run with a smaller student or a shorter --sequence_length; "
                 f"to try this one again: {resume_command(self._run.path)}",
             )
         self._tell(job, reason, step.changes)

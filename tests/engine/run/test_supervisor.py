@@ -95,6 +95,16 @@ def test_memory_that_lacks_with_the_smallest_settings_ends_the_run(run, monkeypa
         walk.do("student")
 
 
+@pytest.mark.parametrize(("limit", "told_as"), [(None, "Close other programs"), (3 * 2**29, "1.5 GiB of addresses")])
+def test_a_limit_of_addresses_is_told_where_memory_may_be_free(run, monkeypatch, limit, told_as):
+    monkeypatch.setattr("engine.run.walk.limit_of_a_process", lambda: limit)
+    walk = phase_that_ends_with(run, monkeypatch, [EXIT_OUT_OF_MEMORY] * 9, [3] * 20)
+    with pytest.raises(OutOfMemory) as caught:
+        walk.do("student")
+    assert told_as in caught.value.paragraph()
+    assert ("ulimit -v" in caught.value.paragraph()) == (limit is not None)
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
