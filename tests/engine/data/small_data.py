@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.channel.events import EventWriter
+from engine.data.packing import PackedRow, Packer, TokenisedDocument
 from engine.data.passes import PrepareSettings
 from engine.data.prepare import PrepareResult, prepare
 from engine.data.sources import open_source
@@ -86,3 +88,11 @@ def write_chats(path: Path, count: int = 40, answer: str = "answer {}") -> Path:
     ]
     path.write_text("\n".join(json.dumps({"messages": messages}) for messages in turns))
     return path
+
+
+def pack(documents: Iterable[TokenisedDocument], length: int, **settings: Any) -> Iterator[PackedRow]:
+    """Rows of all documents; the settings are those of Packer."""
+    packer = Packer(length, **settings)
+    for document in documents:
+        yield from packer.add(document)
+    yield from packer.finish()

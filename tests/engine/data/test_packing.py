@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.packing import PackedRow, Packer, TokenisedDocument
+from tests.engine.data.small_data import pack
 
 EOS, BOS = 0, 1
 
@@ -23,14 +21,6 @@ def masked_documents(draw: st.DrawFn) -> list[TokenisedDocument]:
         ids = draw(st.lists(st.integers(2, 9), max_size=30))
         found.append(TokenisedDocument(ids, draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))))
     return found
-
-
-def pack(documents: Iterable[TokenisedDocument], length: int, **settings: Any) -> Iterator[PackedRow]:
-    """Rows of all documents; the settings are those of Packer."""
-    packer = Packer(length, **settings)
-    for document in documents:
-        yield from packer.add(document)
-    yield from packer.finish()
 
 
 def flat(rows: list[PackedRow]) -> list[int]:

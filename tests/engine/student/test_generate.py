@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.data.packing import PackedRow, TokenisedDocument, pack
+from engine.data.packing import PackedRow, TokenisedDocument
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.student.generate import continuations, holdout_prompts, lengthened, writing_speed
 from engine.student.learn import next_logits_of
+from tests.engine.data.small_data import pack
 from tests.engine.student.small_run import SmallRun, make_run
 from tests.tiny import VOCAB_SIZE, tiny_model
 

@@ -15,7 +15,7 @@ from engine.cache.store import CacheIdentity, CacheStore
 from engine.channel.channel import Channel
 from engine.channel.control import PhaseControl
 from engine.channel.events import EventWriter, read_events
-from engine.data.packing import PackedRow, TokenisedDocument, pack
+from engine.data.packing import PackedRow, TokenisedDocument
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.errors import BadNumbers, Stopped
 from engine.machine.memory_watch import MemoryWatch
@@ -23,6 +23,7 @@ from engine.models.load import ResidentTeacher, load_causal_lm
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.ranks import ALONE, Rank
 from engine.teacher.score import ScoreSettings, score
+from tests.engine.data.small_data import pack
 from tests.engine.models.architectures import tiny_architecture
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
