@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from textual.widgets import Input
@@ -686,7 +687,13 @@ async def test_help_has_groups(runs_folder):
 async def test_flags_that_resume_takes_are_typed_behind_a_key(runs_folder, monkeypatch):
     path = make_run(runs_folder, scene="stopped")
     started: list[Path] = []
-    monkeypatch.setattr(control.supervisor, "start", lambda run, **_: started.append(run))
+
+    def start(run: Path, *, last_word: LastWord) -> SimpleNamespace:
+        last_word.started()
+        started.append(run)
+        return SimpleNamespace(poll=lambda: 0)
+
+    monkeypatch.setattr(control.supervisor, "start", start)
     async with watching(path) as (app, pilot):
         await pilot.press("C")
         await until(pilot, lambda: isinstance(app.screen, NameScreen), "it asks")
