@@ -699,7 +699,13 @@ async def test_flags_that_resume_takes_are_typed_behind_a_key(runs_folder, monke
         await until(pilot, lambda: isinstance(app.screen, NameScreen), "it asks")
         assert "steps" in text_of(app)
         line = app.screen.query_one("#name", Input)
-        for flags, refusal in (("--seed 5", "seed"), ("--stepz 5", "stepz"), ("--steps", "steps"), ("--help", "help")):
+        for flags, refusal in (
+            ("--seed 5", "seed"),
+            ("--stepz 5", "stepz"),
+            ("--steps", "steps"),
+            ("--help", "help"),
+            ("", "No flag"),
+        ):
             line.value = flags
             await pilot.press("enter")
             await until(pilot, lambda word=refusal: word in text_of(app), "the refusal")

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.channel.last_word import LastWord
 from engine.cli import arguments
-from engine.errors import FolderError, Problem, RunFailed, SettingsError
+from engine.errors import FolderError, Problem, RequestError, RunFailed, SettingsError
 from engine.run import control as run_control
 from engine.run import launch, supervisor
 from engine.run.folder import Run
@@ -31,7 +31,10 @@ def flags(line: str) -> dict[str, Any]:
 
     Raises:
         SettingsError: there is no such flag, or one has no value.
+        RequestError: the line is empty.
     """
+    if not line.strip():
+        raise RequestError("No flag was given.", "", "Type one, such as --steps 400; Esc leaves the run as it is.")
     try:
         return arguments.parse(shlex.split(line), program="tiny-distill", description="")[0]
     except ValueError as error:  # an open quote
