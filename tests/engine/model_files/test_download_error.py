@@ -67,11 +67,11 @@ def test_what_a_proxy_says_is_told_as_said_by_the_proxy(monkeypatch: pytest.Monk
     assert "HTTPS_PROXY is no address of a proxy" in told(ValueError("Unknown scheme for proxy URL URL('socks://x')"))
 
 
-def test_settings_of_the_environment_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_environment_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HF_ENDPOINT is no address" in told(
         of_the_client("UnsupportedProtocol", "Request URL is missing a protocol")
     )
-    monkeypatch.setenv("SSL_CERT_FILE", "/no/such")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
     assert "SSL_CERT_FILE names a file that is not there" in told(FileNotFoundError(errno.ENOENT, "No such file"))
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1.5")
     wrong = ValueError("invalid literal for int() with base 10: '1.5'")
