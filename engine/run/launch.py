@@ -13,6 +13,7 @@ import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from engine.data.survey import Survey
 from engine.errors import Problem, RequestError, RunFailed, SettingsError, TinyDistillError
 from engine.format import format_bytes
 from engine.jobs import TrainJob, last_of
-from engine.machine.hardware import usable_cores
+from engine.machine.hardware import Hardware, detect, usable_cores
 from engine.model_files.hub import fetch_model
 from engine.model_files.vocabulary import forget_vocabularies
 from engine.planner import Plan, plan
 from engine.planner.measure import MachineRates, machine_rates
 from engine.planner.models import FROM_TEACHER, describe
+from engine.planner.run_folder import folder_for
 from engine.planner.sharding import check_sharding
 from engine.planner.text import look
 from engine.ranks import threads_each
@@ -42,6 +44,7 @@ from engine.settings.command import command_words, how_to_continue, resume_comma
 from engine.settings.config import SETTINGS, RunConfig
 
 _ALL_WAS_READ = 0.995
+_STILL_FREE = 0.95  # of the memory that was free when the user saw the plan
 _DIVIDES = ("processes", "student_sharded")
 
 
@@ -59,8 +62,13 @@ def config_from(values: dict[str, Any]) -> RunConfig:
     return expanded(config)
 
 
-def new_run(config: RunConfig) -> Run:
+def new_run(config: RunConfig, seen: Hardware | None = None) -> Run:
     """Plan a run and create its folder, unless the request is invalid or does not fit.
+
+    Args:
+        config: the request.
+        seen: the machine of the plan that the user saw. The run gets that plan's budget, unless other programs have
+            taken a twentieth of the free memory since.
 
     Raises:
         RequestError: the request is wrong.
@@ -72,7 +80,7 @@ def new_run(config: RunConfig) -> Run:
     for model in (config.teacher, config.student):
         if model is not None and model != FROM_TEACHER:
             fetch_model(model)  # a folder or a model that is in the local cache costs no connection
-    planned = checked_plan(config)
+    planned = checked_plan(config, hardware=None if seen is None else _as_seen(seen, config))
     check_losses(planned.settings)
     forget_vocabularies()
     output = planned.settings.output_dir
@@ -80,16 +88,24 @@ def new_run(config: RunConfig) -> Run:
     return Run.create(output, config, planned)
 
 
-def checked_plan(config: RunConfig, *, strict: bool = True) -> Plan:
+def _as_seen(seen: Hardware, config: RunConfig) -> Hardware:
+    now = detect(folder_for(config)[0])
+    before, after = ([each.available_bytes, *(gpu.free_bytes for gpu in each.gpus)] for each in (seen, now))
+    if len(before) != len(after) or any(left < _STILL_FREE * free for free, left in zip(before, after, strict=True)):
+        return now
+    return replace(now, available_bytes=seen.available_bytes, gpus=seen.gpus)
+
+
+def checked_plan(config: RunConfig, *, strict: bool = True, hardware: Hardware | None = None) -> Plan:
     """The plan of a request that can be met; what is wrong is said before the machine is measured (seconds).
 
     Raises:
         RequestError: the request is wrong.
         DoesNotFit: no room; with ``strict`` off it is in the plan instead.
     """
-    settings = plan(config, strict=False).settings
+    settings = plan(config, hardware=hardware, strict=False).settings
     check_request(settings)
-    return plan(config, machine=measured_rates(settings), strict=strict)
+    return plan(config, hardware=hardware, machine=measured_rates(settings), strict=strict)
 
 
 def measured_rates(settings: RunConfig) -> MachineRates:

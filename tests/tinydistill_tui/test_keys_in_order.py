@@ -56,7 +56,7 @@ def value(app: TinyDistillApp, selector: str) -> str:
 
 async def test_a_profiles_name_never_starts_a_run(monkeypatch):
     started: list[Any] = []
-    monkeypatch.setattr("engine.run.launch.new_run", started.append)
+    monkeypatch.setattr("engine.run.launch.new_run", lambda config, seen: started.append(config))
     async with wizard({"demo": True}) as (app, pilot):
         await to_the_plan(app, pilot)
         await burst(app, pilot, "p", "=slow")
@@ -106,7 +106,7 @@ async def test_a_filter_of_the_log_does_nothing_to_the_run(runs_folder, monkeypa
 async def test_enter_and_s_on_the_data_go_through_the_plan_to_the_start(monkeypatch, notes):
     started: list[Any] = []
 
-    def new_run(config: Any) -> Any:
+    def new_run(config: Any, seen: Any) -> Any:
         started.append(config)
         raise OSError(28, "No space left on device")
 
@@ -266,7 +266,7 @@ _WALK = st.lists(
 
 
 async def _end_of(parts: list[str], slowly: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
-    def new_run(config: Any) -> Any:
+    def new_run(config: Any, seen: Any) -> Any:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:

@@ -273,7 +273,7 @@ async def test_what_other_values_would_take_may_come_when_the_box_is_gone():
 
 
 async def test_full_disk_at_the_start_is_a_sentence_and_the_answers_stay(monkeypatch):
-    def full(config):
+    def full(config, seen):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(launch, "new_run", full)
@@ -289,7 +289,7 @@ async def test_full_disk_at_the_start_is_a_sentence_and_the_answers_stay(monkeyp
 async def test_answers_stay_as_they_are_while_their_run_is_being_made(monkeypatch):
     may_go_on = threading.Event()
 
-    def slow(config):
+    def slow(config, seen):
         may_go_on.wait(60)
         raise OSError(28, "No space left on device")
 

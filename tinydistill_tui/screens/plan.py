@@ -404,7 +404,7 @@ class PlanScreen(StepScreen):
         self.draft.save()
         self.say("Making the run…", "live")
         try:
-            run = await asyncio.to_thread(launch.new_run, self.draft.good_config())
+            run = await asyncio.to_thread(launch.new_run, self.draft.good_config(), self.planning.machine)
             self.draft.started = True
             await self.tiny.navigate(StartRun(run.path))
             Draft().save()  # these answers are a run now, also for a wizard that is opened after this one
