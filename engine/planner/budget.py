@@ -71,8 +71,8 @@ def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun],
     reserved = sum(run.reserved_bytes for run in others)
     free = max(0, hardware.available_bytes - reserved)
     ram = int(FREE_SHARE * free)
-    where = "the container's limit leaves" if hardware.cgroup_limit_bytes else "the system has"
-    ram_reason = f"{FREE_SHARE:.0%} of the {format_bytes(free)} free memory that {where}"
+    left = "that the container's limit leaves free" if hardware.cgroup_limit_bytes else "of free memory"
+    ram_reason = f"{FREE_SHARE:.0%} of the {format_bytes(free)} {left}"
     if note := memory_note():
         ram_reason = f"{FREE_SHARE:.0%} of {format_bytes(free)}: {note}"
     if reserved:

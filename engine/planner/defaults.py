@@ -67,7 +67,7 @@ def effective_rows(text: Text, length: int) -> tuple[int, str]:
     if tokens is not None:
         wanted = min(MOST_TOKENS_PER_STEP, max(FEWEST_TOKENS_PER_STEP, tokens // WANTED_STEPS))
     rows = min(MOST_ROWS_PER_STEP, max(FEWEST_ROWS_PER_STEP, 2 ** int(math.log2(max(1, wanted / length)))))
-    return rows, f"{rows} rows, {rows * length:,} tokens a step"
+    return rows, f"{rows:,} rows, {rows * length:,} tokens a step"
 
 
 def epochs_for(steps_per_epoch: int | None) -> tuple[int, str]:

@@ -184,7 +184,7 @@ def _accumulation(question: Question, answer: Proposal) -> str:
         return f"{rows} rows a step, so that no gradient is ever whole; added-up ones need {format_bytes(whole)}"
     if question.config.student_batch is None and question.config.gradient_accumulation is None:
         return said
-    return f"{rows} rows, {rows * answer.length:,} tokens a step"
+    return f"{rows:,} rows, {rows * answer.length:,} tokens a step"
 
 
 def _checkpointing(answer: Proposal) -> str:
