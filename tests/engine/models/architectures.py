@@ -377,16 +377,12 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "doge": ("doge", {**_LLAMA_LIKE}),
-}
-"""Further decoders of transformers 5: nothing in the engine knows one of them."""
-
-REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
-    # Sends its ids to where the embedding's weight is, which streaming leaves in the file.
     "llama4": (
         "llama4_text",
         {**_LLAMA_LIKE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 64},
     ),
 }
+"""Further decoders of transformers 5: nothing in the engine knows one of them."""
 
 
 @functools.cache
@@ -394,7 +390,7 @@ def tiny_architecture(name: str, *, dtype: str = "float32", shard_bytes: int | N
     """The folder of a tiny model, made once a session.
 
     Args:
-        name: one of ARCHITECTURES, NEWER or REFUSED.
+        name: one of ARCHITECTURES or NEWER.
         dtype: of the files.
         shard_bytes: largest safetensors file; several and an index when the model is larger.
         changes: to the configuration.
@@ -402,7 +398,7 @@ def tiny_architecture(name: str, *, dtype: str = "float32", shard_bytes: int | N
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model_type, settings = (ARCHITECTURES | NEWER | REFUSED)[name]
+    model_type, settings = (ARCHITECTURES | NEWER)[name]
     config = AutoConfig.for_model(model_type, **{"vocab_size": VOCAB_SIZE, **settings, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(name))

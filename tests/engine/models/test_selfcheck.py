@@ -146,6 +146,18 @@ def test_streaming_that_gives_other_numbers_is_refused(monkeypatch: pytest.Monke
         streamed(tiny_architecture("llama"))
 
 
+@pytest.mark.parametrize("error", [RuntimeError("weights on meta"), AttributeError("of None"), IndexError("3")])
+def test_a_model_that_needs_more_than_its_layers_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stream, "run_wave", fail)
+    with pytest.raises(ModelError, match="LlamaForCausalLM cannot be run layer by layer"):
+        streamed(tiny_architecture("llama"))
+
+
 @pytest.mark.parametrize("where", ["run_wave", "check_streaming"])
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_a_lack_of_memory_says_nothing_of_the_model(

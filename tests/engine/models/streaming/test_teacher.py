@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from engine.errors import ModelError
 from engine.models.core import last_hidden_states, logits_of
 from engine.models.slices import ResidentRows, slice_head
 from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
-from tests.engine.models.architectures import ARCHITECTURES, NEWER, REFUSED, VOCAB_SIZE, tiny_architecture
+from tests.engine.models.architectures import ARCHITECTURES, NEWER, VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers
 
 CPU = torch.device("cpu")
@@ -55,13 +54,6 @@ def test_streamed_equals_resident_to_the_last_bit(name: str) -> None:
         hidden_states = found[0][batches()[0][1]]
         assert_same_numbers(teacher.logits(hidden_states), logits_of(model, hidden_states), what="sliced logits")
     teacher.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_streamed_is_refused_by_name_before_any_work(name: str) -> None:
-    with pytest.raises(ModelError, match=rf"(?i){name}\w+ (cannot be run layer by layer|has no list)"):
-        StreamedTeacher(tiny_architecture(name), dtype=torch.float32, device=CPU)
 
 
 def test_a_head_that_is_not_kept_takes_no_memory_beside_the_layers_and_gives_the_same() -> None:
