@@ -19,6 +19,8 @@ NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 # product, which libraries do by getenv(3).
 PROGRAM = """
 import ctypes, sys
+from pathlib import Path
+from engine.channel.events import EventWriter
 from engine.phases import process as phase
 from engine.jobs import Job
 def body(run, job, channel):
@@ -26,7 +28,8 @@ def body(run, job, channel):
     getenv.restype = ctypes.c_char_p
     print(getenv(b"ONEDNN_PRIMITIVE_CACHE_CAPACITY").decode())
 class Opened:
-    events_path = log_path = sys.argv[2] + "/events.jsonl"
+    def event_writer(self, phase):
+        return EventWriter(Path(sys.argv[2], "events.jsonl"), phase=phase)
     def job(self, name):
         return Job.model_construct(kind=name)
 phase._body = lambda job: body
