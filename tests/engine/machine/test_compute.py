@@ -8,6 +8,8 @@ import pytest
 
 from engine.cli.distill import guarded
 from engine.machine.compute import SLEEPING_THREADS, compute_environment
+from engine.talk import conversation
+from engine.talk.conversation import ChatSession
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +41,18 @@ def test_what_the_user_set_is_kept(monkeypatch):
 
 def test_threads_of_a_phase_sleep_while_they_wait():
     assert SLEEPING_THREADS.items() <= compute_environment(2, keep_memory=True).items()
+
+
+def test_threads_of_a_model_that_is_talked_to_sleep_while_they_wait(monkeypatch, tmp_path):
+    seen = {}
+
+    def started(command, **options):
+        seen.update(options["env"])
+        raise ChildProcessError
+
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.setattr(conversation.subprocess, "Popen", started)
+    with pytest.raises(ChildProcessError):
+        next(ChatSession(tmp_path).ask("Where?"))
+    assert seen["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert seen["GOMP_SPINCOUNT"] == "7", "the user's own"

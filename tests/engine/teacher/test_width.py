@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,3 +108,20 @@ def test_what_cannot_be_narrowed_is_refused_by_name() -> None:
     for name in ("gpt2", "gpt_neox", "phi3", "mixtral"):
         with pytest.raises(ModelError, match="cannot be made narrower"):
             width_of(read_spec(tiny_architecture(name)), 0.5)
+
+
+def test_a_narrow_student_is_written_where_files_cannot_be_mapped(monkeypatch, tmp_path):
+    folder = tiny_architecture("llama")
+    spec = read_spec(folder)
+    width = width_of(spec, 0.5)
+    kept = chosen(folder, width, [0, 1])
+    derive_student(spec, [0, 1], tmp_path / "mapped", width=width, parts=kept)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    derive_student(spec, [0, 1], tmp_path / "read", width=width, parts=kept)
+    name = "model.safetensors"
+    assert (tmp_path / "read" / name).read_bytes() == (tmp_path / "mapped" / name).read_bytes()
