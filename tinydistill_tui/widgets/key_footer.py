@@ -6,15 +6,15 @@ from textual.widgets import Footer
 
 
 class KeyFooter(Footer):
-    """Textual's footer, which makes its widgets again at each change of focus, here only where another key is shown.
+    """Textual's footer rebuilds its widgets at each change of focus; this one only if it shows other keys.
 
-    Most moves of the focus leave the keys as they were. New widgets cost a style sheet and a layout each.
+    Most moves of the focus leave the keys as they were. Each new widget costs a style sheet and a layout.
     """
 
     _drawn: object = None
 
     async def recompose(self) -> None:
-        """Make the keys' widgets again if they show something else than the present ones."""
+        """Rebuild the keys' widgets if they show something else than the present ones."""
         if not self.is_attached or self._pruning:  # it is on its way out, and has no screen
             return
         shown = self._shown()
