@@ -52,6 +52,11 @@ def try_flock(descriptor: int, *, shared: bool = False) -> bool:
     return True
 
 
+def unlock(descriptor: int) -> None:
+    """Release a lock of the operating system."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def marker_of(lock: Path) -> Path:
     """Return the marker file of a lock: ``lock.holder`` for ``lock``."""
     return lock.with_name(lock.name + ".holder")

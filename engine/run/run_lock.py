@@ -46,9 +46,12 @@ class RunLock:
         try:
             deadline = time.monotonic() + _ORPHAN_SECONDS
             while not self._try_lock(descriptor):
-                if self.without_locks or _holder_lives(descriptor) or time.monotonic() > deadline:
+                if self.without_locks or time.monotonic() > deadline:
                     raise self._already_going()
-                time.sleep(0.05)
+                if _is_held(descriptor):
+                    if _holder_lives(descriptor):
+                        raise self._already_going()
+                    time.sleep(0.05)
             with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode().ljust(_ROOM_BYTES, b"\n"))
@@ -96,6 +99,14 @@ class RunLock:
             return file_lock.has_none(error) and file_lock.marker_holder(self.path) is not None
         finally:
             os.close(descriptor)
+
+
+def _is_held(descriptor: int) -> bool:
+    """Return whether another process holds the run, and not a reader that tries the lock at this moment."""
+    is_read = file_lock.try_flock(descriptor, shared=True)
+    if is_read:
+        file_lock.unlock(descriptor)
+    return not is_read
 
 
 def _holder_lives(descriptor: int) -> bool:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from engine.disk import file_lock
 from engine.errors import CorruptState, FolderError, SettingsError
 from engine.planner.prediction import PhasePrediction, Plan
 from engine.run.folder import Run
@@ -81,6 +84,18 @@ def test_one_supervisor_at_a_time_holds_a_run_and_its_lock_goes_with_the_process
     assert not run.is_live()
     with run.lock():
         pass
+
+
+@pytest.mark.parametrize("content", ["", f"{os.getpid()}\n"], ids=["a new run", "its process id was given to another"])
+def test_a_reader_that_tries_the_lock_is_not_taken_for_a_supervisor(tmp_path, content):
+    run = make_run(tmp_path / "run")
+    lock = run.path / "lock"
+    lock.write_text(content)
+    with lock.open() as reader:
+        assert file_lock.try_flock(reader.fileno(), shared=True)
+        threading.Timer(0.2, file_lock.unlock, [reader.fileno()]).start()
+        with run.lock():
+            pass
 
 
 def test_settings_that_would_falsify_what_is_there_may_not_change(tmp_path):
