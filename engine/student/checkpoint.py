@@ -27,6 +27,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,38 @@ class Checkpoints:
         Raises:
             DiskFull: no room; the checkpoints before it are untouched.
         """
+        return self.prepared(step, weights=weights, optimizer=optimizer, state=state, best_step=best_step)()
+
+    def prepared(
+        self,
+        step: int,
+        *,
+        weights: Mapping[str, Stored],
+        optimizer: Mapping[str, Stored],
+        state: Mapping[str, Any],
+        best_step: int | None = None,
+    ) -> Callable[[], tuple[Path, int]]:
+        """Return what :meth:`save` does from now on: the random generators are those of this moment.
+
+        The function reads the tensors themselves: they may not change before it has ended.
+        """
+        tensors = {"weights": weights, "optimizer": optimizer, "rng": generator_states()}
+        return partial(self._save, step, tensors, {**state, "step": step, "generators": _generators()}, best_step)
+
+    def _save(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Stored]],
+        state: Mapping[str, Any],
+        best_step: int | None,
+    ) -> tuple[Path, int]:
         make_folder(self.folder, parents=False)
         self.sweep()
         path = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
-        tensors = {"weights": weights, "optimizer": optimizer, "rng": generator_states()}
         needed = sum(bytes_of(tensor) for group in tensors.values() for tensor in group.values())
         try:
-            written = _write_folder(temporary, tensors, {**state, "step": step, "generators": _generators()})
+            written = _write_folder(temporary, tensors, state)
             if path.exists():
                 shutil.rmtree(path)  # left from before a step back to an older one; deterministic, so it is the same
             commit_point("checkpoint-before-rename")

@@ -117,6 +117,7 @@ def lean_step(
     if not is_usable or not part.num_scored:
         return StepResult(value, ce, kd, 0.0, part.num_scored, False, not is_usable)
 
+    settings.before_update()
     optimizer.begin_step(settings.learning_rate)
     update = _Update(learner.head, learner.tied, optimizer, norms, _Embedding.of(learner, part.batch.tokens))
     gradient = loss.backward(scale, on_rows=None if learner.tied else update.head_rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -87,6 +87,7 @@ class StepSettings:
         loss_scale: for float16.
         exploded_above: a step with a larger loss changes nothing.
         world: the ranks that share the step.
+        before_update: called before weights and moments change.
     """
 
     objective: Objective
@@ -96,6 +97,7 @@ class StepSettings:
     loss_scale: LossScale = field(default_factory=LossScale)
     exploded_above: float = math.inf
     world: World = ONE_PROCESS
+    before_update: Callable[[], None] = lambda: None
 
 
 def train_step(learner: Learner, parts: Iterable[StepPart], optimizer: AdamW, settings: StepSettings) -> StepResult:
@@ -154,6 +156,7 @@ def finish_step(learner: Learner, optimizer: AdamW, sums: Tensor, tokens: int, s
     is_usable = is_finite and loss_value <= settings.exploded_above
     if is_usable and gradients:
         _scale(gradients, clip_factor(norm, settings.clip_norm) / loss_scale.value)
+        settings.before_update()
         optimizer.begin_step(settings.learning_rate)
         optimizer.step()
     for parameter in optimizer.parameters.values():

@@ -10,20 +10,25 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.channel.channel import PROGRESS_SECONDS, Channel
 from engine.errors import BadNumbers, CorruptState
+from engine.machine.torch_device import kind_of
 from engine.models.memory import return_memory_if_scarce
 from engine.ranks import ALONE, Rank
 from engine.student.adapter import LowRankAdapter
 from engine.student.adapter_step import adapter_step, can_be_sliced
 from engine.student.batches import Prefetch, Source
 from engine.student.checkpoint import Checkpoints, StudentCheckpoint
+from engine.student.checkpoint_writer import CheckpointWriter
 from engine.student.evaluate import HoldoutBatches, Metrics, evaluate
 from engine.student.judge import DocumentSums
 from engine.student.lean_step import RunningNorms, can_be_lean, lean_step
@@ -31,6 +36,7 @@ from engine.student.learner import Learner
 from engine.student.loss import Objective
 from engine.student.optimizer import AdamW
 from engine.student.order import Order
+from engine.student.parts import Stored
 from engine.student.schedule import Schedule
 from engine.student.step import LossScale, StepResult, StepSettings, train_step
 from engine.student.trainable import WholeModel
@@ -168,7 +174,8 @@ def train(
     """
     learner, order = training.learner, training.order
     looks = evaluation_steps(order.total_steps, training.evaluations)
-    pace = _Pace(progress, order.total_steps, channel)
+    writer = CheckpointWriter(partial(_tell_of_checkpoint, channel))
+    pace = _Pace(progress, order.total_steps, channel, writer)
     saved_step = progress.step
     learner.model.train()
     training.optimizer.make_moments()
@@ -176,12 +183,13 @@ def train(
     with (
         channel.agreeing(world),
         Prefetch(training.source, order, progress.step, rank=training.rank, even=world.is_sharded) as ahead,
+        writer,
     ):
         while progress.step < order.total_steps:
             pace.begin()
             learning_rate = training.schedule.learning_rate(progress.step)
             with world.passing():
-                result = _step(training, progress, ahead, learning_rate)
+                result = _step(training, progress, ahead, learning_rate, writer.wait)
             progress.step += 1
             _count(result, progress, channel)
             pace.end(result, learning_rate)
@@ -194,13 +202,17 @@ def train(
                 _keep_best(progress, metrics, documents)
                 return_memory_if_scarce()
             if is_look or channel.stopping or progress.step % training.checkpoint_every == 0:
-                save(training, progress, checkpoints, channel)
+                save(training, progress, checkpoints, writer)
                 saved_step = progress.step
+            if channel.stopping or progress.step == order.total_steps:
+                writer.wait()
             channel.safe_point()
     assert saved_step == progress.step, "the last step is a look, and a look is saved"
 
 
-def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate: float) -> StepResult:
+def _step(
+    training: Training, progress: Progress, ahead: Prefetch, learning_rate: float, before_update: Callable[[], None]
+) -> StepResult:
     learner, optimizer = training.learner, training.optimizer
     settings = StepSettings(
         objective=training.objective,
@@ -210,6 +222,7 @@ def _step(training: Training, progress: Progress, ahead: Prefetch, learning_rate
         loss_scale=progress.loss_scale,
         exploded_above=progress.exploded_above,
         world=training.world,
+        before_update=before_update,
     )
     if training.is_lean:
         return lean_step(learner, ahead.step(), optimizer, settings, RunningNorms(training.clip_norm, progress.norms))
@@ -241,8 +254,8 @@ def look(
     )
 
 
-def save(training: Training, progress: Progress, checkpoints: Checkpoints, channel: Channel) -> None:
-    """Write a checkpoint and an event; rank 0 does, and the others give it what it does not have."""
+def save(training: Training, progress: Progress, checkpoints: Checkpoints, writer: CheckpointWriter) -> None:
+    """Begin to write a checkpoint. With several ranks, rank 0 writes it at once; the others give it what it lacks."""
     world = training.world
     weights = world.whole(training.learner.trainable.tensors(), training.optimizer.parameters)
     moments = world.whole(training.optimizer.state(), training.optimizer.parameters)
@@ -251,14 +264,34 @@ def save(training: Training, progress: Progress, checkpoints: Checkpoints, chann
             world.hand_over(weights)
             world.hand_over(moments)
             return
-        path, num_bytes = checkpoints.save(
+        # On a device without streams (MPS), copies of another thread would come between the launches of this one.
+        device = kind_of(training.learner.device)
+        beside = training.rank == ALONE and (device.is_host or device.has_streams)
+        writer.begin(
             progress.step,
-            weights=weights,
-            optimizer=moments,
-            state={**asdict(progress), "updates": training.optimizer.updates},
-            best_step=progress.best_step,
+            checkpoints.prepared(
+                progress.step,
+                weights=_held(weights, training.optimizer) if beside else weights,
+                optimizer=moments,
+                state={**asdict(progress), "updates": training.optimizer.updates},
+                best_step=progress.best_step,
+            ),
         )
-    channel.write("checkpoint", path=str(path), step=progress.step, bytes=num_bytes)
+        if not beside:
+            writer.wait()
+
+
+def _held(weights: Mapping[str, Stored], optimizer: AdamW) -> dict[str, Stored]:
+    """Weights that only an update changes: buffers, which a forward pass may change, are copied."""
+    trained = {parameter.data_ptr() for parameter in optimizer.parameters.values()}
+    return {
+        name: tensor.clone() if isinstance(tensor, Tensor) and tensor.data_ptr() not in trained else tensor
+        for name, tensor in weights.items()
+    }
+
+
+def _tell_of_checkpoint(channel: Channel, step: int, path: Path, num_bytes: int) -> None:
+    channel.write("checkpoint", path=str(path), step=step, bytes=num_bytes)
 
 
 def best_checkpoint(training: Training, progress: Progress, checkpoints: Checkpoints) -> StudentCheckpoint | None:
@@ -360,19 +393,20 @@ def _count(result: StepResult, progress: Progress, channel: Channel) -> None:
 class _Pace:
     """Reporter of the training's progress and speed."""
 
-    def __init__(self, progress: Progress, total_steps: int, channel: Channel) -> None:
+    def __init__(self, progress: Progress, total_steps: int, channel: Channel, writer: CheckpointWriter) -> None:
         self._progress = progress
         self._total_steps = total_steps
         self._channel = channel
+        self._writer = writer
         self._steps, self._seconds = 0, 0.0
 
     def begin(self) -> None:
         self._began = time.monotonic()
-        self._paused = self._channel.paused_seconds
+        self._away = self._seconds_away()
 
     def end(self, result: StepResult, learning_rate: float) -> None:
         progress = self._progress
-        seconds = time.monotonic() - self._began - (self._channel.paused_seconds - self._paused)
+        seconds = time.monotonic() - self._began - (self._seconds_away() - self._away)
         progress.seconds += seconds
         self._steps += 1
         self._seconds += seconds
@@ -392,3 +426,7 @@ class _Pace:
         self._channel.progress(
             progress.step, self._total_steps, "steps", rate=rate, seconds=0 if at_end else PROGRESS_SECONDS
         )
+
+    def _seconds_away(self) -> float:
+        """Seconds so far in which no step computed: pauses, and waits for a checkpoint."""
+        return self._channel.paused_seconds + self._writer.waited_seconds

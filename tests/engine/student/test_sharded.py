@@ -18,6 +18,7 @@ from engine.errors import EXIT_RANK_LOST
 from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm
 from engine.student.checkpoint import Checkpoints
+from engine.student.checkpoint_writer import CheckpointWriter
 from engine.student.export import export_student
 from engine.student.sharded import ShardedWorld, fill
 from engine.student.train import resume, save
@@ -112,7 +113,8 @@ def test_a_checkpoint_and_a_student_have_the_bytes_of_one_process(
         events = run.events()
         progress = resume(training, run.checkpoints(events), Channel(events))
         assert progress is not None
-        save(training, progress, Checkpoints(tmp_path / "again", keep=9, on_problem=pytest.fail), events)
+        checkpoints = Checkpoints(tmp_path / "again", keep=9, on_problem=pytest.fail)
+        save(training, progress, checkpoints, CheckpointWriter(lambda *written: None))
         tensors = ranks.whole(training.learner.trainable.tensors(), training.optimizer.parameters)
         with ranks.apart():
             if ranks.rank.number:
