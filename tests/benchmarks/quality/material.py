@@ -51,7 +51,7 @@ class Material:
 
     def __init__(self, setting: Setting, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "caches").mkdir(parents=True, exist_ok=True)
         self._channel = Channel(EventWriter(folder / "events.jsonl"))
         self._make_tokens(setting)
         self.tokens = TokenFile(folder / "tokens.h5")

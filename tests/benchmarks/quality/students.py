@@ -366,13 +366,22 @@ def _table(arms: list[Arm], done: dict[str, Any], minutes: list[float], context:
             runs = [entry for key, entry in done.items() if key.startswith(f"{arm.name}/{budget:g}/")]
             if not runs:
                 continue
-            loss, kl, top1 = (
-                statistics.median(entry[name] for entry in runs)
-                for name in ("holdout_loss", "kl_to_teacher", "top1_agreement")
+            losses = [entry["holdout_loss"] for entry in runs]
+            bits = [bits_per_byte(loss, context["holdout_tokens"], context["holdout_bytes"]) or 0.0 for loss in losses]
+            cells = (
+                _spread(losses, ".3f"),
+                _spread([entry["kl_to_teacher"] for entry in runs], ".3f"),
+                _spread([entry["top1_agreement"] for entry in runs], ".1%"),
+                _spread(bits, ".3f"),
             )
-            bits = bits_per_byte(loss, context["holdout_tokens"], context["holdout_bytes"]) or 0.0
-            lines.append(f"| {arm.name} | {budget:g} | {loss:.3f} | {kl:.3f} | {top1:.1%} | {bits:.3f} |")
+            lines.append(f"| {arm.name} | {budget:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _spread(values: list[float], form: str) -> str:
+    """The median, and the lowest and the highest of several seeds."""
+    median = format(statistics.median(values), form)
+    return median if len(values) == 1 else f"{median} ({min(values):{form}} to {max(values):{form}})"
 
 
 def _finished(work: Path) -> dict[str, Any]:
