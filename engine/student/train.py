@@ -204,8 +204,6 @@ def train(
             if is_look or channel.stopping or progress.step % training.checkpoint_every == 0:
                 save(training, progress, checkpoints, writer)
                 saved_step = progress.step
-            if channel.stopping or progress.step == order.total_steps:
-                writer.wait()
             channel.safe_point()
     assert saved_step == progress.step, "the last step is a look, and a look is saved"
 
