@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -314,6 +315,9 @@ def _show_end(run: Run) -> None:
         share = (run.result("teacher") or {}).get("share")
         part = f", share {share['rank'] + 1} of {share['world']} alone" if share else ""
         print(f"Done up to --until {run.settings.until}{part}. Continue: {resume_command(run.path)}")
+        if run.result("cut") is not None and not share:
+            line = f"tiny-distill --records_from {shlex.quote(str(run.path))} --student_layers N"
+            print(f"A student of another depth learns from the same records; the plan shows what each loses: {line}")
         return
     from engine.cli.result_table import show_result
 

@@ -141,7 +141,7 @@ def _layers(question: Question, answer: Proposal) -> str:
     share = f"{answer.layers} of {question.teacher.num_layers} layers"
     size = f"{share}, {format_count(answer.shape.parameters)} parameters"
     if answer.layers == max(1, question.teacher.num_layers // 2):
-        return f"{size}; measurements on the text select them, and show the cost of other depths"
+        return f"{size}; measurements on the text select them; --until teacher shows the cost of other depths"
     return f"{size}: more do not fit {_budget(question)}"
 
 

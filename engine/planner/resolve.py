@@ -20,6 +20,7 @@ from engine.machine.hardware import Hardware
 from engine.planner import defaults, disk, misfit, reasons, timing
 from engine.planner.adapters import RATE_FACTOR, check_adapter
 from engine.planner.demo import DEMO_REASONS, DEMO_SETTINGS
+from engine.planner.known_depths import known_depths
 from engine.planner.measure import MachineRates
 from engine.planner.models import Models, models_for
 from engine.planner.packing import packing_for
@@ -70,6 +71,8 @@ def plan(
         raise problem
     text_rows = replace(asked.question.text, samples=None).train_rows(answer.length)
     notes = {"student": " ".join(asked.models.notes), "samples": reasons.too_many_rows(config.samples, text_rows)}
+    if asked.models.cut:
+        notes["student_layers"] = known_depths(config.cache_dir, config.teacher)
     if config.processes > 1:
         one = config.model_copy(update={"processes": 1})
         alone = plan(one, hardware=asked.place.hardware, machine=machine, strict=False)

@@ -243,6 +243,7 @@ def test_scoring_once_and_training_later_from_a_shared_cache_never_loads_the_tea
     first = run(*common, *few, "--output_dir", tmp_path / "a", "--student_layers", 2, "--until", "teacher")
     assert first.returncode == 0, first.stderr
     assert "Done up to --until" in first.stdout
+    assert f"--records_from {tmp_path / 'a'} --student_layers N" in first.stdout
     assert not (tmp_path / "a" / "student").exists()
     second = run(*common, *few, "--output_dir", tmp_path / "b", "--student_layers", 3, "--target", "ghost")
     assert second.returncode == 0, second.stderr
