@@ -75,10 +75,10 @@ def words(folder: Path, **given: object) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def alone(tmp_path_factory: pytest.TempPathFactory, measured_cache: Path) -> dict[str, bytes]:
     """Files of a run whose phases are programs of their own."""
     folder = tmp_path_factory.mktemp("alone")
-    done = program.run(*words(folder, keep_memory="false"))
+    done = program.run(*words(folder, keep_memory="false"), XDG_CACHE_HOME=str(measured_cache))
     assert done.returncode == 0, done.stderr
     assert not commands_of_phases(folder / "run")
     return program.content(folder / "run")

@@ -112,10 +112,10 @@ def _connect(machines: list[Machine]) -> None:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(tmp_path_factory: pytest.TempPathFactory, measured_cache: Path) -> Path:
     """A finished run on one process, and its text beside it."""
     folder = tmp_path_factory.mktemp("machines")
-    done = program.run(*words(folder, "one"))
+    done = program.run(*words(folder, "one"), XDG_CACHE_HOME=str(measured_cache))
     assert done.returncode == 0, done.stderr
     return folder / "one"
 
@@ -136,7 +136,7 @@ def test_two_machines_leave_the_records_and_the_student_of_one_process(
 
 def test_a_cut_cable_ends_the_training_with_a_message_and_loses_nothing(machines: list[Machine], one: Path) -> None:
     run = one.parent / "cut"
-    arguments = words(one.parent, "cut", cache_dir=one / "cache", steps=1_000, checkpoint_every=50)
+    arguments = words(one.parent, "cut", cache_dir=one / "cache", steps=1_000, checkpoint_every=20)
     limit = {"TINYDISTILL_RANK_SECONDS": "20"}  # busy cores may leave a rank without an answer for seconds
     first, second = (machine.start(machines[0], *arguments, **limit) for machine in machines)
     try:

@@ -111,6 +111,6 @@ def test_killed_at_random_moments(tmp_path: Path, expected: dict[str, torch.Tens
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 60))
+@pytest.mark.parametrize("seed", range(3, 18))  # 45 kills; the points above name each place between two writes
 def test_killed_at_many_random_moments(tmp_path: Path, expected: dict[str, torch.Tensor], seed: int) -> None:
     kill_at_random(tmp_path, expected, seed)
