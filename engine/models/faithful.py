@@ -8,6 +8,7 @@ models and data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,22 @@ PROBES = (
 """Spaces, tabs, line ends, digits, umlauts, emoji, scripts of the world; spaces at both ends, and none at one."""
 
 
-def faithful(tokenizer: Any, folder: Path) -> tuple[Any, str]:
-    """A tokenizer that reads the probe as the folder's tokenizer.json does, and a note where it had to be another one.
+def load_faithful(load: Callable[[], Any], folder: Path) -> tuple[Any, str]:
+    """Load a tokenizer that reads the probe as the folder's tokenizer.json does; a note where it had to be another one.
+
+    The tokenizer of the file itself is gone before the other is loaded: with 262,144 ids each takes 50 MiB and more.
 
     Args:
-        tokenizer: as AutoTokenizer loaded it.
+        load: loads it as AutoTokenizer does.
         folder: where from.
 
     Raises:
         ModelError: transformers cannot build such a tokenizer.
     """
     file = folder / "tokenizer.json"
-    if not file.is_file():
-        return tokenizer, ""
-    wanted = Tokenizer.from_file(str(file))
-    wanted.no_truncation()
-    wanted.no_padding()
-    ids = [wanted.encode(text, add_special_tokens=False).ids for text in PROBES]
-    if probe_ids(tokenizer) == ids:
+    ids = _ids_of_file(file) if file.is_file() else None
+    tokenizer = load()
+    if ids is None or probe_ids(tokenizer) == ids:
         return tokenizer, ""
     plain = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     if probe_ids(plain) == ids:
@@ -56,6 +55,14 @@ def faithful(tokenizer: Any, folder: Path) -> tuple[Any, str]:
         "The student would learn from tokens that the model has never seen like this.",
         "Save the tokenizer again with the version of transformers that it was made with, or upgrade transformers.",
     )
+
+
+def _ids_of_file(file: Path) -> list[list[int]]:
+    """The ids of each probe as the tokenizers library reads the file."""
+    wanted = Tokenizer.from_file(str(file))
+    wanted.no_truncation()
+    wanted.no_padding()
+    return [wanted.encode(text, add_special_tokens=False).ids for text in PROBES]
 
 
 def probe_ids(tokenizer: Any) -> list[list[int]]:

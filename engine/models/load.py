@@ -28,7 +28,7 @@ from engine.model_files.weight_files import is_decoded, model_of
 from engine.models.causal import check_causal
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core, last_hidden_states, logits_of
-from engine.models.faithful import faithful
+from engine.models.faithful import load_faithful
 from engine.models.finite import check_numbers
 from engine.models.meta import causal_lm_class, leave_weights_alone, read_config
 from engine.models.slices import slice_resident_head
@@ -62,10 +62,12 @@ def load_tokenizer(
     """
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            tokenizer, note = load_faithful(
+                lambda: AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=trust_remote_code
+                ),
+                folder,
             )
-            tokenizer, note = faithful(tokenizer, folder)
         if not tokenizer.chat_template:  # transformers reads chat_template.json for processors of pictures alone
             tokenizer.chat_template = read_chat_template(folder)
         if note and on_note is not None:

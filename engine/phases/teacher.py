@@ -26,6 +26,7 @@ from engine.disk.files import make_folder, write_atomic
 from engine.jobs import RecordsJob, ScoreJob
 from engine.machine.gpu_check import gpu_of
 from engine.model_files.spec import ModelSpec
+from engine.model_files.vocabulary import forget_vocabularies
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
 from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
@@ -55,6 +56,7 @@ def cache_identity(run: Run, job: RecordsJob, vocab_size: int) -> CacheIdentity:
     teacher = ((run.result("prepare") or {}).get("inputs") or {}).get("teacher")
     if teacher is None:
         teacher = identity_of_model(teacher_spec(job))
+        forget_vocabularies()
     return CacheIdentity(
         teacher=teacher["weights"],
         tokenizer=teacher["tokenizer"],

@@ -16,7 +16,7 @@ from typing import Any
 from engine.cache.identity import MANIFEST, read_manifest
 from engine.errors import ModelError, TinyDistillError
 from engine.model_files.spec import ModelSpec, fingerprint, read_spec
-from engine.model_files.vocabulary import read_vocabulary
+from engine.model_files.vocabulary import forget_vocabularies, read_vocabulary
 from engine.run.folder import Run
 
 INPUTS = ("teacher", "student", "data")
@@ -130,6 +130,7 @@ def check_unchanged(run: Run, name: str, spec: ModelSpec) -> None:
     if kept is None:  # it is known by its name alone
         return
     now = identity_of_model(spec)
+    forget_vocabularies()  # 262,144 ids take 40 MiB, and a phase works with numbers
     differing = [part for part in _COSTS if now[part] != kept.get(part)]
     if not differing:
         return

@@ -1,6 +1,7 @@
 """Is the planner's memory true? Predicted peaks beside measured ones, over models, batches, lengths and savings.
 
     python -m tests.benchmarks.predicted_memory --folder FOLDER [--json results.json] [--quick]
+    python -m tests.benchmarks.predicted_memory --folder FOLDER --only student pythia --set precision=bf16
 
 Each setting is a run of the real phase in a process of its own, for two optimizer steps or some 4,000 tokens of
 scoring, on one thread. Memory is the highest anonymous memory of the process, sampled every 5 ms. The models are random
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,27 +245,43 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
+def _chosen(quick: bool, only: list[str], changed: list[str]) -> list[Case]:
+    """The cases to run: those that the words choose, with some settings changed; each is run once."""
+    chosen: dict[str, Case] = {}
+    for case in CASES:
+        line = f"{case.phase} {case.model} {_words(case.settings)}"
+        if (case.quick or not quick) and all(word in line for word in only):
+            settings = {**case.settings, **dict(word.split("=", 1) for word in changed)}
+            chosen.setdefault(f"{case.phase} {case.model} {_words(settings)}", replace(case, settings=settings))
+    return list(chosen.values())
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
 def main(words: list[str] | None = None) -> int:
     """Run the matrix; 1 when a prediction is further off than is claimed."""
     parser = argparse.ArgumentParser(description="Predicted and measured peaks.")
     parser.add_argument("--folder", type=Path, required=True, help="for models and temporary runs, about 2 GB")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--quick", action="store_true", help="only the few that are also a test")
-    parser.add_argument("--only", default="", help="only models whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[], help="only cases whose line has all of these in it")
+    parser.add_argument("--set", nargs="+", default=[], metavar="SETTING=VALUE", help="change the cases so")
     arguments = parser.parse_args(words)
     rows = []
-    for case in CASES:
-        if (arguments.quick and not case.quick) or arguments.only not in case.model:
-            continue
+    for case in _chosen(arguments.quick, arguments.only, arguments.set):
         row = measure(case, arguments.folder)
         rows.append(row)
         predicted, measured = row["predicted_bytes"] / 2**20, row["measured_bytes"] / 2**20
         print(
             f"{row['ratio']:5.3f}  {row['phase']:7} {row['model']:15} predicted {predicted:6.0f} MiB, "
-            f"measured {measured:6.0f} MiB  {' '.join(f'{k}={v}' for k, v in row['settings'].items())}"
+            f"measured {measured:6.0f} MiB  {_words(row['settings'])}"
             f"{'  PROBLEM: ' + row['problem'] if row['problem'] else ''}",
             flush=True,
         )
+    if not rows:
+        parser.error("no case is chosen by these words")
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
     print(f"{len(rows)} settings; the worst is {worst['ratio'] - 1:+.1%}: {worst['phase']} {worst['model']}")
     if arguments.json:

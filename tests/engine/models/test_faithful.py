@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 
 from engine.errors import ModelError
 from engine.model_files.vocabulary import read_vocabulary
-from engine.models.faithful import PROBES, check_ids, faithful, probe_ids
+from engine.models.faithful import PROBES, check_ids, load_faithful, probe_ids
 from engine.models.load import load_tokenizer
 from tests.tiny import tiny_tokenizer, tiny_tokenizer_folder
 
@@ -45,7 +46,7 @@ def test_whatever_class_is_named_text_is_read_as_the_file_says(folder: Path, nam
 def test_a_class_that_loses_spaces_gives_way_to_the_file(folder: Path) -> None:
     lossy: Any = LlamaTokenizer.from_pretrained(folder)
     assert probe_ids(lossy) != probe_ids(tiny_tokenizer()), "else this shows nothing"
-    tokenizer, note = faithful(lossy, folder)
+    tokenizer, note = load_faithful(lambda: lossy, folder)
     assert probe_ids(tokenizer) == probe_ids(tiny_tokenizer())
     assert "LlamaTokenizer" in note
     assert "tokenizer.json is used" in note
@@ -54,7 +55,31 @@ def test_a_class_that_loses_spaces_gives_way_to_the_file(folder: Path) -> None:
 
 def test_a_faithful_tokenizer_stays_as_it_is(folder: Path) -> None:
     loaded = AutoTokenizer.from_pretrained(folder)
-    assert faithful(loaded, folder) == (loaded, "")
+    assert load_faithful(lambda: loaded, folder) == (loaded, "")
+
+
+def test_the_files_own_tokenizer_is_gone_before_the_other_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OfFile:
+        alive = 0
+
+        def __init__(self, path: str) -> None:
+            self._tokenizer = Tokenizer.from_file(path)
+            OfFile.alive += 1
+
+        def __del__(self) -> None:
+            OfFile.alive -= 1
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._tokenizer, name)
+
+    def load() -> Any:
+        assert OfFile.alive == 0
+        return AutoTokenizer.from_pretrained(folder)
+
+    monkeypatch.setattr("engine.models.faithful.Tokenizer", SimpleNamespace(from_file=OfFile))
+    assert load_faithful(load, folder)[1] == ""
 
 
 def test_a_tokenizer_that_no_class_reads_as_the_file_says_is_refused(
@@ -63,7 +88,7 @@ def test_a_tokenizer_that_no_class_reads_as_the_file_says_is_refused(
     lossy: Any = LlamaTokenizer.from_pretrained(folder)
     monkeypatch.setattr("engine.models.faithful.PreTrainedTokenizerFast", LlamaTokenizer)
     with pytest.raises(ModelError, match="reads text otherwise than"):
-        faithful(lossy, folder)
+        load_faithful(lambda: lossy, folder)
 
 
 def test_length_limits_in_the_file_do_not_count_as_another_reading(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from engine.channel.channel import Channel
 from engine.channel.events import EventWriter
 from engine.errors import ModelError
 from engine.model_files.spec import read_spec
+from engine.model_files.vocabulary import read_vocabulary
 from engine.phases import teacher as teacher_phase
 from engine.phases.prepare import run_prepare
 from engine.phases.student import first_student
-from engine.phases.teacher import open_store, run_teacher
+from engine.phases.teacher import cache_identity, open_store, run_teacher
 from engine.run.folder import Run
 from engine.run.inputs import check_unchanged, moved
 from engine.settings.config import RunConfig
@@ -98,6 +100,21 @@ def test_settings_of_generation_and_another_place_change_nothing(prepared: Prepa
     prepared.begin()
     moved = prepared.student.rename(tmp_path / "elsewhere")
     check_unchanged(prepared.run, "student", read_spec(moved))
+
+
+@pytest.mark.parametrize("entry", [
+    lambda prepared: check_unchanged(prepared.run, "teacher", read_spec(prepared.teacher)),
+    lambda prepared: cache_identity(Run(prepared.run.path / "none", {}), score_job(VOCAB_SIZE, **prepared.named), 8),
+])  # fmt: skip
+def test_a_phase_that_has_compared_a_vocabulary_does_not_keep_it(
+    prepared: Prepared, entry: Callable[[Prepared], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Descriptions of files that have just changed are not kept.
+    monkeypatch.setattr("engine.model_files.descriptions._SETTLED_NS", -(10**12))
+    vocabulary = weakref.ref(read_vocabulary(prepared.teacher))
+    assert vocabulary() is not None, "else this shows nothing"
+    entry(prepared)
+    assert vocabulary() is None
 
 
 def test_records_that_were_moved_are_taken_from_the_folder_that_is_named(tmp_path: Path) -> None:
