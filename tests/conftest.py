@@ -38,7 +38,9 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setenv(variable, str(home / variable.lower()))
     for variable in ("TINYDISTILL_RUNS", "NO_COLOR", "ACCESSIBLE", "SSH_CONNECTION", "SSH_TTY"):
         monkeypatch.delenv(variable, raising=False)
-    # Figures of the planner are those of torch's build for the CPU, whatever is installed.
+    # Figures of the planner are those of torch's build for the CPU and of a processor with kernels for half precision,
+    # whatever is installed and whatever this processor is.
+    monkeypatch.setattr("engine.machine.kernels.has_half_kernels", lambda: True)
     monkeypatch.setattr("engine.machine.torch_memory.more_bytes", lambda: 0)
 
 

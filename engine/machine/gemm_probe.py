@@ -1,6 +1,7 @@
 """Measure how fast this machine multiplies matrices, moves memory and reads the disk; print it as one line of JSON.
 
-It also reports the processor time of the import of torch, and the memory of this process right after it (Linux).
+It also reports the processor time of the import of torch, the memory of this process right after it (Linux), and
+whether oneDNN has kernels for half precision on this processor.
 
 Run in a process of its own, so that the planner and the screens never load torch:
 
@@ -60,9 +61,17 @@ def main() -> None:
     seconds = time.process_time()  # the import of torch, and next to nothing else until here
     imported = {"import_bytes": memory_of_tree(os.getpid())} if sys.platform.startswith("linux") else {}
     torch.set_num_threads(arguments.threads)
-    found = {"torch_seconds": seconds} | imported
+    found = {"torch_seconds": seconds} | imported | {"half_kernels": _has_half_kernels()}
     found |= _measured(torch.device(arguments.device), arguments.threads, arguments.folder)
     print(json.dumps(found))  # noqa: T201
+
+
+def _has_half_kernels() -> bool:
+    """Whether torch has oneDNN multiply in bf16; builds without oneDNN have no such question."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def _measured(device: torch.device, threads: int, folder: Path) -> dict[str, float]:

@@ -1,13 +1,28 @@
-"""Matrix product kernels that oneDNN keeps in a phase's process.
+"""Matrix product kernels that oneDNN keeps in a phase's process, and whether it has any for half precision here.
 
 oneDNN compiles a kernel for each shape of product that it meets, and keeps up to 1,024 of them. Their scratch memory
 lies between larger blocks and stops the heap from using those again: scoring documents of many lengths in bf16 took up
 to 300 MiB more than its tensors. The limit is read with the first product.
 
-Source: oneDNN's developer guide, "Primitive Cache".
+Torch asks oneDNN for products in bf16 where the processor has AVX-512 or newer instructions for them. Elsewhere it
+multiplies them by code of its own, which compiles nothing: on a processor with AVX2, the demo's phases in bf16 take as
+much beside their tensors as in fp32. The probe asks torch; until it has run, the processor's instruction sets decide.
+
+Source: oneDNN's developer guide, "Primitive Cache"; torch's ``mkldnn_bf16_device_check``.
 """
 
 from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+from engine.disk import places
+from engine.disk.files import write_atomic
+from engine.errors import DiskFull
+from engine.machine import hardware
+from engine.machine.gpu_check import torch_version
 
 # A training step has some 24 shapes, the same in each step: with a limit of 32 it takes the time that it takes with
 # 1,024, and with 1 twice the time.
@@ -20,3 +35,39 @@ _FORWARD_ONLY = 4
 def kernels_environment(phase: str) -> dict[str, str]:
     """The variables to add to the environment of a phase, before its first matrix product."""
     return {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_TRAINING if phase == "student" else _FORWARD_ONLY)}
+
+
+# Instruction sets, as engine.machine.hardware names them, with which torch asks oneDNN for products in bf16.
+_WITH_KERNELS = frozenset({"AVX-512", "AVX-512 BF16", "AMX", "AMX BF16", "BF16"})
+
+_kept: dict[Path, bool] = {}
+
+
+def has_half_kernels() -> bool:
+    """Return whether oneDNN compiles kernels for products in half precision on this processor."""
+    path = _path()
+    if path not in _kept:
+        _kept[path] = _read(path)
+    return _kept[path]
+
+
+def keep_half_kernels(found: bool) -> None:
+    """Keep torch's answer for this processor."""
+    path = _path()
+    _kept[path] = found
+    with contextlib.suppress(OSError, DiskFull):  # asked again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"half_kernels": found}) + "\n")
+
+
+def _read(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if isinstance(found := json.loads(path.read_text(encoding="utf-8"))["half_kernels"], bool):
+            return found
+    features = hardware.processor()[1]
+    return not features or not _WITH_KERNELS.isdisjoint(features)  # where nothing is known, the plan counts them
+
+
+def _path() -> Path:
+    digest = hashlib.blake2b(json.dumps([torch_version(), hardware.processor()]).encode(), digest_size=6).hexdigest()
+    return places.cache() / f"kernels-{digest}.json"

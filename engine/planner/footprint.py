@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.machine import torch_memory
+from engine.machine import kernels, torch_memory
 from engine.machine.allocator import MAPPED_FROM_BYTES
 from engine.machine.hardware import Gpu
 from engine.planner.activations import forward_bytes, is_unfused, layer_bytes
@@ -161,9 +161,9 @@ def _scoring_blocks(shape: ModelShape, setting: TeacherSetting, number: int) -> 
 
 
 def _teacher_interpreter(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
-    kernels = _KERNELS if number == 2 and setting.device.is_host else 0
+    compiled = _half_kernels(_KERNELS, number) if setting.device.is_host else 0
     interpreter = _interpreter_bytes(shape) if setting.device.is_host else _interpreter_beside_cuda(shape)
-    return interpreter + (_BITSANDBYTES if setting.quantization != "none" else 0) + kernels
+    return interpreter + (_BITSANDBYTES if setting.quantization != "none" else 0) + compiled
 
 
 def _kept_from_loading(shape: ModelShape, setting: TeacherSetting, number: int) -> int:
@@ -248,8 +248,8 @@ def _whole_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         "other": 0,
     }
     if setting.device.is_host:
-        kernels = _TRAINING_KERNELS if sizes.number == 2 else 0
-        parts["other"] = _interpreter_bytes(shape) + kernels + peak.get("other", 0)
+        compiled = _half_kernels(_TRAINING_KERNELS, sizes.number)
+        parts["other"] = _interpreter_bytes(shape) + compiled + peak.get("other", 0)
         if setting.keeps_memory:
             # The gradient of an embedding is one block, and rarely fits into a hole. A lean step has none; with moments
             # in files it works on pieces of them (measured: 100 MB more with 49,152 ids of 576, 190 with many rows).
@@ -271,14 +271,14 @@ def _sharded_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     states = int(shape.parameters * _STATE_BYTES[setting.optimizer] * share)
     moments = sharded_moments(shape, setting, sizes)
     peak = highest(moments)
-    kernels = _TRAINING_KERNELS if sizes.number == 2 else 0
+    compiled = _half_kernels(_TRAINING_KERNELS, sizes.number)
     parts = {
         "weights": int(4 * shape.parameters * share) + peak.get("weights", 0),
         "gradients": peak["gradients"],
         "optimizer": (0 if setting.cpu_offload else states) + peak.get("optimizer", 0),
         "activations": peak.get("activations", 0),
         "logits": peak.get("logits", 0),
-        "other": _interpreter_bytes(shape) + kernels + _DISTRIBUTED,
+        "other": _interpreter_bytes(shape) + compiled + _DISTRIBUTED,
     }
     if setting.keeps_memory:
         parts["other"] += _kept_free(moments, sizes.number)
@@ -314,9 +314,9 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         "other": 0,
     }
     if is_host:
-        kernels = _TRAINING_KERNELS if number == 2 else 0
-        kernels += _BITSANDBYTES if setting.quantization != "none" else 0
-        parts["other"] = _interpreter_bytes(shape) + kernels + peak.get("other", 0)
+        compiled = _half_kernels(_TRAINING_KERNELS, number)
+        compiled += _BITSANDBYTES if setting.quantization != "none" else 0
+        parts["other"] = _interpreter_bytes(shape) + compiled + peak.get("other", 0)
         if setting.keeps_memory:
             parts["other"] += _kept_free(moments, number)
         else:
@@ -342,7 +342,12 @@ def _small_share(shape: ModelShape, setting: StudentSetting, number: int) -> flo
 
 def _kept_by_libraries(number: int) -> int:
     """Memory of libraries in a process that keeps memory; ``number`` is the bytes of a number in its products."""
-    return _KEPT_IMPORTS + (_KEPT_KERNELS if number == 2 else 0)
+    return _KEPT_IMPORTS + _half_kernels(_KEPT_KERNELS, number)
+
+
+def _half_kernels(kernel_bytes: int, number: int) -> int:
+    """Memory of the kernels for half precision; none where torch multiplies without oneDNN."""
+    return kernel_bytes if number == 2 and kernels.has_half_kernels() else 0
 
 
 def _frozen_bytes(shape: ModelShape, setting: StudentSetting) -> int:

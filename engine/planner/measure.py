@@ -20,7 +20,7 @@ from pathlib import Path
 from engine.disk import places
 from engine.disk.files import write_atomic
 from engine.errors import DiskFull
-from engine.machine import hardware, safe_child, torch_memory
+from engine.machine import hardware, kernels, safe_child, torch_memory
 from engine.machine.compute import compute_environment
 from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, torch_version
@@ -117,6 +117,8 @@ def machine_rates(measure: bool = False, *, device: str = "cpu", threads: int | 
         if found is not None:
             if "import_bytes" in found:
                 torch_memory.keep(int(found["import_bytes"]))
+            if "half_kernels" in found:
+                kernels.keep_half_kernels(bool(found["half_kernels"]))
             with contextlib.suppress(OSError, DiskFull):  # not kept: measured again next time
                 write_atomic(path, json.dumps(found, indent=1) + "\n")
             return _from_measurements(found, device)

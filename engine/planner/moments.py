@@ -99,14 +99,20 @@ def lean_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes, s
         states: bytes of the optimizer's moments in memory.
         copies: bytes of the weights' copies for the products.
     """
+    slices = min(setting.device.loss_factor * _LEAN_LOGITS, 3 * sizes.logits)
     return {
         "lean": {
             "gradients": 4 * max(shape.layer_parameters) // 3,
             "activations": sizes.kept + sizes.ends + sizes.backward,
-            "logits": min(setting.device.loss_factor * _LEAN_LOGITS, 3 * sizes.logits),
+            "logits": slices,
             "optimizer": sizes.pieces,
         },
-        "evaluation": {"gradients": 0, "activations": sizes.ends, "logits": sizes.logits},
+        "evaluation": {
+            "gradients": 0,
+            "activations": sizes.ends,
+            # In half precision a plain head is evaluated in slices of the vocabulary.
+            "logits": slices if sizes.number < 4 and shape.has_plain_head else sizes.logits,
+        },
         "export": _export(shape, setting, states, copies),
     }
 

@@ -1,7 +1,8 @@
-"""How many matrix product kernels a phase's process keeps, however the process was made."""
+"""How many matrix product kernels a phase's process keeps, however it was made; and whether there are any in bf16."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.machine.kernels import kernels_environment
+from engine.disk import places
+from engine.machine import hardware, kernels
+from engine.machine.kernels import has_half_kernels, keep_half_kernels, kernels_environment
 from engine.run.phase_environment import environment_for
 from tests.jobs import train_job
 
@@ -49,3 +52,53 @@ def test_each_phase_has_its_own_limit(phase: str, tmp_path: Path) -> None:
 def test_a_training_keeps_the_kernels_of_a_step_and_the_others_few() -> None:
     assert environment_for(train_job())[NAME] == kernels_environment("student")[NAME]
     assert int(kernels_environment("teacher")[NAME]) < int(kernels_environment("student")[NAME])
+
+
+def a_processor(monkeypatch: pytest.MonkeyPatch, *features: str) -> None:
+    monkeypatch.setattr(hardware, "processor", lambda: ("A processor", features))
+    monkeypatch.setattr(kernels, "_kept", {})  # another process
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (("AVX2",), False),
+        (("AVX2", "AVX-512"), True),
+        (("AVX2", "AVX-512", "AVX-512 BF16", "AMX BF16", "AMX"), True),
+        (("NEON",), False),
+        (("NEON", "BF16"), True),
+        ((), True),  # unknown
+    ],
+)
+def test_before_the_probe_the_instruction_sets_say_whether_half_precision_has_kernels(
+    features: tuple[str, ...], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_processor(monkeypatch, *features)
+    assert has_half_kernels() is expected
+
+
+def test_torchs_answer_is_kept_for_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_processor(monkeypatch, "AVX2")
+    keep_half_kernels(True)  # AVX-NE-CONVERT, which has no name here
+    a_processor(monkeypatch, "AVX2")
+    assert has_half_kernels()
+    a_processor(monkeypatch, "AVX2", "AVX-512")
+    keep_half_kernels(False)  # a build without oneDNN
+    assert not has_half_kernels()
+    a_processor(monkeypatch, "AVX2")
+    assert has_half_kernels()
+
+
+@pytest.mark.parametrize("words", ["", "[]", "{}", '{"half_kernels": "yes"}'])
+def test_a_damaged_answer_is_none(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_processor(monkeypatch, "AVX2")
+    keep_half_kernels(True)
+    (kept,) = places.cache().glob("kernels-*.json")
+    kept.write_text(words)
+    a_processor(monkeypatch, "AVX2")
+    assert not has_half_kernels()
+
+
+def test_the_probe_asks_torch(machine_is_measured: None) -> None:
+    (kept,) = places.cache().glob("kernels-*.json")
+    assert json.loads(kept.read_text())["half_kernels"] in (True, False)

@@ -6,6 +6,7 @@ import pytest
 
 from engine.machine.device import Device
 from engine.planner.footprint import _small_share, student_footprint, teacher_footprint
+from engine.planner.moments import StepSizes, lean_moments
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.prediction import PARTS
 from tests.engine.planner.machines import MIB, PYTHIA_70M, PYTHIA_410M, pythia
@@ -25,6 +26,32 @@ def test_the_parts_are_those_that_are_shown_and_sum_to_the_peak(device: str) -> 
         assert sum(found.parts.values()) == found.peak_bytes
         assert min(found.parts.values()) >= 0
         assert (found.ram_bytes == found.peak_bytes) is where.is_host
+
+
+@pytest.mark.parametrize("keeps_memory", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kernels_for_half_precision_are_counted_where_there_are_any(
+    precision: str, keeps_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = {"precision": precision, "keeps_memory": keeps_memory}
+    settings = (
+        (teacher_footprint, PYTHIA_410M, replace(TEACHER, **change)),
+        (student_footprint, PYTHIA_70M, replace(STUDENT, **change)),
+        (student_footprint, PYTHIA_70M, replace(STUDENT, **change, rank=8)),
+        (student_footprint, PYTHIA_70M, replace(STUDENT, **change, ranks=2, sharded=True)),
+    )
+    with_kernels = [footprint(shape, setting).peak_bytes for footprint, shape, setting in settings]
+    monkeypatch.setattr("engine.machine.kernels.has_half_kernels", lambda: False)
+    without = [footprint(shape, setting).peak_bytes for footprint, shape, setting in settings]
+    assert all((more > fewer) is (precision == "bf16") for more, fewer in zip(with_kernels, without, strict=True))
+
+
+def test_an_evaluation_in_half_precision_has_no_whole_logits() -> None:
+    """It goes through slices of a plain head: the plan had the logits of a step with whole gradients."""
+    settings = [replace(STUDENT, precision=name) for name in ("fp32", "bf16")]
+    moments = [lean_moments(PYTHIA_70M, one, StepSizes(PYTHIA_70M, one), 0, 0) for one in settings]
+    plain, half = (found["evaluation"]["logits"] for found in moments)
+    assert half < plain
 
 
 def test_a_streamed_teacher_does_not_grow_with_its_layers() -> None:
