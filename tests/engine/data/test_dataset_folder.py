@@ -269,7 +269,7 @@ def test_the_work_for_a_folder_grows_with_its_files_and_not_with_their_square(na
     files = [
         FoundFile(folder / name.format(number), name.format(number), 1, f".{name.rpartition('.')[2]}")
         for folder in [Path("/data")]
-        for number in range(20_000)
+        for number in range(8_000)
         for name in names
     ]
     tally = Tally()
