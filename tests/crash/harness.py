@@ -100,7 +100,7 @@ class Harness:
     def __init__(self, scratch: Path, settings: Mapping[str, Any] | None = None) -> None:
         self.scratch = scratch
         self.points: list[tuple[str, str]] = []
-        _import_everything()
+        _import_everything(with_adapter="lora_rank" in (settings or {}))
         self.template = make_template(scratch, settings or {})
         folder = self.new_run()
         began = time.monotonic()
@@ -357,12 +357,18 @@ def leftovers(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith((".tmp", ".bad"))]
 
 
-def _import_everything() -> None:
+def _import_everything(*, with_adapter: bool) -> None:
     share_nothing_with_children()
     import torch
 
+    import engine.phases.prepare
+    import engine.phases.student
+    import engine.phases.teacher  # noqa: F401
     from engine.models.derive import derive_student
     from engine.models.load import load_causal_lm, load_tokenizer
+
+    if with_adapter:  # 900 modules: more than two seconds of each life of a run that trains one
+        import peft  # noqa: F401
 
     torch.set_num_threads(1)
     folder = tiny_model("llama", num_layers=2)
