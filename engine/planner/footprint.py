@@ -302,6 +302,9 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
     states = int(trained * _STATE_BYTES[setting.optimizer])
     base = _frozen_bytes(shape, setting)
     moments = adapter_moments(shape, setting, trained, states)
+    if is_host and not setting.keeps_memory:  # at the export, the blocks of a step and the holes between them are gone
+        holes = int(_SMALL_HOLES * _small_share(shape, setting, number) * _comes_and_goes(moments))
+        moments = {name: moment if name == "export" else {**moment, "other": holes} for name, moment in moments.items()}
     peak = highest(moments)
     in_files = setting.cpu_offload and is_host
     is_mapped = in_files and not setting.layer_by_layer and setting.quantization == "none"
@@ -319,8 +322,6 @@ def _adapter_footprint(shape: ModelShape, setting: StudentSetting) -> Footprint:
         parts["other"] = _interpreter_bytes(shape) + compiled + peak.get("other", 0)
         if setting.keeps_memory:
             parts["other"] += _kept_free(moments, number)
-        else:
-            parts["other"] += int(_SMALL_HOLES * _small_share(shape, setting, number) * _comes_and_goes(moments))
         return Footprint(parts, sum(parts.values()))
     parts["other"] = _WORKSPACES
     layer_staging = 2 * max(shape.layer_parameters) * shape.stored_bytes

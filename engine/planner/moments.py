@@ -15,8 +15,8 @@ MIB = 2**20
 BUCKET_BYTES = 32 * MIB
 """Gradients that ranks add up at a time."""
 
-# peft brings accelerate and bitsandbytes.
-_PEFT = 58 * MIB
+# peft brings accelerate and bitsandbytes: 51 MiB.
+_PEFT = 52 * MIB
 # A tokenizer in memory, for each byte of tokenizer.json: 15 of SmolLM2's, 16 of 262,144 whole words; and for each id
 # where there is no such file.
 _TOKENIZER_OF_BYTE, _TOKENIZER_OF_ID = 16, 1100
@@ -26,6 +26,8 @@ _GATHERED_LAYERS = 3
 _SUM_BUFFERS = 3
 # Hidden states beside the layers: the last norm's input and output, the scored positions, and their gradient.
 _ENDS = 5
+# The states of the last layer and their gradient, which are left behind a loss in slices.
+_ENDS_BEHIND_THE_LOSS = 2
 # A lean step's head works on slices of 4 MiB: logits, their gradient, the slice's own gradient.
 _LEAN_LOGITS = 12 * MIB
 # 8-bit moments are unpacked a million elements at a time.
@@ -199,6 +201,8 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
     # Of each adapted layer, [tokens, rank] is kept, and the adapter's own output is added to the layer's.
     products = sum(linear.share for linear in shape.adapted(setting.targets))
     layer = layer_bytes(shape, setting, number) + int(tokens * number * products * setting.rank)
+    if not shape.plain_norms:  # the scaled copy is for the gradient of a norm's weight, which is frozen
+        layer -= 2 * 4 * tokens * shape.hidden_size
     mask = mask_bytes(shape, setting, number)
     is_again = setting.checkpointing or setting.layer_by_layer
     border = tokens * shape.hidden_size * number
@@ -207,7 +211,7 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
         kept = setting.accumulation * (shape.num_layers * border + mask + border)
     else:
         kept = mask + shape.num_layers * (border if is_again else layer)
-    kept += tokens * shape.hidden_size * (4 * _ENDS)
+    state = 4 * tokens * shape.hidden_size
     if setting.quantization != "none":  # unpacked for a product
         layer += largest_weight(shape) * number
     backward = layer // 2 + (layer if is_again else 0)
@@ -216,8 +220,13 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
     pieces = min(_UPDATE_PIECES, 20 * trained) if setting.optimizer == "adamw-8bit" else 0
     left = setting.accumulation * mask if setting.layer_by_layer else 0
     moments = {
-        "loss": {"gradients": grown, "activations": kept, "logits": setting.device.loss_factor * _LEAN_LOGITS},
-        "last layer": {"gradients": grown, "activations": kept + backward},
+        "loss": {
+            "gradients": grown,
+            "activations": kept + _ENDS * state,
+            "logits": setting.device.loss_factor * _LEAN_LOGITS,
+        },
+        # The loss gives all back but the gradient of its states.
+        "last layer": {"gradients": grown, "activations": kept + _ENDS_BEHIND_THE_LOSS * state + backward},
         "first layer": {"gradients": gradients, "activations": left + (0 if is_again else layer) + backward},
         "update": {"gradients": gradients, "optimizer": pieces},
         # peft is imported for the adapter's folder, and the tokenizer is loaded, when the moments are gone.

@@ -6,7 +6,7 @@ import pytest
 
 from engine.machine.device import Device
 from engine.planner.footprint import _small_share, student_footprint, teacher_footprint
-from engine.planner.moments import StepSizes, lean_moments
+from engine.planner.moments import StepSizes, adapter_moments, lean_moments
 from engine.planner.phase_settings import StudentSetting, TeacherSetting
 from engine.planner.prediction import PARTS
 from tests.engine.planner.machines import MIB, PYTHIA_70M, PYTHIA_410M, pythia
@@ -52,6 +52,29 @@ def test_an_evaluation_in_half_precision_has_no_whole_logits() -> None:
     moments = [lean_moments(PYTHIA_70M, one, StepSizes(PYTHIA_70M, one), 0, 0) for one in settings]
     plain, half = (found["evaluation"]["logits"] for found in moments)
     assert half < plain
+
+
+def test_the_export_of_an_adapter_comes_after_the_holes_of_a_step() -> None:
+    """Its plan had the holes between the blocks of a step, which are handed back: 8 % too much with short rows."""
+    large = replace(PYTHIA_70M, tokenizer_bytes=100 * MIB)  # the export is the peak, however large a step is
+    setting = replace(STUDENT, rank=8, sequence_length=64)
+    few, many = (student_footprint(large, replace(setting, batch=batch)) for batch in (2, 4))
+    assert few.peak_bytes == many.peak_bytes
+
+
+def test_a_frozen_norm_keeps_nothing_for_its_weight() -> None:
+    setting = replace(STUDENT, rank=8)
+    plain, scaled = (
+        adapter_moments(replace(PYTHIA_70M, plain_norms=plain), setting, 1000, 0) for plain in (True, False)
+    )
+    assert plain == scaled
+
+
+def test_a_loss_in_slices_leaves_less_than_it_needs_beside_the_layers() -> None:
+    checkpointed = replace(STUDENT, rank=8, checkpointing=True, batch=1, sequence_length=4096)
+    moments = adapter_moments(PYTHIA_70M, checkpointed, 1000, 0)
+    backward = moments["first layer"]["activations"]
+    assert moments["last layer"]["activations"] - backward < moments["loss"]["activations"]
 
 
 def test_a_streamed_teacher_does_not_grow_with_its_layers() -> None:
