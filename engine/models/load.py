@@ -228,18 +228,18 @@ class ResidentTeacher:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
-        # Quantised weights are never on the device in full precision: that alone may be more than the device holds.
-        first_home = self.device if quantization == "none" else torch.device("cpu")
-        self._model: PreTrainedModel | None = load_causal_lm(
-            folder, dtype=dtype, device=first_home, trust_remote_code=trust_remote_code
-        ).requires_grad_(False)
-        check_numbers(self._model.named_parameters(), folder)
-        layers = find_core(self._model).layers  # a model without them is refused now, not after the first batch
-        if quantization != "none":
-            from engine.models.quantize import quantize_layers
+        self._model: PreTrainedModel | None
+        if quantization == "none":
+            self._model = load_causal_lm(folder, dtype=dtype, device=self.device, trust_remote_code=trust_remote_code)
+            check_numbers(self._model.named_parameters(), folder)
+        else:
+            from engine.models.load_quantized import load_quantized
 
-            quantize_layers(layers, quantization, self.device)
-            self._model.to(self.device)
+            self._model = load_quantized(
+                folder, quantization, dtype=dtype, device=self.device, trust_remote_code=trust_remote_code
+            )
+        self._model.requires_grad_(False)
+        find_core(self._model)  # a model without layers is refused now, not after the first batch
         slice_resident_head(self._model)
         check_causal(self._model)
         self.vocab_rows = int(self._model.get_input_embeddings().weight.shape[0])

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from engine.models.checkpoint import Checkpoint
 from engine.models.core import find_core
+from engine.models.finite import check_numbers
 from engine.models.load import quiet
 from engine.models.load_in_place import finish, place, share
 from engine.models.meta import build_on_meta, read_config
@@ -37,7 +38,7 @@ def load_quantized(
         trust_remote_code: whether code out of the folder may run.
 
     Raises:
-        ModelError: transformers does not know the model, or the files do not fill it.
+        ModelError: transformers does not know the model, the files do not fill it, or a weight is no number.
     """
     checkpoint = Checkpoint(folder)
     try:
@@ -60,6 +61,7 @@ def load_quantized(
                 return tensor
 
             for name, tensor in recipe.convert(model, read).items():
+                check_numbers([(name, tensor)], folder)
                 if (layer := swapped.get(name)) is not None:
                     layer.codes, layer.scales = layer.pack(tensor.to(device))
                 else:

@@ -159,21 +159,5 @@ def multiplies(module: nn.Linear) -> bool:
     return type(module).forward is nn.Linear.forward or type(module).__name__ == "FalconLinear"
 
 
-def quantize_layers(layers: nn.Module, method: Method, device: torch.device) -> None:
-    """Quantise a resident model's decoder layers in place and move them, one linear layer after the other.
-
-    At most one whole matrix is on the device at a time, so a model that does not fit there before it is quantised can
-    be used there afterwards.
-
-    Args:
-        layers: the list of decoder layers, with their weights, in main memory.
-        method: int8 or nf4.
-        device: where the codes and scales go, and where they are made.
-    """
-    weights = {name: module.weight for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    for name, module in swap_linear_layers(layers, method).items():
-        module.codes, module.scales = module.pack(weights.pop(name).detach().to(device))
-
-
 def _load_kernels() -> None:
     importlib.import_module("bitsandbytes")  # registers torch.ops.bitsandbytes; 110 MB that others need not pay

@@ -29,6 +29,7 @@ from engine.model_files.spec import ModelSpec
 from engine.model_files.vocabulary import forget_vocabularies
 from engine.phases.cut import CUT, cut_student, is_cut
 from engine.phases.prepare import teacher_spec
+from engine.phases.quantized import QUANTIZATION, enter_cost, own_loss
 from engine.planner.footprint import SPARED, context_bytes_on, reads_ahead, teacher_footprint
 from engine.planner.phase_settings import TeacherSetting
 from engine.planner.shape import shape_of
@@ -129,7 +130,8 @@ def run_teacher(run: Run, job: ScoreJob, channel: Channel) -> None:
             _only_cut(run, job, tokens, channel)
         scored = _of_ranks(run, job) if not missing else {**figures, "rows_scored": missing}
         _judge(tokens, store, channel)
-        run.finish_phase(job.name, {**scored, "cache": cache_figures(store), "cut": run.result(CUT)})
+        more = {"cut": run.result(CUT), "quantization_cost": run.result(QUANTIZATION)}
+        run.finish_phase(job.name, {**scored, "cache": cache_figures(store), **more})
 
 
 def _of_ranks(run: Run, job: ScoreJob) -> dict[str, Any]:
@@ -211,9 +213,16 @@ def _score(
     cuts = rank.number == 0 and not is_cut(run, job)
     if rank != ALONE and not cuts and not has_work(tokens, store, SPLITS, how, rank):
         return None
-    with contextlib.closing(load_teacher(run, job, spec, device, dtype)) as teacher:
+
+    def load(of: ScoreJob) -> Any:
+        return load_teacher(run, of, spec, device, dtype)
+
+    own = own_loss(run, job, spec, tokens, channel, load) if rank.number == 0 else None
+    with contextlib.closing(load(job)) as teacher:
         if job.layer_by_layer and teacher.note:
             channel.log("info", teacher.note, "not-bit-equal")
+        if own is not None:
+            enter_cost(run, job, spec, tokens, channel, teacher, own)
         if cuts:
             cut_student(run, job, spec, lambda: teacher, tokens, channel)
         if rank.number == 0:

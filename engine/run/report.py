@@ -101,6 +101,7 @@ def build(run: Run) -> dict[str, Any]:
         "compare": student.get("compare", {}),
         "adapter": student.get("adapter"),
         "cut": (teacher.get("cut") or {}).get("cuts", []),
+        **({"quantization_cost": cost} if (cost := teacher.get("quantization_cost")) else {}),
         "cache": teacher["cache"],
         "phases": phases,
         "samples": student["samples"],

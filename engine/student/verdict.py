@@ -195,6 +195,19 @@ def in_a_word(kl: float) -> str:
     return next((word for limit, word in _WORDS if kl <= limit), _FAR)
 
 
+def quantization_in_words(quantization: str, cost: Mapping[str, Any]) -> str:
+    """Return the losses of a quantized teacher and of its own weights as a sentence.
+
+    Args:
+        quantization: int8 or nf4.
+        cost: ``quantized_loss``, ``own_loss`` and the ``tokens`` that both are measured on.
+    """
+    return (
+        f"In {quantization} the teacher's loss is {cost['quantized_loss']:.3f}, in its own weights "
+        f"{cost['own_loss']:.3f} (on {cost['tokens']:,} hold-out tokens)."
+    )
+
+
 def details(report: Mapping[str, Any]) -> list[str]:
     """Further sentences: the gap and from where, chance, how sure the figures are, and labels alone."""
     teacher, before, after = (_loss(report, name) for name in ("teacher", "student_before", "student_after"))
@@ -222,6 +235,8 @@ def details(report: Mapping[str, Any]) -> list[str]:
     if (documents := report.get("holdout_documents")) and documents < FEWEST_DOCUMENTS:
         few = "one document" if documents == 1 else f"only {documents} documents"
         said.append(f"The hold-out has {few}: too few to tell how far others would differ.")
+    if (cost := report.get("quantization_cost")) is not None:
+        said.append(quantization_in_words(report["config"]["quantization"], cost))
     said += _of_the_steps(report)
     quantization = (report.get("adapter") or {}).get("quantization", "none")
     if quantization != "none":

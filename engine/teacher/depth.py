@@ -336,6 +336,12 @@ class Bench:
                 raise
             return [math.nan] if len(cuts) == 1 else [self.losses(text, [cut])[0] for cut in cuts]
 
+    def whole_loss(self, text: Sequence[Piece]) -> float:
+        """Mean cross-entropy to the labels of the whole teacher, however its layers are used."""
+        states = self.teacher.last_hidden_states([piece.ids for piece in text], on_progress=self._progress)
+        total = sum(self._nll(hidden_states, piece) for hidden_states, piece in zip(states, text, strict=True))
+        return total / max(1, sum(int(piece.scored[:, 1:].sum()) for piece in text))
+
     def _losses(self, text: Sequence[Piece], cuts: Sequence[Sequence[int]]) -> list[float]:
         sums = [0.0] * len(cuts)
         for wave in self._waves(text, len(cuts)):

@@ -4,10 +4,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from engine.errors import ModelError
 from engine.model_files.vocabulary import read_chat_template
-from engine.models import load, quantize
+from engine.models import load, load_quantized, quantize
 from engine.models.core import find_core
 from engine.models.load import ResidentTeacher, load_causal_lm, load_tokenizer
 from tests.tiny import ARCHITECTURES, PADDING_ROWS, VOCAB_SIZE, tiny_model
@@ -19,8 +22,6 @@ def folder(tmp_path):
 
 
 def without(folder, name):
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     del tensors[name]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -126,21 +127,33 @@ def test_a_model_is_loaded_on_a_device_that_is_not_the_cpu(architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_no_whole_model_is_on_the_device_before_it_is_quantised(monkeypatch, architecture, quantization):
+def test_no_whole_model_is_there_before_it_is_quantised(monkeypatch, architecture, quantization):
     arrived, own_pack = [], quantize.QuantizedLinear.pack
-    models, own_load = [], load.load_causal_lm
+    models, own_build = [], load_quantized.build_on_meta
 
     def pack(self, weight):
         arrived.append(weight.device.type)
-        others = [parameter.device.type for layer in find_core(models[0]).layers for parameter in layer.parameters()]
-        assert set(others) <= {"cpu"}, "a matrix waits on the device"
+        linears = [each for each in find_core(models[0]).layers.modules() if isinstance(each, nn.Linear | Conv1D)]
+        assert not linears, "a matrix waits to be quantised"
         return own_pack(self, weight)
 
     monkeypatch.setattr(quantize.QuantizedLinear, "pack", pack)
-    monkeypatch.setattr(load, "load_causal_lm", lambda *a, **k: models.append(own_load(*a, **k)) or models[0])
+    monkeypatch.setattr(load_quantized, "build_on_meta", lambda *a, **k: models.append(own_build(*a, **k)) or models[0])
     teacher = ResidentTeacher(tiny_model(architecture), dtype=torch.float32, device="meta", quantization=quantization)
     assert set(arrived) == {"meta"}, "each matrix is quantised where it will be used"
     assert {tensor.device.type for tensor in teacher.model.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_weight_that_is_no_number_is_found_before_it_is_quantised(tmp_path, quantization):
+    shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("up_proj.weight"))
+    weights[name][0, 0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        ResidentTeacher(tmp_path / "model", dtype=torch.float32, quantization=quantization)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOMEM, "no memory")])
