@@ -1,4 +1,4 @@
-"""Loading a whole model, and the teacher that is held in memory as a whole.
+"""Loading a whole model and its tokenizer.
 
 The weights come from safetensors or GGUF files only: a pickle can run any code. A model whose files do not fill all of
 its weights is refused, because transformers would make the rest up at random and only log it. Knows nothing of records
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -25,13 +25,9 @@ from engine.machine.out_of_memory import is_out_of_memory, tells_out_of_memory
 from engine.machine.torch_device import kind_of
 from engine.model_files.vocabulary import read_chat_template
 from engine.model_files.weight_files import is_decoded, model_of
-from engine.models.causal import check_causal
 from engine.models.checkpoint import Checkpoint
-from engine.models.core import find_core, last_hidden_states, logits_of
 from engine.models.faithful import load_faithful
-from engine.models.finite import check_numbers
 from engine.models.meta import causal_lm_class, leave_weights_alone, read_config
-from engine.models.slices import slice_resident_head
 
 UNUSABLE = (
     OSError,
@@ -198,97 +194,6 @@ def _conversion_errors(error: BaseException) -> str:
         if found:
             return "\n".join(map(str, dict(found).values()))
     return ""
-
-
-class ResidentTeacher:
-    """A teacher whose layers are all in memory.
-
-    Args:
-        folder: the model's folder.
-        dtype: of weights and hidden states.
-        device: where it computes.
-        trust_remote_code: whether code out of the folder may run.
-        quantization: hold the decoder layers' linear weights in fewer bits.
-
-    Attributes:
-        vocab_rows: columns of the logits, padding included.
-        whole_waves: False: a call costs the same however few micro-batches it gets, so it is best given one at a time.
-    """
-
-    whole_waves = False
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-        trust_remote_code: bool = False,
-        quantization: Literal["none", "int8", "nf4"] = "none",
-    ) -> None:
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self._model: PreTrainedModel | None
-        if quantization == "none":
-            self._model = load_causal_lm(folder, dtype=dtype, device=self.device, trust_remote_code=trust_remote_code)
-            check_numbers(self._model.named_parameters(), folder)
-        else:
-            from engine.models.load_quantized import load_quantized
-
-            self._model = load_quantized(
-                folder, quantization, dtype=dtype, device=self.device, trust_remote_code=trust_remote_code
-            )
-        self._model.requires_grad_(False)
-        find_core(self._model)  # a model without layers is refused now, not after the first batch
-        slice_resident_head(self._model)
-        check_causal(self._model)
-        self.vocab_rows = int(self._model.get_input_embeddings().weight.shape[0])
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model itself; gone after :meth:`close`."""
-        assert self._model is not None, "the teacher was closed"
-        return self._model
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The decoder layers."""
-        return find_core(self.model).layers
-
-    @torch.no_grad()
-    def last_hidden_states(
-        self, micro_batches: Sequence[Tensor], *, on_progress: Callable[[int, int], None] | None = None
-    ) -> list[Tensor]:
-        """Hidden states of one wave.
-
-        Args:
-            micro_batches: int64 [batch, length] each, right-padded, without attention mask.
-            on_progress: called with micro-batches done and micro-batches in all.
-
-        Returns:
-            [batch, length, hidden] for each micro-batch, on the teacher's device.
-        """
-        states = []
-        for number, ids in enumerate(micro_batches, start=1):
-            states.append(last_hidden_states(self.model, ids.to(self.device)))
-            if on_progress is not None:
-                on_progress(number, len(micro_batches))
-        return states
-
-    @torch.no_grad()
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits of [tokens, hidden] states: float32 [tokens, vocab_rows]."""
-        return logits_of(self.model, hidden_states.to(self.device)).float()
-
-    growth_bytes = saved_bytes = 0
-
-    def save_memory(self, on: bool) -> str:
-        """Nothing of a whole teacher can go: what is done is empty."""
-        return ""
-
-    def close(self) -> None:
-        """Let go of the weights."""
-        self._model = None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What quantization costs a teacher: its loss on some hold-out text, in its own weights and quantized.
+"""The cost of a quantized teacher: its loss on some hold-out text, in its own weights and quantized.
 
 Both losses are of the same tokens and in the same number format. The own weights are read layer by layer, before the
 quantized teacher is loaded, and only where that takes no more memory than the phase was planned with.
@@ -45,13 +45,15 @@ def own_loss(
     streamed = teacher_footprint(shape, replace(setting, quantization="none", layer_by_layer=True))
     planned = teacher_footprint(shape, setting)
     if streamed.peak_bytes > planned.peak_bytes or streamed.ram_bytes > planned.ram_bytes:
-        channel.log("info", "What quantization costs is not measured: the teacher's own layers do not fit the plan.")
+        channel.log(
+            "info", "The cost of the quantization is not measured: the teacher's own layers do not fit the plan."
+        )
         return None
     try:
         with contextlib.closing(load(job.changed({"quantization": "none", "layer_by_layer": True}))) as teacher:
             return _loss(teacher, job, spec, tokens, channel)
     except ModelError as error:
-        channel.log("info", f"What quantization costs is not measured: {error.what}")
+        channel.log("info", f"The cost of the quantization is not measured: {error.what}")
         return None
 
 

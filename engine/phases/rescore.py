@@ -158,7 +158,7 @@ def _score(folder: Path, tokens: TokenFile, store: CacheStore, teacher: Path, wa
     import torch
 
     from engine.machine.torch_device import PRECISIONS, is_there, kind_of
-    from engine.models.load import ResidentTeacher
+    from engine.models.resident import ResidentTeacher
     from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
     from engine.planner.sizes import head_chunk_tokens
     from engine.teacher.score import ScoreSettings, score

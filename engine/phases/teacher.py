@@ -306,7 +306,7 @@ def load_teacher(run: Run, job: ScoreJob, spec: ModelSpec, device: torch.device,
                 spill_folder=run.path if job.where.is_host else None,
             ),
         )
-    from engine.models.load import ResidentTeacher
+    from engine.models.resident import ResidentTeacher
 
     return ResidentTeacher(
         spec.path,
@@ -343,7 +343,7 @@ def _room(job: ScoreJob, spec: ModelSpec, device: torch.device) -> _Room:
 def _keep_samples(run: Run, teacher: Teacher, tokens: TokenFile, seed: int) -> None:
     """Let the teacher continue a few prompts while it is loaded; the report shows them beside the student's."""
     from engine.models.cached import GrowingRows
-    from engine.models.load import ResidentTeacher
+    from engine.models.resident import ResidentTeacher
     from engine.student.generate import continuations, holdout_prompts, lengthened, writing_speed
 
     path = run.phases_path / "teacher-samples.json"

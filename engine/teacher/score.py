@@ -40,7 +40,7 @@ _LAYERS_SHARE = 0.9
 
 
 class Teacher(Protocol):
-    """A teacher: engine.models.load.ResidentTeacher or engine.models.streaming.teacher.StreamedTeacher.
+    """A teacher: engine.models.resident.ResidentTeacher or engine.models.streaming.teacher.StreamedTeacher.
 
     Attributes:
         whole_waves: whether a call costs a pass over all layers on disk, so that it should get a whole wave.

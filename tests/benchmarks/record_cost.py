@@ -36,7 +36,8 @@ from engine.data.tokens import TokenFile
 from engine.model_files.demo import DEMO_TEACHER
 from engine.model_files.spec import read_spec
 from engine.models.derive import derive_student
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
+from engine.models.resident import ResidentTeacher
 from engine.planner.sizes import head_chunk_tokens, wave_tokens
 from engine.student.batches import Source, StepPart
 from engine.student.learner import Learner

@@ -98,7 +98,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
     import transformers
 
-    from engine.models.load import ResidentTeacher
+    from engine.models.resident import ResidentTeacher
     from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 
     torch.set_num_threads(arguments.threads)

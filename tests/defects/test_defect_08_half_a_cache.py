@@ -9,7 +9,7 @@ import pytest
 
 from engine.data.tokens import TokenFile
 from engine.errors import RecordsMissing, Stopped
-from engine.models.load import ResidentTeacher
+from engine.models.resident import ResidentTeacher
 from tests.engine.teacher.test_score import StopsAfter, a_store, run, token_file
 from tests.tiny import tiny_model
 

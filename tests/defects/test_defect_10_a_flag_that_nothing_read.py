@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.models.core import find_core
-from engine.models.load import ResidentTeacher
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.phases.prepare import teacher_spec
 from engine.phases.teacher import load_teacher

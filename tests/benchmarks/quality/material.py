@@ -28,8 +28,8 @@ from engine.data.tokens import SPLITS, Split, TokenFile
 from engine.model_files.spec import read_spec
 from engine.models.derive import derive_student
 from engine.models.documents import find_documents
-from engine.models.load import ResidentTeacher
 from engine.models.packed import packed_hidden_states
+from engine.models.resident import ResidentTeacher
 from engine.planner.sizes import head_chunk_tokens
 from engine.student.batches import MicroBatch, Source
 from engine.student.loss import RecordTensors

@@ -13,7 +13,7 @@ import torch
 
 from engine.machine.device import Device
 from engine.models.checkpoint import Checkpoint
-from engine.models.load import ResidentTeacher
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
 from engine.teacher.sampling import draw_records
 from tests.pretend_gpu import is_on_gpu, pretend_gpu

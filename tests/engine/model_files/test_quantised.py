@@ -19,7 +19,8 @@ from engine.model_files.hub import resolve_model
 from engine.model_files.spec import fingerprint, read_spec
 from engine.models.checkpoint import Checkpoint
 from engine.models.derive import derive_student
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from tests.tiny import VOCAB_SIZE, tiny_model
 

@@ -16,7 +16,8 @@ from engine.model_files.adapter_shape import AdapterShape
 from engine.model_files.hub import resolve_model
 from engine.model_files.spec import read_spec
 from engine.model_files.vocabulary import read_vocabulary
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.planner.shape import shape_of
 from engine.student.adapter import LowRankAdapter

@@ -16,8 +16,9 @@ from engine.model_files.spec import read_spec
 from engine.models.causal import check_causal
 from engine.models.core import find_core, head_is_linear
 from engine.models.derive import derive_student, is_valid_cut, layer_kinds, layers_to_keep
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
 from engine.models.packed import packed_hidden_states
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.phases.prepare import check_linears
 from engine.planner.shape import shape_of

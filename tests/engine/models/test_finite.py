@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import ModelError, Stopped
 from engine.models.finite import check_files, check_numbers
 from engine.models.fit import check_fit
-from engine.models.load import ResidentTeacher
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from tests.tiny import tiny_model
 

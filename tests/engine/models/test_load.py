@@ -12,7 +12,8 @@ from engine.errors import ModelError
 from engine.model_files.vocabulary import read_chat_template
 from engine.models import load, load_quantized, quantize
 from engine.models.core import find_core
-from engine.models.load import ResidentTeacher, load_causal_lm, load_tokenizer
+from engine.models.load import load_causal_lm, load_tokenizer
+from engine.models.resident import ResidentTeacher
 from tests.tiny import ARCHITECTURES, PADDING_ROWS, VOCAB_SIZE, tiny_model
 
 

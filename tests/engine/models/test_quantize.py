@@ -14,9 +14,9 @@ from engine.machine.allocator import allocator_environment
 from engine.model_files.spec import read_spec
 from engine.models.core import find_core
 from engine.models.linears import decoder_linears
-from engine.models.load import ResidentTeacher
 from engine.models.meta import build_on_meta
 from engine.models.quantize import Method, QuantizedLinear, dequantize, quantize, swap_linear_layers
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from tests.engine.models.architectures import ARCHITECTURES, VOCAB_SIZE, tiny_architecture
 from tests.engine.models.equality import assert_same_numbers

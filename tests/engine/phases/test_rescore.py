@@ -13,7 +13,7 @@ from engine.cli.cache import main
 from engine.data.tokens import SPLITS, TokenFile, TokenFileWriter
 from engine.errors import CacheMismatch, FolderError
 from engine.model_files.spec import fingerprint, read_spec
-from engine.models.load import ResidentTeacher
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.phases.rescore import rescore
 from engine.teacher.score import ScoreSettings, score

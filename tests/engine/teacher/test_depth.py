@@ -12,7 +12,8 @@ from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.model_files.spec import read_spec
 from engine.models.derive import derive_student, is_valid_cut, layer_kinds, layers_to_keep
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
+from engine.models.resident import ResidentTeacher
 from engine.models.skipping import cut_to, watched
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.teacher.depth import Bench, CutRules, Depth, choose_depth, piece_of

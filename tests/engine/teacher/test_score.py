@@ -19,7 +19,8 @@ from engine.data.packing import PackedRow, TokenisedDocument
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.errors import BadNumbers, Stopped
 from engine.machine.memory_watch import MemoryWatch
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.ranks import ALONE, Rank
 from engine.teacher.score import ScoreSettings, score

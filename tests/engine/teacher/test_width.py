@@ -14,7 +14,8 @@ from engine.errors import ModelError
 from engine.model_files.narrow import Kept, Width, width_of
 from engine.model_files.spec import read_spec
 from engine.models.derive import derive_student
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from engine.planner.shape import shape_of
 from engine.teacher.depth import Piece

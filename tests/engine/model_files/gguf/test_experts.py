@@ -18,7 +18,8 @@ from engine.model_files.gguf.architectures import llama_pairs
 from engine.model_files.hub import resolve_model
 from engine.model_files.spec import read_spec
 from engine.model_files.weight_files import read_tensors
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
 

@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.export import write_gguf
 from engine.model_files.gguf.architectures import ARCHITECTURES
 from engine.model_files.spec import read_spec
-from engine.models.load import ResidentTeacher, load_causal_lm
+from engine.models.load import load_causal_lm
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from tests.engine.export.test_gguf_file import _SHARED, MODELS
 from tests.engine.model_files.gguf.exact_models import save_exact

@@ -15,8 +15,9 @@ from engine.model_files.hub import resolve_model
 from engine.model_files.spec import fingerprint, read_spec
 from engine.model_files.vocabulary import read_vocabulary
 from engine.models.checkpoint import Checkpoint
-from engine.models.load import ResidentTeacher, load_causal_lm, load_tokenizer
+from engine.models.load import load_causal_lm, load_tokenizer
 from engine.models.load_in_place import in_memory, load_in_place
+from engine.models.resident import ResidentTeacher
 from engine.models.streaming.teacher import StreamedTeacher
 from tests.engine.export.test_gguf_file import _LLAMA3, MODELS, folder_of
 from tests.tiny import VOCAB_SIZE, tiny_model
