@@ -13,16 +13,13 @@ Source: oneDNN's developer guide, "Primitive Cache"; torch's ``mkldnn_bf16_devic
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from pathlib import Path
+from functools import cache
 
-from engine.disk import places
-from engine.disk.files import write_atomic
-from engine.errors import DiskFull
 from engine.machine import hardware
 from engine.machine.gpu_check import torch_version
+from engine.machine.kept_fact import KeptFact
 
 # A training step has some 24 shapes, the same in each step: with a limit of 32 it takes the time that it takes with
 # 1,024, and with 1 twice the time.
@@ -40,34 +37,29 @@ def kernels_environment(phase: str) -> dict[str, str]:
 # Instruction sets, as engine.machine.hardware names them, with which torch asks oneDNN for products in bf16.
 _WITH_KERNELS = frozenset({"AVX-512", "AVX-512 BF16", "AMX", "AMX BF16", "BF16"})
 
-_kept: dict[Path, bool] = {}
+_ANSWER = KeptFact("half_kernels")
 
 
 def has_half_kernels() -> bool:
     """Return whether oneDNN compiles kernels for products in half precision on this processor."""
-    path = _path()
-    if path not in _kept:
-        _kept[path] = _read(path)
-    return _kept[path]
+    found = _ANSWER.read(_name(_this_machine()))
+    if isinstance(found, bool):
+        return found
+    _, (_, features) = _this_machine()
+    return not features or not _WITH_KERNELS.isdisjoint(features)  # where nothing is known, the plan counts them
 
 
 def keep_half_kernels(found: bool) -> None:
     """Keep torch's answer for this processor."""
-    path = _path()
-    _kept[path] = found
-    with contextlib.suppress(OSError, DiskFull):  # asked again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"half_kernels": found}) + "\n")
+    _ANSWER.keep(_name(_this_machine()), found)
 
 
-def _read(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if isinstance(found := json.loads(path.read_text(encoding="utf-8"))["half_kernels"], bool):
-            return found
-    features = hardware.processor()[1]
-    return not features or not _WITH_KERNELS.isdisjoint(features)  # where nothing is known, the plan counts them
+@cache
+def _this_machine() -> tuple[str, tuple[str, tuple[str, ...]]]:
+    """The version of torch, and the processor with its instruction sets. A plan asks hundreds of times."""
+    return torch_version(), hardware.processor()
 
 
-def _path() -> Path:
-    digest = hashlib.blake2b(json.dumps([torch_version(), hardware.processor()]).encode(), digest_size=6).hexdigest()
-    return places.cache() / f"kernels-{digest}.json"
+@cache
+def _name(machine: tuple[str, tuple[str, tuple[str, ...]]]) -> str:
+    return f"kernels-{hashlib.blake2b(json.dumps(machine).encode(), digest_size=6).hexdigest()}"

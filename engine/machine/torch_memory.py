@@ -15,9 +15,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from engine.disk import places
-from engine.disk.files import write_atomic
-from engine.errors import DiskFull
+from engine.machine.kept_fact import KeptFact
 
 MIB = 2**20
 
@@ -27,15 +25,15 @@ _WITH_A_GPU = 132 * MIB
 # Two imports differ by less.
 _STEP = 4 * MIB
 
-_kept: dict[Path, int] = {}
+_MEASURED = KeptFact("import_bytes")
 
 
 def more_bytes() -> int:
     """Memory that a process with torch takes beyond the figures of the planner; below 0 where it takes less."""
-    path = _path()
-    if path not in _kept:
-        _kept[path] = _read(path)
-    return _kept[path]
+    found = _MEASURED.read(_name())
+    if isinstance(found, int):
+        return round((found - FITTED_BYTES) / _STEP) * _STEP
+    return _WITH_A_GPU if _is_for_a_gpu() else 0
 
 
 def keep(import_bytes: int) -> None:
@@ -44,25 +42,11 @@ def keep(import_bytes: int) -> None:
     Args:
         import_bytes: anonymous memory of a process right after ``import torch``.
     """
-    path = _path()
-    _kept[path] = _rounded(import_bytes)
-    with contextlib.suppress(OSError, DiskFull):  # measured again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"import_bytes": import_bytes}) + "\n")
+    _MEASURED.keep(_name(), import_bytes)
 
 
-def _read(path: Path) -> int:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return _rounded(int(json.loads(path.read_text(encoding="utf-8"))["import_bytes"]))
-    return _WITH_A_GPU if _is_for_a_gpu() else 0
-
-
-def _rounded(import_bytes: int) -> int:
-    return round((import_bytes - FITTED_BYTES) / _STEP) * _STEP
-
-
-def _path() -> Path:
-    return places.cache() / f"torch-{_digest(_version_file())}.json"
+def _name() -> str:
+    return f"torch-{_digest(_version_file())}"
 
 
 @cache

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.disk import places
-from engine.machine import hardware, kernels
+from engine.machine import kernels
+from engine.machine.kept_fact import KeptFact
 from engine.machine.kernels import has_half_kernels, keep_half_kernels, kernels_environment
 from engine.run.phase_environment import environment_for
 from tests.jobs import train_job
@@ -55,8 +56,8 @@ def test_a_training_keeps_the_kernels_of_a_step_and_the_others_few() -> None:
 
 
 def a_processor(monkeypatch: pytest.MonkeyPatch, *features: str) -> None:
-    monkeypatch.setattr(hardware, "processor", lambda: ("A processor", features))
-    monkeypatch.setattr(kernels, "_kept", {})  # another process
+    monkeypatch.setattr(kernels, "_this_machine", lambda: ("2.13.0", ("A processor", features)))
+    monkeypatch.setattr(kernels, "_ANSWER", KeptFact("half_kernels"))  # another process
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from engine.disk import places
 from engine.machine import torch_memory
+from engine.machine.kept_fact import KeptFact
 from engine.machine.torch_memory import FITTED_BYTES, MIB, more_bytes
 from engine.planner.preparing import prepare_bytes
 
@@ -42,7 +43,7 @@ def test_before_a_measurement_the_builds_own_words_decide(words: str, more: int,
 def test_a_measurement_is_kept_for_its_installation(version: pytest.MonkeyPatch) -> None:
     torch_memory.keep(FITTED_BYTES + 66 * MIB + 1)
     assert more_bytes() == 68 * MIB  # two imports differ by a little, and the plan does not
-    version.setattr(torch_memory, "_kept", {})  # another process
+    version.setattr(torch_memory, "_MEASURED", KeptFact("import_bytes"))  # another process
     assert more_bytes() == 68 * MIB
     torch_memory.keep(FITTED_BYTES - 20 * MIB)
     assert more_bytes() == -20 * MIB
@@ -55,7 +56,7 @@ def test_a_damaged_measurement_is_none(words: str, version: pytest.MonkeyPatch) 
     torch_memory.keep(FITTED_BYTES + 100 * MIB)
     (kept,) = places.cache().glob("torch-*.json")
     kept.write_text(words)
-    version.setattr(torch_memory, "_kept", {})
+    version.setattr(torch_memory, "_MEASURED", KeptFact("import_bytes"))
     assert more_bytes() == 0
 
 
