@@ -312,12 +312,13 @@ def _already_finished(run: Run, config: RunConfig) -> int:
 
 def _show_end(run: Run) -> None:
     if not run.report_json.exists():
-        share = (run.result("teacher") or {}).get("share")
+        scored = run.result("teacher") or {}
+        share = scored.get("share")
         part = f", share {share['rank'] + 1} of {share['world']} alone" if share else ""
         print(f"Done up to --until {run.settings.until}{part}. Continue: {resume_command(run.path)}")
-        if run.result("cut") is not None and not share:
+        if scored.get("cut") and not share:
             line = f"tiny-distill --records_from {shlex.quote(str(run.path))} --student_layers N"
-            print(f"A student of another depth learns from the same records; the plan shows what each loses: {line}")
+            print(f"Train a student of another depth from the same records: {line}")
         return
     from engine.cli.result_table import show_result
 

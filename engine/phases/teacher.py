@@ -222,7 +222,7 @@ def _score(
         if job.layer_by_layer and teacher.note:
             channel.log("info", teacher.note, "not-bit-equal")
         if own is not None:
-            enter_cost(run, job, spec, tokens, channel, teacher, own)
+            enter_cost(run, job, tokens, channel, teacher, own)
         if cuts:
             cut_student(run, job, spec, lambda: teacher, tokens, channel)
         if rank.number == 0:

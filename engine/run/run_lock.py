@@ -13,6 +13,7 @@ from engine.disk import file_lock
 from engine.errors import FolderError
 
 _ORPHAN_SECONDS = 30.0  # a phase whose supervisor was killed ends within 10
+_ORPHAN_LOOK_SECONDS, _READER_SECONDS = 0.05, 0.001  # a reader has the lock for microseconds
 _ROOM_BYTES = 1 << 14  # for a run's last events, on a disk that other programs have filled
 _WITHOUT_ROOM_BYTES = 32  # of the process id and the line's end
 
@@ -48,10 +49,10 @@ class RunLock:
             while not self._try_lock(descriptor):
                 if self.without_locks or time.monotonic() > deadline:
                     raise self._already_going()
-                if _is_held(descriptor):
-                    if _holder_lives(descriptor):
-                        raise self._already_going()
-                    time.sleep(0.05)
+                is_held = _is_held(descriptor)
+                if is_held and _holder_lives(descriptor):
+                    raise self._already_going()
+                time.sleep(_ORPHAN_LOOK_SECONDS if is_held else _READER_SECONDS)
             with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode().ljust(_ROOM_BYTES, b"\n"))

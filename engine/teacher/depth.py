@@ -336,12 +336,6 @@ class Bench:
                 raise
             return [math.nan] if len(cuts) == 1 else [self.losses(text, [cut])[0] for cut in cuts]
 
-    def whole_loss(self, text: Sequence[Piece]) -> float:
-        """Mean cross-entropy to the labels of the whole teacher, however its layers are used."""
-        states = self.teacher.last_hidden_states([piece.ids for piece in text], on_progress=self._progress)
-        total = sum(self._nll(hidden_states, piece) for hidden_states, piece in zip(states, text, strict=True))
-        return total / max(1, sum(int(piece.scored[:, 1:].sum()) for piece in text))
-
     def _losses(self, text: Sequence[Piece], cuts: Sequence[Sequence[int]]) -> list[float]:
         sums = [0.0] * len(cuts)
         for wave in self._waves(text, len(cuts)):
@@ -349,10 +343,9 @@ class Bench:
             with cut_to(self.teacher.layers, kept, self._outputs):
                 states = self.teacher.last_hidden_states([piece.ids for _, piece in wave], on_progress=self._progress)
             for (place, piece), hidden_states in zip(wave, states, strict=True):
-                sums[place] += self._nll(hidden_states, piece)
+                sums[place] += _nll(self.teacher, hidden_states, piece, self._vocab_size, self._chunk_tokens)
                 self._safe_point()
-        tokens = sum(int(piece.scored[:, 1:].sum()) for piece in text)
-        return [total / max(1, tokens) for total in sums]
+        return [total / max(1, num_labels(text)) for total in sums]
 
     def _waves(self, text: Sequence[Piece], num_cuts: int) -> Iterator[list[tuple[int, Piece]]]:
         """Pairs of cut and piece that go through the layers together."""
@@ -369,16 +362,40 @@ class Bench:
         if wave:
             yield wave
 
-    def _nll(self, hidden_states: Tensor, piece: Piece) -> float:
-        is_label = piece.scored[:, 1:].to(hidden_states.device)
-        states, labels = hidden_states[:, :-1][is_label], piece.ids[:, 1:].to(hidden_states.device)[is_label]
-        total = 0.0
-        for start in range(0, len(labels), self._chunk_tokens):
-            chunk = slice(start, start + self._chunk_tokens)
-            logits = self.teacher.logits(states[chunk])[:, : self._vocab_size]
-            own = logits.gather(1, labels[chunk, None])[:, 0]
-            total += float(exact_sum(logits.logsumexp(1) - own))
-        return total
-
     def _progress(self, _done: int, _total: int) -> None:
         self._safe_point()
+
+
+def mean_loss(
+    teacher: Teacher, text: Sequence[Piece], *, vocab_size: int, chunk_tokens: int, safe_point: Callable[[], None]
+) -> float:
+    """Mean cross-entropy to the labels of some text, however the teacher uses its layers.
+
+    Args:
+        teacher: in memory or streamed.
+        text: see :func:`piece_of`.
+        vocab_size: V_eff.
+        chunk_tokens: positions whose logits exist at a time.
+        safe_point: called between pieces of work; may raise to stop.
+    """
+    states = teacher.last_hidden_states([piece.ids for piece in text], on_progress=lambda *_: safe_point())
+    pairs = zip(states, text, strict=True)
+    total = sum(_nll(teacher, hidden_states, piece, vocab_size, chunk_tokens) for hidden_states, piece in pairs)
+    return total / max(1, num_labels(text))
+
+
+def num_labels(text: Sequence[Piece]) -> int:
+    """Tokens of some text that a loss is measured on."""
+    return sum(int(piece.scored[:, 1:].sum()) for piece in text)
+
+
+def _nll(teacher: Teacher, hidden_states: Tensor, piece: Piece, vocab_size: int, chunk_tokens: int) -> float:
+    is_label = piece.scored[:, 1:].to(hidden_states.device)
+    states, labels = hidden_states[:, :-1][is_label], piece.ids[:, 1:].to(hidden_states.device)[is_label]
+    total = 0.0
+    for start in range(0, len(labels), chunk_tokens):
+        chunk = slice(start, start + chunk_tokens)
+        logits = teacher.logits(states[chunk])[:, :vocab_size]
+        own = logits.gather(1, labels[chunk, None])[:, 0]
+        total += float(exact_sum(logits.logsumexp(1) - own))
+    return total
