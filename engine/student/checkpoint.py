@@ -54,7 +54,7 @@ class StudentCheckpoint:
     Attributes:
         path: the folder.
         step: optimizer steps done.
-        state: what was given to :meth:`Checkpoints.save` as ``state``.
+        state: what was given to :meth:`Checkpoints.writing` as ``state``.
     """
 
     path: Path
@@ -98,30 +98,7 @@ class Checkpoints:
         self._keep = keep
         self._on_problem = on_problem
 
-    def save(
-        self,
-        step: int,
-        *,
-        weights: Mapping[str, Stored],
-        optimizer: Mapping[str, Stored],
-        state: Mapping[str, Any],
-        best_step: int | None = None,
-    ) -> tuple[Path, int]:
-        """Write a checkpoint, then remove old ones; return its folder and bytes.
-
-        Args:
-            step: optimizer steps done.
-            weights: the trained tensors (:meth:`engine.student.trainable.Trainable.tensors`).
-            optimizer: the moments.
-            state: everything else that a resumed training needs; JSON.
-            best_step: a step whose checkpoint is kept.
-
-        Raises:
-            DiskFull: no room; the checkpoints before it are untouched.
-        """
-        return self.prepared(step, weights=weights, optimizer=optimizer, state=state, best_step=best_step)()
-
-    def prepared(
+    def writing(
         self,
         step: int,
         *,
@@ -130,14 +107,22 @@ class Checkpoints:
         state: Mapping[str, Any],
         best_step: int | None = None,
     ) -> Callable[[], tuple[Path, int]]:
-        """Return what :meth:`save` does from now on: the random generators are those of this moment.
+        """Return a function that writes a checkpoint, then removes old ones, and returns its folder and bytes.
 
-        The function reads the tensors themselves: they may not change before it has ended.
+        The random generators are saved as they are now. The tensors are read by the function: they may not change
+        before it has returned. It raises DiskFull where there is no room; the checkpoints before it are untouched.
+
+        Args:
+            step: optimizer steps done.
+            weights: the trained tensors (:meth:`engine.student.trainable.Trainable.tensors`).
+            optimizer: the moments.
+            state: everything else that a resumed training needs; JSON.
+            best_step: a step whose checkpoint is kept.
         """
         tensors = {"weights": weights, "optimizer": optimizer, "rng": generator_states()}
-        return partial(self._save, step, tensors, {**state, "step": step, "generators": _generators()}, best_step)
+        return partial(self._write, step, tensors, {**state, "step": step, "generators": _generators()}, best_step)
 
-    def _save(
+    def _write(
         self,
         step: int,
         tensors: Mapping[str, Mapping[str, Stored]],

@@ -267,7 +267,7 @@ def save(training: Training, progress: Progress, checkpoints: Checkpoints, write
         beside = training.rank == ALONE and (device.is_host or device.has_streams)
         writer.begin(
             progress.step,
-            checkpoints.prepared(
+            checkpoints.writing(
                 progress.step,
                 weights=_held(weights, training.optimizer) if beside else weights,
                 optimizer=moments,

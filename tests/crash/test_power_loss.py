@@ -82,14 +82,14 @@ def checkpoint_renamed_before_it_is_written(patch: Patch) -> None:
 
 
 def old_checkpoints_go_first(patch: Patch) -> None:
-    save = Checkpoints.save
+    write = Checkpoints._write
 
-    def prune_then_save(self: Checkpoints, step: int, **values: Any) -> Any:
+    def prune_then_write(self: Checkpoints, step: int, *rest: Any) -> Any:
         for old in self.steps():
             (self.folder / f"step-{old:08d}").rename(self.folder / f".step-{old:08d}.1.tmp")
-        return save(self, step, **values)
+        return write(self, step, *rest)
 
-    patch("engine.student.checkpoint.Checkpoints.save", prune_then_save)
+    patch("engine.student.checkpoint.Checkpoints._write", prune_then_write)
 
 
 def written_in_place(patch: Patch) -> None:

@@ -309,9 +309,13 @@ def test_streamed_offloaded_and_accumulated_as_in_the_seed_command(finished, tmp
 def test_a_quantised_teacher_scores_and_its_records_are_its_own(tmp_path, quantization):
     done = run(
         *["--teacher", tiny_model("llama"), "--student", "from-teacher", "--student_layers", 2, *QUICK],
-        *["--data", write_texts(tmp_path / "data", 30), "--output_dir", tmp_path / "run", "--until", "teacher"],
+        *["--data", write_texts(tmp_path / "data", 30), "--output_dir", tmp_path / "run", "--steps", 1],
         *["--quantization", quantization],
     )
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "cache" / "manifest.json").read_text())
     assert manifest["identity"]["quantization"] == quantization
+    cost = json.loads((tmp_path / "run" / "report.json").read_text())["quantization_cost"]
+    assert 0 < abs(cost["quantized_loss"] - cost["own_loss"]) < (0.1 if quantization == "nf4" else 0.01)
+    assert cost["tokens"] > 0
+    assert f"In {quantization} the teacher's loss is" in done.stdout

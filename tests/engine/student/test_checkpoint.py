@@ -40,13 +40,13 @@ def checkpoints(tmp_path: Path, told: list[str]) -> Checkpoints:
 
 
 def save(checkpoints: Checkpoints, step: int, model: nn.Module | None = None, **values: Any) -> Path:
-    path, num_bytes = checkpoints.save(
+    path, num_bytes = checkpoints.writing(
         step,
         weights=WholeModel(model or Tied()).tensors(),
         optimizer={"head/first": torch.arange(6.0).view(2, 3), "head/first_codes": torch.ones(4, dtype=torch.uint8)},
         state={"tokens": 12, **values.pop("state", {})},
         **values,
-    )
+    )()
     assert num_bytes == sum(entry.stat().st_size for entry in path.iterdir())
     return path
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from engine.channel.control import PhaseControl
 from engine.disk import fault
 from engine.errors import BadNumbers, DiskFull, Stopped
 from engine.model_files.adapter_shape import AdapterShape
-from engine.student import checkpoint
+from engine.student import checkpoint, checkpoint_writer
 from engine.student.checkpoint_writer import CheckpointWriter
 from engine.student.train import Progress, Training, train
 from tests.engine.student.small_run import SmallRun, make_run
@@ -187,3 +188,19 @@ def test_errors_of_the_thread_reach_the_training_once_and_its_waits_are_counted(
             writer.wait()
         writer.wait()
         assert writer.waited_seconds >= 0.04
+
+
+def test_waiting_for_a_checkpoint_is_no_time_of_a_step(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, join = SimpleNamespace(now=0.0), checkpoint_writer._Writing.join
+
+    def join_later(self: threading.Thread, *arguments: Any) -> None:
+        clock.now += 100.0
+        join(self, *arguments)
+
+    monkeypatch.setattr(checkpoint_writer._Writing, "join", join_later)
+    for module in ("train", "checkpoint_writer"):
+        monkeypatch.setattr(f"engine.student.{module}.time", SimpleNamespace(monotonic=lambda: clock.now))
+    events, progress = run.events(), Progress()
+    train(training_of(run, "accumulated"), progress, run.checkpoints(events), Channel(events))
+    assert clock.now == 400.0
+    assert progress.seconds == 0.0
