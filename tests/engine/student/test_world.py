@@ -241,7 +241,9 @@ def test_an_error_of_a_rank_that_works_apart_is_its_own_and_ends_the_others(tmp_
 
 
 @KINDS
-@pytest.mark.parametrize("slow", ["save", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latest", "read"))])
+@pytest.mark.parametrize(
+    "slow", ["_write", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latest", "read"))]
+)
 def test_checkpoints_may_take_longer_than_the_limit(
     tmp_path: Path, kind: type[World], slow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
