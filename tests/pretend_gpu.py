@@ -18,15 +18,19 @@ It cannot show races between streams, the allocator, what a kernel refuses, or h
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import sys
 import threading
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+import torchgen
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -57,6 +61,37 @@ _SYNC = _words(
 )
 _INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"})
 _MAY_CROSS = frozenset({"copy_", "_to_copy", "set_", "is_same_size"})
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """What torch's own list of operations says of one.
+
+    Attributes:
+        is_strict: it takes no number of main memory beside tensors of a GPU, unlike ``add`` and most others: it has no
+            ``device_check: NoCheck``, with which the kernel looks itself, and lets tensors without dimensions pass.
+        keys: devices for which it has a kernel; empty where it is made of other operations.
+    """
+
+    is_strict: bool
+    keys: frozenset[str]
+
+
+@functools.cache
+def _operations() -> dict[str, _Operation]:
+    folder = Path(torchgen.__file__).parent
+    listed = (folder / "packaged/ATen/native/native_functions.yaml").read_text(encoding="utf-8")
+    entries = {entry.partition("(")[0]: entry for entry in listed.split("\n- func: ")[1:]}
+    found = {}
+    for name, entry in entries.items():
+        delegate = re.search(r"^  structured_delegate: (\S+)", entry, re.M)
+        kernels = re.findall(r"^    ([\w, ]+): \w+", entries[delegate[1]] if delegate else entry, re.M)
+        keys = frozenset(key.strip() for line in kernels for key in line.split(","))
+        # On the CPU, torch's attention takes a kernel of its own; on a GPU the same call takes another.
+        is_composed = any(key.startswith("Composite") for key in keys) or "_for_cpu" in name
+        is_strict = "device_check: NoCheck" not in entry and "CUDA" in keys
+        found[name] = _Operation(is_strict, frozenset() if is_composed else keys)
+    return found
 
 
 class MixedDevices(RuntimeError):
@@ -116,6 +151,11 @@ def _mark(tensor: Tensor, name: str, value: bool | None = None) -> bool:
         return bool(getattr(storage, name, False))
 
 
+def _full_name(func: Any) -> str:
+    name = str(func._schema.name).split("::")[-1]
+    return f"{name}.{func._schema.overload_name}" if func._schema.overload_name else name
+
+
 def _names_device(value: object) -> bool:
     if isinstance(value, torch.device):
         return True
@@ -139,10 +179,12 @@ def _line() -> str:
 class _Check(TorchDispatchMode):
     """Looks at every operation: refuses mixed devices, marks what comes out, counts."""
 
-    def __init__(self, counts: Counts, can_little: bool) -> None:
+    def __init__(self, counts: Counts, kind: str) -> None:
         super().__init__()
         self._counts = counts
-        self._can_little = can_little
+        self._can_little = kind == "mps"
+        # torch lists few kernels for XPU: most are in a library of their own.
+        self._key = "MPS" if kind == "mps" else "CUDA"
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, _ = tree_flatten((args, kwargs or {}))
@@ -151,13 +193,17 @@ class _Check(TorchDispatchMode):
         on, others = [], []
         for tensor in given:
             (on if is_on_gpu(tensor) else others).append(tensor)
-        off = [t for t in others if t.dim() > 0 and _real_device(t).type == "cpu"] if on else []
+        operation = _operations().get(_full_name(func)) if on else None
+        is_strict = operation is not None and operation.is_strict
+        off = [t for t in others if (is_strict or t.dim() > 0) and _real_device(t).type == "cpu"] if on else []
         syncs = 0
         if on and off and name not in _MAY_CROSS:
             if not (name in _INDEXING and is_on_gpu(args[0]) and all(is_on_gpu(t) for t in args[2:3])):
                 shapes = [[tuple(tensor.shape) for tensor in side] for side in (on, off)]
                 raise MixedDevices(f"{func}: {shapes[0]} on cuda:0 and {shapes[1]} on cpu, at {_line()}")
             syncs += 1  # indices in main memory are copied first
+        if operation is not None and "CPU" in operation.keys and self._key not in operation.keys:
+            raise NotThere(f"this device has no {_full_name(func)}, at {_line()}")
         if on:
             is_mask = name in _INDEXING and any(
                 isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1] or ()
@@ -359,7 +405,7 @@ def pretend_gpu(kind: str = "cuda") -> Iterator[Counts]:
 
     @contextlib.contextmanager
     def modes() -> Iterator[None]:
-        with _Devices(counts, can_little), _Check(counts, can_little):
+        with _Devices(counts, can_little), _Check(counts, kind):
             yield
 
     def device(tensor: Tensor) -> torch.device:

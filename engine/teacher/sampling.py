@@ -236,7 +236,13 @@ def _without_doubles(ids_NK: Tensor, num_head_N: Tensor, probs_NGB: Tensor) -> T
 
 
 def _just_below(values: Tensor) -> Tensor:
-    return torch.nextafter(values, torch.zeros((), dtype=values.dtype))  # a scalar may be on the CPU
+    return torch.nextafter(values, _zero(values.dtype, values.device))
+
+
+@functools.lru_cache(maxsize=8)
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 on this device: a kernel for CUDA refuses one that is in main memory."""
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 @functools.lru_cache(maxsize=8)
