@@ -8,9 +8,10 @@ costs nothing of the others, and one that is in the file already is left out whe
 
 *probe*: what torch says of the GPU, as the planner asks it. *parity*: the demo's teacher scores on the GPU, whole and
 streamed, in fp32, bf16 and nf4; some rows are scored again on the CPU and compared, and the streamed records with the
-whole teacher's. *student*: some steps of each kind (plain, 8-bit, lean, offloaded, bf16), with the memory that the
-whole process took there, CUDA context included, beside what was planned. *memory*: tests/benchmarks/low_memory.py with
-2 and 4 GB, to which the allocator is held; its models are random, in Pythia's shapes, and take about 9 GB on the disk.
+whole teacher's. *student*: some steps of each kind (plain, 8-bit, lean, offloaded, bf16), from the first one's
+records where the format is the same, with the memory that the whole process took there, CUDA context included, beside
+what was planned. *memory*: tests/benchmarks/low_memory.py with 2 and 4 GB, to which the allocator is held; its models
+are random, in Pythia's shapes, and take about 9 GB on the disk.
 """
 
 from __future__ import annotations
@@ -181,13 +182,13 @@ def main(words: list[str] | None = None) -> int:
             results.step(f"parity: {way.name}", lambda way=way: _parity(way, folder, texts, device, seconds))
     if "student" in arguments.only:
         for name, settings in STUDENTS.items():
-            first = results.rows.get("student: plain", {}).get("holdout_loss")
             results.step(
                 f"student: {name}",
-                lambda name=name, settings=settings, first=first: _student(
-                    folder / f"gpu-{name}", texts, device, settings, first, seconds
+                lambda name=name, settings=settings: _student(
+                    folder / f"gpu-student-{name}", texts, device, settings, results.rows.get("student: plain"), seconds
                 ),
             )
+        shutil.rmtree(folder / "gpu-student-plain", ignore_errors=True)
     if "memory" in arguments.only:
         for budget in ("2GB", "4GB"):
             results.step(f"memory: {budget}", lambda budget=budget: _memory(folder, device, budget, 6 * seconds))
@@ -227,6 +228,8 @@ def _distil(run: Path, texts: Path, device: str, settings: dict[str, Any], secon
     command = [sys.executable, "-m", "engine.cli.distill", "--plain"]
     values: dict[str, Any] = {"teacher": DEMO_TEACHER, "student": "from-teacher", "student_layers": 2, "data": texts}
     values |= {"output_dir": run, "device": device, "sequence_length": 128, "samples": 256, "teacher_batch": 4}
+    if "records_from" in settings:
+        values = {name: values[name] for name in ("output_dir", "device", "student", "student_layers")}
     for name, value in (values | settings).items():
         command.append(f"--no_{name}" if value is False else f"--{name}")
         if not isinstance(value, bool):
@@ -279,9 +282,17 @@ def _rescore(run: Path) -> int:
 
 
 def _student(
-    run: Path, texts: Path, device: str, settings: dict[str, Any], first: float | None, seconds: float
+    run: Path,
+    texts: Path,
+    device: str,
+    settings: dict[str, Any],
+    plain: dict[str, Any] | None,
+    seconds: float,
 ) -> dict[str, Any]:
     values = {"precision": "fp32", "steps": STEPS, "learning_rate": 1e-3, **settings}
+    records = run.with_name("gpu-student-plain")
+    if run != records and records.is_dir() and values["precision"] == "fp32":  # as the records
+        values["records_from"] = records
     done = _distil(run, texts, device, values, seconds)
     result = done.result("student") or {}
     loss = float(result["student_after"]["holdout_loss"])
@@ -294,8 +305,10 @@ def _student(
     }
     most_apart = MOST_LEAN_APART if "lean" in run.name else MOST_LOSS_APART
     is_learned = math.isfinite(loss) and loss < row["loss_before"]
-    row["kept"] = is_learned and not row["backed_off"] and (first is None or abs(loss - first) < most_apart)
-    shutil.rmtree(run, ignore_errors=True)
+    is_same = plain is None or "holdout_loss" not in plain or abs(loss - plain["holdout_loss"]) < most_apart
+    row["kept"] = is_learned and not row["backed_off"] and is_same
+    if run != records:
+        shutil.rmtree(run, ignore_errors=True)
     return row
 
 
