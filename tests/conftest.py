@@ -18,6 +18,9 @@ from tests.forks import share_nothing_with_children
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The tests are of a machine without a GPU, wherever they run: figures, plans and forked processes depend on it. A
+# real one is tried by tests/benchmarks/gpu.py.
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Containers often forbid compiled files. Each process of the tests would then compile all that it imports of this tree:
 # some hundreds of processes, and 250 files of tests in each of pytest's own.

@@ -65,7 +65,7 @@ _MAY_CROSS = frozenset({"copy_", "_to_copy", "set_", "is_same_size"})
 
 @dataclass(frozen=True)
 class _Operation:
-    """What torch's own list of operations says of one.
+    """An operation, as torch's own list of them has it.
 
     Attributes:
         is_strict: it takes no number of main memory beside tensors of a GPU, unlike ``add`` and most others: it has no

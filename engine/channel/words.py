@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from engine.channel.memory import budgeted
 from engine.format import format_bytes, format_count, format_duration, format_number, format_percent
 from engine.phase_kinds import phase_noun
 
@@ -131,7 +132,7 @@ def _control(event: Event) -> str:
 
 
 def _phase_finished(event: Event) -> str:
-    seconds, peak = format_duration(number(event.get("seconds"))), format_bytes(number(event.get("peak_bytes")))
+    seconds, peak = format_duration(number(event.get("seconds"))), format_bytes(budgeted(event, "peak_bytes"))
     return f"{phase_noun(text(event.get('phase')))} finished in {seconds}, peak {peak}"
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from engine.channel.events import Event, Tail
+from engine.channel.memory import budgeted
 from engine.channel.words import headline_of
 from engine.format import format_bytes, format_duration, format_rate
 from engine.phase_kinds import phase_verb
@@ -161,7 +162,7 @@ class BarView:
                 self._task, completed=event["done"], total=event["total"], note=_note(event, self._memory)
             )
         elif kind == "phase_finished" and self._task is not None:
-            note = f"{format_duration(event['seconds'])}, peak {format_bytes(event['peak_bytes'])}"
+            note = f"{format_duration(event['seconds'])}, peak {format_bytes(budgeted(event, 'peak_bytes'))}"
             self._progress.update(self._task, total=1, completed=1, note=note)
         elif line := headline_of(event):
             self._progress.console.print(line, highlight=False, markup=False)
@@ -182,7 +183,7 @@ def _note(event: Event, memory: Event) -> str:
         parts.append(format_rate(event["rate"], event.get("unit", "")))
     if event.get("eta_seconds") is not None:
         parts.append(f"{format_duration(event['eta_seconds'])} left")
-    if memory.get("peak_bytes"):
+    if peak := budgeted(memory, "peak_bytes"):
         budget = f" of {format_bytes(memory['budget_bytes'])}" if memory.get("budget_bytes") else ""
-        parts.append(f"peak {format_bytes(memory['peak_bytes'])}{budget}")
+        parts.append(f"peak {format_bytes(peak)}{budget}")
     return " · ".join(parts)

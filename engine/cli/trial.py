@@ -29,14 +29,12 @@ from engine.data.packing import PackedRow
 from engine.data.tokens import TokenFile, TokenFileWriter
 from engine.jobs import ScoreJob, TrainJob, last_of
 from engine.machine import safe_child
-from engine.machine.gpu_check import gpu_of
 from engine.machine.process_memory import PeakMemory
 from engine.model_files.narrow import width_of
 from engine.phases.cut import CUT
 from engine.phases.prepare import student_spec, teacher_spec
 from engine.phases.teacher import open_store
 from engine.planner import Plan, plan
-from engine.planner.footprint import context_bytes_on
 from engine.planner.measure import MachineRates
 from engine.planner.models import FROM_TEACHER
 from engine.run.folder import Run
@@ -182,10 +180,9 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
         code = child.wait()
     problem = "" if code == 0 else (code > 0 and _last_word(run)) or _ending(code)
     predicted = int(run.info["predicted"][phase]["peak_bytes"])
-    # Where a GPU computes, the prediction is of its memory, and the context that comes to it was counted as well.
-    on_device = (run.result(phase) or {}).get("device_peak_bytes")
-    if on_device:
-        predicted += context_bytes_on(gpu_of(run.job(phase).device))
+    on_device = (run.result(phase) or {}).get(
+        "device_peak_bytes"
+    )  # where a GPU computes, the prediction is of its memory
     return Trial(on_device or peak.peak_bytes, predicted, time.monotonic() - began, tokens, problem)
 
 

@@ -62,8 +62,19 @@ def main() -> None:
     imported = {"import_bytes": memory_of_tree(os.getpid())} if sys.platform.startswith("linux") else {}
     torch.set_num_threads(arguments.threads)
     found = {"torch_seconds": seconds} | imported | {"half_kernels": _has_half_kernels()}
-    found |= _measured(torch.device(arguments.device), arguments.threads, arguments.folder)
+    device = torch.device(arguments.device)
+    if not kind_of(device).is_host:
+        found["device_seconds"] = _device_seconds(device)
+    found |= _measured(device, arguments.threads, arguments.folder)
     print(json.dumps(found))  # noqa: T201
+
+
+def _device_seconds(device: torch.device) -> float:
+    """How long a process waits for its first product on a device: the driver and the libraries start."""
+    began = time.perf_counter()
+    ones = torch.ones(64, 64, device=device)
+    torch.mm(ones, ones).sum().item()
+    return time.perf_counter() - began
 
 
 def _has_half_kernels() -> bool:

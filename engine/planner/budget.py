@@ -87,13 +87,15 @@ def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun],
     gpu = next(gpu for gpu in hardware.gpus if gpu.device == device)
     taken = sum(run.device_reserved_bytes for run in others if run.device == device)
     free_on_gpu = max(0, min(gpu.free_bytes, gpu.total_bytes - taken))
+    context = context_bytes_on(gpu)
     reason = f"{FREE_SHARE:.0%} of the {format_bytes(free_on_gpu)} free on the {gpu.name}"
+    reason += f"; the driver takes {format_bytes(context)} of it for a process"
     return Budget(
         device,
         config.memory_budget or int(FREE_SHARE * free_on_gpu),
         config.ram_budget or ram,
         {"device": device_reason, "memory_budget": reason, "ram_budget": ram_reason},
-        context_bytes_on(gpu),
+        context,
     )
 
 

@@ -49,6 +49,7 @@ class MachineRates:
         moving_seconds: what a layer costs beside its products, for each number that it reads or writes
             (:func:`engine.machine.probed_layer.numbers_moved`), as in ``forward_fp32_small`` and ``learn_bf16_large``.
         torch_seconds: of a processor, for a new process that imports torch.
+        device_seconds: until a new process has computed something on a GPU; 0 on the CPU.
     """
 
     gemm_flops: dict[str, float]
@@ -61,6 +62,7 @@ class MachineRates:
     copy_bytes_per_second: float = 0.0
     moving_seconds: dict[str, float] = field(default_factory=dict)
     torch_seconds: float = 1.5
+    device_seconds: float = 0.0
 
     def flops_per_second(self, precision: str, size: str = "large") -> float:
         """Return the rate of matrix products in a number format; that of fp32 if the format was not measured."""
@@ -150,7 +152,9 @@ def cautious_rates(device: str, threads: int) -> MachineRates:
     """Return the rates of a slow machine of the kind, for use without measurements."""
     if not Device.of(device).is_host:
         gemm = {f"{kind}_{size}": rate for kind, rate in _SLOW_GPU.items() for size in ("small", "large")}
-        return MachineRates(gemm, 1.5e11, 8e-6, 5e8, 3e8, False, device, _copy_rate(device))
+        return MachineRates(
+            gemm, 1.5e11, 8e-6, 5e8, 3e8, False, device, _copy_rate(device), device_seconds=_device_seconds(device)
+        )
     # 20 GFLOP/s a core is an AVX2 core at 1 GHz; bf16 is left at fp32's rate or below, so that it is never chosen.
     gemm = {f"fp32_{size}": 2e10 * threads for size in ("small", "large")}
     return MachineRates(gemm, 8e9, 4e-6, 5e8, 3e8, measured=False)
@@ -159,6 +163,10 @@ def cautious_rates(device: str, threads: int) -> MachineRates:
 def _copy_rate(device: str) -> float:
     """Of a slow slot (PCIe 3.0 with 8 lanes), where the device has a memory of its own."""
     return 0.0 if Device.of(device).shares_main_memory else 5e9
+
+
+def _device_seconds(device: str) -> float:
+    return 0.0 if Device.of(device).is_host else 3.0
 
 
 _SLOW_GPU = {"fp32": 3e12, "bf16": 6e12, "fp16": 6e12}
@@ -188,6 +196,7 @@ def _from_measurements(found: object, device: str) -> MachineRates:
             name.removeprefix(_MOVING): float(seconds) for name, seconds in found.items() if name.startswith(_MOVING)
         },
         torch_seconds=float(found.get("torch_seconds", MachineRates.torch_seconds)),
+        device_seconds=float(found.get("device_seconds", _device_seconds(device))),
     )
 
 

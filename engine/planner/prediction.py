@@ -39,8 +39,8 @@ class PhasePrediction:
     """Prediction of one phase's memory and time.
 
     Attributes:
-        peak_bytes: highest memory of the phase's process, or of its processes together: anonymous memory on the CPU,
-            the allocator's on CUDA.
+        peak_bytes: highest memory of the phase's process, or of its processes together: anonymous memory on the CPU;
+            all that it holds on a GPU, the driver's context for it included.
         seconds: how long it takes.
         seconds_error: half the width of the range that ``seconds`` is good for.
         parts: bytes of each of PARTS at the moment of the peak; they sum to ``peak_bytes``.

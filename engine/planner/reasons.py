@@ -221,7 +221,10 @@ def _optimizer(question: Question, answer: Proposal) -> str:
         step = step_seconds(answer.shape, setting, question.rates)
         what = "8-bit states, and no gradient that is ever whole," if setting.is_lean else "8-bit states"
         return f"{what} save {saved}; a step takes about {format_duration(step)}"
-    return f"32-bit states of {format_bytes(full.parts['optimizer'])} fit; 8-bit ones are slower on a CPU"
+    fit = f"32-bit states of {format_bytes(full.parts['optimizer'])} fit"
+    return (
+        f"{fit}; 8-bit ones are slower on a CPU" if question.budget.where.is_host else f"{fit}: no need for 8-bit ones"
+    )
 
 
 def _adapter(question: Question, answer: Proposal) -> str:
@@ -319,4 +322,5 @@ def _needed(question: Question, footprint: Footprint) -> int:
 
 
 def _budget(question: Question) -> str:
-    return format_bytes(question.budget.memory_bytes)
+    """The part of the budget that a phase may fill: on a GPU, the driver's context is in it too."""
+    return format_bytes(question.budget.memory_bytes - question.budget.context_bytes)

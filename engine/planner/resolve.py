@@ -77,6 +77,8 @@ def plan(
         one = config.model_copy(update={"processes": 1})
         alone = plan(one, hardware=asked.place.hardware, machine=machine, strict=False)
         notes["processes"] = reasons.processes(predicted, answer, asked.place.threads, alone)
+    elif not asked.place.budget.where.is_host:
+        notes["processes"] = "several processes compute on the CPU only"
     choices, resolved = _resolve(config, {**asked.values(answer), **work}, notes)
     text, vocab_size = asked.question.text, asked.question.teacher.vocab_size
     little = None
@@ -255,7 +257,7 @@ def _work(asked: _Asked, answer: Proposal) -> dict[str, tuple[Any, str]]:
 
 def _predict(asked: _Asked, answer: Proposal, work: dict[str, tuple[Any, str]]) -> dict[str, PhasePrediction]:
     config, question, rates = asked.config, asked.question, asked.place.rates
-    text, length = question.text, answer.length
+    text, length, context = question.text, answer.length, asked.place.budget.context_bytes
     # The choice of layers reads some text several times, with ever fewer layers.
     read = text.all_tokens(length) + (_CUT_TOKENS if question.cut else 0)
     scoring = timing.teacher_duration(question.teacher, answer.teacher.setting, -(-read // question.ranks), rates)
@@ -275,10 +277,13 @@ def _predict(asked: _Asked, answer: Proposal, work: dict[str, tuple[Any, str]]) 
         phases.clear()
     return {
         name: PhasePrediction(
-            peak_bytes=footprint.peak_bytes * question.ranks,
+            peak_bytes=footprint.peak_bytes * question.ranks + context,
             seconds=duration.seconds,
             seconds_error=duration.error,
-            parts={name: size * question.ranks for name, size in footprint.parts.items()},
+            parts={
+                part: size * question.ranks + (context if part == "other" else 0)
+                for part, size in footprint.parts.items()
+            },
             ram_bytes=footprint.ram_bytes * question.ranks,
         )
         for name, (footprint, duration) in phases.items()

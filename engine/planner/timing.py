@@ -73,7 +73,7 @@ def teacher_duration(shape: ModelShape, setting: TeacherSetting, tokens: int, ra
         work = together + stored / max(1, shape.num_layers) / rates.disk_read_bytes_per_second
     else:
         work = compute + stored / rates.disk_read_bytes_per_second
-    return _duration(work, rates, _start_seconds(rates, is_copy=setting.keeps_memory))
+    return _duration(work, rates, _start_seconds(rates, is_copy=setting.keeps_memory and setting.device.is_host))
 
 
 def prepare_duration(tokens: int, rates: MachineRates, *, is_documentation: bool) -> Duration:
@@ -85,7 +85,7 @@ def prepare_duration(tokens: int, rates: MachineRates, *, is_documentation: bool
         is_documentation: the text is that of Python.
     """
     imports = tokens * _TOKEN_IMPORTS + (_DOCUMENTATION_IMPORTS if is_documentation else 0)
-    return _duration(imports * rates.torch_seconds, rates, _start_seconds(rates, is_copy=False))
+    return _duration(imports * rates.torch_seconds, rates, _IMPORTS * rates.torch_seconds)
 
 
 def step_seconds(shape: ModelShape, setting: StudentSetting, rates: MachineRates) -> float:
@@ -152,7 +152,7 @@ def student_duration(
     evaluations = 1 if holdout_tokens <= EVALUATION_ROWS * setting.sequence_length else 2
     ends = evaluations * evaluation + 2 * _samples_seconds(shape, setting, rates, limits) + written
     work = steps * step_seconds(shape, setting, rates) + ends + looks_seconds
-    return _duration(work, rates, _start_seconds(rates, is_copy=setting.keeps_memory))
+    return _duration(work, rates, _start_seconds(rates, is_copy=setting.keeps_memory and setting.device.is_host))
 
 
 def written_bytes_per_second(rates: MachineRates) -> float:
@@ -211,7 +211,7 @@ def wide_share(hidden: int) -> float:
 
 def _start_seconds(rates: MachineRates, *, is_copy: bool) -> float:
     """How long a phase's process takes before its work."""
-    return _COPY_SECONDS if is_copy else _IMPORTS * rates.torch_seconds
+    return _COPY_SECONDS if is_copy else _IMPORTS * rates.torch_seconds + rates.device_seconds
 
 
 def _duration(work: float, rates: MachineRates, start: float) -> Duration:

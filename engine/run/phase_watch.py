@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from engine.channel.events import EventWriter
 from engine.format import format_bytes
-from engine.jobs import Job
+from engine.jobs import Job, RecordsJob
 from engine.machine import hardware, process_memory
 from engine.ranks import Rank
 from engine.run.child import Child, Usage
@@ -84,6 +84,7 @@ class PhaseWatch:
                 phase=job.name,
                 seconds=round(time.monotonic() - began, 3),
                 peak_bytes=peak_bytes,
+                **self._on_device(job),
                 user_seconds=round(usage.user_seconds, 2),
                 system_seconds=round(usage.system_seconds, 2),
                 minor_faults=usage.minor_faults,
@@ -114,7 +115,8 @@ class PhaseWatch:
             FolderGone: the run's folder is not there any more: all further work would be lost.
         """
         budget = job.memory_budget if job.where.is_host else job.ram_budget  # of main memory, which is looked at here
-        peak_bytes = 0
+        on_device = _computes_on(job)
+        peak_bytes = device_peak_bytes = 0
         is_over = False
         next_event = 0.0
         while True:
@@ -131,14 +133,17 @@ class PhaseWatch:
                 raise gone
             if ended or time.monotonic() >= next_event:
                 next_event = time.monotonic() + _MEMORY_EVENT_SECONDS
+                device_bytes = _device_bytes(pids)
+                device_peak_bytes = max(device_peak_bytes, device_bytes or 0)
                 self._events.write(
                     "memory",
                     phase=job.name,
                     bytes=used,
                     peak_bytes=peak_bytes,
-                    budget_bytes=job.memory_budget,
-                    device_bytes=_device_bytes(pids),
+                    budget_bytes=job.memory_budget if on_device else budget,
+                    device_bytes=device_bytes,
                     system_available_bytes=hardware.available_bytes(),
+                    **({"device": on_device, "device_peak_bytes": device_peak_bytes or None} if on_device else {}),
                     **(
                         {"ranks": [{"rank": rank, "bytes": size} for rank, size in each.items()]}
                         if len(each) > 1
@@ -149,6 +154,20 @@ class PhaseWatch:
                 return peak_bytes
             self._control.look()
             time.sleep(_POLL_SECONDS)
+
+    def _on_device(self, job: Job) -> dict[str, Any]:
+        """The peak of a phase on its GPU, as the phase itself found it; empty for one without a GPU."""
+        on_device = _computes_on(job)
+        result = self._run.result(job.name) or {}
+        return {"device": on_device, "device_peak_bytes": result.get("device_peak_bytes")} if on_device else {}
+
+
+def _computes_on(job: Job) -> str | None:
+    """The name of the GPU whose memory a job's budget is for; None where that is main memory.
+
+    Only the phases that work with records compute there.
+    """
+    return job.device if isinstance(job, RecordsJob) and not job.where.shares_main_memory else None
 
 
 def _pids(child: Child | Crew) -> dict[int, int]:

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from engine.channel.events import Event
+from engine.channel.memory import budgeted
 from engine.phase_kinds import PHASES
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 720, 360, 64, 44, 16, 48
@@ -90,7 +91,11 @@ def _memory(events: Sequence[Event], report: Mapping[str, Any]) -> str | None:
     begin = told[0]["time"]
     lines = []
     for phase, colour in zip(PHASES, itertools.cycle((_GREY, _GREEN, _BLUE)), strict=False):
-        points = [((each["time"] - begin) / 60, each["bytes"] / _GIB) for each in told if each["phase"] == phase]
+        points = [
+            ((each["time"] - begin) / 60, size / _GIB)
+            for each in told
+            if each["phase"] == phase and (size := budgeted(each)) is not None
+        ]
         if not points:
             continue
         lines.append(Line(phase, _thinned(points, max), colour))
@@ -98,6 +103,8 @@ def _memory(events: Sequence[Event], report: Mapping[str, Any]) -> str | None:
         if predicted:
             level = predicted / _GIB
             lines.append(Line(f"{phase}, predicted", [(points[0][0], level), (points[-1][0], level)], colour, True))
+    if not lines:
+        return None
     largest = max(y for line in lines for _, y in line.points)
     budgets = [each["budget_bytes"] / _GIB for each in told if each.get("budget_bytes")]
     end = (told[-1]["time"] - begin) / 60

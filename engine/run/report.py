@@ -127,8 +127,18 @@ def cost_in_words(phase: dict[str, Any]) -> str:
     """
     if phase.get("tokens") == 0:
         return "every row had its records already"
-    peak, predicted = (format_bytes(phase.get(name)) for name in ("peak_bytes", "predicted_peak_bytes"))
-    return f"{format_duration(phase.get('seconds'))}, peak {peak} (predicted {predicted})"
+    return f"{format_duration(phase.get('seconds'))}, peak {_peak(phase)}"
+
+
+def _peak(phase: dict[str, Any]) -> str:
+    """Most memory of a phase beside what was predicted; on a GPU that is the GPU's, and main memory comes to it."""
+    predicted = f"(predicted {format_bytes(phase.get('predicted_peak_bytes'))})"
+    if phase.get("device_peak_bytes") is None:
+        return f"{format_bytes(phase.get('peak_bytes'))} {predicted}"
+    return (
+        f"{format_bytes(phase['device_peak_bytes'])} on the GPU {predicted}, "
+        f"{format_bytes(phase.get('peak_bytes'))} of main memory"
+    )
 
 
 def speed_in_words(phase: dict[str, Any], unit: str) -> str:
@@ -190,14 +200,14 @@ def in_words(report: dict[str, Any], name: str, *, pictures: Iterable[str] = ())
         ),
         "",
         *_cuts(report),
-        "| phase | time | overhead | tokens a second | share of the machine | peak memory | predicted |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| phase | time | overhead | tokens a second | share of the machine | peak memory |",
+        "|---|---:|---:|---:|---:|---:|",
         *(
             f"| {phase} | {format_duration(figures['seconds'])} | "
             f"{_or_dash(figures['overhead_seconds'], format_duration)} | "
             f"{_or_dash(figures['tokens_per_second'], '{:,.0f}'.format)} | "
             f"{_or_dash(figures['gemm_share'], '{:.0%}'.format)} | "
-            f"{format_bytes(figures['peak_bytes'])} | {format_bytes(figures['predicted_peak_bytes'])} |"
+            f"{_peak(figures)} |"
             for phase, figures in report["phases"].items()
         ),
         "",

@@ -18,7 +18,6 @@ from engine.machine.hardware import Hardware
 from engine.model_files.demo import DEMO_TEACHER
 from engine.phase_kinds import phase_noun
 from engine.planner import Plan
-from engine.planner.footprint import context_bytes_on
 from engine.settings.config import SETTINGS, RunConfig
 
 # Settings that decide the peak come first; F6 shows the others, in the order of RunConfig.
@@ -71,7 +70,6 @@ class Need:
         noun: score or train.
         memory: name of the memory: "GPU" or "RAM".
         total_bytes: what the device has.
-        beside_bytes: what the budget has to hold beside it: the CUDA context.
     """
 
     noun: str
@@ -79,12 +77,11 @@ class Need:
     needed_bytes: int
     budget_bytes: int
     total_bytes: int
-    beside_bytes: int = 0
 
     @property
     def spare_bytes(self) -> int:
         """Return the budget's remaining bytes; negative if it is too small."""
-        return self.budget_bytes - self.needed_bytes - self.beside_bytes
+        return self.budget_bytes - self.needed_bytes
 
     @property
     def fits(self) -> bool:
@@ -170,7 +167,7 @@ def needs(planned: Plan, machine: Hardware) -> list[Need]:
         if gpu is None:
             found.append(Need(noun, "RAM", figures.peak_bytes, min(budget, ram_budget), machine.ram_bytes))
         else:
-            found.append(Need(noun, "GPU", figures.peak_bytes, budget, gpu.total_bytes, context_bytes_on(gpu)))
+            found.append(Need(noun, "GPU", figures.peak_bytes, budget, gpu.total_bytes))
     if gpu is not None and planned.predicted:
         phase, figures = max(planned.predicted.items(), key=lambda each: each[1].ram_bytes)
         noun = phase_noun(phase)

@@ -53,7 +53,7 @@ def costs(report: dict[str, Any]) -> list[tuple[str, str]]:
     for name in PHASES[1:]:
         phase = _part(phases, name)
         if phase:
-            known = ("tokens", "seconds", "peak_bytes", "predicted_peak_bytes")
+            known = ("tokens", "seconds", "peak_bytes", "device_peak_bytes", "predicted_peak_bytes")
             lines.append((phase_noun(name), cost_in_words({key: number(phase.get(key)) for key in known})))
             figures = {key: number(phase.get(key)) for key in ("gemm_share", "overhead_seconds")}
             if speed := speed_in_words(figures, compute_unit(report)):

@@ -57,7 +57,10 @@ class PhaseView:
 
 @dataclass(frozen=True)
 class Memory:
-    """The newest ``memory`` event, in bytes; ``ranks`` has each process's where several work on the phase."""
+    """The newest ``memory`` event, in bytes, of the memory that the budget is for.
+
+    ``ranks`` has each process's where several work on the phase.
+    """
 
     bytes: float | None = None
     peak_bytes: float | None = None

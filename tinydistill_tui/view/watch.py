@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.channel.events import Event
+from engine.channel.memory import budgeted
 from engine.channel.words import LogLine, back_off_words, log_line, number, text
 from engine.format import format_duration
 from tinydistill_tui.view.run_view import METRICS, Evaluation, Failure, Memory, Notice, RunView
@@ -216,7 +217,7 @@ class _Folding:
         name = self._phase_of(event)
         if name is None:
             return
-        peaks = [peak for peak in (self.phases[name].peak_bytes, number(event.get("peak_bytes"))) if peak is not None]
+        peaks = [peak for peak in (self.phases[name].peak_bytes, budgeted(event, "peak_bytes")) if peak is not None]
         seconds = number(event.get("seconds"))
         self._change_phase(
             name,
@@ -244,8 +245,8 @@ class _Folding:
 
     def _memory(self, event: Event) -> None:
         memory = Memory(
-            bytes=number(event.get("bytes")),
-            peak_bytes=number(event.get("peak_bytes")),
+            bytes=budgeted(event),
+            peak_bytes=budgeted(event, "peak_bytes"),
             budget_bytes=number(event.get("budget_bytes")),
             device_bytes=number(event.get("device_bytes")),
             system_available_bytes=number(event.get("system_available_bytes")),

@@ -18,7 +18,7 @@ from engine.model_files.demo import DEMO_TEACHER
 from engine.planner import PARTS, Plan, plan
 from engine.planner import models as planner_models
 from engine.planner.demo import DEMO_SETTINGS
-from engine.planner.footprint import _WORKSPACES
+from engine.planner.footprint import _WORKSPACES, context_bytes_on
 from engine.planner.reasons import NOT_CHOICES
 from engine.planner.summary import cautions
 from engine.settings.config import RunConfig
@@ -356,7 +356,8 @@ def test_on_a_gpu_memory_and_main_memory_are_told_apart(text: Path) -> None:
     planned = _plan(text, hardware=computer(gpus=(BIG_GPU,)), device="cuda:1")
     assert planned.settings.precision == "bf16"
     for phase in planned.predicted.values():
-        assert phase.parts["other"] == _WORKSPACES
+        assert phase.parts["other"] == _WORKSPACES + context_bytes_on(BIG_GPU), "the driver's context is in it"
+        assert sum(phase.parts.values()) == phase.peak_bytes
         assert phase.ram_bytes != phase.peak_bytes
 
 

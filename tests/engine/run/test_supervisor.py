@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from engine.channel.events import EventWriter, read_events
+from engine.channel.memory import budgeted
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_OVERFLOWED,
@@ -284,6 +285,7 @@ def test_a_phase_counts_gpus_as_the_plan_does(run: Run) -> None:
 def test_a_phase_sees_the_gpu_of_the_plan_alone(tmp_path, monkeypatch):
     gpus = tuple(hardware.Gpu(n, "RTX", 2**32, 2**31, "580", "8.6", uuid=f"GPU-{n}") for n in range(2))
     monkeypatch.setattr(gpu_check, "find_gpus", lambda: (gpus, ""))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     run = make_run(tmp_path / "run", device="cuda:1")
     assert environment_for(run.job("teacher"))["CUDA_VISIBLE_DEVICES"] == "GPU-1"
     assert environment_for(run.job("teacher"))["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
@@ -348,6 +350,25 @@ def test_phase_whose_folder_vanishes_is_ended(run, monkeypatch):
         with pytest.raises(FolderGone, match="is gone"):
             watch._run_crew(run.job("teacher"), [ALONE], log)
     assert child.poll() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("phase", "device", "budget"),
+    [("prepare", "cuda:0", 7), ("teacher", "cuda:0", 5), ("student", "cuda:0", 5), ("teacher", "cpu", 5)],
+)
+def test_memory_of_a_gpu_is_told_beside_its_budget(tmp_path, monkeypatch, phase, device, budget):
+    run = make_run(tmp_path / "run", device=device, memory_budget=5 * 2**30, ram_budget=7 * 2**30)
+    monkeypatch.setattr(PhaseStarter, "_process", lambda *_: Started(subprocess.Popen(["sleep", "0.3"])))
+    monkeypatch.setattr(process_memory, "device_bytes", lambda _: 3 * 2**30)
+    run.finish_phase(phase, {"device_peak_bytes": 4 * 2**30})
+    events = EventWriter(run.events_path)
+    control = RunControl(run.control_path, events)
+    PhaseWatch(run, events, control, PhaseStarter(run, events, control)).run_job(run.job(phase))
+    memory, (finished,) = told(run, "memory"), told(run, "phase_finished")
+    is_there = phase != "prepare" and device != "cpu"
+    assert {event["budget_bytes"] for event in memory} == {budget * 2**30}
+    assert [budgeted(event) == 3 * 2**30 for event in memory[:1]] == [is_there]
+    assert (budgeted(finished, "peak_bytes") == 4 * 2**30) == is_there
 
 
 def test_a_model_that_is_gone_after_the_preparation_fails_the_run(run):

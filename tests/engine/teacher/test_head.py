@@ -116,7 +116,7 @@ def test_two_blocks_of_logits_are_alive_at_most(temperature):
     weight = torch.randn((rows, HIDDEN))
     part = some_positions(chunk)
     block = rows * chunk * 4
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         records_from_hidden(
             [part],
             lambda states: states @ weight.T,
