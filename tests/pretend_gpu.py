@@ -41,6 +41,7 @@ TOTAL_BYTES = 4 * 2**30
 
 _own_device: Callable[[Tensor], torch.device] = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
 _in_kernel = threading.local()
+_in_call = threading.local()
 
 
 def _words(text: str) -> frozenset[str]:
@@ -195,7 +196,12 @@ class _Check(TorchDispatchMode):
             (on if is_on_gpu(tensor) else others).append(tensor)
         operation = _operations().get(_full_name(func)) if on else None
         is_strict = operation is not None and operation.is_strict
-        off = [t for t in others if (is_strict or t.dim() > 0) and _real_device(t).type == "cpu"] if on else []
+        off = [
+            tensor
+            for tensor in (others if on else ())
+            if (tensor.dim() > 0 or (is_strict and not _mark(tensor, "_of_call")))
+            and _real_device(tensor).type == "cpu"
+        ]
         syncs = 0
         if on and off and name not in _MAY_CROSS:
             if not (name in _INDEXING and is_on_gpu(args[0]) and all(is_on_gpu(t) for t in args[2:3])):
@@ -220,8 +226,13 @@ class _Check(TorchDispatchMode):
         known = {id(tensor) for tensor in given}
         is_result_on = is_on_gpu(args[0]) if name == "copy_" else bool(on)
 
+        # An operation in C++ that is made of others makes its numbers where its inputs are: for C++ that is the CPU.
+        is_of_call = not given and getattr(_in_call, "has_tensors", False)
+
         def marked(value: Any) -> Any:
             if isinstance(value, Tensor) and id(value) not in known:
+                if is_of_call:
+                    _mark(value, "_of_call", True)
                 _mark(value, "_pretend", is_result_on)
                 if self._can_little and is_result_on:
                     _refuse(value)
@@ -257,6 +268,14 @@ class _Devices(TorchFunctionMode):
         self._can_little = can_little
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = getattr(_in_call, "has_tensors", False)
+        _in_call.has_tensors = any(isinstance(value, Tensor) for value in args)
+        try:
+            return self._handle(func, args, kwargs)
+        finally:
+            _in_call.has_tensors = before
+
+    def _handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         kwargs = dict(kwargs or {})
         if func is Tensor.cpu:
             return self._moved(args[0], False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from engine.cache.record import Records
 from engine.cache.store import CacheStore
 from engine.channel.channel import Channel
-from engine.channel.events import EventWriter
+from engine.channel.control import PhaseControl
+from engine.channel.events import EventWriter, read_events
 from engine.data.sample_limits import SampleLimits
 from engine.data.tokens import SPLITS, Split, TokenFile
+from engine.errors import Stopped
 from engine.phases.prepare import run_prepare
 from engine.phases.student import run_student
 from engine.phases.teacher import run_teacher
@@ -74,18 +77,33 @@ def made(folder: Path, text: Path, family: str = "llama", **settings: Any) -> Ru
     return run
 
 
-def go(phase: Any, run: Run) -> None:
+def go(phase: Any, run: Run, control: PhaseControl | None = None) -> None:
     name = phase.__name__.removeprefix("run_")
-    phase(run, run.job(name), Channel(EventWriter(run.events_path, phase="x", log_path=run.log_path)))
+    phase(run, run.job(name), Channel(EventWriter(run.events_path, phase="x", log_path=run.log_path), control))
 
 
-def on_the_gpu(phase: Any, run: Run) -> Counts:
+def on_the_gpu(phase: Any, run: Run, control: PhaseControl | None = None) -> Counts:
     with pretend_gpu(str(run.settings.device).partition(":")[0]) as gpu:
-        go(phase, run)
+        go(phase, run, control)
     return gpu
 
 
+class StopsAfterSteps(PhaseControl):
+    """A request to stop that comes after so many steps."""
+
+    def __init__(self, run: Run, steps: int) -> None:
+        super().__init__()
+        self._run, self._steps = run, steps
+
+    def _requests(self) -> int:
+        steps = sum(event["kind"] == "metric" for event in read_events(self._run.events_path))
+        if steps >= self._steps:
+            self._heard(signal.SIGTERM, None)
+        return super()._requests()
+
+
 STREAMED = {"layer_by_layer": True}
+CUT = {"student": "from-teacher", "student_layers": 1, "student_width": 0.5}
 TEACHERS = [
     pytest.param({}, id="whole"),
     pytest.param({"precision": "bf16"}, id="whole bf16", marks=pytest.mark.slow),
@@ -97,6 +115,9 @@ TEACHERS = [
     pytest.param({**STREAMED, "memory_budget": 2**20}, id="streamed without read-ahead", marks=pytest.mark.slow),
     pytest.param({**STREAMED, "quantization": "int8"}, id="streamed int8", marks=pytest.mark.slow),
     pytest.param({**STREAMED, "quantization": "nf4"}, id="streamed nf4", marks=pytest.mark.slow),
+    pytest.param({**CUT}, id="cut in depth and width"),
+    pytest.param({**CUT, **STREAMED}, id="streamed cut", marks=pytest.mark.slow),
+    pytest.param({**CUT, "quantization": "nf4", "precision": "bf16"}, id="cut nf4 bf16", marks=pytest.mark.slow),
 ]
 
 
@@ -152,6 +173,8 @@ LEAN = {"optimizer": "adamw-8bit"}
 CHECKPOINTED = {"gradient_checkpointing": True}
 OFFLOADED = {"cpu_offload": True}
 ADDED_UP = {"student_batch": 2, "gradient_accumulation": 2}
+ADAPTER = {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": "all-linear"}
+STREAMED_STUDENT = {"student_layer_by_layer": True}
 STUDENTS = [
     pytest.param("gpt_neox", {}, id="untied"),
     pytest.param("gpt_neox", {**OFFLOADED}, id="untied offload"),
@@ -168,8 +191,17 @@ STUDENTS = [
     pytest.param("qwen2", {"precision": "bf16"}, id="tied bf16"),
     pytest.param("qwen2", {"precision": "bf16", **LEAN}, id="tied bf16 lean"),
     pytest.param("qwen2", {"precision": "fp16"}, id="tied fp16"),
+    pytest.param("llama", {**ADAPTER}, id="adapter"),
+    pytest.param("qwen2", {**ADAPTER, **CHECKPOINTED, "precision": "bf16"}, id="tied adapter checkpointed bf16"),
+    pytest.param("llama", {**ADAPTER, **ADDED_UP, "student_quantization": "nf4"}, id="adapter nf4"),
+    pytest.param("llama", {**ADAPTER, "student_quantization": "int8", "precision": "fp16"}, id="adapter int8 fp16"),
+    pytest.param("llama", {**ADAPTER, **STREAMED_STUDENT}, id="streamed adapter"),
+    pytest.param("qwen2", {**ADAPTER, **STREAMED_STUDENT, **ADDED_UP, **OFFLOADED}, id="tied streamed adapter offload"),
+    pytest.param("llama", {**ADAPTER, **STREAMED_STUDENT, "student_quantization": "nf4"}, id="streamed adapter nf4"),
+    pytest.param("llama", {"compare": "labels"}, id="compared with labels"),
+    pytest.param("llama", {"compare": "labels", **LEAN, **OFFLOADED}, id="lean offload compared with labels"),
 ]
-QUICK = ("untied lean offload",)
+QUICK = ("untied lean offload", "streamed adapter")
 
 
 @pytest.mark.parametrize(
@@ -207,3 +239,33 @@ def test_a_student_learns_on_other_devices(
     tmp_path: Path, text: Path, device: str, family: str, settings: dict[str, Any]
 ) -> None:
     test_a_student_learns_on_a_gpu(tmp_path, text, family, {**settings, "device": device})
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", pytest.param("qwen2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({**LEAN, **OFFLOADED}, id="lean offload", marks=pytest.mark.slow),
+        pytest.param({**LEAN, **ADDED_UP}, id="8-bit", marks=pytest.mark.slow),
+        pytest.param({"precision": "fp16"}, id="fp16", marks=pytest.mark.slow),
+        pytest.param({**ADAPTER}, id="adapter", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_continues_on_a_gpu_from_its_checkpoint(
+    tmp_path: Path, text: Path, family: str, settings: dict[str, Any]
+) -> None:
+    """A checkpoint of a GPU is read there again: the same student as without an interruption."""
+    whole, halved = (made(tmp_path / name, text, family, **settings) for name in ("whole", "halved"))
+    for run in (whole, halved):
+        cpu = Run.open(run.path)
+        cpu._set({"device": "cpu"})
+        go(run_teacher, cpu)
+    on_the_gpu(run_student, whole)
+    with pytest.raises(Stopped):
+        on_the_gpu(run_student, halved, StopsAfterSteps(halved, 2))
+    on_the_gpu(run_student, halved)
+    told = [event["step"] for event in read_events(halved.events_path) if event["kind"] == "metric"]
+    assert sorted(told) == [1, 2, 3], "the steps before the stop are not made again"
+    weights, others = (run.student_path / "model.safetensors" for run in (whole, halved))
+    assert weights.read_bytes() == others.read_bytes()
