@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.data.optional_package import why_not
 from engine.data.parquet import ROWS_AT_A_TIME, plain_rows, wanted_columns
 from engine.data.tally import Tally
 from engine.errors import DataError
@@ -19,16 +20,17 @@ def read_arrow(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
     """Yield the columns of each row that may hold text, and numbers.
 
     Raises:
-        DataError: pyarrow is not installed.
+        DataError: pyarrow cannot be imported.
     """
     try:
         import pyarrow
         from pyarrow import ipc
-    except ImportError:
+    except ImportError as error:
+        why, todo = why_not("pyarrow", error)
         raise DataError(
             f"{path} cannot be read without pyarrow.",
-            "It reads .arrow files, as save_to_disk writes them, and is not installed.",
-            "Install it: pip install pyarrow. Or write the data set as JSON lines with the datasets library: "
+            f"It reads .arrow files, as save_to_disk writes them, and {why}.",
+            f"{todo}. Or write the data set as JSON lines with the datasets library: "
             'load_from_disk(folder).to_json("train.jsonl"); to_parquet() writes files that need pyarrow as well.',
         ) from None
     size = path.stat().st_size

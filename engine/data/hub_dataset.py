@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from engine.data.optional_package import why_not
 from engine.data.parquet import without_nulls
 from engine.errors import DataError, shown_value
 
@@ -49,7 +50,11 @@ def dataset_rows(data: str, split: str) -> Iterator[dict[str, Any]]:
         DataError: the library is missing, or the dataset cannot be opened.
     """
     require_datasets(data)
-    import datasets
+    try:
+        import datasets
+    except ImportError as error:
+        why, todo = why_not("datasets", error)
+        raise DataError(f"{shown_value(data)} cannot be read: the datasets library {why}.", "", todo) from None
 
     name, _, configuration = data.partition(":")
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.form import ANSWERS, CHAT_FIELDS, QUESTIONS, TEXT_FIELDS
+from engine.data.optional_package import why_not
 from engine.data.tally import Tally
 from engine.errors import DataError
 from engine.machine.out_of_memory import is_out_of_memory
@@ -27,16 +28,15 @@ def read_parquet(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
     Objects of one column all have the same keys in a .parquet file; a key without a value was not there before.
 
     Raises:
-        DataError: pyarrow is not installed.
+        DataError: pyarrow cannot be imported.
     """
     try:
         import pyarrow
         from pyarrow import parquet
-    except ImportError:
+    except ImportError as error:
+        why, todo = why_not("pyarrow", error)
         raise DataError(
-            f"{path} cannot be read without pyarrow.",
-            "It reads .parquet files, and is not installed.",
-            "Install it: pip install pyarrow",
+            f"{path} cannot be read without pyarrow.", f"It reads .parquet files, and {why}.", todo
         ) from None
     size = path.stat().st_size
     begun_at = tally.bytes_read
