@@ -78,7 +78,7 @@ def plan(
         alone = plan(one, hardware=asked.place.hardware, machine=machine, strict=False)
         notes["processes"] = reasons.processes(predicted, answer, asked.place.threads, alone)
     elif not asked.place.budget.where.is_host:
-        notes["processes"] = "several processes compute on the CPU only"
+        work["processes"] = 1, "one process uses the whole GPU"
     choices, resolved = _resolve(config, {**asked.values(answer), **work}, notes)
     text, vocab_size = asked.question.text, asked.question.teacher.vocab_size
     little = None

@@ -150,7 +150,7 @@ def speed_in_words(phase: dict[str, Any], unit: str) -> str:
     """
     said = []
     if share := phase.get("gemm_share"):
-        said.append(f"{share:.0%} of what this {unit} can do")
+        said.append(f"{f'{share:.0%}' if share >= 0.01 else 'less than 1%'} of what this {unit} can do")
     if (beside := phase.get("overhead_seconds")) is not None:
         said.append(f"start, evaluations and checkpoints took {format_duration(beside)}")
     return "; ".join(said)

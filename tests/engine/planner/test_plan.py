@@ -355,6 +355,8 @@ def test_recommended_takes_the_largest_cached_model_that_fits(tmp_path: Path, mo
 def test_on_a_gpu_memory_and_main_memory_are_told_apart(text: Path) -> None:
     planned = _plan(text, hardware=computer(gpus=(BIG_GPU,)), device="cuda:1")
     assert planned.settings.precision == "bf16"
+    reasons = {choice.field: choice.reason for choice in planned.choices}
+    assert not [field for field, reason in reasons.items() if "on a CPU" in reason or "all cores;" in reason]
     for phase in planned.predicted.values():
         assert phase.parts["other"] == _WORKSPACES + context_bytes_on(BIG_GPU), "the driver's context is in it"
         assert sum(phase.parts.values()) == phase.peak_bytes

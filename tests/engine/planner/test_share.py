@@ -68,5 +68,6 @@ def test_share_and_overhead_are_told_in_plain_words() -> None:
     assert speed_in_words({"gemm_share": 0.714, "overhead_seconds": 12.3}, "processor") == (
         "71% of what this processor can do; start, evaluations and checkpoints took 12 s"
     )
+    assert speed_in_words({"gemm_share": 0.003}, "GPU") == "less than 1% of what this GPU can do"
     assert speed_in_words({"gemm_share": None, "overhead_seconds": None}, "processor") == ""
     assert speed_in_words({}, "GPU") == ""
