@@ -199,8 +199,7 @@ class _Check(TorchDispatchMode):
         off = [
             tensor
             for tensor in (others if on else ())
-            if (tensor.dim() > 0 or (is_strict and not _mark(tensor, "_of_call")))
-            and _real_device(tensor).type == "cpu"
+            if (tensor.dim() > 0 or is_strict) and not _mark(tensor, "_of_call") and _real_device(tensor).type == "cpu"
         ]
         syncs = 0
         if on and off and name not in _MAY_CROSS:
@@ -226,8 +225,9 @@ class _Check(TorchDispatchMode):
         known = {id(tensor) for tensor in given}
         is_result_on = is_on_gpu(args[0]) if name == "copy_" else bool(on)
 
-        # An operation in C++ that is made of others makes its numbers where its inputs are: for C++ that is the CPU.
-        is_of_call = not given and getattr(_in_call, "has_tensors", False)
+        # An operation in C++ that is made of others makes its numbers where its inputs are: for C++ that is the CPU. So
+        # does attention in torch 2.6 with the positions that it hides.
+        is_of_call = getattr(_in_call, "has_tensors", False) and all(_mark(tensor, "_of_call") for tensor in given)
 
         def marked(value: Any) -> Any:
             if isinstance(value, Tensor) and id(value) not in known:

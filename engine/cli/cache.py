@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rich.console import Console
 from rich.progress import Progress
 
 from engine.cache.check import damaged_shards, leftovers
@@ -166,7 +167,10 @@ def _rescored(store: CacheStore, typed: argparse.Namespace, found: list[str]) ->
 
 @contextmanager
 def _progress(store: CacheStore, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    with Progress(disable=quiet or not sys.stderr.isatty(), transient=True) as bar:
+    if quiet or not sys.stderr.isatty():  # rich 14 writes an empty line for a bar that is disabled
+        yield lambda _done, _total: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"Reading {store.path.name}", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -2,7 +2,7 @@
 
 A plain ``torch.device("meta")`` build leaves rotary tables, causal masks and embedding scales without values, and
 ``to_empty`` fills them with garbage without a word. transformers' own loading computes exactly these again, and so does
-this file, with the same internal calls (5.20 and newer). It does not know how weights are read.
+this file, with the same internal calls (5.21 and newer). It does not know how weights are read.
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ def test_a_head_in_half_precision_is_summed_in_float32_where_it_can_be(kind: str
         weight = teacher.model.get_output_embeddings().weight.cpu()
     exact = states.float() @ weight.float().T
     is_exact = torch.allclose(logits, exact, rtol=1e-6, atol=1e-6)
-    assert is_exact == (kind == "cuda")
+    has_wide_sums = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+    assert is_exact == (kind == "cuda" and has_wide_sums)
 
 
 def test_a_draw_on_a_gpu_adds_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def test_a_run_whose_lock_is_held_reserves_what_it_has_not_taken_yet(tmp_path: P
         fcntl.flock(lock, fcntl.LOCK_EX)
         (found,) = live_runs(tmp_path)
     assert (found.name, found.device, found.device_reserved_bytes) == ("notes", "cpu", 0)
-    assert 49 * GIB < found.reserved_bytes < 50 * GIB
+    assert 45 * GIB < found.reserved_bytes < 50 * GIB, "what this process has taken comes off"
 
 
 def test_runs_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:

