@@ -140,6 +140,8 @@ OTHERS = [
         ("whole hot nf4", {"temperature": 2.0, "quantization": "nf4"}),
         ("streamed offload", {**STREAMED, "cpu_offload": True}),
         ("streamed without read-ahead", {**STREAMED, "memory_budget": 2**20}),
+        ("cut", {**CUT}),
+        ("streamed cut", {**STREAMED, **CUT}),
     )
 ]
 
@@ -233,6 +235,9 @@ def test_a_student_learns_on_a_gpu(tmp_path: Path, text: Path, family: str, sett
         pytest.param("gpt_neox", {**LEAN, **ADDED_UP}, id="untied 8-bit", marks=pytest.mark.slow),
         pytest.param("qwen2", {**LEAN, **CHECKPOINTED}, id="tied lean checkpointed"),
         pytest.param("qwen2", {"precision": "bf16", "target": "ghost"}, id="tied bf16 ghost", marks=pytest.mark.slow),
+        pytest.param("llama", {**ADAPTER, "student_quantization": "nf4"}, id="adapter nf4", marks=pytest.mark.slow),
+        pytest.param("qwen2", {**ADAPTER, **STREAMED_STUDENT}, id="tied streamed adapter", marks=pytest.mark.slow),
+        pytest.param("llama", {"compare": "labels"}, id="compared with labels", marks=pytest.mark.slow),
     ],
 )
 def test_a_student_learns_on_other_devices(
