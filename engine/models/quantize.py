@@ -51,6 +51,14 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("codes", None)
         self.register_buffer("scales", None)
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight as the replaced layer had it, unpacked, for models that multiply by it themselves (Mamba)."""
+        assert isinstance(self.codes, Tensor), "there is no weight yet"
+        assert isinstance(self.scales, Tensor)
+        weight = dequantize(self.codes, self.scales, self.method, self.shape, self.dtype)
+        return weight.t() if self.transposed else weight
+
     def pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and scales of a weight as the replaced layer had it."""
         return quantize(weight.t().contiguous() if self.transposed else weight, self.method)
