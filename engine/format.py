@@ -108,6 +108,11 @@ def format_rate(value: float | None, unit: str) -> str:
     return f"{number} {unit}/{span}"
 
 
+def share_in_words(share: float) -> str:
+    """A share of what a machine can do; a tiny model on a large GPU has next to none of it."""
+    return f"{share:.0%}" if share >= 0.01 else "less than 1%"
+
+
 def format_percent(fraction: float | None) -> str:
     """A share of 1 as ``64 %``; never 100 % before it is whole."""
     if fraction is None or not math.isfinite(fraction):

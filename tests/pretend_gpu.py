@@ -269,7 +269,7 @@ class _Devices(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = getattr(_in_call, "has_tensors", False)
-        _in_call.has_tensors = any(isinstance(value, Tensor) for value in args)
+        _in_call.has_tensors = any(isinstance(value, Tensor) and is_on_gpu(value) for value in args)
         try:
             return self._handle(func, args, kwargs)
         finally:

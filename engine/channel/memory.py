@@ -7,9 +7,10 @@ from typing import Any
 
 
 def budgeted(event: Mapping[str, Any], name: str = "bytes") -> float | None:
-    """Memory of the kind that the phase's budget and its prediction are for.
+    """Memory that a phase has taken of what its budget limits.
 
-    Of a phase that computes on a GPU with memory of its own, that is the GPU's; else main memory.
+    Of a phase that computes on a GPU with memory of its own, that is the GPU's; else main memory, on a GPU that shares
+    it too.
 
     Args:
         event: a ``memory`` or ``phase_finished`` event.

@@ -53,7 +53,7 @@ class Trial:
     """Measurements of a phase.
 
     Attributes:
-        peak_bytes: highest anonymous memory of its process; on a GPU what torch's allocator held there.
+        peak_bytes: highest anonymous memory of its process; on a GPU all that it held there.
         predicted_bytes: what was predicted for just these few steps.
         seconds: of the whole process, start included.
         tokens: tokens that went through the model.

@@ -89,7 +89,8 @@ def budget_for(config: RunConfig, hardware: Hardware, others: Sequence[LiveRun],
     free_on_gpu = max(0, min(gpu.free_bytes, gpu.total_bytes - taken))
     context = context_bytes_on(gpu)
     reason = f"{FREE_SHARE:.0%} of the {format_bytes(free_on_gpu)} free on the {gpu.name}"
-    reason += f"; the driver takes {format_bytes(context)} of it for a process"
+    whose = "are left for the driver" if gpu.context_bytes is None else "of it are the driver's"
+    reason += f"; {format_bytes(context)} {whose}"
     return Budget(
         device,
         config.memory_budget or int(FREE_SHARE * free_on_gpu),

@@ -4,7 +4,7 @@ The memory of the imports is that of this installation (:mod:`engine.machine.tor
 
 The constants were fitted to measured peaks of real phases; ``tests/benchmarks/predicted_memory.py`` repeats that and
 prints how far off the worst prediction is. Peaks are counted as everywhere: on the CPU the anonymous memory of the
-phase's process, on a GPU what the allocator holds, to which the CUDA context comes.
+phase's process, on a GPU what the allocator holds; the plan adds the driver's context.
 
 Legend: B rows in a micro-batch, T tokens in a row, H hidden size, I intermediate size, V rows of the head.
 """
@@ -48,7 +48,7 @@ _CUDA_RAM = 1200 * MIB
 CUDA_CONTEXT = 600 * MIB
 _CONTEXT_GROWTH = 64 * MIB
 # Scratch memory of the libraries that multiply matrices (8 MiB a handle and stream, 32 MiB on a data centre's GPU), and
-# what is lost as the allocator takes memory in pieces of 2 and 20 MiB. On an H200, phases then took 0.91 to 1.05 times
+# what is lost as the allocator takes memory in pieces of 2 and 20 MiB. On an H200, phases then took 0.89 to 1.04 times
 # what is predicted with it.
 _WORKSPACES = 96 * MIB
 

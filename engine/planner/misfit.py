@@ -29,8 +29,12 @@ def memory(question: Question, answer: Proposal) -> DoesNotFit:
     phases = {"teacher": answer.teacher.footprint, "student": answer.student.footprint}
     phase, footprint = max(phases.items(), key=lambda item: budget.excess(item[1]))
     needed, room, which = _where(question, footprint)
-    parts = sorted(footprint.parts.items(), key=lambda part: -part[1])[:3]
-    listed = ", ".join(f"{_PART_NAMES[name]} {format_bytes(size)}" for name, size in parts if size)
+    named = {_PART_NAMES[name]: size for name, size in footprint.parts.items()}
+    if not budget.where.is_host:  # the libraries' own memory is main memory there
+        named["the libraries' scratch memory"] = named.pop(_PART_NAMES["other"])
+        named["the driver"] = budget.context_bytes
+    parts = sorted(named.items(), key=lambda part: -part[1])[:3]
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
     setting = answer.teacher.setting if phase == "teacher" else answer.student.setting
     what = (
         f"The {phase} phase needs {format_bytes(needed)} of {which} with rows of {answer.length} tokens, "
@@ -150,6 +154,8 @@ def _smaller_models(question: Question, answer: Proposal) -> str:
     floor = min(footprint.parts["other"] for footprint in phases.values())
     if question.budget.where.is_host and floor >= question.budget.memory_bytes:
         return "another machine, as Python and torch alone need more"
+    if not question.budget.where.is_host and question.budget.context_bytes >= question.budget.memory_bytes:
+        return "--device cpu, as the driver alone needs more of the GPU"
     return " and ".join(f"a smaller {name}" for name in too_large)
 
 

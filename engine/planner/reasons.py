@@ -162,15 +162,16 @@ def _record(question: Question, answer: Proposal) -> str:
 
 
 def _teacher_batch(question: Question, answer: Proposal) -> str:
-    peak = answer.teacher.footprint.peak_bytes
-    return f"the fastest that fits: {format_bytes(peak)} of {_budget(question)}"
+    footprint = answer.teacher.footprint
+    said = f"{format_bytes(footprint.peak_bytes)} of {_budget(question)}"
+    return f"the fastest that fits: {said}" if question.budget.fits(footprint) else f"{said}, which does not fit"
 
 
 def _student_batch(question: Question, answer: Proposal) -> str:
     setting, peak = answer.student.setting, answer.student.footprint.peak_bytes
     double = student_footprint(answer.shape, replace(setting, batch=2 * setting.batch)).peak_bytes
     said = f"{format_bytes(peak)} of {_budget(question)}"
-    if double > question.budget.memory_bytes:
+    if double > _room(question):
         return f"{said}; {2 * setting.batch}, with all else as it is, would need {format_bytes(double)}"
     return f"{said}; more is hardly faster"
 
@@ -209,6 +210,8 @@ def _streaming(question: Question, answer: Proposal) -> str:
     if setting.layer_by_layer:
         alone = "" if setting.reads_ahead else ", one layer at a time and none read ahead"
         return f"streamed: {format_bytes(streamed)}{alone}; the whole teacher needs {format_bytes(whole)}"
+    if not question.budget.fits(answer.teacher.footprint):
+        return f"the whole teacher needs {format_bytes(whole)} of {_budget(question)}"
     return f"the whole teacher fits: {format_bytes(whole)} of {_budget(question)}"
 
 
@@ -322,5 +325,9 @@ def _needed(question: Question, footprint: Footprint) -> int:
 
 
 def _budget(question: Question) -> str:
+    return format_bytes(_room(question))
+
+
+def _room(question: Question) -> int:
     """The part of the budget that a phase may fill: on a GPU, the driver's context is in it too."""
-    return format_bytes(question.budget.memory_bytes - question.budget.context_bytes)
+    return max(0, question.budget.memory_bytes - question.budget.context_bytes)

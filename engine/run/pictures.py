@@ -106,7 +106,9 @@ def _memory(events: Sequence[Event], report: Mapping[str, Any]) -> str | None:
     if not lines:
         return None
     largest = max(y for line in lines for _, y in line.points)
-    budgets = [each["budget_bytes"] / _GIB for each in told if each.get("budget_bytes")]
+    # Of a run on a GPU, the text is prepared in main memory, which has a budget of its own.
+    alike = [each for each in told if each.get("device")] or told
+    budgets = [each["budget_bytes"] / _GIB for each in alike if each.get("budget_bytes")]
     end = (told[-1]["time"] - begin) / 60
     if budgets and min(budgets) < 4 * largest:  # else the lines would lie at the bottom
         lines.append(Line("budget", [(0.0, min(budgets)), (end, min(budgets))], _RED, True))

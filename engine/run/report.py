@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.channel.events import Event, read_events
 from engine.disk.files import make_folder, write_atomic
-from engine.format import format_bytes, format_duration, format_number
+from engine.format import format_bytes, format_duration, format_number, share_in_words
 from engine.machine.device import Device
 from engine.phase_kinds import PHASES
 from engine.planner.share import forget_slow_rates, gemm_shares
@@ -150,7 +150,7 @@ def speed_in_words(phase: dict[str, Any], unit: str) -> str:
     """
     said = []
     if share := phase.get("gemm_share"):
-        said.append(f"{f'{share:.0%}' if share >= 0.01 else 'less than 1%'} of what this {unit} can do")
+        said.append(f"{share_in_words(share)} of what this {unit} can do")
     if (beside := phase.get("overhead_seconds")) is not None:
         said.append(f"start, evaluations and checkpoints took {format_duration(beside)}")
     return "; ".join(said)
@@ -206,7 +206,7 @@ def in_words(report: dict[str, Any], name: str, *, pictures: Iterable[str] = ())
             f"| {phase} | {format_duration(figures['seconds'])} | "
             f"{_or_dash(figures['overhead_seconds'], format_duration)} | "
             f"{_or_dash(figures['tokens_per_second'], '{:,.0f}'.format)} | "
-            f"{_or_dash(figures['gemm_share'], '{:.0%}'.format)} | "
+            f"{_or_dash(figures['gemm_share'], share_in_words)} | "
             f"{_peak(figures)} |"
             for phase, figures in report["phases"].items()
         ),

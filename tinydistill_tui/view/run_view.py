@@ -7,11 +7,12 @@ its events again. How events become one is the business of ``watch``.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.channel.words import LogLine
+from engine.machine.device import Device
 from engine.phase_kinds import PHASES
 from engine.student.verdict import gap_closed
 from tinydistill_tui.view.series import Series
@@ -187,6 +188,17 @@ class RunView:
         return statistics.median(self.gaps) if self.gaps else 0.0
 
     def peak_bytes(self) -> float | None:
-        """The largest memory of any phase."""
-        peaks = [phase.peak_bytes for phase in self.phases.values() if phase.peak_bytes is not None]
-        return max(peaks, default=None)
+        """The largest memory of any phase, of that which the plan is about."""
+        phases = [phase for name, phase in self.phases.items() if takes_planned_memory(name, self.choices)]
+        return max((phase.peak_bytes for phase in phases if phase.peak_bytes is not None), default=None)
+
+
+def takes_planned_memory(phase: str, choices: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a phase takes the memory that the plan is about: on a GPU, the text is prepared in main memory.
+
+    Args:
+        phase: its name.
+        choices: of the plan.
+    """
+    device = next((choice.get("value") for choice in choices if choice.get("field") == "device"), None)
+    return phase != "prepare" or not isinstance(device, str) or Device.of(device).shares_main_memory

@@ -14,7 +14,7 @@ from engine.channel.events import Event
 from engine.channel.memory import budgeted
 from engine.channel.words import LogLine, back_off_words, log_line, number, text
 from engine.format import format_duration
-from tinydistill_tui.view.run_view import METRICS, Evaluation, Failure, Memory, Notice, RunView
+from tinydistill_tui.view.run_view import METRICS, Evaluation, Failure, Memory, Notice, RunView, takes_planned_memory
 
 MAX_LOG_LINES = 50_000
 _GAPS_KEPT = 32
@@ -244,10 +244,12 @@ class _Folding:
         )
 
     def _memory(self, event: Event) -> None:
+        name = self._phase_of(event)
+        is_planned = name is None or takes_planned_memory(name, self.get("choices"))
         memory = Memory(
-            bytes=budgeted(event),
-            peak_bytes=budgeted(event, "peak_bytes"),
-            budget_bytes=number(event.get("budget_bytes")),
+            bytes=budgeted(event) if is_planned else None,
+            peak_bytes=budgeted(event, "peak_bytes") if is_planned else None,
+            budget_bytes=number(event.get("budget_bytes")) if is_planned else None,
             device_bytes=number(event.get("device_bytes")),
             system_available_bytes=number(event.get("system_available_bytes")),
             ranks=_ranks(event.get("ranks")),
@@ -255,11 +257,12 @@ class _Folding:
         self.changes["memory"] = memory
         if memory.bytes is not None:
             self.memory_samples.append((self._worked(), 0.0, memory.bytes))
-        name = self._phase_of(event)
         if name is not None:
             self._join_in_the_middle(name)
             known = self.phases[name].peak_bytes
-            peak = max((p for p in (known, memory.bytes, memory.peak_bytes) if p is not None), default=None)
+            peak = max(
+                (p for p in (known, budgeted(event), budgeted(event, "peak_bytes")) if p is not None), default=None
+            )
             if peak != known:
                 self._change_phase(name, peak_bytes=peak)
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from engine.format import bytes_scale, bytes_unit, format_bytes, format_count, format_duration, format_number
+from engine.format import (
+    bytes_scale,
+    bytes_unit,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_number,
+    share_in_words,
+)
 from engine.machine.device import Device
 from engine.phase_kinds import phase_noun
 from tinydistill_tui.view.run_view import RunView
@@ -65,7 +73,7 @@ def memory_drawing(view: RunView, now: float, *, device: Device) -> Drawing:
     newest = f"now {latest / scale:.{digits}f}" if latest is not None else ""
     if view.finished is not None and (peak := view.peak_bytes()) is not None:
         newest = f"peak {peak / scale:.{digits}f}"
-    what = "Memory" if device.is_host else "GPU memory"
+    what = "Memory" if device.shares_main_memory else "GPU memory"
     notes = [f"budget {format_bytes(budget)}"] if budget is not None and not budget_in_sight else []
     ranks = view.memory.ranks if view.finished is None else ()
     if len(ranks) > 1:
@@ -136,7 +144,7 @@ def _of_the_machine(rate: float | None, full_rate: float | None) -> str:
     """The share of this machine's rate that the training has, in words."""
     if not rate or not full_rate or rate > full_rate:
         return ""
-    return f"{rate / full_rate:.0%} of what this machine can do"
+    return f"{share_in_words(rate / full_rate)} of what this machine can do"
 
 
 def _parts(view: RunView, metric: Metric) -> str:

@@ -59,6 +59,25 @@ def _shown(memory: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def test_main_memory_of_the_preparation_is_beside_the_curve_of_a_gpu() -> None:
+    """Its budget and its peak are of another memory than those of the phases on the GPU."""
+    prepared = {"bytes": 3 * GIB, "peak_bytes": 3 * GIB, "budget_bytes": GIB}
+    plan = {"time": 0.0, "kind": "plan", "choices": [{"field": "device", "value": "cuda:0"}], "predicted": {}}
+    before = [event | {"phase": "prepare"} for event in _events(prepared)[1:] if event["kind"] != "run_started"]
+    events = [plan, *before, *_events(ON_GPU)[1:]]
+    view = fold(RunView(), events)
+    assert view.phases["prepare"].peak_bytes == 3 * GIB
+    assert view.peak_bytes() == GIB
+    assert {bucket.high for bucket in view.memory_series.buckets} == {GIB // 2}
+    during = fold(RunView(), [plan, *before])
+    assert (during.memory.bytes, during.memory.budget_bytes, during.peak_bytes()) == (None, None, None)
+    with_the_gpus_budget = draw_all(events, {"phases": {}})["memory.svg"]
+    higher = [event | {"budget_bytes": 2 * GIB} if event.get("phase") == "prepare" else event for event in events]
+    assert draw_all(higher, {"phases": {}})["memory.svg"] == with_the_gpus_budget
+    on_a_cpu = fold(RunView(), [event for event in events if event is not plan])
+    assert on_a_cpu.peak_bytes() == 3 * GIB
+
+
 def test_every_reader_shows_it() -> None:
     main, gpu = _shown(MAIN), _shown(ON_GPU)
     assert (main["log"], gpu["log"]) == ("score finished in 3 s, peak 9.0 GiB", "score finished in 3 s, peak 1.0 GiB")

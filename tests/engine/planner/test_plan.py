@@ -363,6 +363,40 @@ def test_on_a_gpu_memory_and_main_memory_are_told_apart(text: Path) -> None:
         assert phase.ram_bytes != phase.peak_bytes
 
 
+def _on_a_gpu_with(text: Path, budget: str, **values: Any) -> Plan:
+    gpu = replace(BIG_GPU, context_bytes=700 * MIB)
+    return _plan(text, hardware=computer(gpus=(gpu,)), device="cuda:1", memory_budget=budget, **values)
+
+
+def test_a_budget_that_the_driver_fills_is_told_as_that(text: Path) -> None:
+    planned = _on_a_gpu_with(text, "400MB")
+    assert planned.misfit is not None
+    assert "the driver 764 MiB" in planned.misfit.why
+    assert "Python" not in planned.misfit.why
+    assert "--device cpu" in planned.misfit.todo
+    told = [choice.reason for choice in planned.choices if "fits" in choice.reason or " -" in choice.reason]
+    assert not [reason for reason in told if "of -" in reason or "that fits" in reason or "teacher fits" in reason]
+
+
+def test_more_rows_are_called_no_faster_only_where_they_fit(text: Path) -> None:
+    """Twice the rows have to fit beside the driver's context."""
+    budgets = [f"{size}MB" for size in range(860, 1100, 15)]
+    for planned in (_on_a_gpu_with(text, budget, teacher=str(planner_models.DEMO_TEACHER)) for budget in budgets):
+        if planned.misfit is not None:
+            continue
+        reason = next(choice.reason for choice in planned.choices if choice.field == "student_batch")
+        batch = planned.settings.student_batch
+        assert batch is not None
+        double = {"student_batch": 2 * batch, "gradient_accumulation": planned.settings.gradient_accumulation}
+        kept = {name: getattr(planned.settings, name) for name in ("optimizer", "gradient_checkpointing", "lora_rank")}
+        kept |= {"sequence_length": planned.settings.sequence_length, "cpu_offload": planned.settings.cpu_offload}
+        kept |= {"student_layers": planned.settings.student_layers}
+        more = _on_a_gpu_with(
+            text, str(planned.settings.memory_budget), teacher=str(planner_models.DEMO_TEACHER), **double, **kept
+        )
+        assert ("hardly faster" in reason) <= (more.misfit is None), (batch, reason)
+
+
 TURING = Gpu(0, "GTX 1650", 4 * GIB, 3 * GIB, "580.65", "7.5", good_formats=("bf16", "fp16"))
 
 
