@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from engine.channel.memory import budgeted
 from engine.format import format_bytes, format_count, format_duration, format_number, format_percent
 from engine.phase_kinds import phase_noun
 
@@ -37,9 +36,28 @@ class LogLine(NamedTuple):
 
 def number(value: Any) -> float | None:
     """A finite number, or None for anything else."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond every float
+        return None
+
+
+def budgeted(event: Event, name: str = "bytes") -> float | None:
+    """Memory that a phase has taken of what its budget limits.
+
+    Of a phase that computes on a GPU with memory of its own, that is the GPU's; else main memory, on a GPU that shares
+    it too.
+
+    Args:
+        event: a ``memory`` or ``phase_finished`` event.
+        name: "bytes" or "peak_bytes".
+
+    Returns:
+        Bytes; None where they are not known: some drivers do not report what a process holds.
+    """
+    return number(event.get(f"device_{name}" if event.get("device") else name))
 
 
 def text(value: Any, limit: int = 2000) -> str:

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from engine.channel.events import Event, Tail
-from engine.channel.memory import budgeted
-from engine.channel.words import headline_of
+from engine.channel.words import budgeted, headline_of
 from engine.format import format_bytes, format_duration, format_rate
 from engine.phase_kinds import phase_verb
 

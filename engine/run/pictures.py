@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from engine.channel.events import Event
-from engine.channel.memory import budgeted
+from engine.channel.words import budgeted
 from engine.phase_kinds import PHASES
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 720, 360, 64, 44, 16, 48

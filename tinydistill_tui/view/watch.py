@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.channel.events import Event
-from engine.channel.memory import budgeted
-from engine.channel.words import LogLine, back_off_words, log_line, number, text
+from engine.channel.words import LogLine, back_off_words, budgeted, log_line, number, text
 from engine.format import format_duration
 from tinydistill_tui.view.run_view import METRICS, Evaluation, Failure, Memory, Notice, RunView, takes_planned_memory
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.channel.memory import budgeted
-from engine.channel.words import log_line
+from engine.channel.words import budgeted, log_line
 from engine.cli.progress import _progress_line
 from engine.run.pictures import draw_all
 from engine.run.report import cost_in_words
@@ -27,6 +26,7 @@ ON_GPU = {**MAIN, "device": "cuda:0", "device_bytes": GIB // 2, "device_peak_byt
         (ON_GPU, (GIB // 2, GIB)),
         ({**ON_GPU, "device_bytes": None, "device_peak_bytes": None}, (None, None)),  # a driver that does not tell
         ({"device": "cuda:0", "device_bytes": "much"}, (None, None)),
+        ({"bytes": float("nan"), "peak_bytes": 10**400}, (None, None)),  # a file that was changed by hand
         ({}, (None, None)),
     ],
 )

@@ -19,7 +19,7 @@ READERS = {
     "dataset": ("datasets", lambda: dataset_rows("owner/name", "train")),
 }
 REFUSES = "raise ImportError('it requires NumPy 2.0 or newer, found 1.26.0')"
-NEEDS_ANOTHER = "import a_package_that_nobody_has"
+NEEDS_ANOTHER = "import a_package_that_is_not_there"
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -28,7 +28,7 @@ NEEDS_ANOTHER = "import a_package_that_nobody_has"
     [
         (None, "not installed", "install it: pip install {}"),
         (REFUSES, "but cannot be imported (it requires NumPy 2.0 or newer", "--upgrade {}"),
-        (NEEDS_ANOTHER, "but cannot be imported (No module named 'a_package_that_nobody_has')", "--upgrade {}"),
+        (NEEDS_ANOTHER, "but cannot be imported (No module named 'a_package_that_is_not_there')", "--upgrade {}"),
     ],
 )
 def test_why_a_package_cannot_be_used(

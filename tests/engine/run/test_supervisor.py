@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from engine.channel.events import EventWriter, read_events
-from engine.channel.memory import budgeted
+from engine.channel.words import budgeted
 from engine.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_OVERFLOWED,
