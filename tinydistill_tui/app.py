@@ -135,7 +135,7 @@ class TinyDistillApp(App[int]):
         if _SCREENS in sys.modules:
             self._open()
         else:
-            self.call_after_refresh(self.run_worker, self._import_screens(), group="opening")
+            self.call_after_refresh(self.run_worker, self._import_screens, group="opening")
 
     async def _import_screens(self) -> None:
         """Import what the first frame did without."""

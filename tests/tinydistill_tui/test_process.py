@@ -261,19 +261,23 @@ def test_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(signals_are_he
         assert b"\x1b[?1000l" in term.written, "no mouse codes"
 
 
-def test_second_signal_ends_a_program_that_is_stuck(signals_are_heard):
+def test_second_signal_ends_a_program_that_is_stuck(signals_are_heard, tmp_path):
     """Its event loop waits, as it does where a terminal takes no more."""
-    stuck = """
-import sys, time
+    is_stuck = tmp_path / "stuck"
+    stuck = f"""
+import pathlib, sys, time
 from tinydistill_tui import app, cli
 async def stop(self):
+    pathlib.Path({str(is_stuck)!r}).touch()
     time.sleep(600)
 app.TinyDistillApp._import_screens = stop
 sys.exit(cli.main(sys.argv[1:]))
 """
     with terminal([], code=stuck) as term:
         term.wait_for("Teach a small language model")
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
+        while not is_stuck.exists() and time.monotonic() < until:
+            term.read(0.1)  # a signal before that ends it in order
         while term.process.poll() is None and time.monotonic() < until:
             term.process.send_signal(signal.SIGTERM)
             term.read(0.2)
