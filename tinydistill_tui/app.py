@@ -208,6 +208,11 @@ class TinyDistillApp(App[int]):
         if self.use_command_palette and not isinstance(self.screen, Palette):
             self.push_screen(Palette(id="--command-palette"))
 
+    def hold_keys(self) -> None:
+        """Keep keys back until what is called later has run: a palette has its command called behind this call."""
+        self._keys.hold()
+        self.call_later(self.call_later, self._keys.release)
+
     def show_help(self) -> None:
         """Help for what has the focus, on the screen that is shown."""
         from tinydistill_tui import routes

@@ -132,6 +132,9 @@ class Program(Protocol):
             TinyDistillError: a run cannot be started; what is shown stays.
         """
 
+    def hold_keys(self) -> None:
+        """Keep keys back until what is called later has run."""
+
     def show_help(self) -> None:
         """Help for what has the focus."""
 

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from textual import on
+from textual.await_complete import AwaitComplete
 from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 from textual.markup import escape
@@ -31,6 +32,16 @@ class Palette(CommandPalette):
     """
 
     _enter_waits = False
+
+    def ready_for(self, key: str) -> bool:
+        """Behind an Enter that waits for the search, keys wait too: they are for what it opens."""
+        return key == "escape" or not self._enter_waits
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        """Close it. A command that was chosen runs behind this, and keys wait until it has."""
+        if self._selected_command is not None:
+            cast("Program", self.app).hold_keys()
+        return super().dismiss(result)
 
     def _searching(self) -> bool:
         return any(worker.group == self._GATHER_COMMANDS_GROUP and not worker.is_finished for worker in self.workers)

@@ -38,6 +38,7 @@ from engine.machine.probed_layer import (
     products,
 )
 from engine.machine.process_memory import memory_of_tree
+from engine.machine.products import linear
 from engine.machine.torch_device import PRECISIONS, host_bytes, kind_of, synchronize
 
 # Rows, inner and outer size of the products: a layer of a small model, and one of a big one.
@@ -176,7 +177,7 @@ def _product(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.devi
     left = torch.randn(_rows_of(device, rows), inner, device=device).to(dtype)
     right = torch.randn(outer, inner, device=device).to(dtype)
     # As a linear layer does it: the weight is [out, in].
-    return lambda: torch.nn.functional.linear(left, right)
+    return lambda: linear(left, right)
 
 
 def _layer(name: str, hidden: int, dtype: torch.dtype, clock: _Clock, found: dict[str, float]) -> dict[str, float]:

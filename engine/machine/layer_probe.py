@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.machine.probed_layer import HEAD_DIM, LENGTH, inner_size
+from engine.machine.products import use_products
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def layer_work(hidden: int, rows: int, dtype: torch.dtype, device: torch.device)
         device: where it is.
     """
     layer = _Layer(hidden).to(device)
+    use_products(layer)
     states = torch.randn(rows, LENGTH, hidden, device=device)
     rotation = torch.rand(LENGTH, HEAD_DIM, device=device)
     own = layer if dtype == torch.float32 else copy.deepcopy(layer).to(dtype)

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.errors import ModelError
 from engine.machine.out_of_memory import is_out_of_memory, tells_out_of_memory
+from engine.machine.products import use_products
 from engine.machine.torch_device import kind_of
 from engine.model_files.vocabulary import read_chat_template
 from engine.model_files.weight_files import is_decoded, model_of
@@ -100,6 +101,7 @@ def load_causal_lm(
     """
     weights = _read_plainly(folder, dtype) if is_decoded(folder) else None
     model = _load_in_main_memory(folder, dtype, trust_remote_code, weights)
+    use_products(model)
     return model if kind_of(torch.device(device)).is_host else model.to(device)
 
 

@@ -17,6 +17,7 @@ from transformers.models.auto.auto_factory import _get_model_class
 from transformers.utils.generic import ContextManagers
 
 from engine.errors import ModelError
+from engine.machine.products import use_products
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -66,6 +67,7 @@ def build_on_meta(config: PretrainedConfig, *, dtype: torch.dtype, trust_remote_
     model._move_missing_keys_from_meta_to_device(set(), None, None, None)
     model.initialize_weights()
     leave_weights_alone(model)
+    use_products(model)
     return model.eval()
 
 
@@ -88,7 +90,9 @@ def build_with_buffers(
     own ``__init__`` computes: what :func:`build_on_meta` is compared with.
     """
     with ContextManagers([local_torch_dtype(dtype, model_class.__name__), no_init_weights(), no_tie_weights()]):
-        return model_class(config).eval()
+        model = model_class(config).eval()
+    use_products(model)
+    return model
 
 
 def causal_lm_class(config: PretrainedConfig, *, trust_remote_code: bool = False) -> type[PreTrainedModel]:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from engine.machine.products import linear
+
 Method = Literal["int8", "nf4"]
 
 _BLOCK = 64
@@ -76,7 +78,7 @@ class QuantizedLinear(nn.Module):
 
     def _product(self, inputs: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
         weight = dequantize(codes, scales, self.method, self.shape, self.dtype)
-        return nn.functional.linear(inputs, weight, self.bias)
+        return linear(inputs, weight, self.bias)
 
 
 class _Product(torch.autograd.Function):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from engine.machine.products import linear
 from engine.machine.torch_device import kind_of, sums_halves_in_float32
 
 _ROW_STEP = 256
@@ -61,7 +62,7 @@ def slice_head(head: nn.Linear, source: RowSource, *, device: torch.device) -> N
 
     def forward(hidden_states: Tensor) -> Tensor:
         in_float32 = sums_halves_in_float32(device, hidden_states.dtype)
-        product = _linear_in_float32 if in_float32 else nn.functional.linear
+        product = _linear_in_float32 if in_float32 else linear
         if len(bounds) == 1:
             return product(hidden_states, source.rows(0, rows), head.bias)
         dtype = torch.float32 if in_float32 else hidden_states.dtype

@@ -26,7 +26,7 @@ from engine.machine.device import Device
 from engine.machine.gpu_check import gpu_of, torch_version
 from engine.machine.probed_layer import UNDISTURBED_SHARE
 
-_FORMAT = 4
+_FORMAT = 5
 _MOVING = "moving_"
 _TIMEOUT_SECONDS = 60
 # Until then two runs with the same settings have the same plan, on a busy machine too.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.machine.device import Device
+from engine.machine.products import linear, linear_into
 from engine.models.streaming.head_rows import MatrixOnDisk
 
 # Rows of the head whose gradient is made at a time in half precision, where it cannot be added up in place.
@@ -39,7 +40,7 @@ class LinearHead:
         """Logits [C, V]."""
         dtype = self.dtype or self.weight.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        return nn.functional.linear(hidden_states.to(dtype), self.weight.to(dtype), bias)
+        return linear(hidden_states.to(dtype), self.weight.to(dtype), bias)
 
     @property
     def columns(self) -> int:
@@ -158,7 +159,7 @@ class _LinearPass:
         if self._buffer is None:
             self._buffer = self._weight.new_empty(len(hidden_states), self._rows)
         logits = self._buffer[: len(hidden_states)]
-        torch.mm(self._hidden_states, self._weight.T, out=logits)
+        linear_into(logits, self._hidden_states, self._weight)
         if self._bias is not None:
             logits += self._bias
         return logits

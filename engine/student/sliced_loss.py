@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.machine.products import linear
 from engine.machine.torch_device import exact_sum, kind_of
 from engine.student.head import FrozenRows, LinearHead, SlicedHead
 from engine.student.loss import Objective, RecordTensors, read_for, target_terms
@@ -231,7 +232,7 @@ def _slices(head: SlicedHead, hidden: Tensor, vocab_size: int) -> Iterator[slice
 def _logits(weight: Tensor, bias: Tensor | None, hidden: Tensor, rows: slice) -> Tensor:
     """Logits of a slice whose rows of the weight are given; the bias is whole."""
     bias = None if bias is None else bias.detach()[rows].to(hidden.dtype)
-    logits = torch.nn.functional.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -195,6 +195,24 @@ async def test_the_palette_has_all_of_its_letters():
         assert app.screen.query_one(Input).value == "set seed"
 
 
+@pytest.mark.parametrize("keys", [(":", ":", "enter", "/", "u"), (":", "=set student_batch", "enter", "8", "enter")])
+async def test_keys_behind_a_command_of_the_palette_wait_for_what_it_opens(keys):
+    ends = []
+    for slowly in (True, False):
+        async with wizard({"demo": True}) as (app, pilot):
+            await to_the_plan(app, pilot)
+            for part in keys if slowly else ():
+                await burst(app, pilot, part)
+                await pilot.pause(0.5)
+            if not slowly:
+                await burst(app, pilot, *keys)
+            await pilot.pause(0.5)
+            screen = app.screen
+            ends.append((type(screen).__name__, app.focused and app.focused.id, getattr(screen, "editing", None)))
+            ends[-1] += (screen.draft.get("student_batch") if hasattr(screen, "draft") else "",)
+    assert ends[0] == ends[1]
+
+
 async def test_tab_goes_to_the_row_that_the_key_before_has_shown():
     async with wizard() as (app, pilot):
         await app.navigate(GoTo("models", app.screen.draft))

@@ -78,6 +78,7 @@ class PlanScreen(StepScreen):
         self._rows: list[Row] = []
         self._words = ""
         self._to_edit = ""
+        self._box_opens = False
         self._starting = False
 
     def compose_content(self) -> Iterable[Widget]:
@@ -135,7 +136,10 @@ class PlanScreen(StepScreen):
         return self.planning.up_to_date
 
     def ready_for(self, key: str) -> bool:
-        """A value is stepped from the planner's answer, and a run is started with it."""
+        """A value is stepped from the plan, and a run is started with it; a box that was asked for opens first."""
+        waits_for_the_plan = bool(self._to_edit) and not self.up_to_date
+        if not self.editing and (self._box_opens or waits_for_the_plan):
+            return False
         return self.editing or self.up_to_date or key not in _NEEDS_THE_PLAN
 
     def working_bindings(self) -> dict[str, ActiveBinding]:
@@ -184,7 +188,7 @@ class PlanScreen(StepScreen):
         if self._to_edit and not self.editing:
             # Taken at once: a second drawing before the next refresh would open the box again after it was closed.
             setting, self._to_edit = self._to_edit, ""
-            self.call_after_refresh(self.edit, setting)
+            self._box_opens = self.call_after_refresh(self._open_box, setting)
 
     @on(DataTable.RowHighlighted)
     def _highlighted(self) -> None:
@@ -228,6 +232,10 @@ class PlanScreen(StepScreen):
         if setting in names:
             self._table.move_cursor(row=names.index(setting))
             self.action_edit()
+
+    def _open_box(self, setting: str) -> None:
+        self._box_opens = False
+        self.edit(setting)
 
     def action_step(self, step: int) -> None:
         """Half or twice as much, or the next choice; the bars move at once."""

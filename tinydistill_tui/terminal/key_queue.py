@@ -54,6 +54,15 @@ class KeyQueue:
         self._opening = opening
         self._keys: deque[events.Key] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._holds = 0
+
+    def hold(self) -> None:
+        """Keep keys back until :meth:`release` was called as often: what was chosen is on its way to the screen."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """Hand out keys again."""
+        self._holds -= 1
 
     def put(self, event: events.Key) -> None:
         """Take a key; it is handled later, and after all keys that were put before it."""
@@ -67,7 +76,7 @@ class KeyQueue:
                 await asyncio.sleep(_LOOK_SECONDS)
             while self._keys and not self._leaving():
                 event = self._keys.popleft()
-                await self._until(lambda key=event.key: _is_ready(self._app.screen, key))  # type: ignore[misc]
+                await self._until(lambda key=event.key: self._is_ready_for(key))  # type: ignore[misc]
                 before = self._app.screen
                 known = set(self._app.workers)
                 if event.key in _MOVES:
@@ -82,6 +91,10 @@ class KeyQueue:
             self._task = None
             if self._leaving():
                 self._keys.clear()
+
+    def _is_ready_for(self, key: str) -> bool:
+        ready_for = getattr(self._app.screen, "ready_for", None)
+        return not self._holds and (ready_for is None or bool(ready_for(key)))
 
     def _asked(self, screen: Screen[Any], known: set[Worker[Any]]) -> bool:
         return any(
@@ -120,11 +133,6 @@ async def _laid_out(screen: Screen[Any]) -> None:
 async def _soon(done: asyncio.Event) -> None:
     with contextlib.suppress(TimeoutError):  # it waits for something long by itself
         await asyncio.wait_for(done.wait(), _NODE_SECONDS)
-
-
-def _is_ready(screen: Screen[Any], key: str) -> bool:
-    ready_for = getattr(screen, "ready_for", None)
-    return ready_for is None or bool(ready_for(key))
 
 
 def _has_its_focus(screen: Screen[Any]) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from engine.machine.products import use_products
 from engine.models.core import last_hidden_states, logits_of
 from engine.models.slices import ResidentRows, slice_head
 from engine.models.streaming.teacher import StreamedTeacher, StreamingMemory
@@ -40,6 +41,7 @@ def test_streamed_equals_resident_to_the_last_bit(name: str) -> None:
     # where its weights lie (seen with qwen2_moe and dbrx, 4e-7), and streamed weights lie at multiples of 64 bytes.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    use_products(model)
     found = teacher.last_hidden_states([ids for ids, _ in batches()])
     with torch.no_grad():
         for (ids, mask), hidden_states in zip(batches(), found, strict=True):

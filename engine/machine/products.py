@@ -1,0 +1,128 @@
+"""Linear layers in float32 on a CPU, by the library that is faster on this processor.
+
+On x86, torch multiplies float32 matrices with Intel's MKL, whose kernels are chosen for Intel's processors. oneDNN,
+which torch brings too, compiles kernels for the instruction sets that it finds on any processor. On an AMD
+EPYC with AVX2, oneDNN computes the logits of 50 to 260 thousand ids in 0.4 to 0.65 of MKL's time, and products of a
+layer in 0.7 to 1.0 of it. Small products are as fast or faster with MKL. On Intel's processors nothing is changed.
+
+The choice depends on the processor and on the shapes alone: a run that is resumed computes with the same kernels.
+
+Knows nothing of models; :func:`use_products` changes any module's linear layers.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from engine.machine import hardware
+
+# Below these, the start of a oneDNN product costs more than its kernel saves.
+_FEWEST_WEIGHTS = 2**18
+_FEWEST_OPERATIONS = 2**20
+_PLAIN = (Tensor, nn.Parameter)
+# As processors name themselves, and Windows names them ("AMD64" is what it calls Intel's too).
+_OTHER_MAKERS = re.compile(r"\bAMD\b|AuthenticAMD|Hygon")
+# Columns that are computed at a time where the result goes into memory that is there: 4 MiB for 256 rows.
+_COLUMNS = 4096
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``inputs @ weight.T + bias``, with gradient where autograd is on.
+
+    Args:
+        inputs: [..., in].
+        weight: [out, in].
+        bias: [out] or None.
+    """
+    if not _is_for_onednn(inputs, weight):
+        return functional.linear(inputs, weight, bias)
+    given = [inputs, weight] if bias is None else [inputs, weight, bias]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        # As a matrix: a view that a function of our own returns may not be changed in place, as rotary positions do. Of
+        # its shape, nothing is told to autograd, as in torch's own linear layer.
+        rows = _Linear.apply(inputs.reshape(-1, inputs.shape[-1]), weight, bias)
+        result: Tensor = torch.ops.aten._unsafe_view(rows, [*inputs.shape[:-1], len(weight)])
+        return result
+    return _by_onednn(inputs, weight, bias)
+
+
+@torch.no_grad()
+def linear_into(result: Tensor, inputs: Tensor, weight: Tensor) -> None:
+    """Write ``inputs @ weight.T`` into ``result`` [rows, out]; ``inputs`` is [rows, in], ``weight`` [out, in]."""
+    if not _is_for_onednn(inputs, weight):
+        torch.mm(inputs, weight.T, out=result)
+        return
+    for start in range(0, len(weight), _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        result[:, columns] = _by_onednn(inputs, weight[columns], None)
+
+
+def use_products(module: nn.Module) -> None:
+    """Let the linear layers inside a module compute with :func:`linear`; their class and weights stay as they are."""
+    if not onednn_is_faster():
+        return
+    for part in module.modules():
+        if type(part).forward is nn.Linear.forward and "forward" not in part.__dict__:
+            part.forward = MethodType(_forward, part)
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Return whether large float32 products are oneDNN's here: MKL would do them on another maker's processor."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    name, _ = hardware.processor()
+    has_kernels = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return bool(_OTHER_MAKERS.search(name)) and has_kernels and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _forward(self: nn.Linear, input: Tensor) -> Tensor:
+    return linear(input, self.weight, self.bias)
+
+
+def _is_for_onednn(inputs: Tensor, weight: Tensor) -> bool:
+    return (
+        weight.numel() >= _FEWEST_WEIGHTS
+        and inputs.numel() * len(weight) >= _FEWEST_OPERATIONS
+        and inputs.dtype == weight.dtype == torch.float32
+        and inputs.device.type == weight.device.type == "cpu"
+        and type(weight) in _PLAIN
+        and inputs.dim() > 1
+        and not torch.is_autocast_enabled("cpu")
+        and onednn_is_faster()
+    )
+
+
+def _by_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # It is the operation to which torch's own compiler turns a linear layer.
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    """The forward product by oneDNN, those of the backward pass as torch computes them: there neither is faster."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        wants_inputs, wants_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(inputs if wants_weight else None, weight if wants_inputs else None)
+        return _by_onednn(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        wants_inputs, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            gradient @ weight if wants_inputs else None,
+            gradient.T @ inputs if wants_weight else None,
+            gradient.sum(0) if wants_bias else None,
+        )
