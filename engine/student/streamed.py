@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ModelError, RequestError
+from engine.machine.products import linear
 from engine.models.borders import cut, positions_in, takes_positions
+from engine.models.core import differ_by_rounding_only
 from engine.models.packed import can_be_cut
 from engine.models.selfcheck import layers_to_check
 from engine.models.streaming.teacher import StreamedTeacher
@@ -251,11 +253,11 @@ def _is_plain(base: StreamedTeacher, head: nn.Linear) -> bool:
     probes = (torch.randn((6, matrix.shape[1]), generator=generator) * sizes).to(base.device, matrix.dtype)
     rows = slice(0, min(1024, matrix.shape[0]))
     bias = None if head.bias is None else head.bias[rows]
-    plain = nn.functional.linear(probes, matrix.rows(rows), bias).float()
+    plain = linear(probes, matrix.rows(rows), bias).float()
     own = base.logits(probes)
     base.forget_head()
-    close = _TOLERANCE.get(matrix.dtype, _HALF_TOLERANCE)
-    return own.shape[1] == matrix.shape[0] and torch.allclose(own[:, rows], plain, rtol=close, atol=close)
+    tolerance = _TOLERANCE.get(matrix.dtype, _HALF_TOLERANCE)
+    return own.shape[1] == matrix.shape[0] and differ_by_rounding_only(own[:, rows], plain, tolerance)
 
 
 @contextlib.contextmanager

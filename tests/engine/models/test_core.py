@@ -4,8 +4,10 @@ from torch import nn
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from engine.errors import ModelError
+from engine.machine import products
 from engine.models.core import find_core, head_is_linear, last_hidden_states, logits_of
 from engine.models.load import load_causal_lm
+from engine.models.slices import slice_resident_head
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_model
 
 
@@ -123,6 +125,20 @@ def test_a_head_with_a_bias_is_linear():
     found = head_is_linear(model)
     assert found is not None
     assert found[1] is model.lm_head.bias
+
+
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_a_wide_head_is_linear_with_any_kernel_and_in_slices(monkeypatch, by_onednn):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: by_onednn)
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=576, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    assert head_is_linear(model) is not None, "torch's own kernels in the model"
+    products.use_products(model)
+    assert head_is_linear(model) is not None
+    slice_resident_head(model)
+    assert head_is_linear(model) is not None
 
 
 def test_a_model_without_a_head_is_refused():

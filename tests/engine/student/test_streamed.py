@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.channel.channel import Channel
 from engine.errors import ModelError
+from engine.machine import products
 from engine.model_files.spec import read_spec
 from engine.models.load import load_causal_lm
 from engine.student.adapter import LowRankAdapter
@@ -117,6 +118,13 @@ def test_a_head_that_is_more_than_a_matrix_product_is_refused() -> None:
     with pytest.raises(ModelError, match="more than a matrix product") as told:
         streamed(tiny_model("gemma2", num_layers=2), torch.float32, "none")
     assert "--student_layer_by_layer" in told.value.todo
+
+
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_a_wide_head_is_a_matrix_product_with_any_kernel(monkeypatch: pytest.MonkeyPatch, by_onednn: bool) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: by_onednn)
+    wide = tiny_architecture("llama", hidden_size=2048, intermediate_size=64, num_hidden_layers=1)
+    assert streamed(wide, torch.float32, "none").head.columns == 2048
 
 
 def test_tokens_that_are_not_scored_teach_nothing(run: SmallRun) -> None:
