@@ -32,10 +32,11 @@ class Palette(CommandPalette):
     """
 
     _enter_waits = False
+    _is_chosen = False  # Textual's list tells the palette some turns of the event loop later
 
     def ready_for(self, key: str) -> bool:
-        """Behind an Enter that waits for the search, keys wait too: they are for what it opens."""
-        return key == "escape" or not self._enter_waits
+        """Keys behind an Enter wait until the palette is gone: they are for what the command opens."""
+        return key == "escape" or not (self._enter_waits or self._is_chosen)
 
     def dismiss(self, result: Any = None) -> AwaitComplete:
         """Close it. A command that was chosen runs behind this, and keys wait until it has."""
@@ -52,6 +53,8 @@ class Palette(CommandPalette):
             self._enter_waits = True
             event.stop()
             event.prevent_default()
+        else:
+            self._is_chosen = self._list_visible and self._hit_count > 0
 
     @on(Input.Changed)
     def _typed_on(self) -> None:
@@ -60,8 +63,8 @@ class Palette(CommandPalette):
     @on(Worker.StateChanged)
     def _search_ended(self, event: Worker.StateChanged) -> None:
         if self._enter_waits and event.state is WorkerState.SUCCESS and not self._searching():
-            self._enter_waits = False
-            if self._hit_count:
+            self._enter_waits, self._is_chosen = False, self._hit_count > 0
+            if self._is_chosen:
                 self._select_or_command()
 
 

@@ -42,14 +42,14 @@ def main() -> None:
     parser.add_argument("--weight-bytes", type=int, help="most memory for the streamed teacher's weights")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, default=Path("streaming.json"))
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(_measure(arguments)))
         return
 
-    folder = arguments.folder or arguments.out.parent / f"pythia-{arguments.model}"
+    folder = arguments.folder or Path(f"pythia-{arguments.model}")
     make_pythia(arguments.model, folder)
     pairs = [{side: _run_side(side, folder) for side in SIDES} for _ in range(arguments.pairs)]
     ratios = [pair["streamed"]["tokens_per_second"] / pair["resident"]["tokens_per_second"] for pair in pairs]
@@ -70,7 +70,8 @@ def main() -> None:
         "speed_ratio_by_processor_time": _spread(processor_ratios),
         "same_logits": equal,
     }
-    arguments.out.write_text(json.dumps(result, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2))
     for side in SIDES:
         rate = statistics.median(pair[side]["tokens_per_second"] for pair in pairs)
         peak = max(pair[side]["peak_anonymous_bytes"] for pair in pairs)

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--profile", type=int, default=0, help="print so many operations of each side that take longest"
     )
-    parser.add_argument("--out", type=Path, default=Path("student_step.json"))
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -89,7 +89,8 @@ def main() -> None:
             f"{side:7} {rate:7.1f} tokens/s  {ratio:.2f} x plain ({processor:.2f} by processor time)  "
             f"{peak / 1e6:6.0f} MB {'anonymous' if arguments.device == 'cpu' else 'on the device'}"
         )
-    arguments.out.write_text(json.dumps(result, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2))
 
 
 def _spread(values: list[float]) -> dict[str, float]:
