@@ -66,7 +66,7 @@ def test_a_student_cut_from_a_real_model_gets_nearer_to_it(smollm2, tmp_path):
     done = run(
         *["--teacher", smollm2, "--student", "from-teacher", "--student_layers", 10],
         *["--data", "python-docs", "--samples", 64, "--sequence_length", 64, "--teacher_batch", 8],
-        *["--student_batch", 8, "--gradient_accumulation", 1, "--steps", 20, "--learning_rate", "5e-4"],
+        *["--student_batch", 8, "--gradient_accumulation", 1, "--steps", 12, "--learning_rate", "5e-4"],
         *["--precision", "fp32", "--output_dir", tmp_path / "run"],
         timeout=1500,
     )
