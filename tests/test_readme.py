@@ -78,6 +78,12 @@ def test_ci_runs_the_readmes_two_commands_as_they_are_written():
         assert command.replace("pip install", "pip install --quiet") in script
 
 
+def test_ci_ends_when_a_command_on_the_left_of_another_fails():
+    """Bash's -e ignores it outside of parentheses: the tests behind an installation that failed would be skipped."""
+    for line in (ROOT / ".ci/run").read_text().splitlines():
+        assert "&&" not in line or line.startswith(("(", "#")), line
+
+
 @pytest.mark.slow
 def test_the_readmes_python_lines_run_as_they_are_written(tmp_path):
     block = re.search(r"```python\n(.*?)```", README, re.DOTALL)

@@ -148,8 +148,7 @@ def test_two_processes_train_the_adapter_of_one_and_go_on_with_other_numbers(one
     if "compare" in ADAPTERS[way]:
         losses = [report["compare"]["labels"]["holdout_loss"] for report in reports.values()]
         assert losses[1] == pytest.approx(losses[0])
-    # Of two ways: each of these four runs starts three processes.
-    for steps, processes in ((30, 1), (40, 2)) if way in ("in memory", "cut from the teacher, in files") else ():
+    for steps, processes in ((30, 1), (40, 2)):
         for count, run in runs.items():
             changes = ["--steps", steps, "--processes", processes if count == 2 else 1]
             resumed = program.run("--resume", "--output_dir", run, *changes)
