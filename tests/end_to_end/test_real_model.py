@@ -145,7 +145,7 @@ def test_a_student_of_conversations_answers_in_its_template(smollm2, tmp_path):
         _write_chats(tmp_path / "chats", form)
     done = run(
         *["--teacher", smollm2, "--student", "from-teacher", "--student_layers", 15, "--data", tmp_path / "chats"],
-        *["--sequence_length", 64, "--samples", 200, "--student_batch", 8, "--gradient_accumulation", 1],
+        *["--samples", 64, "--student_batch", 8, "--gradient_accumulation", 1],
         *["--steps", 30, "--learning_rate", "5e-4", "--precision", "fp32"],
         *["--output_dir", tmp_path / "run"],
         timeout=2400,
