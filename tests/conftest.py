@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import itertools
 import os
 import shutil
 import signal
@@ -33,10 +34,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 # collects after each wave. The imported objects are set apart below, and automatic collections are made rarer.
 gc.set_threshold(10_000, 10, 10)
 
+_HOMES = itertools.count()
+
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path_factory.mktemp("home")
+    # mktemp looks through all folders that are there for a free name, and there are thousands.
+    home = tmp_path_factory.getbasetemp() / "homes" / str(next(_HOMES))
+    home.mkdir(parents=True)
     for variable in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(variable, str(home / variable.lower()))
     for variable in ("TINYDISTILL_RUNS", "NO_COLOR", "ACCESSIBLE", "SSH_CONNECTION", "SSH_TTY"):

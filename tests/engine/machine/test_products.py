@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN: the same numbers and gradients as torch's own, chosen by processor and shape alone."""
+"""Linear layers by oneDNN or in parts: the same numbers and gradients as torch's own, chosen by processor and shape alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def by_onednn(monkeypatch):
-    """Any product is oneDNN's, however small, on any processor."""
+    """No product is too small, on any processor."""
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "_FEWEST_WEIGHTS", 1)
-    monkeypatch.setattr(products, "_FEWEST_OPERATIONS", 1)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -71,6 +70,28 @@ def test_a_frozen_weight_keeps_no_inputs_for_the_backward_pass():
     assert kept == [weight.shape]
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5])
+def test_a_few_rows_are_multiplied_by_a_part_of_the_columns_in_each_thread(threads, rows, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for shape, outer in (((rows, 1, 24), 30), ((1, rows, 24), 31), ((rows, 24), 2)):
+        inputs, weight, bias = normal(*shape), normal(outer, 24), normal(outer)
+        for of_view in (weight, weight.T.contiguous().T, normal(outer, 30)[:, 3:27]):
+            result = products.linear(inputs, of_view, bias)
+            torch.testing.assert_close(result, functional.linear(inputs, of_view, bias), rtol=1e-4, atol=1e-4)
+            assert result.is_contiguous()
+
+
+def test_a_few_rows_are_one_batched_product(monkeypatch):
+    monkeypatch.setattr(products, "_by_onednn", lambda *_: pytest.fail("not for oneDNN"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    calls = []
+    own = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *words: calls.append(words[0].shape) or own(*words))
+    products.linear(normal(3, 1, 8), normal(10, 8))
+    assert calls == [(2, 5, 8)]
+
+
 @pytest.mark.parametrize("columns", [1, 4096, 5000])
 def test_a_result_goes_into_the_memory_that_is_given(columns):
     inputs, weight, result = normal(7, 24), normal(columns, 24), torch.full((7, columns), torch.nan)
@@ -91,8 +112,8 @@ def test_a_models_layers_keep_their_class_and_are_copied_with_it(monkeypatch):
     with torch.no_grad():
         nn.init.zeros_(copied[0].weight)
         nn.init.zeros_(copied[0].bias)
-        assert torch.equal(copied(normal(3, 8)), copied[1][0].bias.expand(3, 4)), "it multiplies by its own weights"
-        model(normal(3, 8))
+        assert torch.equal(copied(normal(5, 8)), copied[1][0].bias.expand(5, 4)), "it multiplies by its own weights"
+        model(normal(5, 8))
     assert calls == [(16, 8), (4, 16)] * 2
     assert list(model.state_dict()) == names
     assert type(model[0]).forward is nn.Linear.forward, "what is asked of layers that are quantised or cut"
@@ -105,7 +126,7 @@ def test_other_formats_and_layers_with_code_of_their_own_are_left_to_torch(monke
 
     layers = nn.ModuleList([Scaled(8, 8), nn.Linear(8, 8, dtype=torch.float64), nn.Linear(8, 8, dtype=torch.bfloat16)])
     products.use_products(layers)
-    monkeypatch.setattr(products, "_by_onednn", lambda *_: pytest.fail("not for oneDNN"))
+    monkeypatch.setattr(products, "_product", lambda *_: pytest.fail("it is torch's"))
     for layer in layers:
         layer(normal(2, 8).to(layer.weight.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
