@@ -3,9 +3,10 @@
 On x86, torch multiplies float32 matrices with Intel's MKL, whose kernels are chosen for Intel's processors. oneDNN,
 which torch brings too, compiles kernels for the instruction sets that it finds on any processor. On an AMD
 EPYC with AVX2, oneDNN computes the logits of 50 to 260 thousand ids in 0.4 to 0.65 of MKL's time, and products of a
-layer in 0.7 to 1.0 of it. A model that writes text has one row to a few at a time, and what takes its time is
-reading the weights: MKL's batched product of a part for each thread takes 0.3 to 0.8 of the time of its plain one
-there. Small products are as fast or faster with MKL's plain one. On Intel's processors nothing is changed.
+layer in 0.7 to 1.0 of it. A model that generates text multiplies one to four rows at a time, and spends its time on
+reading the weights. There, MKL's batched product, with a part of the weights for each thread, takes 0.3 to 0.8 of the
+time of its plain product. For small weights, MKL's plain product is as fast or faster. On Intel's processors nothing
+is changed.
 
 The choice depends on the processor and on the shapes alone: a run that is resumed computes with the same kernels.
 
@@ -26,9 +27,9 @@ from torch.nn import functional
 
 from engine.machine import hardware
 
-# Below this, the start of another product costs more than its kernel saves.
+# With fewer weights, another product costs more to start than its kernel saves.
 _FEWEST_WEIGHTS = 2**18
-# Up to this many rows, parts for each thread are faster than oneDNN.
+# For up to this many rows, one part of the weights for each thread is faster than oneDNN.
 _FEW_ROWS = 4
 _PLAIN = (Tensor, nn.Parameter)
 # As processors name themselves, and Windows names them ("AMD64" is what it calls Intel's too).
@@ -113,7 +114,7 @@ def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_parts(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As many columns for each thread, all of them in one batched product; ``rows`` is [rows, in]."""
+    """Compute [rows, out] from ``rows`` [rows, in] as one batched product, with a part of the weights for each thread."""
     threads = torch.get_num_threads()
     even = len(weight) - len(weight) % threads
     parts = weight[:even].unflatten(0, (threads, -1))

@@ -219,7 +219,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node")
 WAYS = {"whole": ["--no_student_sharded"], "divided": ["--student_sharded"], "adapter": ["--lora_rank", 4, *STREAMED]}
 
 
-# It is gone, or answers no more: then it is its communication that ends, which is one for all ways.
+# A killed rank is restarted. A stopped rank does not answer, which ends the communication that all ways share.
 @pytest.mark.parametrize(("number", "way"), [*((signal.SIGKILL, way) for way in WAYS), (signal.SIGSTOP, "divided")])
 def test_a_rank_that_is_lost_in_the_training_loses_nothing(one: Path, number: int, way: str) -> None:
     name = f"lost-{number}-{way}"
