@@ -114,7 +114,7 @@ def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_parts(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute [rows, out] from ``rows`` [rows, in] as one batched product, with a part of the weights for each thread."""
+    """Multiply ``rows`` [rows, in] in one batched product, with a part of the weights for each thread: [rows, out]."""
     threads = torch.get_num_threads()
     even = len(weight) - len(weight) % threads
     parts = weight[:even].unflatten(0, (threads, -1))

@@ -148,7 +148,7 @@ def test_two_processes_train_the_adapter_of_one_and_go_on_with_other_numbers(one
     if "compare" in ADAPTERS[way]:
         losses = [report["compare"]["labels"]["holdout_loss"] for report in reports.values()]
         assert losses[1] == pytest.approx(losses[0])
-    for count, run in runs.items():  # each goes on with the other's number
+    for count, run in runs.items():  # each continues with the other's number
         resumed = program.run("--resume", "--output_dir", run, "--steps", 30, "--processes", 3 - count)
         assert resumed.returncode == 0, resumed.stderr
     assert_same_tensors(*(run / "student" / "model.safetensors" for run in runs.values()))

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN or in parts: the same numbers and gradients as torch's own, chosen by processor and shape alone."""
+"""Linear layers by oneDNN or in parts: the numbers and gradients of torch's own, chosen by processor and shape alone."""
 
 from __future__ import annotations
 
