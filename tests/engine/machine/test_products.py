@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN or in parts: the numbers and gradients of torch's own, chosen by processor and shape alone."""
+"""Linear layers by oneDNN or in parts: numbers and gradients as torch computes them, chosen by processor and shape."""
 
 from __future__ import annotations
 
