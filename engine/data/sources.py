@@ -20,23 +20,13 @@ from typing import Any
 
 from engine.data.beside import weightless
 from engine.data.blocks import UnusableTurns
-from engine.data.byte_stream import ByteStream
+from engine.data.chosen_files import ACCEPTED, files_in, one_file
 from engine.data.conversation import conversation_of, unread_fields
-from engine.data.dataset_folder import files_of_split
 from engine.data.document import Document
 from engine.data.fields import Unclear, all_fields, choose_form, is_conversation_as_text, without_header
-from engine.data.file_kinds import ALIASES, not_plain
-from engine.data.folder import (
-    FoundFile,
-    find_files,
-    is_archive,
-    is_packed,
-    is_readable,
-    shown,
-    suffix_of,
-    without_packing,
-)
-from engine.data.form import ANSWERS, QUESTIONS, TEXT_FIELDS, Form
+from engine.data.file_kinds import ALIASES
+from engine.data.folder import FoundFile, shown
+from engine.data.form import Form
 from engine.data.hub_dataset import dataset_rows, looks_like_dataset, require_datasets
 from engine.data.known_sets import CHOICES
 from engine.data.message_rows import are_message_rows, trees_of
@@ -44,15 +34,8 @@ from engine.data.mixed import form_of_mixed, other_form
 from engine.data.packed import PACKED_SUFFIXES
 from engine.data.pieces import cut_text
 from engine.data.python_docs import python_documents
-from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record, content_suffix, read_json
-from engine.data.signatures import (
-    HEAD_BYTES,
-    is_table_of_texts,
-    learned_with,
-    table_suffix,
-    unread_json,
-    what_it_is_instead,
-)
+from engine.data.read_as import read_as
+from engine.data.readers import MAX_DOCUMENT_CHARACTERS, READERS, Record, read_json
 from engine.data.split_names import split_of_row, split_of_words
 from engine.data.spoken import quoted
 from engine.data.tally import Note, Tally, in_words
@@ -63,16 +46,12 @@ from engine.errors import DataError, shown_value
 PYTHON_DOCS = "python-docs"
 """The name of the built-in text."""
 
-ACCEPTED = ", ".join(READERS)
-_SUFFIXES = frozenset(READERS)
 SHOWN_SUFFIXES = (*READERS, *ALIASES, *PACKED_SUFFIXES)
 """Suffixes of files that may hold text, for a user who looks for one."""
 
-_COLUMNS = frozenset({*TEXT_FIELDS, *QUESTIONS, *ANSWERS})
 _FIRST_RECORDS = 32
 _FIRST_CHARACTERS = 2**20
 _SHOWN_FIELDS = 6
-_SNIFFED_BYTES = 64 * 2**10
 NO_WEIGHT = "row with the weight 0 in {} (to read it, give the field another name)"
 OTHER_SPLIT = "row of the split {} (to read it, give its field 'split' another name)"
 _OBJECT = "object among texts that stand alone"
@@ -218,7 +197,7 @@ class TextSource:
     def _file_documents(self, file: FoundFile, tally: Tally, unclear: list[tuple[str, Unclear]]) -> Iterator[Document]:
         tally.file, tally.line = file.name, 0
         behind = tally.bytes_read + file.size_bytes
-        suffix = _read_as(file, tally)
+        suffix = read_as(file, tally)
         if suffix is not None:
             records = (
                 read_json(file.path, tally, self._split) if suffix == ".json" else READERS[suffix](file.path, tally)
@@ -329,9 +308,9 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
     except (OSError, ValueError, RuntimeError):  # an invalid file name, or the home of an unknown user
         is_folder = is_file = exists = False
     if is_folder:
-        return TextSource(data, text_field, split, _files_in(path, split, tally), tally)
+        return TextSource(data, text_field, split, files_in(path, split, tally), tally)
     if is_file:
-        return TextSource(data, text_field, split, [_one_file(path, split)], tally)
+        return TextSource(data, text_field, split, [one_file(path, split)], tally)
     if exists:
         raise DataError(f"{shown(path)} is neither a file nor a folder.", "", f"Give {ACCEPTED}.")
     if looks_like_dataset(data):
@@ -342,89 +321,6 @@ def open_source(data: str, *, text_field: str | None, split: str) -> TextSource:
         "",
         f"Give a file or folder with {ACCEPTED}, or {PYTHON_DOCS}.",
     )
-
-
-def _files_in(folder: Path, split: str, tally: Tally) -> list[FoundFile]:
-    """The files of a folder that are read; the tally has the others."""
-    files = find_files(folder, _SUFFIXES, tally)
-    if files:
-        files = files_of_split(files, folder, split, tally)
-    if not files:
-        there = in_words(tally.skipped)
-        raise DataError(
-            f"There is no text in {shown(folder)}.",
-            f"It holds only {there}." if there else "The folder is empty.",
-            f"Give a file or folder with {ACCEPTED}; plain texts under other names (source code, say) are read under "
-            "names that end in .txt.",
-        )
-    return files
-
-
-def _one_file(path: Path, split: str) -> FoundFile:
-    suffix = suffix_of(path.name)
-    if is_archive(suffix):
-        raise DataError(
-            f"{shown(path)} is an archive, which holds other files.",
-            "",
-            f"Unpack it, and give the folder with the {ACCEPTED} in it.",
-        )
-    other = not_plain(without_packing(suffix))
-    if other is not None:
-        raise DataError(*other.told(shown(path)))
-    if not is_readable(suffix, _SUFFIXES):
-        raise DataError(
-            f"{shown(path)} is not a supported file type.",
-            f"Its suffix is {shown(suffix)!r}." if suffix else "It has no suffix.",
-            f"Give {ACCEPTED}; a plain text under another name can be renamed to .txt.",
-        )
-    file = FoundFile(path, shown(path.name), path.stat().st_size, suffix)
-    if file.kind != ".json" and split not in ("train", split_of_words(path.name)):
-        raise DataError(
-            f"There is no split {split!r} in {shown(path)}: it is one file.",
-            "A split is a file or a folder of a data set.",
-            "Leave out --data_split, or give the folder or the file of that split as --data.",
-        )
-    return file
-
-
-def _read_as(file: FoundFile, tally: Tally) -> str | None:
-    """By which suffix a file is read, judged by its content and its name; None for one that is no text, and counted."""
-    with file.path.open("rb") as opened:
-        head = opened.read(HEAD_BYTES)
-    table = table_suffix(head)
-    if table is not None:
-        if file.kind != table:
-            tally.note(f"Read as {table}", file.name)
-        return table
-    if file.kind in (".parquet", ".arrow") and is_packed(file.suffix):
-        tally.skip_file(f"compressed {file.kind} file (unpack it first)", file.size_bytes)
-        return None
-    with ByteStream(file.path, Tally()) as stream:
-        content = stream.peek(_SNIFFED_BYTES)
-        was_packed = stream.packing is not None
-    other = what_it_is_instead(head) or (what_it_is_instead(content[:HEAD_BYTES]) if was_packed else None)
-    if other is not None and file.kind != ".parquet":
-        tally.skip_file(other, file.size_bytes)
-        return None
-    suffix = content_suffix(content, file.kind, is_all=len(content) < _SNIFFED_BYTES)
-    unread = unread_json(content) if suffix == ".json" else None
-    if unread is not None:
-        tally.skip_file(unread, file.size_bytes)
-        return None
-    if suffix in (".txt", ".md"):
-        _note_looks(content, file.name, tally)
-    if suffix != file.kind and file.kind:
-        tally.note(f"Read as {suffix}, for its lines are JSON", file.name)
-    return suffix
-
-
-def _note_looks(content: bytes, name: str, tally: Tally) -> None:
-    """Tell of a text that begins like a file of another kind: it is learned as it stands."""
-    part = learned_with(content)
-    if part is not None:
-        tally.note(f"Read with {part}, learned as text", name)
-    elif is_table_of_texts(content, _COLUMNS):
-        tally.note("Read as plain text though it looks like a table (named .csv or .tsv, its columns are read)", name)
 
 
 def _note_unread(rows: list[dict[str, Any]], form: Form, name: str, tally: Tally) -> None:
