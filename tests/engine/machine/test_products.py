@@ -166,3 +166,36 @@ def test_without_mkl_or_wide_registers_torch_multiplies(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     assert not products.onednn_is_faster.__wrapped__()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_many_rows_in_a_format_without_kernels_are_multiplied_in_float32(dtype, has_bias, monkeypatch):
+    monkeypatch.setattr(products, "_lacks_kernels", lambda weight: weight.dtype == dtype)
+    monkeypatch.setattr(products, "_COLUMNS", 7)
+    layer = nn.Linear(24, 30, bias=has_bias, dtype=dtype)
+    products.use_float32_for_many_rows(layer)
+    many, few = (normal(2, rows, 24).to(dtype) for rows in (8, 7))
+    exact = functional.linear(many.double(), *(each.double() for each in layer.parameters())).to(dtype)
+    # Rounded once, where float32 and float64 may fall on two sides of a border.
+    assert (layer(many) - exact).abs().max() <= exact.abs().max() * torch.finfo(dtype).eps
+    assert torch.equal(layer(few), functional.linear(few, *layer.parameters())), "reading the weights takes the time"
+    assert layer(many).dtype == dtype
+    assert layer.weight.dtype == dtype
+
+
+def test_layers_in_float32_are_left_as_they_are():
+    layer = nn.Linear(24, 30)
+    products.use_float32_for_many_rows(layer)
+    assert "forward" not in layer.__dict__
+
+
+def test_torch_is_asked_whether_it_has_kernels(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    for dtype, question in asked.items():
+        expected = not getattr(torch.ops.mkldnn, question)()
+        assert products._lacks_kernels(torch.zeros(2, 2, dtype=dtype)) is expected
+    assert not products._lacks_kernels(torch.zeros(2, 2))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NEON")
+    assert not products._lacks_kernels(torch.zeros(2, 2, dtype=torch.float16)), "it was measured on x86 alone"

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.cli import chat as command
 from engine.cli import eval as eval_command
 from engine.errors import ModelError
+from engine.machine import products
 from engine.talk import conversation
 from engine.talk.conversation import ChatSession
 from engine.talk.speaker import Speaker
@@ -120,6 +121,24 @@ def test_a_model_whose_files_cannot_be_mapped_is_read(student: Path, monkeypatch
     read = Speaker(student).model
     assert read.dtype == spoken.dtype
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(read.parameters(), spoken.parameters(), strict=True))
+
+
+def test_a_question_in_a_format_without_kernels_is_read_in_float32(student: Path, monkeypatch: Any) -> None:
+    rows: list[int] = []
+    own = products._forward_in_float32
+
+    def counted(layer: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:
+        rows.append(input.numel() // input.shape[-1])
+        return own(layer, input)
+
+    question = [{"role": "user", "content": "Who learns, and from whom?"}]
+    expected = list(Speaker(student).answer(question, max_tokens=5, temperature=0, seed=0))
+    monkeypatch.setattr(products, "_lacks_kernels", lambda weight: True)
+    monkeypatch.setattr(products, "_forward_in_float32", counted)
+    told = list(Speaker(student).answer(question, max_tokens=5, temperature=0, seed=0))
+    assert [piece.get("text") for piece in told] == [piece.get("text") for piece in expected]
+    assert max(rows) > 16
+    assert min(rows) == 1
 
 
 def test_an_empty_question_begins_a_text(student: Path) -> None:
