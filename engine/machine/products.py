@@ -92,7 +92,8 @@ def use_float32_for_many_rows(module: nn.Module) -> None:
     """
     for part in module.modules():
         is_plain = type(part).forward is nn.Linear.forward and "forward" not in part.__dict__
-        if is_plain and _lacks_kernels(part.weight):
+        weight = getattr(part, "weight", None)
+        if is_plain and isinstance(weight, Tensor) and _lacks_kernels(weight):
             part.forward = MethodType(_forward_in_float32, part)
 
 
