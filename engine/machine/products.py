@@ -8,7 +8,8 @@ reading the weights. There, MKL's batched product, with a part of the weights fo
 time of its plain product. For small weights, MKL's plain product is as fast or faster. On Intel's processors nothing
 is changed.
 
-The choice depends on the processor and on the shapes alone: a run that is resumed computes with the same kernels.
+The choice depends on the processor, the shapes and the number of threads alone: a run that is resumed with as many
+threads computes with the same kernels.
 
 Without instructions for a 16-bit format, torch multiplies numbers of that format with code of its own. For one row,
 that takes half of the time that float32 takes, since the weights are half as large. For many rows, it takes several
@@ -53,7 +54,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         weight: [out, in].
         bias: [out] or None.
     """
-    if not _is_for_us(inputs, weight):
+    if not _is_multiplied_here(inputs, weight):
         return functional.linear(inputs, weight, bias)
     given = [inputs, weight] if bias is None else [inputs, weight, bias]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
@@ -68,7 +69,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 @torch.no_grad()
 def linear_into(result: Tensor, inputs: Tensor, weight: Tensor) -> None:
     """Write ``inputs @ weight.T`` into ``result`` [rows, out]; ``inputs`` is [rows, in], ``weight`` [out, in]."""
-    if not _is_for_us(inputs, weight):
+    if not _is_multiplied_here(inputs, weight):
         torch.mm(inputs, weight.T, out=result)
         return
     for start in range(0, len(weight), _COLUMNS):
@@ -81,7 +82,7 @@ def use_products(module: nn.Module) -> None:
     if not onednn_is_faster():
         return
     for part in module.modules():
-        if type(part).forward is nn.Linear.forward and "forward" not in part.__dict__:
+        if _is_plain_layer(part):
             part.forward = MethodType(_forward, part)
 
 
@@ -91,20 +92,25 @@ def use_float32_for_many_rows(module: nn.Module) -> None:
     The weights stay as they are: they are converted for each product, some columns at a time. For inference on a CPU.
     """
     for part in module.modules():
-        is_plain = type(part).forward is nn.Linear.forward and "forward" not in part.__dict__
         weight = getattr(part, "weight", None)
-        if is_plain and isinstance(weight, Tensor) and _lacks_kernels(weight):
+        if _is_plain_layer(part) and isinstance(weight, Tensor) and _lacks_kernels(weight):
             part.forward = MethodType(_forward_in_float32, part)
 
 
 @cache
 def onednn_is_faster() -> bool:
-    """Return whether large float32 products are not left to MKL here: it is of another maker than the processor."""
+    """Return whether this module multiplies large float32 matrices: MKL is for processors of another maker."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     name, _ = hardware.processor()
     has_kernels = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return bool(_OTHER_MAKERS.search(name)) and has_kernels and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _is_plain_layer(part: nn.Module) -> bool:
+    """Whether a module computes as ``nn.Linear`` does, or as :func:`use_products` has made it."""
+    own = part.__dict__.get("forward")
+    return type(part).forward is nn.Linear.forward and (own is None or getattr(own, "__func__", None) is _forward)
 
 
 def _forward(self: nn.Linear, input: Tensor) -> Tensor:
@@ -134,7 +140,7 @@ def _lacks_kernels(weight: Tensor) -> bool:
     return is_x86 and not getattr(torch.ops.mkldnn, question)()
 
 
-def _is_for_us(inputs: Tensor, weight: Tensor) -> bool:
+def _is_multiplied_here(inputs: Tensor, weight: Tensor) -> bool:
     return (
         weight.numel() >= _FEWEST_WEIGHTS
         and inputs.dtype == weight.dtype == torch.float32
@@ -174,7 +180,7 @@ def _by_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """The forward product in our way, those of the backward pass as torch computes them: there neither is faster."""
+    """The forward product by :func:`_product`; torch computes those of the backward pass, where neither is faster."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from engine.machine import safe_child
-from engine.machine.products import use_float32_for_many_rows
+from engine.machine.products import use_float32_for_many_rows, use_products
 from engine.model_files.spec import read_spec
 from engine.model_files.weight_files import is_decoded
 from engine.models.load import cannot_be_mapped, load_causal_lm
@@ -63,6 +63,7 @@ class Speaker:
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
         self.model = _loaded(folder, trust_remote_code=trust_remote_code)
+        use_products(self.model)
         use_float32_for_many_rows(self.model)  # a question, with what was said before it
         self.has_template = self.tokenizer.chat_template is not None
         self._end_with_the_tokenizers_end()

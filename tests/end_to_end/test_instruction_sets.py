@@ -50,8 +50,6 @@ def test_what_is_equal_to_the_last_bit_is_so_with_these_instructions(name: str, 
         "no:cacheprovider",
         "-m",
         "not slow",
-        "-k",
-        "bit or same",
         *PARITY,
     ]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **SETS[name]}, capture_output=True, text=True)

@@ -184,6 +184,17 @@ def test_many_rows_in_a_format_without_kernels_are_multiplied_in_float32(dtype, 
     assert layer.weight.dtype == dtype
 
 
+@pytest.mark.parametrize("is_loaded_by_us", [False, True])
+def test_layers_that_compute_with_products_can_read_in_float32_too(is_loaded_by_us, monkeypatch):
+    monkeypatch.setattr(products, "_lacks_kernels", lambda weight: weight.dtype == torch.bfloat16)
+    layer = nn.Linear(24, 30, dtype=torch.bfloat16)
+    if is_loaded_by_us:
+        products.use_products(layer)
+    products.use_float32_for_many_rows(layer)
+    products.use_products(layer)  # again, as a model that is loaded twice over: nothing is taken back
+    assert layer.forward.__func__ is products._forward_in_float32
+
+
 def test_layers_in_float32_are_left_as_they_are():
     layer = nn.Linear(24, 30)
     products.use_float32_for_many_rows(layer)
