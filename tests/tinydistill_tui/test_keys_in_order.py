@@ -13,6 +13,7 @@ from textual import events
 from textual._xterm_parser import XTermParser
 from textual.command import CommandPalette
 from textual.pilot import Pilot
+from textual.widget import Widget
 from textual.widgets import Input
 
 from tests.tinydistill_tui.fixtures import held, make_run
@@ -50,6 +51,18 @@ async def burst(app: TinyDistillApp, pilot: Pilot[Any], *parts: str) -> None:
         app.post_message(key)
     await pilot.pause()
     await until(pilot, lambda: app.leaving or all_keys_handled(app), "all keys are handled")
+
+
+@pytest.fixture(params=[0.0, 0.15], ids=["", "the focus comes late"])
+def focus_after(request, monkeypatch):
+    """Let a widget that asks for the focus get it some time later, as on a busy machine."""
+    focus = Widget.focus
+
+    def late(self: Widget, *args: Any, **options: Any) -> Widget:
+        self.app.call_later(asyncio.sleep, request.param)
+        return focus(self, *args, **options)
+
+    monkeypatch.setattr(Widget, "focus", late)
 
 
 def value(app: TinyDistillApp, selector: str) -> str:
@@ -130,6 +143,7 @@ async def test_three_enters_are_three_steps():
         assert isinstance(app.screen, PlanScreen)
 
 
+@pytest.mark.usefixtures("focus_after")
 async def test_escape_from_a_box_and_a_filter_behind_it():
     async with wizard({"demo": True}) as (app, pilot):
         screen = await to_the_plan(app, pilot)
@@ -153,6 +167,7 @@ async def test_escape_and_a_letter_in_one_read_change_no_teacher(letter):
         assert app.leaving if letter == "q" else not isinstance(app.screen, ModelsScreen)
 
 
+@pytest.mark.usefixtures("focus_after")
 async def test_a_number_typed_into_a_box_just_opened_is_kept():
     async with wizard({"demo": True}) as (app, pilot):
         screen = await to_the_plan(app, pilot)
@@ -197,6 +212,7 @@ async def test_the_palette_has_all_of_its_letters():
         assert app.screen.query_one(Input).value == "set seed"
 
 
+@pytest.mark.usefixtures("focus_after")
 @pytest.mark.parametrize("from_the_plan", [True, False])
 async def test_keys_behind_a_command_of_the_palette_wait_for_what_it_opens(monkeypatch, from_the_plan):
     """The search takes a while, and so does a plan that is not there yet: the box opens behind both."""

@@ -26,9 +26,10 @@ ASKED = frozenset({"next", "start", "leave", "dialog"})
 
 _MOVES = ("tab", "shift+tab")  # to the next field: Textual sorts by place, and a new row has none yet
 _ROUNDS = 3  # a key bubbles up, then its action runs, then the focus moves
-_MOST_SECONDS = 10.0  # a step that reads a model; after that, keys are handed out all the same
-_NODE_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
+_MOST_LOOKS = 1000  # 10 s, for a step that reads a model; after that, keys are handed out all the same
+_NODE_LOOKS = 100
+# Looks are counted and not seconds: while the event loop is held up, time passes and no screen gets ready.
 
 
 class KeyQueue:
@@ -76,7 +77,7 @@ class KeyQueue:
                 await asyncio.sleep(_LOOK_SECONDS)
             while self._keys and not self._leaving():
                 event = self._keys.popleft()
-                await self._until(lambda key=event.key: self._is_ready_for(key))  # type: ignore[misc]
+                await self._until_ready_for(event.key)
                 before = self._app.screen
                 known = set(self._app.workers)
                 if event.key in _MOVES:
@@ -92,6 +93,12 @@ class KeyQueue:
             if self._leaving():
                 self._keys.clear()
 
+    async def _until_ready_for(self, key: str) -> None:
+        """Wait for what a key is meant for, and until it has the focus: a box opens first and asks for it then."""
+        if not self._is_ready_for(key):
+            await self._until(lambda: self._is_ready_for(key))
+            await self._heard()
+
     def _is_ready_for(self, key: str) -> bool:
         ready_for = getattr(self._app.screen, "ready_for", None)
         return not self._holds and (ready_for is None or bool(ready_for(key)))
@@ -103,9 +110,9 @@ class KeyQueue:
         )
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + _MOST_SECONDS
-        while not self._leaving() and not condition() and loop.time() < end:
+        for _ in range(_MOST_LOOKS):
+            if self._leaving() or condition():
+                return
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _heard(self) -> None:
@@ -131,8 +138,11 @@ async def _laid_out(screen: Screen[Any]) -> None:
 
 
 async def _soon(done: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):  # it waits for something long by itself
-        await asyncio.wait_for(done.wait(), _NODE_SECONDS)
+    for _ in range(_NODE_LOOKS):  # a node may wait for something long by itself
+        if done.is_set():
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), _LOOK_SECONDS)
 
 
 def _has_its_focus(screen: Screen[Any]) -> bool:
