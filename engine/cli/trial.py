@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -37,8 +37,11 @@ from engine.phases.teacher import open_store
 from engine.planner import Plan, plan
 from engine.planner.measure import MachineRates
 from engine.planner.models import FROM_TEACHER
+from engine.run import preloaded
+from engine.run.child import Child, Started
 from engine.run.folder import Run
 from engine.run.phase_environment import environment_for
+from engine.run.preloaded import Preloaded
 from engine.settings.describe import layer_list
 
 STEPS = 2
@@ -176,8 +179,10 @@ def _write_cut(run: Run, job: ScoreJob) -> None:
 
 def _watch(phase: str, run: Run, tokens: int) -> Trial:
     began = time.monotonic()
-    with _phase_process(phase, run) as child, PeakMemory(child.pid, interval_seconds=0.005) as peak:
-        code = child.wait()
+    with _phase_process(phase, run) as child:
+        assert child.pid is not None, "its process is ours, and no copy that another one makes"
+        with PeakMemory(child.pid, interval_seconds=0.005) as peak:
+            code = child.wait()
     problem = "" if code == 0 else (code > 0 and _last_word(run)) or _ending(code)
     predicted = int(run.info["predicted"][phase]["peak_bytes"])
     on_device = (run.result(phase) or {}).get(
@@ -187,21 +192,33 @@ def _watch(phase: str, run: Run, tokens: int) -> Trial:
 
 
 @contextlib.contextmanager
-def _phase_process(phase: str, run: Run) -> Iterator[subprocess.Popen[bytes]]:
+def _phase_process(phase: str, run: Run) -> Iterator[Child]:
     """Run a phase that always ends with this context, before its folder is removed."""
     with run.log_path.open("ab") as log:
-        child = subprocess.Popen(
-            safe_child.command("engine.phases.process", phase, str(run.path), str(os.getpid())),  # it ends when we do
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment_for(run.job(phase)),
-        )
+        child = _started(phase, run, log)
         try:
             yield child
         finally:
             child.kill()
             child.wait()
+
+
+def _started(phase: str, run: Run, log: IO[bytes]) -> Child:
+    """Start a phase as a run does where memory is as planned; it ends when this process does."""
+    environment = environment_for(run.job(phase))
+    if preloaded.is_worth_it(run.jobs, run.info["predicted"]):
+        child = Preloaded(run.path, environment, log).begin(phase, environment, is_last=True)
+        if child is not None:
+            return child
+    return Started(
+        subprocess.Popen(
+            safe_child.command("engine.phases.process", phase, str(run.path), str(os.getpid())),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+    )
 
 
 def _ending(code: int) -> str:

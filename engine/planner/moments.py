@@ -15,11 +15,12 @@ MIB = 2**20
 BUCKET_BYTES = 32 * MIB
 """Gradients that ranks add up at a time."""
 
-# peft brings accelerate and bitsandbytes: 51 MiB.
-_PEFT = 52 * MIB
-# A tokenizer in memory, for each byte of tokenizer.json: 15 of SmolLM2's, 16 of 262,144 whole words; and for each id
-# where there is no such file.
-_TOKENIZER_OF_BYTE, _TOKENIZER_OF_ID = 16, 1100
+# peft brings accelerate and bitsandbytes: 52 MiB, of which up to 20 are what loading the tokenizer has left free. Where
+# freed memory is handed back, two fifths of a tokenizer are still there then.
+_PEFT, _PEFT_BEHIND, _TOKENIZER_STAYS = 52 * MIB, 32 * MIB, 0.43
+# A tokenizer in memory, for each byte of tokenizer.json, in a phase's environment: 10 to 14 of SmolLM2's, 13 of 262,144
+# whole words; and for each id where there is no such file.
+_TOKENIZER_OF_BYTE, _TOKENIZER_OF_ID = 14, 1100
 # Layers of a sharded student that are gathered at a time, with the buffer that the next one arrives in.
 _GATHERED_LAYERS = 3
 # Whole gradients of a group while it is added up: its own, FSDP2's buffer, and gloo's copy of that.
@@ -83,6 +84,13 @@ def _tokenizer_bytes(shape: ModelShape) -> int:
     return _TOKENIZER_OF_BYTE * shape.tokenizer_bytes or _TOKENIZER_OF_ID * shape.vocab_size
 
 
+def _tokenizer_and_peft(shape: ModelShape, *, keeps_memory: bool) -> int:
+    tokenizer = _tokenizer_bytes(shape)
+    if not keeps_memory:
+        return max(tokenizer, int(_TOKENIZER_STAYS * tokenizer) + _PEFT)
+    return tokenizer + max(_PEFT_BEHIND, _PEFT - tokenizer // 4)
+
+
 def _export(shape: ModelShape, setting: StudentSetting, states: int, copies: int) -> dict[str, int]:
     """The end of the phase: a tokenizer reads the samples; the optimizer's moments and the copies are gone."""
     tokenizer = _tokenizer_bytes(shape) if setting.device.is_host else 0
@@ -102,12 +110,20 @@ def lean_moments(shape: ModelShape, setting: StudentSetting, sizes: StepSizes, s
         copies: bytes of the weights' copies for the products.
     """
     slices = min(setting.device.loss_factor * _LEAN_LOGITS, 3 * sizes.logits)
+    is_tied = not shape.head
     return {
-        "lean": {
-            "gradients": 4 * max(shape.layer_parameters) // 3,
-            "activations": sizes.kept + sizes.ends + sizes.backward,
+        # The head's rows are updated slice by slice; a tied head's after the backward pass.
+        "head": {
+            "gradients": 0,
+            "activations": sizes.ends + (0 if is_tied else sizes.kept),
             "logits": slices,
             "optimizer": sizes.pieces,
+        },
+        "loss": {"gradients": 0, "activations": sizes.kept + sizes.ends, "logits": slices},
+        "last layer": {
+            "gradients": 4 * max(shape.layer_parameters) // 3,
+            "activations": sizes.kept + sizes.ends + sizes.backward,
+            "optimizer": min(sizes.pieces, 20 * largest_weight(shape)),
         },
         "evaluation": {
             "gradients": 0,
@@ -229,9 +245,9 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
         "last layer": {"gradients": grown, "activations": kept + _ENDS_BEHIND_THE_LOSS * state + backward},
         "first layer": {"gradients": gradients, "activations": left + (0 if is_again else layer) + backward},
         "update": {"gradients": gradients, "optimizer": pieces},
-        # peft is imported for the adapter's folder, and the tokenizer is loaded, when the moments are gone.
+        # The tokenizer is loaded, and peft is imported for the adapter's folder, when the moments are gone.
         "export": {
-            "other": _PEFT + _tokenizer_bytes(shape) if setting.device.is_host else 0,
+            "other": (_tokenizer_and_peft(shape, keeps_memory=setting.keeps_memory) if setting.device.is_host else 0),
             "optimizer": -states,
         },
     }

@@ -6,8 +6,9 @@
 Each setting is a run of the real phase in a process of its own, for two optimizer steps or some 4,000 tokens of
 scoring, on one thread. Memory is the highest anonymous memory of the process, sampled every 5 ms. The models are random
 numbers, which changes nothing: memory depends on shapes. The claim is 10 % for each phase; the worst case is printed.
-Freed memory is handed back where a case does not say otherwise. One machine can play others: ONEDNN_MAX_CPU_ISA,
-ATEN_CPU_CAPABILITY and MKL_ENABLE_INSTRUCTIONS in the environment reach the phases.
+Freed memory is handed back where a case does not say otherwise; where it is kept, the phase begins as a run's does, out
+of a process that has imported everything. One machine can play others: ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY and
+MKL_ENABLE_INSTRUCTIONS in the environment reach the phases.
 """
 
 from __future__ import annotations
