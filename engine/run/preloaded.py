@@ -168,6 +168,7 @@ class Preloaded:
             return None
         self._begun += 1
         if is_last:
+            self._link.close()  # it reads what was sent all the same
             return Started(self._process, self.told)
         self._answers[number] = deque()
         return _Forked(self, number)
