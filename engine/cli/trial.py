@@ -207,9 +207,11 @@ def _started(phase: str, run: Run, log: IO[bytes]) -> Child:
     """Start a phase as a run does where memory is as planned; it ends when this process does."""
     environment = environment_for(run.job(phase))
     if preloaded.is_worth_it(run.jobs, run.info["predicted"]):
-        child = Preloaded(run.path, environment, log).begin(phase, environment, is_last=True)
+        made_from = Preloaded(run.path, environment, log)
+        child = made_from.begin(phase, environment, is_last=True)
         if child is not None:
             return child
+        made_from.end()
     return Started(
         subprocess.Popen(
             safe_child.command("engine.phases.process", phase, str(run.path), str(os.getpid())),
