@@ -15,8 +15,8 @@ MIB = 2**20
 BUCKET_BYTES = 32 * MIB
 """Gradients that ranks add up at a time."""
 
-# peft brings accelerate and bitsandbytes: 52 MiB, of which up to 20 are what loading the tokenizer has left free. Where
-# freed memory is handed back, two fifths of a tokenizer are still there then.
+# peft brings accelerate and bitsandbytes: 52 MiB. Up to 20 of them fit into memory that loading the tokenizer freed.
+# Where freed memory is handed back, peft finds none, and two fifths of the tokenizer's memory are left.
 _PEFT, _PEFT_BEHIND, _TOKENIZER_STAYS = 52 * MIB, 32 * MIB, 0.43
 # A tokenizer in memory, for each byte of tokenizer.json, in a phase's environment: 10 to 14 of SmolLM2's, 13 of 262,144
 # whole words; and for each id where there is no such file.
@@ -247,7 +247,7 @@ def adapter_moments(shape: ModelShape, setting: StudentSetting, trained: int, st
         "update": {"gradients": gradients, "optimizer": pieces},
         # The tokenizer is loaded, and peft is imported for the adapter's folder, when the moments are gone.
         "export": {
-            "other": (_tokenizer_and_peft(shape, keeps_memory=setting.keeps_memory) if setting.device.is_host else 0),
+            "other": _tokenizer_and_peft(shape, keeps_memory=setting.keeps_memory) if setting.device.is_host else 0,
             "optimizer": -states,
         },
     }

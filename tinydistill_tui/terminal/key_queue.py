@@ -27,9 +27,9 @@ ASKED = frozenset({"next", "start", "leave", "dialog"})
 _MOVES = ("tab", "shift+tab")  # to the next field: Textual sorts by place, and a new row has none yet
 _ROUNDS = 3  # a key bubbles up, then its action runs, then the focus moves
 _LOOK_SECONDS = 0.01
+# The queue counts looks and not seconds: while the event loop is held up, time passes and no screen gets ready.
 _MOST_LOOKS = 1000  # 10 s, for a step that reads a model; after that, keys are handed out all the same
 _NODE_LOOKS = 100
-# Looks are counted and not seconds: while the event loop is held up, time passes and no screen gets ready.
 
 
 class KeyQueue:
@@ -94,7 +94,7 @@ class KeyQueue:
                 self._keys.clear()
 
     async def _until_ready_for(self, key: str) -> None:
-        """Wait for what a key is meant for, and until it has the focus: a box opens first and asks for it then."""
+        """Wait until the screen is ready for a key. A box that opened meanwhile gets the focus before this returns."""
         if not self._is_ready_for(key):
             await self._until(lambda: self._is_ready_for(key))
             await self._heard()

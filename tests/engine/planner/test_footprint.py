@@ -54,6 +54,30 @@ def test_an_evaluation_in_half_precision_has_no_whole_logits() -> None:
     assert half < plain
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_lean_step_unpacks_moments_beside_the_logits_or_beside_a_layers_gradient(is_tied: bool) -> None:
+    """Its plan had all of them at one time: 4 to 8 % too much."""
+    narrow = pythia(256, 4, 4)
+    shape = replace(narrow, head=0) if is_tied else narrow
+    setting = replace(STUDENT, optimizer="adamw-8bit")
+    found = lean_moments(shape, setting, StepSizes(shape, setting), 0, 0)
+    assert all(not (moment["gradients"] and moment.get("logits")) for moment in found.values())
+    assert found["head"]["optimizer"] > found["last layer"]["optimizer"] > 0
+    # A tied head is updated when the activations of the layers are gone.
+    assert (found["head"]["activations"] < found["loss"]["activations"]) is is_tied
+
+
+@pytest.mark.parametrize("keeps_memory", [False, True])
+@pytest.mark.parametrize("tokenizer_bytes", [MIB // 4, MIB, 8 * MIB, 32 * MIB])
+def test_an_export_takes_less_than_the_tokenizer_and_peft_apart(tokenizer_bytes: int, keeps_memory: bool) -> None:
+    """The tokenizer leaves memory free that the import of peft takes: the plan had 14 % too much with 262,144 ids."""
+    shape = replace(PYTHIA_70M, tokenizer_bytes=tokenizer_bytes)
+    setting = replace(STUDENT, rank=8, keeps_memory=keeps_memory)
+    together = adapter_moments(shape, setting, 1000, 0)["export"]["other"]
+    tokenizer = lean_moments(shape, STUDENT, StepSizes(shape, STUDENT), 0, 0)["export"]["other"]
+    assert max(tokenizer, 52 * MIB) <= together < tokenizer + 52 * MIB
+
+
 def test_the_export_of_an_adapter_comes_after_the_holes_of_a_step() -> None:
     """Its plan had the holes between the blocks of a step, which are handed back: 8 % too much with short rows."""
     large = replace(PYTHIA_70M, tokenizer_bytes=100 * MIB)  # the export is the peak, however large a step is
